@@ -8,7 +8,7 @@ Docs: https://github.com/fastmemo/memo/backbones.html.md"""
 __all__ = ['packaged', 'load_backbone', 'features_key', 'cached_features', 'features_dls']
 
 # %% ../nbs/07a_backbones.ipynb #716fd5c5
-import difflib,hashlib,importlib.util,pickle,types,warnings
+import difflib,hashlib,importlib.util,pickle,plum,types,warnings
 from itertools import chain
 import safetensors.torch as st
 from fastai.vision.all import *
@@ -108,7 +108,7 @@ def _absorb(h, o, depth=0):
         for x in xs: h.update(str(x).encode()+b'\0')
     def into(*xs):
         for x in xs: _absorb(h, x, depth+1)
-    if depth>8: return
+    if depth>40: raise MemoError(f"features: cannot fingerprint {type(o).__name__}, which holds itself")
     if isinstance(o, (Tensor, np.ndarray)):
         t = torch.as_tensor(o).detach().cpu().contiguous().as_subclass(Tensor)
         add('tensor', t.dtype, tuple(t.shape))
@@ -127,7 +127,8 @@ def _absorb(h, o, depth=0):
         into([c for c in o.__code__.co_consts if not isinstance(c, types.CodeType)], [c.cell_contents for c in (o.__closure__ or ())])
     elif isinstance(o, Transform):
         add(type(o).__module__, type(o).__qualname__)
-        into({k:v for k,v in sorted(vars(o).items()) if k not in ('split_idx','init_enc')})
+        into(getattr(type(o), 'encodes', None), {k:v for k,v in sorted(vars(o).items()) if not k.startswith('__') and k!='split_idx'})
+    elif isinstance(o, plum.Function): into([m.implementation for m in o.methods])
     else: add(type(o).__qualname__, re.sub(r' at 0x[0-9a-f]+', '', str(o)))
 
 # %% ../nbs/07a_backbones.ipynb #74030e82

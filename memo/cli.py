@@ -53,8 +53,11 @@ def guarded(f, cli, debug, hint=''):
     except KeyboardInterrupt:
         print(f'\ninterrupted{hint}', file=sys.stderr)
         return 130
+    except BrokenPipeError:     # as in memo-eval ... | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
     except (MemoError,OSError) as e:
-        if debug or isinstance(e, BrokenPipeError): raise
+        if debug: raise
         print(f'error: {_one_line(e)}', file=sys.stderr)
         return 2
 

@@ -12,7 +12,7 @@ __all__ = ['build_dls', 'build_model', 'build_memory', 'build_loss', 'build_lear
            'resume_run', 'dry_run', 'evaluate_run']
 
 # %% ../nbs/13_experiment.ipynb #cd6e835b
-import contextlib,copy,csv,json,os,platform,shutil,subprocess,sys,time
+import contextlib,json,os,platform,shutil,subprocess,sys,time
 from dataclasses import replace
 from fastai.vision.all import *
 from fastai.distributed import *
@@ -72,15 +72,10 @@ def build_learner(
 def frozen_dls(cfg, dls, short=False):
     "Loaders over the cached features of `dls`, and a linear classifier for them"
     net = load_backbone(cfg.model.arch, cfg.model.pretrained)
+    if short: dls = DataLoaders(*[dl.new(dl.dataset.subset(torch.randperm(len(dl.dataset))[:2*dl.bs], int(i>0))) for i,dl in enumerate(dls)], device=dls.device)
     with tempfile.TemporaryDirectory() if short else contextlib.nullcontext(settings().data/'features') as root:
-        def mk(dl, i):
-            ds = dl.dataset
-            if short: dl = dl.new(ds := ds.subset(torch.randperm(len(ds))[:2*dl.bs], split_idx=int(i>0)))
-            x,y,items = cached_features(net, dl, root, cfg.model.arch)
-            return type(dl)(dataset=TensorSet(x, y, items, split_idx=int(i>0), **info), bs=dl.bs, shuffle=i==0)
-        info = dict(vocab=dls.vocab, counts=dls.counts, many=dls.many, few=dls.few)
-        res = DataLoaders(*[mk(dl, i) for i,dl in enumerate(dls)], device=dls.device)
-    res.train.rng,res.images = dls.train.rng,dls
+        res = features_dls(net, dls, root, cfg.model.arch)
+    res.images = dls
     return res,nn.Sequential(Flatten(), nn.Linear(res.train.dataset.x.shape[1], dls.c))
 
 # %% ../nbs/13_experiment.ipynb #878f9d1a
@@ -120,14 +115,14 @@ def fit_memory(learn, cfg, tau=0.):
     h = find_head(learn.model)
     o,z,y = outputs(learn, learn.dls[1])
     if tau: o = adjust_logits(o, learn.dls.counts, tau)
-    dev = h._at.device
+    dev = h.bank.device
     return plain(h.fit(o.to(dev), z.to(dev), y.to(dev), k=candidates(cfg.memory.k), whiten=candidates(cfg.memory.whiten)))
 
 @torch.no_grad()
 def with_memory(learn, o, z):
     "Probabilities of the mixture for outputs `o` and features `z`"
     h = find_head(learn.model).eval()
-    dev = h._at.device
+    dev = h.bank.device
     return torch.cat([mix_votes(a.to(dev), h.votes(b.to(dev)), h.weight).softmax(1).cpu() for a,b in zip(o.split(1024), z.split(1024))])
 
 def _base_name(cfg):
@@ -153,11 +148,12 @@ def evaluate(
         h = find_head(learn.model)
         chosen[f'{base} + memory'] = dict(weight=float(h.weight), temperature=float(h.temperature), k=h.k, whiten=h.whiten)
         if adjust:
-            was = copy.deepcopy({k:v for k,v in h.state_dict().items() if not k.startswith('bank.')})
+            was = h.k,h.whiten,h.whitener,h.weight.clone(),h.temperature.clone()
             chosen['logit adjustment + memory'] = {k:v for k,v in fit_memory(learn, cfg, 1.).items() if not k.startswith('nll')}
             probs['logit adjustment + memory'] = with_memory(learn, adjust_logits(o, dls.counts), z)
-            if 'whitener' not in was: h.whitener = None
-            h.load_state_dict(was, strict=False)
+            h.k,h.whiten,h.whitener = was[:3]
+            h.weight.copy_(was[3])
+            h.temperature.copy_(was[4])
     scores = {k:{a:float(b) for a,b in longtail_scores(p, y, dls.counts, dls.many, dls.few).items()} for k,p in probs.items()}
     pred = pd.DataFrame(dict(item=item_ids(dls[2]).tolist(), target=y.tolist()))
     for k,p in probs.items():
@@ -284,7 +280,7 @@ def train_job(
     stages = build_stages(cfg, learn, job.seed)
     n = {s.name:s.epochs for s in stages}
     def say(row): log(_line(row, n, job))
-    with learn.no_bar(), learn.no_logging(), processes(learn):
+    with processes(learn), learn.no_bar(), learn.no_logging():
         h = fit_stages(learn, stages, checkpoint=job.folder/'checkpoints', resume=resume, log=say)
     with alone(), learn.no_bar(), learn.no_logging():
         if cfg.memory is not None: learn.memory.rekey()
@@ -310,7 +306,8 @@ def draw(learn, history, folder):
     import matplotlib
     with matplotlib.rc_context(), alone():
         matplotlib.use('Agg', force=False)
-        from memo import plots
+        try: from memo import plots
+        except ImportError: return
         pics = dict(history=lambda: plots.plot_history(history), counts=lambda: plots.plot_counts(learn.dls.counts, learn.dls.many, learn.dls.few))
         if 'memory' in [c.name for c in learn.cbs]:
             pics['bank'] = lambda: plots.plot_bank(learn.memory.bank, learn.dls.vocab)

@@ -16,7 +16,7 @@ from torch import Tensor,nn
 from torch.nn import functional as F
 from .banks import Described
 from .core import MemoError,check_choice
-from .retrieval import class_votes,nearest,read_rows,within_whitener
+from .retrieval import class_votes,read_rows,within_whitener
 
 # %% ../nbs/02_heads.ipynb #135762cc
 class MemoryHead(Described):

@@ -257,6 +257,11 @@ def _bank(learn):
     cb = first(learn.cbs, lambda o: o.name=='memory')
     return None if cb is None else getattr(cb, 'bank', None)
 
+def _warm(dls):
+    "fastai looks at one item when a loader is first used, which draws random numbers: have that behind us"
+    for dl in dls:
+        if isinstance(dl, TfmdDL) and not getattr(dl, '_types', None) and dl.n: dl._one_pass()
+
 def _has_valid(dls): return len(dls.loaders)>1 and len(dls.valid)>0
 
 def _enter(learn, s):
@@ -295,13 +300,14 @@ def fit_stages(
     if prog.folder is not None:
         try: prog.folder.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise MemoError(f"cannot make the folder {prog.folder}: {e.strerror}") from None
+        if not rank_distrib():
+            for p in [*prog.folder.glob('.*.part'), *([] if resume else prog.folder.glob('*.pt'))]:   # .part: a write that was killed
+                if p.suffix=='.part' or _pos_re.match(p.name) or p.name.startswith('best_s'): p.unlink()
         if resume: ck = last_checkpoint(prog.folder)
-        elif not rank_distrib():
-            for p in prog.folder.glob('*.pt'):
-                if _pos_re.match(p.name) or p.name.startswith('best_s'): p.unlink()
         distrib_barrier()
     elif resume: raise MemoError("resume=True needs checkpoint=, the folder of the run to go on with")
     first_stage = 0
+    _warm(prog.dls)
     if ck is None: prog.save(0, 0)
     else:
         prog.restore(ck)

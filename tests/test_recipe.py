@@ -1,0 +1,237 @@
+"Stages, really frozen epochs, the best epoch, checkpoints and resuming"
+import errno, random
+from pathlib import Path
+import pytest
+from fastai.vision.all import *
+from memo.core import MemoError
+from memo.banks import SlotBank
+from memo.callbacks import MemoryCallback
+from memo.recipe import *
+from memo import recipe
+for k in [k for k in globals() if k.startswith('test')]: del globals()[k]     # fastai's, which pytest would collect
+
+def make(seed=0, bs=8, cbs=None, splitter=body_head_splitter, opt_func=adamw, memory=False):
+    "A learner with everything that a resume could get wrong: shuffling, dropout, noise from three generators, a bank"
+    set_seed(seed)
+    x = torch.randn(64,4); y = (x@torch.randn(4,3)).argmax(1)
+    class Noisy(list):
+        def __getitem__(self, i):
+            a,b = super().__getitem__(i)
+            return a + .1*torch.randn(4) + .1*random.random() + .1*float(np.random.rand()),b
+    trn,val = Noisy(zip(x[:48], y[:48])),list(zip(x[48:], y[48:]))
+    dls = DataLoaders.from_dsets(trn, val, bs=bs, num_workers=0, device='cpu')
+    dls.c = 3
+    m = nn.Sequential(nn.Linear(4,8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(.2), nn.Linear(8,3))
+    cbs = L(cbs) + ([MemoryCallback(SlotBank(20, policy='reservoir', n_classes=3), k=3, head='add')] if memory else [])
+    return Learner(dls, m, loss_func=CrossEntropyLossFlat(), opt_func=opt_func, splitter=splitter, metrics=accuracy, cbs=cbs)
+
+def quiet(learn): return ContextManagers([learn.no_bar(), learn.no_logging()])
+def two_phase(learn, dls2=None, **kw):
+    with quiet(learn): return learn.fit_two_phase(learn.dls, dls2, **{**dict(epochs=(2,2), freeze_epochs=1, lr=(1e-2,(1e-4,1e-3))), **kw})
+def same(h, h2): pd.testing.assert_frame_equal(h.drop(columns='seconds'), h2.drop(columns='seconds'), check_exact=True)
+def same_model(a, b):
+    a,b = a.model.state_dict(),b.model.state_dict()
+    assert a.keys()==b.keys()
+    for k in a: assert torch.equal(a[k], b[k]), k
+
+class StopAt(Callback):
+    order = 99
+    def __init__(self, n): self.n = n
+    def after_batch(self):
+        if self.training: self.n -= 1
+        if not self.n: raise KeyboardInterrupt
+
+# splitter
+
+def test_splitter_groups():
+    import timm
+    m = timm.create_model('resnet18', num_classes=3)
+    body,head = body_head_splitter(m)
+    assert {id(p) for p in head} == {id(p) for p in m.fc.parameters()}
+    assert len(body)+len(head) == len(list(m.parameters()))
+
+def test_splitter_puts_the_memory_aside():
+    learn = make(memory=True)
+    assert [len(o) for o in body_head_splitter(learn.model)] == [4,2]
+
+def test_splitter_without_head():
+    with pytest.raises(MemoError, match='no nn.Linear'): body_head_splitter(nn.Sequential(nn.Conv2d(1,1,1), nn.ReLU()))
+
+@pytest.mark.parametrize('opt', [adamw, Adam])
+def test_freeze_freezes(opt):
+    learn = make(opt_func=opt)
+    was = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    with quiet(learn): fit_stages(learn, [Stage('a', 2, 1e-2, freeze=True)])
+    now = learn.model.state_dict()
+    assert torch.equal(was['0.weight'], now['0.weight']) and torch.equal(was['0.bias'], now['0.bias'])
+    assert not torch.equal(was['4.weight'], now['4.weight'])
+    assert not torch.equal(was['1.weight'], now['1.weight'])          # batch norm of a frozen body trains on, as in fastai
+    with quiet(learn): fit_stages(learn, [Stage('b', 1, 1e-2, freeze=False)])
+    assert not torch.equal(was['0.weight'], learn.model.state_dict()['0.weight'])
+
+def test_discriminative_rates():
+    learn,seen = make(),[]
+    class See(Callback):
+        def before_step(self): seen.append([h['lr'] for h in self.opt.hypers])
+    with quiet(learn): fit_stages(learn, [Stage('b', 1, slice(1e-5,1e-3), freeze=False)], cbs=See())
+    assert all(abs(b/a-100)<1e-6 for a,b in seen)
+
+def test_one_group_is_an_error():
+    learn = make(splitter=trainable_params)
+    with pytest.raises(MemoError, match='body_head_splitter'), quiet(learn): fit_stages(learn, [Stage('a', 1, 1e-2, freeze=True)])
+
+def test_two_phase_brings_the_splitter():
+    learn = make(splitter=trainable_params)
+    two_phase(learn)
+    assert len(learn.opt.param_lists)==2
+
+# the schedule is fine_tune's
+
+def test_phase1_is_fine_tune():
+    a = make()
+    recipe._warm(a.dls.loaders)       # fit_stages does, and it draws random numbers
+    with quiet(a): a.fine_tune(2, 1e-2, freeze_epochs=1)
+    b = make()
+    with quiet(b): fit_stages(b, phase1_stages(2, 1, 1e-2))
+    same_model(a, b)
+
+def test_momentum_and_data_of_each_phase():
+    learn,seen = make(memory=True),[]
+    dls2 = make(1).dls
+    class See(Callback):
+        def before_batch(self):
+            if self.training: seen.append((self.learn.memory.bank.momentum, self.dls is dls2))
+    two_phase(learn, dls2, cbs=See())
+    assert set(seen[:18]) == {(.9,False)} and set(seen[18:]) == {(.9999,True)}
+
+def test_momentum_without_memory(): assert len(two_phase(make()))==5
+
+def test_another_loss_for_each_phase():
+    learn = make()
+    two_phase(learn, loss_func=(CrossEntropyLossFlat(), LabelSmoothingCrossEntropyFlat()))
+    assert isinstance(learn.loss_func, LabelSmoothingCrossEntropyFlat)
+
+# best epoch
+
+@pytest.mark.parametrize('folder', [False,True])
+def test_phase2_starts_from_the_best(tmp_path, folder):
+    learn,states,starts = make(memory=True),[],[]
+    vals = iter([.3, .9, .5])
+    learn.metrics = L(AvgMetric(lambda p,y: next(vals) if len(states)<3 and len(p) else 0.)) # one batch of validation an epoch
+    learn.dls[1].bs = 16
+    class See(Callback):
+        order = 50
+        def after_validate(self): states.append({k:v.clone() for k,v in self.model.state_dict().items()})
+        def before_fit(self): starts.append({k:v.clone() for k,v in self.model.state_dict().items()})
+    two_phase(learn, monitor='<lambda>', cbs=See(), checkpoint=tmp_path/'c' if folder else None)
+    for k in states[1]:
+        if 'extra_state' not in k: assert torch.equal(starts[2][k], states[1][k]), k    # the momentum is phase 2's already
+    assert not torch.equal(starts[2]['0.weight'], states[2]['0.weight'])
+    if folder: assert not list((tmp_path/'c').glob('best*'))      # the last phase has no monitor
+
+def test_unknown_monitor():
+    with pytest.raises(MemoError, match='did you mean .*accuracy'): two_phase(make(), monitor='acuracy')
+
+def test_no_validation_set_no_monitor():
+    learn = make()
+    learn.dls = DataLoaders(learn.dls.train, learn.dls[1].new([]), device='cpu')
+    assert len(two_phase(learn))==5
+
+def test_patience():
+    learn = make()
+    h = two_phase(learn, epochs=(6,1), patience=(2,None), min_delta=1e9)
+    assert h.stage.tolist() == ['phase1.frozen']+['phase1.all']*2+['phase2']
+
+# checkpoints
+
+@pytest.mark.parametrize('n', [1,6,10,13,18,19,25,29])
+@pytest.mark.parametrize('opt', [adamw, Adam])
+def test_resume_is_exact(tmp_path, n, opt):
+    a = make(memory=True, opt_func=opt)
+    h = two_phase(a, checkpoint=tmp_path/'a')
+    b = make(memory=True, opt_func=opt)
+    with pytest.raises(KeyboardInterrupt): two_phase(b, checkpoint=tmp_path/'b', cbs=StopAt(n))
+    c = make(memory=True, opt_func=opt)
+    random.random(); torch.rand(3); np.random.rand()      # a resume does not lean on the caller's random states
+    h2 = two_phase(c, checkpoint=tmp_path/'b', resume=True)
+    same(h, h2); same_model(a, c)
+    assert L(a.recorder.losses).map(float)==L(c.recorder.losses).map(float) and a.recorder.lrs==c.recorder.lrs
+
+def test_checkpoints_change_nothing(tmp_path): same(two_phase(make(memory=True)), two_phase(make(memory=True), checkpoint=tmp_path/'a'))
+
+def test_resume_of_a_finished_run(tmp_path):
+    a,b = make(),make()
+    h = two_phase(a, checkpoint=tmp_path)
+    same(h, two_phase(b, checkpoint=tmp_path, resume=True)); same_model(a, b)
+
+def test_resume_without_checkpoint_starts(tmp_path): same(two_phase(make()), two_phase(make(), checkpoint=tmp_path/'none', resume=True))
+
+def test_checkpoints_hold_plain_values(tmp_path):
+    two_phase(make(memory=True), checkpoint=tmp_path)
+    fs = list(tmp_path.glob('*.pt'))
+    assert len([f for f in fs if f.name[0]=='s'])==2
+    for f in fs: torch.load(f, weights_only=True)
+
+def test_damaged_checkpoint(tmp_path, capsys):
+    with pytest.raises(KeyboardInterrupt): two_phase(make(), checkpoint=tmp_path, cbs=StopAt(14))
+    new,old = (tmp_path/'s1_e1.pt'),(tmp_path/'s1_e0.pt')
+    new.write_bytes(new.read_bytes()[:500])
+    h = two_phase(make(), checkpoint=tmp_path, resume=True)
+    out = capsys.readouterr().out
+    assert 's1_e1.pt is damaged' in out and 'going on from s1_e0.pt' in out and len(out.strip().splitlines())==1
+    same(h, two_phase(make()))
+
+def test_all_checkpoints_damaged(tmp_path):
+    with pytest.raises(KeyboardInterrupt): two_phase(make(), checkpoint=tmp_path, cbs=StopAt(14))
+    for f in tmp_path.glob('s*.pt'): f.write_bytes(f.read_bytes()[:500])
+    with pytest.raises(MemoError, match='s1_e0.pt is damaged') as e: two_phase(make(), checkpoint=tmp_path, resume=True)
+    assert '\n' not in str(e.value)
+
+def test_another_recipe(tmp_path):
+    with pytest.raises(KeyboardInterrupt): two_phase(make(), checkpoint=tmp_path, cbs=StopAt(8))
+    with pytest.raises(MemoError, match='another recipe: stage phase1.all has epochs=2 there, 3 here'): two_phase(make(), epochs=(3,2), checkpoint=tmp_path, resume=True)
+
+def test_another_model(tmp_path):
+    with pytest.raises(KeyboardInterrupt): two_phase(make(), checkpoint=tmp_path, cbs=StopAt(8))
+    learn = make()
+    learn.model[4] = nn.Linear(8,5)
+    with pytest.raises(MemoError, match='of another model'): two_phase(learn, checkpoint=tmp_path, resume=True)
+
+def test_full_disk(tmp_path, monkeypatch):
+    write = Path.write_bytes
+    def full(self, b):
+        if 's1_e1' in self.name:
+            write(self, bytes(b)[:100])
+            raise OSError(errno.ENOSPC, 'No space left on device')
+        return write(self, b)
+    monkeypatch.setattr(Path, 'write_bytes', full)
+    with pytest.raises(MemoError, match='No space left on device'): two_phase(make(), checkpoint=tmp_path)
+    assert sorted(f.name for f in tmp_path.iterdir() if f.name[0]!='b') == ['s0_e0.pt','s1_e0.pt']
+    monkeypatch.undo()
+    h = two_phase(make(), checkpoint=tmp_path, resume=True)
+    same(h, two_phase(make()))
+
+def test_resume_needs_a_folder():
+    with pytest.raises(MemoError, match='checkpoint='): two_phase(make(), resume=True)
+
+def test_checkpoint_is_a_file(tmp_path):
+    (tmp_path/'f').write_text('x')
+    with pytest.raises(MemoError, match='cannot make the folder'): two_phase(make(), checkpoint=tmp_path/'f')
+
+@pytest.mark.parametrize('kw,msg', [(dict(lr=1e-3),'lr must be a pair'), (dict(epochs=(1,2,3)),'epochs must be a pair')])
+def test_bad_arguments(kw, msg):
+    with pytest.raises(MemoError, match=msg): two_phase(make(), **kw)
+
+def test_splitter_of_a_fastai_model():
+    from torchvision.models import resnet18
+    m = nn.Sequential(create_body(resnet18(weights=None)), create_head(512, 3))
+    assert [len(o) for o in body_head_splitter(m)] == [len(params(m[0])), len(params(m[1]))]
+
+def test_real_save_is_exact_after_best_and_patience(tmp_path):
+    kw = dict(epochs=(4,2), monitor=('accuracy','valid_loss'), patience=2)
+    a = make(memory=True)
+    h = two_phase(a, checkpoint=tmp_path/'a', **kw)
+    b = make(memory=True)
+    with pytest.raises(KeyboardInterrupt): two_phase(b, checkpoint=tmp_path/'b', cbs=StopAt(15), **kw)
+    c = make(memory=True)
+    same(h, two_phase(c, checkpoint=tmp_path/'b', resume=True, **kw)); same_model(a, c)
