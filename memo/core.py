@@ -14,7 +14,12 @@ from pathlib import Path
 from fastcore.basics import AttrDict
 
 # %% ../nbs/00_core.ipynb #4635f23e
-class MemoError(ValueError): "A user's mistake, told in one line"
+class MemoError(ValueError):
+    "A user's mistake, told in one line"
+    def __init__(self, msg=''):
+        super().__init__(msg)
+        self.msg = str(msg)
+    def __str__(self): return self.msg  # fastai puts two lines of its own into the `args` of what a callback raises
 
 # %% ../nbs/00_core.ipynb #7920cfc1
 def check_choice(

@@ -225,7 +225,7 @@ def load_weights(learn, path):
     try: sd = load_file(path)
     except Exception as e: raise MemoError(f"{path} is damaged ({' '.join(str(e).split())[:100]})") from None
     try: learn.model.load_state_dict(sd)
-    except (RuntimeError,KeyError) as e: raise MemoError(f"{path} is of another model than config.yaml says: {' '.join(str(e).split())[:200]}") from None
+    except (RuntimeError,KeyError,MemoError) as e: raise MemoError(f"{path} is of another model than config.yaml says: {' '.join(str(e).split())[:200]}") from None
     return learn
 
 def load_run(
@@ -295,26 +295,19 @@ def train_job(
     write_json(job.folder/'metrics.json', dict(seed=job.seed, methods=scores, chosen=chosen, bank=bank, classes=dict(zip(map(str, learn.dls.vocab), learn.dls.counts.tolist()))))
     return learn
 
-# %% ../nbs/13_experiment.ipynb #3278c410
-def _savefig(folder, name):
-    import matplotlib.pyplot as plt
-    with atomic_path(folder/f'{name}.png') as p: plt.gcf().savefig(p, format='png', dpi=100, bbox_inches='tight')
-    plt.close('all')
-
+# %% ../nbs/13_experiment.ipynb #08733e38
 def draw(learn, history, folder):
     "The pictures of a run folder: training curves, class counts, what the bank holds, queries beside what they recalled"
-    import matplotlib
-    with matplotlib.rc_context(), alone():
-        matplotlib.use('Agg', force=False)
-        try: from memo import plots
-        except ImportError: return
-        pics = dict(history=lambda: plots.plot_history(history), counts=lambda: plots.plot_counts(learn.dls.counts, learn.dls.many, learn.dls.few))
-        if 'memory' in [c.name for c in learn.cbs]:
-            pics['bank'] = lambda: plots.plot_bank(learn.memory.bank, learn.dls.vocab)
-            if not hasattr(learn.dls, 'images'): pics['memories'] = lambda: learn.show_memories(4)
+    from memo import plots
+    d = learn.dls
+    pics = dict(history=lambda: plots.plot_history(history), counts=lambda: plots.plot_counts(d.counts, d.many, d.few, list(d.vocab)))
+    if 'memory' in learn.cbs.attrgot('name'):
+        pics['bank'] = lambda: plots.plot_bank(learn.memory.bank, list(d.vocab))
+        pics['memories'] = lambda: learn.show_memories(4)
+    with alone():
         for k,f in pics.items():
-            f()
-            _savefig(folder, k)
+            fig = f()
+            with atomic_path(folder/f'{k}.png') as p: fig.savefig(p, format='png', dpi=100)
 
 # %% ../nbs/13_experiment.ipynb #20c88ab5
 _cols = 'accuracy many medium few balanced_accuracy ece'.split()

@@ -94,7 +94,7 @@ class RetrievalHead(MemoryHead):
 # %% ../nbs/02_heads.ipynb #c6c2e002
 class VoteHead(MemoryHead):
     "Mixes the memory's class votes into the network's probabilities, in evaluation mode"
-    _args,_lazy = ('k','similarity','balanced','whiten'),('whitener',)
+    _args,_lazy = ('k','similarity','balanced','whiten'),('whitener','centre')
     def __init__(self,
         bank,                   # The memory; becomes part of the model
         k:int=20,               # Rows that vote
@@ -110,7 +110,7 @@ class VoteHead(MemoryHead):
         self.similarity,self.balanced,self.whiten,self._white = similarity,balanced,whiten,None
         self.register_buffer('temperature', torch.tensor(float(temperature)))
         self.register_buffer('weight', torch.tensor(float(weight)))
-        self.register_buffer('whitener', None)
+        for o in ('whitener','centre'): self.register_buffer(o, None)
 
     def __getstate__(self): return {**super().__getstate__(), '_white':None, 'z':None, 'raw':None}
     def clear(self):
@@ -121,31 +121,30 @@ class VoteHead(MemoryHead):
         self.z = None if self.training else z
         return x
 
-    def _whitened(self):
-        "The whitener and the rows' whitened lengths, worked out again when either has changed"
-        f = self.bank.features
-        if self.whitener is None: self.fit_whitener()
-        key = (f.data_ptr(), f._version, self.whitener.data_ptr(), self.whitener._version)
-        if self._white is None or self._white[0]!=key:
-            rows = f.reshape(-1, f.shape[-1])[:len(self.bank.rows()[0])]
-            self._white = key,torch.cat([(o@self.whitener).norm(dim=1) for o in rows.split(8192)])
-        return self.whitener,self._white[1]
-
     def fit_whitener(self):
         "Fit the whitener to the rows the bank holds now"
         f,_,y,_,_,valid = self.bank.rows()
         if y is None: raise MemoError("whitening needs labelled rows, the memory has none")
         if valid is not None: f,y = f[valid],y[valid]
-        self.whitener = within_whitener(f, y)
+        self.centre,self.whitener = f.mean(0),within_whitener(f, y)
+
+    def _whitened(self):
+        "The bank's rows whitened, with unit length; worked out again when rows or whitener have changed"
+        if self.whitener is None: self.fit_whitener()
+        rows,w = self.bank.rows()[0],self.whitener
+        key = tuple(k for o in (self.bank.features,w) for k in (o.data_ptr(),o._version))
+        if self._white is None or self._white[0]!=(len(rows),*key):
+            self._white = (len(rows),*key),torch.cat([self.white(o) for o in rows.split(8192)])
+        return self._white[1]
+
+    def white(self, x): return F.normalize((x.float()-self.centre)@self.whitener)
 
     def recall(self, z, item=None, group=None, temperature=None):
-        kw = dict(item=item, group=group, temperature=self.temperature if temperature is None else temperature)
-        if not self.whiten or self.bank.features is None or len(self.bank)==0: return self.bank.read(z, self.k, similarity=self.similarity, **kw)
-        w,norms = self._whitened()
-        f,_,_,i,g,valid = self.bank.rows()
-        q = F.normalize(z.float()@w)@w.T  # (Wq/|Wq|).(Wm) = (W'Wq/|Wq|).m: rows need not be whitened
-        kw.pop('item'),kw.pop('group')
-        return read_rows(q, f, self.k, 'dot', 'memory', norms=norms, same=[(item,i),(group,g)], valid=valid, **kw)
+        t = self.temperature if temperature is None else temperature
+        if not self.whiten or len(self.bank)==0: return self.bank.read(z, self.k, item, group, similarity=self.similarity, temperature=t)
+        with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
+            rows,(_,_,_,i,g,valid) = self._whitened(),self.bank.rows()
+            return read_rows(self.white(z), rows, self.k, 'dot', temperature=t, same=[(item,i),(group,g)], valid=valid)
 
     def votes(self, z, item=None, group=None, temperature=None):
         "Class votes [B,C] of the rows recalled for features `z`"
@@ -194,7 +193,7 @@ class VoteHead(MemoryHead):
         nll,w,t,self.k,self.whiten = best
         self.weight.fill_(w)
         self.temperature.fill_(t)
-        if not self.whiten: self.whitener = None
+        if not self.whiten: self.whitener,self.centre = None,None
         before = _nll(_log_p(logits.float(), y.ndim==2), y).item()
         return dict(weight=w, temperature=t, k=self.k, whiten=self.whiten, nll_network=before, nll_mixture=nll)
 

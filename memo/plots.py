@@ -113,7 +113,7 @@ def plot_counts(
     ax = axs[0,0]
     _class_bars(ax, n[order].tolist(), [names[i] for i in order], [_shots[color[int(i)]] for i in order])
     ax.set_ylabel('training items')
-    bars = [Patch(color=_shots[k], label=f"{k}: {len(cs)} classes, {n[cs].sum():g} items") for k,cs in groups.items() if len(cs)]
+    bars = [Patch(color=_shots[k], label=f"{k}: {len(cs)} class{'es'*(len(cs)>1)}, {n[cs].sum():g} items") for k,cs in groups.items() if len(cs)]
     ax.legend(handles=bars)
     return fig
 
@@ -128,7 +128,9 @@ def _plot_slots(bank, vocab):
         _class_bars(a, counts, _names(vocab, len(counts)), '#4477aa', most=12)
         a.set(ylabel='positives' if y.ndim==2 else 'rows', title=f'{bare} rows without a label' if bare else '')
     age = (bank.updates-bank.stamps[:n]).cpu()
-    b.hist(age.tolist(), bins=np.arange(int(age.min()), int(age.max())+2+(w := 1+int(age.max()-age.min())//25), w)-.5, color='#66ccee')
+    lo,hi = int(age.min()),int(age.max())
+    step = 1+(hi-lo)//25
+    b.hist(age.tolist(), bins=np.arange(lo, hi+1+step, step)-.5, color='#66ccee', ec='w', lw=.5)
     b.set(xlabel='age (writes since last touched)', ylabel='rows')
     c.hist(bank.norms[:n].tolist(), bins=20, color='#228833')
     c.set(xlabel='length of the feature', ylabel='rows')

@@ -147,7 +147,7 @@ class Progress:
     def model_state(self): return plain(get_model(self.learn.model).state_dict())
     def load_model(self, state):
         try: get_model(self.learn.model).load_state_dict(state)
-        except (RuntimeError,KeyError) as e:
+        except (RuntimeError,KeyError,MemoError) as e:
             raise MemoError(f"the checkpoint in {self.folder} is of another model: {' '.join(str(e).split())[:200]}") from None
 
     def new_best(self, val, epoch, stage, i):

@@ -48,7 +48,7 @@ def image_dls(tiles, multi=False):
 
 def image_learner(tiles, multi=False, bank=None, **kwargs):
     set_seed(0)
-    cb = MemoryCallback(bank or SlotBank(128, policy='fifo'), **({'k':3} | kwargs))
+    cb = MemoryCallback(SlotBank(128, policy='fifo') if bank is None else bank, **({'k':3} | kwargs))
     learn = vision_learner(image_dls(tiles, multi), resnet18, pretrained=False, cbs=cb)
     return fit(learn)
 
@@ -85,7 +85,7 @@ def test_counts():
     assert [p.get_height() for p in ax.patches] == [500,50,3]
     assert [t.get_text() for t in ax.get_xticklabels()] == ['common','some','rare']
     assert len({p.get_facecolor() for p in ax.patches}) == 3
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ['many: 1 classes, 500 items','medium: 1 classes, 50 items','few: 1 classes, 3 items']
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ['many: 1 class, 500 items','medium: 1 class, 50 items','few: 1 class, 3 items']
     plot_counts(torch.arange(100)).savefig(io.BytesIO())
     with pytest.raises(MemoError, match='counts'): plot_counts([])
 
@@ -209,7 +209,7 @@ def test_multi_label(tiles, head):
 
 def test_class_bank_learner(tiles):
     learn = image_learner(tiles, bank=ClassBank(2, capacity=64))
-    assert len(images(learn.show_memories(2))) == 8
+    assert isinstance(learn.memory.bank, ClassBank) and len(images(learn.show_memories(2))) == 8
 
 def test_data_frame(tiles):
     fs = sorted(get_image_files(tiles))

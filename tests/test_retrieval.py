@@ -5,8 +5,7 @@ from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 import memo.retrieval as R
 from memo.core import MemoError
-from memo.retrieval import *
-from memo.retrieval import nearest, read_rows, class_votes, within_whitener
+from memo.retrieval import read_rows, class_votes, within_whitener
 
 SIMS,NORMS = ('cosine','dot','euclidean'),(None,'both','query','memory','none')
 def close(a, b, tol=1e-5): torch.testing.assert_close(torch.as_tensor(a).double(), torch.as_tensor(b).double(), atol=tol, rtol=tol)

@@ -1,0 +1,148 @@
+"memo-train and memo-eval as processes: help, mistakes, resuming after SIGKILL, a full disk, several processes"
+import json, os, resource, signal, subprocess, sys, time
+from pathlib import Path
+import pandas as pd, pytest
+from safetensors import safe_open
+
+TINY = '''
+name: tiny
+seeds: [0]
+data: {name: digits_lt, n_max: 30, ratio: 6, valid: 5, test: 10, size: 8}
+memory: {size: 64, policy: reservoir, momentum: 0.1, k: [3, 5], whiten: [false, true]}
+train: {epochs: 3, lr: 1e-2, bs: 16, monitor: valid_loss, phase2: {epochs: 2, sampling: balanced, momentum: 0.99}}
+compare: [logit_adjusted]
+'''
+
+@pytest.fixture(scope='module')
+def yml(tmp_path_factory):
+    p = tmp_path_factory.mktemp('with a space')/'tiny.yaml'
+    p.write_text(TINY)
+    return p
+
+@pytest.fixture(scope='module')
+def whole(yml, tool):
+    "A run that nothing interrupted"
+    r = tool('memo-train', yml, f'runs={yml.parent}/whole')
+    assert r.returncode==0, r.stderr
+    return yml.parent/'whole/tiny',r
+
+def contents(d):
+    "Everything in a run folder that must not depend on interruptions"
+    h = pd.read_csv(d/'history.csv').drop(columns='seconds')
+    with safe_open(d/'model.safetensors', 'pt') as f: w = {k:f.get_tensor(k).tolist() for k in f.keys()}
+    return (d/'metrics.json').read_text(),h.to_csv(),w,(d/'predictions.csv').read_text(),(d/'results.md').read_text(),(d/'results.csv').read_text()
+
+def one_line(r, *words):
+    assert r.returncode==2, (r.returncode, r.stdout, r.stderr)
+    assert len(r.stderr.strip().splitlines())==1 and r.stderr.startswith('error: '), r.stderr
+    for w in words: assert w in r.stderr, r.stderr
+
+@pytest.mark.parametrize('name', ['memo-train','memo-eval'])
+def test_help_is_quick(tool, name):
+    wall,cpu = [],[]
+    for _ in range(4):
+        t,u = time.perf_counter(),resource.getrusage(resource.RUSAGE_CHILDREN)
+        r = tool(name, '--help')
+        v = resource.getrusage(resource.RUSAGE_CHILDREN)
+        wall.append(time.perf_counter()-t); cpu.append(v.ru_utime+v.ru_stime-u.ru_utime-u.ru_stime)
+    assert r.returncode==0 and 'usage' in r.stdout
+    assert min(wall)<.5 or min(cpu)<.5      # the second for a machine with other work
+
+@pytest.mark.parametrize('args,words', [
+    (['nope.yaml'], ['nope.yaml','no such file']),
+    (['{yml}','memory.sise=3'], ['did you mean memory.size?']),
+    (['{yml}','train.epochs=x','--print-config'], ['whole number']),
+    (['memory.k=3'], ['the YAML file comes first']),
+    ([], ['no experiment given']),
+    (['--resume','/nope'], ['/nope','no such run folder']),
+    (['{yml}','--resume','/nope'], ['takes the run folder alone']),
+])
+def test_mistakes_are_one_line(tool, yml, args, words): one_line(tool('memo-train', *[a.format(yml=yml) for a in args]), *words)
+
+def test_bad_yaml(tool, tmp_path):
+    (tmp_path/'x.yaml').write_text('a: [1,\nb: 2')
+    one_line(tool('memo-train', tmp_path/'x.yaml'), 'x.yaml, line 2: not valid YAML')
+
+def test_debug_shows_the_traceback(tool):
+    r = tool('memo-train', 'nope.yaml', '--debug')
+    assert r.returncode!=0 and 'Traceback' in r.stderr
+
+def test_eval_of_nothing(tool, tmp_path): one_line(tool('memo-eval', tmp_path), 'no run folder')
+
+def test_print_config_reads_back(tool, yml, tmp_path):
+    r = tool('memo-train', yml, '--print-config', 'memory.k=5', 'seed=3')    # overrides after an option too
+    assert r.returncode==0 and 'seeds: [3]' in r.stdout
+    (tmp_path/'y.yaml').write_text(r.stdout)
+    assert tool('memo-train', tmp_path/'y.yaml', '--print-config').stdout==r.stdout
+
+def test_module(yml):
+    r = subprocess.run([sys.executable,'-m','memo.cli','train',str(yml),'--print-config'], capture_output=True, text=True)
+    assert r.returncode==0 and 'name: tiny' in r.stdout
+    r = subprocess.run([sys.executable,'-m','memo.cli','trian'], capture_output=True, text=True)
+    assert r.returncode==2 and 'train, eval' in r.stderr and 'Traceback' not in r.stderr
+
+@pytest.mark.slow
+def test_dry_run(tool, yml, tmp_path):
+    r = tool('memo-train', yml, '--dry-run', f'runs={tmp_path}/runs')
+    assert r.returncode==0 and 'two batches' in r.stdout, r.stderr
+    assert not (tmp_path/'runs').exists()
+
+@pytest.mark.slow
+def test_a_run_and_its_evaluation(tool, whole):
+    d,r = whole
+    lines = [o for o in r.stdout.splitlines() if ' | ' in o]
+    assert len(lines)==5 and 'phase1 1/3' in lines[0] and 'phase2 2/2' in lines[4] and 'valid_loss' in lines[0] and 'bank_fill' in lines[0]
+    assert 'plain network + memory - plain network' in r.stdout and 'Warning' not in r.stderr
+    e = tool('memo-eval', d)
+    assert e.returncode==0 and e.stdout.strip() in r.stdout
+    one_line(tool('memo-train', d.parents[1]/'tiny.yaml', f'runs={d.parent}'), 'is finished', '--resume', '--overwrite')
+
+@pytest.mark.slow
+@pytest.mark.parametrize('moment', ['mid','saving','between'])
+def test_killed_and_resumed(tool, yml, whole, moment):
+    runs = yml.parent/moment
+    r = subprocess.run([sys.executable,str(Path(__file__).with_name('interrupt.py')),moment,str(yml),f'runs={runs}'], capture_output=True, text=True)
+    assert r.returncode==-signal.SIGKILL, r.stderr
+    d = runs/'tiny'
+    assert (d/'config.yaml').exists() and not (d/'metrics.json').exists()
+    if moment=='saving': assert list((d/'checkpoints').glob('.*.part'))
+    one_line(tool('memo-eval', d), 'metrics.json', '--resume')
+    one_line(tool('memo-train', yml, f'runs={runs}'), 'is not finished', '--resume')
+    r = tool('memo-train', '--resume', d)
+    assert r.returncode==0, r.stderr
+    assert contents(d)==contents(whole[0])
+    assert not [p for p in d.rglob('.*')]
+
+@pytest.mark.slow
+def test_full_disk(tool, yml, whole):
+    "Files may not grow beyond 150 kB: the first checkpoint does not fit"
+    runs = yml.parent/'full'
+    def limit(): resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+    one_line(tool('memo-train', yml, f'runs={runs}', preexec_fn=limit), 'cannot write', 's0_e0.pt')
+    d = runs/'tiny'
+    assert not list(d.rglob('*.part')) and not list(d.rglob('s0_e*.pt'))
+    assert tool('memo-train', '--resume', d).returncode==0
+    assert contents(d)==contents(whole[0])
+
+@pytest.mark.slow
+def test_ctrl_c(yml):
+    p = subprocess.Popen([sys.executable, str(Path(sys.executable).parent/'memo-train'), str(yml), f'runs={yml.parent}/ctrlc', 'train.epochs=500'],
+                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    for l in p.stdout:
+        if '| phase1 2/' in l: break
+    p.send_signal(signal.SIGINT)
+    out,err = p.communicate(timeout=60)
+    assert p.returncode==130 and 'interrupted' in err and '--resume' in err and 'Traceback' not in err
+
+@pytest.mark.slow
+def test_two_processes(tool, yml):
+    "Two gloo processes on the CPU, as `torchrun` (or accelerate on GPUs) starts them"
+    runs = yml.parent/'ddp'
+    r = subprocess.run([sys.executable,'-m','torch.distributed.run','--nproc_per_node','2','--master_port','0','-m','memo.cli','train',str(yml),f'runs={runs}'],
+                       capture_output=True, text=True, env={**os.environ,'ACCELERATE_USE_CPU':'true'}, timeout=300)
+    assert r.returncode==0, r.stderr[-3000:]
+    assert len([o for o in r.stdout.splitlines() if '| phase' in o])==5     # one process speaks
+    m = json.loads((runs/'tiny/metrics.json').read_text())
+    assert sum(m['classes'].values())>0 and json.loads((runs/'tiny/env.json').read_text())['processes']==2
+    e = tool('memo-eval', runs/'tiny')
+    assert e.returncode==0 and e.stdout.strip() in r.stdout

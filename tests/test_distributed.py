@@ -1,0 +1,75 @@
+"Two processes on the CPU through torch's and accelerate's own launchers: all banks are equal, and equal to one process's that saw everything"
+import socket, pytest, sys, torch
+from distributed_script import banks, N, Y
+
+cases = 'fifo-add rarity-add-group reservoir-vote hard-None ClassBank-None ClassBank-vote fifo-vote-accumulate fifo-add-overflow reservoir-add-bn'.split()
+
+def _port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+@pytest.fixture(scope='module')
+def ranks(tmp_path_factory, tool, repo):
+    "What both ranks hold after training, by case"
+    out = tmp_path_factory.mktemp('ranks')
+    env = dict(CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')
+    r = tool('torchrun', '--nproc_per_node=2', '--master_addr=127.0.0.1', f'--master_port={_port()}', repo/'tests/distributed_script.py', out, cwd=repo, env=env, timeout=280)
+    assert r.returncode==0, r.stdout[-3000:]+r.stderr[-6000:]
+    return [torch.load(out/f'rank{i}.pt', weights_only=True) for i in range(2)]
+
+pytestmark = pytest.mark.slow
+
+@pytest.mark.parametrize('case', cases)
+def test_banks_of_both_ranks_are_bit_equal(ranks, case):
+    a,b = (o[case]['model'] for o in ranks)
+    keys = [k for k in a if 'memory' in k]
+    assert a.keys()==b.keys() and len(keys)>8
+    for k in keys: assert torch.equal(a[k], b[k]), k
+    if 'bn' not in case:      # statistics of batch norm are each rank's own
+        assert all(torch.equal(a[k], b[k]) for k in a)
+
+@pytest.mark.parametrize('case', cases)
+def test_bank_is_that_of_one_process(ranks, case):
+    a,b = (o[case] for o in ranks)
+    bank = banks[case.split('-')[0]]()
+    assert len(a['steps'])==len(b['steps'])>0
+    for one,two in zip(a['steps'], b['steps']):
+        x,y,logits,item,group = (torch.cat(o) for o in zip(one, two))
+        bank.write(x, y, logits, item, group if a['grouped'] else None)
+    prefix = next(k for k in a['model'] if k.endswith('bank.features'))[:-len('features')]
+    got = {k[len(prefix):]:v for k,v in a['model'].items() if k.startswith(prefix)}
+    for k,v in bank.state_dict().items():
+        if k=='_extra_state': continue
+        if k=='groups':       # ids of groups are hashes: the same rows belong together
+            assert torch.equal(got[k]>=0, got['items']>=0)
+            if a['grouped']: assert torch.equal(got[k][:,None]==got[k], v[:,None]==v)
+            continue
+        if k=='scores' and 'hard' in case: torch.testing.assert_close(got[k], v)
+        else: assert torch.equal(got[k], v), k
+
+@pytest.mark.parametrize('case', cases)
+def test_every_item_is_seen(ranks, case):
+    seen = torch.cat([o[3] for r in ranks for o in r[case]['steps']])
+    epochs = 3
+    if 'overflow' in case: assert 0<len(seen)<epochs*N
+    elif 'accumulate' in case: assert 0<=epochs*(N+1)-len(seen)<2*20+2*16
+    else:
+        assert len(seen)==epochs*(N+1) and set(seen.tolist())==set(range(N))      # one padded
+
+@pytest.mark.parametrize('case', [o for o in cases if 'add' in o])
+def test_no_rank_finds_itself(ranks, case):
+    "The assertion is in the script, on each rank; here: there was something to find"
+    assert all(r[case]['own']>20 for r in ranks)
+
+@pytest.mark.parametrize('case', [o for o in cases if 'vote' in o])
+def test_vote_is_fitted_equally(ranks, case):
+    w = [{k:v.item() for k,v in r[case]['model'].items() if k.endswith(('memory.weight','memory.temperature'))} for r in ranks]
+    assert w[0]==w[1] and len(w[0])==2 and list(w[0].values())!=[.5,.07] and .5 not in w[0].values()
+
+@pytest.mark.parametrize('case', cases)
+def test_columns_are_equal(ranks, case):
+    a,b = (r[case] for r in ranks)
+    assert a['names']==b['names'] and 'bank_fill' in a['names']
+    i = a['names'].index('valid_loss')-1
+    assert torch.allclose(torch.tensor(a['values'], dtype=torch.float64)[:,i:], torch.tensor(b['values'], dtype=torch.float64)[:,i:], atol=1e-6)
