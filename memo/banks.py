@@ -27,23 +27,36 @@ class Described(nn.Module):
 
     def set_extra_state(self, state):
         cfg = json.loads(bytes(state.cpu().tolist()))
-        if (kind := cfg.pop('kind'))!=type(self).__name__: raise MemoError(f"the saved state is of a {kind}, not of a {type(self).__name__}")
-        self._configure(cfg)
+        self._accept(cfg)
+        self._configure({k:v for k,v in cfg.items() if k!='kind'})
 
     def _configure(self, cfg):
         for k,v in cfg.items(): setattr(self, k, v)
 
+    def _apply(self, fn, recurse=True):
+        "Moved with the model, but never cast: `model.half()` leaves a memory in float32"
+        def keep(t): return o if (o := fn(t)).dtype==t.dtype else t.to(o.device)
+        return super()._apply(keep, recurse)
+
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        "Take shapes from the state where there are none yet; a state from before they were known takes them away"
+        "Take shapes from the state where there are none yet; a state from before they were known takes them away; one without this module changes nothing"
+        if (cfg := state_dict.get(prefix+'_extra_state')) is None: return super()._load_from_state_dict(state_dict, prefix, *args)
+        self._accept(json.loads(bytes(cfg.cpu().tolist())))
         dev = next(self.buffers()).device
+        lazy = []
         for name,old in list(self._buffers.items()):
             new = state_dict.get(prefix+name)
-            if name in self._lazy and (new is None or old is None): self._buffers[name] = None if new is None else torch.zeros_like(new, device=dev)
+            if name in self._lazy and (new is None or old is None): lazy.append((name,new))
             elif new is not None and new.shape!=old.shape:
                 what = f"rows of width {new.shape[-1]}, this one's have {old.shape[-1]}" if name=='features' and old.shape[:-1]==new.shape[:-1] else \
                        f"{name} of {tuple(new.shape)}, this one's are {tuple(old.shape)}"
                 raise MemoError(f"the saved {type(self).__name__} has {what}: make it with the same size and width, or load into a new one")
+        for name,new in lazy: self._buffers[name] = None if new is None else torch.zeros_like(new, device=dev)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _accept(self, cfg):
+        "Raise if a saved state cannot be this one's"
+        if (kind := cfg['kind'])!=type(self).__name__: raise MemoError(f"the saved state is of a {kind}, not of a {type(self).__name__}")
 
 # %% ../nbs/01_banks.ipynb #687debf9
 class Bank(Described):
@@ -55,15 +68,22 @@ class Bank(Described):
         for o in ('features','labels'): self.register_buffer(o, None)
         for o in ('seed','seen','updates','count','replaced','refused'): self.register_buffer(o, torch.tensor(seed if o=='seed' else 0))
 
+    def _accept(self, cfg):
+        super()._accept(cfg)
+        for o in ('size','capacity'):
+            if o in cfg and cfg[o]!=getattr(self, o): raise MemoError(f"the saved {cfg['kind']} has {o} {cfg[o]}, this one's is {getattr(self, o)}")
+        if None not in (cfg['dim'],self.dim) and cfg['dim']!=self.dim:
+            raise MemoError(f"the saved {cfg['kind']} has rows of width {cfg['dim']}, this one's have {self.dim}: make it with the same width")
+
     def __len__(self): return int(self.count)
+    def __bool__(self): return True  # an empty bank is a bank
     @property
     def device(self): return self.seen.device
 
     def _take(self, x, y, logits, item, group):
         "Check what is offered; drop rows that are not finite, say how many, and whose they were"
         if x.ndim!=2: raise MemoError(f"write: features are {tuple(x.shape)}, [B,D] is accepted")
-        if self.dim is None: self.dim = x.shape[1]
-        if x.shape[1]!=self.dim: raise MemoError(f"write: features have width {x.shape[1]}, this bank's rows have {self.dim}")
+        if self.dim not in (None, x.shape[1]): raise MemoError(f"write: features have width {x.shape[1]}, this bank's rows have {self.dim}")
         dev,n = self.device,len(x)
         x = x.detach().to(dev, torch.float32)
         y,logits,item,group = (None if o is None else torch.as_tensor(o).detach().to(dev) for o in (y,logits,item,group))
@@ -78,14 +98,19 @@ class Bank(Described):
             self.refused += len(bad)
             warnings.warn(f"memory: {len(bad)} of {n} features are NaN or infinite, the first {who}; not stored ({int(self.refused)} so far)")
             x,norm,y,logits,item,group = (None if o is None else o[ok] for o in (x,norm,y,logits,item,group))
+        if len(x):
+            self.dim = x.shape[1]
+            if y is not None and y.ndim==2: self.n_classes = y.shape[1]
         return x,norm,y,logits,item,group
 
     def _labels(self, y):
+        if y.ndim>2: raise MemoError(f"write: labels are {tuple(y.shape)}, class numbers [B] or 0/1 targets [B,C] are accepted")
         if y.ndim==2 and y.shape[1]==1 and not y.is_floating_point(): y = y.squeeze(1)
         if y.ndim==2:
             if self.n_classes not in (None, y.shape[1]): raise MemoError(f"write: targets have {y.shape[1]} classes, this bank has {self.n_classes}")
-            self.n_classes = y.shape[1]
+            if self.labels is not None and self.labels.ndim==1: raise MemoError("write: 0/1 targets [B,C] were given, this bank holds class numbers [B]")
             return y.float()
+        if self.labels is not None and self.labels.ndim==2: raise MemoError("write: class numbers [B] were given, this bank holds 0/1 targets [B,C]")
         if y.is_floating_point(): raise MemoError(f"write: labels are {y.dtype}, class numbers [B] or 0/1 targets [B,C] are accepted")
         if self.n_classes is not None and len(y):
             lo,hi = map(int, y.aminmax())
@@ -105,10 +130,11 @@ class Bank(Described):
     ) -> Read:              # value [B,D]; weight, index, similarity [B,k]
         "The `k` nearest rows of each query; zeros and no weight where there are none"
         if k<1 or k>self.capacity_rows: raise MemoError(f"read: k={k}, but the bank holds {self.capacity_rows} rows at most; 1..{self.capacity_rows} is accepted")
+        if q.ndim!=2: raise MemoError(f"read: queries are {tuple(q.shape)}, [B,D] is accepted")
+        if self.dim not in (None, q.shape[1]): raise MemoError(f"read: queries have width {q.shape[1]}, this bank's rows have {self.dim}")
         if self.features is None:
             z = q.new_zeros(len(q), k, dtype=torch.float32)
             return Read(torch.zeros_like(q, dtype=torch.float32), z, torch.full(z.shape, -1, device=q.device), z)
-        if q.shape[-1]!=self.dim: raise MemoError(f"read: queries have width {q.shape[-1]}, this bank's rows have {self.dim}")
         f,n,_,i,g,valid = self.rows()
         return read_rows(q, f, k, norms=n, same=[(o if o is None else o.to(q.device),p) for o,p in ((item,i),(group,g))], valid=valid, **kwargs)
 
@@ -173,7 +199,9 @@ class Bank(Described):
         if 'memo' not in meta: raise MemoError(f"{path} is a safetensors file, but no bank that `Bank.save` wrote")
         cfg = json.loads(meta['memo'])
         kinds = {o.__name__:o for o in Bank.__subclasses__()}
-        bank = kinds[check_choice('kind of bank', cfg.pop('kind'), kinds)](**{**cfg, **kwargs}).to(device)
+        kind = kinds[check_choice('kind of bank', cfg.pop('kind'), kinds)]
+        if cfg.get('policy', '') is None and 'policy' not in kwargs: raise MemoError(f"the policy of the bank at {path} is a function of its owner's: pass it as policy=")
+        bank = kind(**{**cfg, **kwargs}).to(device)
         bank.load_state_dict(state)
         return bank
 
@@ -223,12 +251,12 @@ class SlotBank(Bank):
         self._threshold = float(v)
 
     def _configure(self, cfg):
-        cfg = dict(cfg)
-        if cfg['policy'] is None:
-            if self.policy_name is not None: raise MemoError("the saved bank's policy is a function of its owner's: pass it as policy= to load the bank")
-            cfg.pop('policy')
-        if cfg.pop('size')!=self.size: raise MemoError(f"the saved bank has another size than this one's {self.size}")
-        super()._configure(cfg)
+        super()._configure({k:v for k,v in cfg.items() if k!='size' and not (k=='policy' and v is None)})
+
+    def _accept(self, cfg):
+        super()._accept(cfg)
+        if cfg['policy'] is None and self.policy_name is not None:
+            raise MemoError("the saved bank's policy is a function of its owner's: pass it as policy= to load the bank")
 
     def rows(self):
         n = slice(0, len(self))
@@ -246,12 +274,13 @@ class SlotBank(Bank):
         "Offer a batch; store what the policy admits"
         x,norm,y,logits,item,group = self._take(x, y, logits, item, group)
         if len(x)==0: return
-        if self.features is None: self.features = x.new_zeros(self.size, self.dim)
-        if y is not None and self.labels is None: self.labels = torch.full((self.size, *y.shape[1:]), -1, dtype=y.dtype, device=self.device)
+        with torch.inference_mode(False):  # buffers made there could not be written outside it
+            if self.features is None: self.features = torch.zeros(self.size, self.dim, device=self.device)
+            if y is not None and self.labels is None: self.labels = torch.full((self.size, *y.shape[1:]), -1, dtype=y.dtype, device=self.device)
         self.mean_norm.copy_(norm.mean() if self.updates==0 else self.momentum*self.mean_norm + (1-self.momentum)*norm.mean())
         self.updates += 1
         slot = torch.full((len(x),), -1, device=self.device) if item is None else self._match(item)
-        score = self._policy.score(Candidates(x, norm, y, logits), self)
+        score = torch.nan_to_num(self._policy.score(Candidates(x, norm, y, logits), self).float(), nan=0., posinf=3e38, neginf=-3e38)
         new = None if item is None else (slot==-1).nonzero().squeeze(1)   # -2: a later row of the same batch is this item
         offered = score if new is None else score[new]
         self.seen += len(offered)
@@ -379,8 +408,9 @@ class ClassBank(Bank):
         else: row = torch.arange(len(y), device=self.device)
         if len(y)==0: return
         x = x/norm.clamp(min=1e-12)[:,None]
-        if self.features is None: self.features = x.new_zeros(self.n_classes, self.capacity, self.dim)
-        if self.ema is None: self.ema = x.new_zeros(self.n_classes, self.dim)
+        with torch.inference_mode(False):
+            if self.features is None: self.features = torch.zeros(self.n_classes, self.capacity, self.dim, device=self.device)
+            if self.ema is None: self.ema = torch.zeros(self.n_classes, self.dim, device=self.device)
         y,order = y.sort(stable=True)
         row = row[order]
         nth = _rank(y)+1

@@ -141,8 +141,8 @@ class MemoryCallback(Callback):
     def after_backward(self):
         head = self.head
         if not head.armed or head.captured is None: return
-        y = _labels(self.yb)
-        self._kept.append((head.captured.float(), y, self.pred.detach().float() if torch.is_tensor(self.pred) and self.pred.ndim==2 else None, head.item, head.group))
+        logits = self.pred.detach().float() if torch.is_tensor(self.pred) and self.pred.ndim==2 else None
+        self._kept.append((head.captured.float(), _labels(self.yb), logits, head.item, head.group))
 
     def before_step(self): self._stepped = True
     def after_cancel_step(self):
@@ -177,65 +177,73 @@ class MemoryCallback(Callback):
     def _fill(self): return len(self.bank)/self.bank.capacity_rows
     def _turnover(self): return int(self.bank.replaced-self._was)/self.bank.capacity_rows
 
-    @contextmanager
-    def _quiet(self):
-        "The model in evaluation mode; no gradient, no event, no random number of the run is touched"
-        model = get_model(self.model)
-        modes = {m:m.training for m in model.modules()}
-        rngs = [(dl,dl.rng,dl.rng.getstate()) for dl in self.dls.loaders if hasattr(dl, 'rng')]
-        with torch.no_grad(), no_random():
-            try: yield model.eval()
-            finally:
-                for m,o in modes.items(): m.training = o
-                for dl,o,state in rngs:
-                    dl.rng = o
-                    o.setstate(state)
-                self.head.clear()
+# %% ../nbs/09_callbacks.ipynb #1054be9e
+@patch
+@contextmanager
+def _quiet(self:MemoryCallback):
+    "The model in evaluation mode; no gradient, no event, no random number of the run is touched"
+    model = get_model(self.model)
+    modes = {m:m.training for m in model.modules()}
+    rngs = [(dl,dl.rng,dl.rng.getstate()) for dl in self.dls.loaders if hasattr(dl, 'rng')]
+    with torch.no_grad(), no_random():
+        try: yield model.eval()
+        finally:
+            for m,o in modes.items(): m.training = o
+            for dl,o,state in rngs:
+                dl.rng = o
+                o.setstate(state)
+            self.head.clear()
 
-    def collect(self,
-        dl,             # A fastai loader; its items are taken in its order
-        memory=False,   # The answer with the memory, not of the network alone
-    ):                  # `logits [N,C]`, `z [N,D]`, `y`, `item`, `group [N]`
-        "What the network answers, and the features at the memory's place"
-        out = []
-        with self._quiet() as model:
-            head,dev = self.head,next(model.parameters()).device
-            idxs = torch.as_tensor(list(dl.get_idxs()))
-            dl = dl.new(get_idxs=_Constant(idxs.tolist()), shuffle=False, drop_last=False)
-            n_inp = getattr(self.dls, 'n_inp', 1)
-            for b in dl:
-                b = to_device(b, dev)
-                xb,yb = (b[:n_inp],b[n_inp:]) if len(b)>1 else (b,())
-                head.armed,head.on = True,memory
-                try: o = model(*xb)
-                finally: head.on = True
-                out.append((o.as_subclass(Tensor).float(), head.captured.float(), _labels(yb)))
-        if not out: raise MemoError("memory: the loader is empty")
-        logits,z,y = ([o[i] for o in out] for i in range(3))
-        item = item_ids(dl)[idxs]
-        group = None if self.group is None else group_ids(dl, self.group)[idxs]
-        return AttrDict(logits=torch.cat(logits), z=torch.cat(z), y=None if y[0] is None else torch.cat(y), item=item, group=group)
+# %% ../nbs/09_callbacks.ipynb #263ca636
+@patch
+def collect(self:MemoryCallback,
+    dl,             # A fastai loader; its items are taken in its order
+    memory=False,   # The answer with the memory, not of the network alone
+):                  # `logits [N,C]`, `z [N,D]`, `y`, `item`, `group [N]`
+    "What the network answers, and the features at the memory's place"
+    out = []
+    with self._quiet() as model:
+        head,dev = self.head,next(model.parameters()).device
+        idxs = torch.as_tensor(list(dl.get_idxs()))
+        dl = dl.new(get_idxs=_Constant(idxs.tolist()), shuffle=False, drop_last=False)
+        n_inp = getattr(self.dls, 'n_inp', 1)
+        for b in dl:
+            b = to_device(b, dev)
+            xb,yb = (b[:n_inp],b[n_inp:]) if len(b)>1 else (b,())
+            head.armed,head.on = True,memory
+            try: o = model(*xb)
+            finally: head.on = True
+            out.append((o.as_subclass(Tensor).float(), head.captured.float(), _labels(yb)))
+    if not out: raise MemoError("memory: the loader is empty")
+    logits,z,y = ([o[i] for o in out] for i in range(3))
+    item = item_ids(dl)[idxs]
+    group = None if self.group is None else group_ids(dl, self.group)[idxs]
+    return AttrDict(logits=torch.cat(logits), z=torch.cat(z), y=None if y[0] is None else torch.cat(y), item=item, group=group)
 
-    def rekey(self):
-        "Encode the stored items anew, by the model as it is now, in evaluation mode and without augmentation; gives the number of rows changed"
-        stored = self.bank.items.flatten()
-        with self._quiet():
-            dl = plain_dl(self.dls.train)
-            ids = item_ids(dl)
-            at = torch.isin(ids, stored[stored>=0].cpu()).nonzero().squeeze(1)
-            if len(at)==0: return 0
-            got = self.collect(dl.new(get_idxs=_Constant(at.tolist())))
-        return self.bank.rekey(got.z, got.item)
+# %% ../nbs/09_callbacks.ipynb #e7dbf268
+@patch
+def rekey(self:MemoryCallback):
+    "Encode the stored items anew, by the model as it is now, in evaluation mode and without augmentation; gives the number of rows changed"
+    stored = self.bank.items.flatten()
+    with self._quiet():
+        dl = plain_dl(self.dls.train)
+        ids = item_ids(dl)
+        at = torch.isin(ids, stored[stored>=0].cpu()).nonzero().squeeze(1)
+        if len(at)==0: return 0
+        got = self.collect(dl.new(get_idxs=_Constant(at.tolist())))
+    return self.bank.rekey(got.z, got.item)
 
-    def fit_vote(self,
-        k=None,      # Numbers of rows to choose from
-        whiten=None, # Choices of whitening, e.g. (False,True)
-    ) -> dict:       # What `VoteHead.fit` chose
-        "Fit the vote's weight and temperature (and `k`, whitening) on the validation set"
-        if not isinstance(self.head, VoteHead): raise MemoError("fit_vote is for a memory that votes: MemoryCallback(bank, head='vote')")
-        if len(self.dls.loaders)<2 or len(self.dls.valid_ds)==0: raise MemoError("fit_vote needs a validation set")
-        got = self.collect(self.dls.valid)
-        return self.head.fit(got.logits, got.z, got.y, k=k, whiten=whiten, group=got.group)
+# %% ../nbs/09_callbacks.ipynb #39baffad
+@patch
+def fit_vote(self:MemoryCallback,
+    k=None,      # Numbers of rows to choose from
+    whiten=None, # Choices of whitening, e.g. (False,True)
+) -> dict:       # What `VoteHead.fit` chose
+    "Fit the vote's weight and temperature (and `k`, whitening) on the validation set"
+    if not isinstance(self.head, VoteHead): raise MemoError("fit_vote is for a memory that votes: MemoryCallback(bank, head='vote')")
+    if len(self.dls.loaders)<2 or len(self.dls.valid_ds)==0: raise MemoError("fit_vote needs a validation set")
+    got = self.collect(self.dls.valid)
+    return self.head.fit(got.logits, got.z, got.y, k=k, whiten=whiten, group=got.group)
 
 # %% ../nbs/09_callbacks.ipynb #3c568515
 class _Constant:
@@ -305,7 +313,9 @@ def recall(self:Learner,
         dl = dl.new(get_idxs=_Constant(idxs), n=len(idxs))
         got = cb.collect(dl, memory=True)
     act = getattr(self.loss_func, 'activation', noop)
-    with torch.no_grad(): r = head.recall(got.z, got.item.to(got.z.device) if items is None else None)
+    # an id that is a position says something within one set only, a hash says it everywhere
+    own = got.item if items is None and ds_idx==0 else torch.where(got.item<2**32, -1, got.item)
+    with torch.no_grad(): r = head.recall(got.z, own.to(got.z.device))
     if k is not None: r = type(r)(r.value, *(o[:,:k] for o in r[1:]))
     at = r.index.clamp(min=0)
     _,_,y,stored,_,_ = head.bank.rows() if len(head.bank) else (None,None,None,torch.full((1,), -1),None,None)

@@ -16,7 +16,7 @@ from torch import Tensor,nn
 from torch.nn import functional as F
 from .banks import Described
 from .core import MemoError,check_choice
-from .retrieval import class_votes,read_rows,within_whitener
+from .retrieval import class_votes,read_rows,similarities,within_whitener
 
 # %% ../nbs/02_heads.ipynb #135762cc
 class MemoryHead(Described):
@@ -78,6 +78,8 @@ class RetrievalHead(MemoryHead):
     ):
         super().__init__(bank, k)
         if not temperature>0: raise MemoError(f"temperature: {temperature!r}, a number above 0 is accepted")
+        check_choice('similarity', similarity, similarities)
+        if normalize is not None: check_choice('normalize', normalize, ('both','query','memory','none'))
         self.similarity,self.normalize,self.temperature,self.rescale = similarity,normalize,temperature,rescale
 
     def recall(self, z, item=None, group=None):
@@ -107,6 +109,7 @@ class VoteHead(MemoryHead):
         super().__init__(bank, k)
         if not 0<weight<1: raise MemoError(f"weight: {weight!r}, a number between 0 and 1 is accepted")
         if not temperature>0: raise MemoError(f"temperature: {temperature!r}, a number above 0 is accepted")
+        check_choice('similarity', similarity, similarities)
         self.similarity,self.balanced,self.whiten,self._white = similarity,balanced,whiten,None
         self.register_buffer('temperature', torch.tensor(float(temperature)))
         self.register_buffer('weight', torch.tensor(float(weight)))
@@ -146,23 +149,26 @@ class VoteHead(MemoryHead):
             rows,(_,_,_,i,g,valid) = self._whitened(),self.bank.rows()
             return read_rows(self.white(z), rows, self.k, 'dot', temperature=t, same=[(item,i),(group,g)], valid=valid)
 
-    def votes(self, z, item=None, group=None, temperature=None):
+    def votes(self, z, item=None, group=None, temperature=None, n_classes=None):
         "Class votes [B,C] of the rows recalled for features `z`"
         r = self.last = self.recall(z, item, group, temperature)
-        return self._vote(r.weight, r.index)
+        return self._vote(r.weight, r.index, n_classes)
 
-    def _vote(self, weight, index):
+    def _vote(self, weight, index, n_classes=None):
         _,_,y,_,_,_ = self.bank.rows()
         if y is None: raise MemoError("the memory holds no labels, so it has no vote: write with y=, or use head='add'")
+        if n_classes is None: n_classes = self.bank.n_classes or (y.shape[1] if y.ndim==2 else int(y.max())+1)
         n = self.bank.class_counts() if self.balanced else None
-        return class_votes(y, weight, index, self.bank.n_classes or int(y.max())+1, n, len(self.bank))
+        if n is not None: n = F.pad(n, (0,max(n_classes-len(n), 0)))
+        total = y[:,0].ge(0).sum() if y.ndim==2 else None
+        return class_votes(y, weight, index, n_classes, n, total)
 
     def mix(self, logits):
         "The mixture of the network's outputs for this batch and the memory's vote"
         if self.training or not self.on or self.z is None: return logits
         self.raw = logits
         if len(self.bank)==0: return logits
-        return mix_votes(logits, self.votes(self.z), self.weight, self.multilabel)
+        return mix_votes(logits, self.votes(self.z, n_classes=logits.shape[1]), self.weight, self.multilabel)
 
     @property
     def multilabel(self): return self.bank.labels is not None and self.bank.labels.ndim==2
@@ -205,7 +211,7 @@ class VoteHead(MemoryHead):
             got = []
             for t in ts.tolist():
                 w = (sim/t).masked_fill(index<0, torch.finfo(sim.dtype).min).softmax(-1).masked_fill(index<0, 0)
-                v = self._vote(w, index)
+                v = self._vote(w, index, logits.shape[1])
                 got += [(_nll(_mixed(own, v, a, multi), y).item(),a,t) for a in ws.tolist()]
             best = min(got)
             (_,w,t),dt,dw = best,(ts[1]/ts[0]).sqrt(),(ws[1]-ws[0])/2
@@ -288,6 +294,7 @@ def attach(
     if isinstance(head, VoteHead): model.register_forward_hook(partial(_answer, at=where))
     dev = next((o.device for o in model.parameters()), None)
     if dev is not None: head.to(dev)
+    head.train(model.training)
     # every process writes the same rows itself: nothing to broadcast
     model._ddp_params_and_buffers_to_ignore = [*getattr(model, '_ddp_params_and_buffers_to_ignore', []),
         *(f'{where}.{n}.{b}'.replace('..', '.') for n,o in head.named_modules() for b in o._buffers)]

@@ -9,7 +9,7 @@ __all__ = ['Candidates', 'Policy', 'policies', 'rarity', 'statistical', 'diversi
            'everything', 'top_share', 'rising', 'oldest', 'algorithm_r', 'weakest', 'hashed']
 
 # %% ../nbs/00_policies.ipynb #ee57f52e
-import torch
+import math,torch
 from collections import namedtuple
 from torch import Tensor
 from torch.nn import functional as F
@@ -75,7 +75,7 @@ def everything(score, bank):
 
 def top_share(score, bank, share=None):
     "Admit the `share` (the bank's `threshold` by default) of the rows with the highest score, at least one"
-    n = max(1, -int(-(bank.threshold if share is None else share)*len(score)//1))
+    n = max(1, math.ceil(round((bank.threshold if share is None else share)*len(score), 6)))
     return torch.zeros_like(score, dtype=torch.bool).index_fill_(0, score.topk(min(n, len(score))).indices, True)
 
 def rising(score, bank):
@@ -92,7 +92,8 @@ def oldest(bank, score):
 
 def algorithm_r(bank, score):
     "A uniform sample of everything offered (Vitter 1985, Algorithm R)"
-    n = bank.seen - len(score) + 1 + torch.arange(len(score), device=score.device)
+    n = bank.ptr + 1 + torch.arange(len(score), device=score.device)
+    bank.ptr.add_(len(score))
     slot = torch.where(n<=bank.size, n-1, hashed(bank.seed, n) % n)
     return slot.masked_fill_(slot>=bank.size, -1)
 
@@ -125,14 +126,6 @@ def hashed(
 # %% ../nbs/00_policies.ipynb #ea11a1b1
 def _nothing(c, bank): return torch.zeros_like(c.norm)
 
-policies = dict(
-    fifo        = Policy(_nothing,    everything, oldest),
-    reservoir   = Policy(_nothing,    everything, algorithm_r),
-    rarity      = Policy(rarity,      top_share,  oldest),
-    statistical = Policy(statistical, top_share,  oldest),
-    diversity   = Policy(diversity,   top_share,  oldest),
-    hybrid      = Policy(hybrid,      top_share,  oldest),
-    entropy     = Policy(entropy,     top_share,  oldest),
-    hard        = Policy(difficulty,  top_share,  weakest),
-    easy        = Policy(ease,        top_share,  weakest),
-    curriculum  = Policy(difficulty,  rising,     weakest))
+policies = dict(fifo=Policy(_nothing, everything, oldest), reservoir=Policy(_nothing, everything, algorithm_r))
+policies.update({o.__name__:Policy(o, top_share, oldest) for o in (rarity,statistical,diversity,hybrid,entropy)})
+policies.update(hard=Policy(difficulty, top_share, weakest), easy=Policy(ease, top_share, weakest), curriculum=Policy(difficulty, rising, weakest))

@@ -23,6 +23,10 @@ _STRETCH = 2**24
 
 def _inverse(norms): return norms.clamp(min=1e-12).reciprocal()
 
+def _unit(x):
+    "Rows of unit length; one of zeros stays zero and takes no gradient"
+    return F.normalize(torch.where(x.any(1, keepdim=True), x, x.detach()))
+
 def _lengths(similarity, normalize):
     "Whether queries and whether rows are normalised"
     how = check_choice('normalize', normalize or similarities[check_choice('similarity', similarity, similarities)], ('both','query','memory','none'))
@@ -60,7 +64,7 @@ def search(
         q,rows = q.float(),rows.float()
         if unit_q: q = F.normalize(q)
         if norms is None: norms = rows.norm(dim=1)
-        same = [(torch.where(a<0, -2, a), b) for a,b in same if a is not None]
+        same = [(torch.where(a<0, torch.iinfo(a.dtype).min, a), b) for a,b in same if a is not None]
         step,best = max(k, _STRETCH//max(len(q), 1)),None
         for lo in range(0, len(rows), step):
             o = slice(lo, lo+step)
@@ -100,10 +104,10 @@ def read_rows(
         j = i if none is None else i.clamp(min=0)
         m = rows[j].float()
         if similarity=='euclidean':
-            z,mm = F.normalize(x) if unit_q else x,F.normalize(m, dim=-1) if unit_m else m
+            z,mm = _unit(x) if unit_q else x,F.normalize(m, dim=-1) if unit_m else m
             s = -(z[:,None]-mm).square().sum(-1)
         elif torch.is_grad_enabled() and q.requires_grad:
-            s = torch.bmm(m, (F.normalize(x) if unit_q else x)[:,:,None]).squeeze(-1)
+            s = torch.bmm(m, (_unit(x) if unit_q else x)[:,:,None]).squeeze(-1)
             if unit_m: s = s * _inverse(m.norm(dim=-1) if norms is None else norms[j])
         w = s/temperature
         if none is not None: w,s = w.masked_fill(none, torch.finfo(s.dtype).min),s.masked_fill(none, 0)
@@ -129,11 +133,10 @@ def class_votes(
         v = w.new_zeros(len(w), n_classes).scatter_add(1, y.clamp(min=0), w)
         if counts is not None: v = v / counts.clamp(min=1)
         return v / v.sum(1, keepdim=True).clamp(min=1e-12)
-    w = weight.masked_fill(index<0, 0)
+    w = weight.masked_fill((index<0)|(y[...,0]<0), 0)
     pos = torch.einsum('bk,bkc->bc', w, y.float())
-    if counts is None: return pos
-    neg = (w.sum(1, keepdim=True)-pos).clamp(min=0) / (total-counts).clamp(min=1)
-    pos = pos / counts.clamp(min=1)
+    neg = (w.sum(1, keepdim=True)-pos).clamp(min=0)
+    if counts is not None: pos,neg = pos/counts.clamp(min=1),neg/(total-counts).clamp(min=1)
     return pos / (pos+neg).clamp(min=1e-12)
 
 # %% ../nbs/00_retrieval.ipynb #6f6f8feb

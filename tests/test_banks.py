@@ -1,6 +1,6 @@
 "A bank is its buffers: whatever carries them carries it, whatever is offered to it is checked"
 import copy, inspect, io, json, pickle, re, pytest, torch
-from hypothesis import given, strategies as st
+from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 from torch import nn
 from memo.banks import Bank, ClassBank, SlotBank
@@ -419,6 +419,7 @@ def test_replaced_counts_what_was_given_up():
     b.write(draw(3, 2), item=torch.arange(3)+2); assert int(b.replaced)==1 and int(b.seen)==5      # item 2 was matched
     b.write(draw(2, 2)); assert int(b.replaced)==3
 
+@settings(max_examples=25)
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), max_size=6), st.sampled_from(list(policies)), st.integers(1, 7), st.sampled_from([0.,.4,.9]))
 def test_whatever_is_written(writes, policy, size, momentum):
     "Counts in range, ids of owners unique, lengths right, nothing behind the count"

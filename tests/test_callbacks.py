@@ -9,7 +9,7 @@ from fastai.callback.training import GradientAccumulation
 from fastai.torch_core import get_random_states
 from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CancelBatchException, CancelStepException, CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders,
                                Datasets, ImageBlock, IndexSplitter, Learner, TfmdDL, WeightedDL, accuracy, accuracy_multi, aug_transforms, first, get_c,
-                               load_learner, nn, params, resnet18, set_seed, to_detach, vision_learner)
+                               load_learner, nn, noop, params, resnet18, set_seed, to_detach, vision_learner)
 from sklearn.datasets import load_digits, load_sample_images
 from memo.banks import ClassBank, SlotBank
 from memo.callbacks import MemoryCallback
@@ -622,6 +622,107 @@ def test_items_keep_their_ids_in_another_phase(tmp_path):
     run(learn, 'fit', 1, 1e-2, cbs=spy)
     check(learn, truth)
     assert len(learn.memory.bank)==90 and spy.held>=30
+
+# images from files, and fastai's own learners of them
+@pytest.fixture(scope='session')
+def tiles(tmp_path_factory):
+    "Tiles of scikit-learn's two photos as PNG files, with a table: label, patient (a row of tiles) and which part"
+    from PIL import Image
+    out,rows = tmp_path_factory.mktemp('tiles'),[]
+    for name,im in zip(('china','flower'), load_sample_images().images):
+        for n in range(24):
+            i,j = divmod(n, 8)
+            f = out/name/f'{n:02}.png'
+            f.parent.mkdir(exist_ok=True)
+            Image.fromarray(im[120*i:120*i+48, 72*j:72*j+48]).save(f)
+            rows.append(dict(file=str(f), label=name, tags=f'{name} {"top" if i==0 else "low"}', patient=f'{name}{i}', valid=j>5))
+    return pd.DataFrame(rows).sample(frac=1, random_state=0, ignore_index=True)
+
+def tile_dls(tiles, multi=False, batch_tfms=None, bs=8):
+    from fastai.vision.all import ColSplitter, MultiCategoryBlock
+    block = DataBlock((ImageBlock, MultiCategoryBlock if multi else CategoryBlock), get_x=ColReader('file'), get_y=ColReader('tags', label_delim=' ') if multi else ColReader('label'),
+                      splitter=ColSplitter('valid'), batch_tfms=batch_tfms)
+    return block.dataloaders(tiles, bs=bs, num_workers=0)
+
+def vlearner(dls, path, **kw):
+    set_seed(0)
+    return vision_learner(dls, resnet18, pretrained=False, normalize=False, path=path, **kw)
+
+def _content(dl):
+    "Finds the position of an image of a loader by its pixels"
+    ks = {}
+    for b in dl.new(shuffle=False, drop_last=False): ks.update({x.numpy().tobytes():len(ks)+i for i,x in enumerate(b[0].as_subclass(torch.Tensor))})
+    return ks,lambda xb: [ks[x.numpy().tobytes()] for x in xb.detach().as_subclass(torch.Tensor).contiguous()]
+
+@pytest.mark.parametrize('multi', [False,True])
+def test_vision_learner(tmp_path, tiles, multi):
+    "A data frame with patients: fine_tune, group masks, predict, show_results, export"
+    import matplotlib.pyplot as plt
+    dls = tile_dls(tiles, multi)
+    ks,whose = _content(dls.train)
+    df,ids = dls.train.items,item_ids(dls.train)
+    assert len(ks)==len(df)==36 and len(set(ids.tolist()))==36
+    spy = Spy(whose, ids, torch.tensor(pd.factorize(df.patient)[0]))
+    learn = vlearner(dls, tmp_path, metrics=accuracy_multi if multi else accuracy, cbs=MemoryCallback(SlotBank(64, policy='fifo'), k=3, group='patient'))
+    assert learn.model[1][1].memory is learn.memory.head
+    run(learn, 'fit', 1, 1e-3, cbs=spy)
+    run(learn, 'fine_tune', 1, 1e-3, cbs=spy)
+    bank = learn.memory.bank
+    assert spy.found>50 and spy.held>50 and bank.dim==1024 and len(bank)==36
+    f,_,y,i,g,_ = bank.rows()
+    at = [ids.tolist().index(o) for o in i.tolist()]
+    want = [dls.train_ds[o][1] for o in at]
+    assert torch.equal(y, torch.stack([o.as_subclass(torch.Tensor) for o in want]).to(y.dtype))
+    assert len(set(g.tolist()))==df.patient.nunique()==6
+    assert len({(df.patient.iloc[a],int(b)) for a,b in zip(at, g)})==6
+    was = snap(learn.model)
+    p,_ = run(learn, 'get_preds')
+    with learn.no_bar():
+        got = learn.predict(dls.valid.items.iloc[0])
+        learn.show_results(max_n=2)
+    plt.close('all')
+    torch.testing.assert_close(got[2], p[0], rtol=1e-4, atol=1e-5)
+    with learn.no_bar(): learn.lr_find(num_it=5, show_plot=False)
+    assert same(was, snap(learn.model))
+    learn.export('v.pkl')
+    new = load_learner(tmp_path/'v.pkl')
+    q = run(new, 'get_preds', dl=new.dls.test_dl(dls.valid.items))[0]
+    assert torch.equal(p, q)
+
+def test_rekey_without_augmentation(tmp_path, tiles):
+    dls = tile_dls(tiles, batch_tfms=aug_transforms(max_rotate=30., p_affine=1., p_lighting=1.))
+    learn = vlearner(dls, tmp_path, cbs=MemoryCallback(SlotBank(64, policy='fifo')))
+    run(learn, 'fit', 1, 1e-3)
+    bank,ids = learn.memory.bank,item_ids(dls.train)
+    was = bank.features.clone()
+    assert learn.memory.rekey()==36 and not torch.allclose(bank.features, was)
+    xb = torch.cat([b[0].as_subclass(torch.Tensor) for b in dls.test_dl(dls.train.items, num_workers=0)])
+    learn.model.eval()
+    with torch.no_grad(): want = learn.model[1][0](learn.model[0](xb)).flatten(1)
+    at = [ids.tolist().index(o) for o in bank.items[:36].tolist()]
+    torch.testing.assert_close(bank.features[:36], want[at], rtol=1e-4, atol=1e-5)
+    again = bank.features.clone()
+    learn.memory.rekey()
+    assert torch.equal(bank.features, again)
+
+def test_freeze_is_that_of_vision_learner(tmp_path, tiles):
+    dls = tile_dls(tiles)
+    a,b = vlearner(dls, tmp_path),vlearner(dls, tmp_path, cbs=MemoryCallback(SlotBank(64)))
+    for f in (noop,lambda o: o.unfreeze(),lambda o: o.freeze_to(-1)):
+        for o in (a,b):
+            f(o)
+            o.create_opt()
+        shape = [[[(tuple(p.shape),p.requires_grad) for p in g] for g in o.opt.param_lists] for o in (a,b)]
+        assert shape[0]==shape[1] and len(shape[0])==2
+
+def test_ids_of_files_and_rows_are_those_of_another_split(tiles):
+    a,b = tile_dls(tiles),tile_dls(tiles.assign(valid=~tiles.valid).drop(columns='valid').assign(valid=lambda d: d.index%2==0))
+    # the file is what names an item: its row differs in the column that splits
+    fa,fb = ([o.items.file.tolist(),item_ids(o).tolist()] for o in (a.train,b.train))
+    both = set(fa[0])&set(fb[0])
+    assert both
+    A,B = dict(zip(*fa)),dict(zip(*fb))
+    assert all(A[o]==B[o] for o in both)
 
 # rekey
 def test_rekey(tmp_path):

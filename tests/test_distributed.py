@@ -1,6 +1,6 @@
-"Two processes on the CPU through torch's and accelerate's own launchers: all banks are equal, and equal to one process's that saw everything"
-import socket, pytest, sys, torch
-from distributed_script import banks, N, Y
+"Two processes on the CPU, started by accelerate: all banks are equal, and equal to one process's that saw everything"
+import socket, pytest, torch
+from distributed_script import banks, N
 
 cases = 'fifo-add rarity-add-group reservoir-vote hard-None ClassBank-None ClassBank-vote fifo-vote-accumulate fifo-add-overflow reservoir-add-bn'.split()
 
@@ -14,7 +14,9 @@ def ranks(tmp_path_factory, tool, repo):
     "What both ranks hold after training, by case"
     out = tmp_path_factory.mktemp('ranks')
     env = dict(CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')
-    r = tool('torchrun', '--nproc_per_node=2', '--master_addr=127.0.0.1', f'--master_port={_port()}', repo/'tests/distributed_script.py', out, cwd=repo, env=env, timeout=280)
+    # --cpu starts one process whatever --num_processes says; --multi_gpu starts two, on the CPU where ACCELERATE_USE_CPU is set
+    r = tool('accelerate', 'launch', '--multi_gpu', '--num_processes=2', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no', f'--main_process_port={_port()}',
+             repo/'tests/distributed_script.py', out, cwd=repo, env=env, timeout=280)
     assert r.returncode==0, r.stdout[-3000:]+r.stderr[-6000:]
     return [torch.load(out/f'rank{i}.pt', weights_only=True) for i in range(2)]
 

@@ -106,7 +106,7 @@ def test_vote_is_the_mixture(balanced, make):
     if isinstance(b, ClassBank): b.write(draw(9, 4), y=torch.arange(9)%3)
     c = b.n_classes or 3
     h = VoteHead(b, k=5, balanced=balanced, weight=.3).eval()
-    m = attach(net(c=c), h)
+    m = attach(net(c=c).eval(), h)
     x = draw(6, 6)
     with h.off(): own = m(x).softmax(1)
     out = m(x)
@@ -117,7 +117,7 @@ def test_vote_is_the_mixture(balanced, make):
 def test_vote_multilabel():
     b = bank(multi=True)
     h = VoteHead(b, k=5, weight=.3).eval()
-    m = attach(net(), h)
+    m = attach(net().eval(), h)
     x = draw(6, 6)
     with h.off(): own = m(x).sigmoid()
     close(m(x).sigmoid(), .7*own+.3*h.votes(m[1](m[0](x))), 1e-4)
@@ -340,7 +340,7 @@ def test_default_place_elsewhere(head):
     m = Vision().eval(); there_and_back(m, x, m.classifier[:3](m.features(x).mean((2,3))), new())
     m = nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(5, 3)).eval()
     there_and_back(m, x, m[:3](x), new())
-    m = nn.Linear(4, 3)
+    m = nn.Linear(4, 3).eval()
     there_and_back(m, draw(2, 4), draw(2, 4), new())               # the model itself
 
 @torch.no_grad()
@@ -386,6 +386,13 @@ def test_a_copy_taken_in_the_middle_of_a_batch_is_clean():
     m(draw(5, 6))
     with h.off(): n = find_head(copy.deepcopy(m))
     assert n.captured is None and n.item is None and n.last is None and not n.armed and n.on
+
+@pytest.mark.parametrize('training', [True, False])
+def test_a_head_is_in_the_mode_of_its_model(training):
+    "Attached to a model in eval mode, the memory is in eval mode too"
+    h = RetrievalHead(bank(), k=1).train(not training)
+    attach(net().train(training), h)
+    assert h.training==training==h.bank.training
 
 def test_attached_again_at_another_place():
     m,h = net(),RetrievalHead(SlotBank(4, policy='fifo'), k=1)
