@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import *
-from .banks import Bank
+from .banks import Bank,ClassBank
 from .core import MemoError,check_choice
 from .data import item_ids,plain_dl
 from .heads import *
@@ -34,7 +34,7 @@ class MemoryCallback(Callback):
         if bank is not None and not isinstance(bank, Bank): raise MemoError(f"MemoryCallback: {bank!r} is no bank; SlotBank(512) or ClassBank(n_classes) is accepted")
         self.at,self.group,self._head,self._warned = at,group,None,False
         if bank is not None:
-            if head=='default': head = None if type(bank).__name__=='ClassBank' else 'add'
+            if head=='default': head = None if isinstance(bank, ClassBank) else 'add'
             if head is None: self._head = MemoryHead(bank, min(3, bank.capacity_rows) if k is None else k, **kwargs)
             else:
                 make = heads[check_choice('head', head, [*heads])]
@@ -142,7 +142,10 @@ class MemoryCallback(Callback):
         head = self.head
         if not head.armed or head.captured is None: return
         logits = self.pred.detach().float() if torch.is_tensor(self.pred) and self.pred.ndim==2 else None
-        self._kept.append((head.captured.float(), _labels(self.yb), logits, head.item, head.group))
+        y = _labels(self.yb)
+        if y is not None and y.ndim==2 and isinstance(head, VoteHead) and isinstance(head.bank, ClassBank):
+            raise MemoError("a ClassBank files a row under one class, so it cannot vote on multi-label targets: use a SlotBank, or head=None")
+        self._kept.append((head.captured.float(), y, logits, head.item, head.group))
 
     def before_step(self): self._stepped = True
     def after_cancel_step(self):

@@ -14,8 +14,8 @@ from fastcore.script import call_parse,is_cli
 
 # %% ../nbs/14_cli.ipynb #6569dbb1
 if __name__=='__main__' and Path(sys.argv[0]).name=='cli.py':
-    from memo import cli
-    sys.exit(cli.command()())
+    from importlib import import_module
+    sys.exit(import_module('memo.cli').command()())
 
 # %% ../nbs/14_cli.ipynb #a99d77e7
 def options_last(argv):
@@ -38,6 +38,15 @@ def command():
     f = names[sys.argv.pop(1)]
     sys.argv[:] = options_last([f.__name__.replace('_', '-'), *sys.argv[1:]])
     return f
+
+# %% ../nbs/14_cli.ipynb #2662a61d
+def _quiet():
+    "Warnings of libraries about themselves are not for the user of a command"
+    import warnings
+    warnings.filterwarnings('ignore', category=FutureWarning)
+    warnings.filterwarnings('ignore', message='.*torch.jit.script.*')
+    warnings.filterwarnings('ignore', module='tqdm')
+    os.environ.setdefault('MPLBACKEND', 'Agg')
 
 # %% ../nbs/14_cli.ipynb #a7aebac2
 def _one_line(e):
@@ -110,12 +119,3 @@ def memo_eval(
         for o in off: print(f'note: {o}: the numbers are not those of its metrics.json (another machine, or other versions: see env.json)', file=sys.stderr)
         return (1 if off else None) if cli else table
     return guarded(run, cli, debug)
-
-# %% ../nbs/14_cli.ipynb #2662a61d
-def _quiet():
-    "Warnings of libraries about themselves are not for the user of a command"
-    import warnings
-    warnings.filterwarnings('ignore', category=FutureWarning)
-    warnings.filterwarnings('ignore', message='.*torch.jit.script.*')
-    warnings.filterwarnings('ignore', module='tqdm')
-    os.environ.setdefault('MPLBACKEND', 'Agg')

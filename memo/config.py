@@ -9,7 +9,7 @@ __all__ = ['Data', 'Model', 'Memory', 'Phase2', 'Train', 'Experiment', 'data_arg
            'check_seed', 'override', 'make', 'load_config', 'to_dict', 'to_yaml']
 
 # %% ../nbs/13_config.ipynb #7ee079fd
-import dataclasses,difflib,inspect,types,typing,yaml
+import difflib,inspect,types,typing,yaml
 from dataclasses import dataclass,field,asdict,is_dataclass
 from pathlib import Path
 from .core import MemoError,check_choice,settings

@@ -8,11 +8,11 @@ Docs: https://github.com/fastmemo/memo/experiment.html.md"""
 __all__ = ['build_dls', 'build_model', 'build_memory', 'build_loss', 'build_learner', 'frozen_dls', 'on_images', 'build_stages',
            'outputs', 'candidates', 'fit_memory', 'with_memory', 'evaluate', 'Job', 'jobs', 'write_text', 'write_csv',
            'write_json', 'read_json', 'environment', 'save_weights', 'load_weights', 'load_run', 'alone', 'processes',
-           'train_job', 'draw', 'results', 'format_results', 'write_results', 'run_folder', 'run_experiment',
-           'resume_run', 'dry_run', 'evaluate_run']
+           'train_job', 'draw', 'write_results', 'run_folder', 'run_experiment', 'resume_run', 'dry_run',
+           'evaluate_run']
 
 # %% ../nbs/13_experiment.ipynb #cd6e835b
-import contextlib,json,os,platform,shutil,subprocess,sys,time
+import contextlib,json,os,platform,shutil,subprocess
 from dataclasses import replace
 from fastai.vision.all import *
 from fastai.distributed import *
@@ -27,6 +27,7 @@ from .heads import *
 from .losses import *
 from .metrics import *
 from .recipe import *
+from .results import *
 
 # %% ../nbs/13_experiment.ipynb #462fa14b
 def build_dls(cfg, seed, sampling=None):
@@ -47,7 +48,8 @@ def build_memory(cfg, dls):
     "The memory of an experiment, as a callback"
     m = cfg.memory
     if m is None: return None
-    bank = SlotBank(m.size, policy=m.policy, threshold=m.threshold, momentum=m.momentum, n_classes=dls.c) if m.bank=='SlotBank' else ClassBank(dls.c, m.capacity)
+    if m.bank=='ClassBank': bank = ClassBank(dls.c, m.capacity)
+    else: bank = SlotBank(m.size, policy=m.policy, threshold=m.threshold, momentum=m.momentum, n_classes=dls.c)
     kw = dict(temperature=m.temperature) if m.head=='add' else dict(balanced=m.balanced)
     return MemoryCallback(bank, k=max(L(m.k)), head=m.head, at=m.at, **kw)
 
@@ -64,9 +66,9 @@ def build_learner(
     if cfg.model.frozen: dls,model = frozen_dls(cfg, dls, short)
     else: model = build_model(cfg, dls)
     mets = [accuracy, *shot_metrics(dls.counts, dls.many, dls.few)]
-    learn = Learner(dls, model, loss_func=build_loss(cfg.train.loss, dls), opt_func=adamw, splitter=body_head_splitter if not cfg.model.frozen else trainable_params,
-                    metrics=mets, cbs=build_memory(cfg, dls), wd=cfg.train.wd)
-    return learn
+    splitter = trainable_params if cfg.model.frozen else body_head_splitter
+    return Learner(dls, model, loss_func=build_loss(cfg.train.loss, dls), opt_func=adamw, splitter=splitter, metrics=mets,
+                   cbs=build_memory(cfg, dls), wd=cfg.train.wd)
 
 # %% ../nbs/13_experiment.ipynb #d127a075
 def frozen_dls(cfg, dls, short=False):
@@ -232,7 +234,8 @@ def load_weights(learn, path):
     try: sd = load_file(path)
     except Exception as e: raise MemoError(f"{path} is damaged ({' '.join(str(e).split())[:100]})") from None
     try: learn.model.load_state_dict(sd)
-    except (RuntimeError,KeyError,MemoError) as e: raise MemoError(f"{path} is of another model than config.yaml says: {' '.join(str(e).split())[:200]}") from None
+    except (RuntimeError,KeyError,MemoError) as e:
+        raise MemoError(f"{path} is of another model than config.yaml says: {' '.join(str(e).split())[:200]}") from None
     return learn
 
 def load_run(
@@ -299,7 +302,8 @@ def train_job(
     save_weights(learn, job.folder/'model.safetensors')
     draw(learn, h, job.folder)
     bank = {k:v for k,v in learn.memory.bank.stats().items() if isinstance(v, (int,float,str))} if cfg.memory is not None else None
-    write_json(job.folder/'metrics.json', dict(seed=job.seed, methods=scores, chosen=chosen, bank=bank, classes=dict(zip(map(str, learn.dls.vocab), learn.dls.counts.tolist()))))
+    classes = dict(zip(map(str, learn.dls.vocab), learn.dls.counts.tolist()))
+    write_json(job.folder/'metrics.json', dict(seed=job.seed, methods=scores, chosen=chosen, bank=bank, classes=classes))
     return learn
 
 # %% ../nbs/13_experiment.ipynb #08733e38
@@ -316,57 +320,13 @@ def draw(learn, history, folder):
             fig = f()
             with atomic_path(folder/f'{k}.png') as p: fig.savefig(p, format='png', dpi=100)
 
-# %% ../nbs/13_experiment.ipynb #20c88ab5
-_cols = 'accuracy many medium few balanced_accuracy ece'.split()
-_order = 'plain network, logit-adjusted loss, logit adjustment, balanced sampling'.split(', ')
-
-def results(
-    metrics:list # Contents of the `metrics.json` of each training
-)->tuple: # Means over seeds (a row for each method); paired differences (a row for each pair)
-    "Compare the methods of an experiment"
-    by = {}
-    for m in metrics:
-        for k,v in m['methods'].items(): by.setdefault(k, {})[m['seed']] = v
-    def rank(k): b = k.replace(' + memory', ''); return (_order.index(b) if b in _order else len(_order), 'memory' in k)
-    names = sorted(by, key=rank)
-    table = pd.DataFrame([dict(method=k, seeds=len(by[k]), **{c:float(np.mean([v[c] for v in by[k].values()])) for c in _cols}) for k in names])
-    pairs = [(k, k.replace(' + memory', '')) for k in names if k.endswith(' + memory')]
-    pairs += [(k, r) for k in names if k.endswith(' + memory') and k.split(' + ')[0] in _order[:2] for r in _order[2:]]
-    rows = []
-    for a,b in pairs:
-        if a not in by or b not in by: continue
-        ss = [s for s in by[a] if s in by[b]]
-        ps = {c:paired([by[a][s][c] for s in ss], [by[b][s][c] for s in ss]) for c in _cols}
-        rows.append(dict(method=a, rival=b, seeds=len(ss), **{f'{c}_{o}':p[o] for c,p in ps.items() for o in ('mean','low','high')},
-                         **{f'{c}_per_seed':' '.join(f'{100*d:+.1f}' for d in p['per_seed']) for c,p in ps.items()}))
-    return table,pd.DataFrame(rows)
-
-def _pct(v, sign=''): return '' if v!=v else f'{100*v:{sign}.1f}'
-
-def _text_table(rows, head):
-    w = [max(len(str(r[i])) for r in [head,*rows]) for i in range(len(head))]
-    return '\n'.join('  '.join(str(o).ljust(n) if i==0 else str(o).rjust(n) for i,(o,n) in enumerate(zip(r, w))).rstrip() for r in [head,*rows])
-
-def _md_table(rows, head): return '\n'.join('| '+' | '.join(map(str, r))+' |' for r in [head, ['---']*len(head), *rows])
-
-def format_results(table, diff, fmt=_text_table):
-    "Both tables as text, in per cent"
-    head = ['method','accuracy','many','medium','few','balanced acc.','calibration err.']
-    out = [fmt([[r.method, *[_pct(getattr(r, c)) for c in _cols]] for r in table.itertuples()], head)]
-    if len(diff):
-        def cell(r, c):
-            m,lo,hi = (getattr(r, f'{c}_{o}') for o in ('mean','low','high'))
-            return _pct(m, '+') + (f' [{_pct(lo, "+")}, {_pct(hi, "+")}]' if lo==lo else '')
-        n = int(table.seeds.max())
-        out += [f'differences, paired by seed ({n} seed{"s" if n>1 else ""}{", 95 % interval" if n>1 else ""})',
-                fmt([[f'{r.method} - {r.rival}', *[cell(r, c) for c in _cols]] for r in diff.itertuples()], head)]
-    return '\n\n'.join(out)
-
+# %% ../nbs/13_experiment.ipynb #e7f71abf
 def write_results(cfg, folder):
     "`results.csv`, `results.md` and the text of the table, from the `metrics.json` of every training"
     table,diff = results([read_json(j.folder/'metrics.json') for j in jobs(cfg, folder)])
     write_csv(folder/'results.csv', pd.concat([table.assign(rival=''), diff]) if len(diff) else table)
-    write_text(folder/'results.md', f'# {cfg.name}\n\nPer cent, means over seeds {", ".join(map(str, cfg.seeds))}.\n\n' + format_results(table, diff, _md_table) + '\n')
+    head = f'# {cfg.name}\n\nPer cent, means over seeds {", ".join(map(str, cfg.seeds))}.\n\n'
+    write_text(folder/'results.md', head + format_results(table, diff, md_table) + '\n')
     return format_results(table, diff)
 
 # %% ../nbs/13_experiment.ipynb #68b2df4e

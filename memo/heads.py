@@ -287,6 +287,7 @@ def attach(
     "Put `head` into `model`, in place"
     if find_head(model) is not None: raise MemoError("this model has a memory already: detach(model) first")
     name,m,front = find_place(model, at)
+    if hasattr(m, 'memory'): raise MemoError(f"{name!r} has a part of its own called 'memory': choose another place with at=")
     m.add_module('memory', head)
     if front: m.register_forward_pre_hook(_before)
     else: m.register_forward_hook(_behind)
@@ -311,5 +312,7 @@ def detach(
             for i,f in list(hooks.items()):
                 if f in (_before,_behind) or getattr(f, 'func', None) is _answer: del hooks[i]
         if m._modules.get('memory') is head: del m._modules['memory']
-    if hasattr(model, '_ddp_params_and_buffers_to_ignore'): del model._ddp_params_and_buffers_to_ignore
+    kept = [o for o in getattr(model, '_ddp_params_and_buffers_to_ignore', []) if '.memory.' not in f'.{o}']
+    if kept: model._ddp_params_and_buffers_to_ignore = kept
+    elif hasattr(model, '_ddp_params_and_buffers_to_ignore'): del model._ddp_params_and_buffers_to_ignore
     return head

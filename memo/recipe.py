@@ -79,7 +79,8 @@ def _dl_rng(dl): return dl.rng
 
 def set_rng_state(s, dls=()):
     "Undo `rng_state`"
-    random.setstate(s['python']); torch.set_rng_state(s['torch'])
+    random.setstate(s['python'])
+    torch.set_rng_state(s['torch'])
     if s['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(s['cuda'])
     name,keys,*rest = s['numpy']
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
@@ -314,7 +315,8 @@ def fit_stages(
         first_stage = ck['stage']
         if not ck['epoch'] or first_stage==len(stages):
             if first_stage: _enter(learn, stages[first_stage-1])   # whose optimizer it is
-            prog.load(ck); prog.set_rng(ck)
+            prog.load(ck)
+            prog.set_rng(ck)
     for i,s in enumerate(stages[first_stage:], first_stage):
         start = ck if ck is not None and i==first_stage and ck['epoch'] else None
         _enter(learn, s)

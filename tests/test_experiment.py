@@ -1,10 +1,10 @@
 "The YAML of experiments: names, types, inheritance, overrides; tables; run folders"
-import json
+import dataclasses, json
 from pathlib import Path
 import pandas as pd, pytest, torch, yaml
 from memo.config import *
 from memo.core import MemoError
-from memo import config, experiment as ex
+from memo import experiment as ex
 
 TINY = '''
 name: tiny
@@ -129,7 +129,7 @@ def test_every_key_is_read():
     "Each field of the schema occurs in the code that builds from it"
     src = Path(ex.__file__).read_text()
     for cls,pre in ((Model,'model'),(Memory,'m'),(Train,'t'),(Phase2,'p')):
-        for f in config.dataclasses.fields(cls): assert f'.{f.name}' in src, f'{cls.__name__}.{f.name}'
+        for f in dataclasses.fields(cls): assert f'.{f.name}' in src, f'{cls.__name__}.{f.name}'
 
 @pytest.mark.parametrize('name', ['quickstart','fashion_lt','fashion_lt_frozen'])
 def test_shipped_experiments(repo, name):
