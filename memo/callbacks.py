@@ -110,7 +110,7 @@ class MemoryCallback(Callback):
         if not self.training: return
         head = self.head
         head.clear()
-        head.armed,self._stepped = self._writing,False
+        head.armed,head.training,self._stepped = self._writing,True,False  # training too where the part it sits in is held in eval mode
         if self._order is None: self._order,self._groups = self._ids()
         if self._order is None: return
         lo,dev = self.iter*self.dl.bs,head.bank.device
@@ -277,7 +277,8 @@ def group_ids(dl, group):
         if not hasattr(items, 'columns') or group not in items.columns: raise MemoError(f"group={group!r}: the items are no data frame with that column; a function of an item is accepted")
         of = items[group].tolist()
     else: of = [group(o) for o in (items.itertuples() if hasattr(items, 'itertuples') else items)]
-    return tensor(pd.util.hash_array(np.array([str(o) for o in of], dtype=object)).astype(np.int64) & (2**63-1))
+    ids = tensor(pd.util.hash_array(np.array([str(o) for o in of], dtype=object)).astype(np.int64) & (2**63-1))
+    return ids.masked_fill(tensor(pd.isna(pd.Series(of, dtype=object)).to_numpy()), -1)
 
 # %% ../nbs/09_callbacks.ipynb #e937b8f5
 class Column(ValueMetric): "A figure of the bank"

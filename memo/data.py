@@ -137,11 +137,15 @@ def _hash63(s):
     "63 bits of blake2b of a string"
     return int.from_bytes(hashlib.blake2b(str(s).encode(), digest_size=8).digest(), 'little') >> 1
 
+def _names(o): return isinstance(o, (str,Path,int,np.integer)) or isinstance(o, tuple) and len(o)>0 and all(map(_names, o))
+
 def _ids(ds, items):
     "Ids from the items of a data set"
     n = len(ds)
     if isinstance(items, pd.DataFrame): return torch.from_numpy((pd.util.hash_pandas_object(items, index=False).to_numpy()>>np.uint64(1)).astype(np.int64))
-    if items is not None and n and len(items)==n and isinstance(items[0], (str,Path)): return tensor([_hash63(o) for o in items])
+    if items is not None and n and len(items)==n and _names(items[0]):
+        ids = [_hash63(o) for o in items]
+        if isinstance(items[0], (str,Path)) or len(set(ids))==n: return tensor(ids)
     return torch.arange(n)
 
 def item_ids(

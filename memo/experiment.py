@@ -78,7 +78,8 @@ def frozen_dls(cfg, dls, short=False):
     with tempfile.TemporaryDirectory() if short else contextlib.nullcontext(settings().data/'features') as root:
         res = features_dls(net, dls, root, cfg.model.arch)
     res.images,res.backbone = dls,net
-    return res,nn.Sequential(Flatten(), nn.Linear(res.train.dataset.x.shape[1], dls.c))
+    n = res.train.dataset.x.shape[1]
+    return res,nn.Sequential(Flatten(), nn.BatchNorm1d(n, affine=False), nn.Dropout(.5), nn.Linear(n, dls.c))
 
 def on_images(learn):
     "A learner on features as one on images, backbone in front; any other as it is"
@@ -270,7 +271,7 @@ def processes(learn):
     "The context to train in: fastai's `distrib_ctx` where there are several processes"
     if num_distrib()<2: return contextlib.nullcontext()
     DistributedDL._broadcast = _broadcast
-    return learn.distrib_ctx(sync_bn=torch.cuda.is_available())
+    return learn.distrib_ctx(sync_bn=torch.cuda.is_available(), cpu=not torch.cuda.is_available())
 
 # %% ../nbs/13_experiment.ipynb #b97e1f93
 def _line(row, n, job):

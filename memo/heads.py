@@ -273,7 +273,7 @@ def find_place(
     if not isinstance(m, nn.Module): m = next((o for o in reversed(list(model.modules())) if isinstance(o, nn.Linear)), None)
     if m is None: raise MemoError(f"no nn.Linear in this {type(model).__name__}: say where the memory sits with at='module.name'")
     name = next(n for n,o in model.named_modules() if o is m)
-    return (name,m,True) if isinstance(m, nn.Linear) else find_place(model, name)
+    return (name,m,True) if isinstance(m, (nn.Linear,nn.Conv2d)) else find_place(model, name)
 
 def find_head(model):
     "The memory head in a model, None where there is none"

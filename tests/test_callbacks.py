@@ -719,14 +719,27 @@ def test_freeze_is_that_of_vision_learner(tmp_path, tiles):
         shape = [[[(tuple(p.shape),p.requires_grad) for p in g] for g in o.opt.param_lists] for o in (a,b)]
         assert shape[0]==shape[1] and len(shape[0])>1
 
-def test_ids_of_files_and_rows_are_those_of_another_split(tiles):
-    a,b = tile_dls(tiles),tile_dls(tiles.assign(valid=~tiles.valid).drop(columns='valid').assign(valid=lambda d: d.index%2==0))
-    # the file is what names an item: its row differs in the column that splits
-    fa,fb = ([o.items.file.tolist(),item_ids(o).tolist()] for o in (a.train,b.train))
-    both = set(fa[0])&set(fb[0])
-    assert both
-    A,B = dict(zip(*fa)),dict(zip(*fb))
-    assert all(A[o]==B[o] for o in both)
+def test_rows_of_a_table_keep_their_ids_in_another_subset(tiles):
+    a,b = (tile_dls(t).train for t in (tiles, tiles.iloc[10:]))
+    A,B = (dict(zip(o.items.file, item_ids(o).tolist())) for o in (a,b))
+    both = set(A)&set(B)
+    assert 20<len(both)<len(A) and all(A[o]==B[o] for o in both) and len(set(A.values()))==len(A)
+
+@pytest.mark.parametrize('kind', ['numbers','pairs'])
+def test_other_items_keep_their_ids_in_another_subset(kind):
+    mk = (lambda i: i) if kind=='numbers' else (lambda i: (f'{i}.png', i%3))
+    a,b = (item_ids(Images([mk(i) for i in range(lo,lo+20)])) for lo in (0,10))
+    assert a[10:].tolist()==b[:10].tolist() and len(set(a.tolist()+b.tolist()))==30
+
+def test_unknown_patients_are_not_one_patient(tmp_path, tiles):
+    from memo.callbacks import group_ids
+    t = tiles.assign(patient=tiles.patient.where(tiles.patient!='china0', None))
+    dl = tile_dls(t).train
+    g,none = group_ids(dl, 'patient'),torch.tensor(dl.items.patient.isna().to_numpy())
+    assert none.any() and (g[none]==-1).all() and (g[~none]>=0).all()
+    bank = SlotBank(4, policy='fifo')
+    bank.write(torch.eye(3), item=torch.arange(3), group=torch.tensor([-1,-1,5]))
+    assert (bank.read(torch.eye(3), 3, item=torch.arange(3), group=torch.tensor([-1,-1,5])).index>=0).sum(1).tolist()==[2,2,2]
 
 # rekey
 def test_rekey(tmp_path):

@@ -138,7 +138,7 @@ def test_ctrl_c(yml):
 def test_two_processes(tool, yml):
     "Two gloo processes on the CPU, as `torchrun` (or accelerate on GPUs) starts them"
     runs = yml.parent/'ddp'
-    r = subprocess.run([sys.executable,'-m','torch.distributed.run','--nproc_per_node','2','--master_port','0','-m','memo.cli','train',str(yml),f'runs={runs}'],
+    r = subprocess.run([sys.executable,'-m','torch.distributed.run','--nproc_per_node','2','--standalone','-m','memo.cli','train',str(yml),f'runs={runs}'],
                        capture_output=True, text=True, env={**os.environ,'ACCELERATE_USE_CPU':'true'}, timeout=300)
     assert r.returncode==0, r.stderr[-3000:]
     assert len([o for o in r.stdout.splitlines() if '| phase' in o])==5     # one process speaks

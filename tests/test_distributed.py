@@ -75,3 +75,15 @@ def test_columns_are_equal(ranks, case):
     assert a['names']==b['names'] and 'bank_fill' in a['names']
     i = a['names'].index('valid_loss')-1
     assert torch.allclose(torch.tensor(a['values'], dtype=torch.float64)[:,i:], torch.tensor(b['values'], dtype=torch.float64)[:,i:], atol=1e-6)
+
+@pytest.mark.parametrize('dry', [False,True])
+def test_memo_train_in_two_processes(tmp_path, tool, repo, dry):
+    "The command that the README shows, also where no variable says that there is no GPU"
+    r = tool('accelerate', 'launch', '--multi_gpu', '--num_processes=2', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no', f'--main_process_port={_port()}',
+             '-m', 'memo.cli', 'train', 'experiments/quickstart.yaml', 'seeds=[0]', 'train.epochs=2', 'compare=[logit_adjusted]', f'runs={tmp_path}', *['--dry-run']*dry,
+             cwd=repo, env=dict(CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1'), timeout=200)
+    assert r.returncode==0, r.stdout[-3000:]+r.stderr[-6000:]
+    if dry: assert not list(tmp_path.iterdir())
+    else:
+        assert len((tmp_path/'quickstart/history.csv').read_text().splitlines())==3 and (tmp_path/'quickstart/metrics.json').exists()
+        assert r.stdout.count('train 2/2')==1         # one process speaks

@@ -1,9 +1,10 @@
-"Every bank, head, kind of backbone and kind of target: one small fit, and the bank is right"
+"Every bank, head, kind of backbone and kind of target: one small fit, and the bank is right (a ClassBank does not vote on multi-label targets: one line says so)"
 import random, pytest, timm, torch
 from fastai.vision.all import Callback, DataLoaders, Learner, accuracy, accuracy_multi, nn, params, set_seed
 from sklearn.datasets import load_digits
 from memo.banks import ClassBank, SlotBank
 from memo.callbacks import MemoryCallback
+from memo.core import MemoError
 from memo.data import ResizeBatch, TensorDL, TensorSet
 from memo.heads import RetrievalHead, attach, find_place
 
@@ -67,6 +68,9 @@ def test_matrix(tmp_path, bank, head, backbone, multi):
     _,at,width = backbones[backbone]
     learn = learner(bank, head, backbone, multi, tmp_path)
     assert find_place(learn.model)[0]==at
+    if (bank,head,multi)==('classes','vote',True):
+        with pytest.raises(MemoError, match='SlotBank'), learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+        return
     rows = Rows(at)
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=rows)
     b = learn.memory.bank
