@@ -11,7 +11,7 @@ key    := pwd -P; cksum setup.cfg pyproject.toml constraints.txt
 _      := $(shell for f in .venv/.run .venv/.dev; do [ ! -e $$f ] || [ "$$(cat $$f)" = "$$($(key))" ] || rm -f $$f; done)
 
 quickstart: .venv/.run
-	$(py) .venv/bin/memo-train experiments/quickstart.yaml $(ARGS)
+	$(py) .venv/bin/memo-train experiments/quickstart.yaml --overwrite $(ARGS)
 
 # every test, the slow ones too: notebooks in step with memo/ and README, style, the notebooks' own tests, tests/
 test: .venv/.dev

@@ -384,9 +384,9 @@ def dry_run(cfg, log=print):
     for j in jobs(cfg, run_folder(cfg)):
         learn = build_learner(j.cfg, j.seed, short=True)
         stages = build_stages(j.cfg, learn, j.seed)
-        with learn.no_bar(), learn.no_logging():
+        with processes(learn), learn.no_bar(), learn.no_logging():
             for s in stages: fit_stages(learn, [replace(s, epochs=1, monitor=None, patience=None)], cbs=_Short())
-        log(f"{j.cfg.name} seed {j.seed}: two batches of train and valid in each of {', '.join(s.name for s in stages)}: ok")
+        if not rank_distrib(): log(f"{j.cfg.name} seed {j.seed}: two batches of train and valid in each of {', '.join(s.name for s in stages)}: ok")
 
 def evaluate_run(folder, log=print):
     "Rebuild every learner of a run folder and score it again; the table, and the trainings whose numbers are not those of `metrics.json`"

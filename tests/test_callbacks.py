@@ -1,21 +1,20 @@
 "Everything a fastai learner does, it does with a memory too, and the bank is right after each"
-import contextlib, copy, io, random, warnings
+import copy, random, warnings
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
-from fastai.torch_core import get_random_states
-from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CancelBatchException, CancelStepException, CategoryBlock, ColReader, CrossEntropyLossFlat, DataBlock, DataLoader, DataLoaders,
-                               Datasets, ImageBlock, IndexSplitter, Learner, TfmdDL, WeightedDL, accuracy, accuracy_multi, aug_transforms, first, get_c,
-                               load_learner, nn, noop, params, resnet18, set_seed, to_detach, vision_learner)
+from fastai.vision.all import (Callback, CancelBatchException, CancelStepException, CategoryBlock, ColReader, CrossEntropyLossFlat,
+                               DataBlock, DataLoader, DataLoaders, ImageBlock, Learner, TfmdDL, WeightedDL, accuracy, accuracy_multi,
+                               aug_transforms, first, get_c, load_learner, nn, noop, params, resnet18, set_seed, vision_learner)
 from sklearn.datasets import load_digits, load_sample_images
 from memo.banks import ClassBank, SlotBank
 from memo.callbacks import MemoryCallback
 from memo.core import MemoError
 from memo.data import BalancedDL, RandomShift, TensorDL, TensorSet, digits_lt, item_ids, small_cnn
-from memo.heads import MemoryHead, RetrievalHead, VoteHead, find_head
+from memo.heads import VoteHead, find_head
 from memo.metrics import longtail_scores
 
 _d = load_digits()

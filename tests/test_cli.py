@@ -1,5 +1,5 @@
 "memo-train and memo-eval as processes: help, mistakes, resuming after SIGKILL, a full disk, several processes"
-import json, os, resource, signal, subprocess, sys, time
+import json, os, resource, signal, subprocess, sys, time, socket
 from pathlib import Path
 import pandas as pd, pytest
 from safetensors import safe_open
@@ -136,10 +136,13 @@ def test_ctrl_c(yml):
 
 @pytest.mark.slow
 def test_two_processes(tool, yml):
-    "Two gloo processes on the CPU, as `torchrun` (or accelerate on GPUs) starts them"
+    "Two gloo processes on the CPU, started as the README says"
     runs = yml.parent/'ddp'
-    r = subprocess.run([sys.executable,'-m','torch.distributed.run','--nproc_per_node','2','--standalone','-m','memo.cli','train',str(yml),f'runs={runs}'],
-                       capture_output=True, text=True, env={**os.environ,'ACCELERATE_USE_CPU':'true'}, timeout=300)
+    with socket.socket() as o:
+        o.bind(('127.0.0.1', 0))
+        port = o.getsockname()[1]
+    r = tool('accelerate', 'launch', '--multi_gpu', '--num_processes=2', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no',
+        f'--main_process_port={port}', '-m', 'memo.cli', 'train', yml, f'runs={runs}', env={'ACCELERATE_USE_CPU':'true'}, timeout=300)
     assert r.returncode==0, r.stderr[-3000:]
     assert len([o for o in r.stdout.splitlines() if '| phase' in o])==5     # one process speaks
     m = json.loads((runs/'tiny/metrics.json').read_text())
