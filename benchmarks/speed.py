@@ -1,6 +1,7 @@
 """What a memory costs. One command, `python benchmarks/speed.py [read|write|step]`; every figure is ours against a bare version in the same run, the
-two in turn. CPU time is of all threads together; the ratio is the median over the pairs, with its quartiles. Writes benchmarks/speed.md."""
-import sys,time,warnings
+two in turn. CPU time is of all threads together; the ratio is the median over the pairs, with its quartiles. Writes benchmarks/read.md, write.md, step.md."""
+import os,sys,time,warnings
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # before torch: idle threads sleep instead of counting as CPU time
 from pathlib import Path
 from statistics import median,quantiles
 import torch
@@ -96,12 +97,8 @@ def table(rows):
     return '\n'.join(out)
 
 if __name__=='__main__':
-    which = sys.argv[1:] or ['read','write','step']
-    rows = []
-    for o in which:
-        got = dict(read=read_bench, write=write_bench, step=step_bench)[o]()
-        print(table(got), flush=True)
-        rows += got
-    if len(which)==3:
-        head = f"torch {torch.__version__}, {torch.get_num_threads()} threads. `python benchmarks/speed.py`\n\n"
-        Path(__file__).with_suffix('.md').write_text(head+table(rows)+'\n')
+    for o in sys.argv[1:] or ['read','write','step']:
+        t = table(dict(read=read_bench, write=write_bench, step=step_bench)[o]())
+        print(t, flush=True)
+        head = f"`python benchmarks/speed.py {o}`, torch {torch.__version__}, {torch.get_num_threads()} threads\n\n"
+        Path(__file__).with_name(f'{o}.md').write_text(head+t+'\n')

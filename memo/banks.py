@@ -277,22 +277,25 @@ class SlotBank(Bank):
         with torch.inference_mode(False):  # buffers made there could not be written outside it
             if self.features is None: self.features = torch.zeros(self.size, self.dim, device=self.device)
             if y is not None and self.labels is None: self.labels = torch.full((self.size, *y.shape[1:]), -1, dtype=y.dtype, device=self.device)
-        self.mean_norm.copy_(norm.mean() if self.updates==0 else self.momentum*self.mean_norm + (1-self.momentum)*norm.mean())
+        mean = norm.mean()
+        self.mean_norm.copy_(mean if self.momentum==0 or self.updates==0 else self.momentum*self.mean_norm + (1-self.momentum)*mean)
         self.updates += 1
-        slot = torch.full((len(x),), -1, device=self.device) if item is None else self._match(item)
         score = torch.nan_to_num(self._policy.score(Candidates(x, norm, y, logits), self).float(), nan=0., posinf=3e38, neginf=-3e38)
-        new = None if item is None else (slot==-1).nonzero().squeeze(1)   # -2: a later row of the same batch is this item
-        offered = score if new is None else score[new]
-        self.seen += len(offered)
-        if len(offered):
-            keep = self._policy.admit(offered, self)
-            at = keep.nonzero().squeeze(1)
-            if len(at):
-                to = self._policy.evict(self, offered[at])
-                slot[at if new is None else new[at]] = to
-        at = (slot>=0).nonzero().squeeze(1)
-        at = at[_last(slot[at], self.size)]
-        if len(at): self._store(slot[at], *(None if o is None else o[at] for o in (x, norm, y, item, group, score)))
+        if item is None: slot = self._offer(score)
+        else:
+            slot = self._match(item)
+            new = (slot==-1).nonzero().squeeze(1)   # -2: a later row of the same batch is this item
+            if len(new): slot[new] = self._offer(score[new])
+        self._store(slot, x, norm, y, item, group, score)
+
+    def _offer(self, score):
+        "Slots for rows that are not in the bank yet, -1 for those that are not stored"
+        self.seen += len(score)
+        if self._policy.admit is everything: return self._policy.evict(self, score)
+        slot = torch.full((len(score),), -1, device=self.device)
+        at = self._policy.admit(score, self).nonzero().squeeze(1)
+        if len(at): slot[at] = self._policy.evict(self, score[at])
+        return slot
 
     def _match(self, item):
         "The slot that holds each item, -1 for none; -2 for all but the last row of an item that comes twice"
@@ -309,36 +312,41 @@ class SlotBank(Bank):
         return slot
 
     def _store(self, slot, x, norm, y, item, group, score):
-        "Write rows into their (distinct) slots, merging with what is there"
-        n,m = self.count.clone(),self.momentum
+        "Write rows into their slots, merging with what is there; the last row of a slot counts"
+        at = self._rows_to_store(slot)
+        if at is not None:
+            if len(at)==0: return
+            slot,x,norm,y,item,group,score = (None if o is None else o[at] for o in (slot,x,norm,y,item,group,score))
+        n,m,lo = len(self),self.momentum,int(slot[0])
+        to = slice(lo, lo+len(slot)) if int(slot[-1])-lo==len(slot)-1 and (at is None or bool((slot.diff()==1).all())) else slot  # a block is copied faster
         taken = slot<n
-        item = torch.full_like(slot, -1) if item is None else item
-        group = torch.full_like(slot, -1) if group is None else group
-        same = taken & (item>=0) & (item==self.items[slot])
-        self.replaced += (taken & ~same).sum()
-        self.count.copy_(torch.maximum(n, slot.max()+1))
-        self.stamps[slot] = self.updates
+        same = None if item is None else taken & (item>=0) & (item==self.items[to])
+        self.replaced += (taken if same is None else taken & ~same).sum()
+        self.count.copy_(torch.clamp(slot.max()+1, min=n))
+        self.stamps[to],mine,share = self.updates,None,1.
         if m>0:
-            x = torch.where(taken[:,None], m*self.features[slot]+(1-m)*x, x)
-            norm,left = x.norm(dim=1),self.shares[slot]*m
+            if same is None: same = torch.zeros_like(taken)
+            x = torch.where(taken[:,None], m*self.features[to]+(1-m)*x, x)
+            norm,left = x.norm(dim=1),self.shares[to]*m
             mine = ~taken | same | (1-m>left)
             share = torch.where(taken, torch.where(same, left+1-m, torch.where(mine, 1-m, left)), 1.)
-        else: mine,share = None,torch.ones_like(norm)
-        _put(self.features, slot, x)
-        self.norms[slot],self.shares[slot] = norm,share
+        if isinstance(to, slice): self.features[to].copy_(x)
+        else: self.features.index_copy_(0, to, x)
+        self.norms[to],self.shares[to] = norm,share
         if mine is not None:
             at = mine.nonzero().squeeze(1)
-            slot,item,group,score,y = slot[at],item[at],group[at],score[at],None if y is None else y[at]
-        self.items[slot],self.groups[slot],self.scores[slot] = item,group,score.float()
-        if self.labels is not None: self.labels[slot] = -1 if y is None else y.to(self.labels.dtype)
+            to,score,item,group,y = slot[at],score[at],*(None if o is None else o[at] for o in (item,group,y))
+        self.scores[to] = score
+        self.items[to],self.groups[to] = (-1 if o is None else o for o in (item,group))
+        if self.labels is not None: self.labels[to] = -1 if y is None else y.to(self.labels.dtype)
 
-# %% ../nbs/01_banks.ipynb #9c173bc4
-def _put(buf, slot, x):
-    "Copy rows into their slots; neighbouring slots as one block, which is three times as fast"
-    lo,n = int(slot[0]),len(slot)
-    if int(slot[-1])-lo==n-1 and bool((slot[1:]>slot[:-1]).all()): buf[lo:lo+n].copy_(x)
-    else: buf.index_copy_(0, slot, x)
+    def _rows_to_store(self, slot):
+        "Positions of the rows that get a slot, the last one where several get the same; None for all of them"
+        if bool((slot[1:]>slot[:-1]).all()) and int(slot[0])>=0: return None
+        at = (slot>=0).nonzero().squeeze(1)
+        return at[_last(slot[at], self.size)]
 
+# %% ../nbs/01_banks.ipynb #6b6439e7
 def _last(slot, size):
     "Positions of the last row of each slot"
     i = torch.arange(len(slot), device=slot.device)

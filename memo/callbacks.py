@@ -22,7 +22,7 @@ heads = dict(add=RetrievalHead, vote=VoteHead)
 
 class MemoryCallback(Callback):
     "Gives the learner's model a memory, and writes to it what the model is trained on"
-    order,_stateattrs = MixedPrecision.order+2,('_kept','_seen','_was','_order','_groups','_stepped','_writing','_trained')
+    order,_stateattrs = MixedPrecision.order+2,('_kept','_seen','_was','_order','_groups','_stepped','_real','_writing','_trained')
     def __init__(self,
         bank:Bank=None,         # The memory; None where the model has one already
         k:int=None,             # Rows to recall for each query; 3 for 'add', 20 for 'vote' (or what the bank has room for)
@@ -44,7 +44,7 @@ class MemoryCallback(Callback):
     def _forget(self):
         "Nothing here outlasts a fit"
         self._kept,self._seen,self._was = [],[],0
-        self._order,self._groups,self._stepped,self._writing,self._trained = None,None,False,False,False
+        self._order,self._groups,self._stepped,self._real,self._writing,self._trained = None,None,False,False,False,False
 
     def _init_state(self): self._forget()  # fastai calls it when a learner is loaded
 
@@ -91,9 +91,9 @@ class MemoryCallback(Callback):
         self._drop_columns()
         self._forget()
         self.head.clear()
-        self._writing = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-        if self._writing:
-            if any(isinstance(o, MixHandler) for o in self.learn.cbs): self._writing = False
+        self._real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+        self._writing = self._real and not any(isinstance(o, MixHandler) for o in self.learn.cbs)
+        if self._real:
             if self.learn.create_mbar:  # False in `validate`
                 columns = L(Column(self._fill, 'bank_fill'), Column(self._turnover, 'bank_turnover'))
                 if not type(self.head) is MemoryHead: columns += L(HitRate())
@@ -131,7 +131,7 @@ class MemoryCallback(Callback):
     @property
     def _fitting(self):
         "In a fit, and not in predictions made in the middle of one?"
-        return self._trained and self._writing and not hasattr(self.learn, 'gather_preds')
+        return self._trained and self._real and not hasattr(self.learn, 'gather_preds')
 
     def after_loss(self):
         if self.training or not self._fitting: return

@@ -47,6 +47,8 @@ def _quiet():
     warnings.filterwarnings('ignore', message='.*torch.jit.script.*')
     warnings.filterwarnings('ignore', module='tqdm')
     os.environ.setdefault('MPLBACKEND', 'Agg')
+    # threads that spin while they wait make a small network ten times as slow where the cores are shared; read when torch is loaded
+    os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 
 # %% ../nbs/14_cli.ipynb #a7aebac2
 def _one_line(e):

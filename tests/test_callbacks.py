@@ -105,9 +105,11 @@ def _with_without(learn):
 def test_lr_find_leaves_no_trace(tmp_path, head):
     truth = Truth()
     learn = learner(tmp_path, memory(head))
-    was = snap(learn.model)
+    was,bank,writes = snap(learn.model),learn.memory.bank,[]
+    bank.write = lambda *a, **k: writes.append(len(a[0]))
     with learn.no_bar(): learn.lr_find(num_it=12, show_plot=False)
-    bank = learn.memory.bank
+    del bank.write
+    assert not writes
     assert same(was, snap(learn.model)) and bank.features is None and bank.dim is None and len(bank)==0
     assert [o.name for o in learn.metrics]==['accuracy']
     run(learn, 'fit', 1, 1e-2, cbs=truth)

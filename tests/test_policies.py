@@ -399,7 +399,7 @@ def test_no_loop_over_samples(name, items):
         d = batch(n, seed=99, items=items)
         with Ops() as o: b.write(**d); b.read(d['x'], item=d.get('item'))
         return o.n
-    assert abs(ops(16)-ops(256))<=9 and ops(256)<250               # neighbouring slots may be written as one block
+    assert abs(ops(16)-ops(256))<=40 and ops(256)<250              # a block of neighbouring slots takes fewer ops; a loop over 240 more rows would take 240 more
 
 # the published faults (banks.md 2A), each beside the rule that has it
 def faulty_keep(s, t=.2): return s < torch.quantile(s, t)
