@@ -250,8 +250,7 @@ class SlotBank(Bank):
         if not 0<v<=1: raise MemoError(f"threshold: {v!r}, the share of a batch to admit, in (0,1], is accepted")
         self._threshold = float(v)
 
-    def _configure(self, cfg):
-        super()._configure({k:v for k,v in cfg.items() if k!='size' and not (k=='policy' and v is None)})
+    def _configure(self, cfg): super()._configure({k:v for k,v in cfg.items() if k!='size' and not (k=='policy' and v is None)})
 
     def _accept(self, cfg):
         super()._accept(cfg)
