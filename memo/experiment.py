@@ -15,7 +15,6 @@ __all__ = ['build_dls', 'build_model', 'build_memory', 'build_loss', 'build_lear
 import contextlib,json,os,platform,shutil,subprocess
 from dataclasses import replace
 from fastai.vision.all import *
-from fastai.distributed import *
 from safetensors.torch import load_file,save_file
 from .backbones import *
 from .banks import *
@@ -270,6 +269,8 @@ def _broadcast(self, t, rank):
 def processes(learn):
     "The context to train in: fastai's `distrib_ctx` where there are several processes"
     if num_distrib()<2: return contextlib.nullcontext()
+    try: from fastai.distributed import DistributedDL   # needs accelerate, and gives learners their `distrib_ctx`
+    except (ImportError,NameError): raise MemoError("training in several processes needs accelerate: pip install 'fastmemo[ddp]'") from None
     DistributedDL._broadcast = _broadcast
     return learn.distrib_ctx(sync_bn=torch.cuda.is_available(), cpu=not torch.cuda.is_available())
 

@@ -12,7 +12,6 @@ __all__ = ['adamw', 'head_module', 'body_head_splitter', 'Stage', 'phase1_stages
 import io,random,re,time
 from dataclasses import dataclass,field
 from fastai.vision.all import *
-from fastai.distributed import *
 from .core import *
 
 # %% ../nbs/11_recipe.ipynb #ba41678c
