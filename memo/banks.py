@@ -162,6 +162,7 @@ class Bank(Described):
 
     def class_counts(self):
         "Stored rows of each class [C]; multi-label: positives"
+        if self.features is None: return torch.zeros(self.n_classes or 0, dtype=torch.long, device=self.device)
         _,_,y,_,_,valid = self.rows()
         if y is None: return torch.zeros(self.n_classes or 0, dtype=torch.long, device=self.device)
         y = y if valid is None else y[valid]
@@ -296,6 +297,10 @@ class SlotBank(Bank):
         if len(at): slot[at] = self._policy.evict(self, score[at])
         return slot
 
+    def _replace(self, at, x, norm):
+        super()._replace(at, x, norm)
+        self.shares[at] = 1
+
     def _match(self, item):
         "The slot that holds each item, -1 for none; -2 for all but the last row of an item that comes twice"
         s,order = item.sort(stable=True)
@@ -320,7 +325,6 @@ class SlotBank(Bank):
         to = slice(lo, lo+len(slot)) if int(slot[-1])-lo==len(slot)-1 and (at is None or bool((slot.diff()==1).all())) else slot  # a block is copied faster
         taken = slot<n
         same = None if item is None else taken & (item>=0) & (item==self.items[to])
-        self.replaced += (taken if same is None else taken & ~same).sum()
         self.count.copy_(torch.clamp(slot.max()+1, min=n))
         self.stamps[to],mine,share = self.updates,None,1.
         if m>0:
@@ -329,6 +333,8 @@ class SlotBank(Bank):
             norm,left = x.norm(dim=1),self.shares[to]*m
             mine = ~taken | same | (1-m>left)
             share = torch.where(taken, torch.where(same, left+1-m, torch.where(mine, 1-m, left)), 1.)
+        left = taken if same is None else taken & ~same
+        self.replaced += (left if mine is None else left & mine).sum()
         if isinstance(to, slice): self.features[to].copy_(x)
         else: self.features.index_copy_(0, to, x)
         self.norms[to],self.shares[to] = norm,share

@@ -92,7 +92,9 @@ class MemoryCallback(Callback):
         self._forget()
         self.head.clear()
         self._real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-        self._writing = self._real and not any(isinstance(o, MixHandler) for o in self.learn.cbs)
+        mixed = any(isinstance(o, MixHandler) for o in self.learn.cbs)
+        self._writing = self._real and not mixed
+        if self._real and mixed: warn("memory: images are mixed (MixUp, CutMix), so no row has a label of its own: nothing is written in this fit")
         if self._real:
             if self.learn.create_mbar:  # False in `validate`
                 columns = L(Column(self._fill, 'bank_fill'), Column(self._turnover, 'bank_turnover'))
@@ -202,25 +204,28 @@ def _quiet(self:MemoryCallback):
 def collect(self:MemoryCallback,
     dl,             # A fastai loader; its items are taken in its order
     memory=False,   # The answer with the memory, not of the network alone
+    own=False,      # Hide each item's own rows, and its group's, as in training
 ):                  # `logits [N,C]`, `z [N,D]`, `y`, `item`, `group [N]`
     "What the network answers, and the features at the memory's place"
     out = []
     with self._quiet() as model:
         head,dev = self.head,next(model.parameters()).device
-        idxs = torch.as_tensor(list(dl.get_idxs()))
+        was,idxs,lo = head.on,torch.as_tensor(list(dl.get_idxs())),0
+        item = item_ids(dl)[idxs]
+        group = None if self.group is None else group_ids(dl, self.group)[idxs]
         dl = dl.new(get_idxs=_Constant(idxs.tolist()), shuffle=False, drop_last=False)
         n_inp = getattr(self.dls, 'n_inp', 1)
         for b in dl:
             b = to_device(b, dev)
             xb,yb = (b[:n_inp],b[n_inp:]) if len(b)>1 else (b,())
-            head.armed,head.on = True,memory
+            at,lo = slice(lo, lo+find_bs(xb)),lo+find_bs(xb)
+            head.armed,head.on,head.masked = True,memory and was,own
+            if own: head.item,head.group = item[at].to(dev),None if group is None else group[at].to(dev)
             try: o = model(*xb)
-            finally: head.on = True
+            finally: head.on = was
             out.append((o.as_subclass(Tensor).float(), head.captured.float(), _labels(yb)))
     if not out: raise MemoError("memory: the loader is empty")
     logits,z,y = ([o[i] for o in out] for i in range(3))
-    item = item_ids(dl)[idxs]
-    group = None if self.group is None else group_ids(dl, self.group)[idxs]
     return AttrDict(logits=torch.cat(logits), z=torch.cat(z), y=None if y[0] is None else torch.cat(y), item=item, group=group)
 
 # %% ../nbs/09_callbacks.ipynb #e7dbf268
@@ -311,15 +316,17 @@ def recall(self:Learner,
     "What the memory recalls for some items, and what the model answers"
     cb = self.memory
     head = cb.head
+    if k is not None and k>head.k: raise MemoError(f"recall: k={k}, but this memory reads {head.k} rows for a query; 1..{head.k} is accepted")
     with cb._quiet():
         dl = self.dls.test_dl(items, num_workers=0) if items is not None else plain_dl(self.dls[ds_idx])
         idxs = list(dl.get_idxs())[:n]
         dl = dl.new(get_idxs=_Constant(idxs), n=len(idxs))
-        got = cb.collect(dl, memory=True)
+        got = cb.collect(dl, memory=True, own=items is None and ds_idx==0)
     act = getattr(self.loss_func, 'activation', noop)
     # an id that is a position says something within one set only, a hash says it everywhere
     own = got.item if items is None and ds_idx==0 else torch.where(got.item<2**32, -1, got.item)
-    with torch.no_grad(): r = head.recall(got.z, own.to(got.z.device))
+    group = got.group.to(own.device) if got.group is not None and items is None and ds_idx==0 else None
+    with torch.no_grad(): r = head.recall(got.z, own.to(got.z.device), group)
     if k is not None: r = type(r)(r.value, *(o[:,:k] for o in r[1:]))
     at = r.index.clamp(min=0)
     _,_,y,stored,_,_ = head.bank.rows() if len(head.bank) else (None,None,None,torch.full((1,), -1),None,None)

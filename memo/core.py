@@ -32,7 +32,8 @@ def check_choice(
     if value in choices: return value
     near = difflib.get_close_matches(str(value), [str(o) for o in choices], 1, .5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    raise MemoError(f"{what}: {value!r} is not one of {', '.join(map(str, choices))}{hint}")
+    some = ', '.join(map(str, choices[:12])) + (f', ... ({len(choices)} in all)' if len(choices)>12 else '')
+    raise MemoError(f"{what}: {value!r} is not one of {some}{hint}")
 
 # %% ../nbs/00_core.ipynb #18d6881e
 @contextmanager

@@ -11,6 +11,7 @@ __all__ = ['MemoryHead', 'flat', 'RetrievalHead', 'VoteHead', 'mix_votes', 'find
 import torch
 from contextlib import contextmanager
 from fastai.layers import Flatten
+from fastcore.basics import listify
 from functools import partial
 from torch import Tensor,nn
 from torch.nn import functional as F
@@ -33,9 +34,9 @@ class MemoryHead(Described):
 
     def clear(self):
         "Forget the batch"
-        self.armed,self.captured,self.last,self.item,self.group = False,None,None,None,None
+        self.armed,self.masked,self.captured,self.last,self.item,self.group = False,False,None,None,None,None
 
-    def __getstate__(self): return {**self.__dict__, **dict(armed=False, captured=None, last=None, item=None, group=None, on=True)}
+    def __getstate__(self): return {**self.__dict__, **dict(armed=False, masked=False, captured=None, last=None, item=None, group=None, on=True)}
 
     def forward(self, x):
         z = flat(x).as_subclass(Tensor)
@@ -44,7 +45,7 @@ class MemoryHead(Described):
 
     def own(self):
         "Ids of the batch's items and groups: what a query may not find in training"
-        return (self.item,self.group) if self.training else (None,None)
+        return (self.item,self.group) if self.training or self.masked else (None,None)
 
     def fuse(self, x, z): return x
     def recall(self, z, item=None, group=None): return self.bank.read(z, min(self.k, self.bank.capacity_rows), item=item, group=group)
@@ -168,7 +169,7 @@ class VoteHead(MemoryHead):
         if self.training or not self.on or self.z is None: return logits
         self.raw = logits
         if len(self.bank)==0: return logits
-        return mix_votes(logits, self.votes(self.z, n_classes=logits.shape[1]), self.weight, self.multilabel)
+        return mix_votes(logits, self.votes(self.z, *self.own(), n_classes=logits.shape[1]), self.weight, self.multilabel)
 
     @property
     def multilabel(self): return self.bank.labels is not None and self.bank.labels.ndim==2
@@ -185,17 +186,18 @@ class VoteHead(MemoryHead):
     ) -> dict:                  # The choice: weight, temperature, k, whiten, nll before and after
         "Choose weight and temperature (and `k`, whitening) by negative log-likelihood on validation data"
         if len(self.bank)==0: raise MemoError("the memory is empty: train, or write to the bank, before its vote is fitted")
-        ks = [o for o in ([self.k] if k is None else list(k)) if o<=self.bank.capacity_rows] or [self.k]
+        ks = [o for o in listify(self.k if k is None else k) if o<=self.bank.capacity_rows] or [self.k]
         best = None
         was = self.k,self.whiten
-        for self.whiten in ([self.whiten] if whiten is None else list(whiten)):
-            if self.whiten: self.fit_whitener()
-            self.k = max(ks)
-            r = self.recall(z, item, group)
-            for o in ks:
-                got = self._search(logits.float(), r.similarity[:,:o], r.index[:,:o], y)
-                if best is None or got[0]<best[0]: best = *got,o,self.whiten
-        self.k,self.whiten = was
+        try:
+            for self.whiten in listify(self.whiten if whiten is None else whiten):
+                if self.whiten: self.fit_whitener()
+                self.k = max(ks)
+                r = self.recall(z, item, group)
+                for o in ks:
+                    got = self._search(logits.float(), r.similarity[:,:o], r.index[:,:o], y)
+                    if best is None or got[0]<best[0]: best = *got,o,self.whiten
+        finally: self.k,self.whiten = was
         nll,w,t,self.k,self.whiten = best
         self.weight.fill_(w)
         self.temperature.fill_(t)
@@ -261,7 +263,7 @@ def find_place(
 ):                      # Name, module, whether in front of it
     "The module a memory sits at"
     if at is not None:
-        names = dict(model.named_modules())
+        names = {n:o for n,o in model.named_modules() if n}
         m = names[check_choice('at', at, names)]
         if isinstance(m, nn.Linear): return at,m,True
         while isinstance(m, nn.Sequential):  # a child of a Sequential would be run as one more step of it

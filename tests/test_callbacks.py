@@ -13,8 +13,8 @@ from sklearn.datasets import load_digits, load_sample_images
 from memo.banks import ClassBank, SlotBank
 from memo.callbacks import MemoryCallback
 from memo.core import MemoError
-from memo.data import BalancedDL, RandomShift, TensorDL, TensorSet, digits_lt, item_ids, small_cnn
-from memo.heads import VoteHead, find_head
+from memo.data import BalancedDL, RandomShift, TensorDL, TensorSet, digits_lt, item_ids, plain_dl, small_cnn
+from memo.heads import VoteHead, find_head, mix_votes
 from memo.metrics import longtail_scores
 
 _d = load_digits()
@@ -821,10 +821,26 @@ def test_recall(tmp_path, ds_idx):
     was = snap(learn.model)
     r = learn.recall(ds_idx=ds_idx, n=12, k=4)
     assert same(was, snap(learn.model))
-    torch.testing.assert_close(r.probs, run(learn, 'get_preds', ds_idx=ds_idx)[0][:12], rtol=1e-5, atol=1e-6)
+    got = run(learn, 'get_preds', ds_idx=ds_idx)[0][:12]
+    if ds_idx==0:       # a training item does not vote for itself
+        assert (r.probs-got).abs().max()>1e-4
+        h,c = learn.memory.head,learn.memory.collect(plain_dl(learn.dls.train))
+        got = mix_votes(c.logits[:12], h.votes(c.z[:12], c.item[:12]), h.weight).softmax(1)
+    torch.testing.assert_close(r.probs, got, rtol=1e-5, atol=1e-6)
     lo = 1000 if ds_idx else 0
     assert r.item.tolist()==list(range(lo,lo+12)) and torch.equal(r.row_label, Y[r.row_item]) and r.row_item.shape==(12,4)
     assert (r.row_item!=r.item[:,None]).all() and (r.similarity[:,:-1]>=r.similarity[:,1:]).all()
+
+def test_off_lasts_until_its_end(tmp_path):
+    learn = learner(tmp_path, memory('vote'))
+    run(learn, 'fit', 1, 1e-2)
+    with learn.memory.off():
+        plain = run(learn, 'get_preds')[0]
+        learn.recall(n=2)
+        learn.memory.rekey()
+        assert torch.equal(run(learn, 'get_preds')[0], plain)
+    assert not torch.equal(run(learn, 'get_preds')[0], plain)
+    for kw in (dict(k=5), dict(whiten=True), dict(k=[3,5], whiten=[False,True])): assert 0<learn.memory.fit_vote(**kw)['weight']<1
 
 def test_mistakes_are_one_line(tmp_path):
     for f in (lambda: MemoryCallback(512), lambda: learner(tmp_path, MemoryCallback()), lambda: memory(head='ad'), lambda: memory(k=9999),
