@@ -311,12 +311,11 @@ def recall(self:Learner,
     items=None,     # Items for `dls.test_dl`; by default those of `ds_idx`
     ds_idx:int=1,   # Which set: 0 training, 1 validation
     n:int=None,     # Only the first `n` items
-    k:int=None,     # Rows for each; by default what the head reads
+    k:int=None,     # Rows for each, at most (and by default) what the head reads
 ):                  # `x` inputs, `probs [n,C]` with memory, `y` or None, `item [n]`, `weight`, `similarity`, `row_label`, `row_item [n,k]`
     "What the memory recalls for some items, and what the model answers"
     cb = self.memory
     head = cb.head
-    if k is not None and k>head.k: raise MemoError(f"recall: k={k}, but this memory reads {head.k} rows for a query; 1..{head.k} is accepted")
     with cb._quiet():
         dl = self.dls.test_dl(items, num_workers=0) if items is not None else plain_dl(self.dls[ds_idx])
         idxs = list(dl.get_idxs())[:n]
