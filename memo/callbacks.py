@@ -14,7 +14,7 @@ from fastai.callback.mixup import MixHandler
 from fastai.vision.all import *
 from .banks import Bank,ClassBank
 from .core import MemoError,check_choice
-from .data import item_ids,plain_dl
+from .data import TensorSet,item_ids,plain_dl
 from .heads import *
 
 # %% ../nbs/09_callbacks.ipynb #65ebd9c9
@@ -277,7 +277,11 @@ def can_vote(bank, y):
 
 def group_ids(dl, group):
     "An id for each item's group: a column of the data frame, or what `group` says of the item"
-    items = dl.dataset.items
+    ds = dl.dataset
+    items = ds.items
+    if isinstance(ds, TensorSet) and group=='patient':
+        if ds.groups is not None: return ds.groups
+        if ds.y is None: return torch.full((len(ds),), -1) # New items, of nobody known
     if isinstance(group, str):
         if not hasattr(items, 'columns') or group not in items.columns: raise MemoError(f"group={group!r}: the items are no data frame with that column; a function of an item is accepted")
         of = items[group].tolist()

@@ -14,7 +14,9 @@ import gzip,hashlib,zlib
 from fastai.vision.all import *
 from .core import MemoError, check_choice, settings
 
-# %% ../nbs/07_data.ipynb #60333650
+# %% ../nbs/07_data.ipynb #ba35a880
+def _lazy(x): return getattr(x, 'lazy', False)
+
 class TensorSet:
     "Rows of tensors as a fastai data set; indexing with a tensor gives a batch"
     n_inp = 1
@@ -24,14 +26,16 @@ class TensorSet:
         items:Tensor=None, # Ids of the rows, [N] long; by default their positions
         vocab:list=None, # Class names
         split_idx:int=None, # 0: transforms for training are applied; 1: they are not
+        groups:Tensor=None, # Groups of the rows (patients), [N] long
         **info # Kept as attributes: counts, many, few...
     ):
-        x = torch.as_tensor(x)
+        if not _lazy(x): x = torch.as_tensor(x)
         if y is not None: y = torch.as_tensor(y)
-        for k,o in dict(y=y, items=items).items():
+        for k,o in dict(y=y, items=items, groups=groups).items():
             if o is not None and len(o)!=len(x): raise MemoError(f"{k}: {len(x)} rows are needed, one for each of x, found {len(o)}")
         self.x,self.y,self.split_idx,self.info = x,y,split_idx,info
         self.items = torch.arange(len(x)) if items is None else torch.as_tensor(items).long()
+        self.groups = None if groups is None else torch.as_tensor(groups).long()
         if vocab is None and y is not None and len(y): vocab = range(y.shape[1] if self.multi else int(y.max())+1)
         self.vocab = CategoryMap(list(vocab), sort=False, add_na=False) if vocab is not None else None
 
@@ -49,6 +53,7 @@ class TensorSet:
     def __repr__(self): return f'TensorSet: {len(self)} x {tuple(self.x.shape[1:])} {self.x.dtype}, {self.c} classes'
     def __getitem__(self, i):
         x = self.x[i]
+        if _lazy(x): x = x.load()
         if self.x.ndim==4: x = x.as_subclass(TensorImageBW if self.x.shape[1]==1 else TensorImage)
         if self.y is None: return (x,)
         return x,self.y[i].as_subclass(TensorMultiCategory if self.multi else TensorCategory)
@@ -59,16 +64,23 @@ class TensorSet:
         if y.ndim: return o[0],MultiCategory([self.vocab[i] for i in y.nonzero().flatten().tolist()])
         return o[0],Category(self.vocab[int(y)])
 
-    def new(self, x, y=None, items=None, split_idx=None):
+    def new(self, x, y=None, items=None, split_idx=None, groups=None):
         "Other rows with the same vocabulary and attributes"
-        return type(self)(x, y, items=items, vocab=self.vocab, split_idx=ifnone(split_idx, self.split_idx), **self.info)
-    def subset(self, i=slice(None), split_idx=None): return self.new(self.x[i], None if self.y is None else self.y[i], self.items[i], split_idx)
+        return type(self)(x, y, items=items, vocab=self.vocab, split_idx=ifnone(split_idx, self.split_idx), groups=groups, **self.info)
+    def subset(self, i=slice(None), split_idx=None):
+        x = self.x.rows(i) if _lazy(self.x) else self.x[i]
+        y,groups = (None if o is None else o[i] for o in (self.y, self.groups))
+        return self.new(x, y, self.items[i], split_idx, groups)
     def new_empty(self): return self.subset(slice(0))
 
     def from_items(self, o):
         "A set without labels from a list or stack of inputs, or with labels from a list of pairs"
         if isinstance(o, (list,L)) and len(o) and isinstance(o[0], tuple): o,y = zip(*o)
         else: y = None
+        files = self.x if _lazy(self.x) else self.info.get('files')
+        if files is not None and self.x.ndim==4 and len(o) and isinstance(o[0], (str,Path)):
+            x = files.new(o)
+            return self.new(x if _lazy(self.x) else x.load(), None if y is None else torch.as_tensor(y))
         x = torch.stack([torch.as_tensor(np.asarray(i)) for i in o]) if not isinstance(o, Tensor) and len(o) else torch.as_tensor(o)
         if x.ndim==3 and self.x.ndim==4 and self.x.shape[1]==1: x = x[:,None]
         if len(x) and x.shape[1:]!=self.x.shape[1:]: raise MemoError(f"items: shape {tuple(self.x.shape[1:])} is needed, found {tuple(x.shape[1:])}")
@@ -89,7 +101,7 @@ class TensorDL(TfmdDL):
         vocab:list=None, # Class names
         split_idx:int=None, # 0: transforms for training are applied
         dataset:TensorSet=None, # Instead of x, y, items, vocab, split_idx
-        num_workers:int=0, # Slicing needs none
+        num_workers:int=0, # Slicing needs none; decoding files does
         **kwargs
     ):
         if dataset is None:
@@ -105,19 +117,26 @@ class TensorDL(TfmdDL):
     def create_batches(self, samps):
         for b in self.chunkify(samps): yield self.dataset[torch.as_tensor(b, device=self.dataset.x.device)]
 
+    def __iter__(self):
+        try: yield from super().__iter__()
+        except MemoError as e: raise MemoError(e.msg.strip().rsplit('MemoError: ', 1)[-1]) from None # A worker's has its traceback inside
+
     def new(self, dataset=None, cls=None, **kwargs):
         if dataset is not None and not isinstance(dataset, TensorSet): dataset = self.dataset.from_items(dataset)
         return super().new(dataset, cls, **kwargs)
 
 # %% ../nbs/07_data.ipynb #73e0396a
 def balanced_order(
-    y:Tensor, # Labels, [N]
+    y:Tensor, # Labels, [N] long, or [N,C] of 0 and 1
     n:int, # Draws
     generator:torch.Generator=None # Source of chance
 )->list: # Positions in y
-    "An order of `n` draws in which all classes are equally frequent (up to one), and so the rows of a class"
+    "An order of `n` draws in which all classes are equally frequent (up to one), and so the rows of a class; several labels a row: in expectation, by the rarest"
     y = torch.as_tensor(y)
-    if y.ndim!=1: raise MemoError(f"balanced sampling: one label per row is needed, found labels of shape {tuple(y.shape)}")
+    if y.ndim not in (1,2): raise MemoError(f"balanced sampling: labels [N] or [N,C] are needed, found shape {tuple(y.shape)}")
+    if y.ndim==2:
+        y = torch.cat([y>0, (y<=0).all(1, keepdim=True)], 1).as_subclass(Tensor).double()
+        return torch.multinomial((y/y.sum(0).clamp(min=1)).amax(1), n, replacement=True, generator=generator).tolist()
     perm = partial(torch.randperm, generator=generator)
     def draw(rows, m): return torch.cat([rows[perm(len(rows))] for _ in range(-(-m//len(rows)))])[:m]
     cs = y.unique()
