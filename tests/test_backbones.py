@@ -2,7 +2,7 @@
 import pytest, torch, torchvision
 from fastai.vision.all import BCEWithLogitsLossFlat, DataLoaders, Learner, nn, set_seed
 from safetensors.torch import save_file
-from memo.backbones import FeatureBody, chest_head, chest_model, features_dls, features_key, load_backbone, n_features
+from memo.backbones import FeatureBody, chest_head, chest_model, features_dls, features_key, load_backbone, n_features, tile_cnn
 from memo.banks import SlotBank
 from memo.callbacks import MemoryCallback
 from memo.core import MemoError
@@ -129,7 +129,7 @@ def test_chest_model(arch):
 def _dls(n=60, c=5):
     g = torch.Generator().manual_seed(0)
     x,y = torch.randint(256, (n,1,56,56), generator=g).byte(),(torch.rand(n, c, generator=g)<.3).float()
-    return DataLoaders(TensorDL(dataset=TensorSet(x[:40], y[:40], split_idx=0), bs=10, shuffle=True), TensorDL(dataset=TensorSet(x[40:], y[40:], items=range(40,n), split_idx=1), bs=20))
+    return DataLoaders(TensorDL(dataset=TensorSet(x[:40], y[:40], split_idx=0, groups=torch.arange(40)//4), bs=10, shuffle=True), TensorDL(dataset=TensorSet(x[40:], y[40:], items=range(40,n), split_idx=1), bs=20))
 
 def test_frozen_stage_on_features(tmp_path):
     "One model, its memory in place: a stage on cached features leaves the backbone alone to the bit, the next one trains on images"
@@ -141,6 +141,7 @@ def test_frozen_stage_on_features(tmp_path):
     was = {k:v.clone() for k,v in model[0].state_dict().items()}
     learn.dls = features_dls(FeatureBody(model[0].net), dls, tmp_path, half=False)
     learn.freeze()
+    assert torch.equal(learn.dls.train.dataset.groups, dls.train.dataset.groups)
     with learn.no_bar(), learn.no_logging():
         learn.fit(2, 1e-2)
         assert all(torch.equal(v, was[k]) for k,v in model[0].state_dict().items())
@@ -152,6 +153,12 @@ def test_frozen_stage_on_features(tmp_path):
         learn.unfreeze()
         learn.fit(1, 1e-2)
     assert not all(torch.equal(v, was[k]) for k,v in model[0].state_dict().items())
+
+def test_features_of_no_validation_set(tmp_path):
+    dls = _dls()
+    dls = DataLoaders(dls.train, dls.valid.new(dls.valid_ds.subset(slice(0))), dls.valid)
+    f = features_dls(FeatureBody(tile_cnn()), dls, tmp_path)
+    assert [tuple(o.dataset.x.shape) for o in f]==[(40,64),(0,64),(20,64)]
 
 def test_images_in_files_enter_the_fingerprint(tmp_path):
     "A set of image files: by name, size and time of change"

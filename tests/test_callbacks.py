@@ -11,7 +11,7 @@ from fastai.vision.all import (Callback, CancelBatchException, CancelStepExcepti
                                aug_transforms, first, get_c, load_learner, nn, noop, params, resnet18, set_seed, vision_learner)
 from sklearn.datasets import load_digits, load_sample_images
 from memo.banks import ClassBank, SlotBank
-from memo.callbacks import MemoryCallback
+from memo.callbacks import MemoryCallback, collect
 from memo.core import MemoError
 from memo.data import BalancedDL, RandomShift, TensorDL, TensorSet, digits_lt, item_ids, plain_dl, small_cnn
 from memo.heads import VoteHead, find_head, mix_votes
@@ -830,6 +830,60 @@ def test_recall(tmp_path, ds_idx):
     lo = 1000 if ds_idx else 0
     assert r.item.tolist()==list(range(lo,lo+12)) and torch.equal(r.row_label, Y[r.row_item]) and r.row_item.shape==(12,4)
     assert (r.row_item!=r.item[:,None]).all() and (r.similarity[:,:-1]>=r.similarity[:,1:]).all()
+
+@pytest.mark.parametrize('head', ['add','vote',None])
+@pytest.mark.parametrize('multi', [False,True])
+def test_collect_is_what_fastai_predicts(tmp_path, head, multi):
+    "With memory what `get_preds` says, without it the network alone; the features are those that enter the classifier"
+    learn = learner(tmp_path, memory(head), digit_dls(multi=multi), metrics=[])
+    run(learn, 'fit', 1, 1e-2)
+    act,was,fs = learn.loss_func.activation,snap(learn.model),[]
+    hook = learn.model[5].register_forward_pre_hook(lambda m,a: fs.append(a[0].clone()), prepend=True)
+    for dl in learn.dls:
+        if dl is learn.dls.train: dl = plain_dl(dl)
+        a,b = collect(learn, dl, memory=True),collect(learn, dl)
+        p,y = run(learn, 'get_preds', dl=dl)
+        with learn.memory.off(): q,_ = run(learn, 'get_preds', dl=dl)
+        torch.testing.assert_close(act(a.logits), p)
+        torch.testing.assert_close(act(b.logits), q)
+        assert torch.equal(b.y, y.as_subclass(torch.Tensor)) and torch.equal(b.item, item_ids(dl)) and b.group is None
+        assert torch.equal(a.z, b.z) and (head is None)==torch.equal(p, q)
+    hook.remove()
+    assert torch.equal(b.z[-len(fs[-1]):], fs[-1]) and same(was, snap(learn.model))
+    learn.model.train()
+    collect(learn, dl)
+    assert learn.model.training
+
+def test_collect_without_a_memory(tmp_path):
+    learn = learner(tmp_path)
+    run(learn, 'fit', 1, 1e-2)
+    h,r = learn.recorder.values,random.getstate()
+    got = collect(learn, learn.dls.valid, memory=True)
+    assert got.z is None and got.group is None and learn.recorder.values is h and random.getstate()==r
+    torch.testing.assert_close(got.logits.softmax(1), run(learn, 'get_preds')[0])
+    with pytest.raises(MemoError, match='empty'): collect(learn, learn.dls.valid.new(learn.dls.valid_ds.subset(slice(0))))
+
+def test_collect_keeps_the_loaders_order(tmp_path):
+    "A loader that shuffles: rows and ids go together"
+    learn = learner(tmp_path, memory('add'))
+    run(learn, 'fit', 1, 1e-2)
+    dl = learn.dls.valid.new(shuffle=True)
+    a,b = collect(learn, dl),collect(learn, learn.dls.valid)
+    assert not torch.equal(a.item, b.item) and torch.equal(a.y, Y[a.item])
+    torch.testing.assert_close(a.logits[a.item.argsort()], b.logits)
+
+def test_patients_do_not_answer_for_themselves(tmp_path):
+    "group='patient': in training no row of the query's patient is read, by the groups of the data set"
+    groups = torch.arange(N)//10
+    dls = digit_dls()
+    dls.train.dataset.groups = groups
+    learn = learner(tmp_path, memory('add', group='patient'), dls)
+    run(learn, 'fit', 2, 1e-2)
+    c = learn.memory.collect(plain_dl(dls.train), own=True)
+    assert torch.equal(c.group, groups)
+    r = learn.memory.head.recall(c.z, c.item, c.group)
+    _,_,_,_,g,_ = learn.memory.bank.rows()
+    assert (g[r.index]!=c.group[:,None]).all() and torch.equal(learn.memory.bank.rows()[4], groups[learn.memory.bank.rows()[3]])
 
 def test_off_lasts_until_its_end(tmp_path):
     learn = learner(tmp_path, memory('vote'))

@@ -4,7 +4,7 @@ from pathlib import Path
 import pandas as pd, pytest, torch, yaml
 from memo.config import *
 from memo.core import MemoError
-from memo import experiment as ex
+from memo import build,evaluation,experiment as ex
 
 TINY = '''
 name: tiny
@@ -47,7 +47,7 @@ def err(f, *args):
     ('train: {epochs: ten}', "train.epochs must be a whole number, found 'ten'"),
     ('train: {epochs: 2.5}', 'train.epochs must be a whole number, found 2.5'),
     ('train: {epochs: true}', 'train.epochs must be a whole number, found True'),
-    ('train: {lr: fast}', "train.lr must be a number, found 'fast'"),
+    ('train: {lr: fast}', "train.lr must be a number or find, found 'fast'"),
     ('train: {bs: 0}', 'train.bs must be at least 1, found 0'),
     ('train: {lr: .nan}', 'train.lr must be at least 0, found nan'),
     ('train: 3', 'train must be a section'),
@@ -55,7 +55,7 @@ def err(f, *args):
     ('seeds: []', 'seeds must name at least one seed'),
     ('seeds: [1, 1]', 'seeds names one twice'),
     ('seed: 1\nseeds: [2]', 'give seed or seeds, not both'),
-    ('train: {loss: focal}', "train.loss: 'focal' is not one of ce, logit_adjusted"),
+    ('train: {loss: focal}', "train.loss must be one of ce, logit_adjusted for digits_lt, found focal"),
     ('memory: {bank: Slotbank}', 'did you mean .SlotBank'),
     ('memory: {policy: raritty}', 'did you mean .rarity'),
     ('memory: {capacity: 3}', 'memory.capacity is read by the bank ClassBank only'),
@@ -127,8 +127,8 @@ def test_to_yaml_reads_back(yml, over):
 
 def test_every_key_is_read():
     "Each field of the schema occurs in the code that builds from it"
-    src = Path(ex.__file__).read_text()
-    for cls,pre in ((Model,'model'),(Memory,'m'),(Train,'t'),(Phase2,'p')):
+    src = ''.join(Path(m.__file__).read_text() for m in (ex,build,evaluation))
+    for cls in (Model,Memory,Train,Phase2):
         for f in dataclasses.fields(cls): assert f'.{f.name}' in src, f'{cls.__name__}.{f.name}'
 
 @pytest.mark.parametrize('name', ['quickstart','fashion_lt','fashion_lt_frozen'])
@@ -162,7 +162,7 @@ def test_other_settings_run(yml, tmp_path, over):
     assert 'accuracy' in ex.run_experiment(cfg, log=lambda s: None)
 
 def test_add_head_has_a_plain_training(yml, tmp_path):
-    txt = 'name: t\nseeds: [0]\ndata: {n_max: 30, ratio: 6, valid: 5, test: 10, size: 8}\nmemory: {head: add, k: 2, size: 32}\ntrain: {epochs: 1, bs: 16}\ncompare: [logit_adjusted]'
+    txt = 'name: t\nseeds: [0]\ndata: {n_max: 30, ratio: 6, valid: 5, test: 10, size: 8}\nmemory: {head: add, k: 2, size: 32}\ntrain: {epochs: 1, bs: 16}\ncompare: [plain, logit_adjusted]'
     cfg = load_config(yml(txt), [f'runs={json.dumps(str(tmp_path/"runs"))}'])
     table = ex.run_experiment(cfg, log=lambda s: None)
     assert (tmp_path/'runs/t/plain_seed_0/model.safetensors').exists()

@@ -10,12 +10,13 @@ from fastai.vision.all import (ImageBlock, ImageDataLoaders, PILImage, Resize, a
     vision_learner)
 from matplotlib.figure import Figure
 from PIL import Image
+from scipy.stats import binomtest
 from sklearn.datasets import load_sample_images
 from memo.banks import ClassBank, SlotBank
 from memo.callbacks import MemoryCallback
 from memo.core import MemoError
 from memo.data import TensorDL, digits_lt, item_ids, small_cnn
-from memo.plots import plot_bank, plot_counts, plot_history, plot_results
+from memo.plots import plot_bank, plot_classes, plot_comparison, plot_counts, plot_history, plot_reliability, plot_results
 
 def kind(p): return Path(p).name.split('_')[0]
 def kinds(p): return [o for o,ok in dict(flower=kind(p)=='flower', odd=int(Path(p).stem.split('_')[1])%2).items() if ok]
@@ -121,6 +122,50 @@ def test_results():
     assert len(fig.axes[0].collections)==1 and not fig.axes[1].collections
     fig.savefig(io.BytesIO())
     assert 'no results' in texts(plot_results(df[:0]))
+
+def _table(**kw): return pd.DataFrame({**dict(finding=['rare','never','common'], positives=[3,0,90], auc=[.7,np.nan,.8], ap=[.1,np.nan,.5]), **kw})
+
+def test_classes_are_in_the_order_of_their_positives():
+    fig = plot_classes(_table(auc_low=[.6,np.nan,.7], auc_high=[.8,np.nan,.9], ap_low=[0,np.nan,.4], ap_high=[.2,np.nan,.6]))
+    auc,ap = fig.axes
+    assert [t.get_text() for t in auc.get_yticklabels()]==['common (90)','rare (3)','never (0)'] and not fig.legends
+    assert [round(p.get_x()+p.get_width(), 6) for p in auc.patches][:2]==[.8,.7] and [p.get_width() for p in ap.patches][:2]==[.5,.1]
+    assert [s[:,0].tolist() for s in auc.collections[0].get_segments()]==[[.7,.9],[.6,.8]] and texts(fig).count('cannot be scored')==2
+    fig.savefig(io.BytesIO())
+
+def test_classes_side_by_side():
+    "Rows of each table go by name, not by place"
+    a = _table()
+    fig = plot_classes(dict(network=a, memory=a.assign(ap=a.ap+.1).iloc[::-1]))
+    h = [p.get_width() for p in fig.axes[1].patches]
+    assert h[:2]+h[3:5]==pytest.approx([.5,.1,.6,.2]) and [t.get_text() for t in fig.legends[0].get_texts()]==['network','memory']
+    assert len({round(p.get_y(), 6) for p in fig.axes[1].patches})==6
+    fig.savefig(io.BytesIO())
+    with pytest.raises(MemoError, match='other findings'): plot_classes(dict(a=a, b=a[:2]))
+    assert 'no classes' in texts(plot_classes(a[:0]))
+
+def test_reliability():
+    p,y = torch.tensor([[.05,.95],[.05,.95]]),torch.tensor([[0,1],[1,1]])
+    fig = plot_reliability(p, y)
+    a,b = fig.axes
+    assert a.lines[1].get_xdata().tolist()==pytest.approx([.05,.95]) and a.lines[1].get_ydata().tolist()==[.5,1]
+    assert [r.get_height() for r in b.patches]==[2]+[0]*8+[2] and b.get_yscale()=='log' and '25 %' in a.get_title()
+    low,high = a.collections[0].get_segments()[0][:,1]
+    want = binomtest(1, 2).proportion_ci(method='wilson')
+    assert (low,high)==pytest.approx((want.low,want.high), abs=1e-4)
+    fig.savefig(io.BytesIO())
+    assert 'no labels' in texts(plot_reliability(p[:0], y[:0]))
+
+def test_comparison():
+    df = pd.DataFrame(dict(method=['a','b '*40], seeds=[3,2], macro_auc=[.9,.8], macro_auc_low=[.8,np.nan], macro_auc_high=[1.,np.nan], tail_auc=[np.nan]*2, tail_auc_low=[np.nan]*2, tail_auc_high=[np.nan]*2))
+    fig = plot_comparison(df)
+    assert [a.get_title() for a in fig.axes]==['macro auc'] and '2-3 seeds' in fig._suptitle.get_text()
+    assert fig.axes[0].collections[0].get_segments()[0][:,0].tolist()==[.8,1.]
+    assert max(map(len, fig.axes[0].get_yticklabels()[1].get_text().splitlines()))<=40
+    fig.savefig(io.BytesIO())
+    one = plot_comparison(df[:1].assign(seeds=1, macro_auc_low=np.nan, macro_auc_high=np.nan))
+    assert one._suptitle.get_text()=='one seed' and not one.axes[0].collections
+    assert 'no results' in texts(plot_comparison(df[:0]))
 
 # what was recalled
 
