@@ -23,9 +23,9 @@ _columns = dict(image='Image Index', label='Finding Labels', patient='Patient ID
 def _table(root):
     "The CSV's path and its rows: image, label, patient"
     if not root.is_dir(): raise MemoError(f"{root}: no such folder; give the folder of Data_Entry_2017.csv as root (data.root in a YAML file)")
-    ps = sorted((o for o in root.iterdir() if o.name.startswith('Data_Entry_2017') and o.name.endswith(('.csv','.csv.gz'))), key=lambda o: (o.name!='Data_Entry_2017.csv', o.name))
+    ps = sorted(o for o in root.iterdir() if o.name.startswith('Data_Entry_2017') and o.name.endswith(('.csv','.csv.gz')))
     if not ps: raise MemoError(f"{root}: no Data_Entry_2017*.csv is there; download it from NIH's ChestX-ray14 folder, or give the folder where it is")
-    p = ps[0]
+    p = root/'Data_Entry_2017.csv' if root/'Data_Entry_2017.csv' in ps else ps[0]
     try: df = pd.read_csv(p, dtype=str, index_col=False, skipinitialspace=True, encoding='utf-8-sig')
     except (OSError, ValueError, EOFError, zlib.error) as e: raise MemoError(f"cannot read {p}: {str(e).splitlines()[0]}; download it again") from e
     df.columns = [str(o).strip() for o in df.columns]
@@ -175,7 +175,8 @@ def chest_dls(
         ds = TensorSet(x, tensor(y[at].astype(np.float32)), items=tensor([_hash63(o) for o in d.image], dtype=torch.long), vocab=findings, split_idx=int(i>0),
             groups=tensor(d.patient.tolist(), dtype=torch.long), **info)
         cls = BalancedDL if i==0 and sampling else TensorDL
-        dls.append(cls(dataset=ds, bs=val_bs if i else bs, shuffle=i==0, drop_last=drop_last and i==0, tfms=tfms if i else vary+tfms, num_workers=0 if preload else workers))
+        kwargs = dict(bs=val_bs) if i else dict(bs=bs, shuffle=True, drop_last=drop_last)
+        dls.append(cls(dataset=ds, tfms=tfms if i else vary+tfms, num_workers=0 if preload else workers, **kwargs))
     dls = DataLoaders(*dls, device=ifnone(device, default_device()))
     dls.train.rng = random.Random(seed)
     dls.split = df[['image','patient','part']].reset_index(drop=True)

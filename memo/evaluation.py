@@ -126,5 +126,5 @@ def draw(learn, cfg, history, folder):
     if task(cfg)=='classes': pics['counts'] = lambda: plots.plot_counts(d.counts, d.many, d.few, list(d.vocab))
     if cfg.memory is not None:
         pics['bank'] = lambda: plots.plot_bank(learn.memory.bank, list(d.vocab))
-        pics['memories'] = lambda: on_images(learn).show_memories(4)
+        pics['memories'] = lambda: on_images(learn).show_memories(4, ds_idx=1 if len(d.valid.dataset) else 2)
     save_pictures(folder, **pics)

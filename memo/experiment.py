@@ -340,7 +340,7 @@ def _rows(cfg, folder):
     "label -> (what a baseline shares, has a memory?, metrics of each seed) of an experiment"
     js,res = jobs(cfg, folder),{}
     ms = [(j,read_json(j.folder/'metrics.json')) for j in js]
-    names = unique(k for _,m in ms for k in m['methods'])
+    names = list(dict.fromkeys(k for _,m in ms for k in m['methods']))
     for j,m in ms:
         for k,v in m['methods'].items():
             label = cfg.name if len(names)==1 else f'{cfg.name}: {k}'
