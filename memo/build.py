@@ -55,8 +55,7 @@ def _weights(load, pretrained, short):
 def build_model(cfg, dls, short=None):
     "The network of an experiment"
     m,c_in = cfg.model,dls.one_batch()[0].shape[1]
-    if task(cfg)=='findings':
-        return _weights(lambda p: chest_model(m.arch, dls.c, p, c_in, m.hidden, m.dropout), m.pretrained, short)
+    if task(cfg)=='findings': return _weights(lambda p: chest_model(m.arch, dls.c, p, c_in, m.hidden, m.dropout), m.pretrained, short)
     if m.arch=='small_cnn':
         if m.pretrained: raise MemoError("model.pretrained: there are no weights for small_cnn; accepted: false")
         return small_cnn(c_in, dls.c)

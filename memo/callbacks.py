@@ -22,7 +22,7 @@ heads = dict(add=RetrievalHead, vote=VoteHead)
 
 class MemoryCallback(Callback):
     "Gives the learner's model a memory, and writes to it what the model is trained on"
-    order,_stateattrs = MixedPrecision.order+2,('_kept','_seen','_was','_order','_groups','_stepped','_real','_writing','_trained')
+    order,_stateattrs = MixedPrecision.order+2,('_kept','_seen','_was','_order','_groups','_stepped','_real','_writing','_trained','_found')
     def __init__(self,
         bank:Bank=None,         # The memory; None where the model has one already
         k:int=None,             # Rows to recall for each query; 3 for 'add', 20 for 'vote' (or what the bank has room for)
@@ -43,7 +43,7 @@ class MemoryCallback(Callback):
 
     def _forget(self):
         "Nothing here outlasts a fit"
-        self._kept,self._seen,self._was = [],[],0
+        self._kept,self._seen,self._was,self._found = [],[],0,None
         self._order,self._groups,self._stepped,self._real,self._writing,self._trained = None,None,False,False,False,False
 
     def _init_state(self): self._forget()  # fastai calls it when a learner is loaded
@@ -51,6 +51,7 @@ class MemoryCallback(Callback):
     @property
     def head(self):
         "The head in the model"
+        if getattr(self, '_found', None) is not None: return self._found
         model = None if getattr(self, 'learn', None) is None else get_model(self.model)
         return ifnone(None if model is None else find_head(model), self._head)
     @property
@@ -92,6 +93,7 @@ class MemoryCallback(Callback):
         self._attach()
         self._drop_columns()
         self._forget()
+        self._found = self.head     # for the time of the fit: a search through a network of 700 modules costs most of a millisecond
         self.head.clear()
         self._real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         mixed = any(isinstance(o, MixHandler) for o in self.learn.cbs)

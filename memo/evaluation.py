@@ -27,8 +27,8 @@ def fit_memory(learn, cfg, tau=0.):
     "Fit the vote to the validation set: weight, temperature, and the candidates of `k` and `whiten`"
     h,v = find_head(learn.model),learn.memory.collect(learn.dls.valid)
     o = adjust_logits(v.logits, learn.dls.counts, tau) if tau else v.logits
-    dev = h.bank.device
-    return plain(h.fit(o.to(dev), v.z.to(dev), v.y.to(dev), k=candidates(cfg.memory.k), whiten=candidates(cfg.memory.whiten), group=None if v.group is None else v.group.to(dev)))
+    o,z,y,group = (None if t is None else t.to(h.bank.device) for t in (o, v.z, v.y, v.group))
+    return plain(h.fit(o, z, y, k=candidates(cfg.memory.k), whiten=candidates(cfg.memory.whiten), group=group))
 
 def can_fit(learn, cfg): return cfg.memory is not None and cfg.memory.head=='vote' and len(learn.dls.valid.dataset)>0
 
@@ -41,7 +41,7 @@ def with_memory(learn, o, z):
 
 # %% ../nbs/13b_evaluation.ipynb #cd8d6bba
 def _base_name(cfg):
-    n = {'ce':'plain network', 'bce':'plain network', 'logit_adjusted':'logit-adjusted loss', 'focal':'focal loss', 'asymmetric':'asymmetric loss'}[cfg.train.loss]
+    n = dict(ce='plain network', bce='plain network', logit_adjusted='logit-adjusted loss', focal='focal loss', asymmetric='asymmetric loss')[cfg.train.loss]
     if cfg.train.class_weights: n = 'class weights' if n=='plain network' else f'{n}, class weights'
     return n if not cfg.train.sampling else 'balanced sampling' if n=='plain network' else f'balanced sampling, {n}'
 

@@ -157,7 +157,8 @@ def found_lr(cfg, learn, path):
     if cfg.train.lr!='find': return None
     if not path.is_file():
         dls,was = learn.dls,rng_state(learn.dls.loaders)
-        learn.dls = build_stages(replace(cfg, train=replace(cfg.train, freeze_epochs=0, warmup_epochs=0, freeze_cached=False, phase2=None)), learn, 0, 0.)[0].dls
+        at_once = replace(cfg.train, freeze_epochs=0, warmup_epochs=0, freeze_cached=False, phase2=None)
+        learn.dls = build_stages(replace(cfg, train=at_once), learn, 0, 0.)[0].dls
         lr = float(learn.lr_find(show_plot=False).valley)
         learn.dls = dls
         learn.create_opt()

@@ -109,9 +109,19 @@ def test_no_weights_there():
 # the chest model
 def test_chest_head():
     h = chest_head(8, 3, 16, .1)
-    assert [type(o).__name__ for o in h]==['Flatten','BatchNorm1d','Linear','ReLU','Dropout','Linear']
+    assert [type(o).__name__ for o in h]==['Flatten','RowNorm','Linear','ReLU','Dropout','Linear']
+    assert isinstance(h[1], nn.BatchNorm1d)
     assert (h[2].in_features,h[2].out_features,h[4].p,h[5].out_features)==(8,16,.1,3)
     assert chest_head(8)(torch.randn(4,8)).shape==(4,14)
+
+def test_a_last_batch_of_one_image():
+    "Trains, with the running statistics, and leaves them alone; two rows are normalised by themselves as ever"
+    h,b = chest_head(8),nn.BatchNorm1d(8)
+    for x in (torch.randn(6,8),torch.randn(2,8)): torch.testing.assert_close(h[1](x), b(x))
+    was,x = h[1].running_mean.clone(),torch.randn(1,8)
+    torch.testing.assert_close(h[1](x), b.eval()(x))
+    h(x).sum().backward()
+    assert torch.equal(h[1].running_mean, was) and torch.equal(h[1].running_var, b.running_var)
 
 @pytest.mark.parametrize('arch', ['tile_cnn','resnet10t','mobilenetv3_small_050','efficientnet_v2_s','resnet50','densenet121'])
 def test_chest_model(arch):

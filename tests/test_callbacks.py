@@ -14,7 +14,7 @@ from memo.banks import ClassBank, SlotBank
 from memo.callbacks import MemoryCallback, collect
 from memo.core import MemoError
 from memo.data import BalancedDL, RandomShift, TensorDL, TensorSet, digits_lt, item_ids, plain_dl, small_cnn
-from memo.heads import VoteHead, find_head, mix_votes
+from memo.heads import VoteHead, attach, find_head, mix_votes
 from memo.metrics import longtail_scores
 
 _d = load_digits()
@@ -871,6 +871,28 @@ def test_collect_keeps_the_loaders_order(tmp_path):
     a,b = collect(learn, dl),collect(learn, learn.dls.valid)
     assert not torch.equal(a.item, b.item) and torch.equal(a.y, Y[a.item])
     torch.testing.assert_close(a.logits[a.item.argsort()], b.logits)
+
+def test_the_model_is_not_searched_in_every_step(tmp_path, monkeypatch):
+    "A search costs as much as the memory in a network of hundreds of modules"
+    import memo.callbacks
+    calls = []
+    def counted(m):
+        calls.append(1)
+        return find_head(m)
+    learn = learner(tmp_path, memory('add'))
+    monkeypatch.setattr(memo.callbacks, 'find_head', counted)
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-2)
+    n,steps = len(calls),len(learn.dls.train)
+    calls.clear()
+    with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(5, 1e-2)
+    assert len(calls)-n<=4*len(learn.dls.valid) and steps>3   # `bank_hit` looks once a validation batch
+    other = VoteHead(SlotBank(20, policy='fifo'), 3)
+    learn.memory.detach()
+    attach(learn.model, other)
+    learn.add_cb(MemoryCallback())
+    assert learn.memory.head is other
+    run(learn, 'fit', 1, 1e-2)
+    assert len(other.bank)==20 and learn.memory._found is None
 
 def test_patients_do_not_answer_for_themselves(tmp_path):
     "group='patient': in training no row of the query's patient is read, by the groups of the data set"
