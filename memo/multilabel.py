@@ -19,7 +19,7 @@ def _both(s, y, probs=False):
     if s.ndim!=2 or s.shape!=y.shape: raise MemoError(f"probs: [N,C] with labels [N,C] is needed, found {tuple(s.shape)} with {tuple(y.shape)}")
     if not torch.isfinite(s).all(): raise MemoError(f"probs: {int((~torch.isfinite(s)).any(-1).sum())} of {len(s)} rows hold NaN or infinite values")
     if not ((y==0)|(y==1)).all(): raise MemoError(f"y: labels 0 and 1 are needed, found {float(y[(y!=0)&(y!=1)][0]):g}")
-    if probs and len(s) and (s.min()<0 or s.max()>1): raise MemoError(f"probs: found {float(s.min()):.3g} to {float(s.max()):.3g}, 0 to 1 is accepted; were these logits?")
+    if probs and len(s) and (s.min()<-1e-6 or s.max()>1+1e-6): raise MemoError(f"probs: found {float(s.min()):.3g} to {float(s.max()):.3g}, 0 to 1 is accepted; were these logits?")
     return s,y
 
 def _per_class(f, s, y):
