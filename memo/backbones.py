@@ -172,7 +172,9 @@ class FeatureBody(nn.Module):
     def __init__(self, net):
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)
-    def forward(self, x): return x if x.ndim==2 else self.net(x.contiguous(memory_format=torch.channels_last))
+    def forward(self, x):
+        x = x.as_subclass(Tensor)
+        return x if x.ndim==2 else self.net(x.contiguous(memory_format=torch.channels_last))
 
 class RowNorm(nn.BatchNorm1d):
     "`BatchNorm1d` that takes the running statistics where a batch has one row only"

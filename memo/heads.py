@@ -104,7 +104,7 @@ class VoteHead(MemoryHead):
         temperature:float=.07,  # Of the softmax over the k similarities, until `fit`
         weight:float=.5,        # Of the memory in the mixture, until `fit`
         similarity='cosine',    # 'cosine', 'dot' or 'euclidean'
-        balanced:bool=True,     # Divide votes by class counts?
+        balanced:bool=True,     # Divide votes by class counts? (classes; those for findings never are)
         whiten:bool=False,      # Compare whitened features (`within_whitener`)?
     ):
         super().__init__(bank, k)
@@ -159,10 +159,12 @@ class VoteHead(MemoryHead):
         _,_,y,_,_,_ = self.bank.rows()
         if y is None: raise MemoError("the memory holds no labels, so it has no vote: write with y=, or use head='add'")
         if n_classes is None: n_classes = self.bank.n_classes or (y.shape[1] if y.ndim==2 else int(y.max())+1)
-        n = self.bank.class_counts() if self.balanced else None
-        if n is not None: n = F.pad(n, (0,max(n_classes-len(n), 0)))
-        total = y[:,0].ge(0).sum() if y.ndim==2 else None
-        return class_votes(y, weight, index, n_classes, n, total)
+        n = self.bank.class_counts()
+        n = F.pad(n, (0,max(n_classes-len(n), 0)))
+        if y.ndim==1: return class_votes(y, weight, index, n_classes, n if self.balanced else None)
+        k = ((index>=0) & (y[index.clamp(min=0),0]>=0)).sum(1, keepdim=True)
+        usual = (n+.5)/(y[:,0].ge(0).sum()+1)
+        return torch.where(k>0, (k*class_votes(y, weight, index, n_classes)+usual)/(k+1), 0)
 
     def mix(self, logits):
         "The mixture of the network's outputs for this batch and the memory's vote"
@@ -229,8 +231,11 @@ def _mixed(own, votes, weight, multi):
     "Logs of the mixture; the network's own where there is no vote"
     w = torch.as_tensor(weight, device=votes.device, dtype=votes.dtype)
     def mix(l, v): return torch.logaddexp(l+torch.log1p(-w), (v.clamp(min=1e-12)*w).log())
-    if multi: return mix(own[0], votes),mix(own[1], 1-votes)
-    return (torch.where(votes.sum(1, keepdim=True)>0, mix(own[0], votes), own[0]),)
+    some = votes.sum(1, keepdim=True)>0
+    if not multi: return (torch.where(some, mix(own[0], votes), own[0]),)
+    net = own[0]-own[1]
+    both = torch.where(some, (1-w)*net + w*torch.logit(votes.clamp(1e-6, 1-1e-6)), net)
+    return F.logsigmoid(both),F.logsigmoid(-both)
 
 def _nll(logs, y):
     "Negative log-likelihood, a mean over classes of the mean over their items"
@@ -247,7 +252,7 @@ def mix_votes(
     weight,             # Of the memory, in (0,1)
     multilabel=False,   # Sigmoids instead of a softmax?
 ) -> Tensor:            # Log-probabilities, or log-odds for multi-label [B,C]
-    "(1-weight) x the network's probabilities + weight x the votes"
+    "(1-weight) x the network's probabilities + weight x the votes; for multi-label the same of their log-odds"
     with torch.autocast(logits.device.type, enabled=False):
         out = _mixed(_log_p(logits.float(), multilabel), votes, weight, multilabel)
         return out[0]-out[1] if multilabel else out[0]

@@ -119,8 +119,22 @@ def test_vote_multilabel():
     h = VoteHead(b, k=5, weight=.3).eval()
     m = attach(net().eval(), h)
     x = draw(6, 6)
-    with h.off(): own = m(x).sigmoid()
-    close(m(x).sigmoid(), .7*own+.3*h.votes(m[1](m[0](x))), 1e-4)
+    with h.off(): own = m(x)
+    close(m(x), .7*own+.3*torch.logit(h.votes(m[1](m[0](x)))), 1e-4)
+
+def test_votes_for_findings_are_shares_with_one_row_more():
+    "Each vote by hand: the recalled rows' weights, and one row of the memory's own frequencies"
+    b = bank(n=20, multi=True)
+    b.write(draw(3, 4, seed=5))                                    # rows without labels neither vote nor count
+    h,q = VoteHead(b, k=6).eval(),draw(5, 4, seed=8)
+    r,v = b.read(q, k=6, temperature=h.temperature),h.votes(q)
+    known = b.labels[b.labels[:,0]>=0]
+    usual = (known.sum(0)+.5)/(len(known)+1)
+    for i in range(5):
+        js = [(w,b.labels[j]) for w,j in zip(r.weight[i], r.index[i]) if b.labels[j,0]>=0]
+        share = sum(w*y for w,y in js)/sum(w for w,_ in js)
+        close(v[i], (len(js)*share+usual)/(len(js)+1), 1e-5)
+    assert v.min()>0 and v.max()<1 and torch.equal(VoteHead(b, k=6, balanced=False).eval().votes(q), v)
 
 def test_training_is_not_touched():
     h = VoteHead(bank(), k=5)
