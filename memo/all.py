@@ -10,7 +10,7 @@ from .multilabel import calibration_bins,class_ap,class_auc,class_table,macro_ap
 from .data import BalancedDL,TensorDL,digits_lt,fashion_lt,item_ids,longtail_counts,longtail_dls,longtail_subset,plain_dl,small_cnn
 from .backbones import cached_features,chest_head,chest_model,features_dls,load_backbone
 from .files import FileImages,resize_tree
-from .chest import abnormal_only,chest_table,chestxray14
+from .chest import abnormal_only,chest_table,chestxray14,findings
 from .mosaic import chest_mosaic,chest_tree
 from .callbacks import MemoryCallback,collect
 from .recipe import Stage,adamw,body_head_splitter,fit_stages

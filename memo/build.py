@@ -75,7 +75,7 @@ def build_loss(name, dls, class_weights=False):
     "The loss of that name"
     if name=='logit_adjusted': return LogitAdjustedCE(dls.counts)
     if name=='ce': return CrossEntropyLossFlat()
-    w = pos_weights(dls.counts, len(dls.train.dataset)).to(dls.device) if class_weights else None
+    w = pos_weights(dls.train.dataset.y).to(dls.device) if class_weights else None     # of the images that are trained on, not of all
     return dict(bce=BCEWithLogitsLossFlat, focal=SigmoidFocalLoss, asymmetric=AsymmetricLoss)[name](pos_weight=w)
 
 def build_metrics(cfg, dls):
@@ -94,7 +94,7 @@ def build_learner(
     if cfg.model.frozen: dls,model = frozen_dls(cfg, dls, short)
     else: model = build_model(cfg, dls, short)
     splitter = trainable_params if cfg.model.frozen else body_head_splitter
-    return Learner(dls, model, loss_func=build_loss(cfg.train.loss, dls, cfg.train.class_weights), opt_func=adamw, splitter=splitter,
+    return Learner(dls, model.to(dls.device), loss_func=build_loss(cfg.train.loss, dls, cfg.train.class_weights), opt_func=adamw, splitter=splitter,
                    metrics=build_metrics(cfg, dls), cbs=build_memory(cfg, dls), wd=cfg.train.wd)
 
 # %% ../nbs/13a_build.ipynb #96e084b2
@@ -110,8 +110,9 @@ def _features(net, dls, name, short):
 def frozen_dls(cfg, dls, short=None):
     "Loaders over the cached features of `dls`, and a classifier for them"
     net = _weights(lambda p: load_backbone(cfg.model.arch, p), cfg.model.pretrained, short)
-    res = _features(net, dls, cfg.model.arch, short)
+    res = _features(net.to(dls.device), dls, cfg.model.arch, short)
     res.images,res.backbone = dls,net
+    if hasattr(dls, 'split'): res.split = dls.split
     n = res.train.dataset.x.shape[1]
     if task(cfg)=='findings': return res,chest_head(n, dls.c, cfg.model.hidden, cfg.model.dropout)
     return res,nn.Sequential(Flatten(), nn.BatchNorm1d(n, affine=False), nn.Dropout(.5), nn.Linear(n, dls.c))
@@ -137,7 +138,10 @@ def build_stages(cfg, learn, seed, lr=None, short=None):
     "The `Stage`s of an experiment; `lr` is the rate that was found where the experiment says `find`"
     t,p,dls = cfg.train,cfg.train.phase2,learn.dls
     kw = dict(monitor=t.monitor, patience=t.patience, min_delta=t.min_delta)
-    st = _first_stages(cfg, learn, whole_batches(cfg, abnormal_only(dls)) if t.abnormal_only else dls, ifnone(lr, t.lr), kw, short)
+    dls1 = whole_batches(cfg, abnormal_only(dls)) if t.abnormal_only else dls
+    st = _first_stages(cfg, learn, dls1, ifnone(lr, t.lr), kw, short)
+    if t.class_weights:
+        for s in st: s.loss_func = build_loss(t.loss, dls1, True)
     if p is None: return st
     same = p.sampling==t.sampling and p.bs in (None, t.bs)
     dls2 = dls if same else whole_batches(cfg, other_train(dls, seed, ifnone(p.bs, t.bs), p.sampling))

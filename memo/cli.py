@@ -18,12 +18,13 @@ if __name__=='__main__' and Path(sys.argv[0]).name=='cli.py':
     sys.exit(import_module('memo.cli').command()())
 
 # %% ../nbs/14_cli.ipynb #a99d77e7
-_valued = '--resume','--table','--data','--model_path','--threshold','--out'
+_valued = '--resume','--table','--data','--model-path','--threshold','--out','--size','--workers','--patients','--seed'
 
 def options_last(argv):
     "`argv` with `--options` (and the values of those that have one) after everything else"
     first,last,it = argv[:1],[],iter(argv[1:])
     for o in it:
+        if o.startswith('--'): o = '='.join([o.split('=', 1)[0].replace('_', '-'), *o.split('=', 1)[1:]])    # --model_path is --model-path
         if o in _valued: last += [o, *[v for v in [next(it, None)] if v is not None]]
         else: (last if o.startswith('-') else first).append(o)
     return first+last
@@ -122,7 +123,7 @@ def memo_eval(
     run_dir:str=None, # Run folder, or one of its sub-folders
     model_path:str=None, # Instead of a run folder: a model.safetensors, wherever it lies
     data:str=None, # Another folder of the data
-    threshold:float=.5, # Probability from which a finding counts as found
+    threshold:float=.5, # Probability above which a finding counts as found
     out:str=None, # Folder for predictions, scores and pictures; by default RUN_DIR/eval (beside the file: NAME-eval)
     debug:bool=False # Tracebacks for mistakes too
 ):

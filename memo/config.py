@@ -218,6 +218,12 @@ def check_seed(d, where):
 
 def _seed(d, where): return check(d, Experiment, where)
 
+def _not_null(d, keys, a, where):
+    "An override sets a key of a section; of none it cannot"
+    for i,k in enumerate(keys):
+        if k in d and d[k] is None: raise MemoError(f"{where}: {a!r} has nothing to set, as {'.'.join(keys[:i+1])} is null in the file")
+        d = d.get(k, {})
+
 def override(d, args, where='command line'):
     "`d` with the dotted assignments `args`, as `memory.k=5`"
     for a in args:
@@ -227,6 +233,7 @@ def override(d, args, where='command line'):
         except yaml.YAMLError: raise MemoError(f"{where}: {a!r} has no valid value") from None
         new = v
         for o in reversed(k.strip().split('.')): new = {o:new}
+        _not_null(d, k.strip().split('.')[:-1], a, where)
         d = _merge(d, check(check_seed(new, where), Experiment, where))
     return d
 
@@ -248,6 +255,11 @@ def _check_task(cfg, d, where):
                 if k in (d.get(sec) or {}): raise MemoError(f"{where}: {sec}.{k} is read for findings only (chestxray14, chest_mosaic), and data.name is {cfg.data.name}")
     if isinstance(t.lr, str) and t.lr!='find': raise MemoError(f"{where}: train.lr must be a number or find, found {t.lr!r}")
     if t.freeze_epochs and t.warmup_epochs: raise MemoError(f"{where}: give train.freeze_epochs or train.warmup_epochs, not both")
+    if kind=='findings' and cfg.memory is not None and 'balanced' in (d.get('memory') or {}):
+        raise MemoError(f"{where}: memory.balanced is read for classes only; votes for findings are not divided by their counts")
+    if cfg.memory is not None and cfg.memory.head=='vote' and cfg.data.args.get('valid')==0:
+        raise MemoError(f"{where}: memory.head vote is fitted on validation data, and data.valid is 0: give a share of validation, or memory.head=add")
+    if not 0<=cfg.model.dropout<1: raise MemoError(f"{where}: model.dropout must be from 0 to below 1, found {cfg.model.dropout}")
     if t.freeze_cached and not t.freeze_epochs: raise MemoError(f"{where}: train.freeze_cached needs train.freeze_epochs")
     if 'plain' in cfg.compare and (cfg.memory is None or cfg.memory.head!='add'):
         raise MemoError(f"{where}: compare has plain, a training without memory: that is for the head add (vote compares in one training)")
@@ -300,6 +312,7 @@ def to_dict(cfg):
     d['data'] = {**{k:v for k,v in d['data'].items() if k!='args' and (k!='root' or reads_root(cfg.data.name))}, **d['data']['args']}
     if cfg.memory is not None:
         d['memory'] = {k:v for k,v in d['memory'].items() if k not in _only or getattr(cfg.memory, _only[k][0])==_only[k][1]}
+        if task(cfg)=='findings': d['memory'].pop('balanced', None)
     if task(cfg)=='classes':
         for sec,keys in _for_findings.items(): d[sec] = {k:v for k,v in d[sec].items() if k not in keys}
     return d

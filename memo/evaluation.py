@@ -41,7 +41,8 @@ def with_memory(learn, o, z):
 
 # %% ../nbs/13b_evaluation.ipynb #cd8d6bba
 def _base_name(cfg):
-    n = dict(ce='plain network', bce='plain network', logit_adjusted='logit-adjusted loss', focal='focal loss', asymmetric='asymmetric loss')[cfg.train.loss]
+    loss = ifnone(cfg.train.phase2, cfg.train).loss
+    n = dict(ce='plain network', bce='plain network', logit_adjusted='logit-adjusted loss', focal='focal loss', asymmetric='asymmetric loss')[loss]
     if cfg.train.class_weights: n = 'class weights' if n=='plain network' else f'{n}, class weights'
     return n if not cfg.train.sampling else 'balanced sampling' if n=='plain network' else f'balanced sampling, {n}'
 
@@ -93,7 +94,7 @@ def _findings(probs, y, dls, threshold, draws):
 def evaluate(
     learn, # A trained learner
     cfg, # Its experiment
-    threshold:float=.5, # Probability from which a finding counts as found
+    threshold:float=.5, # Probability above which a finding counts as found
     draws:int=1000 # Of patients, for the intervals (findings)
 )->AttrDict: # scores (of each method, plain floats), chosen (on the validation set), pred (a row for each image), probs, y; findings: intervals, tables
     "Score the network on the test set: alone, with its memory, with its rivals"

@@ -7,11 +7,11 @@ Docs: https://github.com/fastmemo/memo/experiment.html.md"""
 # %% auto #0
 __all__ = ['Job', 'jobs', 'write_text', 'write_csv', 'write_json', 'read_json', 'environment', 'save_weights', 'load_weights',
            'load_run', 'model_config', 'alone', 'processes', 'found_lr', 'train_job', 'write_scores', 'write_results',
-           'run_folder', 'check_data', 'run_experiment', 'resume_run', 'dry_run', 'evaluate_run', 'evaluate_model',
-           'compare_runs', 'run_experiments']
+           'run_folder', 'check_experiment', 'run_experiment', 'resume_run', 'dry_run', 'evaluate_run',
+           'evaluate_model', 'compare_runs', 'run_experiments']
 
 # %% ../nbs/13c_experiment.ipynb #614eb113
-import contextlib,json,os,platform,shutil,subprocess,yaml
+import contextlib,inspect,json,os,platform,shutil,subprocess,yaml
 from dataclasses import replace
 from fastai.vision.all import *
 from safetensors import safe_open
@@ -42,7 +42,9 @@ def jobs(
         todo = [('', one)]
         rivals = [('', one)]
         if 'balanced_sampling' in cfg.compare:
-            rivals.append(('balanced_sampling', replace(one, compare=[], train=replace(cfg.train, sampling='balanced'))))
+            p = cfg.train.phase2
+            even = replace(cfg.train, sampling='balanced', phase2=None if p is None else replace(p, sampling='balanced'))
+            rivals.append(('balanced_sampling', replace(one, compare=[], train=even)))
             todo.append(rivals[-1])
         if 'plain' in cfg.compare: todo += [('_'.join(filter(None, ('plain',n))), replace(c, memory=None)) for n,c in rivals]
         for n,c in todo:
@@ -77,10 +79,15 @@ def environment(seed):
                 fastai=fastai.__version__, fastcore=fastcore.__version__, timm=timm.__version__, numpy=np.__version__, threads=torch.get_num_threads(),
                 processes=max(1, num_distrib()), device=str(default_device()))
 
+def _patients(learn, *parts):
+    "Patients of the images in those parts, as text; nothing where the data has none"
+    s = getattr(learn.dls, 'split', None)
+    return '' if s is None else ' '.join(map(str, sorted(set(s.patient[s.part.isin(parts)]))))
+
 def save_weights(learn, path, cfg):
-    "The model, memory included, as safetensors; the experiment is in its header, so that the file says by itself how the learner is built"
+    "The model, memory included, as safetensors; its header holds the experiment, so that the file says by itself how the learner is built, and the patients it has seen"
     sd = {k:v.detach().as_subclass(Tensor).cpu().contiguous().clone() for k,v in learn.model.state_dict().items()}
-    with atomic_path(path) as p: save_file(sd, p, metadata=dict(config=to_yaml(cfg)))
+    with atomic_path(path) as p: save_file(sd, p, metadata=dict(config=to_yaml(cfg), patients=_patients(learn, 'train', 'valid')))
 
 def load_weights(learn, path):
     "Undo `save_weights`"
@@ -92,12 +99,32 @@ def load_weights(learn, path):
         raise MemoError(f"{path} is of another model than config.yaml says: {' '.join(str(e).split())[:200]}") from None
     return learn
 
+def _header(path, key, default=None):
+    "An entry in the header of a `model.safetensors`"
+    if not Path(path).is_file(): raise MemoError(f"{path}: no such file; is the run finished? memo-train --resume finishes it")
+    try:
+        with safe_open(path, 'pt') as f: txt = (f.metadata() or {}).get(key, default)
+    except Exception as e: raise MemoError(f"{path} is damaged, or no safetensors file ({' '.join(str(e).split())[:100]})") from None
+    if txt is None: raise MemoError(f"{path} was not written by memo-train: its header has no {key}")
+    return txt
+
+def _at_root(cfg, root):
+    "The experiment on the data in `root`"
+    if not reads_root(cfg.data.name): raise MemoError(f"--data is for sets that are files; {cfg.data.name} is not one")
+    if cfg.data.name!='chest_mosaic': return replace(cfg, data=replace(cfg.data, root=str(root)))
+    own = {k:p.default for k,p in inspect.signature(data_maker('chest_mosaic')).parameters.items() if k in ('size','channels','rotate','workers','preload')}
+    args = {**own, **{k:v for k,v in cfg.data.args.items() if k!='patients'}}
+    return replace(cfg, data=Data('chestxray14', str(root), args))      # the folder itself, instead of one that is made
+
 def _learner(cfg, path, root=None):
     "The learner of an experiment of one seed with the weights in `path`, on the data in `root` if given"
-    if root is not None:
-        if not reads_root(cfg.data.name): raise MemoError(f"--data is for sets that are files; {cfg.data.name} is not one")
-        cfg = replace(cfg, data=replace(cfg.data, root=str(root)))
-    return cfg,load_weights(build_learner(replace(cfg, model=_no_download(cfg.model)), cfg.seeds[0]), path)
+    seen = _header(path, 'patients', '')
+    if root is not None: cfg = _at_root(cfg, root)
+    learn = load_weights(build_learner(replace(cfg, model=_no_download(cfg.model)), cfg.seeds[0]), path)
+    both = sorted(set(seen.split()) & set(_patients(learn, 'test').split()))
+    if both and root is None: raise MemoError(f"{path}: {len(both)} of today's test patients were trained on (first: {', '.join(both[:3])}): the table or the lists have changed since; give the data as it was")
+    if both: raise MemoError(f"{root}: {len(both)} test patients were trained on (first: {', '.join(both[:3])}); a test list without them is accepted")
+    return cfg,learn
 
 def _no_download(m): return m if m.frozen or m.pretrained is False else replace(m, pretrained=False)   # the file holds all weights
 
@@ -110,12 +137,7 @@ def load_run(
 
 def model_config(path):
     "The experiment in the header of a `model.safetensors`"
-    if not Path(path).is_file(): raise MemoError(f"{path}: no such file")
-    try:
-        with safe_open(path, 'pt') as f: txt = (f.metadata() or {}).get('config')
-    except Exception as e: raise MemoError(f"{path} is damaged, or no safetensors file ({' '.join(str(e).split())[:100]})") from None
-    if txt is None: raise MemoError(f"{path} was not written by memo-train: its header has no experiment")
-    return make(check(yaml.safe_load(txt), Experiment, path), path)
+    return make(check(yaml.safe_load(_header(path, 'config')), Experiment, path), path)
 
 def _config(folder):
     if not Path(folder).is_dir(): raise MemoError(f"{folder}: no such run folder")
@@ -159,8 +181,9 @@ def found_lr(cfg, learn, path):
         dls,was = learn.dls,rng_state(learn.dls.loaders)
         at_once = replace(cfg.train, freeze_epochs=0, warmup_epochs=0, freeze_cached=False, phase2=None)
         learn.dls = build_stages(replace(cfg, train=at_once), learn, 0, 0.)[0].dls
-        lr = float(learn.lr_find(show_plot=False).valley)
-        learn.dls = dls
+        path = learn.path
+        with tempfile.TemporaryDirectory() as learn.path: lr = float(learn.lr_find(show_plot=False).valley)     # it saves the model there for the while
+        learn.dls,learn.path = dls,path
         learn.create_opt()
         set_rng_state(was, dls.loaders)
         write_json(path, dict(lr=lr))
@@ -174,7 +197,7 @@ def train_job(
     "Train, evaluate, and write the run folder of one training"
     cfg,main = job.cfg,not rank_distrib()
     learn = build_learner(cfg, job.seed)
-    with learn.no_bar(), learn.no_logging(): lr = found_lr(cfg, learn, job.folder/'lr.json')
+    with alone(), learn.no_bar(), learn.no_logging(): lr = found_lr(cfg, learn, job.folder/'lr.json')
     stages = build_stages(cfg, learn, job.seed, lr)
     n = {s.name:s.epochs for s in stages}
     def say(row): log(_line(row, n, job))
@@ -183,7 +206,7 @@ def train_job(
         h = fit_stages(learn, stages, checkpoint=job.folder/'checkpoints', resume=resume, log=say)
     learn.dls = final
     with alone(), learn.no_bar(), learn.no_logging():
-        if cfg.memory is not None: learn.memory.rekey()
+        if cfg.memory is not None and cfg.memory.head=='vote': learn.memory.rekey()
         if can_fit(learn, cfg): fit_memory(learn, cfg)
         r = evaluate(learn, cfg)
     if not main: return learn
@@ -223,11 +246,14 @@ def _claim(cfg, folder, overwrite):
         shutil.rmtree(folder)
     write_text(folder/'config.yaml', to_yaml(cfg))
 
-def check_data(cfg):
-    "Build the loaders, without reading all images into memory"
+def check_experiment(cfg):
+    "Build loaders, network, memory and stages, so that whatever is wrong with them is told before anything is written; no image is read into memory for it"
     args = {k:v for k,v in cfg.data.args.items() if k!='preload'}
     if 'preload' in data_args(cfg.data.name): args['preload'] = False
-    build_dls(replace(cfg, data=replace(cfg.data, args=args)), cfg.seeds[0])
+    cfg = replace(cfg, data=replace(cfg.data, args=args))
+    if cfg.model.frozen: return build_dls(cfg, cfg.seeds[0])     # the rest would compute features
+    learn = build_learner(cfg, cfg.seeds[0])
+    check_stages(learn, build_stages(replace(cfg, train=replace(cfg.train, freeze_cached=False)), learn, cfg.seeds[0], 1. if cfg.train.lr=='find' else None))
 
 def run_experiment(
     cfg, # Experiment
@@ -235,8 +261,11 @@ def run_experiment(
     log=print # Gets the lines of progress
 )->str: # The table
     "Run an experiment from its beginning"
+    check_experiment(cfg)
+    return _begin(cfg, overwrite, log)
+
+def _begin(cfg, overwrite, log):
     folder = run_folder(cfg)
-    check_data(cfg)    # whatever is wrong with the data is found before anything is replaced
     if not rank_distrib(): _claim(cfg, folder, overwrite)
     return _run(cfg, folder, False, log)
 
@@ -304,7 +333,7 @@ def evaluate_run(
     folder, # A run folder, or one of its sub-folders
     root=None, # Another folder of the data
     out=None, # Folder for predictions, scores and pictures; None: nothing is written
-    threshold:float=.5 # Probability from which a finding counts as found
+    threshold:float=.5 # Probability above which a finding counts as found
 )->tuple: # The table, and the trainings whose numbers are not those of `metrics.json`
     "Rebuild every learner of a run folder and score it again"
     folder = Path(folder)
@@ -323,7 +352,7 @@ def evaluate_model(
     path, # A `model.safetensors` of a run, wherever it lies now
     root=None, # Folder of the data; None: the one it was trained with
     out=None, # Folder for predictions, scores and pictures; None: nothing is written
-    threshold:float=.5 # Probability from which a finding counts as found
+    threshold:float=.5 # Probability above which a finding counts as found
 )->str: # The table
     "Score the model in a file"
     cfg,learn = _learner(model_config(path), path, root)
@@ -355,14 +384,20 @@ def compare_runs(
 )->str: # The table
     "One table over several experiments"
     rows = {k:v for c in cfgs for k,v in _rows(c, run_folder(c)).items()}
-    base = {k:first(b for b,o in rows.items() if mem and not o[1] and o[0]==like) for k,(like,mem,_) in rows.items()}
+    def rival(k):
+        like,mem,_ = rows[k]
+        same = [b for b,o in rows.items() if mem and not o[1] and o[0]==like]
+        return k.removesuffix(' + memory') if k.removesuffix(' + memory') in same else first(same)    # its own network, where one training gives both
+    base = {k:rival(k) for k in rows}
+    lone = [k for k,o in rows.items() if o[1] and base[k] is None]
+    note = f"\n\nNo row differs from {', '.join(lone)} in nothing but the memory, so there is no difference to give." if lone else ''
     table,diff = compare({k:v[2] for k,v in rows.items()}, base)
     folder = Path(folder)
     write_csv(folder/'comparison.csv', pd.concat([table.assign(rival=''), diff]) if len(diff) else table)
-    write_text(folder/'comparison.md', f'# Comparison\n\nPer cent, means over seeds with their 95 % t-intervals.\n\n{format_results(table, diff, md_table)}\n')
+    write_text(folder/'comparison.md', f'# Comparison\n\nPer cent, means over seeds with their 95 % t-intervals.\n\n{format_results(table, diff, md_table)}{note}\n')
     from memo import plots
     save_pictures(folder, comparison=lambda: plots.plot_comparison(table))
-    return format_results(table, diff)
+    return format_results(table, diff)+note
 
 def run_experiments(
     cfgs, # Experiments
@@ -376,11 +411,12 @@ def run_experiments(
         if names.count(o)>1: raise MemoError(f"{names.count(o)} of the files are called {o}: each needs a name of its own")
     if len({task(c) for c in cfgs})>1: raise MemoError("classes and findings cannot share a table: compare experiments of one kind")
     ours = [c for c in cfgs if not overwrite and _begun(c)]     # raises where a folder is of another experiment
-    for i,c in enumerate(cfgs):
-        if not any(c.data==o.data for o in cfgs[:i]): check_data(c)
+    if not set.intersection(*(set(c.seeds) for c in cfgs)): raise MemoError("the experiments have no seed in common, so nothing can be paired: give seeds=[...] for all")
+    for c in cfgs:
+        if not all(j.done for j in jobs(c, run_folder(c))): check_experiment(c)
     for c in cfgs:
         if any(c is o for o in ours): resume_run(run_folder(c), log)
-        else: run_experiment(c, overwrite, log)
+        else: _begin(c, overwrite, log)
     return '' if rank_distrib() else compare_runs(cfgs, ifnone(folder, run_folder(cfgs[0]).parent/'comparison'))
 
 def _begun(cfg):

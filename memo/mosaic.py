@@ -142,7 +142,9 @@ def chest_tree(
     if untested is not None: check_choice('untested', untested, findings)
     source = 'given by the caller' if table is not None else "NIH's Data_Entry_2017_v2020.csv, out of torchxrayvision"
     df = ifnone(table, nih_table())
-    if df is None: df,source = made_up_table(max(3000, patients), seed),'made up (torchxrayvision is not installed)'
+    if df is None:
+        warn("chest_tree: torchxrayvision is not installed, so the label table is made up; pip install --no-deps torchxrayvision has NIH's")
+        df,source = made_up_table(max(3000, patients), seed),'made up (torchxrayvision is not installed)'
     y = _labels('table', df['Finding Labels'])
     few = y.sum(1)<=4                           # there are four cells
     df,y = df[few].reset_index(drop=True),y[few]

@@ -127,7 +127,7 @@ def _plot_slots(bank, vocab):
     if y is None: a.text(.5, .5, 'rows have no label', ha='center', transform=a.transAxes)
     else:
         counts,bare = bank.class_counts().tolist(),int((y.reshape(n, -1)<0).all(1).sum())
-        _class_bars(a, counts, _names(vocab, len(counts)), '#4477aa', most=12)
+        _class_bars(a, counts, _names(vocab, len(counts)), '#4477aa', most=16)
         a.set(ylabel='positives' if y.ndim==2 else 'rows', title=f'{bare} rows without a label' if bare else '')
     age = (bank.updates-bank.stamps[:n]).cpu()
     lo,hi = int(age.min()),int(age.max())

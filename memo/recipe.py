@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/recipe.html.md"""
 
 # %% auto #0
 __all__ = ['adamw', 'head_module', 'body_head_splitter', 'Stage', 'phase1_stages', 'rng_state', 'set_rng_state', 'plain',
-           'save_plain', 'load_plain', 'last_checkpoint', 'Progress', 'StageCallback', 'fit_stages']
+           'save_plain', 'load_plain', 'last_checkpoint', 'Progress', 'StageCallback', 'check_stages', 'fit_stages']
 
 # %% ../nbs/11_recipe.ipynb #67f36feb
 import io,random,re,time
@@ -278,7 +278,8 @@ def _set_momentum(learn, s):
     b = _bank(learn)
     if s.momentum is not None and hasattr(b, 'momentum'): b.momentum = s.momentum
 
-def _check(learn, stages):
+def check_stages(learn, stages):
+    "Are the monitors known? Without a validation set there are none"
     names = ['train_loss','valid_loss',*learn.metrics.attrgot('name')]
     for s in stages:
         if s.monitor is None: continue
@@ -295,7 +296,7 @@ def fit_stages(
 )->pd.DataFrame: # The history: a row for every epoch
     "Run `stages` on `learn`"
     stages = [s for s in stages if s.epochs]
-    _check(learn, stages)
+    check_stages(learn, stages)
     prog,ck = Progress(learn, stages, checkpoint, log),None
     if prog.folder is not None:
         try: prog.folder.mkdir(parents=True, exist_ok=True)

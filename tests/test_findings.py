@@ -66,7 +66,7 @@ def test_the_seeds_fifteen_experiments(repo):
         v,t = c[k],c[k].train
         assert (t.freeze_epochs,t.epochs,t.lr,t.wd,t.loss,t.abnormal_only,t.patience)==(3,20,'find',.01,'bce',True,5)
         assert (t.bs,t.phase2.bs)==((32,64) if k.endswith('effv2m') else (64,128))
-        assert (t.phase2.epochs,t.phase2.lr,t.phase2.momentum,t.phase2.abnormal_only if hasattr(t.phase2,'abnormal_only') else False)==(5,[2e-5,8e-5],.9999,False)
+        assert (t.phase2.epochs,t.phase2.lr,t.phase2.momentum)==(5,[2e-5,8e-5],.9999)
         assert t.phase2.loss==('asymmetric' if k in ('baseline_effv2s','baseline_resnet50','memory_hybrid_effv2s') else 'bce')
         if k.startswith('baseline'): assert v.memory is None
         else: assert (v.memory.threshold,v.memory.momentum,v.memory.head,v.memory.bank)==(.2,.9,'add','SlotBank')
@@ -85,14 +85,17 @@ def test_a_memory_and_its_like_for_like_baseline(repo):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [p.stem for p in shipped(Path(__file__).parents[1])])
-def test_dry_run_of_every_shipped_experiment(repo, tree, name, tmp_path):
+def test_dry_run_of_every_shipped_experiment(repo, tree, name, tmp_path, monkeypatch):
+    def offline(*args, **kwargs): raise OSError('no network in a test')
+    monkeypatch.setattr(torch.hub, 'download_url_to_file', offline)
+    monkeypatch.setenv('TORCH_HOME', str(tmp_path/'hub'))
     cfg = load_config(repo/'experiments/chestxray'/f'{name}.yaml', [f'data.root={json.dumps(str(tree))}', 'data.size=64', 'data.workers=0', f'runs={json.dumps(str(tmp_path))}'])
     lines = []
     ex.dry_run(cfg, lines.append)
     stages = ['train'] if 'noval' in name and '1phase' in name else ['phase1.frozen','phase1.all'] + (['phase2'] if '1phase' not in name else [])
     if name.endswith('1phase_noval'): stages = ['train.warmup','train.all']
     assert lines[-1]==f"chestxray/{name} seed 85: two batches of train and valid in each of {', '.join(stages)}: ok"
-    assert all('random weights' in o for o in lines[:-1]) and not list(tmp_path.iterdir())
+    assert all('random weights' in o for o in lines[:-1]) and [o.name for o in tmp_path.iterdir()] in ([],['hub'])
 
 def test_small_experiments(repo):
     from memo.policies import policies
@@ -114,12 +117,24 @@ def test_small_experiments(repo):
     (['train.warmup_epochs=1','train.freeze_epochs=1'], 'not both'),
     (['train.freeze_cached=true'], 'train.freeze_cached needs train.freeze_epochs'),
     (['data.patients=3'], 'data.patients is not read by chestxray14'),
+    (['model.arch=resnet_18'], 'resnet18'),
+    (['memory.size=10','memory.k=50'], 'k'),
+    (['train.monitor=macro_acu'], "did you mean 'macro_auc'"),
+    (['model.dropout=2'], 'model.dropout must be from 0 to below 1'),
+    (['data.valid=0'], 'memory.head vote is fitted on validation data'),
+    (['memory.balanced=false'], 'memory.balanced is read for classes only'),
 ])
 def test_mistakes(write, tmp_path, more, msg):
-    assert msg in err(lambda: ex.check_data(load_config(write('x', VOTE), more)))
+    assert msg in err(lambda: ex.check_experiment(load_config(write('x', VOTE), more)))
 def test_findings_keys_need_findings(tmp_path):
     (tmp_path/'a.yaml').write_text('train: {abnormal_only: true}')
     assert 'train.abnormal_only is read for findings only' in err(load_config, tmp_path/'a.yaml')
+def test_nothing_is_set_in_a_section_that_is_null(repo):
+    "An override of several files does not give the baselines a memory"
+    f = repo/'experiments/chestxray/baseline_effv2s_bce.yaml'
+    assert "'memory.k=5' has nothing to set, as memory is null" in err(load_config, f, ['memory.k=5'])
+    assert 'train.phase2 is null' in err(load_config, repo/'experiments/chestxray/baseline_effv2s_1phase.yaml', ['train.phase2.bs=32'])
+
 def test_missing_root(write, tmp_path):
     e = err(ex.run_experiment, load_config(write('x', VOTE), ['data.root=/nope', f'runs={json.dumps(str(tmp_path))}']))
     assert '/nope' in e and not list(tmp_path.iterdir())
@@ -177,7 +192,11 @@ def test_evaluation_on_other_data(run, tree, tmp_path):
     assert ex.evaluate_run(run[0], root=other)[0].endswith(run[1])
     t = (other/'test_list.txt').read_text().split()
     (other/'test_list.txt').write_text('\n'.join(t[:len(t)//2]))
-    assert not ex.evaluate_run(run[0], root=other)[0].endswith(run[1])
+    ex.evaluate_run(run[0], root=other, out=tmp_path/'e')
+    p = pd.read_csv(tmp_path/'e/predictions.csv')
+    assert set(p.image)==set(t[:len(t)//2])
+    was = pd.read_csv(run[0]/'predictions.csv').set_index('image').loc[p.image]
+    np.testing.assert_allclose(p.drop(columns=['image','patient']).to_numpy(), was.drop(columns='patient').to_numpy(), atol=1e-5)
 
 def test_model_file_alone(run, tmp_path):
     f = tmp_path/'m.safetensors'
@@ -194,17 +213,48 @@ def test_threshold(run, tmp_path):
     m = json.loads((tmp_path/'metrics.json').read_text())['methods']['plain network']
     assert m['recall']==1
 
-def test_a_query_never_finds_its_patient(run, write):
-    "Groups reach the bank and the head in training"
-    cfg = load_config(write('vote', VOTE))
+def test_rows_that_are_added_stay_as_written(write, tmp_path):
+    "The tested bank is the one that the end of training left, not one encoded anew"
+    cfg = load_config(write('kept', ADD), ['train.phase2=null', f'runs={json.dumps(str(tmp_path))}'])
+    ex.run_experiment(cfg, log=lambda s: None)
+    ck = torch.load(tmp_path/'kept/checkpoints/s1_e0.pt', weights_only=True)['model']
+    learn = ex.load_run(tmp_path/'kept')
+    for k,v in learn.model.state_dict().items(): assert torch.equal(v, ck[k]), k
+
+def test_class_weights_are_those_of_the_images_trained_on(write):
+    cfg = load_config(write('vote', VOTE), ['train.class_weights=true'])
     learn = ex.build_learner(cfg, 0)
-    ex.load_weights(learn, run[0]/'model.safetensors')
-    bank,pat = learn.memory.bank,dict(zip(learn.dls.train.dataset.items.tolist(), learn.dls.train.dataset.groups.tolist()))
-    got = learn.memory.collect(learn.dls.train, own=True)
-    r = bank.read(got.z, k=5, item=got.item, group=got.group)
-    who = torch.tensor([[pat[i] for i in bank.items[j.clamp(min=0)].tolist()] for j in r.index])
-    mine = torch.tensor([pat[i] for i in got.item.tolist()])[:,None]
-    assert ((who!=mine) | (r.index<0)).all()
+    for s in ex.build_stages(cfg, learn, 0):
+        y = s.dls.train.dataset.y
+        want = ((len(y)-y.sum(0))/y.sum(0)).clamp(max=100)
+        torch.testing.assert_close(s.loss_func.func.pos_weight.float(), want.as_subclass(torch.Tensor).float())
+
+def test_a_patient_that_was_trained_on_is_no_test_patient(run, tree, tmp_path):
+    "Lists that move patients from training to the test are refused, for a run folder and for the file of a model"
+    other = tmp_path/'other'
+    shutil.copytree(tree, other)
+    a,b = ((other/f'{k}_list.txt').read_text().split() for k in ('train_val','test'))
+    s = pd.read_csv(run[0]/'split.csv')
+    moved = set(s.image[s.patient==s.patient[s.part=='train'].iloc[-1]])
+    (other/'train_val_list.txt').write_text('\n'.join(o for o in a if o not in moved))
+    (other/'test_list.txt').write_text('\n'.join(b+sorted(moved)))
+    assert '1 test patients were trained on' in err(ex.evaluate_run, run[0], root=other)
+    assert '1 test patients were trained on' in err(ex.evaluate_model, run[0]/'model.safetensors', root=other)
+
+@pytest.mark.slow
+def test_resumed_is_as_if_nothing_had_happened(write, tmp_path):
+    "Found rate, cached frozen epochs, two phases with losses of their own: interrupted after each epoch and resumed, the same numbers"
+    more = ['train.lr=find','train.freeze_epochs=1','train.freeze_cached=true','train.phase2.loss=asymmetric','train.class_weights=true']
+    cfg = lambda d: load_config(write('cut', ADD), [*more, f'runs={json.dumps(str(tmp_path/d))}'])
+    ex.run_experiment(cfg('whole'), log=lambda s: None)
+    def stop(s): raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): ex.run_experiment(cfg('cut'), log=stop)
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt): ex.resume_run(tmp_path/'cut/cut', log=stop)
+    ex.resume_run(tmp_path/'cut/cut', log=lambda s: None)
+    for f in ('metrics.json','predictions.csv','lr.json'): assert (tmp_path/'cut/cut'/f).read_text()==(tmp_path/'whole/cut'/f).read_text(), f
+    a,b = (pd.read_csv(tmp_path/d/'cut/history.csv').drop(columns='seconds') for d in ('whole','cut'))
+    assert a.equals(b) and list(a.stage)==['phase1.frozen','phase1.all','phase2']
 
 def test_validation_is_shared_by_both_phases(write):
     cfg = load_config(write('vote', VOTE))
@@ -216,7 +266,7 @@ def test_validation_is_shared_by_both_phases(write):
     assert not set(v2.groups.tolist()) & set(two.dls.train.dataset.groups.tolist())
 
 @pytest.mark.parametrize('more', [['train.loss=focal','train.phase2.loss=asymmetric'], ['train.class_weights=true'], ['train.freeze_epochs=1','train.freeze_cached=true'],
-    ['train.warmup_epochs=1','train.phase2=null','data.valid=0','train.monitor=null'], ['train.lr=find'], ['train.sampling=balanced'], ['memory=null'],
+    ['train.warmup_epochs=1','train.phase2=null','data.valid=0','train.monitor=null','memory.head=add','memory.k=2'], ['train.lr=find'], ['train.sampling=balanced'], ['memory=null'],
     ['memory.head=add','memory.k=2','compare=[plain]']])
 def test_other_settings_run(write, tmp_path, more):
     p = write('other', ADD if 'memory.head=add' in more else VOTE)

@@ -1,6 +1,6 @@
 """experiments/README.md and experiments/chestxray/README.md from finished runs: for n in quickstart fashion_lt fashion_lt_frozen; do memo-train experiments/$n.yaml; done;
-memo-train experiments/chestxray/small/*.yaml; python benchmarks/tables.py
-A folder of runs may be named: python benchmarks/tables.py DIR. What has not been run keeps its table."""
+memo-train experiments/chestxray/small/*.yaml; python benchmarks/pages.py
+A folder of runs may be named: python benchmarks/pages.py DIR. What has not been run keeps its table."""
 import sys
 from pathlib import Path
 from memo.core import settings
@@ -50,7 +50,7 @@ and not the file names decide what is in a phase. `pretrained: true` means torch
 `small/` runs the same code on what this machine has: 2,400 patients and 8,500 images, **real rows of NIH's label table** (findings, co-occurrence, patients) over **mosaics of Fashion-MNIST and MNIST tiles**. It tests the pipeline and compares memories with their rivals;
 it says nothing about chest X-rays. A small network from scratch, 8 epochs, five seeds (each its own patients, tiles and assignment of tiles to findings), macro averages over the findings that the test patients have; tail: the four rarest.
 
-    memo-train experiments/chestxray/small/*.yaml       # then: python benchmarks/tables.py
+    memo-train experiments/chestxray/small/*.yaml       # then: python benchmarks/pages.py
 
 """
 runs = Path(sys.argv[1]) if len(sys.argv)>1 else settings().runs
