@@ -3,9 +3,8 @@ the ratio is the median over the pairs, with its quartiles. CPU time is of all t
 
 step: EfficientNetV2-S at 224 px, a training step and a forward, with a memory (512 slots, rarity, z + sum w m of the 3 nearest) and without, beside their FLOPs.
 recipe: both phases on 5,000 mosaics at 64 px with a small network, with that memory, by memo and by a bare PyTorch loop without it: same files, decoder, model, batches, AdamW, schedule."""
-import argparse,os,sys,tempfile,time,warnings
+import argparse,os,tempfile,time,warnings
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # before torch: idle threads sleep instead of counting as CPU time
-sys.path.pop(0)              # fastai tries `import tables` and would find tables.py beside this file
 from pathlib import Path
 from statistics import median,quantiles
 import numpy as np, torch
