@@ -94,7 +94,8 @@ def test_a_run_and_its_evaluation(tool, whole):
     assert len(lines)==5 and 'phase1 1/3' in lines[0] and 'phase2 2/2' in lines[4] and 'valid_loss' in lines[0] and 'bank_fill' in lines[0]
     assert 'plain network + memory - plain network' in r.stdout and 'Warning' not in r.stderr
     e = tool('memo-eval', d)
-    assert e.returncode==0 and e.stdout.strip() in r.stdout
+    text,where = e.stdout.strip().rsplit('\n\n', 1)
+    assert e.returncode==0 and text in r.stdout and (Path(where)/'predictions.csv').read_text()==(d/'predictions.csv').read_text()
     one_line(tool('memo-train', d.parents[1]/'tiny.yaml', f'runs={d.parent}'), 'is finished', '--resume', '--overwrite')
 
 @pytest.mark.slow
@@ -148,4 +149,5 @@ def test_two_processes(tool, yml):
     m = json.loads((runs/'tiny/metrics.json').read_text())
     assert sum(m['classes'].values())>0 and json.loads((runs/'tiny/env.json').read_text())['processes']==2
     e = tool('memo-eval', runs/'tiny')
-    assert e.returncode==0 and e.stdout.strip() in r.stdout
+    text,where = e.stdout.strip().rsplit('\n\n', 1)
+    assert e.returncode==0 and text in r.stdout and (Path(where)/'predictions.csv').read_text()==(d/'predictions.csv').read_text()
