@@ -150,4 +150,4 @@ def test_two_processes(tool, yml):
     assert sum(m['classes'].values())>0 and json.loads((runs/'tiny/env.json').read_text())['processes']==2
     e = tool('memo-eval', runs/'tiny')
     text,where = e.stdout.strip().rsplit('\n\n', 1)
-    assert e.returncode==0 and text in r.stdout and (Path(where)/'predictions.csv').read_text()==(d/'predictions.csv').read_text()
+    assert e.returncode==0 and text in r.stdout and (Path(where)/'predictions.csv').read_text()==(runs/'tiny/predictions.csv').read_text()
