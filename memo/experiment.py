@@ -181,9 +181,11 @@ def found_lr(cfg, learn, path):
         dls,was = learn.dls,rng_state(learn.dls.loaders)
         at_once = replace(cfg.train, freeze_epochs=0, warmup_epochs=0, freeze_cached=False, phase2=None)
         learn.dls = build_stages(replace(cfg, train=at_once), learn, 0, 0.)[0].dls
-        path = learn.path
-        with tempfile.TemporaryDirectory() as learn.path: lr = float(learn.lr_find(show_plot=False).valley)     # it saves the model there for the while
-        learn.dls,learn.path = dls,path
+        home = learn.path
+        with tempfile.TemporaryDirectory() as d:
+            learn.path = Path(d)        # it saves the model there for the while
+            lr = float(learn.lr_find(show_plot=False).valley)
+        learn.dls,learn.path = dls,home
         learn.create_opt()
         set_rng_state(was, dls.loaders)
         write_json(path, dict(lr=lr))
