@@ -104,7 +104,8 @@ def _few(dls):
 
 def _features(net, dls, name, short):
     "Loaders of the features that `net` gives for the images of `dls`"
-    with tempfile.TemporaryDirectory() if short else contextlib.nullcontext(settings().data/'features') as root:
+    where = tempfile.TemporaryDirectory() if short else contextlib.nullcontext(settings().data/'features')
+    with where as root, no_random():    # whether they are computed or read, the rest of the run draws the same numbers
         return features_dls(net, _few(dls) if short else dls, root, name.replace('/', '_'))
 
 def frozen_dls(cfg, dls, short=None):

@@ -132,7 +132,7 @@ def test_ctrl_c(yml):
     for l in p.stdout:
         if '| phase1 2/' in l: break
     p.send_signal(signal.SIGINT)
-    out,err = p.communicate(timeout=60)
+    out,err = p.communicate(timeout=300)
     assert p.returncode==130 and 'interrupted' in err and '--resume' in err and 'Traceback' not in err
 
 @pytest.mark.slow
