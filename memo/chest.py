@@ -179,7 +179,7 @@ def chest_dls(
         dls.append(cls(dataset=ds, tfms=tfms if i else vary+tfms, num_workers=0 if preload else workers, **kwargs))
     dls = DataLoaders(*dls, device=ifnone(device, default_device()))
     dls.train.rng = random.Random(seed)
-    dls.split = df[['image','patient','part']].reset_index(drop=True).assign(item=item)
+    dls.split = df[['image','patient','part']].reset_index(drop=True).assign(item=item.numpy())
     return dls
 
 # %% ../nbs/07c_chest.ipynb #12521307

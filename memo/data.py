@@ -228,7 +228,7 @@ class RandomShift(Transform):
 
 class RandomRotate(Transform):
     "Rotate each image of a batch with probability `p` by up to `degrees` either way, mirroring what lies outside"
-    split_idx,order = 0,5
+    split_idx,order = 0,30     # of floats
     def __init__(self, degrees:float=10, p:float=.5): store_attr()
     def __repr__(self): return f'RandomRotate({self.degrees}, p={self.p})'
     def encodes(self, x:TensorImage):
