@@ -15,7 +15,7 @@ import safetensors.torch as st
 from fastai.vision.all import *
 from safetensors import SafetensorError
 from .core import MemoError, atomic_path, packaged_file
-from .data import BalancedDL, TensorDL, TensorSet, item_ids, plain_dl, with_loaders
+from .data import BalancedDL, TensorDL, TensorSet, item_ids, loader_for, plain_dl, with_loaders
 
 # %% ../nbs/07a_backbones.ipynb #44062971
 def _lite0(sd):
@@ -303,7 +303,7 @@ def features_dls(
     root:str|Path, # Folder of the cache
     name:str='features', # Beginning of the files' names
     bs:int=None, # Batch size of the training loader; by default that of `dls`
-    sampling:str=None, # 'balanced': every class equally often; a `BalancedDL` stays one by itself
+    sampling:str=None, # A name in `samplings`; a `BalancedDL` stays one by itself
     half:bool=True # Keep float16 on disk
 )->DataLoaders: # The same loaders over features, float32
     "DataLoaders of the features of every loader of `dls`"
@@ -314,7 +314,7 @@ def features_dls(
         else: x,y,items = cached_features(model, dl, root, name, half)
         info = ds.info if isinstance(ds, TensorSet) else {k:getattr(dls, k) for k in ('counts','many','few') if hasattr(dls, k)}
         ds = TensorSet(x.float(), y, items, vocab=getattr(ds, 'vocab', None), split_idx=int(i>0), groups=getattr(ds, 'groups', None), **info)
-        cls = BalancedDL if i==0 and (sampling=='balanced' or isinstance(dl, BalancedDL)) else TensorDL
-        res.append(cls(dataset=ds, bs=ifnone(bs, dl.bs) if i==0 else dl.bs, shuffle=i==0, drop_last=dl.drop_last))
+        cls,kw = (TensorDL,{}) if i else (BalancedDL,dict(power=dl.power)) if sampling is None and isinstance(dl, BalancedDL) else loader_for(sampling)
+        res.append(cls(dataset=ds, bs=ifnone(bs, dl.bs) if i==0 else dl.bs, shuffle=i==0, drop_last=dl.drop_last, **kw))
     res[0].rng = random.Random(str(dls.train.rng.getstate()))
     return with_loaders(dls, res)

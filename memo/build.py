@@ -13,6 +13,7 @@ import contextlib
 from fastai.vision.all import *
 from .backbones import *
 from .banks import *
+from .classbank import *
 from .callbacks import *
 from .chest import *
 from .config import *
@@ -37,7 +38,8 @@ def whole_batches(cfg, dls):
 
 def other_train(dls, seed, bs, sampling):
     "`dls` with a training loader of another batch size and sampling, over the same items"
-    train = dls.train.new(cls=BalancedDL if sampling else TensorDL, bs=bs)
+    cls,kw = loader_for(sampling)
+    train = dls.train.new(cls=cls, bs=bs, **kw)
     train.rng = random.Random(seed)
     return with_loaders(dls, [train, *dls.loaders[1:]])
 
@@ -63,11 +65,11 @@ def build_memory(cfg, dls):
     "The memory of an experiment, as a callback"
     m = cfg.memory
     if m is None: return None
-    if m.bank=='ClassBank': bank = ClassBank(dls.c, m.capacity)
+    if m.bank=='ClassBank': bank = ClassBank(dls.c, m.capacity, alpha=m.alpha, tail_percentile=m.tail_percentile, dtype=m.dtype)
     else: bank = SlotBank(m.size, policy=m.policy, threshold=m.threshold, momentum=m.momentum, n_classes=dls.c)
-    kw = dict(temperature=m.temperature, normalize=m.normalize, rescale=m.rescale) if m.head=='add' else dict(balanced=m.balanced)
+    kw = dict(add=dict(temperature=m.temperature, normalize=m.normalize, rescale=m.rescale), vote=dict(balanced=m.balanced)).get(m.head, {})
     group = 'patient' if getattr(dls.train.dataset, 'groups', None) is not None else None
-    return MemoryCallback(bank, k=max(L(m.k)), head=m.head, at=m.at, group=group, **kw)
+    return MemoryCallback(bank, k=max(L(m.k)), head=None if m.head=='watch' else m.head, at=m.at, group=group, **kw)
 
 def build_loss(name, dls, class_weights=False):
     "The loss of that name"

@@ -12,21 +12,23 @@ from contextlib import contextmanager
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import *
-from .banks import Bank,ClassBank
+from .banks import Bank
+from .classbank import ClassBank
 from .core import MemoError,check_choice
 from .data import TensorSet,item_ids,plain_dl
 from .heads import *
+from .votes import *
 
 # %% ../nbs/09_callbacks.ipynb #65ebd9c9
-heads = dict(add=RetrievalHead, vote=VoteHead)
+heads = dict(add=RetrievalHead, vote=VoteHead, prototype=PrototypeHead, lda=LDAHead, replay=ReplayHead)
 
 class MemoryCallback(Callback):
     "Gives the learner's model a memory, and writes to it what the model is trained on"
     order,_stateattrs = MixedPrecision.order+2,('_kept','_seen','_was','_order','_groups','_stepped','_real','_writing','_trained','_found')
     def __init__(self,
         bank:Bank=None,         # The memory; None where the model has one already
-        k:int=None,             # Rows to recall for each query; 3 for 'add', 20 for 'vote' (or what the bank has room for)
-        head='default',         # 'add' (z + sum w m), 'vote' (class votes mixed in), None (watch only); by default 'add', None for a ClassBank
+        k:int=None,             # Rows to recall for each query; 20 for 'vote', else 3 (or what the bank has room for)
+        head='default',         # A name in `heads`, or None (watch only); by default 'add', None for a ClassBank
         at:str=None,            # Name of the module the memory sits at; by default the features that enter the classifier
         group=None,             # Groups (patients) that may not find one another: a function of an item, or a column of the data frame
         **kwargs,               # For the head: `temperature`, `similarity`, `normalize`, `rescale`; `weight`, `balanced`, `whiten`
@@ -38,7 +40,7 @@ class MemoryCallback(Callback):
             if head is None: self._head = MemoryHead(bank, min(3, bank.capacity_rows) if k is None else k, **kwargs)
             else:
                 make = heads[check_choice('head', head, [*heads])]
-                self._head = make(bank, k=min(dict(add=3, vote=20)[head], bank.capacity_rows) if k is None else k, **kwargs)
+                self._head = make(bank, k=min(20 if head=='vote' else 3, bank.capacity_rows) if k is None else k, **kwargs)
         self._forget()
 
     def _forget(self):
@@ -102,7 +104,7 @@ class MemoryCallback(Callback):
         if self._real:
             if self.learn.create_mbar:  # False in `validate`
                 columns = L(Column(self._fill, 'bank_fill'), Column(self._turnover, 'bank_turnover'))
-                if not type(self.head) is MemoryHead: columns += L(HitRate())
+                if isinstance(self.head, (RetrievalHead,VoteHead)): columns += L(HitRate())
                 self.learn.metrics = self.learn.metrics + columns
 
     def before_train(self):
@@ -139,17 +141,29 @@ class MemoryCallback(Callback):
         "In a fit, and not in predictions made in the middle of one?"
         return self._trained and self._real and not hasattr(self.learn, 'gather_preds')
 
-    def after_loss(self):
-        if self.training or not self._fitting: return
+    def after_pred(self):
+        "What is replayed has classes too: the loss is of both"
         head = self.head
-        if isinstance(head, VoteHead) and head.raw is not None and len(self.yb)==1: self._seen.append((head.raw, head.z, _plain(self.y)))
+        y = getattr(head, 'replayed', None)
+        if y is None or not len(y): return
+        if len(self.yb)!=1 or not torch.is_tensor(self.y) or self.y.ndim!=1 or not torch.is_tensor(self.pred) or len(self.pred)!=len(self.y)+len(y):
+            raise MemoError("replay: a classifier with one class number an item is needed, and the memory in front of it")
+        self.learn.yb = (torch.cat([self.y, y.to(self.y.device)]),)
+
+    def after_loss(self):
+        head = self.head
+        if len(ifnone(getattr(head, 'replayed', None), ())):
+            n = len(self.pred)-len(head.replayed)
+            self.learn.pred,self.learn.yb = self.pred[:n],(self.y[:n],)
+        if self.training or not self._fitting: return
+        if isinstance(head, MixHead) and head.raw is not None and len(self.yb)==1: self._seen.append((head.raw, head.z, _plain(self.y)))
 
     def after_backward(self):
         head = self.head
         if not head.armed or head.captured is None: return
         logits = self.pred.detach().float() if torch.is_tensor(self.pred) and self.pred.ndim==2 else None
         y = _labels(self.yb)
-        if y is not None and y.ndim==2 and isinstance(head, VoteHead) and isinstance(head.bank, ClassBank):
+        if y is not None and y.ndim==2 and isinstance(head, MixHead) and isinstance(head.bank, ClassBank):
             raise MemoError("a ClassBank files a row under one class, so it cannot vote on multi-label targets: use a SlotBank, or head=None")
         self._kept.append((head.captured.float(), y, logits, head.item, head.group))
 
@@ -235,6 +249,7 @@ def collect(
 @patch
 def rekey(self:MemoryCallback):
     "Encode the stored items anew, by the model as it is now, in evaluation mode and without augmentation; gives the number of rows changed"
+    if self.bank.features is None: return 0
     stored = self.bank.items.flatten()
     with _quiet(self.learn):
         dl = plain_dl(self.dls.train)
@@ -247,15 +262,14 @@ def rekey(self:MemoryCallback):
 # %% ../nbs/09_callbacks.ipynb #39baffad
 @patch
 def fit_vote(self:MemoryCallback,
-    k=None,      # Numbers of rows to choose from
-    whiten=None, # Choices of whitening, e.g. (False,True)
-    adjust=noop, # What becomes of the network's outputs before they are mixed, e.g. logit adjustment
-) -> dict:       # What `VoteHead.fit` chose
+    k=None,      # Numbers of rows to choose from (a `VoteHead`)
+    whiten=None, # Choices of whitening, e.g. (False,True) (a `VoteHead`)
+) -> dict:       # What `MixHead.fit` chose
     "Fit the vote's weight and temperature (and `k`, whitening) on the validation set"
-    if not isinstance(self.head, VoteHead): raise MemoError("fit_vote is for a memory that votes: MemoryCallback(bank, head='vote')")
+    if not isinstance(self.head, MixHead): raise MemoError("fit_vote is for a memory that votes: MemoryCallback(bank, head='vote')")
     if len(self.dls.loaders)<2 or len(self.dls.valid_ds)==0: raise MemoError("fit_vote needs a validation set")
     got = self.collect(self.dls.valid)
-    return self.head.fit(adjust(got.logits), got.z, got.y, k=k, whiten=whiten, group=None if got.group is None else got.group.to(self.bank.device))
+    return self.head.fit(got.logits, got.z, got.y, k=k, whiten=whiten, group=None if got.group is None else got.group.to(self.bank.device))
 
 # %% ../nbs/09_callbacks.ipynb #3c568515
 class _Constant:

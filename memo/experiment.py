@@ -17,6 +17,7 @@ from fastai.vision.all import *
 from safetensors import safe_open
 from safetensors.torch import load_file,save_file
 from .build import *
+from .classbank import BankSaver
 from .config import *
 from .core import *
 from .evaluation import *
@@ -36,7 +37,7 @@ def jobs(
     folder # Its run folder
 )->list: # A `Job` for each training; the first one's folder is the run folder
     "The trainings of an experiment"
-    res,post = [],[o for o in cfg.compare if o=='logit_adjusted']     # the others are trainings of their own
+    res,post = [],[o for o in cfg.compare if o not in ('plain','balanced_sampling')]     # these are trainings of their own
     for i,s in enumerate(cfg.seeds):
         one = replace(cfg, seeds=[s], compare=post)
         todo = [('', one)]
@@ -44,9 +45,9 @@ def jobs(
         if 'balanced_sampling' in cfg.compare:
             p = cfg.train.phase2
             even = replace(cfg.train, sampling='balanced', phase2=None if p is None else replace(p, sampling='balanced'))
-            rivals.append(('balanced_sampling', replace(one, compare=[], train=even)))
+            rivals.append(('balanced_sampling', replace(one, compare=[o for o in post if o!='logit_adjusted'], train=even)))
             todo.append(rivals[-1])
-        if 'plain' in cfg.compare: todo += [('_'.join(filter(None, ('plain',n))), replace(c, memory=None)) for n,c in rivals]
+        if 'plain' in cfg.compare: todo += [('_'.join(filter(None, ('plain',n))), replace(c, memory=None, compare=[o for o in c.compare if o=='logit_adjusted'])) for n,c in rivals]
         for n,c in todo:
             sub = '_'.join(filter(None, (n, '' if i==0 and not n else f'seed_{s}')))
             res.append(Job(c if not sub else replace(c, name=f'{cfg.name}/{sub}'), Path(folder)/sub))
@@ -75,7 +76,7 @@ def environment(seed):
 def _patients(learn, *parts):
     "Patients of the images in those parts, as text; nothing where the data has none"
     s = getattr(learn.dls, 'split', None)
-    return '' if s is None else ' '.join(map(str, sorted(set(s.patient[s.part.isin(parts)]))))
+    return '' if s is None or 'patient' not in s else ' '.join(map(str, sorted(set(s.patient[s.part.isin(parts)]))))
 
 def save_weights(learn, path, cfg):
     "The model, memory included, as safetensors; its header holds the experiment, so that the file says by itself how the learner is built, and the patients it has seen"
@@ -198,16 +199,23 @@ def train_job(
     with alone(), learn.no_bar(), learn.no_logging(): lr = found_lr(cfg, learn, job.folder/'lr.json')
     stages = build_stages(cfg, learn, job.seed, lr)
     n = {s.name:s.epochs for s in stages}
-    def say(row): log(_line(row, n, job))
+    saver = BankSaver(learn.memory.bank, job.folder/'banks', Path(cfg.name).name) if main and cfg.memory is not None and cfg.memory.save_every else None
+    def say(row):
+        log(_line(row, n, job))
+        done = sum(n[k] for k in list(n)[:list(n).index(row['stage'])])+row['epoch']+1
+        if saver is not None and done%cfg.memory.save_every==0: saver.save(done)
     final = learn.dls
     with processes(learn), learn.no_bar(), learn.no_logging():
         h = fit_stages(learn, stages, checkpoint=job.folder/'checkpoints', resume=resume, log=say)
     learn.dls = final
     with alone(), learn.no_bar(), learn.no_logging():
-        if cfg.memory is not None and cfg.memory.head=='vote': learn.memory.rekey()
-        if can_fit(learn, cfg): fit_memory(learn, cfg)
+        if cfg.memory is not None and cfg.memory.head!='add': learn.memory.rekey()
+        if can_fit(learn, cfg): learn.memory.fit_vote(cfg.memory.k, cfg.memory.whiten)
         r = evaluate(learn, cfg)
     if not main: return learn
+    if saver is not None:
+        saver.save('final')
+        saver.wait()
     write_csv(job.folder/'history.csv', h)
     save_weights(learn, job.folder/'model.safetensors', cfg)
     with alone(): draw(learn, cfg, h, job.folder)
@@ -319,7 +327,8 @@ def _class_text(r):
     def pct(v, low=np.nan, high=np.nan): return with_interval(v, low, high) or '-'
     blocks = []
     for m,t in r.tables.items():
-        rows = [[o.finding, o.positives, pct(o.auc, o.auc_low, o.auc_high), pct(o.ap, o.ap_low, o.ap_high), *map(pct, (o.precision, o.recall, o.f1))] for o in t.itertuples()]
+        rows = [[o.finding, o.positives, pct(o.auc, o.auc_low, o.auc_high), pct(o.ap, o.ap_low, o.ap_high), *map(pct, (o.precision, o.recall, o.f1))]
+                for o in t.itertuples()]
         s,ci = r.scores[m],r.intervals[m]
         rows.append([f"macro over {int(s['classes'])} findings", '', *[pct(s[k], *ci[k]) for k in ('macro_auc','macro_ap')], *[pct(s[k]) for k in ('precision','recall','f1')]])
         blocks.append(f'{m}\n' + text_table(rows, ['finding','positives','AUC [95 %]','AP [95 %]','precision','recall','F1']))
@@ -362,16 +371,20 @@ def _like(cfg):
     p = cfg.train.phase2
     return cfg.data,cfg.model,replace(cfg.train, phase2=None if p is None else replace(p, momentum=None))
 
+def _kin(cfg):
+    "What the remedies for rare classes have in common"
+    return cfg.data,cfg.model,replace(cfg.train, loss='ce', sampling=None)
+
 def _rows(cfg, folder):
-    "label -> (what a baseline shares, has a memory?, metrics of each seed) of an experiment"
+    "label -> (what a baseline shares, what remedies share and which it is, has a memory?, metrics of each seed) of an experiment"
     js,res = jobs(cfg, folder),{}
     ms = [(j,read_json(j.folder/'metrics.json')) for j in js]
     names = list(dict.fromkeys(k for _,m in ms for k in m['methods']))
     for j,m in ms:
         for k,v in m['methods'].items():
             label = cfg.name if len(names)==1 else f'{cfg.name}: {k}'
-            like,mem,got = res.setdefault(label, ((*_like(j.cfg), 'logit adjustment' in k), k.endswith(' + memory'), []))
-            got.append(dict(seed=m['seed'], task=m.get('task'), methods={label:v}))
+            row = res.setdefault(label, AttrDict(like=(*_like(j.cfg), 'logit adjustment' in k), kin=(_kin(j.cfg), k), mem=' + memory' in k, got=[]))
+            row.got.append(dict(seed=m['seed'], task=m.get('task'), methods={label:v}))
     return res
 
 def compare_runs(
@@ -381,13 +394,14 @@ def compare_runs(
     "One table over several experiments"
     rows = {k:v for c in cfgs for k,v in _rows(c, run_folder(c)).items()}
     def rival(k):
-        like,mem,_ = rows[k]
-        same = [b for b,o in rows.items() if mem and not o[1] and o[0]==like]
-        return k.removesuffix(' + memory') if k.removesuffix(' + memory') in same else first(same)    # its own network, where one training gives both
+        r,own = rows[k],without_memory(k)
+        same = [b for b,o in rows.items() if not o.mem and o.like==r.like]
+        remedies = [b for b,o in rows.items() if o.kin[0]==r.kin[0] and o.kin[1] in ('logit adjustment','balanced sampling')]
+        return list(dict.fromkeys([*([own] if own in same else same[:1]), *remedies])) if r.mem else []    # its own network first, where one training gives both
     base = {k:rival(k) for k in rows}
-    lone = [k for k,o in rows.items() if o[1] and base[k] is None]
+    lone = [k for k,o in rows.items() if o.mem and not base[k]]
     note = f"\n\nNo row differs from {', '.join(lone)} in nothing but the memory, so there is no difference to give." if lone else ''
-    table,diff = compare({k:v[2] for k,v in rows.items()}, base)
+    table,diff = compare({k:v.got for k,v in rows.items()}, base)
     folder = Path(folder)
     write_csv(folder/'comparison.csv', all_rows(table, diff))
     write_text(folder/'comparison.md', f'# Comparison\n\nPer cent, means over seeds with their 95 % t-intervals.\n\n{format_results(table, diff, md_table)}{note}\n')

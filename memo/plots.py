@@ -86,9 +86,10 @@ def plot_history(
 # %% ../nbs/12_plots.ipynb #487ad5e4
 _shots = dict(many='#4477aa', medium='#ccbb44', few='#ee6677')
 
-def _names(vocab, n):
-    "`n` class names, short ones"
-    return [textwrap.shorten(str(vocab[i]), 18, placeholder='..') if vocab is not None and i<len(vocab) else str(i) for i in range(n)]
+def _names(vocab, n, most=18):
+    "`n` class names, cut where they are long"
+    def short(s): return s if len(s)<=most else s[:most-2].rstrip()+'..'
+    return [short(str(vocab[i])) if vocab is not None and i<len(vocab) else str(i) for i in range(n)]
 
 def _class_bars(ax, n, names, color, most=30):
     "A bar for each class; names and numbers where there is room"
@@ -275,9 +276,9 @@ def _shown(dl):
     "First input of each item of `dl`, in the form before normalisation"
     for b in dl: yield from (o[0] if isinstance(o, tuple) else o for o in dl.decode_batch(b, max_n=find_bs(b), full=False))
 
-def _training_inputs(learn, ids):
+def _training_inputs(dls, ids):
     "Inputs of the training items with these ids, by id; only those are read"
-    dl = learn.dls.train
+    dl = dls.train
     if len(ids)==0 or len(dl.dataset)==0: return {}
     known = item_ids(dl).cpu()
     at = torch.isin(known, ids).nonzero().squeeze(1)
@@ -361,7 +362,7 @@ def _draw_memories(learn, r, size):
     n,k = r.weight.shape
     labels,multi = r.row_label,learn.memory.bank.labels is not None and learn.memory.bank.labels.ndim==2
     names = _names(getattr(learn.dls, 'vocab', None), r.probs.shape[-1])
-    inputs = _training_inputs(learn, r.row_item[r.row_item>=0].unique())
+    inputs = _training_inputs(learn.dls, r.row_item[r.row_item>=0].unique())
     fig = Picture(figsize=(size*(k+1.1), (size+.35)*n), layout='constrained')
     grid = fig.add_gridspec(n, k+2, width_ratios=[1,.08]+[1]*k)
     for i,x in enumerate(_shown(r.dl.new(num_workers=0))):
@@ -373,11 +374,15 @@ def _draw_memories(learn, r, size):
             _memory(fig.add_subplot(grid[i,j+2]), item, None if labels is None else labels[i,j], float(r.similarity[i,j]), w, inputs, y, names)
     return fig
 
-def _recalled(learn, k, **kwargs):
-    "`learn.recall`, with what can go wrong told in one line"
+def _memory_of(learn):
+    "The learner's `MemoryCallback`"
     cb = getattr(learn, 'memory', None)
     if not isinstance(cb, MemoryCallback): raise MemoError("this learner has no memory: make it with cbs=MemoryCallback(SlotBank(512))")
-    if len(cb.bank)==0: raise MemoError("the memory is empty: train, or load a trained model, before asking what it recalls")
+    return cb
+
+def _recalled(learn, k, **kwargs):
+    "`learn.recall`, with what can go wrong told in one line"
+    if len(_memory_of(learn).bank)==0: raise MemoError("the memory is empty: train, or load a trained model, before asking what it recalls")
     if k is not None and k<1: raise MemoError(f"k: {k!r}, a number from 1 is accepted")
     return learn.recall(k=6 if k is None else k, **kwargs)
 

@@ -61,14 +61,15 @@ def search(
     "Search all rows exactly, in bounded memory"
     unit_q,unit_m = _lengths(similarity, normalize)
     with torch.autocast(q.device.type, enabled=False):
-        q,rows = q.float(),rows.float()
+        q = q.float()
         if unit_q: q = F.normalize(q)
-        if norms is None: norms = rows.norm(dim=1)
         same = [(torch.where(a<0, torch.iinfo(a.dtype).min, a), b) for a,b in same if a is not None]
         step,best = max(k, _STRETCH//max(len(q), 1)),None
         for lo in range(0, len(rows), step):
             o = slice(lo, lo+step)
-            new = _best(q, rows[o], norms[o], unit_m, similarity=='euclidean', k, [(a,b[o]) for a,b in same], valid if valid is None else valid[o], lo)
+            m = rows[o].float()       # a stretch at a time, whatever they are stored in
+            n = m.norm(dim=1) if norms is None else norms[o]
+            new = _best(q, m, n, unit_m, similarity=='euclidean', k, [(a,b[o]) for a,b in same], valid if valid is None else valid[o], lo)
             if best is None: best = new
             else:
                 s,j = torch.cat([best[0],new[0]], 1).topk(min(k, best[0].shape[1]+new[0].shape[1]))

@@ -3,7 +3,8 @@ import random, sys, torch
 from fastai.distributed import DistributedDL, num_distrib, rank_distrib
 from fastai.vision.all import Callback, CancelStepException, DataLoaders, GradientAccumulation, Learner, accuracy, nn, set_seed
 from sklearn.datasets import load_digits
-from memo.banks import ClassBank, SlotBank
+from memo.banks import SlotBank
+from memo.classbank import ClassBank
 from memo.callbacks import MemoryCallback
 from memo.data import TensorDL, TensorSet
 

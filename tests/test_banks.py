@@ -3,7 +3,8 @@ import copy, inspect, io, json, pickle, re, pytest, torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 from torch import nn
-from memo.banks import Bank, ClassBank, SlotBank
+from memo.banks import Bank, SlotBank
+from memo.classbank import ClassBank
 from memo.core import MemoError
 from memo.policies import Policy, policies
 from memo.retrieval import read_rows

@@ -10,11 +10,13 @@ from fastai.vision.all import (Callback, CancelBatchException, CancelStepExcepti
                                DataBlock, DataLoader, DataLoaders, ImageBlock, Learner, TfmdDL, WeightedDL, accuracy, accuracy_multi,
                                aug_transforms, first, get_c, load_learner, nn, noop, params, resnet18, set_seed, vision_learner)
 from sklearn.datasets import load_digits, load_sample_images
-from memo.banks import ClassBank, SlotBank
+from memo.banks import SlotBank
+from memo.classbank import ClassBank
 from memo.callbacks import MemoryCallback, collect
 from memo.core import MemoError
 from memo.data import BalancedDL, RandomShift, TensorDL, TensorSet, digits_lt, item_ids, plain_dl, small_cnn
-from memo.heads import VoteHead, attach, find_head, mix_votes
+from memo.heads import attach, find_head
+from memo.votes import VoteHead, mix_votes
 from memo.metrics import longtail_scores
 
 _d = load_digits()

@@ -3,7 +3,7 @@ import copy, random, numpy as np, pytest, scipy.stats, torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from memo.banks import ClassBank
+from memo.classbank import ClassBank
 from memo.core import MemoError
 
 M64 = 2**64-1
@@ -122,7 +122,7 @@ def test_a_class_does_not_touch_another():
     b.write(*stream(30, 2))
     was = copy.deepcopy(b)
     b.write(torch.ones(2, 4), torch.tensor([2,2]))
-    for o in ('features','ema','decay','counts','items'): assert torch.equal(getattr(b, o)[:2], getattr(was, o)[:2])
+    for o in ('features','ema','mass','counts','items'): assert torch.equal(getattr(b, o)[:2], getattr(was, o)[:2])
     assert b.counts[2]==2
 
 # prototypes
@@ -198,9 +198,9 @@ def test_b1_frequent_classes_move_slowly():
     y = torch.tensor(([0]*10+[1])*60)
     b = ClassBank(2, capacity=4, alpha=.05, alpha_min=1e-3)
     b.write(torch.ones(len(y), 2), y)
-    b.decay.fill_(1.)
+    b.mass.zero_()
     b.write(torch.ones(2, 2), torch.tensor([0,1]))
-    slow,fast = (1-b.decay.double()).tolist()
+    slow,fast = b.mass.double().tolist()
     close(slow, .05/(2*601/661), 1e-4); close(fast, .05/(2*61/662), 1e-4)
     assert 9<fast/slow<11
 

@@ -1,5 +1,5 @@
 "Loaders, item ids, long tails, backbones and the feature cache, on real images"
-import gzip, os, sys, warnings
+import gzip, os, pickle, sys, warnings
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, strategies as st
 from fastai.distributed import DistributedDL
@@ -7,8 +7,8 @@ from fastai.vision.all import (DataLoaders, Datasets, IntToFloatTensor, Learner,
                                WeightedDL, accuracy, load_learner, nn, random, set_seed)
 from memo.backbones import cached_features, features_dls, features_key, load_backbone
 from memo.core import MemoError
-from memo.data import (BalancedDL, RandomRotate, RandomShift, ResizeBatch, TensorDL, TensorSet, balanced_order, digits_lt, fashion_lt, item_ids, longtail_counts,
-                       longtail_subset, plain_dl, read_idx, shot_thresholds, small_cnn)
+from memo.data import (BalancedDL, RandomRotate, RandomShift, ResizeBatch, TensorDL, TensorSet, balanced_order, digits_lt, fashion_lt, item_ids, loader_for, longtail_counts,
+                       longtail_subset, plain_dl, read_idx, samplings, shot_thresholds, small_cnn)
 
 def _xy(n=50, c=5):
     g = torch.Generator().manual_seed(0)
@@ -144,6 +144,48 @@ def test_balanced_order(counts, seed):
     reps = torch.tensor(o).bincount(minlength=len(y))
     for c in y.unique(): assert reps[y==c].max()-reps[y==c].min()<=1
 
+def _old_order(y, n, generator):
+    "Balanced sampling as it was before there was a power"
+    perm = lambda k: torch.randperm(k, generator=generator)
+    draw = lambda rows, m: torch.cat([rows[perm(len(rows))] for _ in range(-(-m//len(rows)))])[:m]
+    cs = y.unique()
+    share = torch.full((len(cs),), n//len(cs))
+    share[perm(len(cs))[:n%len(cs)]] += 1
+    return torch.cat([draw((y==c).nonzero().flatten(), m) for c,m in zip(cs, share.tolist()) if m])[perm(n)].tolist()
+
+@given(st.lists(st.integers(0,30), min_size=2, max_size=8).filter(any), st.integers(0,99), st.sampled_from([0.,.5,1.]))
+def test_order_by_a_power(counts, seed, power):
+    y = torch.cat([torch.full((n,), c) for c,n in enumerate(counts)])[torch.randperm(sum(counts), generator=torch.Generator().manual_seed(seed))]
+    def order(**kw): return balanced_order(y, len(y), torch.Generator().manual_seed(seed), **kw)
+    o = order(power=power)
+    assert len(o)==len(y) and o==order(power=power)
+    w = torch.tensor([n**power if n else 0. for n in counts], dtype=torch.float64)
+    got = y[o].bincount(minlength=len(counts))
+    assert ((got-len(y)*w/w.sum()).abs()<1+1e-9).all()
+    for c in y.unique(): assert len({*torch.tensor(o)[y[o]==c].bincount(minlength=len(y))[y==c].tolist()})<=2      # the rows of a class equally often, up to one
+    if power==0: assert o==order()==_old_order(y, len(y), torch.Generator().manual_seed(seed))
+    if power==1: assert sorted(o)==list(range(len(y)))
+
+def test_shares_are_right_on_average():
+    y,g = torch.cat([torch.full((n,), c) for c,n in enumerate([50,30,13,4,1])]),torch.Generator().manual_seed(0)
+    got = torch.stack([y[balanced_order(y, 98, g, .5)].bincount(minlength=5) for _ in range(400)]).double().mean(0)
+    w = torch.tensor([50,30,13,4,1]).double().sqrt()
+    assert torch.allclose(got, 98*w/w.sum(), atol=.1)
+
+def test_power_stays_with_the_loader(tmp_path):
+    x,y = torch.randn(101,2),(torch.arange(101)==100).long()
+    dl = BalancedDL(x, y, bs=10, shuffle=True, power=.5)
+    for o in (dl.new(), dl.new(bs=3), dl.new(dl.dataset.subset(slice(50,101))), pickle.loads(pickle.dumps(dl))): assert type(o) is BalancedDL and o.power==.5
+    assert dl.new(power=0.).power==0 and type(dl.new(cls=TensorDL)) is TensorDL and TensorDL(x, y).new(cls=BalancedDL, power=.5).power==.5
+    n = [torch.tensor(dl.get_idxs()).eq(100).sum().item() for _ in range(20)]
+    assert set(n)<={9,10}                                                                  # 101/11
+    assert dl.new(shuffle=False).get_idxs()==list(range(101))
+    with pytest.raises(MemoError, match='several labels'): BalancedDL(x, torch.ones(101,3), power=.5)
+    with pytest.raises(MemoError, match='several labels'): balanced_order(torch.ones(4,3), 4, power=.5)
+    for k,p in samplings.items(): assert loader_for(k)==(BalancedDL, dict(power=p))
+    assert loader_for(None)==(TensorDL, {})
+    with pytest.raises(MemoError, match="did you mean 'sqrt'"): loader_for('sqr')
+
 def test_balanced_loader_follows_its_own_rng():
     def order(seed):
         dl = BalancedDL(*_xy(), bs=8, shuffle=True)
@@ -250,7 +292,32 @@ def test_longtail_subset():
     assert y[longtail_subset(y, n, 3, shuffle_classes=False)].bincount().tolist()==n
     with pytest.raises(MemoError, match='class 0: 101'): longtail_subset(y, [101]+n[1:])
     with pytest.raises(MemoError, match='ratio'): longtail_counts(10, 100, 10)
-    with pytest.raises(MemoError, match='ratio'): longtail_counts(10, .5, 10)
+    with pytest.raises(MemoError, match='as smallest/largest it is imb_factor=0.5'): longtail_counts(10, .5, 10)
+
+@given(st.integers(100,2000), st.integers(1,100), st.integers(1,30), st.booleans())
+def test_both_conventions(n, r, c, down):
+    o = longtail_counts(n, r, c, down=down)
+    assert o==longtail_counts(n, imb_factor=1/r, n_classes=c, down=down) and o[0]==n
+    assert all(a-b in (0,1) for a,b in zip(longtail_counts(n, r, c), longtail_counts(n, r, c, down=True)))
+
+def test_one_convention_at_a_time():
+    for kw in (dict(), dict(ratio=10, imb_factor=.1)):
+        with pytest.raises(MemoError, match='one of them is needed'): longtail_counts(100, **kw)
+    with pytest.raises(MemoError, match='as largest/smallest it is ratio=100'): longtail_counts(100, imb_factor=100)
+    for r in (0, -1, float('nan'), float('inf')):
+        with pytest.raises(MemoError, match='ratio: largest/smallest'): longtail_counts(100, r)
+        with pytest.raises(MemoError, match='imb_factor: smallest/largest'): longtail_counts(100, imb_factor=r)
+    with pytest.raises(MemoError, match='imb_factor: 0.001 leaves no example'): longtail_counts(100, imb_factor=.001)
+    assert longtail_counts(1000, imb_factor=.01, down=True)==[int(1000*.01**(i/9)) for i in range(10)]                 # as Cao's code has it
+
+def test_sets_take_both_conventions_and_keep_the_split():
+    a,b = digits_lt(ratio=20),digits_lt(imb_factor=.05, sampling='sqrt')
+    assert torch.equal(a.counts, b.counts) and a.split.equals(b.split) and b.train.power==.5
+    for dl,part in zip(a, ('train','valid','test')):
+        rows = a.split[a.split.part==part]
+        assert rows.item.tolist()==item_ids(dl).tolist() and rows.label.tolist()==dl.dataset.y.tolist()
+    assert [*a.split.columns]==['item','label','part'] and a.split.item.is_unique
+    assert digits_lt(valid=0)[1].dataset.y.numel()==0 and len(digits_lt(valid=0).split)==780
 
 @pytest.mark.parametrize('seed', [0,1])
 def test_digits_splits(seed):

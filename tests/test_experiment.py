@@ -183,7 +183,7 @@ def test_run_folder(run):
 
 def test_metrics_are_plain_floats(run):
     m = json.loads((run[1]/'metrics.json').read_text())
-    assert list(m['methods'])==['plain network','plain network + memory','logit adjustment','logit adjustment + memory']
+    assert list(m['methods'])==['plain network','logit adjustment','plain network + memory','logit adjustment + memory']
     assert all(type(v) is float for r in m['methods'].values() for v in r.values())
     assert 0<m['chosen']['plain network + memory']['weight']<1
 

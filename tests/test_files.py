@@ -2,11 +2,11 @@
 import json, os, time
 import numpy as np, pytest, torch
 from PIL import Image
-from fastai.vision.all import DataLoaders, Learner, Path, TensorImageBW, accuracy, load_learner, nn, random, set_seed
+from fastai.vision.all import DataLoaders, Learner, Path, TensorImage, TensorImageBW, accuracy, load_learner, nn, random, set_seed
 from memo.backbones import features_key
 from memo.core import MemoError
 from memo.data import TensorDL, TensorSet, plain_dl
-from memo.files import FileImages, broken_images, cache_info, check_images, find_images, image_fault, read_grey, resize_tree
+from memo.files import FileImages, broken_images, cache_info, check_images, find_images, image_fault, read_image, resize_tree
 
 def _files(d, n=10, h=24, w=24, seed=0):
     rng = np.random.default_rng(seed)
@@ -52,7 +52,7 @@ def test_every_kind_of_image_is_grey(tmp_path, kind):
     elif kind=='1': a = (a>127).astype(np.uint8)*255; im = Image.fromarray(a).convert('1')
     else: im = im.convert(kind)
     im.save(p)
-    got = read_grey(p, 32)
+    got = read_image(p, 32)
     assert got.dtype==np.uint8 and np.abs(got.astype(int)-a).max()<=(4 if kind=='jpeg' else 0)
 
 @pytest.mark.parametrize('h,w', [(40,20),(20,40),(31,30)])
@@ -62,8 +62,41 @@ def test_shorter_side_is_scaled_and_the_centre_cut(tmp_path, h, w):
     if (o%2==0).all(): assert torch.equal(FileImages(ps, s)[0], t[0,:,o[0]//2:o[0]//2+s,o[1]//2:o[1]//2+s])
     big = np.asarray(Image.open(ps[0]).resize((round(w*10/s), round(h*10/s)), Image.Resampling.BILINEAR)).astype(int)
     y,x = (big.shape[0]-10)//2,(big.shape[1]-10)//2
-    got = read_grey(ps[0], 10).astype(int)
+    got = read_image(ps[0], 10).astype(int)
     assert got.shape==(10,10) and np.abs(got-big[y:y+10,x:x+10]).mean()<(2 if (o%2==0).all() else 12)
+
+@pytest.mark.parametrize('kind', ['RGB','RGBA','P','L','LA','1','CMYK','16 bit'])
+def test_every_kind_of_image_is_rgb(tmp_path, kind):
+    "Colours that any palette has: black, white, grey, red"
+    a = np.zeros((12,12,3), np.uint8)
+    a[3:6],a[6:9],a[9:] = 255,(128 if kind not in ('1','P') else 255),([255,0,0] if kind in ('RGB','RGBA','P','CMYK') else 0)
+    im = Image.fromarray(a[...,0].astype(np.uint16)*257) if kind=='16 bit' else Image.fromarray(a).convert(kind)
+    p = tmp_path/('a.tif' if kind=='CMYK' else 'a.png')
+    im.save(p)
+    got = read_image(p, 12, 3)
+    assert got.shape==(12,12,3) and np.abs(got.astype(int)-a).max()<=(0 if kind!='CMYK' else 1)
+
+def test_colour_indexes_like_the_tensor(tmp_path):
+    t = torch.from_numpy(np.random.default_rng(0).integers(256, size=(5,3,10,10), dtype=np.uint8))
+    ps = [tmp_path/f'{i}.png' for i in range(5)]
+    for p,o in zip(ps, t): Image.fromarray(o.permute(1,2,0).numpy()).save(p)
+    x = FileImages(ps, 10, channels=3)
+    assert x.shape==t.shape and torch.equal(x[2], t[2]) and torch.equal(x[[4,0]], t[[4,0]]) and torch.equal(x.load(), t) and x.new([]).channels==x[1:].channels==3
+    assert x[[]].shape==(0,3,10,10) and 'x (3, 10, 10)' in repr(x) and x.fingerprint()!=FileImages(ps, 10).fingerprint()
+    xb = TensorDL(x, torch.zeros(5).long(), bs=2).one_batch()[0]
+    assert type(xb) is TensorImage and torch.allclose(xb[0].as_subclass(torch.Tensor), t[0]/255)
+    with pytest.raises(MemoError, match='channels: 1 or 3'): FileImages(ps, 10, 2)
+
+@pytest.mark.parametrize('channels', [1,3])
+def test_large_jpegs_are_decoded_smaller(tmp_path, channels):
+    "A photograph read at a part of its size is that photograph"
+    y,x = np.mgrid[:480,:640]
+    a = np.stack([127+120*np.sin(x/40), 127+120*np.cos(y/30), (x+y)/5], 2).round().astype(np.uint8)
+    Image.fromarray(a).save(tmp_path/'a.jpg', quality=95)
+    Image.fromarray(a).save(tmp_path/'a.png')
+    for size in (60, 100, 240, 480):
+        b,c = (read_image(tmp_path/o, size, channels).astype(int) for o in ('a.jpg','a.png'))
+        assert b.shape==c.shape and np.abs(b-c).mean()<3
 
 # loaders
 def _dls(x, y, workers=0):

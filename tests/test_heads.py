@@ -4,9 +4,11 @@ from fastai.layers import Flatten
 from fastai.vision.learner import create_head
 from torch import nn
 from torch.nn import functional as F
-from memo.banks import ClassBank, SlotBank
+from memo.banks import SlotBank
+from memo.classbank import ClassBank
 from memo.core import MemoError
-from memo.heads import MemoryHead, RetrievalHead, VoteHead, attach, detach, find_head, find_place, flat, mix_votes
+from memo.heads import MemoryHead, RetrievalHead, attach, detach, find_head, find_place, flat
+from memo.votes import VoteHead, mix_votes
 from memo.retrieval import read_rows, within_whitener
 
 def close(a, b, tol=1e-5): torch.testing.assert_close(torch.as_tensor(a).double(), torch.as_tensor(b).double(), atol=tol, rtol=tol)

@@ -2,7 +2,8 @@
 import random, pytest, timm, torch
 from fastai.vision.all import Callback, DataLoaders, Learner, accuracy, accuracy_multi, nn, params, set_seed
 from sklearn.datasets import load_digits
-from memo.banks import ClassBank, SlotBank
+from memo.banks import SlotBank
+from memo.classbank import ClassBank
 from memo.callbacks import MemoryCallback
 from memo.core import MemoError
 from memo.data import ResizeBatch, TensorDL, TensorSet

@@ -12,7 +12,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn.datasets import load_sample_images
-from memo.banks import ClassBank, SlotBank
+from memo.banks import SlotBank
+from memo.classbank import ClassBank
 from memo.callbacks import MemoryCallback
 from memo.core import MemoError
 from memo.data import TensorDL, digits_lt, item_ids, small_cnn
