@@ -1,9 +1,11 @@
-"""experiments/README.md and experiments/chestxray/README.md from finished runs: for n in quickstart fashion_lt fashion_lt_frozen; do memo-train experiments/$n.yaml; done;
-memo-train experiments/chestxray/small/*.yaml; python benchmarks/pages.py
+"""experiments/README.md, experiments/chestxray/README.md and experiments/tail/README.md from finished runs: for n in quickstart fashion_lt fashion_lt_frozen; do memo-train experiments/$n.yaml; done;
+memo-train experiments/chestxray/small/*.yaml; for n in digits fashion fashion_frozen; do memo-train experiments/tail/$n/*.yaml; done; python benchmarks/pages.py
 A folder of runs may be named: python benchmarks/pages.py DIR. What has not been run keeps its table."""
 import sys
 from pathlib import Path
+import pandas as pd
 from memo.core import settings
+from memo.results import md_table,with_interval
 
 say = dict(quickstart="Handwritten digits (scikit-learn), 100 images of the largest class and 2 of the smallest, small CNN from scratch.",
  fashion_lt="Fashion-MNIST, 1,000 images of the largest class and 10 of the smallest, small CNN from scratch, 15 epochs.",
@@ -86,3 +88,43 @@ for n in say: out += f"\n## {n}\n\n{say[n]} `memo-train experiments/{n}.yaml`\n\
 f = runs/'chest_small/comparison/comparison.md'
 if f.is_file(): (here/'chestxray/README.md').write_text(chest + f.read_text().split('\n', 1)[1].strip() + '\n\n' + remarks)
 else: print(f'{f}: not run, the page stays')
+
+# the long tail
+tail = """# The tail bank
+
+A `ClassBank` on long-tailed data: it only watches the training (`memory.head: watch`; predictions are bit-equal), and after it every use of what it knows is mixed into the same network on validation data, beside what works on the same features without a memory. Rows of one file are one training a
+seed. Other trainings: balanced and square-root sampling, the logit-adjusted loss (Menon et al. 2021), and `replay`, which sends stored features of the rarer classes to the classifier with each batch.
+
+    memo-train experiments/tail/fashion/*.yaml                                      # one table; again: what is missing
+    memo-train experiments/tail/cifar10_lt.yaml data.root=FOLDER                    # also cifar100_lt, imagenet_lt, inat18: official files and lists (not tried on the real ones, which were not at hand)
+    memo-bank experiments/runs/tail/fashion/plain                                   # who is rare, pictures, JSON for other tools
+
+"""
+sets = dict(fashion="Fashion-MNIST, 1,000 images of the largest class and 10 of the smallest, a small CNN from scratch", fashion_frozen="The same images, a linear classifier on frozen EfficientNet-Lite0 features at 64 px",
+    digits="Handwritten digits, 100 images of the largest class and 2 of the smallest, a small CNN from scratch")
+def cell(r, k, sign=''): return with_interval(r[f'{k}_mean' if sign else k], r[f'{k}_low'], r[f'{k}_high'], sign)
+
+def tail_tables(f):
+    "Means, and how far each use of a memory is ahead of its own network and of the two remedies"
+    df = pd.read_csv(f)
+    diff = df.rival.fillna('')!=''
+    cols = 'accuracy many medium few'.split()
+    out = md_table([[r.method, *[cell(r, k) for k in cols], with_interval(r.ece, r.ece_low, r.ece_high)] for _,r in df[~diff].iterrows()], ['', *cols, 'calibration err.'])
+    rivals = dict(own=None, **{k:f'{n}: {k}' for n,k in (('plain','logit adjustment'), ('balanced','balanced sampling'))})
+    rows = []
+    for m,g in df[diff].groupby('method', sort=False):
+        row = [m]
+        for k,v in rivals.items():
+            r = g[g.rival==(m.split(' + memory')[0] if v is None else v)]
+            row += [cell(r.iloc[0], c, '+') if len(r) else '' for c in ('accuracy','few')]
+        rows.append(row)
+    return out+'\n\nDifferences, paired by seed:\n\n'+md_table(rows, ['', *[f'{c}: minus {k}' for k in ('its own network','logit adjustment','balanced sampling') for c in ('accuracy','few')]])
+
+page,missing = tail,[]
+for n,what in sets.items():
+    f = runs/f'tail/{n}/comparison/comparison.csv'
+    if not f.is_file(): missing.append(str(f))
+    else: page += f"\n## {n}\n\n{what}; per cent, means of {int(pd.read_csv(f).seeds.max())} seeds with their 95 % t-intervals. `memo-train experiments/tail/{n}/*.yaml`\n\n{tail_tables(f)}\n"
+remarks_tail = here/'tail/remarks.md'
+if missing: print(f"{', '.join(missing)}: not run, the page stays")
+else: (here/'tail/README.md').write_text(page + (remarks_tail.read_text() if remarks_tail.is_file() else ''))

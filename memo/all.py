@@ -15,7 +15,7 @@ from .longtail import cifar10_lt,cifar100_lt,imagenet_lt,inat18,list_dls
 from .files import FileImages,resize_tree
 from .chest import abnormal_only,chest_table,chestxray14,findings
 from .mosaic import chest_mosaic,chest_tree
-from .callbacks import MemoryCallback,collect
+from .callbacks import MemoryCallback,SaveBank,collect
 from .recipe import Stage,adamw,body_head_splitter,fit_stages
 from .rivals import nearest_mean,retrain_classifier
 from .plots import plot_bank,plot_classes,plot_comparison,plot_counts,plot_history,plot_reliability,plot_results

@@ -11,6 +11,7 @@ __all__ = ['rivals', 'can_fit', 'with_memory', 'evaluate', 'metrics_of', 'save_p
 from fastai.vision.all import *
 from .build import on_images
 from .callbacks import *
+from .classbank import ClassBank
 from itertools import product
 from .config import mixed,task
 from .core import *
@@ -130,11 +131,12 @@ def draw_scores(r, folder):
 
 def draw(learn, cfg, history, folder):
     "The pictures of a run folder"
-    from memo import plots
+    from memo import bankplots,plots
     d = learn.dls
     pics = dict(history=lambda: plots.plot_history(history))
     if task(cfg)=='classes': pics['counts'] = lambda: plots.plot_counts(d.counts, d.many, d.few, list(d.vocab))
     if cfg.memory is not None:
-        pics['bank'] = lambda: plots.plot_bank(learn.memory.bank, list(d.vocab))
+        b = learn.memory.bank
+        pics['bank'] = lambda: (bankplots.plot_classbank if isinstance(b, ClassBank) else plots.plot_bank)(b, list(d.vocab))
         pics['memories'] = lambda: on_images(learn).show_memories(4, ds_idx=1 if len(d.valid.dataset) else 2)
     save_pictures(folder, **pics)

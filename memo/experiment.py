@@ -384,15 +384,16 @@ def _rows(cfg, folder):
         for k,v in m['methods'].items():
             label = cfg.name if len(names)==1 else f'{cfg.name}: {k}'
             row = res.setdefault(label, AttrDict(like=(*_like(j.cfg), 'logit adjustment' in k), kin=(_kin(j.cfg), k), mem=' + memory' in k, got=[]))
-            row.got.append(dict(seed=m['seed'], task=m.get('task'), methods={label:v}))
+            row.got.append(dict(seed=m['seed'], task=m.get('task'), methods={k:v}))
     return res
 
 def compare_runs(
     cfgs, # Finished experiments
-    folder # Where `comparison.csv`, `.md` and `.png` go
+    folder # Where `comparison.csv`, `.md`, `.png` and `differences.png` go
 )->str: # The table
     "One table over several experiments"
-    rows = {k:v for c in cfgs for k,v in _rows(c, run_folder(c)).items()}
+    shared = os.path.commonpath([os.path.dirname(c.name) for c in cfgs])     # a folder that all names begin with says nothing in a table
+    rows = {k.removeprefix(f'{shared}/'):v for c in cfgs for k,v in _rows(c, run_folder(c)).items()}
     def rival(k):
         r,own = rows[k],without_memory(k)
         same = [b for b,o in rows.items() if not o.mem and o.like==r.like]
@@ -406,7 +407,7 @@ def compare_runs(
     write_csv(folder/'comparison.csv', all_rows(table, diff))
     write_text(folder/'comparison.md', f'# Comparison\n\nPer cent, means over seeds with their 95 % t-intervals.\n\n{format_results(table, diff, md_table)}{note}\n')
     from memo import plots
-    save_pictures(folder, comparison=lambda: plots.plot_comparison(table))
+    save_pictures(folder, comparison=lambda: plots.plot_comparison(table), **({'differences':lambda: plots.plot_results(diff)} if len(diff) else {}))
     return format_results(table, diff)+note
 
 def run_experiments(

@@ -84,10 +84,10 @@ def with_interval(v, low, high, sign='', digits=1):
     return f'{v} [{low}, {high}]' if v and low else v
 
 def format_results(table, diff, fmt=text_table):
-    "Both tables as text, in per cent; in Markdown, findings have the interval of each mean too"
+    "Both tables as text, in per cent; in Markdown means have their interval too"
     cols = _findings if 'macro_auc' in table else _classes
     def cell(r, c, mean, sign=''):
-        whole = sign or (fmt is md_table and cols is _findings)
+        whole = sign or fmt is md_table
         return with_interval(getattr(r, mean), *(getattr(r, f'{c}_{o}') if whole else np.nan for o in ('low','high')), sign, _digits(cols))
     head = ['method',*cols.values()]
     out = [fmt([[r.method, *[cell(r, c, c) for c in cols]] for r in table.itertuples()], head)]

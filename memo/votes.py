@@ -149,6 +149,8 @@ class VoteHead(MixHead):
     def __getstate__(self): return {**super().__getstate__(), '_white':None}
     def chosen(self): return {**super().chosen(), 'k':self.k, 'whiten':self.whiten}
 
+    @torch.inference_mode(False)
+    @torch.no_grad()
     def fit_whitener(self):
         "Fit the whitener to the rows the bank holds now"
         f,_,y,_,_,valid = self.bank.rows()
@@ -241,23 +243,26 @@ class PrototypeHead(MixHead):
 # %% ../nbs/02a_votes.ipynb #cd4a2fcd
 class LDAHead(PrototypeHead):
     "Mixes in which class's Gaussian is nearest, one covariance for all; for a `ClassBank`"
-    _lazy,_log_t = ('whitener','means'),(-1,2)
+    _lazy,_log_t = ('whitener','means','at'),(-1,2)     # `at`: how often the bank had been written to
     def __init__(self, bank, k:int=20, temperature:float=1., weight:float=.5):
         super().__init__(bank, k, temperature, weight)
-        for o in ('whitener','means'): self.register_buffer(o, None)
+        for o in ('whitener','means','at'): self.register_buffer(o, None)
 
+    @torch.inference_mode(False)
     @torch.no_grad()
     def fit_means(self):
         "Means of the classes, whitened, and the whitener, from the rows the bank holds now"
+        if len(self.bank)==0: raise MemoError("the memory is empty: train, or write to the bank, before its classes are compared with")
         f,_,y,_,_,valid = self.bank.rows()
         f,y = f[valid].float(),y[valid]
         w = within_whitener(f, y)
         n = self.bank.class_counts().clamp(min=1)
         self.whitener,self.means = w,(torch.zeros(self.bank.n_classes, f.shape[1], device=f.device).index_add_(0, y, f)/n[:,None])@w
+        self.at = self.bank.updates.clone()
 
     def scores(self, z):
         "Minus half the squared Mahalanobis distances to the means [B,C], -inf for classes that were never seen"
-        if self.whitener is None: self.fit_means()
+        if self.at is None or self.at!=self.bank.updates: self.fit_means()
         with torch.autocast(z.device.type, enabled=False):
             s = torch.cdist(F.normalize(z.float())@self.whitener, self.means, compute_mode='donot_use_mm_for_euclid_dist').square()/-2
             return s.masked_fill(self.bank.class_counts()==0, -torch.inf)

@@ -42,7 +42,7 @@ class Seen(Callback):
             found = head.bank.items.flatten()[head.last.index.clamp(min=0)].masked_fill(head.last.index<0, -2)
             assert not (found==i[:,None]).any(), 'a query found its own item'
             self.own += torch.isin(i, head.bank.items).sum().item()
-        self.now.append((self.f, Y[i], self.pred.detach().clone(), i, i//7))
+        self.now.append((self.f, Y[i], self.pred.detach()[:len(i)].clone(), i, i//7))     # replayed rows come behind the batch's
     def after_cancel_step(self): self.now = []
     def after_batch(self):
         if self.now and not getattr(self.learn, 'held', False):
@@ -81,7 +81,7 @@ def one(name, head, how=()):
 if __name__=='__main__':
     out = sys.argv[1]
     res = {}
-    for name,head,*how in [('fifo','add'), ('rarity','add','group'), ('reservoir','vote'), ('hard',None), ('ClassBank',None), ('ClassBank','vote'),
+    for name,head,*how in [('fifo','add'), ('rarity','add','group'), ('reservoir','vote'), ('hard',None), ('ClassBank',None), ('ClassBank','vote'), ('ClassBank','replay'),
                            ('fifo','vote','accumulate'), ('fifo','add','overflow'), ('reservoir','add','bn')]:
         res['-'.join(map(str, (name,head,*how)))] = one(name, head, how)
     assert num_distrib()==2, num_distrib()

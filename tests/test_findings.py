@@ -287,7 +287,7 @@ def several(write, tmp_path_factory):
 
 def test_table_over_experiments(several):
     d,cfgs,table,lines,_ = several
-    for f in ('comparison.csv','comparison.md','comparison.png'): assert (d/'comparison'/f).stat().st_size>0
+    for f in ('comparison.csv','comparison.md','comparison.png','differences.png'): assert (d/'comparison'/f).stat().st_size>0
     for row in ('base','rarity','vote: plain network','vote: plain network + memory'): assert f'\n{row} ' in '\n'+table
     csv = pd.read_csv(d/'comparison/comparison.csv')
     m = {(n,s):json.loads((d/n/('seed_1' if s else '')/'metrics.json').read_text())['methods'] for n in ('base','rarity') for s in (0,1)}

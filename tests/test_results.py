@@ -61,12 +61,13 @@ def test_text():
     one_seed = format_results(*results([run(0,.9,.95)]), md_table)
     assert '[' not in one_seed and '+5.00' in one_seed and '(1 seed)' in one_seed
 
-def test_single_label_stays_as_it_was():
+def test_single_label():
     def s(v): return dict(accuracy=v, many=v, medium=v, few=nan, balanced_accuracy=v, ece=.1)
     t,d = results([dict(seed=i, methods={plain:s(.5+.1*i), mem:s(.6+.2*i)}) for i in range(2)])
     assert t.accuracy.tolist()==pytest.approx([.55,.7]) and t.accuracy_low[0]<.5
-    md = format_results(t, d, md_table)
-    assert f'| {plain} | 55.0 | 55.0 | 55.0 |  | 55.0 | 10.0 |' in md and '+15.0 [' in md and 'balanced acc.' in md
+    md,txt = format_results(t, d, md_table),format_results(t, d)
+    assert f'| {plain} | 55.0 [-8.5, 118.5] | 55.0 [-8.5, 118.5] |' in md and '|  | 55.0' in md and '+15.0 [' in md and 'balanced acc.' in md       # t of one degree of freedom: 12.7
+    assert f'{plain}' in txt and '[' not in txt.split('differences')[0]
 
 @pytest.mark.parametrize('f,msg', [
     (lambda: results([]), 'no metrics'),

@@ -305,3 +305,21 @@ def test_bad_rows():
     assert b.counts.tolist()==[1,1,0] and int(b.refused)==1
     for kw,word in ((dict(tail_percentile=60),'tail_percentile'), (dict(alpha=0),'alpha'), (dict(n_classes=0),'n_classes')):
         assert word in say(lambda **k: ClassBank(**{**dict(n_classes=3), **k}), **kw)
+
+def test_save_bank_while_training(tmp_path):
+    from fastai.learner import Learner
+    from memo.callbacks import MemoryCallback, SaveBank
+    from memo.data import digits_lt, small_cnn
+    dls = digits_lt(n_max=20, ratio=4, valid=5, test=10, size=8)
+    learn = Learner(dls, small_cnn(1, 10), path=tmp_path, cbs=[MemoryCallback(ClassBank(10, capacity=8)), SaveBank(2, prefix='d')])
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(5)
+        learn.validate(); learn.get_preds()
+    assert sorted(p.name for p in (tmp_path/'banks').iterdir())==['d_step_2.json','d_step_2.safetensors','d_step_4.json','d_step_4.safetensors']
+    b = Bank.load(latest_bank(tmp_path/'banks', 'd'))
+    assert int(b.seen)*5==int(learn.memory.bank.seen)*4 and b.n_classes==10
+    assert 'every=0' in say(SaveBank, 0)
+    learn.export(tmp_path/'m.pkl')
+    (tmp_path/'file').write_text('')
+    learn.save_bank.folder = 'file'
+    with learn.no_bar(), learn.no_logging(), pytest.raises(MemoError, match='cannot write'): learn.fit(2)
