@@ -54,4 +54,4 @@ if __name__=='__main__':
     table,diff = compare(rows, {k:[k.split(' + memory')[0], *(r for r in rivals if r!=k.split(' + memory')[0])] for k in rows if ' + memory' in k})
     txt = format_results(table, diff, md_table)
     print(format_results(table, diff))
-    Path(__file__).with_name('elpv.md').write_text(f"`python benchmarks/elpv.py`: {__doc__.split('. `pip')[0]}. Accuracy is on the test cells as they come, few are the three rarest classes.\n\n{txt}\n")
+    Path(__file__).with_name('elpv.md').write_text(f"`python benchmarks/elpv.py`: {__doc__.split(chr(10)+'`pip')[0]} Accuracy is on the test cells as they come, few are the three rarest classes.\n\n{txt}\n")

@@ -92,7 +92,7 @@ def plot_similarity(
     side = min(8, max(1.8, .14*len(cs)))
     fig = Picture(figsize=(side+1.6, side+.9), layout='constrained')
     ax = fig.subplots()
-    im = ax.imshow(s, vmin=off.min(), vmax=max(off.max(), off.min()+1e-3), cmap='viridis', interpolation='nearest')
+    im = ax.imshow(s, vmin=off.min(), vmax=max(off.max(), off.min()+1e-3), cmap='viridis', interpolation='nearest', aspect='auto')
     fig.colorbar(im, ax=ax, shrink=.8, label='cosine')
     names = _names(vocab, bank.n_classes)
     named = side/len(cs)>=.12

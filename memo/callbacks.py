@@ -338,19 +338,23 @@ class SaveBank(Callback):
     def __init__(self,
         every:int=10,           # Epochs
         folder:str|Path='banks', # Where the files go, below `learn.path` where it is relative
-        prefix:str='bank',      # Their name: {prefix}_step_{epoch}.safetensors, and .json with the figures
+        prefix:str='bank',      # Their name: {prefix}_step_{n}.safetensors after n epochs of all fits, and .json with the figures
     ):
         if every<1: raise MemoError(f"SaveBank: every={every!r}, a number of epochs from 1 is accepted")
         store_attr()
-        self.saver = None
+        self.saver,self.n = None,0
 
     def before_fit(self):
         self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds') and not rank_distrib()
-        self.saver,self.trained = BankSaver(self.learn.memory.bank, self.learn.path/self.folder, self.prefix),False
+        cb = first(self.learn.cbs, lambda o: isinstance(o, MemoryCallback))
+        if cb is None: raise MemoError("SaveBank: this learner has no memory; add MemoryCallback(bank)")
+        self.saver,self.trained = BankSaver(cb.bank, self.learn.path/self.folder, self.prefix),False
 
     def before_train(self): self.trained = True
     def after_epoch(self):
-        if self.trained and (self.epoch+1)%self.every==0: self.saver.save(self.epoch+1)
+        if not self.trained: return
+        self.n += 1
+        if self.n%self.every==0: self.saver.save(self.n)
 
     def after_fit(self):
         if self.saver is not None: self.saver.wait()

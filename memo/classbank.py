@@ -319,7 +319,7 @@ def stats(self:ClassBank,
     c:int=None # A class; None: figures of the bank
 )->dict: # class_id, ema_count, reservoir_count, total_samples, class_frequency, class_percentage, is_tail, is_head, is_medium, prototype_norm; with rows stored also buffer_mean_norm, buffer_std_norm, prototype_buffer_similarity
     "Figures, plain numbers"
-    if c is None: return {**Bank.stats(self), **self.usage(), **{f'{k}_classes':v for k,v in self.distribution().items()}}
+    if c is None: return {**Bank.stats(self), **self.usage(), **{f'{k}_classes_count':v for k,v in self.distribution().items()}}
     c = self._known(c)
     n,total = int(self.counts[c]),int(self.seen)
     k = first(k for k,v in self._groups(False).items() if v[c])

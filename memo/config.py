@@ -276,7 +276,7 @@ def _check_heads(cfg, where):
     "What looks at classes needs a ClassBank, what is fitted needs validation data"
     m,more = cfg.memory,[o for o in cfg.compare if o in (*mixed,'class_mean','crt')]
     if m is None or m.head=='add':
-        if more: raise MemoError(f"{where}: compare has {more[0]}, which needs the features that a memory sees: memory with head watch, replay, {', '.join(mixed)}")
+        if more: raise MemoError(f"{where}: compare has {more[0]}, which needs the features that a memory sees: memory.head watch, replay, {', '.join(mixed)}, or compare=[]")
         return
     for o,key in ((m.head,'memory.head'), *((o,'compare') for o in more)):
         if o in ('prototype','lda','replay') and m.bank!='ClassBank': raise MemoError(f"{where}: {key} {o} needs memory.bank ClassBank, found {m.bank}")
@@ -297,12 +297,16 @@ def make(d, where):
     if cfg.data.root is not None and not reads_root(cfg.data.name): raise MemoError(f"{where}: data.root is not read by {cfg.data.name}")
     if cfg.memory is not None:
         for k,(what,name) in _only.items():
-            if k in (d.get('memory') or {}) and not _reads(cfg, k):
+            if getattr(cfg.memory, k)!=getattr(Memory(), k) and not _reads(cfg, k):
                 raise MemoError(f"{where}: memory.{k} is read by the {what} {name} only, and memory.{what} is {getattr(cfg.memory, what)}")
         if cfg.memory.head!='vote' and 'vote' not in cfg.compare and isinstance(cfg.memory.k, list): raise MemoError(f"{where}: memory.k must be a whole number for the head {cfg.memory.head}, found {cfg.memory.k}")
         if cfg.memory.bank=='SlotBank':
             from memo.policies import policies
             check_choice(f'{where}: memory.policy', cfg.memory.policy, policies)
+        else:
+            from memo.classbank import ClassBank
+            try: ClassBank(1, cfg.memory.capacity, alpha=cfg.memory.alpha, tail_percentile=cfg.memory.tail_percentile)     # as if for one class
+            except MemoError as e: raise MemoError(f"{where}: memory.{e}") from None
     _check_task(cfg, d, where)
     _check_heads(cfg, where)
     for s,what in ((cfg.seeds,'seeds'),(cfg.compare,'compare')):

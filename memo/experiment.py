@@ -209,7 +209,7 @@ def train_job(
         h = fit_stages(learn, stages, checkpoint=job.folder/'checkpoints', resume=resume, log=say)
     learn.dls = final
     with alone(), learn.no_bar(), learn.no_logging():
-        if cfg.memory is not None and cfg.memory.head!='add': learn.memory.rekey()
+        if cfg.memory is not None and cfg.memory.bank=='SlotBank' and cfg.memory.head!='add': learn.memory.rekey()   # a ClassBank keeps many views of an item, which would become one
         if can_fit(learn, cfg): learn.memory.fit_vote(cfg.memory.k, cfg.memory.whiten)
         r = evaluate(learn, cfg)
     if not main: return learn

@@ -25,7 +25,8 @@ def nearest_mean(
 ):                  # A function from features [B,D] to logits [B,C]; what was chosen
     "Cosines to the class means, with a temperature from validation data"
     m = F.normalize(torch.zeros(n_classes, z.shape[1]).index_add_(0, y, F.normalize(z)))
-    def cos(q): return F.normalize(q)@m.T
+    unseen = torch.bincount(y, minlength=n_classes)==0
+    def cos(q): return (F.normalize(q)@m.T).masked_fill(unseen, -1)
     s = cos(zv)
     ts = torch.logspace(-2.5, 0, 26).tolist()
     t = min(ts, key=lambda t: class_nll((s/t).log_softmax(1), yv).item())

@@ -209,7 +209,7 @@ def test_figures_of_a_class():
     whole = b.stats()
     json.dumps(whole, allow_nan=False)
     assert whole['seen']==49 and whole['classes_with_data']==4 and whole['empty_classes']==1 and whole['total_features_stored']==len(b)==6+6+6+1
-    assert whole['buffer_utilization']==pytest.approx(19/30) and whole['tail_classes']==len(b.tail())
+    assert whole['buffer_utilization']==pytest.approx(19/30) and whole['tail_classes_count']==len(b.tail())
     json.dumps(ClassBank(3, capacity='1MB').stats(), allow_nan=False)
 
 def test_prompt_data_and_export(tmp_path):
@@ -318,6 +318,8 @@ def test_save_bank_while_training(tmp_path):
     assert sorted(p.name for p in (tmp_path/'banks').iterdir())==['d_step_2.json','d_step_2.safetensors','d_step_4.json','d_step_4.safetensors']
     b = Bank.load(latest_bank(tmp_path/'banks', 'd'))
     assert int(b.seen)*5==int(learn.memory.bank.seen)*4 and b.n_classes==10
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert (tmp_path/'banks/d_step_6.json').exists()             # epochs of all fits
     assert 'every=0' in say(SaveBank, 0)
     learn.export(tmp_path/'m.pkl')
     (tmp_path/'file').write_text('')

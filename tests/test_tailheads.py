@@ -4,14 +4,14 @@ import numpy as np, pytest, timm, torch
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.training import GradientAccumulation
-from fastai.vision.all import (Callback, CancelBatchException, CrossEntropyLossFlat, DataLoaders, Flatten, Learner, accuracy, create_head, get_c, load_learner,
+from fastai.vision.all import (Callback, CancelBatchException, CrossEntropyLossFlat, DataLoaders, Flatten, Learner, SGD, accuracy, create_head, get_c, load_learner,
                                nn, params, set_seed)
 from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.nn import functional as F
-from memo.banks import SlotBank
-from memo.callbacks import MemoryCallback, collect
-from memo.classbank import ClassBank
+from memo.banks import Bank, SlotBank
+from memo.callbacks import MemoryCallback, SaveBank, collect
+from memo.classbank import ClassBank, latest_bank
 from memo.core import MemoError
 from memo.data import RandomShift, TensorDL, TensorSet
 from memo.heads import ReplayHead, attach, find_head
@@ -406,7 +406,7 @@ def test_a_step_is_that_of_batch_and_replayed_rows(tmp_path):
     "Loss and gradients of a step made by hand"
     torch.manual_seed(0)
     dls = tail_dls()
-    learn = learner(tmp_path, memory('replay'), dls=dls, model=net(p=0.), opt_func=lambda ps,lr,**kw: __import__('fastai.optimizer').optimizer.SGD(ps, lr), metrics=[])
+    learn = learner(tmp_path, memory('replay'), dls=dls, model=net(p=0.), opt_func=SGD, metrics=[])
     run(learn, 'fit', 1, 1e-2)
     class Take(Callback):
         order,run_valid,got = 60,False,None
@@ -579,9 +579,25 @@ def test_exported_and_gone_on(tmp_path, head):
     run(learn, 'fit', 2, 1e-2)
     learn.export('l.pkl')
     new = load_learner(tmp_path/'l.pkl')
-    assert same(snap(learn.model), snap(new.model)) and find_head(new.model).replayed is None if head=='replay' else True
+    assert same(snap(learn.model), snap(new.model)) and getattr(find_head(new.model), 'replayed', None) is None
     for o in (learn,new):
-        o.dls = tail_dls(seed=3)
+        o.dls,o.opt = tail_dls(seed=3),None
         set_seed(4)
         run(o, 'fit', 1, 1e-2)
     assert same(snap(learn.model), snap(new.model))
+
+# saving meanwhile
+def test_save_bank_after_an_interrupted_fit(tmp_path):
+    learn = learner(tmp_path, [memory('replay'),SaveBank(1),StopAt(9)])
+    with pytest.raises(KeyboardInterrupt): run(learn, 'fit', 3, 1e-2)
+    learn.remove_cb(learn.stop_at)
+    learn.export('l.pkl')
+    new = load_learner(tmp_path/'l.pkl')
+    new.dls = tail_dls()
+    run(new, 'fit', 1, 1e-2)
+    b = Bank.load(latest_bank(tmp_path/'banks'))
+    assert same(b.state_dict(), new.memory.bank.state_dict())
+    with new.no_bar(): new.lr_find(num_it=8, show_plot=False)
+    assert latest_bank(tmp_path/'banks').name=='bank_step_2.safetensors' and len(list((tmp_path/'banks').iterdir()))==4
+
+def test_save_bank_without_a_memory(tmp_path): assert 'no memory' in say(run, learner(tmp_path, SaveBank(1)), 'fit', 1, 1e-2)

@@ -1,0 +1,192 @@
+"Experiments on a long tail: their YAML, a run with every row, its saved banks, and a run that was interrupted"
+import json, re
+from pathlib import Path
+import pandas as pd, pytest, torch
+from fastai.vision.all import Callback
+from memo import evaluation, experiment as ex
+from memo.banks import Bank
+from memo.classbank import ClassBank, latest_bank
+from memo.config import load_config, make, to_dict, to_yaml
+from memo.core import MemoError
+from memo.heads import find_head
+
+tail = Path(__file__).parents[1]/'experiments/tail'
+files = sorted(o.relative_to(tail).as_posix() for o in tail.rglob('*.yaml'))
+TINY = '''
+name: tail/tiny
+seeds: [0]
+data: {name: digits_lt, n_max: 40, ratio: 20, valid: 8, test: 20, size: 8}
+memory: {bank: ClassBank, capacity: 30, head: watch, k: [3, 5], whiten: [false, true], save_every: 2}
+train: {epochs: 3, lr: 1e-2, bs: 32}
+compare: [logit_adjusted, class_mean, crt, vote, prototype, lda]
+'''
+rows = ['plain network','logit adjustment','nearest class mean','classifier re-trained',
+        *(f'{n} + memory: {h}' for n in ('plain network','logit adjustment') for h in ('vote','prototype','lda'))]
+
+@pytest.fixture
+def yml(tmp_path):
+    def _write(txt, name='x.yaml'):
+        (tmp_path/name).write_text(txt)
+        return tmp_path/name
+    return _write
+
+def err(f, *args):
+    with pytest.raises(MemoError) as e: f(*args)
+    assert '\n' not in str(e.value)
+    return str(e.value)
+
+# YAML
+def test_there_are_the_experiments(): assert len(files)>=20 and {'cifar10_lt.yaml','inat18.yaml','digits/replay.yaml'}<={*files}
+
+@pytest.mark.parametrize('name', files)
+def test_every_file_loads_and_reads_back(name, tmp_path):
+    cfg = load_config(tail/name)
+    assert cfg.name.startswith('tail/') and cfg.memory is not None and cfg.memory.bank=='ClassBank'
+    (tmp_path/'y.yaml').write_text(to_yaml(cfg))
+    assert load_config(tmp_path/'y.yaml')==cfg and make(to_dict(cfg), 'x')==cfg
+
+def test_files_have_names_of_their_own():
+    names = [load_config(tail/o).name for o in files]
+    assert len(set(names))==len(names)
+    for o,n in zip(files, names): assert n=='tail/'+o.removesuffix('.yaml') or '/' not in o
+
+CB = 'bank: ClassBank'
+@pytest.mark.parametrize('txt,msg', [
+    ('memory: {head: prototype}', 'memory.head prototype needs memory.bank ClassBank, found SlotBank'),
+    ('memory: {head: lda}', 'memory.head lda needs memory.bank ClassBank'),
+    ('memory: {head: replay}', 'memory.head replay needs memory.bank ClassBank'),
+    ('memory: {head: watch}\ncompare: [prototype]', 'compare prototype needs memory.bank ClassBank, found SlotBank'),
+    ('memory: {bank: ClassBank, head: watch, whiten: true}', 'memory.whiten is read by the head vote only'),
+    ('memory: {bank: ClassBank, head: replay}\ndata: {name: chest_mosaic}', 'memory.head replay is for classes'),
+    ('memory: {bank: ClassBank, head: vote}\ndata: {name: chest_mosaic}', 'memory.head vote is for classes'),
+    ('memory: {bank: ClassBank, head: watch}\ndata: {name: chest_mosaic}\ncompare: [class_mean]', 'compare class_mean is for classes'),
+    ('memory: {bank: ClassBank, head: lda}\ncompare: [vote, lda]', 'compare has lda, which memory.head is already'),
+    ('compare: [vote]', 'compare has vote, which memory.head is already'),
+    ('memory: null\ncompare: [class_mean]', 'compare has class_mean, which needs the features that a memory sees'),
+    ('memory: null\ncompare: [crt]', 'compare has crt, which needs the features'),
+    ('memory: {head: add}\ncompare: [vote]', 'compare has vote, which needs'),
+    ('memory: {head: watch}\ncompare: [plain]', 'compare has plain'),
+    ('memory: {bank: ClassBank, head: lda}\ndata: {name: digits_lt, valid: 0}', 'memory.head lda is fitted on validation data, and data.valid is 0'),
+    ('memory: {bank: ClassBank, head: watch}\ncompare: [crt]\ndata: {name: digits_lt, valid: 0}', 'compare crt is fitted on validation data, and data.valid is 0'),
+    ('memory: {bank: ClassBank, save_every: 0}', 'memory.save_every must be at least 1, found 0'),
+    ('memory: {bank: ClassBank, save_every: 1.5}', 'memory.save_every must be a whole number or null'),
+    ('memory: {bank: ClassBank, dtype: int4}', "memory.dtype: 'int4' is not one of"),
+    ('memory: {dtype: int8}', 'memory.dtype is read by the bank ClassBank only'),
+    ("memory: {bank: ClassBank, capacity: '12'}", "memory.capacity: '12'"),
+    ('memory: {bank: ClassBank, capacity: 512XB}', "memory.capacity: '512XB'"),
+    ('memory: {bank: ClassBank, capacity: 0}', 'memory.capacity must be at least 1, found 0'),
+    ('memory: {bank: ClassBank, capacity: 1.5}', 'memory.capacity must be a whole number or a text'),
+    ('memory: {bank: ClassBank, tail_percentile: 60}', 'memory.tail_percentile: 60'),
+    ('memory: {bank: ClassBank, tail_percentile: -1}', 'memory.tail_percentile must be at least 0'),
+    ('memory: {bank: ClassBank, alpha: 0}', 'memory.alpha must be at least'),
+    ('memory: {alpha: .2}', 'memory.alpha is read by the bank ClassBank only'),
+    ('memory: {bank: ClassBank, head: prototype, k: [1, 2]}', 'memory.k must be a whole number for the head prototype'),
+    ('memory: {bank: ClassBank, head: prototipe}', 'did you mean .prototype'),
+    ('compare: [prototypes]', 'did you mean .prototype'),
+    ('train: {sampling: square}', 'train.sampling'),
+    ('data: {name: cifar10_lt, ratio: big}', 'data.ratio must be a number'),
+])
+def test_wrong_combinations(yml, txt, msg):
+    e = err(load_config, yml(txt))
+    assert re.search(msg, e) if 'did you mean .' in msg else msg in e, e
+    assert 'x.yaml' in e
+
+@pytest.mark.parametrize('over', [['memory.head=prototype','compare=[vote, lda]'], ['memory.head=vote','compare=[class_mean, crt]'], ['memory.capacity=1MB','memory.dtype=int8'],
+                                  ['compare=[vote, balanced_sampling, crt]'], ['train.sampling=sqrt','compare=[vote]']])
+def test_what_is_allowed(yml, over):
+    cfg = load_config(yml(TINY), over)
+    assert make(to_dict(cfg), 'x')==cfg
+
+@pytest.mark.parametrize('base', ['TINY','digits/replay.yaml'])
+def test_trainings_of_an_experiment(yml, base):
+    cfg = load_config(yml(TINY) if base=='TINY' else tail/base, ['seeds=[0,1]'])
+    js = ex.jobs(cfg, 'f')
+    assert [j.seed for j in js]==[0,1] and all(j.cfg.compare==cfg.compare for j in js)
+
+# a run
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+    d = tmp_path_factory.mktemp('runs')
+    (d/'x.yaml').write_text(TINY)
+    cfg = load_config(d/'x.yaml', [f'runs={json.dumps(str(d))}'])
+    return cfg,d/'tail/tiny',ex.run_experiment(cfg, log=lambda s: None)
+
+@pytest.mark.slow
+def test_every_row_is_there(run):
+    cfg,folder,table = run
+    m = json.loads((folder/'metrics.json').read_text())
+    assert list(m['methods'])==rows and all(o in table for o in rows)
+    for v in m['methods'].values(): assert all(0<=v[k]<=1 for k in ('acc','bacc','many','medium','few') if k in v)
+    c = m['chosen']
+    assert set(c)=={*rows[2:]} and {'wd'}=={*c['classifier re-trained']} and {'temperature'}=={*c['nearest class mean']}
+    for k,v in c.items():
+        if 'memory' in k: assert 0<v['weight']<1 and ('k' in v)==('vote' in k)
+    pred = pd.read_csv(folder/'predictions.csv')
+    for k in rows: assert pred[k].between(0, 9).all() and (pred[k]==pred.target).mean()==pytest.approx(next(m['methods'][k][a] for a in ('acc','accuracy','overall') if a in m['methods'][k]))
+
+@pytest.mark.slow
+def test_evaluated_again_it_is_the_same(run):
+    cfg,folder,table = run
+    again,off = ex.evaluate_run(folder)
+    assert off==[] and again.strip()==table.strip()
+    assert 'plain network + memory: lda' in ex.evaluate_model(folder/'model.safetensors')
+
+def same_bank(a, b):
+    a,b = a.state_dict(),b.state_dict()
+    return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+@pytest.mark.slow
+def test_saved_banks(run):
+    cfg,folder,_ = run
+    assert sorted(o.name for o in (folder/'banks').iterdir())==[f'tiny_{s}.{e}' for s in ('final','step_2') for e in ('json','safetensors')]
+    own = ex.load_run(folder).memory.bank
+    end = Bank.load(latest_bank(folder/'banks', 'tiny'))
+    assert isinstance(end, ClassBank) and same_bank(end, own) and end.config()==own.config()
+    mid = Bank.load(folder/'banks/tiny_step_2.safetensors')
+    n = int(own.counts.sum())
+    assert int(mid.seen)==2*n//3 and int(own.seen)==n and int(mid.updates)*3==int(own.updates)*2
+    counts = json.loads((folder/'metrics.json').read_text())['classes']
+    assert own.counts.tolist()==[3*counts[str(c)] for c in range(10)]
+    fig = json.loads((folder/'banks/tiny_final.json').read_text())
+    assert fig['updates_per_class']==own.counts.tolist() and fig['step']=='final' and fig['tail_classes_count']==len(own.tail())
+
+@pytest.mark.slow
+def test_all_rows_come_from_one_network(run, monkeypatch):
+    "The vote, prototype and LDA rows are what a run with that head gives, the scores too"
+    cfg,folder,_ = run
+    learn = ex.load_run(folder)
+    r = evaluation.evaluate(learn, cfg)
+    was = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    evaluation.evaluate(learn, cfg)
+    assert all(torch.equal(v, was[k]) for k,v in learn.model.state_dict().items())      # looking changes nothing
+    for p in r.probs.values(): assert torch.allclose(p.sum(1), torch.ones(len(p)), atol=1e-4)
+    m = json.loads((folder/'metrics.json').read_text())['methods']
+    for h in ('vote','prototype','lda'):
+        over = [f'memory.head={h}', f'compare=[{", ".join(o for o in ("vote","prototype","lda") if o!=h)}]', f'name=tail/{h}']
+        c = load_config(folder.parents[1]/'x.yaml', [*over, f'runs={json.dumps(str(folder.parents[1]))}'])
+        l = ex.train_job(ex.jobs(c, ex.run_folder(c))[0], log=lambda s: None)
+        got = json.loads((ex.run_folder(c)/'metrics.json').read_text())['methods']
+        assert got['plain network']==m['plain network'] and got['plain network + memory']==pytest.approx(m[f'plain network + memory: {h}'])
+        assert find_head(l.model).__class__.__name__.lower().startswith(h)
+
+@pytest.mark.slow
+@pytest.mark.parametrize('head,extra', [('watch',()), ('replay',()), ('lda',('memory.capacity=40kB','memory.dtype=int8','compare=[crt, prototype]'))])
+def test_interrupted_and_resumed_is_the_whole(yml, tmp_path, monkeypatch, head, extra):
+    def cfg(name): return load_config(yml(TINY.replace('k: [3, 5], whiten: [false, true]', 'k: 3')), [f'memory.head={head}', 'compare=[crt, prototype, lda]', *extra, f'name={name}', f'runs={json.dumps(str(tmp_path))}'])
+    table = ex.run_experiment(cfg('whole/t'), log=lambda s: None)
+    n = []
+    def log(s):
+        n.append(s)
+        if len(n)==2: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): ex.run_experiment(cfg('parts/t'), log=log)
+    assert not (tmp_path/'parts/t/metrics.json').exists()
+    assert ex.resume_run(tmp_path/'parts/t', log=lambda s: None)==table
+    a,b = (json.loads((tmp_path/o/'t/metrics.json').read_text()) for o in ('whole','parts'))
+    assert {k:a[k] for k in ('methods','chosen','bank','classes')}=={k:b[k] for k in ('methods','chosen','bank','classes')}
+    x,y = (Bank.load(tmp_path/o/'t/banks/t_final.safetensors') for o in ('whole','parts'))
+    assert same_bank(x, y) and (head!='replay' or x.draws>0)
+    x,y = (Bank.load(tmp_path/o/'t/banks/t_step_2.safetensors') for o in ('whole','parts'))
+    assert same_bank(x, y)
+    h,g = (pd.read_csv(tmp_path/o/'t/history.csv').drop(columns='seconds') for o in ('whole','parts'))
+    pd.testing.assert_frame_equal(h, g)
+    assert ex.evaluate_run(tmp_path/'parts/t')[1]==[]
