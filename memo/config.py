@@ -312,8 +312,8 @@ def make(d, where):
     for s,what in ((cfg.seeds,'seeds'),(cfg.compare,'compare')):
         if len(set(s))<len(s): raise MemoError(f"{where}: {what} names one twice, found {s}")
     if 'balanced_sampling' in cfg.compare and cfg.train.sampling: raise MemoError(f"{where}: compare has balanced_sampling, which train.sampling is already")
-    if 'logit_adjusted' in cfg.compare and (cfg.train.sampling or cfg.train.loss!='ce'):
-        raise MemoError(f"{where}: compare has logit_adjusted, which needs train.loss ce and no train.sampling")
+    if 'logit_adjusted' in cfg.compare and (cfg.train.sampling or cfg.train.loss!='ce' or cfg.memory is not None and cfg.memory.head=='replay'):
+        raise MemoError(f"{where}: compare has logit_adjusted, which needs train.loss ce, no train.sampling, and no replay: what is balanced already would be corrected twice")
     if not cfg.seeds: raise MemoError(f"{where}: seeds must name at least one seed, found none")
     if not cfg.train.epochs and not cfg.train.freeze_epochs: raise MemoError(f"{where}: train.epochs must be at least 1, found 0")
     if cfg.train.phase2 is not None and len(cfg.train.phase2.lr)!=2: raise MemoError(f"{where}: train.phase2.lr must be a list of two numbers, found {cfg.train.phase2.lr}")

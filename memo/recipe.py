@@ -91,7 +91,7 @@ def plain(o):
     if isinstance(o, Tensor): return o.detach().as_subclass(Tensor).cpu()
     if isinstance(o, np.generic): return o.item()
     if isinstance(o, dict): return {k:plain(v) for k,v in o.items()}
-    if isinstance(o, tuple): return tuple(map(plain, o))
+    if isinstance(o, tuple): return o if all(type(v) is int for v in o) else tuple(map(plain, o))     # the state of a generator has 625
     if isinstance(o, (list,L)): return [plain(v) for v in o]
     return o
 

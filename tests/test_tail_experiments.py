@@ -190,3 +190,11 @@ def test_interrupted_and_resumed_is_the_whole(yml, tmp_path, monkeypatch, head, 
     h,g = (pd.read_csv(tmp_path/o/'t/history.csv').drop(columns='seconds') for o in ('whole','parts'))
     pd.testing.assert_frame_equal(h, g)
     assert ex.evaluate_run(tmp_path/'parts/t')[1]==[]
+
+@pytest.mark.slow
+def test_slots_are_saved_too(yml, tmp_path):
+    cfg = load_config(yml('name: s\nseeds: [0]\ndata: {name: digits_lt, n_max: 20, ratio: 4, valid: 5, test: 10, size: 8}\nmemory: {size: 40, k: 3, save_every: 1}\n'
+                          'train: {epochs: 2, bs: 16}\ncompare: [class_mean, crt]'), [f'runs={json.dumps(str(tmp_path))}'])
+    ex.run_experiment(cfg, log=lambda s: None)
+    assert same_bank(Bank.load(latest_bank(tmp_path/'s/banks', 's')), ex.load_run(tmp_path/'s').memory.bank) and len(list((tmp_path/'s/banks').iterdir()))==6
+    assert ex.evaluate_run(tmp_path/'s')[1]==[]
