@@ -13,9 +13,9 @@ _      := $(shell for f in .venv/.run .venv/.dev; do [ ! -e $$f ] || [ "$$(cat $
 quickstart: .venv/.run
 	$(py) .venv/bin/memo-train experiments/quickstart.yaml --overwrite $(ARGS)
 
-# every test, the slow ones too: notebooks in step with memo/ and README, style, the notebooks' own tests, tests/
+# every test, the slow ones too, in two processes: notebooks in step with memo/ and README, style, the notebooks' own tests, tests/
 test: .venv/.dev
-	$(py) -m pytest -m "slow or not slow" $(ARGS)
+	$(py) -m pytest -m "slow or not slow" -n 2 --dist loadfile $(ARGS)
 
 env: .venv/.dev
 

@@ -4,7 +4,7 @@ write: 256 rows of a Zipf-distributed stream into 1,000 classes x 256 rows x 2,0
 the plain loop that also sorts the classes into tail and head after each row, as published. classify: tail, medium and head of 8,142 classes. step: a watched training step. save: the same bank to disk."""
 import sys,tempfile,time
 from pathlib import Path
-from speed import once,pair,table
+from speed import once,pair,step,table
 import numpy as np, torch
 from torch.nn import functional as F
 from memo.classbank import BankSaver,ClassBank
@@ -71,23 +71,11 @@ def classify_bench():
     return [(f'{k} of 8,142 classes; bare: sorting the counts', pair(f, sort, 50, 25)) for k,f in (('tail',bank.tail), ('tail, medium and head',bank.distribution))]
 
 def step_bench():
-    import timm
-    from fastai.vision.all import CrossEntropyLossFlat,DataLoaders,Learner,OptimWrapper,partial
     from memo.callbacks import MemoryCallback
-    from memo.data import TensorDL
-    x,y = torch.randn(64*4,3,64,64),torch.randint(0,10,(64*4,))
-    def learner(cbs=None):
-        torch.manual_seed(0)
-        dls = DataLoaders(TensorDL(x, y, bs=64, shuffle=True),TensorDL(x[:1], y[:1], vocab=range(10)))
-        return Learner(dls, timm.create_model('resnet18', num_classes=10), loss_func=CrossEntropyLossFlat(), opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), cbs=cbs)
-    with_,without = learner(MemoryCallback(ClassBank(10, 256))),learner()
-    def fit(l):
-        with l.no_bar(),l.no_logging(): l.fit(1, 1e-4)
-    r = pair(lambda: fit(with_), lambda: fit(without), 1, 25)
-    bank,f = with_.memory.bank,torch.randn(64, 512)
+    r,learn = step(MemoryCallback(ClassBank(10, 256)), 25)
+    bank,f = learn.memory.bank,torch.randn(64, 512)
     own = once(lambda: bank.write(f, torch.randint(0, 10, (64,))), 200)[1]
-    rows = [(f'training step, resnet18, 64 px, batch 64, watched (the write by itself: {own:.2f} ms)', {k:v/4 if 'cpu' in k or 'wall' in k else v for k,v in r.items()})]
-    return rows
+    return [(f'training step, resnet18, 64 px, batch 64, watched (the write by itself: {own:.2f} ms)', r)]
 
 def save_bench():
     bank = full()
