@@ -125,6 +125,17 @@ for n,what in sets.items():
     f = runs/f'tail/{n}/comparison/comparison.csv'
     if not f.is_file(): missing.append(str(f))
     else: page += f"\n## {n}\n\n{what}; per cent, means of {int(pd.read_csv(f).seeds.max())} seeds with their 95 % t-intervals. `memo-train experiments/tail/{n}/*.yaml`\n\n{tail_tables(f)}\n"
-remarks_tail = here/'tail/remarks.md'
+remarks_tail = """
+## What it says
+
+- **From scratch, a memory row leads.** On Fashion-MNIST square-root sampling + LDA is ahead of balanced sampling and of logit adjustment overall and on few, in each of the three seeds, and LDA adds to balanced sampling in each seed. On the digits the plain network + LDA is ahead of both, in each seed.
+  Three seeds are few: where an interval holds 0, the lead is of these seeds only.
+- **On frozen features it does not.** Logit adjustment, or the loss with it, is level with the best mixture; the vote adds a tenth of a point.
+- **LDA** (one covariance for all classes, the means and the covariance of the reservoirs) and the vote of the nearest rows are the uses that pay, about level with each other; the nearest prototype gains least. All three are fitted on validation data.
+- **Replay** improves on the plain network in all three sets. On Fashion-MNIST it is far behind balanced sampling when trained from scratch: it balances what the classifier sees, not what the features are trained on. Where the features are frozen the two are level.
+- **cRT** is the rival to beat at no cost in training: on Fashion-MNIST from scratch it is ahead of every use of the bank on the plain network.
+- The rows that the bank keeps are views as they were trained on, not encoded anew at the end: a rare class's few images, encoded anew without augmentation, become a few points, and vote and LDA lose by it (found on the digits' validation data).
+- A check that nobody picked for its outcome, solar cells (`python benchmarks/elpv.py`, [elpv.md](../../benchmarks/elpv.md)): vote and LDA add six points of balanced accuracy to the plain network, no row is ahead of logit adjustment in it.
+"""
 if missing: print(f"{', '.join(missing)}: not run, the page stays")
-else: (here/'tail/README.md').write_text(page + (remarks_tail.read_text() if remarks_tail.is_file() else ''))
+else: (here/'tail/README.md').write_text(page + remarks_tail)
