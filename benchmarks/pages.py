@@ -15,7 +15,7 @@ out = """# Experiments
 One YAML file an experiment, `base:` for what they share. `memo-train experiments/NAME.yaml` makes the tables below (and pictures, predictions, the model) in `experiments/runs/NAME`;
 `memo-eval` makes them again from the run folder. Validation and test sets are balanced and disjoint from training; weight, temperature, `k` and whitening of the vote are chosen
 on the validation set. Few, medium and many are the 3, 4 and 3 rarest to most frequent classes. Three seeds: which classes are rare changes with the seed, so look at the paired
-differences, not at the levels. Logit adjustment (Menon et al. 2021, post hoc, tau 1) and class-balanced sampling are the rivals to beat; both have a row with memory as well.
+differences, not at the levels. [chestxray/](chestxray/README.md) and [tail/](tail/README.md) have pages of their own (their runs are named in the files). Logit adjustment (Menon et al. 2021, post hoc, tau 1) and class-balanced sampling are the rivals to beat; both have a row with memory as well.
 """
 chest = """# Chest X-rays
 

@@ -130,16 +130,17 @@ def plot_stored(
     cs = _asked(bank, classes, vocab)
     if len(bank)==0 or len(cs)==0: return _say(f'ClassBank of {bank.n_classes} classes: empty' if len(bank)==0 else 'no class was asked for')
     stored,names,group = bank.class_counts().cpu(),_names(vocab, bank.n_classes),_group_of(bank)
-    k = max(1, min(k, int(stored[cs].max())))
-    ids = bank.items[cs,:k].cpu()
-    inputs = _training_inputs(dls, ids[ids>=0].unique())
+    ids = [list(dict.fromkeys(bank.items[c,:int(stored[c])].tolist())) for c in cs]       # a row for each epoch that an image was seen in, one picture
+    images,ids = [sum(o>=0 for o in i) for i in ids],[i[:k] for i in ids]
+    k = max(1, max(map(len, ids)))
+    inputs = _training_inputs(dls, tensor([o for i in ids for o in i if o>=0], dtype=torch.long).unique())
     fig = Picture(figsize=(size*(k+1.3), (size+.05)*len(cs)), layout='constrained')
     grid = fig.add_gridspec(len(cs), k+1, width_ratios=[1.3]+[1]*k)
     for i,c in enumerate(cs):
         ax = fig.add_subplot(grid[i,0])
         ax.axis('off')
-        ax.text(0, .5, f'{names[c]}\n{n[c]} seen, {stored[c]} kept\n{group.get(c, "never seen")}', va='center', fontsize=7)
-        for j,o in enumerate(ids[i,:int(stored[c])].tolist()):
+        ax.text(0, .5, f'{names[c]}\n{stored[c]} rows of {n[c]} kept\nof {images[i]} images\n{group.get(c, "never seen")}', va='center', fontsize=7)
+        for j,o in enumerate(ids[i]):
             ax = fig.add_subplot(grid[i,j+1])
             if o in inputs: _draw_input(ax, inputs[o])
             else: _draw_text(ax, f'item\n{o}\nnot in\ndls.train' if o>=0 else 'item not\nknown')

@@ -29,7 +29,7 @@ class MemoryCallback(Callback):
     def __init__(self,
         bank:Bank=None,         # The memory; None where the model has one already
         k:int=None,             # Rows to recall for each query; 20 for 'vote', else 3 (or what the bank has room for)
-        head='default',         # A name in `heads`, or None (watch only); by default 'add', None for a ClassBank
+        head='default',         # A name in `heads`, or None or 'watch' (watch only); by default 'add', None for a ClassBank
         at:str=None,            # Name of the module the memory sits at; by default the features that enter the classifier
         group=None,             # Groups (patients) that may not find one another: a function of an item, or a column of the data frame
         **kwargs,               # For the head: `temperature`, `similarity`, `normalize`, `rescale`; `weight`, `balanced`, `whiten`
@@ -38,7 +38,7 @@ class MemoryCallback(Callback):
         self.at,self.group,self._head,self._warned = at,group,None,False
         if bank is not None:
             if head=='default': head = None if isinstance(bank, ClassBank) else 'add'
-            if head is None: self._head = MemoryHead(bank, min(3, bank.capacity_rows) if k is None else k, **kwargs)
+            if head in (None,'watch'): self._head = MemoryHead(bank, min(3, bank.capacity_rows) if k is None else k, **kwargs)
             else:
                 make = heads[check_choice('head', head, [*heads])]
                 self._head = make(bank, k=min(20 if head=='vote' else 3, bank.capacity_rows) if k is None else k, **kwargs)

@@ -130,8 +130,10 @@ class ClassBank(Bank):
         return self.prototypes()[self._known(c)]
 
     def _known(self, c):
-        if isinstance(c, bool) or int(c)!=c or not 0<=c<self.n_classes: raise MemoError(f"class {c} is out of range, 0..{self.n_classes-1} is accepted")
-        return int(c)
+        try: i = int(c)
+        except (TypeError, ValueError): i = -1
+        if isinstance(c, (bool,str)) or i!=c or not 0<=i<self.n_classes: raise MemoError(f"class {c!r} is out of range, a number in 0..{self.n_classes-1} is accepted")
+        return i
 
     @torch.no_grad()
     def write(self,
@@ -270,7 +272,7 @@ def sample(self:ClassBank,
 )->Tensor: # [n,D], unit length
     "Features of a class, at random, without replacement"
     c = self._known(c)
-    if k is not None and k<0: raise MemoError(f"k: {k!r}, a number from 0 is accepted")
+    if k is not None and (k<0 or int(k)!=k): raise MemoError(f"k: {k!r}, a whole number from 0 is accepted")
     if self.features is None: return torch.zeros(0, self.dim or 0, device=self.device)
     n = int(self.class_counts()[c])
     at = torch.arange(n, device=self.device) if k is None else self._random(n).argsort()[:k]

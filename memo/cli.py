@@ -131,7 +131,7 @@ def memo_eval(
     cli = is_cli(memo_eval)
     def run():
         from memo.core import MemoError
-        if (run_dir is None)==(model_path is None): raise MemoError("give a run folder, or --model_path FILE: memo-eval RUN_DIR [--data ROOT]")
+        if (run_dir is None)==(model_path is None): raise MemoError("give a run folder, or --model-path FILE: memo-eval RUN_DIR [--data ROOT]")
         if not 0<=threshold<=1: raise MemoError(f"--threshold: {threshold}, a probability is accepted")
         from memo import experiment as ex
         if model_path is not None:

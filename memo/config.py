@@ -135,7 +135,7 @@ def reads_root(name):
 def _tname(t):
     if t is type(None): return 'null'
     if typing.get_origin(t) in (typing.Union, types.UnionType): return ' or '.join(map(_tname, typing.get_args(t)))
-    if typing.get_origin(t) is list: return f'a list of {_tname(typing.get_args(t)[0])[2:]}s'
+    if typing.get_origin(t) is list: return 'a list of ' + {bool:'true or false'}.get(typing.get_args(t)[0], f'{_tname(typing.get_args(t)[0])[2:]}s')
     return {bool:'true or false', int:'a whole number', float:'a number', str:'a text', dict:'a section'}.get(t, 'a section' if is_dataclass(t) else str(t))
 
 def _fits(v, t):
@@ -193,6 +193,7 @@ def _read(path):
     try: txt = path.read_text(encoding='utf-8')
     except FileNotFoundError: raise MemoError(f"{path}: no such file{_near(path.name, _yamls(path)) if _yamls(path) else ''}") from None
     except (OSError,UnicodeDecodeError) as e: raise MemoError(f"{path}: cannot be read ({e})") from None
+    if not txt.strip(): raise MemoError(f"{path} is empty; name, data, model, memory and train are what an experiment has")
     try: return yaml.safe_load(txt) or {}
     except yaml.YAMLError as e:
         m = getattr(e, 'problem_mark', None)
@@ -204,6 +205,16 @@ def _merge(a, b):
     "`b` over `a`, section by section"
     return {**a, **{k:_merge(a[k], v) if isinstance(v, dict) and isinstance(a.get(k), dict) else v for k,v in b.items()}}
 
+def _over(a, b):
+    "`b` over `a`; what `a` says to a bank or head that `b` has replaced is dropped"
+    d,own = _merge(a, b),(b.get('memory') or {}) if isinstance(b.get('memory'), dict) else {}
+    m = d.get('memory')
+    if not isinstance(m, dict): return d
+    has,more = dict(bank=m.get('bank', Memory.bank), head=m.get('head', Memory.head)),d.get('compare') or []
+    def read(k): return k not in _only or has[_only[k][0]]==_only[k][1] or _only[k][0]=='head' and _only[k][1] in more
+    d['memory'] = {k:v for k,v in m.items() if k in own or read(k) and not (k=='k' and isinstance(v, list) and has['head']!='vote' and 'vote' not in more)}
+    return d
+
 def read_yaml(path, seen=()):
     "The contents of `path` over those of its `base`, checked"
     path = Path(path)
@@ -213,7 +224,7 @@ def read_yaml(path, seen=()):
     base = d.pop('base', None)
     if base is not None and not isinstance(base, str): raise MemoError(f"{path}: base must be the path of a YAML file, found {base!r}")
     d = _seed(check_seed(d, path), path)
-    return d if base is None else _merge(read_yaml(path.parent/base, (*seen, path.resolve())), d)
+    return d if base is None else _over(read_yaml(path.parent/base, (*seen, path.resolve())), d)
 
 def check_seed(d, where):
     "`seed: 1` is `seeds: [1]`"
@@ -239,7 +250,7 @@ def override(d, args, where='command line'):
         new = v
         for o in reversed(k.strip().split('.')): new = {o:new}
         _not_null(d, k.strip().split('.')[:-1], a, where)
-        d = _merge(d, check(check_seed(new, where), Experiment, where))
+        d = _over(d, check(check_seed(new, where), Experiment, where))
     return d
 
 # %% ../nbs/13_config.ipynb #dca0bb56

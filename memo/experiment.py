@@ -29,7 +29,7 @@ class Job:
     "One training: its experiment (of one seed), and its folder"
     def __init__(self, cfg, folder): self.cfg,self.folder,self.seed = cfg,Path(folder),cfg.seeds[0]
     @property
-    def done(self): return (self.folder/'metrics.json').is_file()
+    def done(self): return (self.folder/'metrics.json').is_file() and (self.folder/'model.safetensors').is_file()
     def __repr__(self): return f'Job({self.folder})'
 
 def jobs(
@@ -247,8 +247,8 @@ def _claim(cfg, folder, overwrite):
     "Make the run folder of a new run"
     if folder.exists() and any(folder.iterdir()):
         if not (folder/'config.yaml').is_file(): raise MemoError(f"{folder} exists and is no run folder: give another name= or runs=")
-        state = 'is finished' if (folder/'results.md').is_file() else 'is not finished'
-        if not overwrite: raise MemoError(f"{folder} exists and {state}: --resume {folder} goes on with it, --overwrite replaces it")
+        if not overwrite and not (folder/'results.md').is_file(): raise MemoError(f"{folder} exists and is not finished: --resume {folder} goes on with it, --overwrite replaces it")
+        if not overwrite: raise MemoError(f"{folder} exists and is finished: --overwrite replaces it, name= or runs= keep both")
         shutil.rmtree(folder)
     write_text(folder/'config.yaml', to_yaml(cfg))
 
@@ -408,7 +408,9 @@ def compare_runs(
     write_text(folder/'comparison.md', f'# Comparison\n\nPer cent, means over seeds with their 95 % t-intervals.\n\n{format_results(table, diff, md_table)}{note}\n')
     from memo import plots
     save_pictures(folder, comparison=lambda: plots.plot_comparison(table), **({'differences':lambda: plots.plot_results(diff)} if len(diff) else {}))
-    return format_results(table, diff)+note
+    own = diff[[r.rival==base[r.method][0] for r in diff.itertuples()]] if len(diff) else diff
+    rest = f"\n\n{len(diff)-len(own)} more differences, to the remedies for rare classes, are in comparison.md." if len(own)<len(diff) else ''
+    return format_results(table, own)+rest+note
 
 def run_experiments(
     cfgs, # Experiments

@@ -195,7 +195,9 @@ class VoteHead(MixHead):
 
     def choices(self, z, n_classes, k=None, whiten=None, item=None, group=None):
         "Numbers of rows `k` and whitening, one value or several of each; by default as they are"
-        ks = [o for o in listify(self.k if k is None else k) if o<=self.bank.capacity_rows] or [self.k]
+        asked = listify(self.k if k is None else k)
+        ks = [o for o in asked if 1<=o<=self.bank.capacity_rows]
+        if not ks: raise MemoError(f"k: {asked}, but the bank holds {self.bank.capacity_rows} rows at most; 1..{self.bank.capacity_rows} is accepted")
         was = self.k,self.whiten
         try:
             for self.whiten in listify(self.whiten if whiten is None else whiten):

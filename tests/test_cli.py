@@ -111,7 +111,7 @@ def test_a_run_and_its_evaluation(tool, whole):
     e = tool('memo-eval', d)
     text,where = e.stdout.strip().rsplit('\n\n', 1)
     assert e.returncode==0 and text in r.stdout and (Path(where)/'predictions.csv').read_text()==(d/'predictions.csv').read_text()
-    one_line(tool('memo-train', d.parents[1]/'tiny.yaml', f'runs={d.parent}'), 'is finished', '--resume', '--overwrite')
+    one_line(tool('memo-train', d.parents[1]/'tiny.yaml', f'runs={d.parent}'), 'is finished', '--overwrite', 'name=')
 
 @pytest.mark.slow
 @pytest.mark.parametrize('moment', ['mid','saving','between'])

@@ -89,7 +89,7 @@ def test_mistakes_in_a_file(yml, txt, msg):
                                    ('memory=3','memory must be a section'), ('train.phase2.epoch=1','did you mean train.phase2.epochs?')])
 def test_mistakes_in_an_override(yml, a, msg): assert msg in err(load_config, yml(TINY), [a])
 
-def test_empty_file_is_the_defaults(yml): assert load_config(yml('')).memory.size==512
+def test_a_file_that_says_nothing_but_its_name_is_the_defaults(yml): assert load_config(yml('name: a')).memory.size==512
 
 def test_missing_file_names_the_nearest(yml, tmp_path):
     yml(TINY, 'quick.yaml')
@@ -229,7 +229,7 @@ def test_vote_memory_leaves_training_alone(yml, tmp_path):
 def test_existing_run(run):
     cfg,d,*_ = run
     e = err(ex.run_experiment, cfg)
-    assert '--resume' in e and '--overwrite' in e and 'finished' in e
+    assert 'name=' in e and '--overwrite' in e and 'is finished' in e
 
 def test_existing_folder_that_is_no_run(yml, tmp_path):
     (tmp_path/'tiny').mkdir()

@@ -198,3 +198,19 @@ def test_slots_are_saved_too(yml, tmp_path):
     ex.run_experiment(cfg, log=lambda s: None)
     assert same_bank(Bank.load(latest_bank(tmp_path/'s/banks', 's')), ex.load_run(tmp_path/'s').memory.bank) and len(list((tmp_path/'s/banks').iterdir()))==6
     assert ex.evaluate_run(tmp_path/'s')[1]==[]
+
+
+# one kind in place of another: what the file says to the old one is dropped, what is said to the new one is checked
+def test_another_bank_or_head(repo, tmp_path):
+    q = repo/'experiments/quickstart.yaml'
+    c = load_config(q, ['memory.bank=ClassBank','memory.head=watch'])
+    assert (c.memory.bank,c.memory.head,c.memory.policy,c.memory.k,c.memory.whiten)==('ClassBank','watch','reservoir',20,False)
+    (tmp_path/'child.yaml').write_text(f'base: {json.dumps(str(q))}\nname: child\nmemory: {{bank: ClassBank, head: lda}}\n')
+    assert load_config(tmp_path/'child.yaml').memory.head=='lda'
+    assert load_config(repo/'experiments/tail/digits/plain.yaml', ['compare=[lda]']).memory.whiten is False
+    with pytest.raises(MemoError, match='memory.policy is read by the bank SlotBank only'): load_config(q, ['memory={bank: ClassBank, policy: fifo}'])
+    with pytest.raises(MemoError, match='a list of true or false, found None'): load_config(q, ['memory.whiten=null'])
+
+def test_an_empty_file_is_no_experiment(tmp_path):
+    (tmp_path/'e.yaml').write_text(' \n')
+    with pytest.raises(MemoError, match='e.yaml is empty'): load_config(tmp_path/'e.yaml')

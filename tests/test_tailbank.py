@@ -147,8 +147,8 @@ def test_sample():
     hit = (k[:,None]==s[None]).all(2)
     assert hit.any(1).all() and hit.any(0).sum()==4                             # of the stored, none twice
     assert ClassBank(3).sample(1, 5).shape[0]==0
-    for bad in (-1, 3, 1.5): assert '0..2' in say(b.sample, bad)
-    assert 'k:' in say(b.sample, 0, -1)
+    for bad in (-1, 3, 1.5, 'Coat', [1,2], True): assert '0..2' in say(b.sample, bad) and '0..2' in say(b.stats, bad)
+    for bad in (-1, 2.5): assert 'k:' in say(b.sample, 0, bad)
     assert set(b.tail_features(2))==set(b.tail())
 
 def test_samples_are_uniform_and_repeatable():
