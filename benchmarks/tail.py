@@ -85,7 +85,7 @@ def save_bench():
         w = time.perf_counter(); s.save(1); held = time.perf_counter()-w
         s.wait()
         done,n = time.perf_counter()-w,Path(f'{d}/a.safetensors').stat().st_size
-    print(f'\nA bank of {n/2**30:.2f} GiB: saved in {whole:.1f} s; with BankSaver training waits {held:.2f} s for the copy, the file is there after {done:.1f} s.')
+    print(f'A bank of {n/2**30:.2f} GiB: saved in {whole:.1f} s; with BankSaver training waits {held:.2f} s for the copy, the file is there after {done:.1f} s.')
     return []
 
 if __name__=='__main__':
