@@ -69,7 +69,7 @@ def build_memory(cfg, dls):
     else: bank = SlotBank(m.size, policy=m.policy, threshold=m.threshold, momentum=m.momentum, n_classes=dls.c)
     kw = dict(add=dict(temperature=m.temperature, normalize=m.normalize, rescale=m.rescale), vote=dict(balanced=m.balanced)).get(m.head, {})
     group = 'patient' if getattr(dls.train.dataset, 'groups', None) is not None else None
-    return MemoryCallback(bank, k=max(L(m.k)), head=None if m.head=='watch' else m.head, at=m.at, group=group, **kw)
+    return MemoryCallback(bank, k=max(L(m.k)), head=m.head, at=m.at, group=group, **kw)
 
 def build_loss(name, dls, class_weights=False):
     "The loss of that name"

@@ -210,10 +210,16 @@ def _over(a, b):
     d,own = _merge(a, b),(b.get('memory') or {}) if isinstance(b.get('memory'), dict) else {}
     m = d.get('memory')
     if not isinstance(m, dict): return d
-    has,more = dict(bank=m.get('bank', Memory.bank), head=m.get('head', Memory.head)),d.get('compare') or []
-    def read(k): return k not in _only or has[_only[k][0]]==_only[k][1] or _only[k][0]=='head' and _only[k][1] in more
-    d['memory'] = {k:v for k,v in m.items() if k in own or read(k) and not (k=='k' and isinstance(v, list) and has['head']!='vote' and 'vote' not in more)}
+    kind = m.get('bank', Memory.bank),m.get('head', Memory.head),d.get('compare') or []
+    d['memory'] = {k:v for k,v in m.items() if k in own or _reads(*kind, k) and not (k=='k' and isinstance(v, list) and not _votes(*kind[1:]))}
     return d
+
+def _votes(head, compare): return 'vote' in (head, *compare)
+
+def _reads(bank, head, compare, key):
+    "Does a memory of that bank and head, compared with those, read that key?"
+    what,name = _only.get(key, (None,None))
+    return what is None or (bank==name if what=='bank' else name in (head, *compare))
 
 def read_yaml(path, seen=()):
     "The contents of `path` over those of its `base`, checked"
@@ -278,10 +284,7 @@ def _check_task(cfg, d, where):
     if 'plain' in cfg.compare and (cfg.memory is None or cfg.memory.head not in ('add','replay')):
         raise MemoError(f"{where}: compare has plain, a training without memory: that is for the heads add and replay (the others compare in one training)")
 
-def _reads(cfg, key):
-    "Does the memory of an experiment read that key?"
-    what,name = _only[key]
-    return getattr(cfg.memory, what)==name or what=='head' and name in cfg.compare
+def _kind(cfg): return cfg.memory.bank,cfg.memory.head,cfg.compare
 
 def _check_heads(cfg, where):
     "What looks at classes needs a ClassBank, what is fitted needs validation data"
@@ -308,9 +311,9 @@ def make(d, where):
     if cfg.data.root is not None and not reads_root(cfg.data.name): raise MemoError(f"{where}: data.root is not read by {cfg.data.name}")
     if cfg.memory is not None:
         for k,(what,name) in _only.items():
-            if getattr(cfg.memory, k)!=getattr(Memory(), k) and not _reads(cfg, k):
+            if getattr(cfg.memory, k)!=getattr(Memory(), k) and not _reads(*_kind(cfg), k):
                 raise MemoError(f"{where}: memory.{k} is read by the {what} {name} only, and memory.{what} is {getattr(cfg.memory, what)}")
-        if cfg.memory.head!='vote' and 'vote' not in cfg.compare and isinstance(cfg.memory.k, list): raise MemoError(f"{where}: memory.k must be a whole number for the head {cfg.memory.head}, found {cfg.memory.k}")
+        if isinstance(cfg.memory.k, list) and not _votes(cfg.memory.head, cfg.compare): raise MemoError(f"{where}: memory.k must be a whole number for the head {cfg.memory.head}, found {cfg.memory.k}")
         if cfg.memory.bank=='SlotBank':
             from memo.policies import policies
             check_choice(f'{where}: memory.policy', cfg.memory.policy, policies)
@@ -346,7 +349,7 @@ def to_dict(cfg):
     "The experiment as a dict of sections, without the keys that it does not read"
     d = asdict(cfg)
     d['data'] = {**{k:v for k,v in d['data'].items() if k!='args' and (k!='root' or reads_root(cfg.data.name))}, **d['data']['args']}
-    if cfg.memory is not None: d['memory'] = {k:v for k,v in d['memory'].items() if k not in _only or _reads(cfg, k)}
+    if cfg.memory is not None: d['memory'] = {k:v for k,v in d['memory'].items() if _reads(*_kind(cfg), k)}
     for sec,k in _unread(task(cfg)):
         if d[sec] is not None: d[sec].pop(k, None)
     return d

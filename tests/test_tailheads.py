@@ -1,7 +1,6 @@
 "What is done with a ClassBank in a learner: watching changes nothing, prototypes and Gaussians vote, rare classes are replayed"
 import copy, random
 import numpy as np, pytest, timm, torch
-from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.training import GradientAccumulation
 from fastai.vision.all import (Callback, CancelBatchException, CrossEntropyLossFlat, DataLoaders, Flatten, Learner, SGD, accuracy, create_head, get_c, load_learner,
@@ -17,6 +16,7 @@ from memo.data import RandomShift, TensorDL, TensorSet
 from memo.heads import ReplayHead, attach, find_head
 from memo.recipe import Stage, fit_stages
 from memo.votes import LDAHead, PrototypeHead, VoteHead, class_nll
+from test_callbacks import Half
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 def draw(*shape, seed=0): return torch.randn(*shape, generator=gen(seed))
@@ -510,14 +510,6 @@ def test_gradient_accumulation(tmp_path, n_acc):
     assert learn.memory.bank.draws>0 and len(got)==len(want)==8*32//n_acc
     for a,b in zip(got, want):
         for p,q in zip(a, b): assert torch.allclose(p, q, rtol=1e-3, atol=1e-5)
-
-class Half(Callback):
-    "What `MixedPrecision` does, on the CPU"
-    order = MixedPrecision.order
-    def before_batch(self):
-        self.cast = torch.autocast('cpu', torch.bfloat16)
-        self.cast.__enter__()
-    def after_loss(self): self.cast.__exit__(None, None, None)
 
 def test_replay_in_half_precision(tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.Linear(24,10))     # features leave a linear layer: half
