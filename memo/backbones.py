@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/backbones.html.md"""
 
 # %% auto #0
 __all__ = ['packaged', 'torchvision_names', 'tile_cnn', 'load_backbone', 'FeatureBody', 'RowNorm', 'n_features', 'chest_head',
-           'chest_model', 'features_key', 'cached_features', 'features_dls']
+           'linear_head', 'chest_model', 'timm_model', 'features_key', 'cached_features', 'features_dls']
 
 # %% ../nbs/07a_backbones.ipynb #716fd5c5
 import difflib,hashlib,pickle,plum,types,warnings
@@ -14,8 +14,9 @@ from itertools import chain
 import safetensors.torch as st
 from fastai.vision.all import *
 from safetensors import SafetensorError
-from .core import MemoError, atomic_path, packaged_file
+from .core import Count, Fraction, MemoError, atomic_path, packaged_file
 from .data import BalancedDL, TensorDL, TensorSet, item_ids, loader_for, plain_dl, with_loaders
+from .registry import register
 
 # %% ../nbs/07a_backbones.ipynb #44062971
 def _lite0(sd):
@@ -98,6 +99,7 @@ def _timm_pretrained(arch, num_classes, **kwargs):
         raise MemoError(f"pretrained: {src} cannot be fetched ({_why(e)}): download it and give its path as pretrained instead of true") from e
 
 # %% ../nbs/07a_backbones.ipynb #373dda59
+@register('model')
 def tile_cnn(
     c_in:int=1, # Channels of the images
     n_classes:int=0 # Outputs; 0: the 64 features
@@ -191,23 +193,43 @@ def chest_head(
     n_in:int, # Features
     n_classes:int=14, # Findings
     hidden:int=512, # Width of the hidden layer
-    p:float=.3 # Of the dropout
+    dropout:float=.3 # Before the last layer
 )->nn.Sequential: # Flatten, BatchNorm1d, Linear, ReLU, Dropout, Linear
     "The classifier of a chest X-ray network"
-    return nn.Sequential(Flatten(), RowNorm(n_in), nn.Linear(n_in, hidden), nn.ReLU(inplace=True), nn.Dropout(p), nn.Linear(hidden, n_classes))
+    return nn.Sequential(Flatten(), RowNorm(n_in), nn.Linear(n_in, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(hidden, n_classes))
 
+def linear_head(
+    n_in:int, # Features
+    n_classes:int=10, # Outputs
+    dropout:float=.5 # Before the linear layer
+)->nn.Sequential: # Flatten, BatchNorm1d without weights, Dropout, Linear
+    "A linear classifier on standardised features"
+    return nn.Sequential(Flatten(), nn.BatchNorm1d(n_in, affine=False), nn.Dropout(dropout), nn.Linear(n_in, n_classes))
+
+@register('model', 'chest', backbone=load_backbone, classifier=chest_head, split=True, full_batches=True)
 def chest_model(
     arch:str='efficientnet_v2_s', # For `load_backbone`
     n_classes:int=14, # Findings
     pretrained:bool|str|Path=False, # For `load_backbone`
     in_chans:int=3, # Channels of the images
-    hidden:int=512, # Width of the head's hidden layer
-    dropout:float=.3, # In the head
+    hidden:Count=512, # Width of the head's hidden layer
+    dropout:Fraction=.3, # Before the head's last layer
     **kwargs # To `load_backbone`
 )->nn.Sequential: # Backbone, head
     "A backbone and `chest_head`"
     net = load_backbone(arch, pretrained, in_chans=in_chans, **kwargs)
     return nn.Sequential(FeatureBody(net), chest_head(n_features(net), n_classes, hidden, dropout))
+
+# %% ../nbs/07a_backbones.ipynb #e2866b0e
+@register('model', 'timm', backbone=load_backbone, classifier=linear_head)
+def timm_model(
+    arch:str, # A timm name, one of torchvision's five, or tile_cnn
+    pretrained:bool|str|Path=False, # True: ImageNet weights; a path: weights from that file
+    n_classes:int=0, # Outputs; 0: the model gives its features
+    c_in:int=3 # Channels of the images
+)->nn.Module:
+    "A timm network"
+    return load_backbone(arch, pretrained, n_classes, c_in)
 
 # %% ../nbs/07a_backbones.ipynb #a8f6d471
 def _absorb(h, o, depth=0):
@@ -303,7 +325,7 @@ def features_dls(
     root:str|Path, # Folder of the cache
     name:str='features', # Beginning of the files' names
     bs:int=None, # Batch size of the training loader; by default that of `dls`
-    sampling:str=None, # A name in `samplings`; a `BalancedDL` stays one by itself
+    sampling:str|tuple=None, # For `loader_for`; a `BalancedDL` stays one by itself
     half:bool=True # Keep float16 on disk
 )->DataLoaders: # The same loaders over features, float32
     "DataLoaders of the features of every loader of `dls`"

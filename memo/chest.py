@@ -10,9 +10,11 @@ __all__ = ['findings', 'read_list', 'chest_table', 'chest_split', 'chest_dls', '
 # %% ../nbs/07c_chest.ipynb #2256da44
 import difflib,zlib
 from fastai.vision.all import *
-from .core import MemoError, check_choice, settings
-from .data import BalancedDL, RandomRotate, ResizeBatch, TensorDL, TensorSet, _hash63, with_loaders
+from typing import Annotated
+from .core import Count, Fraction, MemoError, Natural, NonNegative, OneOf, check_choice, settings
+from .data import BalancedDL, RandomRotate, ResizeBatch, TensorDL, TensorSet, _hash63, loader_for, with_loaders
 from .files import FileImages, cache_info, check_images, find_images, some
+from .registry import register
 
 # %% ../nbs/07c_chest.ipynb #427f5f0d
 findings = '''Atelectasis Consolidation Infiltration Pneumothorax Edema Emphysema Fibrosis Effusion Pneumonia Pleural_Thickening Cardiomegaly Nodule Mass
@@ -140,21 +142,22 @@ def _check(df, root, split):
 # %% ../nbs/07c_chest.ipynb #6aef7687
 def chest_dls(
     df:pd.DataFrame, # As `chest_split` gives it
-    size:int=224, # Pixels
-    channels:int=3, # 1: grey
+    size:Count=224, # Pixels
+    channels:Count=3, # 1: grey
     flip:bool=False, # Mirror half of the training images
-    rotate:float=0, # Rotate half of the training images by up to so many degrees
-    workers:int=0, # Processes that read images
+    rotate:NonNegative=0, # Rotate half of the training images by up to so many degrees
+    workers:Natural=0, # Processes that read images
     preload:bool=False, # Read all images once, and keep them
     seed:int=0, # Of the order of the training batches
-    sampling:str=None, # 'balanced': by the inverse frequency of the rarest finding
+    sampling:str|tuple=None, # 'balanced': by the inverse frequency of the rarest finding; or loader class and keywords
     bs:int=64, # Size of a training batch
-    val_bs:int=128, # Size of the other batches
+    val_bs:Count=128, # Size of the other batches
     drop_last:bool=False, # Leave out a last training batch that is not full
     device=None # By default fastai's
 )->DataLoaders: # train, valid, test
     "Loaders of the images of a table"
-    if sampling is not None: check_choice('sampling', sampling, ['balanced'])
+    if isinstance(sampling, str): check_choice('sampling', sampling, ['balanced'])
+    cls,more = loader_for(sampling)
     if channels not in (1,3): raise MemoError(f"channels: 1 or 3 is accepted, found {channels}")
     y = df[findings].to_numpy()
     counts,seen = y[(df.part=='train').to_numpy()].sum(0),y[(df.part!='test').to_numpy()].sum(0)
@@ -174,24 +177,24 @@ def chest_dls(
         if preload: x = x.load(workers)
         ds = TensorSet(x, tensor(y[at].astype(np.float32)), items=item[at], vocab=findings, split_idx=int(i>0),
             groups=tensor(d.patient.tolist(), dtype=torch.long), **info)
-        cls = BalancedDL if i==0 and sampling else TensorDL
-        kwargs = dict(bs=val_bs) if i else dict(bs=bs, shuffle=True, drop_last=drop_last)
-        dls.append(cls(dataset=ds, tfms=tfms if i else vary+tfms, num_workers=0 if preload else workers, **kwargs))
+        kwargs = dict(bs=val_bs) if i else dict(bs=bs, shuffle=True, drop_last=drop_last, **more)
+        dls.append((TensorDL if i else cls)(dataset=ds, tfms=tfms if i else vary+tfms, num_workers=0 if preload else workers, **kwargs))
     dls = DataLoaders(*dls, device=ifnone(device, default_device()))
     dls.train.rng = random.Random(seed)
     dls.split = df[['image','patient','part']].reset_index(drop=True).assign(item=item.numpy())
     return dls
 
 # %% ../nbs/07c_chest.ipynb #12521307
+@register('data', task='multilabel')
 @delegates(chest_dls)
 def chestxray14(
     root:str|Path=None, # Folder of Data_Entry_2017.csv; by default `chestxray14` in the settings' data folder
-    split:str='official', # 'official': NIH's lists; 'patient': a fifth of the patients is the test set
-    valid:float=.125, # Share of the other patients; 0: an empty validation set
+    split:Annotated[str, OneOf('official','patient')]='official', # 'official': NIH's lists; 'patient': a fifth of the patients is the test set
+    valid:Fraction=.125, # Share of the other patients; 0: an empty validation set
     split_seed:int=85, # Of the draw of patients
-    size:int=224, # Pixels
-    rotate:float=10, # Rotate half of the training images by up to so many degrees
-    workers:int=4, # Processes that read images
+    size:Count=224, # Pixels
+    rotate:NonNegative=10, # Rotate half of the training images by up to so many degrees
+    workers:Natural=4, # Processes that read images
     **kwargs
 )->DataLoaders: # train, valid, test; with `vocab`, `c`, `counts`, `n_train`, `tail`, and `split`, which image of which patient is in which part
     "ChestX-ray14 from a folder as NIH ships it"

@@ -11,9 +11,10 @@ __all__ = ['read_pickle', 'read_cifar', 'cifar_lt', 'cifar10_lt', 'cifar100_lt',
 # %% ../nbs/07e_longtail.ipynb #54e6c4db
 import pickle
 from fastai.vision.all import *
-from .core import MemoError, settings
+from .core import Count, Fraction, MemoError, Natural, NonNegative, Positive, Share, settings
 from .data import RandomShift, ResizeBatch, TensorDL, TensorSet, _hash63, _ratio, loader_for, longtail_counts, longtail_dls, split_table
 from .files import FileImages, check_images, some
+from .registry import register
 
 # %% ../nbs/07e_longtail.ipynb #3fbdba26
 _plain = {('numpy','ndarray'), ('numpy','dtype'), ('_codecs','encode'),
@@ -70,16 +71,16 @@ def read_cifar(
     return tuple(map(torch.cat, zip(*parts))),_cifar_part(root/c['test'], c['labels'], classes),names
 
 # %% ../nbs/07e_longtail.ipynb #46a37f5c
-@delegates(longtail_dls)
+@delegates(longtail_dls, but=['tfms','items','test_items','vocab'])
 def cifar_lt(
     root:str|Path=None, # Folder of `cifar-10-batches-py` or `cifar-100-python`; by default the settings' data folder
     classes:int=10, # 10 or 100
-    n_max:int=None, # Training examples of the largest class; by default all, less `valid`
-    ratio:float=None, # Largest / smallest; by default 100
-    imb_factor:float=None, # Instead of ratio: smallest / largest
-    valid:int=None, # Validation images per class, from the training file; by default 1,000 in all
-    size:int=32, # Pixels
-    shift:int=4, # Random shift in training, in pixels of the originals; with flips. 0: no augmentation
+    n_max:Count=None, # Training examples of the largest class; by default all, less `valid`
+    ratio:Positive=None, # Largest / smallest; by default 100
+    imb_factor:Share=None, # Instead of ratio: smallest / largest
+    valid:Natural=None, # Validation images per class, from the training file; by default 1,000 in all
+    size:Count=32, # Pixels
+    shift:Natural=4, # Random shift in training, in pixels of the originals; with flips. 0: no augmentation
     many:float=100, # Many-shot classes have more training examples
     few:float=20, # Few-shot classes have fewer
     shuffle_classes:bool=False, # Another class order for every seed but 0; the published sets have none
@@ -97,13 +98,21 @@ def cifar_lt(
     for dl in dls.loaders: dl.dataset.info['files'] = FileImages([], 32, 3)      # so that learn.predict takes a path
     return dls
 
+@register('data', task='multiclass')
 @delegates(cifar_lt, but=['classes'])
-def cifar10_lt(root:str|Path=None, **kwargs)->DataLoaders:
+def cifar10_lt(
+    root:str|Path=None, # Folder of `cifar-10-batches-py`; by default the settings' data folder
+    **kwargs
+)->DataLoaders:
     "Long-tailed CIFAR-10 (`cifar_lt`)"
     return cifar_lt(root, 10, **kwargs)
 
+@register('data', task='multiclass')
 @delegates(cifar_lt, but=['classes'])
-def cifar100_lt(root:str|Path=None, **kwargs)->DataLoaders:
+def cifar100_lt(
+    root:str|Path=None, # Folder of `cifar-100-python`; by default the settings' data folder
+    **kwargs
+)->DataLoaders:
     "Long-tailed CIFAR-100 (`cifar_lt`)"
     return cifar_lt(root, 100, **kwargs)
 
@@ -212,20 +221,20 @@ def list_dls(
     valid:str|Path|float, # List of validation images, or the share of each class of the training list that they are
     test:str|Path, # List of test images
     root:str|Path, # Folder of lists and images
-    size:int=224, # Pixels that the network sees
-    min_scale:float=.08, # Least share of an image's area that is cut out in training
-    jitter:float=.4, # Change of brightness, contrast and saturation in training; 0: none
+    size:Count=224, # Pixels that the network sees
+    min_scale:Share=.08, # Least share of an image's area that is cut out in training
+    jitter:NonNegative=.4, # Change of brightness, contrast and saturation in training; 0: none
     mean:list=imagenet_stats[0], # Of the normalisation
     std:list=imagenet_stats[1], # Of the normalisation
     split_seed:int=0, # Of the draw of validation images
     many:float=100, # Many-shot classes have more training images
     few:float=20, # Few-shot classes have fewer
-    workers:int=4, # Processes that read images
+    workers:Natural=4, # Processes that read images
     preload:bool=False, # Read all images once, and keep them
     seed:int=0, # Of the order of the training batches
-    sampling:str=None, # None: as they are; 'balanced': every class equally often; 'sqrt': by the square root of its images
+    sampling:str|tuple=None, # None: as they are; 'balanced': every class equally often; 'sqrt': by the square root of its images; or loader class and keywords
     bs:int=64, # Size of a training batch
-    val_bs:int=128, # Size of the other batches
+    val_bs:Count=128, # Size of the other batches
     device=None # By default fastai's
 )->DataLoaders: # train, valid, test; with `counts`, `many`, `few`, `vocab`, `c`, and `split`, which image is in which part
     "Long-tailed photographs from lists"
@@ -254,6 +263,7 @@ def list_dls(
 # %% ../nbs/07e_longtail.ipynb #e86b1c4f
 _lists = dict(but=['train','valid','test'])
 
+@register('data', task='multiclass')
 @delegates(list_dls, **_lists)
 def imagenet_lt(
     root:str|Path=None, # Folder of ImageNet_LT_train.txt, _val.txt, _test.txt and of the images they name; by default `imagenet_lt` in the settings' data folder
@@ -262,10 +272,11 @@ def imagenet_lt(
     "ImageNet-LT (Liu et al. 2019)"
     return list_dls(*(f'ImageNet_LT_{o}.txt' for o in ('train','val','test')), Path(ifnone(root, settings().data/'imagenet_lt')), **kwargs)
 
+@register('data', task='multiclass')
 @delegates(list_dls, **_lists)
 def inat18(
     root:str|Path=None, # Folder of iNaturalist18_train.txt, iNaturalist18_val.txt and of the images they name; by default `inat18` in the settings' data folder
-    valid:float=.05, # Share of each class of the training list that is the validation set; none of classes with one or two images
+    valid:Fraction=.05, # Share of each class of the training list that is the validation set; none of classes with one or two images
     mean:list=(.466,.471,.380), # Of the normalisation
     std:list=(.195,.194,.192), # Of the normalisation
     **kwargs

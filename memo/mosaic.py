@@ -10,9 +10,10 @@ __all__ = ['made_up_table', 'nih_table', 'chest_tree', 'chest_mosaic']
 # %% ../nbs/07d_mosaic.ipynb #34818fc0
 import gzip,shutil,struct,zlib
 from fastai.vision.all import *
-from .core import MemoError, check_choice, packaged_file, settings
+from .core import Count, MemoError, Natural, NonNegative, check_choice, packaged_file, settings
 from .chest import _labels, chestxray14, findings
 from .data import _fashion
+from .registry import register
 
 # %% ../nbs/07d_mosaic.ipynb #db8a786d
 _digits = ['Edema','Fibrosis','Pneumonia','Hernia']     # look like digits 0 to 3; the others like Fashion-MNIST
@@ -173,15 +174,16 @@ def _write_tree(out, df, ims, test, text):
     finally: shutil.rmtree(tmp, ignore_errors=True)
 
 # %% ../nbs/07d_mosaic.ipynb #fdf7c566
+@register('data', task='multilabel', folder='chestxray14')
 @delegates(chestxray14, but=['root'])
 def chest_mosaic(
-    patients:int=2400, # How many
+    patients:Count=2400, # How many
     root:str|Path=None, # Folder of the trees; by default `chest_mosaic` in the settings' data folder
     seed:int=0, # Of the tree, and of the order of the training batches
-    size:int=56, # Pixels; mosaics have 56
-    channels:int=1, # 3 for networks trained on photos
-    rotate:float=0, # Rotate half of the training images by up to so many degrees
-    workers:int=0, # Processes that read images
+    size:Count=56, # Pixels; mosaics have 56
+    channels:Count=1, # 3 for networks trained on photos
+    rotate:NonNegative=0, # Rotate half of the training images by up to so many degrees
+    workers:Natural=0, # Processes that read images
     preload:bool=True, # Read all images once, and keep them
     **kwargs
 )->DataLoaders: # train, valid, test, as `chestxray14`
