@@ -12,7 +12,8 @@ __all__ = ['read_pickle', 'read_cifar', 'cifar_lt', 'cifar10_lt', 'cifar100_lt',
 import pickle
 from fastai.vision.all import *
 from .core import Count, Fraction, MemoError, Natural, NonNegative, Positive, Share, settings
-from .data import RandomShift, ResizeBatch, TensorDL, TensorSet, _hash63, _ratio, loader_for, longtail_counts, longtail_dls, split_table
+from .items import hash63
+from .data import RandomShift, ResizeBatch, TensorDL, TensorSet, _ratio, loader_for, longtail_counts, longtail_dls, split_table
 from .files import FileImages, check_images, some
 from .registry import register
 
@@ -77,7 +78,7 @@ def cifar_lt(
     classes:int=10, # 10 or 100
     n_max:Count=None, # Training examples of the largest class; by default all, less `valid`
     ratio:Positive=None, # Largest / smallest; by default 100
-    imb_factor:Share=None, # Instead of ratio: smallest / largest
+    imb_factor:Positive=None, # Instead of ratio: smallest / largest
     valid:Natural=None, # Validation images per class, from the training file; by default 1,000 in all
     size:Count=32, # Pixels
     shift:Natural=4, # Random shift in training, in pixels of the originals; with flips. 0: no augmentation
@@ -248,7 +249,7 @@ def list_dls(
     if preload: info['files'] = x
     colour = setup_aug_tfms([o(jitter, p=1.) for o in (Brightness,Contrast,Saturation)]) if jitter else []
     tfms = [RandomCut(size, min_scale), CentreCut(size), *colour, Normalize.from_stats(mean, std, cuda=False)]
-    item,loaders = tensor([_hash63(o) for o in df.image]),[]
+    item,loaders = tensor([hash63(o) for o in df.image]),[]
     for i,part in enumerate(('train','valid','test')):
         at = (df.part==part).to_numpy().nonzero()[0]
         im = x.new(paths[at])

@@ -36,7 +36,7 @@ def adjust_logits(
     return logits - tau*p
 
 # %% ../nbs/05_losses.ipynb #608eb81f
-@register('loss', 'logit_adjusted', task='multiclass', label='logit-adjusted loss')
+@register('loss', 'logit_adjusted', task='multiclass')
 class LogitAdjustedCE(Module):
     "Cross-entropy of `logits + tau * log prior`"
     def __init__(self,
@@ -55,12 +55,12 @@ class LogitAdjustedCE(Module):
     def decodes(self, x): return x.argmax(dim=-1)
 
 # %% ../nbs/05_losses.ipynb #48424db5
-@register('loss', 'ce', task='multiclass', default=True)
+@register('loss', 'ce', task='multiclass')
 def cross_entropy():
     "Cross-entropy of class numbers"
     return CrossEntropyLossFlat()
 
-@register('loss', 'bce', task='multilabel', default=True)
+@register('loss', 'bce', task='multilabel')
 def binary_cross_entropy(
     pos_weight=None # Weight of the positives of each class, [C]
 ):
@@ -98,7 +98,7 @@ def _weighted(pos, neg, w, reduction):
 def _weight(w): return None if w is None else torch.as_tensor(w).detach().float()
 
 # %% ../nbs/05_losses.ipynb #b0d237fe
-@register('loss', 'focal', task='multilabel', label='focal loss')
+@register('loss', 'focal', task='multilabel')
 class SigmoidFocalLoss(Module):
     "Focal loss for multi-label targets (Lin et al. 2017)"
     def __init__(self,
@@ -120,7 +120,7 @@ class SigmoidFocalLoss(Module):
     def decodes(self, x): return x>.5
 
 # %% ../nbs/05_losses.ipynb #7ac5ab7b
-@register('loss', 'asymmetric', task='multilabel', label='asymmetric loss')
+@register('loss', 'asymmetric', task='multilabel')
 class AsymmetricLoss(Module):
     "Asymmetric loss for multi-label targets, with probability shift (Ridnik et al. 2021)"
     def __init__(self,

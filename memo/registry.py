@@ -18,7 +18,7 @@ from .schema import Param,accept,arguments,checked,describe,from_yaml,near,open_
 # %% ../nbs/00_registry.ipynb #47cff14b
 if __name__=='__main__' and Path(sys.argv[0]).name=='registry.py': sys.exit(import_module('memo.registry').write_index())
 
-# %% ../nbs/00_registry.ipynb #0fec15ae
+# %% ../nbs/00_registry.ipynb #061b9e21
 class Kind(NamedTuple):
     "A kind of part"
     help:str # What it is
@@ -32,7 +32,7 @@ kinds = dict(
     model=Kind('A network', ('n_classes','c_in')),
     loss=Kind('What is minimised', ('counts','n_classes','pos_weight','reduction')),
     sampler=Kind('Which images an epoch draws', ()),
-    metric=Kind('A column of the progress table', ('counts','many','few','vocab')),
+    metric=Kind('A column of the progress table', ('probs','y','preds','targs','inp','targ')),
     baseline=Kind('What a memory has to beat', ('counts','n_classes','seed')),
     method=Kind('Continual learning', ()),
     task=Kind('What the answers are: losses, scores, tables', ()))

@@ -57,7 +57,7 @@ def from_yaml(t):
     "What of a type a YAML file can give; None where that is nothing"
     return t if t is Any else _union([o for o in _parts(t) if o is not object])
 
-# %% ../nbs/00_schema.ipynb #ce318a89
+# %% ../nbs/00_schema.ipynb #ccb6ffce
 def words(t):
     "A type in words"
     if len(ps:=_parts(t))>1: return ' or '.join(words(p) for p in ps if p is not object)
@@ -122,8 +122,8 @@ def accept(v, t, key, yaml=False):
     "`v` if it is of type `t`, else a `MemoError` that starts with `key`; from YAML, whole numbers become floats where those are asked for"
     if (r:=_first(v, _parts(t), yaml)) is not _no: return r
     names = [o for p in _parts(t) for o in (get_args(p) if get_origin(p) is Literal else [n for m in getattr(p, '__metadata__', ()) if isinstance(m, OneOf) for n in m])]
-    hint = near(v, names) if isinstance(v, str) and names else ''
-    raise MemoError(f"{key} must be {words(t)}, found {_shown(v)}{hint if 'did you' in hint else ''}")
+    m = difflib.get_close_matches(v, names, 1, .5) if isinstance(v, str) else []
+    raise MemoError(f"{key} must be {words(t)}, found {_shown(v)}" + (f"; did you mean {m[0]!r}?" if m else ''))
 
 # %% ../nbs/00_schema.ipynb #4d62270f
 def _annotation(a, f):

@@ -358,5 +358,5 @@ def test_finding_absent_from_the_test_is_fine(tree):
     assert _load(tree)[2].dataset.y.sum(0)[13]==0
 
 @pytest.mark.parametrize('kw,shown', [(dict(split='oficial'),"did you mean 'official'"),(dict(valid=1.),'from 0 to below 1'),(dict(valid=-.1),'found -0.1'),(dict(channels=2),'1 or 3'),
-    (dict(sampling='balance'),"did you mean 'balanced'"),(dict(size=0),'1 or more pixels')])
+    (dict(sampling='balance'),"did you mean 'balanced'"),(dict(size=0),'size must be a whole number from 1')])
 def test_wrong_options(tree, kw, shown): _fails(tree, shown, **kw)

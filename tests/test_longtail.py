@@ -301,7 +301,7 @@ def test_share_of_validation(inat):
     state = torch.manual_seed(0).get_state()
     list_split('iNaturalist18_train.txt', .1, 'iNaturalist18_val.txt', inat[0])
     assert torch.equal(torch.get_rng_state(), state)                                        # its own chance
-    for v in (1., -.1): _fails(lambda: _inat(inat[0], valid=v), 'valid: a list, or a share', f'found {v}')
+    for v in (1., -.1): _fails(lambda: _inat(inat[0], valid=v), 'valid must be a number from 0 to below 1', f'found {v}')
 
 @pytest.mark.parametrize('text', ['a.png 0\nb c.png 1','a.png 0\r\nb c.png 1\r\n','\n a.png  0 \n\n\tb c.png\t1\n\n','\ufeffa.png 0\nb c.png 1','./a.png 0\nb c.png 1\na.png 0'])
 def test_lists_that_have_seen_other_systems(tmp_path, text):
@@ -345,7 +345,7 @@ def test_faults_of_the_split(inat):
     (root/'iNaturalist18_val.txt').unlink()
     _fails(read, 'iNaturalist18_val.txt is missing')
 
-@pytest.mark.parametrize('kw,shown', [(dict(size=0),'size: 1 or more'),(dict(min_scale=0),'min_scale: above 0 up to 1'),(dict(sampling='balance'),"did you mean 'balanced'")])
+@pytest.mark.parametrize('kw,shown', [(dict(size=0),'size must be a whole number from 1'),(dict(min_scale=0),'min_scale must be a number above 0 up to 1'),(dict(sampling='balance'),"did you mean 'balanced'")])
 def test_wrong_options_of_lists(inat, kw, shown): _fails(lambda: _inat(inat[0], **kw), shown)
 
 def test_inaturalists_list_is_read_in_seconds(tmp_path):

@@ -141,8 +141,8 @@ def test_half_precision(f):
 
 def test_bad_arguments():
     x,y = _xy(0)
-    wrong = {'gamma=-1':lambda: SigmoidFocalLoss(gamma=-1), 'alpha=0':lambda: SigmoidFocalLoss(0), 'reduction':lambda: SigmoidFocalLoss(reduction='avg'), 'gamma_neg=-2':lambda: AsymmetricLoss(-2),
-        'clip: 1':lambda: AsymmetricLoss(clip=1), r'targets \(7,\)':lambda: AsymmetricLoss()(x, y[:,0]), 'pos_weight: 4 classes':lambda: SigmoidFocalLoss(pos_weight=[1,2])(x, y),
+    wrong = {'gamma must be a number from 0, found -1':lambda: SigmoidFocalLoss(gamma=-1), 'alpha must be a number above 0':lambda: SigmoidFocalLoss(0), 'reduction':lambda: SigmoidFocalLoss(reduction='avg'), 'gamma_neg must be':lambda: AsymmetricLoss(-2),
+        'clip must be a number from 0 to below 1, found 1':lambda: AsymmetricLoss(clip=1), r'targets \(7,\)':lambda: AsymmetricLoss()(x, y[:,0]), 'pos_weight: 4 classes':lambda: SigmoidFocalLoss(pos_weight=[1,2])(x, y),
         'n=None':lambda: pos_weights([1,2]), 'found .*20':lambda: pos_weights([1,20], 10)}
     for m,f in wrong.items():
         with pytest.raises(MemoError, match=m) as e: f()
