@@ -6,7 +6,8 @@ Docs: https://github.com/fastmemo/memo/baselines.html.md"""
 
 # %% auto #0
 __all__ = ['Baseline', 'fact', 'data_task', 'heads_of', 'is_baseline', 'baseline', 'check_baseline', 'suits', 'Plain',
-           'BalancedSampling', 'LogitAdjusted', 'OnFeatures', 'ClassMean', 'Retrained', 'title_of', 'training_title']
+           'BalancedSampling', 'LogitAdjusted', 'OnFeatures', 'ClassMean', 'Retrained', 'title_of', 'training_title',
+           'row_titles', 'remedies_of']
 
 # %% ../nbs/11c_baselines.ipynb #76563679
 from .core import *
@@ -27,10 +28,14 @@ class Baseline:
         "A function from outputs or features to outputs, and what was chosen; `train` and `valid` have `logits`, `z`, `y`"
         raise NotImplementedError
 
-# %% ../nbs/11c_baselines.ipynb #986bcd90
+# %% ../nbs/11c_baselines.ipynb #a227d1d8
 def fact(section, key, default=None):
-    "What the part that a section names says of itself"
-    return default if section is None else part(section.kind, section.name).facts.get(key, default)
+    "What the part that a section names says of itself: a fact that it is registered with, or an attribute of the class"
+    if section is None: return default
+    facts = part(section.kind, section.name).facts
+    return facts[key] if key in facts else getattr(find(section.kind, section.name), key, default) if _asked(section) else default
+
+def _asked(section): return section.kind=='head' or '.' in section.name     # ours of other kinds say all in the index, without being imported
 
 def data_task(cfg):
     "The task that the data set names, None where it names none"
@@ -120,19 +125,25 @@ class Retrained(OnFeatures):
         from memo.rivals import retrain_classifier
         return retrain_classifier(train.z, train.y, dls.c, valid.z, valid.y, steps=self.steps, wds=tuple(self.wds))
 
-# %% ../nbs/11c_baselines.ipynb #cdf70bf3
+# %% ../nbs/11c_baselines.ipynb #185f8bee
 def title_of(section):
     "What a baseline is called in a table"
     return baseline(section).title or _words(section.name)
 def _words(name): return name.rpartition('.')[2].replace('_', ' ')
 
-def training_title(cfg):
-    "What a training is called in a table: its sampling, class weights and loss, as far as they are not the usual"
-    t,usual = cfg.train if cfg.train.phase2 is None or cfg.train.phase2.loss is None else cfg.train.phase2,['ce','bce']
-    task = data_task(cfg)
-    if task is not None: usual = [part('task', task).facts.get('loss')]
-    loss = [] if t.loss is None or t.loss.name in usual else [fact(t.loss, 'title') or f"{_words(t.loss.name).replace(' ', '-')} loss"]
-    weights = ['class weights'] if getattr(cfg.train, 'class_weights', False) else []
-    s = cfg.train.sampling
-    sampling = [] if s is None else [fact(s, 'title') or f'{_words(s.name)} sampling']
-    return ', '.join([*sampling, *loss, *weights]) or 'plain network'
+def training_title(cfg, name=''):
+    "What a training is called in a table: the baseline `name` that it is of; its sampling, loss and class weights, as far as they are not the usual"
+    t,s = cfg.train if cfg.train.phase2 is None or cfg.train.phase2.loss is None else cfg.train.phase2,cfg.train.sampling
+    loss = [] if fact(t.loss, 'default', t.loss is None) else [fact(t.loss, 'label') or f"{_words(t.loss.name)} loss"]
+    weights = ['class weights'] if cfg.train.class_weights else []
+    sampling = [] if s is None else [fact(s, 'label') or f'{_words(s.name)} sampling']
+    own = [find('baseline', name).title or _words(name)] if name else []
+    return ', '.join(dict.fromkeys([*own, *sampling, *loss, *weights])) or 'plain network'
+
+def row_titles(cfg, training=''):
+    "Titles of what the rows of a training are of: the training, and the baselines that work on its network"
+    return {training:training_title(cfg, training), **{s.name:title_of(s) for s in cfg.compare if is_baseline(s)}}
+
+def remedies_of(cfg, training=''):
+    "Which of them are remedies for rare classes"
+    return [s.name for s in cfg.compare if is_baseline(s) and baseline(s).remedy] + [training]*bool(training and find('baseline', training).remedy)
