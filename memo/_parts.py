@@ -14,7 +14,7 @@ parts = {
     'threshold': Param(float, 0.2, 'Share of each batch that scored policies admit, in (0,1]'),
     'n_classes': Param(int|None, None, 'Labels are checked against it; widths of multi-label targets set it'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
-  }, {}),
+  }, {'views': False, 'offers': ['build', 'capacity_rows', 'check_single', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'get_extra_state', 'header', 'learned', 'load', 'momentum', 'policy', 'read', 'register_buffer', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'set_extra_state', 'stats', 'threshold', 'write', 'write_state']}),
   'ClassBank': Part('bank', 'ClassBank', 'memo.classbank', 'ClassBank', 'Per class an EMA prototype and a reservoir of features', {
     'n_classes': Param(int, required, 'C'),
     'capacity': Param(int|str, 256, "Rows kept of each class, K, or a budget for all of them, as '512MB'"),
@@ -26,25 +26,25 @@ parts = {
     'dtype': Param(Any, 'float32', "Of the stored features: 'float32', 'float16', 'bfloat16' or 'int8'"),
     'tail_percentile': Param(float, 20, 'Classes at or below this percentile of the counts are the tail, at or above 100 minus it the head'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
-  }, {}),
+  }, {'views': False, 'offers': ['build', 'capacity_rows', 'check_single', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'from_json', 'get_extra_state', 'head', 'header', 'learned', 'load', 'medium', 'missing', 'prompt_data', 'prototype', 'prototypes', 'read', 'register_buffer', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'usage', 'write', 'write_state']}),
  },
  'head': {
   'watch': Part('head', 'watch', 'memo.heads', 'MemoryHead', 'Watches: gives features on as they are', {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(int, 3, 'Rows to recall for each query'),
-  }, {}),
+  }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': False}),
   'add': Part('head', 'add', 'memo.heads', 'RetrievalHead', "Adds to each feature what it recalls: z' = z + sum_j w_j m_j", {
-    'bank': Param(Any, required, 'The memory; becomes part of the model'),
-    'k': Param(int, 3, 'Rows to recall for each query'),
-    'similarity': Param(Any, 'cosine', "'cosine', 'dot' or 'euclidean'"),
-    'normalize': Param(str|None, None, "'both', 'query', 'memory', 'none'; by default what the similarity means"),
-    'temperature': Param(float, 1.0, 'Of the softmax over the k similarities'),
-    'rescale': Param(bool, False, "Give what is added the query's length?"),
-  }, {}),
+    'bank': Param(Any),
+    'k': Param(int, 3),
+    'similarity': Param(Any, 'cosine'),
+    'normalize': Param(str|None, None),
+    'temperature': Param(float, 1.0),
+    'rescale': Param(bool, False),
+  }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': False}),
   'replay': Part('head', 'replay', 'memo.heads', 'ReplayHead', 'Sends stored features of the rarer classes to the classifier with each training batch, so that it sees all classes equally often; for a `ClassBank`', {
     'bank': Param(Any),
     'k': Param(int, 3),
-  }, {}),
+  }, {'needs': ['missing', 'draw'], 'mixes': False, 'adds_rows': True, 'trains': False}),
   'vote': Part('head', 'vote', 'memo.votes', 'VoteHead', "Mixes the class votes of the nearest rows into the network's probabilities, in evaluation mode", {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(int|list, 20, 'Rows that vote; several: the most of them, until `fit` has chosen'),
@@ -53,21 +53,37 @@ parts = {
     'similarity': Param(Any, 'cosine', "'cosine', 'dot' or 'euclidean'"),
     'balanced': Param(bool, True, 'Divide votes by class counts? (classes; those for findings never are)'),
     'whiten': Param(bool|list, False, 'Compare whitened features (`within_whitener`)? Several: the first, until `fit` has chosen'),
-  }, {}),
+  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False}),
   'prototype': Part('head', 'prototype', 'memo.votes', 'PrototypeHead', "Mixes in which class's average is nearest; for a `ClassBank`", {
     'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
     'k': Param(int, 20, 'Rows that `recall` shows'),
     'temperature': Param(float, 0.07, 'Of the softmax over the classes, until `fit`'),
     'weight': Param(float, 0.5, 'Of the memory in the mixture, until `fit`'),
-  }, {}),
+  }, {'needs': ['prototypes', 'counts'], 'mixes': True, 'adds_rows': False, 'trains': False}),
   'lda': Part('head', 'lda', 'memo.votes', 'LDAHead', "Mixes in which class's Gaussian is nearest, one covariance for all; for a `ClassBank`", {
     'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
     'k': Param(int, 20, 'Rows that `recall` shows'),
     'temperature': Param(float, 1.0, 'Of the softmax over the classes, until `fit`'),
     'weight': Param(float, 0.5, 'Of the memory in the mixture, until `fit`'),
-  }, {}),
+  }, {'needs': ['prototypes', 'counts'], 'mixes': True, 'adds_rows': False, 'trains': False}),
  },
  'callback': {
+  'memory': Part('callback', 'memory', 'memo.callbacks', 'MemoryCallback', "Gives the learner's model a memory, and writes to it what the model is trained on", {
+    'bank': Param(object, None, 'The memory; None: all memories that are in the model already and have no callback'),
+    'k': Param(int|list|None, None, "Rows to recall for each query; by default the head's, or what the bank has room for"),
+    'head': Param(Any, 'default', "A head's name, a `MemoryHead` class, or None (watch only); by default what the bank says: 'add', a ClassBank watches"),
+    'at': Param(str|None, None, 'Name of the module the memory sits at; by default the features that enter the classifier'),
+    'group': Param(Any, None, 'Groups (patients) that may not find one another: a function of an item, or a column of the data frame'),
+    'item': Param(Any, None, 'What names an item, if not its content: the same'),
+    'name': Param(str, 'memory', 'Of the memory: `learn.<name>`, and what its columns and its parameters begin with'),
+    'loss_weight': Param(Fraction, 0.0, "Share of the head's own loss in what is trained: (1-w) x the learner's loss + w x the head's"),
+  }, {}),
+  'save_bank': Part('callback', 'save_bank', 'memo.callbacks', 'SaveBank', "Write the memory's bank every so many epochs, while training goes on", {
+    'every': Param(Count, 10, 'Epochs'),
+    'folder': Param(str|object, 'banks', 'Where the files go, below `learn.path` where it is relative'),
+    'prefix': Param(str, 'bank', 'Their name: {prefix}_step_{n}.safetensors after n epochs of all fits, and .json with the figures'),
+    'memory': Param(str|None, None, 'Name of the memory; None: the only one'),
+  }, {}),
  },
  'data': {
   'chestxray14': Part('data', 'chestxray14', 'memo.chest', 'chestxray14', 'ChestX-ray14 from a folder as NIH ships it', {
@@ -96,7 +112,7 @@ parts = {
     'size': Param(Count, 16, 'Pixels; the originals have 8'),
     'shift': Param(Natural, 1, 'Random shift in training, in pixels of the originals'),
     'bs': Param(int, 32, 'Size of a training batch'),
-    'imb_factor': Param(Share|None, None, 'Instead of ratio: smallest / largest'),
+    'imb_factor': Param(Positive|None, None, 'Instead of ratio: smallest / largest'),
     'seed': Param(int, 0, 'Of the class order, the draw, and the order of the training batches'),
     'sampling': Param(str|list|None, None, "None: as drawn; 'balanced': every class equally often; 'sqrt': by the square root of its examples; or loader class and keywords"),
     'val_bs': Param(int, 256, 'Size of the other batches'),
@@ -115,7 +131,7 @@ parts = {
     'shift': Param(Natural, 2, 'Random shift in training, in pixels of the originals; with flips. 0: no augmentation'),
     'mean': Param(float, 0.5, 'Of the normalisation'),
     'std': Param(Positive, 0.5, 'Of the normalisation'),
-    'imb_factor': Param(Share|None, None, 'Instead of ratio: smallest / largest'),
+    'imb_factor': Param(Positive|None, None, 'Instead of ratio: smallest / largest'),
     'seed': Param(int, 0, 'Of the class order, the draw, and the order of the training batches'),
     'sampling': Param(str|list|None, None, "None: as drawn; 'balanced': every class equally often; 'sqrt': by the square root of its examples; or loader class and keywords"),
     'bs': Param(int, 64, 'Size of a training batch'),
@@ -129,7 +145,7 @@ parts = {
     'root': Param(str|object|None, None, "Folder of `cifar-10-batches-py`; by default the settings' data folder"),
     'n_max': Param(Count|None, None, 'Training examples of the largest class; by default all, less `valid`'),
     'ratio': Param(Positive|None, None, 'Largest / smallest; by default 100'),
-    'imb_factor': Param(Share|None, None, 'Instead of ratio: smallest / largest'),
+    'imb_factor': Param(Positive|None, None, 'Instead of ratio: smallest / largest'),
     'valid': Param(Natural|None, None, 'Validation images per class, from the training file; by default 1,000 in all'),
     'size': Param(Count, 32, 'Pixels'),
     'shift': Param(Natural, 4, 'Random shift in training, in pixels of the originals; with flips. 0: no augmentation'),
@@ -146,7 +162,7 @@ parts = {
     'root': Param(str|object|None, None, "Folder of `cifar-100-python`; by default the settings' data folder"),
     'n_max': Param(Count|None, None, 'Training examples of the largest class; by default all, less `valid`'),
     'ratio': Param(Positive|None, None, 'Largest / smallest; by default 100'),
-    'imb_factor': Param(Share|None, None, 'Instead of ratio: smallest / largest'),
+    'imb_factor': Param(Positive|None, None, 'Instead of ratio: smallest / largest'),
     'valid': Param(Natural|None, None, 'Validation images per class, from the training file; by default 1,000 in all'),
     'size': Param(Count, 32, 'Pixels'),
     'shift': Param(Natural, 4, 'Random shift in training, in pixels of the originals; with flips. 0: no augmentation'),
@@ -245,48 +261,41 @@ parts = {
     'counts': Param(Any, required, 'Training examples per class, [C]'),
     'tau': Param(NonNegative, 1.0, 'Strength: 0 is plain cross-entropy'),
     'reduction': Param(str, 'mean', 'As in `nn.CrossEntropyLoss`'),
-  }, {'task': 'multiclass', 'label': 'logit-adjusted loss'}),
+  }, {'task': 'multiclass'}),
   'ce': Part('loss', 'ce', 'memo.losses', 'cross_entropy', 'Cross-entropy of class numbers', {
-  }, {'task': 'multiclass', 'default': True}),
+  }, {'task': 'multiclass'}),
   'bce': Part('loss', 'bce', 'memo.losses', 'binary_cross_entropy', 'Binary cross-entropy of each label', {
     'pos_weight': Param(Any, None, 'Weight of the positives of each class, [C]'),
-  }, {'task': 'multilabel', 'default': True}),
+  }, {'task': 'multilabel'}),
   'focal': Part('loss', 'focal', 'memo.losses', 'SigmoidFocalLoss', 'Focal loss for multi-label targets (Lin et al. 2017)', {
     'alpha': Param(Positive, 1.0, 'Factor of the whole'),
     'gamma': Param(NonNegative, 2.0, 'Focusing: 0 is binary cross-entropy'),
     'pos_weight': Param(Any, None, 'Weight of the positives of each class, [C]'),
     'reduction': Param(str, 'mean', "'mean', 'sum' or 'none'"),
-  }, {'task': 'multilabel', 'label': 'focal loss'}),
+  }, {'task': 'multilabel'}),
   'asymmetric': Part('loss', 'asymmetric', 'memo.losses', 'AsymmetricLoss', 'Asymmetric loss for multi-label targets, with probability shift (Ridnik et al. 2021)', {
     'gamma_neg': Param(NonNegative, 4, 'Focusing of the negatives'),
     'gamma_pos': Param(NonNegative, 1, 'Focusing of the positives'),
     'clip': Param(Fraction, 0.05, 'Probability below which a negative costs nothing; 0: none is'),
     'pos_weight': Param(Any, None, 'Weight of the positives of each class, [C]'),
     'reduction': Param(str, 'mean', "'mean', 'sum' or 'none'"),
-  }, {'task': 'multilabel', 'label': 'asymmetric loss'}),
+  }, {'task': 'multilabel'}),
  },
  'sampler': {
   'balanced': Part('sampler', 'balanced', 'memo.data', 'sample_balanced', 'Every class equally often', {
-  }, {'label': 'balanced sampling'}),
+  }, {'title': 'balanced sampling'}),
   'sqrt': Part('sampler', 'sqrt', 'memo.data', 'sample_sqrt', 'Every class in proportion to the square root of its images', {
-  }, {'task': 'multiclass', 'label': 'square-root sampling'}),
+  }, {'task': 'multiclass', 'title': 'square-root sampling'}),
  },
  'metric': {
-  'shots': Part('metric', 'shots', 'memo.metrics', 'shot_metrics', 'Accuracy on the many-, medium- and few-shot classes', {
-    'counts': Param(Any, required, 'Training examples per class, [C]'),
-    'many': Param(float, 100, 'Many-shot classes have more than this'),
-    'few': Param(float, 20, 'Few-shot classes have fewer than this'),
-  }, {'task': 'multiclass', 'default': True}),
-  'accuracy': Part('metric', 'accuracy', 'memo.metrics', 'accuracy_metric', 'Share of images whose class is found', {
-  }, {'task': 'multiclass', 'default': True}),
-  'balanced_accuracy': Part('metric', 'balanced_accuracy', 'memo.metrics', 'balanced_metric', "Mean of the classes' recalls", {
+  'balanced_accuracy': Part('metric', 'balanced_accuracy', 'memo.metrics', 'BalancedAccuracy', "Mean of the classes' recalls", {
   }, {'task': 'multiclass'}),
-  'ece': Part('metric', 'ece', 'memo.metrics', 'ece_metric', 'Expected calibration error', {
+  'ece': Part('metric', 'ece', 'memo.metrics', 'CalibrationError', 'Expected calibration error', {
   }, {'task': 'multiclass'}),
-  'macro_auc': Part('metric', 'macro_auc', 'memo.multilabel', 'auc_metric', 'Mean area under the ROC curve of the classes', {
-  }, {'task': 'multilabel', 'default': True}),
-  'macro_ap': Part('metric', 'macro_ap', 'memo.multilabel', 'ap_metric', 'Mean average precision of the classes', {
-  }, {'task': 'multilabel', 'default': True}),
+  'macro_auc': Part('metric', 'macro_auc', 'memo.multilabel', 'MacroAUC', 'Mean area under the ROC curve of the classes', {
+  }, {'task': 'multilabel'}),
+  'macro_ap': Part('metric', 'macro_ap', 'memo.multilabel', 'MacroAP', 'Mean average precision of the classes', {
+  }, {'task': 'multilabel'}),
  },
  'baseline': {
   'plain': Part('baseline', 'plain', 'memo.baselines', 'Plain', 'The training without memory, for heads with which the network trains', {
@@ -308,8 +317,8 @@ parts = {
   'multiclass': Part('task', 'multiclass', 'memo.tasks', 'Multiclass', 'One class an item', {
   }, {'loss': 'ce'}),
   'multilabel': Part('task', 'multilabel', 'memo.tasks', 'Multilabel', 'Any number of classes an item', {
-    'threshold': Param(float, 0.5, 'Probability above which a class counts as found'),
-    'draws': Param(int, 1000, 'Of patients, for the intervals'),
+    'threshold': Param(Probability, 0.5, 'Probability above which a class counts as found'),
+    'draws': Param(Count, 1000, 'Of patients, for the intervals'),
   }, {'loss': 'bce'}),
  },
 }

@@ -15,7 +15,8 @@ import safetensors.torch as st
 from fastai.vision.all import *
 from safetensors import SafetensorError
 from .core import Count, Fraction, MemoError, atomic_path, packaged_file
-from .data import BalancedDL, TensorDL, TensorSet, item_ids, loader_for, plain_dl, with_loaders
+from .data import BalancedDL, TensorDL, TensorSet, loader_for, plain_dl, with_loaders
+from .items import item_ids
 from .registry import register
 
 # %% ../nbs/07a_backbones.ipynb #44062971

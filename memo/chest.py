@@ -12,7 +12,8 @@ import difflib,zlib
 from fastai.vision.all import *
 from typing import Annotated
 from .core import Count, Fraction, MemoError, Natural, NonNegative, OneOf, check_choice, settings
-from .data import BalancedDL, RandomRotate, ResizeBatch, TensorDL, TensorSet, _hash63, loader_for, with_loaders
+from .items import hash63
+from .data import BalancedDL, RandomRotate, ResizeBatch, TensorDL, TensorSet, loader_for, with_loaders
 from .files import FileImages, cache_info, check_images, find_images, some
 from .registry import register
 
@@ -168,7 +169,7 @@ def chest_dls(
     show.order = 90                            # one channel is rotated, not three
     vary = [Flip(p=.5)]*flip + [RandomRotate(rotate)]*(rotate>0)   # fastai's Rotate resamples every image, by nothing where it is not rotated: twice the time
     tfms = [show, Normalize.from_stats(*(imagenet_stats if channels==3 else ([.5],[.5])), cuda=False)]
-    normal,item,dls = ~y.any(1),tensor([_hash63(o) for o in df.image], dtype=torch.long),[]
+    normal,item,dls = ~y.any(1),tensor([hash63(o) for o in df.image], dtype=torch.long),[]
     for i,part in enumerate(('train','valid','test')):
         at = (df.part==part).to_numpy().nonzero()[0]
         if i<2: at = at[normal[at].argsort(kind='stable')]

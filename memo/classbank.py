@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from .banks import Bank
 from .core import MemoError,check_choice,write_json
 from .policies import hashed
+from .registry import register
 
 # %% ../nbs/01a_classbank.ipynb #e1c946d3
 dtypes = dict(float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16, int8=torch.int8)
@@ -41,10 +42,10 @@ def _memory(device):
     return os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
 
 # %% ../nbs/01a_classbank.ipynb #14beb639
+@register('bank')
 class ClassBank(Bank):
     "Per class an EMA prototype and a reservoir of features"
-    _args = 'n_classes','capacity','dim','alpha','alpha_min','alpha_max','rate','dtype','tail_percentile'
-    _lazy = 'features','labels','ema','norms','items','groups','scales'
+    default_head = 'watch'
     def __init__(self,
         n_classes:int,            # C
         capacity:int|str=256,     # Rows kept of each class, K, or a budget for all of them, as '512MB'
@@ -110,6 +111,11 @@ class ClassBank(Bank):
 
     def class_counts(self): return self.counts if isinstance(self.capacity, str) else self.counts.clamp(max=self.capacity)
 
+    def check_single(self, y):
+        if y.ndim==2: raise MemoError("a ClassBank files a row under one class, so it neither votes on multi-label targets nor replays them: use a SlotBank, or head=None")
+
+    def saved_stats(self): return {**self.stats(), 'updates_per_class':self.counts.tolist()}
+
     def _replace(self, at, x, norm):
         "Put rows, of any length, into flat slots; `x` is scaled in place"
         x.mul_(norm.clamp(min=1e-12).reciprocal()[:,None])
@@ -135,6 +141,14 @@ class ClassBank(Bank):
         if isinstance(c, (bool,str)) or i!=c or not 0<=i<self.n_classes: raise MemoError(f"class {c!r} is out of range, a number in 0..{self.n_classes-1} is accepted")
         return i
 
+    def classify(self, q, item=None, group=None):
+        "The class of the nearest prototype [B] (-1 where nothing is known) and the cosine to it [B]; whose the queries are says nothing"
+        if self.features is None: return torch.full((len(q),), -1, device=q.device),q.new_zeros(len(q), dtype=torch.float32)
+        with torch.autocast(q.device.type, enabled=False):
+            s = F.normalize(q.float())@F.normalize(self.prototypes()).T
+            sure,c = s.masked_fill(self.counts==0, -torch.inf).max(1)
+        return c,sure
+
     @torch.no_grad()
     def write(self,
         x:Tensor,            # Features [B,D], any B; constants
@@ -142,13 +156,14 @@ class ClassBank(Bank):
         logits:Tensor=None,  # Not used
         item:Tensor=None,    # Id of the training item of each row [B], -1 for none
         group:Tensor=None,   # Id of its group (patient) [B], -1 for none
-    ):
+    ) -> Tensor:             # The slot of each row, class x capacity + place: [B], or [B,C] for 0/1 targets; -1 where it is not stored
         "Write a batch to the classes of its rows"
         if y is None: raise MemoError("a ClassBank files features by class: write needs y=")
-        x,norm,y,_,item,group = self._take(x, y, None, item, group)
-        if y.ndim==2: row,y = y.gt(.5).nonzero(as_tuple=True)
+        x,norm,y,_,item,group,ok = self._take(x, y, None, item, group)
+        slots = torch.full(y.shape, -1, device=self.device)
+        if multi := y.ndim==2: row,y = y.gt(.5).nonzero(as_tuple=True)
         else: row = torch.arange(len(y), device=self.device)
-        if len(y)==0: return
+        if len(y)==0: return self._as_offered(slots, ok)
         with torch.inference_mode(False):
             if self.features is None: self._room()
         y,order = y.sort(stable=True)
@@ -162,6 +177,7 @@ class ClassBank(Bank):
         flat = y*k+slot
         at = at[_last_sorted(flat[at])]
         to,row = flat[at],row[at]
+        slots[(row,y[at]) if multi else row] = to
         self.replaced += (n[at]>k).sum()
         self._replace(to, x[row], norm[row])
         self.items.view(-1)[to] = -1 if item is None else item[row]
@@ -170,6 +186,7 @@ class ClassBank(Bank):
         self.count.copy_(self.counts.clamp(max=k).sum())
         self.seen += len(y)
         self.updates += 1
+        return self._as_offered(slots, ok)
 
     def _average(self, x, row, y, n, total, norm):
         "Move the averages by the rows `row` of `x`, which are sorted by class; `n` and `total` count the rows of the class and of all when each came"
@@ -382,7 +399,7 @@ class BankSaver:
         self.wait()
         name = self.folder/(f'{self.prefix}_final' if step=='final' else f'{self.prefix}_step_{step}')
         state,meta = {k:v.detach().to('cpu', copy=True).contiguous() for k,v in self.bank.state_dict().items()},self.bank.header()
-        stats = {**self.bank.stats(), 'step':step, **({'updates_per_class':self.bank.counts.tolist()} if isinstance(self.bank, ClassBank) else {})}
+        stats = {**self.bank.saved_stats(), 'step':step}
         self.thread = threading.Thread(target=self._write, args=(name, state, meta, stats))
         self.thread.start()
         return name.with_name(name.name+'.safetensors')

@@ -16,7 +16,8 @@ from matplotlib.patches import Patch
 from PIL import Image
 from .callbacks import MemoryCallback
 from .core import MemoError
-from .data import item_ids,plain_dl
+from .data import plain_dl
+from .items import item_ids
 from .metrics import shot_groups
 from .multilabel import _ece,calibration_bins
 

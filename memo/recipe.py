@@ -12,7 +12,9 @@ __all__ = ['adamw', 'head_module', 'body_head_splitter', 'Stage', 'phase1_stages
 import io,random,re,time
 from dataclasses import dataclass,field
 from fastai.vision.all import *
+from .banks import Bank
 from .core import *
+from .heads import MemoryHead
 
 # %% ../nbs/11_recipe.ipynb #ba41678c
 def head_module(model):
@@ -26,9 +28,11 @@ def head_module(model):
     return ms[-1]
 
 # %% ../nbs/11_recipe.ipynb #98fd75f5
+def _memory_parts(model): return [m for m in model.modules() if isinstance(m, (MemoryHead,Bank))]
+
 def body_head_splitter(model):
     "Two parameter groups, [backbone, rest]: the rest is the classifier and any parameters of a memory"
-    ms = [head_module(model), *[m for m in model.modules() if type(m).__module__ in ('memo.heads','memo.banks','memo.neurons')]]
+    ms = [head_module(model), *_memory_parts(model)]
     ids = {id(p) for m in ms for p in m.parameters()}
     body,head = L(params(model)).filter(lambda p: id(p) not in ids),L(params(model)).filter(lambda p: id(p) in ids)
     if not body: raise MemoError(f"{type(model).__name__} has no backbone to freeze: all its parameters are in the head")
@@ -40,25 +44,32 @@ adamw = partial(OptimWrapper, opt=torch.optim.AdamW)   # torch's own AdamW: a re
 # %% ../nbs/11_recipe.ipynb #ee9e0873
 @dataclass
 class Stage:
-    "One `fit_one_cycle` of a recipe"
+    "A number of epochs under one set of conditions"
     name:str # Shown in the history; stages of one phase share what comes before the dot (`phase1.frozen`, `phase1.all`)
-    epochs:int # How many
+    epochs:int # How many, in all of its fits
     lr:float|slice|None=None # `lr_max`; a slice gives discriminative rates
     freeze:bool|None=None # True: freeze the backbone; False: unfreeze; None: leave it
     dls:DataLoaders=None # None: those the learner has
-    momentum:float=None # Set on the bank, if there is one
+    momentum:float=None # Set on the memories' banks that have one, until the recipe ends
     loss_func:Callable=None # None: the one the learner has
     monitor:str=None # What picks the best epoch of the phase, which the phase ends with; None: it ends with the last
     patience:int=None # Stop the stage after so many epochs without a new best
     min_delta:float=0. # What counts as a new best
-    kw:dict=field(default_factory=dict) # Further arguments of `fit_one_cycle`
+    kw:dict=field(default_factory=dict) # Further arguments of the method that `fit` names
+    fit:str|Callable='fit_one_cycle' # A method of the learner that takes epochs, rate, `cbs` and `start_epoch`; or a function `fit(learn, stage, cbs, start_epoch)`
+    loaders:tuple=() # Further `DataLoaders` that such a function trains on: their random states are in the checkpoints too
 
     @property
     def phase(self): return self.name.split('.')[0]
     def plan(self):
         "What has to agree between a checkpoint and the recipe that goes on from it"
         return dict(name=self.name, epochs=self.epochs, lr=str(self.lr), freeze=self.freeze, momentum=self.momentum, monitor=self.monitor,
-                    patience=self.patience, kw=str(sorted(self.kw.items())), batches=None if self.dls is None else len(self.dls.train))
+                    patience=self.patience, kw=str(sorted(self.kw.items())), batches=None if self.dls is None else len(self.dls.train),
+                    fit=self.fit if isinstance(self.fit, str) else getattr(self.fit, '__qualname__', type(self.fit).__qualname__))
+    def run(self, learn, cbs, start_epoch=0):
+        "Run the epochs from `start_epoch` on"
+        if callable(self.fit): return self.fit(learn, self, cbs, start_epoch)
+        getattr(learn, self.fit)(self.epochs, self.lr, cbs=cbs, start_epoch=start_epoch, **self.kw)
 
 # %% ../nbs/11_recipe.ipynb #a7781ebc
 def phase1_stages(epochs, freeze_epochs, lr, name='phase1', lr_mult=100, **kwargs):
@@ -136,13 +147,45 @@ def _rank_states(dls):
     return res
 
 # %% ../nbs/11_recipe.ipynb #36a23688
+_format = 2     # of checkpoints; those of memo 0.1.0 have none
+
+_none = object()
+
+def _lists(o):
+    "`o` as a file gives it back"
+    if isinstance(o, dict): return {k:_lists(v) for k,v in o.items()}
+    if isinstance(o, (list,tuple,L)): return [_lists(v) for v in o]
+    return str(o) if isinstance(o, Path) else plain(o)
+
+def _same_experiment(there, here, folder):
+    "Refuse to go on with another experiment, naming what differs"
+    if here is None: return
+    here = _lists(here)
+    if there is None: raise MemoError(f"the checkpoint in {folder} does not say which experiment it is of: start again without resume")
+    bad = [k for k in {**there, **here} if there.get(k, _none)!=here.get(k, _none)]
+    if not bad: return
+    def say(d): return f'{d[bad[0]]!r:.80}' if bad[0] in d else 'not given'
+    more = f" (and {len(bad)-1} more: {', '.join(bad[1:4])}{', ...' if len(bad)>4 else ''})" if len(bad)>1 else ''
+    raise MemoError(f"the checkpoint in {folder} is of another experiment: {bad[0]} is {say(there)} there, {say(here)} here{more}; give it as it was, or start again without resume")
+
 class Progress:
     "Where a list of stages is: history, best epoch of the phase, checkpoints"
-    def __init__(self, learn, stages, checkpoint=None, log=None):
+    def __init__(self, learn, stages, checkpoint=None, log=None, experiment=None):
         store_attr()
         self.rows,self.best,self.best_file,self.best_state,self.wait,self.files = [],None,None,None,0,[]
         self.folder = None if checkpoint is None else Path(checkpoint)
-        self.dls = L(dl for dls in L(learn.dls)+L(s.dls for s in stages if s.dls is not None) for dl in dls.loaders).unique()
+        self.momenta = {b:b.momentum for b in self.banks()}
+        self.dls = L(dl for dls in L(learn.dls)+L(o for s in stages for o in (s.dls,*s.loaders) if o is not None) for dl in dls.loaders).unique()
+
+    def banks(self): return [o for o in _memory_parts(get_model(self.learn.model)) if hasattr(o, 'momentum')]
+    def set_momentum(self, v):
+        if v is None: return
+        for b in self.banks():
+            self.momenta.setdefault(b, b.momentum)
+            b.momentum = v
+    def reset_momentum(self):
+        "What the banks had before the recipe"
+        for b,v in self.momenta.items(): b.momentum = v
 
     def model_state(self): return plain(get_model(self.learn.model).state_dict())
     def load_model(self, state):
@@ -178,7 +221,7 @@ class Progress:
         if not rank_distrib():
             fn = self.folder/f's{stage}_e{epoch}.pt'
             opt = None if self.learn.opt is None else self.learn.opt.state_dict()
-            save_plain(dict(stage=stage, epoch=epoch, plan=[s.plan() for s in self.stages], model=self.model_state(), opt=opt, rngs=rngs, rows=self.rows,
+            save_plain(dict(format=_format, stage=stage, epoch=epoch, experiment=_lists(self.experiment), plan=[s.plan() for s in self.stages], model=self.model_state(), opt=opt, rngs=rngs, rows=self.rows,
                             best=self.best, best_file=self.best_file, wait=self.wait, recorder=recorder, scaler=scaler), fn)
             self.files = [(f,b) for f,b in self.files if f!=fn][-1:] + [(fn,self.best_file)]
             keep = {f.name for f,_ in self.files} | {b for _,b in self.files}
@@ -188,6 +231,9 @@ class Progress:
 
     def restore(self, ck):
         "Take over the book-keeping of a checkpoint"
+        if ck.get('format')!=_format:
+            raise MemoError(f"the checkpoint in {self.folder} is of memo 0.1.0, whose memories know their items by other ids: finish that run with it (pip install fastmemo==0.1.0), or start again without resume")
+        _same_experiment(ck['experiment'], self.experiment, self.folder)
         for a,b in zip([s.plan() for s in self.stages], ck['plan']):
             for k in a:
                 if a[k]!=b[k]: raise MemoError(f"the checkpoint in {self.folder} is of another recipe: stage {b['name']} has {k}={b[k]} there, {a[k]} here")
@@ -215,25 +261,38 @@ def _lower_is_better(name): return any(o in name for o in ('loss','error','ece',
 class StageCallback(Callback):
     "History, best epoch, early stopping and checkpoints of one stage"
     order,remove_on_fetch = 95,True
-    def __init__(self, prog, i, start=None): self.prog,self.i,self.start,self.trained = prog,i,start,False
+    def __init__(self, prog, i, start=None):
+        self.prog,self.i,self.start = prog,i,start
+        self.at = 0 if start is None else start['epoch']     # epochs of the stage that are done
+        self.depth,self.trained,self.pending = 0,False,False
     @property
     def stage(self): return self.prog.stages[self.i]
 
-    def before_fit(self):
-        self.run = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-        self.trained = False
-
-    def before_train(self): self.trained,self.t0 = True,time.time()
+    def before_fit(self): self.prog.set_momentum(self.stage.momentum)
+    def before_epoch(self): self.depth += 1     # not called for an epoch that is skipped
+    def before_train(self):
+        if self.depth==1: self.trained,self.t0 = True,time.time()
 
     def after_epoch(self):
-        if not self.trained: return self._skipped()
-        self.trained,r,p = False,self.recorder,self.prog
+        if self.depth==0: return self._skipped()
+        self.depth -= 1
+        if self.depth or not self.trained: return
+        self.trained,self.start,r,p = False,None,self.recorder,self.prog
         row = dict(zip(r.metric_names[1:], map(_scalar, r.values[-1])))
-        p.rows.append(dict(stage=self.stage.name, epoch=self.epoch, **row, seconds=round(time.time()-self.t0, 2)))
-        if self.stage.monitor is not None: p.wait = 0 if p.new_best(row.get(self.stage.monitor), self.epoch, self.stage, self.i) else p.wait+1
+        p.rows.append(dict(stage=self.stage.name, epoch=self.at, **row, seconds=round(time.time()-self.t0, 2)))
+        if self.stage.monitor is not None: p.wait = 0 if p.new_best(row.get(self.stage.monitor), self.at, self.stage, self.i) else p.wait+1
+        self.at += 1
         if p.log is not None and not rank_distrib(): p.log(p.rows[-1])
         if self.stage.patience and self.stage.monitor is not None and p.wait>=self.stage.patience: raise CancelFitException()
-        if self.epoch+1<self.n_epoch: p.save(self.i, self.epoch+1, self._recorder(), self._scaler())
+        if self.at<self.stage.epochs:
+            if self.epoch+1<self.n_epoch: self._save()
+            else: self.pending = True
+
+    def after_fit(self):
+        if self.pending: self._save()
+        self.pending = False
+
+    def _save(self): self.prog.save(self.i, self.at, self._recorder(), self._scaler())
 
     def _recorder(self):
         r = self.recorder
@@ -253,10 +312,6 @@ class StageCallback(Callback):
         self.prog.set_rng(self.start)
 
 # %% ../nbs/11_recipe.ipynb #25dc0540
-def _bank(learn):
-    cb = first(learn.cbs, lambda o: o.name=='memory')
-    return None if cb is None else getattr(cb, 'bank', None)
-
 def _warm(dls):
     "fastai looks at one item when a loader is first used, which draws random numbers: have that behind us"
     for dl in dls:
@@ -274,17 +329,40 @@ def _enter(learn, s):
             raise MemoError("freezing needs a parameter group for the backbone, found one group: create the Learner with splitter=body_head_splitter")
         (learn.freeze if s.freeze else learn.unfreeze)()
 
-def _set_momentum(learn, s):
-    b = _bank(learn)
-    if s.momentum is not None and hasattr(b, 'momentum'): b.momentum = s.momentum
-
 def check_stages(learn, stages):
-    "Are the monitors known? Without a validation set there are none"
+    "Are monitors and ways of fitting known? Without a validation set there are no monitors"
     names = ['train_loss','valid_loss',*learn.metrics.attrgot('name')]
     for s in stages:
+        if not callable(s.fit) and not callable(getattr(learn, str(s.fit), None)):
+            raise MemoError(f"stage {s.name}: fit={s.fit!r}; a method of the learner (fit_one_cycle, fit_flat_cos, fit) or a function fit(learn, stage, cbs, start_epoch) is accepted")
         if s.monitor is None: continue
         if not _has_valid(ifnone(s.dls, learn.dls)): s.monitor = None
         else: check_choice('monitor', s.monitor, names)
+
+def _run_stages(learn, prog, ck, cbs):
+    "Run the stages of `prog` from checkpoint `ck` on"
+    stages,at,epoch = prog.stages,0,0
+    _warm(prog.dls)
+    if ck is None: prog.save(0, 0)
+    else:
+        prog.restore(ck)
+        at,epoch = ck['stage'],ck['epoch']
+        for s in stages[:at]: _enter(learn, s)       # what a later stage does not say is as those before it left it
+        if not epoch:
+            prog.load(ck)
+            prog.set_rng(ck)
+    for i,s in enumerate(stages[at:], at):
+        start = ck if i==at and epoch else None
+        _enter(learn, s)
+        if start is None: prog.wait = 0
+        else:
+            prog.load(start)
+            prog.set_rng(start)
+        s.run(learn, L(cbs)+[StageCallback(prog, i, start)], epoch if start else 0)
+        if i+1==len(stages) or stages[i+1].phase!=s.phase:
+            prog.load_best()
+            prog.new_phase()
+        prog.save(i+1, 0)
 
 def fit_stages(
     learn, # Any `Learner`
@@ -292,12 +370,13 @@ def fit_stages(
     checkpoint=None, # Folder for checkpoints; None: none are written
     resume=False, # Go on from the newest checkpoint in the folder
     cbs=None, # Callbacks for every stage
-    log=None # Called with each row of the history
+    log=None, # Called with each row of the history
+    experiment:dict=None # What the stages are from, plain keys and values; kept in the checkpoints, and a resume with another one is refused by its key
 )->pd.DataFrame: # The history: a row for every epoch
     "Run `stages` on `learn`"
     stages = [s for s in stages if s.epochs]
     check_stages(learn, stages)
-    prog,ck = Progress(learn, stages, checkpoint, log),None
+    prog,ck = Progress(learn, stages, checkpoint, log, experiment),None
     if prog.folder is not None:
         try: prog.folder.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise MemoError(f"cannot make the folder {prog.folder}: {e.strerror}") from None
@@ -307,28 +386,8 @@ def fit_stages(
         if resume: ck = last_checkpoint(prog.folder)
         distrib_barrier()
     elif resume: raise MemoError("resume=True needs checkpoint=, the folder of the run to go on with")
-    first_stage = 0
-    _warm(prog.dls)
-    if ck is None: prog.save(0, 0)
-    else:
-        prog.restore(ck)
-        first_stage = ck['stage']
-        if not ck['epoch'] or first_stage==len(stages):
-            if first_stage: _enter(learn, stages[first_stage-1])   # whose optimizer it is
-            prog.load(ck)
-            prog.set_rng(ck)
-    for i,s in enumerate(stages[first_stage:], first_stage):
-        start = ck if ck is not None and i==first_stage and ck['epoch'] else None
-        _enter(learn, s)
-        if start is not None: prog.load(start)
-        _set_momentum(learn, s)
-        if start is None: prog.wait = 0
-        kw = dict(s.kw)
-        learn.fit_one_cycle(s.epochs, s.lr, cbs=L(cbs)+[StageCallback(prog, i, start)], start_epoch=0 if start is None else start['epoch'], **kw)
-        if i+1==len(stages) or stages[i+1].phase!=s.phase:
-            prog.load_best()
-            prog.new_phase()
-        prog.save(i+1, 0)
+    try: _run_stages(learn, prog, ck, cbs)
+    finally: prog.reset_momentum()
     return pd.DataFrame(prog.rows)
 
 # %% ../nbs/11_recipe.ipynb #7e0723ef

@@ -18,24 +18,25 @@ from .schema import Param,accept,arguments,checked,describe,from_yaml,near,open_
 # %% ../nbs/00_registry.ipynb #47cff14b
 if __name__=='__main__' and Path(sys.argv[0]).name=='registry.py': sys.exit(import_module('memo.registry').write_index())
 
-# %% ../nbs/00_registry.ipynb #061b9e21
+# %% ../nbs/00_registry.ipynb #4dd04d49
 class Kind(NamedTuple):
     "A kind of part"
     help:str # What it is
     given:tuple = () # Arguments that the experiment fills in
+    facts:tuple = () # Class attributes that are facts of such a part
 
 kinds = dict(
-    bank=Kind('Storage and a write policy', ('n_classes','dim')),
-    head=Kind("What is done with what was read: the memory's place in the network", ('bank','name')),
+    bank=Kind('Storage and a write policy', ('n_classes','dim'), ('views',)),
+    head=Kind("What is done with what was read: the memory's place in the network", ('bank','name'), ('needs','mixes','adds_rows','trains')),
     callback=Kind('What happens during training', ('bank','head','name','head_kw')),
     data=Kind('Loaders (train, valid, test) of a data set', ('bs','seed','sampling','device','drop_last')),
-    model=Kind('A network', ('n_classes','c_in')),
+    model=Kind('A network', ('n_classes','n_out','num_classes','c_in','in_chans')),
     loss=Kind('What is minimised', ('counts','n_classes','pos_weight','reduction')),
-    sampler=Kind('Which images an epoch draws', ()),
+    sampler=Kind('Which images an epoch draws'),
     metric=Kind('A column of the progress table', ('probs','y','preds','targs','inp','targ')),
-    baseline=Kind('What a memory has to beat', ('counts','n_classes','seed')),
-    method=Kind('Continual learning', ()),
-    task=Kind('What the answers are: losses, scores, tables', ()))
+    baseline=Kind('What a memory has to beat'),
+    method=Kind('Continual learning'),
+    task=Kind('What the answers are: losses, scores, tables'))
 
 class Part(NamedTuple):
     "What is known of a part without importing it"
@@ -55,8 +56,14 @@ class Part(NamedTuple):
     @property
     def where(self): return f'{self.module}:{self.symbol}'
 
-# %% ../nbs/00_registry.ipynb #5885fc04
+# %% ../nbs/00_registry.ipynb #e1b36287
 _here = {}   # kind -> name -> (part, facts), of what was registered in this process
+
+def _facts(kind, f, facts):
+    "What a part says of itself: at its registration, and in its class; of a bank, what it offers to heads"
+    own = {k:getattr(f, k, False) for k in kinds[kind].facts}
+    offers = dict(offers=sorted(k for k in dir(f) if not k.startswith('_') and k in {o for c in f.__mro__[:-1] if c.__module__.split('.')[0]!='torch' for o in vars(c)})) if kind=='bank' and isinstance(f, type) else {}
+    return {k:_fact(v) for k,v in {**own, **offers, **facts}.items()}
 
 def _fact(v): return f'{v.__module__}:{v.__qualname__}' if callable(v) else list(v) if isinstance(v, tuple) else v
 
@@ -72,11 +79,11 @@ def register(
         ours = _index().get(kind, {}).get(n)
         if ours is not None and not f.__module__.startswith('memo.') and f.__module__!='__main__':
             raise MemoError(f"register: the {kind} {n} is memo's own ({ours.where}); give another name")
-        _here.setdefault(kind, {})[n] = f,{k:_fact(v) for k,v in facts.items()}
+        _here.setdefault(kind, {})[n] = f,facts
         return f
     return _register
 
-# %% ../nbs/00_registry.ipynb #a07c77a8
+# %% ../nbs/00_registry.ipynb #09d74a2d
 def _index():
     try: from memo._parts import parts
     except ImportError: return {}    # while the index is made for the first time
@@ -85,7 +92,7 @@ def _index():
 def _described(kind, name, f, facts):
     old = _index().get(kind, {}).get(name)
     if old is not None and (old.module,old.symbol)==(f.__module__,f.__qualname__): return old
-    return Part(kind, name, f.__module__, f.__qualname__, *describe(f), facts)
+    return Part(kind, name, f.__module__, f.__qualname__, *describe(f), _facts(kind, f, facts))
 
 def known(
     kind:str # One of `kinds`
@@ -136,14 +143,14 @@ def part(
     names = _names(kind)
     if name in names: return names[name]
     if '.' not in name:
-        raise MemoError(f"{kind}: {name!r} is not one of {', '.join(known(kind))}{near(name, names) if 'did you' in near(name, names) else ''}, nor the dotted path of a part of one's own")
+        raise MemoError(f"{kind}: {name!r} is not one of {', '.join(known(kind))}{near(name, names) if 'did you' in near(name, names) else ''} (one of your own is named by its dotted path)")
     f = _import(kind, name)
     if not callable(f): raise MemoError(f"{kind}: {name} is no class or function")
     return _foreign(kind, name, f)
 
 def _foreign(kind, name, f):
     facts = next((x for o,x in _here.get(kind, {}).values() if o is f), {})
-    return Part(kind, name, f.__module__, f.__qualname__, *describe(f), facts)
+    return Part(kind, name, f.__module__, f.__qualname__, *describe(f), _facts(kind, f, facts))
 
 def _object(p):
     here = next((f for f,_ in _here.get(p.kind, {}).values() if (f.__module__,f.__qualname__)==(p.module,p.symbol)), None)
@@ -173,7 +180,7 @@ def _missing(kind, name):
     raise MemoError(f"the file names the {kind} {name}, which nobody has imported: import {module} first" if module else
                     f"the file names the {kind} {name}, which is not one of {', '.join(known(kind))}; one of your own is given as kinds=")
 
-# %% ../nbs/00_registry.ipynb #efabd919
+# %% ../nbs/00_registry.ipynb #971222e4
 def _modules():
     import memo
     return [m.name for m in pkgutil.walk_packages(memo.__path__, 'memo.') if not m.name.rpartition('.')[2].startswith('_') and m.name!='memo.all']
@@ -191,7 +198,7 @@ def index_text():
     out = ['# AUTOGENERATED! DO NOT EDIT! Every part of this package and its signature, read without importing it; written by make sync (python -m memo.registry)',
            'from typing import Annotated,Any,Literal', 'from memo.core import *', 'from memo.registry import Part', 'from memo.schema import Param,required', '', 'parts = {']
     for kind in kinds:
-        ps = [Part(kind, k, f.__module__, f.__qualname__, *describe(f), facts) for k,(f,facts) in _here.get(kind, {}).items() if f.__module__.startswith('memo.')]
+        ps = [Part(kind, k, f.__module__, f.__qualname__, *describe(f), _facts(kind, f, facts)) for k,(f,facts) in _here.get(kind, {}).items() if f.__module__.startswith('memo.')]
         out += [f' {kind!r}: {{', *[l for p in sorted(ps, key=lambda p: (p.module, list(_here[kind]).index(p.name))) for l in _lines(p)], ' },']
     return '\n'.join([*out, '}', ''])
 

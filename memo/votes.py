@@ -9,12 +9,13 @@ __all__ = ['class_nll', 'mix_votes', 'MixHead', 'VoteHead', 'PrototypeHead', 'LD
 
 # %% ../nbs/02a_votes.ipynb #092a2f0b
 import torch
-from fastcore.basics import listify
+from fastcore.basics import AttrDict,listify
 from functools import partial
 from torch import Tensor
 from torch.nn import functional as F
 from .core import MemoError,check_choice
-from .heads import MemoryHead
+from .heads import MemoryHead,nearest_hits,same_labels
+from .registry import register
 from .retrieval import class_votes,read_rows,similarities,within_whitener
 
 # %% ../nbs/02a_votes.ipynb #25fa0f1f
@@ -62,6 +63,7 @@ def mix_votes(
 # %% ../nbs/02a_votes.ipynb #7eaba4fd
 class MixHead(MemoryHead):
     "Mixes an opinion of the memory into the network's probabilities, in evaluation mode"
+    mixes = True
     _log_t = -2,0       # where temperatures are looked for, powers of ten
     def __init__(self, bank, k, temperature, weight):
         super().__init__(bank, k)
@@ -70,24 +72,31 @@ class MixHead(MemoryHead):
         self.register_buffer('temperature', torch.tensor(float(temperature)))
         self.register_buffer('weight', torch.tensor(float(weight)))
 
-    def __getstate__(self): return {**super().__getstate__(), 'z':None, 'raw':None}
-    def clear(self):
-        super().clear()
-        self.z,self.raw = None,None
-
-    def fuse(self, x, z):
-        self.z = None if self.training else z
-        return x
-
     @property
     def multilabel(self): return self.bank.labels is not None and self.bank.labels.ndim==2
 
-    def mix(self, logits):
-        "The mixture of the network's outputs for this batch and the memory's vote"
-        if self.training or not self.on or self.z is None: return logits
-        self.raw = logits
-        if len(self.bank)==0: return logits
-        return mix_votes(logits, self.votes(self.z, *self.own(), n_classes=logits.shape[1]), self.weight, self.multilabel)
+    def answer(self, logits):
+        "The mixture of the network's outputs for this batch and the memory's opinion; in training mode the outputs"
+        z,tracing = self.z,torch.compiler.is_compiling()
+        if self.learning or z is None: return logits
+        if not tracing:
+            self._note(raw=logits)
+            if len(self.bank)==0: return logits
+        elif self.bank.features is None: return logits
+        return self.mixed(logits, z, *self.own(len(z)))
+
+    def mixed(self,
+        logits:Tensor,      # The network's outputs [B,C]
+        z:Tensor,           # Features at the memory's place [B,D]
+        item:Tensor=None,   # Items [B] and
+        group:Tensor=None   # groups [B] whose rows are not read
+    ) -> Tensor:            # Log-probabilities, or log-odds for multi-label [B,C]
+        "The mixture for features that were collected before"
+        return mix_votes(logits, self.votes(z, item, group, n_classes=logits.shape[1]), self.weight, self.multilabel)
+
+    def check_labels(self, y): self.bank.check_single(y)
+
+    def refit(self, collected): return self.fit(collected) if same_labels(self.bank, collected.y) else {}
 
     def chosen(self):
         "What `fit` has set"
@@ -95,15 +104,15 @@ class MixHead(MemoryHead):
 
     @torch.no_grad()
     def fit(self,
-        logits:Tensor,          # The network's outputs on validation data [V,C]
-        z:Tensor,               # The features there [V,D]
-        y:Tensor,               # Classes [V] or 0/1 targets [V,C]
-        **kwargs                # What there is to choose from: `k`, `whiten` of a `VoteHead`; `item`, `group` [V], where validation items may be in the bank
+        collected,              # Outputs `logits` [V,C], features `z` [V,D], labels `y` of validation data, as `collect` gives them; with `item`, `group` [V] or None
+        **kwargs                # What there is to choose from: `k`, `whiten` of a `VoteHead`; by default what the head was made with
     ) -> dict:                  # The choice: weight, temperature and what else was chosen; nll of the network, and of the mixture
         "Choose weight, temperature and the rest by negative log-likelihood on validation data"
         if len(self.bank)==0: raise MemoError("the memory is empty: train, or write to the bank, before its vote is fitted")
+        logits,z,y = collected['logits'],collected['z'],collected['y']
+        own = {k:collected[k].to(z.device) for k in ('item','group') if collected.get(k) is not None}
         best = None
-        for choice,votes_at in self.choices(z, logits.shape[1], **kwargs):
+        for choice,votes_at in self.choices(z, logits.shape[1], **own, **kwargs):
             got = _search(logits.float(), votes_at, y, self._log_t)
             if best is None or got[0]<best[0]: best = *got,choice
         nll,w,t,choice = best
@@ -129,21 +138,23 @@ def _search(logits, votes_at, y, log_t):
     return best
 
 # %% ../nbs/02a_votes.ipynb #92198cb1
+@register('head', 'vote')
 class VoteHead(MixHead):
     "Mixes the class votes of the nearest rows into the network's probabilities, in evaluation mode"
-    _args,_lazy = ('k','similarity','balanced','whiten'),('whitener','centre')
     def __init__(self,
         bank,                   # The memory; becomes part of the model
-        k:int=20,               # Rows that vote
+        k:int|list=20,          # Rows that vote; several: the most of them, until `fit` has chosen
         temperature:float=.07,  # Of the softmax over the k similarities, until `fit`
         weight:float=.5,        # Of the memory in the mixture, until `fit`
         similarity='cosine',    # 'cosine', 'dot' or 'euclidean'
         balanced:bool=True,     # Divide votes by class counts? (classes; those for findings never are)
-        whiten:bool=False,      # Compare whitened features (`within_whitener`)?
+        whiten:bool|list=False, # Compare whitened features (`within_whitener`)? Several: the first, until `fit` has chosen
     ):
-        super().__init__(bank, k, temperature, weight)
+        many = dict(k=listify(k), whiten=[bool(o) for o in listify(whiten)])
+        if not all(many.values()): raise MemoError("k, whiten: one value or several are accepted, found none")
+        super().__init__(bank, max(many['k']), temperature, weight)
         check_choice('similarity', similarity, similarities)
-        self.similarity,self.balanced,self.whiten,self._white = similarity,balanced,whiten,None
+        self.candidates,self.similarity,self.balanced,self.whiten,self._white = many,similarity,balanced,many['whiten'][0],None
         for o in ('whitener','centre'): self.register_buffer(o, None)
 
     def __getstate__(self): return {**super().__getstate__(), '_white':None}
@@ -161,6 +172,7 @@ class VoteHead(MixHead):
 
     def _whitened(self):
         "The bank's rows whitened, with unit length; worked out again when rows or whitener have changed"
+        if torch.compiler.is_compiling(): return self.white(self.bank.rows()[0])
         if self.whitener is None: self.fit_whitener()
         rows,w = self.bank.rows()[0],self.whitener
         key = tuple(k for o in (self.bank.features,w) for k in (o.data_ptr(),o._version))
@@ -172,14 +184,15 @@ class VoteHead(MixHead):
 
     def recall(self, z, item=None, group=None, temperature=None):
         t = self.temperature if temperature is None else temperature
-        if not self.whiten or len(self.bank)==0: return self.bank.read(z, self.k, item, group, similarity=self.similarity, temperature=t)
+        if not self.whiten or self.bank.features is None or not torch.compiler.is_compiling() and len(self.bank)==0: return self.bank.read(z, self.k, item, group, similarity=self.similarity, temperature=t)
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             rows,(_,_,_,i,g,valid) = self._whitened(),self.bank.rows()
             return read_rows(self.white(z), rows, self.k, 'dot', temperature=t, same=[(item,i),(group,g)], valid=valid)
 
     def votes(self, z, item=None, group=None, temperature=None, n_classes=None):
         "Class votes [B,C] of the rows recalled for features `z`"
-        r = self.last = self.recall(z, item, group, temperature)
+        r = self.recall(z, item, group, temperature)
+        if not torch.compiler.is_compiling(): self._note(read=r)
         return self._vote(r.weight, r.index, n_classes)
 
     def _vote(self, weight, index, n_classes=None):
@@ -194,13 +207,13 @@ class VoteHead(MixHead):
         return torch.where(k>0, (k*class_votes(y, weight, index, n_classes)+usual)/(k+1), 0)
 
     def choices(self, z, n_classes, k=None, whiten=None, item=None, group=None):
-        "Numbers of rows `k` and whitening, one value or several of each; by default as they are"
-        asked = listify(self.k if k is None else k)
+        "Numbers of rows `k` and whitening, one value or several of each; by default those that the head was made with"
+        asked = listify(self.candidates['k'] if k is None else k)
         ks = [o for o in asked if 1<=o<=self.bank.capacity_rows]
         if not ks: raise MemoError(f"k: {asked}, but the bank holds {self.bank.capacity_rows} rows at most; 1..{self.bank.capacity_rows} is accepted")
         was = self.k,self.whiten
         try:
-            for self.whiten in listify(self.whiten if whiten is None else whiten):
+            for self.whiten in listify(self.candidates['whiten'] if whiten is None else whiten):
                 if self.whiten: self.fit_whitener()
                 self.k = max(ks)
                 r = self.recall(z, item, group)
@@ -211,22 +224,26 @@ class VoteHead(MixHead):
         w = (sim/t).masked_fill(index<0, torch.finfo(sim.dtype).min).softmax(-1).masked_fill(index<0, 0)
         return self._vote(w, index, n_classes)
 
-    def fit(self, logits, z, y, **kwargs):
-        res = super().fit(logits, z, y, **kwargs)
+    def fit(self, collected, **kwargs):
+        res = super().fit(collected, **kwargs)
         if not self.whiten: self.whitener,self.centre = None,None
         return res
 
+    def refit(self, collected): return self.fit(collected, k=self.k, whiten=self.whiten) if same_labels(self.bank, collected.y) else {}
+    def columns(self): return dict(hit=self.hits)
+    def hits(self, seen, y): return nearest_hits(self.bank, seen.read, y)
+
 # %% ../nbs/02a_votes.ipynb #6054b57f
+@register('head', 'prototype')
 class PrototypeHead(MixHead):
     "Mixes in which class's average is nearest; for a `ClassBank`"
-    _args = ('k',)
+    needs = 'prototypes','counts'
     def __init__(self,
         bank,                   # A `ClassBank`; becomes part of the model
         k:int=20,               # Rows that `recall` shows
         temperature:float=.07,  # Of the softmax over the classes, until `fit`
         weight:float=.5,        # Of the memory in the mixture, until `fit`
     ):
-        if not hasattr(bank, 'prototypes'): raise MemoError(f"{type(self).__name__}: a {type(bank).__name__} has no classes to compare with; a ClassBank is accepted")
         super().__init__(bank, k, temperature, weight)
 
     def scores(self, z):
@@ -240,15 +257,21 @@ class PrototypeHead(MixHead):
         return self._votes_at(self.scores(z), n_classes or self.bank.n_classes, self.temperature)
 
     def _votes_at(self, s, n_classes, t): return F.pad((s/t).softmax(1), (0,n_classes-s.shape[1]))
-    def choices(self, z, n_classes, k=None, whiten=None, item=None, group=None): yield {},partial(self._votes_at, self.scores(z), n_classes)
+    def choices(self, z, n_classes, item=None, group=None): yield {},partial(self._votes_at, self.scores(z), n_classes)
 
 # %% ../nbs/02a_votes.ipynb #cd4a2fcd
+@register('head', 'lda')
 class LDAHead(PrototypeHead):
     "Mixes in which class's Gaussian is nearest, one covariance for all; for a `ClassBank`"
-    _lazy,_log_t = ('whitener','means','at'),(-1,2)     # `at`: how often the bank had been written to
-    def __init__(self, bank, k:int=20, temperature:float=1., weight:float=.5):
+    _log_t = -1,2
+    def __init__(self,
+        bank,                   # A `ClassBank`; becomes part of the model
+        k:int=20,               # Rows that `recall` shows
+        temperature:float=1.,   # Of the softmax over the classes, until `fit`
+        weight:float=.5,        # Of the memory in the mixture, until `fit`
+    ):
         super().__init__(bank, k, temperature, weight)
-        for o in ('whitener','means','at'): self.register_buffer(o, None)
+        for o in ('whitener','means','at'): self.register_buffer(o, None)     # `at`: how often the bank had been written to
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -264,11 +287,13 @@ class LDAHead(PrototypeHead):
 
     def scores(self, z):
         "Minus half the squared Mahalanobis distances to the means [B,C], -inf for classes that were never seen"
-        if self.at is None or self.at!=self.bank.updates: self.fit_means()
+        if not torch.compiler.is_compiling() and (self.at is None or self.at!=self.bank.updates): self.fit_means()
         with torch.autocast(z.device.type, enabled=False):
             s = torch.cdist(F.normalize(z.float())@self.whitener, self.means, compute_mode='donot_use_mm_for_euclid_dist').square()/-2
             return s.masked_fill(self.bank.class_counts()==0, -torch.inf)
 
-    def fit(self, logits, z, y, **kwargs):
+    def fit(self, collected, **kwargs):
         self.fit_means()
-        return super().fit(logits, z, y, **kwargs)
+        return super().fit(collected, **kwargs)
+
+    def rekeyed(self): self.fit_means()    # of the rows as they are now
