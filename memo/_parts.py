@@ -14,7 +14,7 @@ parts = {
     'threshold': Param(float, 0.2, 'Share of each batch that scored policies admit, in (0,1]'),
     'n_classes': Param(int|None, None, 'Labels are checked against it; widths of multi-label targets set it'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
-  }, {'views': False, 'offers': ['build', 'capacity_rows', 'check_single', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'get_extra_state', 'header', 'learned', 'load', 'momentum', 'policy', 'read', 'register_buffer', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'set_extra_state', 'stats', 'threshold', 'write', 'write_state']}),
+  }, {'views': False, 'default_head': 'add', 'offers': ['build', 'capacity_rows', 'check_single', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'get_extra_state', 'header', 'learned', 'load', 'momentum', 'policy', 'read', 'register_buffer', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'set_extra_state', 'stats', 'threshold', 'views', 'write', 'write_state']}),
   'ClassBank': Part('bank', 'ClassBank', 'memo.classbank', 'ClassBank', 'Per class an EMA prototype and a reservoir of features', {
     'n_classes': Param(int, required, 'C'),
     'capacity': Param(int|str, 256, "Rows kept of each class, K, or a budget for all of them, as '512MB'"),
@@ -26,7 +26,7 @@ parts = {
     'dtype': Param(Any, 'float32', "Of the stored features: 'float32', 'float16', 'bfloat16' or 'int8'"),
     'tail_percentile': Param(float, 20, 'Classes at or below this percentile of the counts are the tail, at or above 100 minus it the head'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
-  }, {'views': False, 'offers': ['build', 'capacity_rows', 'check_single', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'from_json', 'get_extra_state', 'head', 'header', 'learned', 'load', 'medium', 'missing', 'prompt_data', 'prototype', 'prototypes', 'read', 'register_buffer', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'usage', 'write', 'write_state']}),
+  }, {'views': True, 'default_head': 'watch', 'offers': ['build', 'capacity_rows', 'check_single', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'from_json', 'get_extra_state', 'head', 'header', 'learned', 'load', 'medium', 'missing', 'prompt_data', 'prototype', 'prototypes', 'read', 'register_buffer', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'usage', 'views', 'write', 'write_state']}),
  },
  'head': {
   'watch': Part('head', 'watch', 'memo.heads', 'MemoryHead', 'Watches: gives features on as they are', {
@@ -34,17 +34,17 @@ parts = {
     'k': Param(int, 3, 'Rows to recall for each query'),
   }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': False}),
   'add': Part('head', 'add', 'memo.heads', 'RetrievalHead', "Adds to each feature what it recalls: z' = z + sum_j w_j m_j", {
-    'bank': Param(Any),
-    'k': Param(int, 3),
-    'similarity': Param(Any, 'cosine'),
-    'normalize': Param(str|None, None),
-    'temperature': Param(float, 1.0),
-    'rescale': Param(bool, False),
-  }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': False}),
+    'bank': Param(Any, required, 'The memory; becomes part of the model'),
+    'k': Param(int, 3, 'Rows to recall for each query'),
+    'similarity': Param(Any, 'cosine', "'cosine', 'dot' or 'euclidean'"),
+    'normalize': Param(str|None, None, "'both', 'query', 'memory', 'none'; by default what the similarity means"),
+    'temperature': Param(float, 1.0, 'Of the softmax over the k similarities'),
+    'rescale': Param(bool, False, "Give what is added the query's length?"),
+  }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': True}),
   'replay': Part('head', 'replay', 'memo.heads', 'ReplayHead', 'Sends stored features of the rarer classes to the classifier with each training batch, so that it sees all classes equally often; for a `ClassBank`', {
     'bank': Param(Any),
     'k': Param(int, 3),
-  }, {'needs': ['missing', 'draw'], 'mixes': False, 'adds_rows': True, 'trains': False}),
+  }, {'needs': ['missing', 'draw'], 'mixes': False, 'adds_rows': True, 'trains': True}),
   'vote': Part('head', 'vote', 'memo.votes', 'VoteHead', "Mixes the class votes of the nearest rows into the network's probabilities, in evaluation mode", {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(int|list, 20, 'Rows that vote; several: the most of them, until `fit` has chosen'),
