@@ -9,11 +9,13 @@ __all__ = ['kind_of', 'Described', 'Bank', 'SlotBank']
 
 # %% ../nbs/01_banks.ipynb #8a99e1bb
 import inspect,json,struct,warnings,torch
+from collections.abc import Callable
 from functools import lru_cache
+from typing import Annotated
 from torch import Tensor,nn
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
-from .core import MemoError,atomic_path,check_choice
+from .core import Count,Fraction,MemoError,OneOf,Share,atomic_path,check_choice
 from .policies import *
 from .registry import loaded,register
 from .retrieval import Read,read_rows
@@ -93,12 +95,22 @@ class Described(nn.Module):
 class Bank(Described):
     "Storage, a write policy and a lookup; all state in persistent buffers"
     default_head = 'add'
+    views = False       # does it keep several rows of an item? Those are not encoded anew, which would make them one
     learned = False     # are rows parameters, made by `build` when the memory gets its place in a model?
     def __init__(self, dim, n_classes, seed):
         super().__init__()
         self.dim,self.n_classes = dim,n_classes
         for o in ('features','labels'): self.register_buffer(o, None)
         for o in ('seed','seen','updates','count','replaced','refused'): self.register_buffer(o, torch.tensor(seed if o=='seed' else 0))
+
+    def describe(self): return json.dumps({**json.loads(super().describe()), 'ids':'hash'})
+
+    def set_extra_state(self, state):
+        super().set_extra_state(state)
+        if 'ids' in json.loads(bytes(state.cpu().tolist())) or getattr(self, 'items', None) is None: return
+        old = (self.items>=0) & (self.items<2**32)      # before version 0.2 some ids were positions
+        if bool(old.any()): warnings.warn(f"memory: {int(old.sum())} rows of a saved bank name their items by position in a list that may have changed: they are nobody's from now on")
+        self.items.masked_fill_(old, -1)
 
     def _accept(self, cfg):
         super()._accept(cfg)
@@ -280,6 +292,7 @@ class Bank(Described):
         if 'memo' not in meta: raise MemoError(f"{path} is a safetensors file, but no bank that `Bank.save` wrote")
         cfg = json.loads(meta['memo'])
         kind = loaded('bank', cfg.pop('kind'), kinds)
+        cfg.pop('ids', None)
         if cfg.get('policy', '') is None and 'policy' not in kwargs: raise MemoError(f"the policy of the bank at {path} is a function of its owner's: pass it as policy=")
         bank = kind(**{**cfg, **kwargs}).to(device)
         try: bank.load_state_dict(state)
@@ -291,15 +304,14 @@ class Bank(Described):
 class SlotBank(Bank):
     "Slots of features, filled by a write policy"
     def __init__(self,
-        size:int=512,            # Number of slots
-        dim:int=None,            # Width of the features; known after the first write if not given
-        policy='rarity',         # Name in `policies`, a function `score(c, bank)`, or a `Policy`
-        momentum:float=0.,       # Share of the old content that a written slot keeps, and of the old running mean, in [0,1)
-        threshold:float=.2,      # Share of each batch that scored policies admit, in (0,1]
-        n_classes:int=None,      # Labels are checked against it; widths of multi-label targets set it
+        size:Count=512,          # Number of slots
+        dim:Count=None,          # Width of the features; known after the first write if not given
+        policy:Annotated[str, OneOf(policies)]|Callable|Policy='rarity', # Name in `policies`, a function `score(c, bank)`, or a `Policy`
+        momentum:Fraction=0.,    # Share of the old content that a written slot keeps, and of the old running mean, in [0,1)
+        threshold:Share=.2,      # Share of each batch that scored policies admit, in (0,1]
+        n_classes:Count=None,    # Labels are checked against it; widths of multi-label targets set it
         seed:int=0,              # Of the bank's own random numbers
     ):
-        if int(size)!=size or size<1: raise MemoError(f"size: {size!r}, a number of slots from 1 is accepted")
         super().__init__(dim, n_classes, seed)
         self.size = int(size)
         for o,v in dict(items=-1, groups=-1, stamps=0).items(): self.register_buffer(o, torch.full((self.size,), v))

@@ -11,9 +11,10 @@ __all__ = ['dtypes', 'Scaled', 'ClassBank', 'as_lists', 'BankSaver', 'latest_ban
 import json,math,os,re,threading,time,numpy as np,torch
 from pathlib import Path
 from torch import Tensor
+from typing import Annotated
 from torch.nn import functional as F
 from .banks import Bank
-from .core import MemoError,check_choice,write_json
+from .core import Count,MemoError,OneOf,OpenFraction,Positive,Range,check_choice,write_json
 from .policies import hashed
 from .registry import register
 
@@ -45,23 +46,20 @@ def _memory(device):
 @register('bank')
 class ClassBank(Bank):
     "Per class an EMA prototype and a reservoir of features"
-    default_head = 'watch'
+    default_head,views = 'watch',True
     def __init__(self,
-        n_classes:int,            # C
-        capacity:int|str=256,     # Rows kept of each class, K, or a budget for all of them, as '512MB'
-        dim:int=None,             # Width of the features; known after the first write if not given
-        alpha:float=.1,           # Rate of a class of average frequency
-        alpha_min:float=.01,      # Slowest rate
-        alpha_max:float=.5,       # Fastest rate, below 1
-        rate='relative',          # 'relative': alpha over the class's frequency relative to uniform; 'literal': over its share of all rows
-        dtype='float32',          # Of the stored features: 'float32', 'float16', 'bfloat16' or 'int8'
-        tail_percentile:float=20, # Classes at or below this percentile of the counts are the tail, at or above 100 minus it the head
+        n_classes:Count,          # C
+        capacity:Count|str=256,   # Rows kept of each class, K, or a budget for all of them, as '512MB'
+        dim:Count=None,           # Width of the features; known after the first write if not given
+        alpha:Positive=.1,        # Rate of a class of average frequency
+        alpha_min:OpenFraction=.01, # Slowest rate
+        alpha_max:OpenFraction=.5, # Fastest rate, below 1
+        rate:Annotated[str, OneOf('relative literal'.split())]='relative', # 'relative': alpha over the class's frequency relative to uniform; 'literal': over its share of all rows
+        dtype:Annotated[str, OneOf(dtypes)]|torch.dtype='float32', # Of the stored features: 'float32', 'float16', 'bfloat16' or 'int8'
+        tail_percentile:Annotated[float, Range(0, 50)]=20, # Classes at or below this percentile of the counts are the tail, at or above 100 minus it the head
         seed:int=0,               # Of the bank's own random numbers
     ):
-        if n_classes<1 or not isinstance(capacity, str) and capacity<1: raise MemoError(f"ClassBank: n_classes={n_classes}, capacity={capacity}; both are 1 or more")
-        if not 0<alpha_min<=alpha_max<1: raise MemoError(f"ClassBank: 0 < alpha_min <= alpha_max < 1 is accepted, found {alpha_min} and {alpha_max}")
-        if not alpha>0: raise MemoError(f"alpha: {alpha!r}, a number above 0 is accepted")
-        if not 0<=tail_percentile<=50: raise MemoError(f"tail_percentile: {tail_percentile!r}, a number from 0 to 50 is accepted")
+        if alpha_min>alpha_max: raise MemoError(f"ClassBank: 0 < alpha_min <= alpha_max < 1 is accepted, found {alpha_min} and {alpha_max}")
         if isinstance(capacity, str): _bytes(capacity)
         super().__init__(dim, n_classes, seed)
         self.alpha,self.alpha_min,self.alpha_max,self.tail_percentile = alpha,alpha_min,alpha_max,tail_percentile

@@ -12,9 +12,10 @@ __all__ = ['Seen', 'Call', 'Step', 'set_step', 'in_step', 'in_call', 'MemoryHead
 import threading,torch
 from contextlib import contextmanager
 from torch import Tensor,nn
+from typing import Annotated
 from weakref import WeakKeyDictionary
 from .banks import Described
-from .core import MemoError,check_choice
+from .core import Count,MemoError,OneOf,Positive
 from .registry import register
 from .retrieval import similarities
 
@@ -86,10 +87,11 @@ def in_call(model):
 class MemoryHead(Described):
     "Watches: gives features on as they are"
     needs,mixes,adds_rows = (),False,False
+    trains = False      # is what comes behind it trained with what it recalls?
     answer_order = 0    # heads answer in this order: mixtures first, what replaces whole rows last
     def __init__(self,
         bank,       # The memory; becomes part of the model
-        k:int=3,    # Rows to recall for each query
+        k:Count=3,  # Rows to recall for each query
     ):
         super().__init__()
         lost = [o for o in self.needs if not hasattr(bank, o)]
@@ -202,18 +204,16 @@ def nearest_hits(bank, read, y):
 @register('head', 'add')
 class RetrievalHead(MemoryHead):
     "Adds to each feature what it recalls: z' = z + sum_j w_j m_j"
+    trains = True
     def __init__(self,
         bank,                   # The memory; becomes part of the model
-        k:int=3,                # Rows to recall for each query
-        similarity='cosine',    # 'cosine', 'dot' or 'euclidean'
-        normalize:str=None,     # 'both', 'query', 'memory', 'none'; by default what the similarity means
-        temperature:float=1.,   # Of the softmax over the k similarities
+        k:Count=3,              # Rows to recall for each query
+        similarity:Annotated[str, OneOf(similarities)]='cosine', # 'cosine', 'dot' or 'euclidean'
+        normalize:Annotated[str, OneOf('both query memory none'.split())]=None, # 'both', 'query', 'memory', 'none'; by default what the similarity means
+        temperature:Positive=1., # Of the softmax over the k similarities
         rescale:bool=False,     # Give what is added the query's length?
     ):
         super().__init__(bank, k)
-        if not temperature>0: raise MemoError(f"temperature: {temperature!r}, a number above 0 is accepted")
-        check_choice('similarity', similarity, similarities)
-        if normalize is not None: check_choice('normalize', normalize, ('both','query','memory','none'))
         self.similarity,self.normalize,self.temperature,self.rescale = similarity,normalize,temperature,rescale
 
     def recall(self, z, item=None, group=None):
@@ -235,8 +235,11 @@ class RetrievalHead(MemoryHead):
 @register('head', 'replay')
 class ReplayHead(MemoryHead):
     "Sends stored features of the rarer classes to the classifier with each training batch, so that it sees all classes equally often; for a `ClassBank`"
-    needs,adds_rows = ('missing','draw'),True
-    def __init__(self, bank, k:int=3): super().__init__(bank, k)
+    needs,adds_rows,trains = ('missing','draw'),True,True
+    def __init__(self,
+        bank,           # A `ClassBank`; becomes part of the model
+        k:Count=3       # Rows that `recall` shows
+    ): super().__init__(bank, k)
 
     def check_labels(self, y): self.bank.check_single(y)
 

@@ -14,7 +14,8 @@ from fastai.vision.all import *
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from PIL import Image
-from .callbacks import MemoryCallback
+from .callbacks import memory_of
+from .collect import *
 from .core import MemoError
 from .data import plain_dl
 from .items import item_ids
@@ -52,7 +53,7 @@ def _history_groups(df):
         v = pd.to_numeric(df[c], errors='coerce') if c not in ('epoch','stage','seed','seconds','time') else pd.Series(dtype=float)
         if not v.notna().any(): continue
         if c.endswith('loss'): k = 'loss'
-        elif c.startswith('bank_'): k = 'memory'
+        elif c.endswith(('_fill','_turnover','_hit')): k = 'memory'
         else: k = 'score' if v.min()>=0 and v.max()<=1 else c
         out.setdefault(k, []).append(c)
     return {k:v for k,v in out.items() if v}
@@ -140,6 +141,20 @@ def _plot_slots(bank, vocab):
     c.set(xlabel='length of the feature', ylabel='rows')
     return fig
 
+def _plot_rows(bank, vocab):
+    "A bank of another kind: what its rows say"
+    _,n,y,_,_,valid = bank.rows()
+    fig,axs = _panels(1, 2, 2.6, 2.1)
+    a,b = axs.flat
+    if y is None: a.text(.5, .5, 'rows have no label', ha='center', transform=a.transAxes)
+    else:
+        counts = bank.class_counts().tolist()
+        _class_bars(a, counts, _names(vocab, len(counts)), '#4477aa', most=16)
+        a.set_ylabel('positives' if y.ndim==2 else 'rows')
+    if n is not None: b.hist((n if valid is None else n[valid]).tolist(), bins=20, color='#228833')
+    b.set(xlabel='length of the feature', ylabel='rows')
+    return fig
+
 def _plot_classes(bank, vocab):
     names = _names(vocab, bank.n_classes)
     fig,axs = _panels(1, 2, 3.2, 2.1)
@@ -158,7 +173,7 @@ def plot_bank(
     "What a bank holds: classes, ages, lengths"
     name = f"{type(bank).__name__}{' ('+bank.policy+')' if isinstance(getattr(bank, 'policy', None), str) else ''}"
     if len(bank)==0: return _say(f"{name}: empty, room for {bank.capacity_rows} rows")
-    fig = (_plot_slots if hasattr(bank, 'stamps') else _plot_classes)(bank, vocab)
+    fig = (_plot_slots if hasattr(bank, 'stamps') else _plot_classes if hasattr(bank, 'counts') else _plot_rows)(bank, vocab)
     fig.suptitle(f"{name}: {len(bank)} of {bank.capacity_rows} rows, {int(bank.seen)} were offered in {int(bank.updates)} writes", fontsize=8)
     return fig
 
@@ -358,10 +373,10 @@ def _memory(ax, item, label, sim, weight, inputs, y, names):
 
 # %% ../nbs/12_plots.ipynb #95da2efa
 @matplotlib.rc_context(_small)
-def _draw_memories(learn, r, size):
+def _draw_memories(learn, r, size, bank):
     "A row for each query: itself, then what it recalled"
     n,k = r.weight.shape
-    labels,multi = r.row_label,learn.memory.bank.labels is not None and learn.memory.bank.labels.ndim==2
+    labels,multi = r.row_label,bank.labels is not None and bank.labels.ndim==2
     names = _names(getattr(learn.dls, 'vocab', None), r.probs.shape[-1])
     inputs = _training_inputs(learn.dls, r.row_item[r.row_item>=0].unique())
     fig = Picture(figsize=(size*(k+1.1), (size+.35)*n), layout='constrained')
@@ -375,17 +390,12 @@ def _draw_memories(learn, r, size):
             _memory(fig.add_subplot(grid[i,j+2]), item, None if labels is None else labels[i,j], float(r.similarity[i,j]), w, inputs, y, names)
     return fig
 
-def _memory_of(learn):
-    "The learner's `MemoryCallback`"
-    cb = getattr(learn, 'memory', None)
-    if not isinstance(cb, MemoryCallback): raise MemoError("this learner has no memory: make it with cbs=MemoryCallback(SlotBank(512))")
-    return cb
-
-def _recalled(learn, k, **kwargs):
-    "`learn.recall`, with what can go wrong told in one line"
-    if len(_memory_of(learn).bank)==0: raise MemoError("the memory is empty: train, or load a trained model, before asking what it recalls")
+def _drawn(learn, size, k, memory, **kwargs):
+    "The picture of `learn.recall`, with what can go wrong told in one line"
+    bank = memory_of(learn, memory).bank
+    if len(bank)==0: raise MemoError("the memory is empty: train, or load a trained model, before asking what it recalls")
     if k is not None and k<1: raise MemoError(f"k: {k!r}, a number from 1 is accepted")
-    return learn.recall(k=6 if k is None else k, **kwargs)
+    with no_random(): return _draw_memories(learn, learn.recall(k=6 if k is None else k, memory=memory, **kwargs), size, bank)
 
 # %% ../nbs/12_plots.ipynb #8970ce96
 @patch
@@ -393,13 +403,14 @@ def show_memories(self:Learner,
     n:int=3, # Rows: the first `n` items of the set
     ds_idx:int=1, # Which set: 0 training (items do not find themselves), 1 validation
     k:int=None, # Recalled items for each; by default what the head reads, six at most
-    size:float=1.4 # Of an image, in inches
+    size:float=1.4, # Of an image, in inches
+    memory:str=None # Name of the memory; None: the only one
 )->Figure: # `n` rows
     "Queries beside the training items that the memory recalled for them"
     if n<1: raise MemoError(f"n: {n!r}, a number from 1 is accepted")
     if not 0<=ds_idx<len(self.dls.loaders): raise MemoError(f"ds_idx: {ds_idx!r}, 0..{len(self.dls.loaders)-1} is accepted")
     if len(self.dls[ds_idx].dataset)==0: raise MemoError(f"data set {ds_idx} is empty: give the learner its data (learn.dls = dls), or use learn.explain(items)")
-    with no_random(): return _draw_memories(self, _recalled(self, k, ds_idx=ds_idx, n=n), size)
+    return _drawn(self, size, k, memory, ds_idx=ds_idx, n=n)
 
 # %% ../nbs/12_plots.ipynb #1b80bdc4
 def _several(learn, items):
@@ -414,9 +425,10 @@ def _several(learn, items):
 def explain(self:Learner,
     items, # Anything `dls.test_dl` takes: paths, rows of a data frame, images, tensors
     k:int=None, # Recalled items for each; by default what the head reads, six at most
-    size:float=1.4 # Of an image, in inches
+    size:float=1.4, # Of an image, in inches
+    memory:str=None # Name of the memory; None: the only one
 )->Figure: # A row for each item
     "What the memory recalls for some items: each beside the training items behind the answer"
     items = _several(self, items)
     if len(items)==0: raise MemoError("explain: there are no items")
-    with no_random(): return _draw_memories(self, _recalled(self, k, items=items), size)
+    return _drawn(self, size, k, memory, items=items)

@@ -12,10 +12,12 @@ import torch
 from fastcore.basics import AttrDict,listify
 from functools import partial
 from torch import Tensor
+from typing import Annotated
 from torch.nn import functional as F
-from .core import MemoError,check_choice
+from .core import Count,MemoError,OneOf,OpenFraction,Positive
 from .heads import MemoryHead,nearest_hits,same_labels
 from .registry import register
+from .schema import checked
 from .retrieval import class_votes,read_rows,similarities,within_whitener
 
 # %% ../nbs/02a_votes.ipynb #25fa0f1f
@@ -61,14 +63,13 @@ def mix_votes(
         return out[0]-out[1] if multilabel else out[0]
 
 # %% ../nbs/02a_votes.ipynb #7eaba4fd
+@checked
 class MixHead(MemoryHead):
     "Mixes an opinion of the memory into the network's probabilities, in evaluation mode"
     mixes = True
     _log_t = -2,0       # where temperatures are looked for, powers of ten
-    def __init__(self, bank, k, temperature, weight):
+    def __init__(self, bank, k:Count, temperature:Positive, weight:OpenFraction):
         super().__init__(bank, k)
-        if not 0<weight<1: raise MemoError(f"weight: {weight!r}, a number between 0 and 1 is accepted")
-        if not temperature>0: raise MemoError(f"temperature: {temperature!r}, a number above 0 is accepted")
         self.register_buffer('temperature', torch.tensor(float(temperature)))
         self.register_buffer('weight', torch.tensor(float(weight)))
 
@@ -143,17 +144,16 @@ class VoteHead(MixHead):
     "Mixes the class votes of the nearest rows into the network's probabilities, in evaluation mode"
     def __init__(self,
         bank,                   # The memory; becomes part of the model
-        k:int|list=20,          # Rows that vote; several: the most of them, until `fit` has chosen
-        temperature:float=.07,  # Of the softmax over the k similarities, until `fit`
-        weight:float=.5,        # Of the memory in the mixture, until `fit`
-        similarity='cosine',    # 'cosine', 'dot' or 'euclidean'
+        k:Count|list[Count]=20,          # Rows that vote; several: the most of them, until `fit` has chosen
+        temperature:Positive=.07,  # Of the softmax over the k similarities, until `fit`
+        weight:OpenFraction=.5, # Of the memory in the mixture, until `fit`
+        similarity:Annotated[str, OneOf(similarities)]='cosine', # 'cosine', 'dot' or 'euclidean'
         balanced:bool=True,     # Divide votes by class counts? (classes; those for findings never are)
-        whiten:bool|list=False, # Compare whitened features (`within_whitener`)? Several: the first, until `fit` has chosen
+        whiten:bool|list[bool]=False, # Compare whitened features (`within_whitener`)? Several: the first, until `fit` has chosen
     ):
         many = dict(k=listify(k), whiten=[bool(o) for o in listify(whiten)])
         if not all(many.values()): raise MemoError("k, whiten: one value or several are accepted, found none")
         super().__init__(bank, max(many['k']), temperature, weight)
-        check_choice('similarity', similarity, similarities)
         self.candidates,self.similarity,self.balanced,self.whiten,self._white = many,similarity,balanced,many['whiten'][0],None
         for o in ('whitener','centre'): self.register_buffer(o, None)
 
@@ -240,9 +240,9 @@ class PrototypeHead(MixHead):
     needs = 'prototypes','counts'
     def __init__(self,
         bank,                   # A `ClassBank`; becomes part of the model
-        k:int=20,               # Rows that `recall` shows
-        temperature:float=.07,  # Of the softmax over the classes, until `fit`
-        weight:float=.5,        # Of the memory in the mixture, until `fit`
+        k:Count=20,             # Rows that `recall` shows
+        temperature:Positive=.07, # Of the softmax over the classes, until `fit`
+        weight:OpenFraction=.5, # Of the memory in the mixture, until `fit`
     ):
         super().__init__(bank, k, temperature, weight)
 
@@ -266,9 +266,9 @@ class LDAHead(PrototypeHead):
     _log_t = -1,2
     def __init__(self,
         bank,                   # A `ClassBank`; becomes part of the model
-        k:int=20,               # Rows that `recall` shows
-        temperature:float=1.,   # Of the softmax over the classes, until `fit`
-        weight:float=.5,        # Of the memory in the mixture, until `fit`
+        k:Count=20,             # Rows that `recall` shows
+        temperature:Positive=1., # Of the softmax over the classes, until `fit`
+        weight:OpenFraction=.5, # Of the memory in the mixture, until `fit`
     ):
         super().__init__(bank, k, temperature, weight)
         for o in ('whitener','means','at'): self.register_buffer(o, None)     # `at`: how often the bank had been written to
