@@ -10,6 +10,7 @@ from .votes import LDAHead,PrototypeHead,VoteHead,mix_votes
 from .losses import AsymmetricLoss,LogitAdjustedCE,SigmoidFocalLoss,adjust_logits,pos_weights
 from .metrics import balanced_accuracy,ece,longtail_scores,paired,shot_groups,shot_metrics
 from .multilabel import calibration_bins,class_ap,class_auc,class_table,macro_ap,macro_auc,multilabel_scores,patient_bootstrap
+from .tasks import Task,task_of
 from .items import item_ids
 from .data import BalancedDL,TensorDL,digits_lt,fashion_lt,longtail_counts,longtail_dls,longtail_subset,plain_dl,small_cnn
 from .backbones import cached_features,chest_head,chest_model,features_dls,load_backbone
@@ -22,10 +23,12 @@ from .callbacks import MemoryCallback,SaveBank
 from .collect import collect
 from .recipe import Stage,adamw,body_head_splitter,fit_stages
 from .rivals import nearest_mean,retrain_classifier
+from .baselines import Baseline
 from .plots import plot_bank,plot_classes,plot_comparison,plot_counts,plot_history,plot_reliability,plot_results
 from .bankplots import bank_table,open_bank,plot_classbank,plot_similarity,plot_stored
-from .results import compare,format_results,results
+from .results import Row,compare,format_results,label,results
 from .config import load_config
 from .build import build_dls,build_learner
 from .evaluation import evaluate
-from .experiment import evaluate_model,evaluate_run,load_run,run_experiment,run_experiments
+from .experiment import evaluate_model,evaluate_run,load_run,run_experiment
+from .comparison import compare_runs,run_experiments

@@ -28,14 +28,10 @@ class Baseline:
         "A function from outputs or features to outputs, and what was chosen; `train` and `valid` have `logits`, `z`, `y`"
         raise NotImplementedError
 
-# %% ../nbs/11c_baselines.ipynb #a227d1d8
+# %% ../nbs/11c_baselines.ipynb #986bcd90
 def fact(section, key, default=None):
-    "What the part that a section names says of itself: a fact that it is registered with, or an attribute of the class"
-    if section is None: return default
-    facts = part(section.kind, section.name).facts
-    return facts[key] if key in facts else getattr(find(section.kind, section.name), key, default) if _asked(section) else default
-
-def _asked(section): return section.kind=='head' or '.' in section.name     # ours of other kinds say all in the index, without being imported
+    "What the part that a section names says of itself"
+    return default if section is None else part(section.kind, section.name).facts.get(key, default)
 
 def data_task(cfg):
     "The task that the data set names, None where it names none"
@@ -125,7 +121,7 @@ class Retrained(OnFeatures):
         from memo.rivals import retrain_classifier
         return retrain_classifier(train.z, train.y, dls.c, valid.z, valid.y, steps=self.steps, wds=tuple(self.wds))
 
-# %% ../nbs/11c_baselines.ipynb #185f8bee
+# %% ../nbs/11c_baselines.ipynb #93d0bd8b
 def title_of(section):
     "What a baseline is called in a table"
     return baseline(section).title or _words(section.name)
@@ -134,9 +130,10 @@ def _words(name): return name.rpartition('.')[2].replace('_', ' ')
 def training_title(cfg, name=''):
     "What a training is called in a table: the baseline `name` that it is of; its sampling, loss and class weights, as far as they are not the usual"
     t,s = cfg.train if cfg.train.phase2 is None or cfg.train.phase2.loss is None else cfg.train.phase2,cfg.train.sampling
-    loss = [] if fact(t.loss, 'default', t.loss is None) else [fact(t.loss, 'label') or f"{_words(t.loss.name)} loss"]
+    usual = [None, *[p.facts.get('loss') for p in known('task').values()]]
+    loss = [] if getattr(t.loss, 'name', None) in usual else [fact(t.loss, 'title') or f"{_words(t.loss.name).replace(' ', '-')} loss"]
     weights = ['class weights'] if cfg.train.class_weights else []
-    sampling = [] if s is None else [fact(s, 'label') or f'{_words(s.name)} sampling']
+    sampling = [] if s is None else [fact(s, 'title') or f'{_words(s.name)} sampling']
     own = [find('baseline', name).title or _words(name)] if name else []
     return ', '.join(dict.fromkeys([*own, *sampling, *loss, *weights])) or 'plain network'
 

@@ -129,7 +129,8 @@ def memo_train(
         elif len(cfgs)==1 and table is None: text,where = ex.run_experiment(cfgs[0], overwrite, _say),ex.run_folder(cfgs[0])/'results.md'
         else:
             out = Path(table) if table else ex.run_folder(cfgs[0]).parent/'comparison'
-            text,where = ex.run_experiments(cfgs, out, overwrite, _say),out/'comparison.md'
+            from memo.comparison import run_experiments
+            text,where = run_experiments(cfgs, out, overwrite, _say),out/'comparison.md'
         if text: _say(f'\n{text}\n\n{where}')
         return None if cli else text
     return guarded(run, cli, debug, '; memo-train --resume RUN_DIR goes on (several experiments: the same command again)')
@@ -165,13 +166,14 @@ def memo_eval(
 # %% ../nbs/14_cli.ipynb #04becf6b
 def _run_data(run):
     "Loaders of a run as it was trained, no image read yet; the features of a frozen network are not computed"
-    from memo import experiment as ex
-    cfg = ex.jobs(ex.load_config(ex._config(run)), run)[0].cfg
-    return ex.build_dls(ex._with_data(cfg, preload=False), cfg.seeds[0])
+    from memo.build import build_dls
+    from memo.runfolder import run_config,with_args
+    cfg = run_config(run)
+    return build_dls(with_args(cfg, 'data', preload=False), cfg.seeds[0])
 
 def _run_classes(run, dls):
     "Class names of a run: those of its data, else those that its scores know"
-    from memo.experiment import read_json
+    from memo.runfolder import read_json
     if dls is not None: return list(dls.vocab)
     return list(read_json(run/'metrics.json').get('classes', {})) if (run/'metrics.json').is_file() else None
 
