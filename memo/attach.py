@@ -71,7 +71,7 @@ class Gate:
     def __init__(self,
         model:nn.Module,        # Whose
         method:str='forward'    # Which way in
-    ): self.model,self.method,self.own,self.heads = model,method,vars(model).get(method),[]
+    ): self.model,self.method,self.own,self.heads,self.taps = model,method,vars(model).get(method),[],[]
 
     @property
     def inner(self): return self.own or getattr(type(self.model), self.method).__get__(self.model)
@@ -85,12 +85,15 @@ class Gate:
 
     def __call__(self, *args, **kwargs):
         if torch.compiler.is_compiling():
-            out = self.answer(self.inner(*args, **kwargs))
+            out = self.run(args, kwargs)
             for h in self.heads: h._traced = None
             return out
-        with in_call(self.model) as call:
-            call.out = out = self.answer(self.inner(*args, **kwargs))
+        with in_call(self.model) as call: call.out = out = self.run(args, kwargs)
         return out
+
+    def run(self, args, kwargs):
+        for o in self.taps: args = o(self.model, args)      # of a memory in front of the whole model, whose hooks would run before the call
+        return self.answer(self.inner(*args, **kwargs))
 
     def answer(self, out):
         for h in self.heads:
@@ -166,10 +169,11 @@ def attach(
         m.name = name
         m.train(model.training)
     m.add_module(name, head)
-    if not wrap:
+    (gate := _gate(model)).add(head)
+    if m is model and front: gate.taps.append(TapIn(name))
+    elif not wrap:
         if front: m.register_forward_pre_hook(TapIn(name))
         else: m.register_forward_hook(TapOut(name))
-    _gate(model).add(head)
     dev = next((o.device for o in model.parameters()), None)
     if dev is not None: head.to(dev)
     head.train(model.training)
@@ -212,6 +216,7 @@ def _take_out(model, name, head):
         g = vars(m).get('forward')
         if not isinstance(g, Gate) or not any(h is head for h in g.heads): continue
         g.remove(head)
+        g.taps = [o for o in g.taps if m._modules.get(o.name) is not None]
         inner = next((p for p,o in model.named_modules() if o is m), '')
         mine = where.removeprefix(inner).lstrip('.')
         kept = [o for o in getattr(m, '_ddp_params_and_buffers_to_ignore', []) if not o.startswith(f'{mine}.')]

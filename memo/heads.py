@@ -26,7 +26,7 @@ class Seen:
 
 class Call:
     "One forward of a model with memories"
-    def __init__(self, model): self.training,self.out,self.seen = model.training,None,{}
+    def __init__(self, model): self.model,self.training,self.out,self.seen = model,model.training,None,{}
 
 class Step:
     "A batch in flight: whose its rows are, and the forward that its loss is of"

@@ -1,5 +1,6 @@
 "What is recalled changes features or answers as the formula says, anywhere in any model, and can be taken out again"
 import copy, io, pickle, pytest, timm, torch
+from fastcore.basics import AttrDict
 from fastai.layers import Flatten
 from fastai.vision.learner import create_head
 from torch import nn
@@ -7,7 +8,8 @@ from torch.nn import functional as F
 from memo.banks import SlotBank
 from memo.classbank import ClassBank
 from memo.core import MemoError
-from memo.heads import MemoryHead, RetrievalHead, attach, detach, find_head, find_place, flat
+from memo.attach import attach, detach, find_head, find_place, memories
+from memo.heads import MemoryHead, RetrievalHead, Step, flat, in_call, in_step
 from memo.votes import VoteHead, mix_votes
 from memo.retrieval import read_rows, within_whitener
 
@@ -22,6 +24,16 @@ def net(d=4, c=3):
     torch.manual_seed(0)
     return nn.Sequential(nn.Linear(6, d), nn.ReLU(), nn.Linear(d, c))
 
+def watched(model, head, x, **kw):
+    "What a model, or a head by itself, makes of `x` as a batch with these ids, and what the head saw"
+    with in_step([head], Step(**kw)) as step:
+        if model is head:
+            with in_call(head): out = head(x)
+        else: out = model(x)
+    step.close()
+    return out,step.seen(head)
+def fitted(h, logits, z, y, **kw): return h.fit(AttrDict(logits=logits, z=z, y=y), **kw)
+
 # z + sum w m
 @pytest.mark.parametrize('kw', [{}, dict(temperature=.1, similarity='euclidean'), dict(normalize='query', rescale=True)])
 def test_retrieval_head_is_the_formula(kw):
@@ -31,20 +43,23 @@ def test_retrieval_head_is_the_formula(kw):
     v = torch.stack([sum(w*b.features[j] for w,j in zip(r.weight[i], r.index[i])) for i in range(5)])
     if h.rescale: v = F.normalize(v)*z.norm(dim=1, keepdim=True)
     close(h(z), z+v)
-    assert torch.equal(h.last.index, r.index)
+    out,seen = watched(h, h, z)
+    assert torch.equal(seen.read.index, r.index) and torch.equal(out, h(z))
     with h.off(): assert torch.equal(h(z), z)
     assert h.on
 
 def test_nobody_recalls_himself_in_training():
     b = bank()
     h,z = RetrievalHead(b, k=1),b.features.clone()
-    h.item = torch.arange(12)
-    close(h(z), z+b.read(z, k=1, item=torch.arange(12)).value)
-    assert (h.last.index.squeeze(1)!=torch.arange(12)).all()
-    b.groups.copy_(torch.arange(12)//6); h.item,h.group = None,torch.arange(12)//6
-    h(z); assert (b.groups[h.last.index.squeeze(1)]!=h.group).all()
+    me,group = torch.arange(12),torch.arange(12)//6
+    out,seen = watched(h, h, z, item=me)
+    close(out, z+b.read(z, k=1, item=me).value)
+    assert (seen.read.index.squeeze(1)!=me).all()
+    b.groups.copy_(group)
+    seen = watched(h, h, z, group=group)[1]; assert (b.groups[seen.read.index.squeeze(1)]!=group).all()
     h.eval()
-    h(z); assert (h.last.index.squeeze(1)==torch.arange(12)).all()  # at inference there is nobody to hide
+    seen = watched(h, h, z, item=me, group=group)[1]; assert (seen.read.index.squeeze(1)==me).all()  # at inference there is nobody to hide
+    seen = watched(h, h, z, item=me, hide=True)[1]; assert (seen.read.index.squeeze(1)!=me).all()    # unless that is asked for
 
 def test_gradient_goes_through_the_feature_and_the_weights():
     b,z = bank(),draw(5, 4).requires_grad_()
@@ -70,11 +85,11 @@ def test_maps_and_tokens(shape):
     b,x = bank(),draw(*shape)
     z = x if x.ndim==2 else x.flatten(2).mean(2) if x.ndim==4 else x.mean(1)
     h = RetrievalHead(b, k=2).eval()
-    h.armed = True
     v = b.read(z, k=2).value
     v = v if x.ndim==2 else v[:,None] if x.ndim==3 else v[:,:,None,None]
-    close(h(x)-x, v.expand(shape))
-    close(h.captured, z); assert not h.captured.requires_grad
+    out,seen = watched(h, h, x)
+    close(out-x, v.expand(shape))
+    close(seen.z, z)
     with pytest.raises(MemoError, match='at='): flat(draw(1, 2, 3, 4, 5))
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
@@ -83,14 +98,20 @@ def test_half_precision_passes(dtype):
     out = RetrievalHead(b, k=3)(z)
     assert out.dtype==dtype and torch.equal(out, z+b.read(z.float(), k=3).value.to(dtype))
 
-def test_capture_is_only_when_armed():
-    h = RetrievalHead(bank(), k=2)
-    h(draw(3, 4)); assert h.captured is None
-    h.armed = True
-    h(draw(3, 4)); assert h.captured.shape==(3,4)
-    h.clear(); assert h.captured is None and not h.armed
+def test_nothing_of_a_forward_stays_on_the_model():
+    "What a head saw is in the step that is open, and nowhere else"
+    for h in (RetrievalHead(bank(), k=2), VoteHead(bank(), k=2), MemoryHead(bank(), k=2)):
+        m = attach(net(), h).eval()
+        was = {n:dict(vars(o)) for n,o in m.named_modules()}
+        m(draw(3, 6))
+        out,seen = watched(m, h, draw(3, 6))
+        assert seen.z.shape==(3,4) and h.z is None and h.step is None
+        for n,o in m.named_modules(): assert vars(o).keys()==was[n].keys() and all(v is was[n][k] for k,v in vars(o).items() if not isinstance(v, dict)), n
+        shut = Step(open=False)
+        with in_step([h], shut): m(draw(3, 6))
+        assert shut.close() is None and shut.seen(h) is None
 
-@pytest.mark.parametrize('make,say', [(lambda b: RetrievalHead(b, k=13),'k=13.*1..12'), (lambda b: RetrievalHead(b, k=0),'k=0'), (lambda b: RetrievalHead(b, temperature=0),'temperature'),
+@pytest.mark.parametrize('make,say', [(lambda b: RetrievalHead(b, k=13),'k=13.*1..12'), (lambda b: RetrievalHead(b, k=0),'k must be a whole number from 1, found 0'), (lambda b: RetrievalHead(b, temperature=0),'temperature'),
     (lambda b: RetrievalHead(b, temperature=-1),'temperature'), (lambda b: VoteHead(b, k=3, weight=0.),'weight'), (lambda b: VoteHead(b, k=3, weight=1),'weight'),
     (lambda b: VoteHead(b, k=3, temperature=0),'temperature'), (lambda b: RetrievalHead(b, similarity='cosin'),"did you mean 'cosine'"),
     (lambda b: RetrievalHead(b, normalize='quer'),"did you mean 'query'"), (lambda b: VoteHead(b, k=3, similarity='euclid'),"did you mean 'euclidean'")])
@@ -114,7 +135,7 @@ def test_vote_is_the_mixture(balanced, make):
     out = m(x)
     v = h.votes(m[1](m[0](x)))
     close(out.exp(), .7*own+.3*v); close(out.exp().sum(1), torch.ones(6)); close(v.sum(1), torch.ones(6))
-    close(h.raw.softmax(1), own)
+    close(watched(m, h, x)[1].raw.softmax(1), own)
 
 def test_vote_multilabel():
     b = bank(multi=True)
@@ -181,7 +202,7 @@ def test_fit_lowers_the_loss(multi):
     if multi: y,yv = F.one_hot(y, 3).float(),F.one_hot(yv, 3).float()
     b = SlotBank(90, policy='fifo'); b.write(x, y=y)
     h = VoteHead(b, k=10).eval()
-    got = h.fit(logits, zv, yv)
+    got = fitted(h, logits, zv, yv)
     assert got['nll_mixture']<got['nll_network']-.1 and 0<got['weight']<1 and 0<float(h.weight)<1
     out = mix_votes(logits, h.votes(zv), h.weight, multi)          # what the model would now say
     loss = F.binary_cross_entropy_with_logits(out, yv).item() if multi else nll(out.exp(), yv).item()
@@ -198,8 +219,8 @@ def test_fit_weighs_what_helps():
     zv,yv = blobs(60, 2)
     b = SlotBank(90, policy='fifo'); b.write(x, y=y)
     h = VoteHead(b, k=10)
-    blind = h.fit(draw(60, 3), zv, yv)['weight']
-    sure = h.fit(8.*F.one_hot(yv, 3), draw(60, 6, seed=7), yv)['weight']
+    blind = fitted(h, draw(60, 3), zv, yv)['weight']
+    sure = fitted(h, 8.*F.one_hot(yv, 3), draw(60, 6, seed=7), yv)['weight']
     assert blind>.8 and sure<.1 and sure>0
 
 def test_fit_chooses_k_and_whitening():
@@ -211,20 +232,20 @@ def test_fit_chooses_k_and_whitening():
     b.write(x@loud, y=y)
     h = VoteHead(b, k=5)
     logits = draw(60, 3)
-    got = h.fit(logits, zv@loud, yv, k=(1,5,20), whiten=(False,True))
+    got = fitted(h, logits, zv@loud, yv, k=(1,5,20), whiten=(False,True))
     assert got['whiten'] and h.whiten and h.k==got['k'] and h.whitener is not None
     each = {}
     for w in (False, True):
-        for k in (1,5,20): each[k,w] = VoteHead(b, k=k, whiten=w).fit(logits, zv@loud, yv)['nll_mixture']
+        for k in (1,5,20): each[k,w] = fitted(VoteHead(b, k=k, whiten=w), logits, zv@loud, yv)['nll_mixture']
     assert min(each, key=each.get)==(got['k'],True)
     close(got['nll_mixture'], min(each.values()), 1e-4)
     out = mix_votes(logits, h.eval().votes(zv@loud), h.weight)
     close(nll(out.exp(), yv), got['nll_mixture'], 1e-3)
-    got = h.fit(logits, zv@loud, yv, whiten=(False,))
+    got = fitted(h, logits, zv@loud, yv, whiten=(False,))
     assert not h.whiten and h.whitener is None
 
 def test_fit_of_an_empty_memory():
-    with pytest.raises(MemoError, match='empty'): VoteHead(SlotBank(30)).fit(draw(3, 2), draw(3, 4), torch.tensor([0,1,1]))
+    with pytest.raises(MemoError, match='empty'): fitted(VoteHead(SlotBank(30)), draw(3, 2), draw(3, 4), torch.tensor([0,1,1]))
 
 @pytest.mark.parametrize('make', [lambda: bank(30, 5), lambda: ClassBank(3, 12)], ids=['slots','class'])
 def test_whitened_read_is_the_cosine_of_whitened_features(make):
@@ -257,7 +278,7 @@ def test_a_fitted_vote_is_saved(whiten):
     x,y = blobs(60, 1)
     zv,yv = blobs(30, 2)
     def made(): return VoteHead(SlotBank(60, policy='fifo'), k=5)
-    h = made(); h.bank.write(x, y=y); h.fit(draw(30, 3), zv, yv, k=(3,8), whiten=(whiten,))
+    h = made(); h.bank.write(x, y=y); fitted(h, draw(30, 3), zv, yv, k=(3,8), whiten=(whiten,))
     n = made(); n.load_state_dict(h.state_dict())
     n.eval(); h.eval()
     assert (n.k,n.whiten)==(h.k,h.whiten) and torch.equal(n.votes(zv), h.votes(zv)) and torch.equal(n.weight, h.weight)
@@ -272,7 +293,7 @@ def test_a_state_of_another_head():
 def test_a_vote_is_left_alone_by_a_plain_state():
     x,y = blobs(60, 1)
     m = attach(net(d=6), VoteHead(SlotBank(60, policy='fifo'), k=5))
-    h = find_head(m); h.bank.write(x, y=y); h.fit(draw(60, 3), x, y, whiten=(True,))
+    h = find_head(m); h.bank.write(x, y=y); fitted(h, draw(60, 3), x, y, whiten=(True,))
     m.eval()
     was = m(draw(4, 6))
     m.load_state_dict(net(d=6).state_dict(), strict=False)
@@ -299,11 +320,10 @@ def there_and_back(m, x, z, head, at=None, c=3):
     assert attach(m, head, at) is m and find_head(m) is head
     new = [k for k in m.state_dict() if k not in names]
     assert [k for k in m.state_dict() if k in names]==names and new and all('memory' in k for k in new)
-    head.armed = True
-    assert torch.equal(m(x), plain)
-    close(head.captured, z, 1e-4)
-    head.bank.write(head.captured+.1, y=torch.arange(len(z))%c)
-    head.armed = False
+    out,seen = watched(m, head, x)
+    assert torch.equal(out, plain) and torch.equal(m(x), plain)
+    close(seen.z, z, 1e-4)
+    head.bank.write(seen.z+.1, y=torch.arange(len(z))%c)
     assert not torch.allclose(m(x), plain)
     with head.off(): assert torch.equal(m(x), plain)
     with pytest.raises(MemoError, match='already'): attach(m, head, at)
@@ -395,13 +415,17 @@ def test_models_are_copied_and_pickled(head):
     n = attach(net(), head(SlotBank(12, policy='fifo'), k=2)).eval()
     n.load_state_dict(m.state_dict()); assert torch.equal(n(x), want)
 
-def test_a_copy_taken_in_the_middle_of_a_batch_is_clean():
-    h = RetrievalHead(bank(), k=2)
-    m = attach(net(), h)
-    h.armed,h.item = True,torch.arange(5)
-    m(draw(5, 6))
-    with h.off(): n = find_head(copy.deepcopy(m))
-    assert n.captured is None and n.item is None and n.last is None and not n.armed and n.on
+@pytest.mark.parametrize('copied', [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=['deepcopy','pickle'])
+def test_a_copy_taken_in_the_middle_of_a_batch_is_clean(copied):
+    h = RetrievalHead(bank(), k=1)
+    m,x = attach(net(), h),draw(5, 6)
+    with in_step([h], Step(item=torch.arange(5))) as step:
+        m(x)
+        with h.off(): n = copied(m)
+        other = find_head(n)
+        assert other.step is None and other.z is None and other.on
+        n(x)
+    assert step.close().model is m and step.seen(other) is None and not any(o is n for o in (c.model for c in step.calls))
 
 @pytest.mark.parametrize('training', [True, False])
 def test_a_head_is_in_the_mode_of_its_model(training):
