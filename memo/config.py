@@ -245,7 +245,7 @@ def _fits(v, t):
     try: return accept(v, t, '', yaml=True) is not required
     except MemoError: return False
 
-# %% ../nbs/13_config.ipynb #d180508d
+# %% ../nbs/13_config.ipynb #ff5cd1d0
 def _value(p):
     "The default of a `Param`, as YAML would have it"
     return list(p.default) if isinstance(p.default, tuple) else p.default
@@ -274,7 +274,7 @@ def _unread(p, k, here):
     if k in p.params: return f"{here}.{k} is no key: {p.name} gets it from the experiment, or from Python only"
     hint = near(f'{here}.{k}', [f'{here}.{o}' for o in p.keys])
     others = [n for n,o in known(p.kind).items() if k in o.keys]
-    if others and 'did you mean' not in hint: return f"{here}.{k} is read by the {p.kind} {', '.join(others)} only, and {here} is {p.name}"
+    if others: return f"{here}.{k} is not read by {p.name}, it is by {', '.join(others)}"
     return f"unknown key {here}.{k}: {p.name} does not read it{hint or ', it has no keys'}"
 
 def _sections(draft, kind, raw, here, which=None):

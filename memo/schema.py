@@ -57,12 +57,12 @@ def from_yaml(t):
     "What of a type a YAML file can give; None where that is nothing"
     return t if t is Any else _union([o for o in _parts(t) if o is not object])
 
-# %% ../nbs/00_schema.ipynb #ccb6ffce
+# %% ../nbs/00_schema.ipynb #4d51d3b2
 def words(t):
     "A type in words"
     if len(ps:=_parts(t))>1: return ' or '.join(words(p) for p in ps if p is not object)
     o = get_origin(t)
-    if o is Literal: return f"one of {', '.join(map(str, get_args(t)))}"
+    if o is Literal: return ('one of ' if len(get_args(t))>1 else '') + ', '.join(map(str, get_args(t)))
     if o is Annotated:
         how = next(m for m in t.__metadata__ if isinstance(m, (Range,OneOf)))
         return f"one of {', '.join(how)}" if isinstance(how, OneOf) else f'{words(get_args(t)[0])} {how}'

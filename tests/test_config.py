@@ -1,0 +1,355 @@
+"The YAML of an experiment: sections that name parts, layers, messages, one's own parts, text that reads back"
+import subprocess, sys
+from dataclasses import replace
+from pathlib import Path
+import pytest, yaml
+from memo.config import *
+from memo.core import MemoError
+from memo.registry import find,known,part
+
+TINY = '''
+name: tiny
+seeds: [0]
+data: {name: digits_lt, n_max: 30, ratio: 6, valid: 5, test: 10, size: 8}
+memory: {size: 64, head: vote, k: [3, 5], whiten: [false, true]}
+train: {epochs: 2, lr: 1e-2, bs: 16}
+compare: [logit_adjusted]
+'''
+
+@pytest.fixture
+def yml(tmp_path):
+    def _write(txt, name='x.yaml'):
+        p = tmp_path/name
+        p.write_text(txt)
+        return p
+    return _write
+
+def err(f, *args):
+    with pytest.raises(MemoError) as e: f(*args)
+    assert '\n' not in str(e.value)
+    return str(e.value)
+
+def run_py(code, cwd, *args):
+    "Python in a process of its own"
+    return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, cwd=cwd)
+
+# mistakes
+
+@pytest.mark.parametrize('txt,msg', [
+    ('memory: {polcy: fifo}', 'unknown key memory.polcy: neither SlotBank nor add nor MemoryCallback reads it; did you mean memory.policy?'),
+    ('memory: {bank: {name: SlotBank, polcy: fifo}}', 'unknown key memory.bank.polcy: SlotBank does not read it; did you mean memory.bank.policy?'),
+    ('memories: {rare: {polcy: fifo}}', 'did you mean memories.rare.policy?'),
+    ('trian: {}', 'unknown key trian; did you mean train?'),
+    ('data: {name: digits_lt, sise: 8}', 'unknown key data.sise: digits_lt does not read it; did you mean data.size?'),
+    ('data: {name: digits_lt, bs: 8}', 'data.bs is no key: digits_lt gets it from the experiment'),
+    ('train: {epochs: ten}', "train.epochs must be a whole number from 0, found 'ten'"),
+    ('train: {epochs: 2.5}', 'train.epochs must be a whole number from 0, found 2.5'),
+    ('train: {epochs: true}', 'train.epochs must be a whole number from 0, found True'),
+    ('train: {epochs: -1}', 'train.epochs must be a whole number from 0, found -1'),
+    ('train: {lr: fast}', "train.lr must be a number above 0 or find, found 'fast'"),
+    ('train: {bs: 0}', 'train.bs must be a whole number from 1, found 0'),
+    ('train: {lr: .nan}', 'train.lr must be a number above 0 or find, found nan'),
+    ('train: {min_delta: .inf}', 'train.min_delta must be a number from 0, found inf'),
+    ('train: 3', 'train must be a section'),
+    ('train: {cbs: 3}', 'train.cbs must be a list of names or sections, found 3'),
+    ('seeds: 3', 'seeds must be a list of whole numbers, found 3'),
+    ('seeds: []', 'seeds must name at least one seed'),
+    ('seeds: [1, 1]', 'seeds names one twice'),
+    ('seed: 1\nseeds: [2]', 'give seed or seeds, not both'),
+    ('train: {loss: focal}', "train.loss must be one of logit_adjusted, ce for digits_lt, found focal"),
+    ('train: {loss: {name: logit_adjusted, tau: -1}}', 'train.loss.tau must be a number from 0, found -1'),
+    ('memory: {bank: Slotbank}', "memory.bank: 'Slotbank' is not one of SlotBank, ClassBank; did you mean SlotBank?"),
+    ('memory: {policy: raritty}', "memory.policy must be one of"),
+    ('memory: {policy: raritty}', "did you mean 'rarity'?"),
+    ('memory: {momentum: 1}', 'memory.momentum must be a number from 0 to below 1, found 1'),
+    ('memory: {capacity: 3}', 'memory.capacity is read by the bank ClassBank only, and memory.bank is SlotBank'),
+    ('memory: {bank: ClassBank, size: 3}', 'memory.size is read by the bank SlotBank only'),
+    ('memory: {head: add, whiten: true}', 'memory.whiten is read by the head vote only'),
+    ('memory: {head: add, k: [1, 2]}', 'memory.k must be a whole number from 1, found [1, 2]'),
+    ('memory: {head: replay}', 'memory.head replay needs memory.bank ClassBank, found SlotBank'),
+    ('memory: {head: lda}', 'memory.head lda needs memory.bank ClassBank, found SlotBank'),
+    ('memory: {head: vote}\ndata: {valid: 0}', 'memory.head vote is fitted on validation data, and data.valid is 0'),
+    ('memory: {n_classes: 3}', 'memory.n_classes is no key: SlotBank gets it from the experiment'),
+    ('memory: {bank: null}', 'memory.bank must be a name or a section, found null'),
+    ('memories: {2nd: {size: 3}}', "memories: '2nd' is no name"),
+    ('data: {name: digits_lt, root: x}', 'data.root is not read by digits_lt, it is by chestxray14'),
+    ('data: {name: digits_lt, channels: 3}', 'data.channels is not read by digits_lt, it is by'),
+    ('data: {name: cifar}', "data: 'cifar' is not one of"),
+    ('compare: [logit_ajusted]', 'did you mean logit_adjusted'),
+    ('compare: [vote]', 'compare has vote, which needs the features that a memory sees'),
+    ('memory: {head: vote}\ncompare: [vote]', 'compare has vote, which memory.head is already'),
+    ('memory: {head: vote}\ncompare: [lda]', 'compare lda needs memory.bank ClassBank'),
+    ('compare: [crt, crt]', 'compare names one twice: crt'),
+    ('compare: [balanced_sampling]\ntrain: {sampling: balanced}', 'which train.sampling is already'),
+    ('train: {patience: 3}', 'train.patience needs train.monitor'),
+    ('train: {phase2: {lr: [1e-3]}}', 'train.phase2.lr must be a list of two numbers'),
+    ('train: {frozen: true}', 'train.frozen needs a pretrained network (chest, timm), found small_cnn'),
+    ('train: {class_weights: true}', 'train.class_weights is for losses that have pos_weight (bce, focal, asymmetric), and train.loss is ce'),
+    ('train: {abnormal_only: true}', 'train.abnormal_only is for data whose items may have no class'),
+    ('train: {freeze_epochs: 1, freeze_cached: true}', 'train.freeze_cached is for models of a body and a head (chest), and model is small_cnn'),
+    ('model: timm', 'model.arch is needed: timm has no default for it'),
+    ('model: {arch: resnet18}', 'model.arch is not read by small_cnn, it is by chest, timm'),
+    ('name: ../x', 'name must be the name of a folder'),
+    ('name: 2024-31-12', 'not valid YAML'),
+    ('- a\n- b', 'the file must be a section'),
+    ('a: [1', 'not valid YAML'),
+    ('a: b: c', 'line 1: not valid YAML'),
+    ('base: x.yaml', 'its base leads back to itself'),
+    ('base: nope.yaml', 'nope.yaml: no such file'),
+    ('base: 3', 'base must be the path'),
+])
+def test_mistakes_in_a_file(yml, txt, msg):
+    e = err(load_config, yml(txt))
+    assert msg in e and 'yaml' in e, e      # the file is named
+
+@pytest.mark.parametrize('a,msg', [('memory.sise=3','did you mean memory.size?'), ('memory.size','is no override'), ('=3','is no override'), ('memory.size=[','has no valid value'),
+                                   ('memory=3','memory must be a section'), ('train.phase2.epoch=1','did you mean train.phase2.epochs?')])
+def test_mistakes_in_an_override(yml, a, msg):
+    e = err(load_config, yml(TINY), [a])
+    assert msg in e and e.startswith('command line: '), e
+
+@pytest.mark.parametrize('first,then,where', [('memory=null','memory.k=3','memory'), ('train.phase2=null','train.phase2.epochs=3','train.phase2')])
+def test_an_override_of_nothing(yml, first, then, where):
+    assert f'has nothing to set, as {where} is null' in err(load_config, yml(TINY), [first, then])
+
+def test_a_mistake_is_blamed_on_its_file(yml):
+    yml('train: {epoch: 3}\nmemory: {size: 0}', 'a.yaml')
+    assert 'a.yaml: unknown key train.epoch' in err(load_config, yml('base: a.yaml', 'b.yaml'))
+    yml('memory: {size: 0}', 'a.yaml')
+    e = err(load_config, yml('base: a.yaml\nmemory: {k: 2}', 'b.yaml'))
+    assert 'a.yaml: memory.size must be' in e and 'b.yaml' not in e
+
+def test_a_long_value_is_cut(yml): assert len(err(load_config, yml(f'train: {{epochs: "{"x"*9000}"}}')))<300
+
+def test_missing_file_names_the_nearest(yml, tmp_path):
+    yml(TINY, 'quick.yaml')
+    assert 'did you mean quick.yaml?' in err(load_config, tmp_path/'quik.yaml')
+    assert 'is a folder' in err(load_config, tmp_path)
+
+# layers
+
+def test_a_file_that_says_nothing_but_its_name_is_the_defaults(yml):
+    c = load_config(yml('name: a'))
+    m = c.memories['memory']
+    assert (m.bank.name, m.bank.size, m.bank.policy, m.head.name, c.data.name, c.model.name, c.train.loss.name)==('SlotBank',512,'rarity','add','digits_lt','small_cnn','ce')
+    assert m.bank.given==()
+
+def test_one_default_has_one_value():
+    "What YAML means where nothing is said is what the constructor means"
+    import inspect
+    for kind in ('bank','head','loss','data','model'):
+        for n,p in known(kind).items():
+            for k,q in p.keys.items():
+                own = inspect.signature(find(kind, n)).parameters[k].default
+                assert q.default==own, (kind, n, k)
+
+def test_base_chain_and_precedence(yml):
+    yml('seeds: [0, 1]\nmemory: {size: 8, k: 2}\ntrain: {lr: 1}', 'a.yaml')
+    yml('base: a.yaml\nmemory: {size: 16}\ntrain: {epochs: 3}', 'b.yaml')
+    c = load_config(yml('base: b.yaml\ntrain: {lr: 2}', 'c.yaml'), ['memory.k=4'])
+    m = c.memories['memory']
+    assert (c.seeds,m.bank.size,m.head.k,c.train.lr,c.train.epochs) == ([0,1],16,4,2.,3)
+    assert m.bank.given==('size',) and m.head.given==('k',)
+
+def test_longer_cycles(yml):
+    yml('base: b.yaml', 'a.yaml')
+    assert 'leads back to itself' in err(load_config, yml('base: a.yaml', 'b.yaml'))
+
+def test_no_memory_and_back(yml):
+    assert load_config(yml('memory: null')).memories=={}
+    yml('memory: null', 'a.yaml')
+    assert load_config(yml('base: a.yaml\nmemory: {size: 4}', 'b.yaml')).memories['memory'].bank.size==4
+
+@pytest.mark.parametrize('txt', ['memory: {bank: SlotBank, size: 8, head: vote, k: 3, at: layer4}', 'memory: {bank: {name: SlotBank, size: 8}, head: {name: vote, k: 3}, at: layer4}',
+    'memory: {bank: {size: 8}, head: {name: vote}, k: 3, at: layer4}', 'memories: {memory: {size: 8, head: vote, k: 3, at: layer4}}'])
+def test_flat_and_long(yml, txt):
+    m = load_config(yml(txt)).memories['memory']
+    assert (m.bank.size, m.head.name, m.head.k, m.callback['at'])==(8,'vote',3,'layer4') and m.head.temperature==.07
+
+@pytest.mark.parametrize('a,size', [('memory.size=5',5), ('memory.bank.size=6',6), ('memory.bank={name: SlotBank, size: 7}',7), ('memories.memory.size=8',8)])
+def test_the_later_word_counts_however_it_is_written(yml, a, size):
+    for txt in ('memory: {size: 1}','memory: {bank: {name: SlotBank, size: 1}}'):
+        assert load_config(yml(txt), [a]).memories['memory'].bank.size==size
+        assert load_config(yml(txt), [a, 'memory.size=9']).memories['memory'].bank.size==9
+
+def test_another_part_drops_what_it_does_not_read(yml):
+    yml('memory: {size: 64, head: vote, k: 7, whiten: true}\ntrain: {loss: {name: logit_adjusted, tau: .5}}', 'a.yaml')
+    m = load_config(yml('base: a.yaml\nmemory: {head: add}', 'b.yaml')).memories['memory']
+    assert m.head.name=='add' and m.head.k==7 and 'whiten' not in m.head
+    m = load_config(yml('base: a.yaml\nmemory: {bank: ClassBank}', 'b.yaml')).memories['memory']
+    assert m.bank.name=='ClassBank' and 'size' not in m.bank and m.head.whiten is True
+    assert load_config(yml('base: a.yaml\ntrain: {loss: ce}', 'b.yaml')).train.loss.args=={}
+    yml('memory: {head: vote, k: [3, 5]}', 'a.yaml')
+    assert load_config(yml('base: a.yaml\nmemory: {head: add}', 'b.yaml')).memories['memory'].head.k==3       # a list is nothing for add
+    yml('memory: {rescale: true}', 'a.yaml')        # said before the head is
+    assert load_config(yml('base: a.yaml\nmemory: {head: add}', 'b.yaml')).memories['memory'].head.rescale is True
+
+def test_several_memories(yml):
+    c = load_config(yml('memories: {rare: {bank: ClassBank}, early: {size: 8, head: vote, at: layer1}}'), ['memories.early.k=9', 'memory.size=4'])
+    assert list(c.memories)==['rare','early','memory'] and c.memories['rare'].head.name=='watch'
+    assert (c.memories['early'].head.k, c.memories['early'].callback['at'], c.memories['memory'].bank.size)==(9,'layer1',4)
+    assert flat(c)['memories.early.head.k']==9 and flat(c)['memory.bank.size']==4
+    assert list(load_config(yml('memories: {rare: {bank: ClassBank}, early: null}')).memories)==['rare']
+
+def test_a_key_that_both_read(yml, tmp_path):
+    (tmp_path/'two_keys.py').write_text('from memo.heads import MemoryHead\nclass Two(MemoryHead):\n    def __init__(self, bank, k:int=3, threshold:float=.5): super().__init__(bank, k)\n')
+    txt = 'memory: {head: two_keys.Two, threshold: .3}'
+    assert 'write memory.bank.threshold or memory.head.threshold' in err(load_config, yml(txt))
+    m = load_config(yml('memory: {head: {name: two_keys.Two, threshold: .3}}')).memories['memory']
+    assert (m.head.threshold, m.bank.threshold)==(.3,.2)
+
+def test_seed_replaces_seeds(yml): assert load_config(yml(TINY), ['seed=5']).seeds==[5]
+
+def test_sections_of_lists(yml):
+    c = load_config(yml('memory: {head: vote}\ntrain: {cbs: [{name: save_bank, every: 2}], metrics: [ece]}\ncompare: [{name: crt, steps: 5}]'))
+    assert c.train.cbs[0].every==2 and c.train.metrics[0].name=='ece' and c.compare[0].steps==5 and c.compare[0].wds==[.001,.1,1.,10.]
+    assert 'train.cbs.save_bank.every must be a whole number from 1, found 0' in err(load_config, yml('train: {cbs: [{name: save_bank, every: 0}]}'))
+
+def test_override(yml):
+    c = load_config(yml(TINY))
+    o = override(c, {'train.sampling':'balanced', 'memory':None, 'compare':[]})
+    assert o.train.sampling.name=='balanced' and o.memories=={} and c.memories and c.train.sampling is None
+    assert o.train==replace(c.train, sampling=o.train.sampling) and override(c, {})==c
+    a = override(c, {'memory.head':'add', 'compare':[]}).memories['memory'].head
+    assert a.name=='add' and a.k==part('head', 'add').keys['k'].default            # what was never said of vote is not said of add
+    assert 'train.epoch' in err(override, c, {'train.epoch':3})
+    changed = {k for k in flat(o) | flat(c) if flat(o).get(k)!=flat(c).get(k)}
+    assert {k.split('.')[0] for k in changed}=={'train','memory','compare'} and 'train.sampling' in changed
+
+# text
+
+@pytest.mark.parametrize('over', [[], ['memory=null'], ['memory.head=add','compare=[]'], ['train.phase2.epochs=2'], ['memories.rare={bank: ClassBank, capacity: 12MB}'],
+    ['memory.policy=fifo','train.metrics=[ece]','train.cbs=[{name: save_bank, every: 3}]','compare=[{name: crt, steps: 7}]','name=a b/ü','runs="its: #1"']])
+def test_to_yaml_reads_back(yml, over):
+    c = load_config(yml(TINY), over)
+    for comments in (False,True): assert load_config(yml(to_yaml(c, comments), 'y.yaml')) == c
+    assert from_dict(yaml.safe_load(to_yaml(c)), 'header')==c
+
+def test_every_key_has_a_comment(repo):
+    "`--print-config` says what each key is for"
+    for p in sorted((repo/'experiments').rglob('*.yaml')):
+        for line in to_yaml(load_config(p), comments=True).splitlines(): assert '  # ' in line, line
+
+def test_shipped_experiments(repo):
+    files = sorted((repo/'experiments').rglob('*.yaml'))
+    assert len(files)>=50
+    for p in files:
+        c = load_config(p)
+        assert c.name.split('/')[-1]==p.stem, p
+    c = load_config(repo/'experiments/quickstart.yaml')
+    assert len(c.seeds)==3 and [s.name for s in c.compare]==['logit_adjusted','balanced_sampling']
+
+def test_reading_imports_no_torch_and_is_quick(repo):
+    "CPU of a whole process, interpreter included"
+    code = '''import resource, sys
+from memo.config import load_config,to_yaml
+to_yaml(load_config(sys.argv[1]))
+u = resource.getrusage(resource.RUSAGE_SELF)
+print(u.ru_utime+u.ru_stime, 'torch' in sys.modules, 'fastai' in sys.modules)'''
+    got = [run_py(code, repo, repo/'experiments'/o).stdout.split() for o in ('quickstart.yaml','tail/fashion_lt.yaml','chestxray/memory_rarity_effv2s.yaml')]
+    assert all(o[1:]==['False','False'] for o in got) and min(float(o[0]) for o in got)<.3, got
+
+# parts of one's own
+
+OWN = '''
+import torch
+from torch import nn
+from fastai.callback.core import Callback
+from fastai.losses import CrossEntropyLossFlat
+from memo.banks import SlotBank
+from memo.core import Count,Fraction
+from memo.data import BalancedDL,digits_lt,small_cnn
+from memo.heads import RetrievalHead
+from memo.baselines import Baseline
+
+class MyBank(SlotBank):
+    "Slots and a shelf"
+    def __init__(self, size:Count=7, shelf:Fraction=.5, dim=None, n_classes=None, seed:int=0): super().__init__(size, dim, n_classes=n_classes, seed=seed)
+class MyHead(RetrievalHead):
+    "Adds twice"
+    def __init__(self, bank, k:Count=2, times:float=2.): super().__init__(bank, k)
+class MyCb(Callback):
+    "Counts"
+    def __init__(self, every:Count=4): self.every = every
+def my_data(
+    n_max:Count=30, # Of the largest
+    seed=0, bs:int=64, sampling=None
+):
+    "Digits again"
+    return digits_lt(n_max=n_max, ratio=6, valid=5, test=10, size=8, seed=seed, bs=bs, sampling=sampling)
+def my_model(c_in:int=1, n_classes:int=10, width:Count=8): "A line"; return nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(64*c_in, width), nn.ReLU(), nn.Linear(width, n_classes))
+def my_loss(smooth:Fraction=.1): "Smooth"; return CrossEntropyLossFlat(label_smoothing=smooth)
+def my_sampler(power:Fraction=.3): "In between"; return BalancedDL,dict(power=power)
+def my_metric(probs, y): "Share of the first class"; return float((probs.argmax(1)==0).float().mean())
+class MyBaseline(Baseline):
+    "Scaled outputs"
+    works_on = 'outputs'
+    def __init__(self, by:float=2.): self.by = by
+    def fit(self, train, valid, dls): return (lambda logits: logits*self.by),{}
+'''
+
+OWN_YAML = '''
+name: own
+seeds: [0]
+data: {name: pkg_h1.mine.my_data, n_max: 20}
+model: {name: pkg_h1.mine.my_model, width: 12}
+memory: {bank: pkg_h1.mine.MyBank, size: 9, head: {name: pkg_h1.mine.MyHead, times: 3}}
+train: {epochs: 1, bs: 16, loss: {name: pkg_h1.mine.my_loss, smooth: .2}, sampling: pkg_h1.mine.my_sampler, metrics: [pkg_h1.mine.my_metric], cbs: [{name: pkg_h1.mine.MyCb, every: 2}]}
+compare: [{name: pkg_h1.mine.MyBaseline, by: 3}]
+'''
+
+@pytest.fixture
+def own(tmp_path):
+    d = tmp_path/'elsewhere'
+    (d/'pkg_h1').mkdir(parents=True)
+    (d/'pkg_h1/__init__.py').write_text('')
+    (d/'pkg_h1/mine.py').write_text(OWN)
+    (d/'own.yaml').write_text(OWN_YAML)
+    yield d
+    for k in [k for k in sys.modules if k.startswith('pkg_h1')]: del sys.modules[k]
+
+def test_parts_of_ones_own(own):
+    "Each kind by dotted path, looked for beside the file; the path is left as it was"
+    was = list(sys.path)
+    c = load_config(own/'own.yaml')
+    assert sys.path==was
+    assert (c.data.n_max, c.model.width, c.memories['memory'].bank.size, c.memories['memory'].bank.shelf, c.memories['memory'].head.times)==(20,12,9,.5,3.)
+    assert (c.train.loss.smooth, c.train.sampling.power, c.train.cbs[0].every, c.compare[0].by, c.compare[0].kind)==(.2,.3,2,3.,'baseline')
+    assert str(own.resolve()) in c.path
+    f = foreign_parts(c)
+    assert len(f)==9 and all(Path(o['file'])==own.resolve()/'pkg_h1/mine.py' and len(o['blake2b'])==32 for o in f.values())
+    from memo.build import build_learner
+    learn = build_learner(c, 0)
+    assert type(learn.memory.bank).__name__=='MyBank' and learn.memory.bank.size==9 and learn.my_cb.every==2
+    assert learn.loss_func.func.label_smoothing==.2 and learn.dls.train.power==.3 and learn.model[2].out_features==12
+    assert 'my_metric' in [m.name for m in learn.metrics]
+
+@pytest.mark.parametrize('a,msg', [('memory.bank.shelf=1','memory.bank.shelf must be a number from 0 to below 1'), ('train.loss.smoth=.1','did you mean train.loss.smooth?'),
+    ('memory.bank=pkg_h1.mine.MyBnk','has no MyBnk; did you mean MyBank?'), ('memory.bank=pkg_h2.mine.MyBank','cannot be imported'), ('data=pkg_h1.mine.OWN','has no OWN')])
+def test_mistakes_in_ones_own(own, a, msg):
+    e = err(load_config, own/'own.yaml', [a])
+    assert msg in e and e.startswith('command line: '), e
+
+def test_a_run_folder_finds_them_again(own, tmp_path):
+    "The resolved text says where they were, so another folder and another process will do"
+    (tmp_path/'run').mkdir()
+    (tmp_path/'run/config.yaml').write_text(to_yaml(load_config(own/'own.yaml')))
+    code = 'import sys; from memo.config import load_config; print(load_config(sys.argv[1]).memories["memory"].bank.size)'
+    r = run_py(code, '/', tmp_path/'run/config.yaml')
+    assert r.stdout.strip()=='9', r.stderr
+    r = run_py(code, '/', own/'own.yaml')
+    assert r.stdout.strip()=='9', r.stderr
+
+def test_code_with_a_mistake_is_one_line(own):
+    (own/'pkg_h1/broken.py').write_text('import no_such_thing\n')
+    (own/'pkg_h1/wrong.py').write_text('1/0\n')
+    assert "No module named 'no_such_thing'" in err(load_config, own/'own.yaml', ['memory.bank=pkg_h1.broken.X'])
+    assert 'ZeroDivisionError' in err(load_config, own/'own.yaml', ['memory.bank=pkg_h1.wrong.X'])
+
+def test_what_only_a_constructor_tells(yml):
+    from memo.build import build_dls,build_memory
+    c = load_config(yml(TINY), ['memory={bank: ClassBank, capacity: 12XB, head: watch}'])
+    dls = build_dls(c, 0)
+    assert err(build_memory, c, dls).startswith('memory.bank.capacity: ')
+    assert err(build_dls, load_config(yml(TINY), ['data.n_max=900']), 0).startswith('data: ')
+    assert err(build_dls, load_config(yml(TINY), ['data.ratio=.5']), 0).startswith('data.ratio: ')
