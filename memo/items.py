@@ -173,7 +173,7 @@ def _look(o):
 def _glance(ds):
     "What changes, most likely, when a set is replaced, sorted or edited in place"
     items = getattr(ds, 'items', None)
-    return len(ds),_look(items) if items is not None else tuple((k,_look(v)) for k,v in vars(ds).items() if k!='_memo_ids')
+    return len(ds),_look(items) if items is not None else tuple((k,_look(v)) for k,v in getattr(ds, '__dict__', {}).items() if k!='_memo_ids')
 
 def item_ids(
     dl,         # A DataLoader or a data set

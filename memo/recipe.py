@@ -11,6 +11,7 @@ __all__ = ['adamw', 'head_module', 'body_head_splitter', 'Stage', 'phase1_stages
 # %% ../nbs/11_recipe.ipynb #67f36feb
 import io,random,re,time
 from dataclasses import dataclass,field
+from fastai.learner import SkipToEpoch
 from fastai.vision.all import *
 from .banks import Bank
 from .core import *
@@ -264,28 +265,37 @@ class StageCallback(Callback):
     def __init__(self, prog, i, start=None):
         self.prog,self.i,self.start = prog,i,start
         self.at = 0 if start is None else start['epoch']     # epochs of the stage that are done
-        self.depth,self.trained,self.pending = 0,False,False
+        self.depth,self.now,self.trained,self.pending,self.figures = 0,0,False,False,()
     @property
     def stage(self): return self.prog.stages[self.i]
 
     def before_fit(self): self.prog.set_momentum(self.stage.momentum)
-    def before_epoch(self): self.depth += 1     # not called for an epoch that is skipped
+    def before_epoch(self):     # not called for an epoch that is skipped
+        self.depth += 1
+        if self.depth>1: return
+        self.now = self.epoch       # a prediction makes it 0
+        for cb in self.learn.cbs:
+            if isinstance(cb, SkipToEpoch): cb._skip_to = 0     # all is skipped that was to be, and a prediction is not
+
     def before_train(self):
         if self.depth==1: self.trained,self.t0 = True,time.time()
+
+    def after_validate(self):
+        if self.trained and self.depth==1: self.figures = list(self.recorder.log[1:])     # before anything else is predicted
 
     def after_epoch(self):
         if self.depth==0: return self._skipped()
         self.depth -= 1
         if self.depth or not self.trained: return
-        self.trained,self.start,r,p = False,None,self.recorder,self.prog
-        row = dict(zip(r.metric_names[1:], map(_scalar, r.values[-1])))
+        self.trained,self.start,p = False,None,self.prog
+        row = dict(zip(self.recorder.metric_names[1:], map(_scalar, self.figures)))
         p.rows.append(dict(stage=self.stage.name, epoch=self.at, **row, seconds=round(time.time()-self.t0, 2)))
         if self.stage.monitor is not None: p.wait = 0 if p.new_best(row.get(self.stage.monitor), self.at, self.stage, self.i) else p.wait+1
         self.at += 1
         if p.log is not None and not rank_distrib(): p.log(p.rows[-1])
         if self.stage.patience and self.stage.monitor is not None and p.wait>=self.stage.patience: raise CancelFitException()
         if self.at<self.stage.epochs:
-            if self.epoch+1<self.n_epoch: self._save()
+            if self.now+1<self.n_epoch: self._save()
             else: self.pending = True
 
     def after_fit(self):
@@ -303,8 +313,8 @@ class StageCallback(Callback):
         return None if s is None else s.state_dict()
 
     def _skipped(self):
-        "Before the first epoch that is not skipped: everything as it was when the checkpoint was saved"
-        if self.start is None or self.epoch+1!=self.start['epoch']: return
+        "After each epoch that is skipped, the last of them counts: everything as it was when the checkpoint was saved"
+        if self.start is None: return
         o,r = self.start['recorder'],self.recorder
         r.lrs,r.iters,r.values,r.losses = list(o['lrs']),list(o['iters']),L(o['values']).map(L),list(o['losses'])
         r.smooth_loss.count,r.smooth_loss.val = o['count'],to_device(o['val'], self.learn.smooth_loss.device if hasattr(self.learn,'smooth_loss') else 'cpu')
@@ -358,7 +368,9 @@ def _run_stages(learn, prog, ck, cbs):
         else:
             prog.load(start)
             prog.set_rng(start)
+        dls = learn.dls
         s.run(learn, L(cbs)+[StageCallback(prog, i, start)], epoch if start else 0)
+        learn.dls = dls         # a stream leaves its last one
         if i+1==len(stages) or stages[i+1].phase!=s.phase:
             prog.load_best()
             prog.new_phase()

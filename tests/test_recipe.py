@@ -1,10 +1,11 @@
 "Stages, really frozen epochs, the best epoch, checkpoints and resuming"
-import errno, random
+import errno, random, tarfile
 from pathlib import Path
 import pytest
 from fastai.vision.all import *
 from memo.core import MemoError
-from memo.banks import SlotBank
+from memo.banks import Bank,SlotBank
+from memo.heads import MemoryHead
 from memo.callbacks import MemoryCallback
 from memo.recipe import *
 from memo import recipe
@@ -53,6 +54,25 @@ def test_splitter_groups():
 def test_splitter_puts_the_memory_aside():
     learn = make(memory=True)
     assert [len(o) for o in body_head_splitter(learn.model)] == [4,2]
+
+class OwnHead(MemoryHead):
+    "Somebody's own, from a module that memo does not know"
+    def __init__(self, bank):
+        super().__init__(bank, 1)
+        self.scale = nn.Parameter(torch.ones(3))
+
+class OwnBank(SlotBank):
+    def __init__(self):
+        super().__init__(4)
+        self.mine = nn.Parameter(torch.ones(4,3))
+
+@pytest.mark.parametrize('make_part', [lambda: OwnHead(SlotBank(4)), OwnBank, lambda: OwnHead(OwnBank())])
+def test_parameters_of_ones_own_memory_are_in_the_head_group(make_part):
+    m = make().model
+    m.insert(2, make_part())
+    body,head = body_head_splitter(m)
+    own = {id(p) for p in m[2].parameters()}
+    assert own and own<={id(p) for p in head} and not own&{id(p) for p in body}
 
 def test_splitter_without_head():
     with pytest.raises(MemoError, match='no nn.Linear'): body_head_splitter(nn.Sequential(nn.Conv2d(1,1,1), nn.ReLU()))
@@ -105,6 +125,27 @@ def test_momentum_and_data_of_each_phase():
     assert set(seen[:18]) == {(.9,False)} and set(seen[18:]) == {(.9999,True)}
 
 def test_momentum_without_memory(): assert len(two_phase(make()))==5
+
+@pytest.mark.parametrize('stop', [None,3,25])
+def test_momentum_is_put_back(tmp_path, stop):
+    "Of every memory in the model, and whether the recipe ends or is stopped; a resumed one knows what was there before the first stage"
+    def two():
+        learn = make(memory=True)
+        learn.model.add_module('second', nn.Identity())
+        learn.model.second.bank = SlotBank(8, momentum=.25)
+        return learn
+    learn,seen = two(),[]
+    class See(Callback):
+        def before_batch(self): seen.append((self.learn.memory.bank.momentum, self.model.second.bank.momentum))
+    def now(learn): return learn.memory.bank.momentum,learn.model.second.bank.momentum
+    if stop is None: two_phase(learn, cbs=See())
+    else:
+        with pytest.raises(KeyboardInterrupt): two_phase(learn, cbs=[See(),StopAt(stop)], checkpoint=tmp_path)
+    assert now(learn)==(0.,.25) and set(seen)<={(.9,.9),(.9999,.9999)} and (stop==3 or len(set(seen))==2)
+    if stop is not None:
+        learn = two()
+        two_phase(learn, checkpoint=tmp_path, resume=True)
+        assert now(learn)==(0.,.25)
 
 def test_another_loss_for_each_phase():
     learn = make()
@@ -235,3 +276,142 @@ def test_real_save_is_exact_after_best_and_patience(tmp_path):
     with pytest.raises(KeyboardInterrupt): two_phase(b, checkpoint=tmp_path/'b', cbs=StopAt(15), **kw)
     c = make(memory=True)
     same(h, two_phase(c, checkpoint=tmp_path/'b', resume=True, **kw)); same_model(a, c)
+
+# any way of fitting
+
+def test_fit_by_name():
+    a = make()
+    recipe._warm(a.dls.loaders)
+    with quiet(a): a.fit_flat_cos(3, 1e-2, pct_start=.5)
+    b = make()
+    with quiet(b): h = fit_stages(b, [Stage('flat', 3, 1e-2, fit='fit_flat_cos', kw=dict(pct_start=.5))])
+    same_model(a, b)
+    assert h.epoch.tolist()==[0,1,2]
+
+@pytest.mark.parametrize('fit', ['fit_one_cylce','dls',None])
+def test_unknown_way_of_fitting(fit):
+    learn = make()
+    with pytest.raises(MemoError, match='stage odd: fit=.*is accepted'), quiet(learn): fit_stages(learn, [Stage('odd', 1, fit=fit)])
+
+def parts(learn, n=3):
+    "A stream: the same items in loaders of their own, which shuffle by their own random states"
+    res = [DataLoaders(learn.dls.train.new(shuffle=True), learn.dls.valid) for _ in range(n)]
+    for i,o in enumerate(res): o.train.rng = random.Random(i)
+    return res
+
+def stream(parts, epochs):
+    "A way of fitting that makes a fit for each of `parts`"
+    def fit(learn, stage, cbs, start_epoch):
+        for i,dls in enumerate(parts):
+            if start_epoch>=(i+1)*epochs: continue
+            learn.dls = dls
+            torch.rand(1), random.random()      # what lies between two fits may draw
+            learn.fit(epochs, 1e-2*(i+1), cbs=cbs, start_epoch=max(0, start_epoch-i*epochs))
+    return fit
+
+def stages_of(learn):
+    ps = parts(learn)
+    return [Stage('before', 1, 1e-2, True), Stage('stream', 6, fit=stream(ps, 2), loaders=ps, freeze=False, momentum=.5), Stage('after', 1, 1e-3)]
+
+def run_stream(folder=None, resume=False, cbs=None):
+    learn = make(memory=True)
+    with quiet(learn): return learn,fit_stages(learn, stages_of(learn), checkpoint=folder, resume=resume, cbs=cbs)
+
+@pytest.fixture(scope='module')
+def whole_stream(): return run_stream()
+
+def test_a_stream_is_a_stage(whole_stream):
+    _,h = whole_stream
+    assert h.stage.tolist()==['before']+['stream']*6+['after'] and h.epoch.tolist()==[0,*range(6),0]
+
+@pytest.mark.parametrize('n', [3,8,14,19,20,26,31,40,45])
+def test_a_stream_resumes_exactly(tmp_path, whole_stream, n):
+    "Stopped before, in and between the fits of a stage"
+    a,h = whole_stream
+    with pytest.raises(KeyboardInterrupt): run_stream(tmp_path, cbs=StopAt(n))
+    random.random(); torch.rand(3); np.random.rand()
+    c,h2 = run_stream(tmp_path, resume=True)
+    same(h, h2); same_model(a, c)
+
+def test_another_way_of_fitting_is_another_recipe(tmp_path):
+    learn = make()
+    with quiet(learn): fit_stages(learn, [Stage('a', 1, 1e-2)], checkpoint=tmp_path)
+    with pytest.raises(MemoError, match='has fit=fit_one_cycle there, fit_flat_cos here'), quiet(learn):
+        fit_stages(learn, [Stage('a', 1, 1e-2, fit='fit_flat_cos')], checkpoint=tmp_path, resume=True)
+
+# a fit in which others are made
+
+class Look(Callback):
+    "Predicts or validates in the middle of the fit, in the event it is told; not in epochs that are skipped, where fastai itself cannot"
+    def __init__(self, event, order, call):
+        self.order,self.busy,self.n,self.trained = order,False,0,False
+        setattr(self, event, partial(self.look, call))
+    def before_train(self): self.trained = True
+    def look(self, call):
+        if self.busy or not self.trained: return
+        self.busy,self.n = True,self.n+1
+        with self.learn.no_bar(), self.learn.no_logging(): call(self.learn)
+        self.busy = self.trained = False
+
+@pytest.mark.parametrize('call', [lambda l: l.get_preds(), lambda l: l.validate()], ids=['get_preds','validate'])
+@pytest.mark.parametrize('event,order', [('after_epoch',60),('after_epoch',0),('after_epoch',90),('after_validate',1)])
+def test_a_prediction_inside_is_no_epoch(tmp_path, event, order, call):
+    def run(cbs, folder, resume=False, stop=None):
+        learn = make()
+        learn.metrics = L()
+        with quiet(learn): h = fit_stages(learn, [Stage('a', 3, 1e-2), Stage('b', 2, 1e-3)], checkpoint=folder, cbs=L(cbs)+L(stop), resume=resume)
+        return h
+    look = Look(event, order, call)
+    h = run(look, tmp_path/'a')
+    assert look.n>=5 and h.stage.tolist()==['a']*3+['b']*2 and h.epoch.tolist()==[0,1,2,0,1] and h.notna().all().all()
+    with pytest.raises(KeyboardInterrupt): run(Look(event, order, call), tmp_path/'b', stop=StopAt(15))
+    same(h, run(Look(event, order, call), tmp_path/'b', resume=True))
+
+# the experiment
+
+def begun(folder, experiment):
+    learn = make()
+    with pytest.raises(KeyboardInterrupt), quiet(learn): fit_stages(learn, [Stage('a', 3, 1e-2)], checkpoint=folder, cbs=StopAt(8), experiment=experiment)
+def go_on(folder, experiment):
+    learn = make()
+    with quiet(learn): return fit_stages(learn, [Stage('a', 3, 1e-2)], checkpoint=folder, resume=True, experiment=experiment)
+
+here = {'train.lr':.01, 'data.name':'digits_lt', 'memory.bank.size':512, 'memory.head.k':(5,10), 'runs':Path('a/b'), 'train.loss':None}
+
+def test_the_same_experiment_goes_on(tmp_path):
+    begun(tmp_path, here)
+    assert len(go_on(tmp_path, {**here, 'memory.head.k':[5,10], 'runs':'a/b'}))==3
+
+@pytest.mark.parametrize('other,msg', [({**here, 'train.lr':.02}, 'train.lr is 0.01 there, 0.02 here'), ({**here, 'memory.head.k':[5,20]}, r'memory.head.k is \[5, 10\] there, \[5, 20\] here'),
+    ({k:v for k,v in here.items() if k!='train.loss'}, 'train.loss is None there, not given here'), ({**here, 'memory.bank.momentum':.9}, 'memory.bank.momentum is not given there, 0.9 here'),
+    ({**here, 'train.lr':.02, 'runs':'x'*9000, 'data.name':'fashion_lt'}, r"train.lr is 0.01 there, 0.02 here \(and 2 more: data.name, runs\)")])
+def test_another_experiment_is_refused_by_its_key(tmp_path, other, msg):
+    begun(tmp_path, here)
+    was = {p.name:p.read_bytes() for p in tmp_path.iterdir()}
+    with pytest.raises(MemoError, match=msg) as e: go_on(tmp_path, other)
+    assert '\n' not in str(e.value) and len(str(e.value))<500
+    assert {p.name:p.read_bytes() for p in tmp_path.iterdir()}==was       # and nothing is lost
+
+def test_a_checkpoint_that_does_not_say(tmp_path):
+    begun(tmp_path, None)
+    with pytest.raises(MemoError, match='does not say which experiment'): go_on(tmp_path, here)
+
+def test_checkpoints_of_the_last_version_are_refused_in_one_line(tmp_path, repo):
+    with tarfile.open(repo/'tests/golden/runs.tar.xz') as t: t.extractall(tmp_path, filter='data')
+    learn = make()
+    with pytest.raises(MemoError, match='memo 0.1.0') as e, quiet(learn): fit_stages(learn, [Stage('train', 2, 1e-2)], checkpoint=tmp_path/'runs/cut/checkpoints', resume=True)
+    assert '\n' not in str(e.value) and 'pip install fastmemo==0.1.0' in str(e.value) and 'without resume' in str(e.value)
+
+# what a later stage does not say
+
+@pytest.mark.parametrize('n', [14,20])
+def test_resume_knows_what_earlier_stages_left(tmp_path, n):
+    "Loss, loaders and freezing of a stage that says none are those of the stages before it, also in a process that never ran them"
+    def stages(): return [Stage('a', 1, 1e-2, True, loss_func=LabelSmoothingCrossEntropyFlat(eps=.3), dls=make(bs=6).dls), Stage('b', 1, 1e-2), Stage('c', 1, 1e-2)]
+    def run(folder, resume=False, cbs=None):
+        learn = make()
+        with quiet(learn): return learn,fit_stages(learn, stages(), checkpoint=folder, resume=resume, cbs=cbs)
+    a,h = run(tmp_path/'a')
+    with pytest.raises(KeyboardInterrupt): run(tmp_path/'b', cbs=StopAt(n))
+    c,h2 = run(tmp_path/'b', resume=True)
+    same(h, h2); same_model(a, c)
