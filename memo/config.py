@@ -365,7 +365,7 @@ def all_sections(cfg):
         if o is not None: yield from ((f'{p}.{k}',getattr(o, k)) for k in ('loss','sampling') if getattr(o, k) is not None)
     for k,ss in (('train.metrics',t.metrics), ('train.cbs',t.cbs), ('compare',cfg.compare)): yield from ((k,s) for s in ss)
 
-# %% ../nbs/13_config.ipynb #ab2080ec
+# %% ../nbs/13_config.ipynb #5ed52a9f
 def facts(s): return {} if s is None else part(s.kind, s.name).facts
 
 def check(cfg, draft=None):
@@ -389,7 +389,8 @@ def check(cfg, draft=None):
 
 def _check_task(cfg, fail):
     "Losses, samplers and metrics say which task they are for"
-    t = task(cfg)
+    from memo.baselines import task_kind
+    t = task_kind(cfg)
     for here,s in all_sections(cfg):
         f = facts(s)
         if s.kind in ('loss','sampler','metric') and None not in (t, f.get('task')) and f['task']!=t:
@@ -419,7 +420,8 @@ def _check_head(cfg, here, head, bank, fail):
     for need in f.get('needs') or ():
         has = [n for n,p in known('bank').items() if need in p.facts.get('offers', [])]
         if has and '.' not in bank.name and need not in offers: fail(here, f"{here} {head.name} needs memory.bank {' or '.join(has)}, found {bank.name}")
-    t,of = task(cfg),facts(bank).get('task')
+    from memo.baselines import task_kind
+    t,of = task_kind(cfg),facts(bank).get('task')
     if None not in (t, of) and t!=of and (f.get('mixes') or f.get('adds_rows')):
         fail(here, f"{here} {head.name} on a {bank.name} is for {of} data, and {cfg.data.name} is {t}; memory.head vote with a SlotBank is accepted")
     if f.get('mixes') and cfg.data.get('valid')==0: fail(here, f"{here} {head.name} is fitted on validation data, and data.valid is 0: give a share of validation, or memory.head=add")
