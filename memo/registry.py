@@ -84,7 +84,7 @@ def register(
         return f
     return _register
 
-# %% ../nbs/00_registry.ipynb #4feeac2b
+# %% ../nbs/00_registry.ipynb #0149faa2
 def _index():
     try: from memo._parts import parts
     except ImportError: return {}    # while the index is made for the first time
@@ -105,7 +105,7 @@ def known(
 def _names(kind):
     "Every name that a part goes by: that of its registration, and its class or function's"
     ps = known(kind)
-    return {**{p.symbol:p for p in ps.values()}, **ps}
+    return {**{p.symbol.rpartition('.')[2]:p for p in ps.values()}, **ps}
 
 @contextlib.contextmanager
 def importing_from(*folders):
