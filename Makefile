@@ -19,9 +19,10 @@ test: .venv/.dev
 
 env: .venv/.dev
 
-# from the notebooks to memo/ and README.md
+# from the notebooks to memo/, the index of its parts, and README.md
 sync: .venv/.dev
 	$(py) .venv/bin/nbdev-export
+	$(py) -m memo.registry
 	$(py) .venv/bin/nbdev-clean
 	$(py) -m nbconvert --log-level WARN --to markdown nbs/index.ipynb --output-dir=. --output=README
 

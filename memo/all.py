@@ -1,5 +1,7 @@
 "The names a user types, for `from memo.all import *`; everything else is imported from its module"
 from .core import MemoError,settings
+from .schema import Param
+from .registry import known,register
 from .retrieval import Read,class_votes,read_rows,within_whitener
 from .policies import Candidates,Policy,policies
 from .banks import Bank,SlotBank
@@ -27,7 +29,7 @@ from .baselines import Baseline
 from .plots import plot_bank,plot_classes,plot_comparison,plot_counts,plot_history,plot_reliability,plot_results
 from .bankplots import bank_table,open_bank,plot_classbank,plot_similarity,plot_stored
 from .results import Row,compare,format_results,label,results
-from .config import load_config
+from .config import Section,load_config,override
 from .build import build_dls,build_learner
 from .evaluation import evaluate
 from .experiment import evaluate_model,evaluate_run,load_run,run_experiment

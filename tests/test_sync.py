@@ -8,7 +8,7 @@ def _files(d):
 
 @pytest.fixture(scope='module')
 def fresh(repo, tool, tmp_path_factory):
-    "A copy of the notebooks, exported and cleaned; of memo/ only what is written by hand is copied"
+    "A copy of the notebooks, exported and cleaned, and the index of their parts; of memo/ only what is written by hand is copied"
     d = tmp_path_factory.mktemp('sync')
     for f in ('pyproject.toml','setup.cfg','settings.ini'): shutil.copy(repo/f, d)
     shutil.copytree(repo/'nbs', d/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints','data','models','runs'))
@@ -17,6 +17,8 @@ def fresh(repo, tool, tmp_path_factory):
     for c in ('nbdev-export','nbdev-clean'):
         r = tool(c, cwd=d)
         assert r.returncode == 0, f'{c}: {r.stdout}{r.stderr}'
+    r = subprocess.run([sys.executable, '-m', 'memo.registry'], cwd=d, capture_output=True, text=True)     # the index of parts, made from nothing
+    assert r.returncode == 0, r.stderr
     return d
 
 def _same(want, got, fix):
