@@ -135,10 +135,10 @@ class TapOut(Tap):
 
 class Wrapped(nn.Module):
     "A module and the memory behind it, in its place"
-    def __init__(self, inner):
+    def __init__(self, module, name):
         super().__init__()
-        self.inner = inner
-    def forward(self, *args, **kwargs): return getattr(self, self.name)(self.inner(*args, **kwargs))
+        self.wrapped,self.memory_name = module,name
+    def forward(self, *args, **kwargs): return getattr(self, self.memory_name)(self.wrapped(*args, **kwargs))
 
 def check_name(
     name:str,           # Of a memory
@@ -158,15 +158,14 @@ def attach(
 ) -> nn.Module:
     "Put `head` into `model`, in place"
     if name in memories(model): raise MemoError(f"this model has a memory called {name!r} already: give name=, or detach(model, {name!r}) first")
+    if wrap and at is None: raise MemoError("wrap=True needs at=, the name of the module to wrap")
     where,m,front = find_place(model, at)
+    if wrap: where,m = at,Wrapped(model.get_submodule(at), name)
     check_name(name, model, *([] if m is model else [m]))
     if any(h is head for h in memories(model).values()): raise MemoError("this memory is in the model already: make one for each place")
     if wrap:
-        if at is None: raise MemoError("wrap=True needs at=, the name of the module to wrap")
         parent,_,key = at.rpartition('.')
-        where,m = at,Wrapped(model.get_submodule(at))
         setattr(model.get_submodule(parent), key, m)
-        m.name = name
         m.train(model.training)
     m.add_module(name, head)
     (gate := _gate(model)).add(head)
@@ -210,7 +209,7 @@ def _take_out(model, name, head):
             del m._modules[key]
             if isinstance(m, Wrapped):
                 parent,_,k = path.rpartition('.')
-                setattr(model.get_submodule(parent), k, m.inner)
+                setattr(model.get_submodule(parent), k, m.wrapped)
             where = f'{path}.{key}'.lstrip('.')
     for m in model.modules():
         g = vars(m).get('forward')

@@ -52,8 +52,9 @@ class _Carrying(_FakeLoader):
 
 def _traceable(d):
     "Does the loader make its batches in fastai's way?"
+    if not isinstance(d, DataLoader): return False      # `show_results` goes through a list with one batch
     dl = vars(d).get('dl', d)
-    if not isinstance(d, DataLoader) or not isinstance(dl, DataLoader) or dl.prebatched or not dl.indexed or dl.n is None: return False
+    if not isinstance(dl, DataLoader) or dl.prebatched or not dl.indexed or dl.n is None: return False
     mine = lambda k: k in vars(dl) or getattr(type(dl), k) is not getattr(DataLoader, k)
     if mine('create_batches') or mine('do_batch') or type(d).__iter__ not in (DataLoader.__iter__, TensorDL.__iter__): return False
     return not mine('create_item') or type(dl).do_item is not DataLoader.do_item    # one that makes items of its own kind
@@ -63,12 +64,16 @@ class Traced(GetAttr):
     _default = 'dl'
     def __init__(self, dl): self.dl,self.at,self.batch = dl,None,None
     def __len__(self): return len(self.dl)
+    over = noop     # called when a pass ends, well or not
     def __iter__(self):
-        if not _traceable(self.dl):
-            self.at = None
-            for self.batch in self.dl: yield self.batch
-        else: yield from self._batches(self.dl)
-        self.batch = None
+        try:
+            if not _traceable(self.dl):
+                self.at = None
+                for self.batch in self.dl: yield self.batch
+            else: yield from self._batches(self.dl)
+        finally:
+            self.batch = None
+            self.over(self)
 
     def _batches(self, dl):
         dl.randomize()
@@ -147,6 +152,13 @@ class _Loop:
     step,rows,item,group,declared,was,last = None,None,None,None,False,None,(None,None)
     def __init__(self, traced, item, group): self.traced,self.items,self.groups = traced,item,group
 
+def _passes(learn):
+    "How many passes over a loader are running now, in this thread"
+    f,code,n = sys._getframe(),Learner.all_batches.__code__,0
+    while f is not None:
+        n,f = n+(f.f_code is code and f.f_locals.get('self') is learn),f.f_back
+    return n
+
 class _Quick(Callback):
     "A callback that costs next to nothing at events that it does not have"
     def __call__(self, event_name):
@@ -165,12 +177,12 @@ class BatchReady(_Quick):
 
 class BatchIds(_Quick):
     "`learn.item` and `learn.group`: whose rows the batch in flight has"
-    order,_stateattrs = -10**6,('loops','warned','depths','known')
+    order,_stateattrs = -10**6,('loops','warned','known')
     def __init__(self,
         item=None,  # What names an item, if not its content: a column of the data frame, or a function of an item
         group=None  # What names its group (patient): the same
-    ): self.by_item,self.by_group,self.loops,self.depths,self.warned,self.known = item,group,[],[],False,{}
-    def _init_state(self): self.loops,self.depths,self.warned,self.known = [],[],False,{}
+    ): self.by_item,self.by_group,self.loops,self.warned,self.known = item,group,[],False,{}
+    def _init_state(self): self.loops,self.warned,self.known = [],False,{}
 
     @property
     def step(self):
@@ -178,24 +190,37 @@ class BatchIds(_Quick):
         return self.loops[-1].step if self.loops else None
 
     def before_fit(self):
-        if not hasattr(self.learn, 'batch_ready'): self.learn.add_cb(BatchReady())
-        self.depths.append(len(self.loops))
-        if len(self.depths)==1: self.known.clear()
+        if 'batch_ready' not in vars(self.learn): self.learn.add_cb(BatchReady())
+        self._drop(_passes(self.learn))     # those of a fit that was interrupted
+        if not self.loops: self.known.clear()
 
     def after_fit(self):
-        if self.depths: del self.loops[self.depths.pop():]     # of predictions in it that were cut short
-        if not self.depths: self.known.clear()
+        if not self.loops: self.known.clear()
+
+    def _drop(self, n):
+        "Keep the first `n` passes"
+        while len(self.loops)>n:
+            self.end_batch()
+            self.loops.pop()
 
     def _whose(self, dl):
         "Ids of the items of a loader, and of their groups"
         ds = getattr(dl, 'dataset', None)
-        if id(ds) not in self.known: self.known[id(ds)] = ds,item_ids(dl, self.by_item),None if self.by_group is None else group_ids(dl, self.by_group)
+        if id(ds) not in self.known: self.known[id(ds)] = ds,self._named(item_ids, dl, self.by_item),None if self.by_group is None else self._named(group_ids, dl, self.by_group)
         return self.known[id(ds)][1:]
+
+    def _named(self, ids, dl, by):
+        "Ids by what `by` says; items that are not trained on, such as a single image to predict, need not have it"
+        try: return ids(dl, by)
+        except Exception:
+            if self.training or by is None: raise
 
     def begin(self):
         "A pass over a loader begins"
         dl = self.learn.dl
+        self._drop(_passes(self.learn))
         self.learn.dl = t = Traced(dl)
+        t.over = self._over
         ok = _traceable(dl)
         if not ok and self.training: self._warn("the training loader is not fastai's, or makes its batches in a way of its own, so items are not known and a query may find itself")
         self.loops.append(_Loop(t, *(self._whose(dl) if ok else (None,None))))
@@ -267,6 +292,11 @@ class BatchIds(_Quick):
             h.__dict__.pop('_step', None)
         self.learn.item,self.learn.group = loop.last
         loop.step = loop.rows = None
+
+    def _over(self, traced):
+        "A pass ends; where that is by an error, nothing of its last batch stays"
+        at = next((i for i,o in enumerate(self.loops) if o.traced is traced), None)
+        if at is not None and sys.exc_info()[0] is not None: self._drop(at)
 
     def end(self):
         if not self.loops: return

@@ -110,11 +110,10 @@ class MemoryCallback(Callback):
         else: self._enter(v)
 
     def _enter(self, learn):
-        taken = vars(learn).get(self._name)
-        if taken is not None or self._name in vars(learn) or hasattr(Learner, self._name): raise MemoError(f"name: the learner has something called {self._name!r} already; give the memory another name=")
         model = get_model(learn.model)
         if self._head is None: self._drive(learn, memories(model))
-        else: self._put_in(learn, model)
+        if self._name in vars(learn): raise MemoError(f"name: the learner has something called {self._name!r} already; give the memory another name=")
+        if self._head is not None: self._put_in(learn, model)
         self.__dict__['_learn'] = learn
         try: self._ids(learn)
         except MemoError:
@@ -171,6 +170,7 @@ class MemoryCallback(Callback):
         self.__dict__['_learn'] = None
         self._fits = []
         if learn is None: return
+        self._drop_columns(learn)       # of a fit that was interrupted
         if self._mine: self._head,self._mine = detach(get_model(learn.model), self._name) or self._head,False
         for n in self.names or ():
             if n!=self._name and isinstance(vars(learn).get(n), MemoryCallback): delattr(learn, n)
@@ -364,9 +364,10 @@ class MemoryCallback(Callback):
         self.learn.metrics = self.learn.metrics + self._fits[-1].columns     # the outer fit goes on
         if f.names is not None and hasattr(self.learn, 'recorder'): self.learn.recorder.metric_names = f.names
 
-    def _drop_columns(self):
-        if any(isinstance(o, Column) and o.cb is self for o in self.learn.metrics):
-            self.learn.metrics = L(o for o in self.learn.metrics if not (isinstance(o, Column) and o.cb is self))
+    def _drop_columns(self, learn=None):
+        learn = ifnone(learn, self.learn)
+        if any(isinstance(o, Column) and o.cb is self for o in learn.metrics):
+            learn.metrics = L(o for o in learn.metrics if not (isinstance(o, Column) and o.cb is self))
 
 @patch(as_prop=True)
 def memories(self:Learner)->dict: # Name -> the callback that drives it

@@ -1,0 +1,493 @@
+"Several memories in one model: by name, their order, what a forward leaves, fits inside fits, threads, timm's other ways in, copies and traced graphs"
+import io, pickle, threading, warnings
+import pytest, timm, torch
+from fastai.vision.all import *
+from memo.attach import Gate, Tap, attach, detach, memories
+from memo.banks import Bank, SlotBank
+from memo.callbacks import MemoryCallback, SaveBank
+from memo.classbank import ClassBank
+from memo.collect import *
+from memo.core import MemoError
+from memo.data import digits_lt, small_cnn
+from memo.heads import MemoryHead, ReplayHead, RetrievalHead, Step, in_step
+from memo.items import item_ids
+from memo import plots
+from memo.votes import LDAHead, PrototypeHead, VoteHead
+import copy
+for k in [k for k in globals() if k.startswith('test')]: del globals()[k]     # fastcore's, which pytest would run
+
+@pytest.fixture(scope='module')
+def dls(): return digits_lt(seed=0, n_max=40, ratio=8, valid=6, test=10)
+
+def three():
+    return [MemoryCallback(ClassBank(10, capacity=16), name='rare'),
+            MemoryCallback(SlotBank(64, policy='fifo'), head='add', at='4', name='early'),
+            MemoryCallback(SlotBank(256, policy='fifo'), head='vote')]
+
+def learner(dls, cbs, seed=0, **kw):
+    set_seed(seed, reproducible=True)
+    dls.train.rng = random.Random(seed)
+    return Learner(dls, small_cnn(1, 10), metrics=accuracy, cbs=cbs, **kw)
+
+def quiet(learn): return ContextManagers([learn.no_bar(), learn.no_logging()])
+def fit(learn, n=2, **kw):
+    with quiet(learn): learn.fit(n, 1e-2, **kw)
+    return learn
+
+def bare(model): return not memories(model) and not any(isinstance(f, Tap) for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks) for f in h.values()) \
+    and 'forward' not in vars(model) and not hasattr(model, '_ddp_params_and_buffers_to_ignore')
+
+# three at once
+
+def test_each_has_its_bank_its_columns_and_its_callback(dls):
+    learn = fit(learner(dls, three()))
+    assert list(learn.memories)==['rare','early','memory'] and learn.memories['early'] is learn.early
+    names = learn.recorder.metric_names
+    assert [o for o in names if '_' in o and 'loss' not in o]==['rare_fill','rare_turnover','early_fill','early_turnover','early_hit','memory_fill','memory_turnover','memory_hit']
+    row = dict(zip(names[1:], learn.recorder.values[-1]))
+    assert row['early_fill']==1 and row['memory_fill']==len(learn.memory.bank)/256 and 0<row['memory_hit']<=1
+    assert len(learn.rare.bank)>0 and learn.early.bank.dim!=learn.memory.bank.dim
+    with pytest.raises(MemoError, match='say which with memory='): learn.recall(n=2)
+    assert learn.recall(n=2, memory='early').weight.shape==(2,3)
+    learn.show_memories(2, memory='memory')
+    with pytest.raises(MemoError, match="did you mean 'early'"): learn.show_memories(2, memory='erly')
+
+def test_off_takes_one_out(dls):
+    learn = fit(learner(dls, three()))
+    x = dls.valid.one_batch()[0].as_subclass(Tensor)
+    m = learn.model.eval()
+    with torch.no_grad():
+        whole = m(x)
+        with learn.memory.off(): no_vote = m(x)
+        with learn.early.off(): no_add = m(x)
+        with learn.rare.off(): no_watch = m(x)
+        with learn.memory.off(), learn.early.off(): net = m(x)
+        assert torch.equal(m(x), whole)
+    assert torch.equal(no_watch, whole)
+    for a,b in ((whole,no_vote), (whole,no_add), (net,no_vote), (net,no_add)): assert not torch.equal(a, b)
+
+def test_a_watching_memory_changes_nothing(dls):
+    a,b = fit(learner(dls, None)),fit(learner(dls, three()[:1]))
+    sd = b.model.state_dict()
+    for k,v in a.model.state_dict().items(): assert torch.equal(v, sd[k]), k
+
+def test_export_load_save_and_copies(dls, tmp_path):
+    learn = fit(learner(dls, three()))
+    want = learn.get_preds(ds_idx=1)[0]
+    learn.path = tmp_path
+    learn.export('m.pkl')
+    again = load_learner(tmp_path/'m.pkl')
+    assert torch.equal(again.get_preds(dl=dls.valid)[0], want)
+    assert {k:len(o.bank) for k,o in again.memories.items()}=={k:len(o.bank) for k,o in learn.memories.items()}
+    learn.save('w')
+    new = learner(dls, three())
+    with quiet(new): new.load(tmp_path/'models/w.pth') if False else new.load(learn.path/learn.model_dir/'w')
+    assert torch.equal(new.get_preds(ds_idx=1)[0], want)
+    x = dls.valid.one_batch()[0].as_subclass(Tensor)
+    m = learn.model.eval()
+    c = copy.deepcopy(m)
+    buf = io.BytesIO()
+    pickle.dump(m, buf)
+    buf.seek(0)
+    p = pickle.load(buf)
+    with torch.no_grad():
+        for o in (c,p): assert torch.equal(o(x), m(x)) and memories(o)['early'] is not memories(m)['early']
+        memories(c)['memory'].bank.reset()
+        assert not torch.equal(c(x), m(x)), 'a copy reads its own bank'
+
+def test_detach_gives_back_the_network(dls):
+    net = small_cnn(1, 10)
+    was,x = {k:v.clone() for k,v in net.state_dict().items()},dls.valid.one_batch()[0].as_subclass(Tensor)
+    with torch.no_grad(): want = net.eval()(x)
+    bank = SlotBank(32, policy='fifo')
+    bank.write(torch.randn(32, 16))
+    vote = VoteHead(SlotBank(32, policy='fifo'))
+    vote.bank.write(torch.randn(32, 64), torch.arange(32)%10)
+    for order in (('a','b'), ('b','a')):
+        attach(net, RetrievalHead(bank), '1', 'a')
+        attach(net, vote, name='b')
+        assert not torch.equal(net(x), want)
+        for n in order: assert detach(net, n) is not None
+        assert bare(net) and list(net.state_dict())==list(was) and all(torch.equal(v, was[k]) for k,v in net.state_dict().items()) and torch.equal(net(x), want)
+    assert detach(net) is None
+
+def test_wrapping_a_block(dls):
+    "Where a hook is not called: the module is put behind one that calls it and the memory"
+    net = timm.create_model('vit_tiny_patch16_224', img_size=32, patch_size=16, num_classes=5).eval()
+    x,keys = torch.randn(2,3,32,32),list(net.state_dict())
+    bank = SlotBank(8, policy='fifo')
+    with torch.no_grad():
+        want = net(x)
+        attach(net, RetrievalHead(bank, k=2), 'blocks.3.mlp', 'inner', wrap=True)
+        assert torch.equal(net(x), want)
+        bank.write(torch.randn(8, 192))
+        assert not torch.equal(net(x), want)
+        assert torch.equal(copy.deepcopy(net)(x), net(x))
+        detach(net, 'inner')
+        assert torch.equal(net(x), want) and list(net.state_dict())==keys and bare(net)
+    with pytest.raises(MemoError, match='needs at='): attach(net, MemoryHead(SlotBank(4)), wrap=True)
+
+@pytest.mark.parametrize('name,say', [('model','already'), ('fit','already'), ('dls','already'), ('opt','already'), ('recorder','already'), ('my memory','Python name'), ('class','Python name'), (3,'name'), ('bank','')])
+def test_names(dls, name, say):
+    m = small_cnn(1, 10)
+    m.bank = 1
+    with pytest.raises(MemoError, match=say): Learner(dls, m, cbs=MemoryCallback(SlotBank(8), name=name))
+    assert bare(m)
+
+def test_the_same_name_twice(dls):
+    m = small_cnn(1, 10)
+    with pytest.raises(MemoError, match="something called 'memory' already.*name="): Learner(dls, m, cbs=[MemoryCallback(SlotBank(8)), MemoryCallback(SlotBank(8))])
+    assert list(memories(m))==['memory']
+    with pytest.raises(MemoError, match='is in the model already'): attach(m, memories(m)['memory'], '1', 'other')
+
+def test_no_bank_drives_what_nobody_drives(dls):
+    m = small_cnn(1, 10)
+    attach(m, MemoryHead(SlotBank(64, policy='fifo')), '4', 'early')
+    attach(m, VoteHead(SlotBank(256, policy='fifo', n_classes=10)), name='late')
+    set_seed(0)
+    learn = Learner(dls, m, metrics=accuracy, cbs=[MemoryCallback(ClassBank(10), name='rare'), cb := MemoryCallback()])
+    fit(learn, 1)
+    assert list(learn.memories)==['rare','early','late'] and all(len(o.bank) for o in learn.memories.values())
+    assert learn.late.bank is learn.memories['late'].bank and learn.early.rekey()>0 and learn.late.fit()['weight']>0
+    with pytest.raises(MemoError, match='there are 2 memories'): cb.bank
+    with learn.late.off(): a = learn.get_preds()[0]
+    assert not torch.equal(a, learn.get_preds()[0])
+    with pytest.raises(MemoError, match='but those that have a callback'): learn.add_cb(MemoryCallback())
+    one = Learner(dls, nn.Sequential(m), cbs=None)
+    with pytest.raises(MemoError, match='needs a bank'): Learner(dls, small_cnn(1,10), cbs=MemoryCallback())
+
+def test_bankless_arguments_say_how_a_memory_is_made():
+    with pytest.raises(MemoError, match='there is no bank'): MemoryCallback(head='vote')
+
+# a memory goes where its callback goes
+
+def test_a_memory_for_one_fit(dls):
+    learn = learner(dls, None)
+    keys,cb = list(learn.model.state_dict()),MemoryCallback(SlotBank(64, policy='fifo'), head='add')
+    fit(learn, 1, cbs=cb)
+    assert bare(learn.model) and list(learn.model.state_dict())==keys and not hasattr(learn, 'memory') and not hasattr(learn, 'batch_ids')
+    assert len(cb.bank)==64
+    n = int(cb.bank.seen)
+    fit(learn, 1, cbs=cb)
+    assert int(cb.bank.seen)>n and bare(learn.model)
+    learn.add_cb(cb)
+    assert memories(learn.model)['memory'].bank is cb.bank
+    with learn.removed_cbs(cb): assert bare(learn.model)
+    assert learn.memory is cb and memories(learn.model)
+    fit(learn, 1)
+    head = learn.memory.detach()
+    assert bare(learn.model) and len(head.bank)==64 and not hasattr(learn, 'memory')
+
+def test_a_fit_that_fails_leaves_no_memory(dls):
+    class Fail(Callback):
+        def after_batch(self): raise RuntimeError('disk')
+    learn = learner(dls, None)
+    with pytest.raises(RuntimeError), quiet(learn): learn.fit(1, cbs=[MemoryCallback(SlotBank(64)), Fail()])
+    assert bare(learn.model)
+    fit(learn, 1)
+
+# fits inside fits
+
+class Inside(Callback):
+    "Something that runs the learner in the middle of a fit"
+    order = 70
+    def __init__(self, what): self.what,self.on = what,False
+    def after_epoch(self):
+        if self.on or not self.recorder.iters[-1:]: return
+        self.on = True
+        learn = self.learn
+        with learn.no_bar(), learn.no_logging():
+            if self.what=='get_preds': learn.get_preds()
+            if self.what=='inner': learn.get_preds(inner=True)
+            if self.what=='predict': learn.get_preds(dl=learn.dls.test_dl(learn.dls.valid_ds.x[:3], num_workers=0))
+            if self.what=='validate': learn.validate()
+            if self.what=='fails':
+                try: learn.get_preds(cbs=Stop())
+                except ZeroDivisionError: pass
+        self.on = False
+
+class Stop(Callback):
+    def before_batch(self): 1/0
+
+class Draws(Callback):
+    "What an epoch begins with: the same random numbers, with predictions before it or not; and what it said at its end"
+    order = 51
+    def __init__(self): self.said = []
+    def after_epoch(self):
+        if self.trained: self.said.append(list(self.recorder.log[:-1]))
+        self.trained = False
+    def before_train(self):
+        self.trained = True
+        set_seed(self.epoch, reproducible=True)
+        self.dls.train.rng = random.Random(self.epoch)
+
+@pytest.mark.parametrize('what', ['get_preds','inner','predict','validate','fails'])
+@pytest.mark.parametrize('make', [lambda: MemoryCallback(SlotBank(256, policy='fifo'), head='vote'), lambda: MemoryCallback(SlotBank(64), head='add'), lambda: MemoryCallback(ClassBank(10, capacity=8), head='replay')])
+def test_a_prediction_inside_a_fit_changes_nothing(dls, what, make, tmp_path):
+    def go(inside):
+        learn = learner(dls, [make(), Draws(), *([Inside(what)] if inside else [])])
+        learn.path = tmp_path
+        if not what=='inner': learn.add_cb(SaveBank(1, folder=f'banks{inside}'))
+        fit(learn, 3)
+        return learn
+    a,b = go(False),go(True)
+    for k,v in a.model.state_dict().items(): assert torch.equal(v, b.model.state_dict()[k]), k
+    assert int(b.memory.bank.updates)==3*len(dls.train)
+    assert a.recorder.metric_names==b.recorder.metric_names and len(b.metrics)==1
+    a,b = ([[e,*row] for e,_,*row in o.draws.said] for o in (a,b))     # fastai begins its smoothed training loss anew
+    assert len(b)==3 and a==b
+    if what!='inner': assert sorted(o.name for o in (tmp_path/'banksTrue').iterdir())==sorted(o.name for o in (tmp_path/'banksFalse').iterdir())
+
+def test_a_fit_inside_a_fit(dls):
+    class Again(Callback):
+        order,done = 70,False
+        def after_epoch(self):
+            if self.done: return
+            self.done = True
+            with self.learn.no_bar(), self.learn.no_logging(): self.learn.fit(1)
+            self.learn.n_epoch = 3
+    learn = learner(dls, [*three(), Again()])
+    fit(learn, 3)
+    assert int(learn.memory.bank.updates)==4*len(dls.train) and learn.recorder.metric_names[-2]=='memory_hit' and len(learn.metrics)==1
+    assert not learn.batch_ids.loops and not learn.memory._fits and getattr(learn, 'item', None) is None
+
+def test_lr_find_writes_nothing(dls):
+    learn = learner(dls, three())
+    with quiet(learn): learn.lr_find(show_plot=False)
+    assert all(len(o.bank)==0 for o in learn.memories.values())
+
+# nothing of a forward is kept
+
+@pytest.mark.parametrize('make', [lambda b: VoteHead(b, k=3), lambda b: RetrievalHead(b)])
+def test_nothing_stays_after_a_forward(make):
+    net = small_cnn(1, 10)
+    bank = SlotBank(64, policy='fifo', n_classes=10)
+    bank.write(torch.randn(64, 64), torch.arange(64)%10)
+    attach(net, h := make(bank))
+    before = {k:id(v) for k,v in vars(h).items()}
+    net.eval()(torch.randn(4,1,16,16))
+    net.train()(torch.randn(4,1,16,16))
+    assert {k:id(v) for k,v in vars(h).items()}==before
+    from memo.heads import _thread
+    assert not _thread.calls and not len(_thread.steps)
+    net[0].register_forward_hook(lambda *a: 1/0)
+    with pytest.raises(ZeroDivisionError): net(torch.randn(4,1,16,16))
+    assert not _thread.calls
+
+@pytest.mark.parametrize('make', [lambda: (SlotBank(256, policy='fifo', n_classes=10), VoteHead), lambda: (ClassBank(10, capacity=16), PrototypeHead), lambda: (ClassBank(10, capacity=16), LDAHead)])
+def test_threads_get_the_sequential_answers(make):
+    torch.manual_seed(0)
+    bank,cls = make()
+    bank.write(torch.randn(256, 64), torch.arange(256)%10)
+    net = small_cnn(1, 10).eval()
+    attach(net, cls(bank))
+    xs = [torch.randn(1 if i%2 else 5, 1, 16, 16) for i in range(40)]
+    with torch.no_grad(): want = [net(x) for x in xs]
+    bad = []
+    def go(k):
+        with torch.no_grad():
+            for _ in range(5):
+                for i in range(k, len(xs), 2):
+                    o = net(xs[i])
+                    if o.shape!=want[i].shape or not torch.allclose(o, want[i], atol=1e-6): bad.append(i)
+    ts = [threading.Thread(target=go, args=(k,)) for k in (0,1)]
+    for t in ts: t.start()
+    for t in ts: t.join()
+    assert not bad
+
+def test_a_step_is_of_its_thread():
+    net = small_cnn(1, 10).eval()
+    bank = SlotBank(8, policy='fifo')
+    bank.write(torch.randn(8, 64), item=torch.arange(8))
+    attach(net, h := RetrievalHead(bank, k=1))
+    x = torch.randn(3,1,16,16)
+    with torch.no_grad(): plain = net(x)
+    got = {}
+    def other():
+        with torch.no_grad(): got['out'] = net(x)
+    with in_step([h], Step(item=torch.arange(3), hide=True, off=True)), torch.no_grad():
+        t = threading.Thread(target=other)
+        t.start()
+        t.join()
+        assert not torch.equal(net(x), plain)
+    assert torch.equal(got['out'], plain)
+
+# what is stored is what the loss was of
+
+class Second(Callback):
+    "Runs the model on other inputs in the middle of a step"
+    def __init__(self, event, order=60): self.event,self.order = event,order
+    def _go(self):
+        was,mode = torch.get_rng_state(),self.learn.model.training
+        with torch.no_grad():
+            self.learn.model.eval()     # batch norm shall not learn from it
+            self.learn.model.train(mode) if self.event.endswith('!') else None
+            self.learn.model(self.x.flip(0).flip(-1))
+            self.learn.model(self.x[:3])
+        self.learn.model.train(mode)
+        torch.set_rng_state(was)
+    def before_batch(self): self._go() if self.event=='before_batch' else None
+    def after_pred(self): self._go() if self.event=='after_pred' else None
+    def after_loss(self): self._go() if self.event=='after_loss' else None
+    def before_step(self): self._go() if self.event=='before_step' else None
+    def after_step(self): self._go() if self.event=='after_step' else None
+
+@pytest.mark.parametrize('event', ['before_batch','after_pred','after_loss','before_step','after_step'])
+@pytest.mark.parametrize('make', [lambda: MemoryCallback(SlotBank(256, policy='fifo'), head='vote'), lambda: MemoryCallback(SlotBank(64), head='add'), lambda: MemoryCallback(ClassBank(10, capacity=8), head='replay')])
+@pytest.mark.parametrize('order', [-40, 60])
+def test_further_forwards_leave_nothing(dls, event, make, order):
+    a,b = (fit(learner(dls, [make(), *more])) for more in ([], [Second(event, order)]))
+    for k,v in a.model.state_dict().items(): assert torch.equal(v, b.model.state_dict()[k]), k
+    assert a.recorder.values==b.recorder.values
+
+class SAM(Callback):
+    "Sharpness-aware: a second forward and backward of the same batch at shifted weights, in train mode"
+    def before_step(self):
+        with torch.no_grad():
+            ps = [p for p in self.learn.model.parameters() if p.grad is not None]
+            es = [1e-3*p.grad.sign() for p in ps]
+            for p,e in zip(ps, es): p.add_(e)
+        self.learn.opt.zero_grad()
+        out = self.learn.model(*self.xb)
+        assert len(out)==len(self.y)
+        self.loss_func(out, self.y).backward()
+        with torch.no_grad():
+            for p,e in zip(ps, es): p.sub_(e)
+
+@pytest.mark.parametrize('make', [lambda: MemoryCallback(SlotBank(256, policy='fifo'), head='add'), lambda: MemoryCallback(ClassBank(10, capacity=8), head='replay')])
+def test_sharpness_aware(dls, make):
+    learn = fit(learner(dls, [make(), SAM()]))
+    assert int(learn.memory.bank.updates)==2*len(dls.train)
+
+class Checkpointed(nn.Module):
+    def __init__(self, net): super().__init__(); self.body,self.tail = net[:-1],net[-1:]
+    def forward(self, x):
+        z = self.body(x)
+        return torch.utils.checkpoint.checkpoint(self.tail, z, use_reentrant=False) if self.on else self.tail(z)
+
+@pytest.mark.parametrize('make', [lambda: MemoryCallback(SlotBank(64), head='add'), lambda: MemoryCallback(ClassBank(10, capacity=8), head='replay')])
+def test_gradient_checkpointing(dls, make):
+    "The memory's part runs again in the backward pass, and says the same"
+    def go(on):
+        set_seed(0, reproducible=True)
+        dls.train.rng = random.Random(0)
+        m = Checkpointed(small_cnn(1, 10))
+        m.on = on
+        return fit(Learner(dls, m, metrics=accuracy, cbs=make()))
+    a,b = go(False),go(True)
+    for k,v in a.model.state_dict().items(): torch.testing.assert_close(v, b.model.state_dict()[k], rtol=0, atol=0, msg=k)
+
+def test_a_models_copy_in_the_same_step_stores_nothing(dls):
+    class Teacher(Callback):
+        def before_fit(self): self.learn.teacher = copy.deepcopy(self.learn.model)
+        def after_pred(self):
+            with torch.no_grad(): self.learn.teacher(self.x)
+    learn = fit(learner(dls, [MemoryCallback(SlotBank(64, policy='fifo'), head='add'), Teacher()]), 1)
+    assert len(memories(learn.teacher)['memory'].bank)==0 and len(learn.memory.bank)==64
+
+# a loss of the head's own
+
+class Pull(MemoryHead):
+    "Pulls features towards nothing"
+    def loss(self, z, y): return z.pow(2).mean()
+
+def test_a_heads_loss_is_mixed_in(dls):
+    def go(w, **kw): return fit(learner(dls, MemoryCallback(SlotBank(8), head=Pull, loss_weight=w), **kw))
+    plain,half = go(0.),go(.9)
+    zs = [o.memory.collect(dls.train).z.pow(2).mean() for o in (plain,half)]
+    assert zs[1]<zs[0]/2
+    assert 'memory_loss' in half.recorder.metric_names and 'memory_loss' not in plain.recorder.metric_names
+    row = dict(zip(half.recorder.metric_names[1:], half.recorder.values[-1]))
+    assert 0<row['memory_loss']<1
+    with pytest.raises(MemoError, match='loss_weight must be a number'): MemoryCallback(SlotBank(8), head=Pull, loss_weight=1.5)
+
+@pytest.mark.parametrize('w', [0., .3])
+def test_one_step_of_the_mixture(w):
+    "(1-w) x the learner's loss + w x the head's, with gradient accumulation too"
+    torch.manual_seed(0)
+    x,y = torch.randn(12, 5),torch.arange(12)%3
+    from memo.data import TensorDL
+    def go(bs, cbs):
+        d = DataLoaders(TensorDL(x, y, bs=bs), TensorDL(x, y, bs=bs), device='cpu')
+        torch.manual_seed(1)
+        return Learner(d, nn.Sequential(nn.Linear(5,4), nn.Linear(4,3)), CrossEntropyLossFlat(), opt_func=SGD, cbs=[MemoryCallback(SlotBank(8), head=Pull, loss_weight=w), *cbs])
+    for bs,cbs in ((12,[]), (4,[GradientAccumulation(12)])):
+        learn = go(bs, cbs)
+        m = nn.Sequential(nn.Linear(5,4), nn.Linear(4,3))
+        m.load_state_dict({k:v for k,v in learn.model.state_dict().items() if 'memory' not in k})
+        l = (1-w)*F.cross_entropy(m(x), y) + w*m[0](x).pow(2).mean()
+        l.backward()
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, .1, wd=0.)
+        for p,(k,q) in zip(m.parameters(), learn.model.named_parameters()): torch.testing.assert_close(p-.1*p.grad, q, rtol=1e-4, atol=1e-6)
+
+# what is learned is made at its place
+
+class Rows(SlotBank):
+    learned = True
+    def build(self, dim, n_classes): self.centres = nn.Parameter(torch.zeros(n_classes, dim))
+
+def test_learned_rows(dls):
+    from memo.recipe import body_head_splitter
+    learn = learner(dls, MemoryCallback(Rows(8), head=Pull), splitter=body_head_splitter)
+    p = learn.memory.bank.centres
+    assert p.shape==(10, 64)
+    learn.create_opt()
+    assert any(p is o for o in learn.opt.param_lists[-1])
+    none = learner(dls, None)
+    with pytest.raises(MemoError, match='cannot be added for one fit'), quiet(none): none.fit(1, cbs=MemoryCallback(Rows(8), head=Pull))
+    assert bare(none.model)
+
+# timm
+
+@pytest.mark.parametrize('arch', ['resnet18','vit_tiny_patch16_224','efficientnet_b0'])
+def test_timms_other_ways_in(arch):
+    m = timm.create_model(arch, num_classes=5).eval()
+    x = torch.randn(2, 3, 224 if 'vit' in arch else 64, 224 if 'vit' in arch else 64)
+    bank = SlotBank(20, policy='fifo', n_classes=5)
+    bank.write(torch.randn(20, m.num_features), torch.arange(20)%5)
+    with torch.no_grad():
+        plain,pre = m(x),m.forward_head(m.forward_features(x), pre_logits=True)
+        attach(m, VoteHead(bank, k=3))
+        with_memory = m(x)
+        assert not torch.allclose(with_memory, plain)
+        assert torch.equal(m.forward_head(m.forward_features(x)), with_memory)
+        assert torch.equal(m.forward_head(m.forward_features(x), pre_logits=True), pre) and torch.equal(m.forward_head(m.forward_features(x), True), pre)
+    with pytest.raises(MemoError, match='reset_classifier would drop the memory memory'): m.reset_classifier(7)
+    detach(m)
+    m.reset_classifier(7)
+    assert m(x).shape==(2,7) and 'forward_head' not in vars(m)
+
+def test_an_answer_that_is_lost_is_said():
+    m = timm.create_model('resnet18', num_classes=5).eval()
+    bank = SlotBank(20, policy='fifo', n_classes=5)
+    bank.write(torch.randn(20, 64), torch.arange(20)%5)
+    attach(m, VoteHead(bank, k=3), 'layer1', 'early')
+    x = torch.randn(2,3,64,64)
+    with torch.no_grad():
+        with pytest.warns(UserWarning, match='early.*call the model instead'): m.forward_head(m.forward_features(x))
+    m.reset_classifier(7)       # it does not sit there
+    assert m(x).shape==(2,7)
+
+# traced graphs
+
+@pytest.mark.parametrize('how', ['compile','export','strict'])
+@pytest.mark.parametrize('kind', ['vote','whitened','add','prototype','lda','three'])
+def test_compiled_and_exported_models(how, kind):
+    torch.manual_seed(0)
+    net,z,y = small_cnn(1, 10),torch.randn(200, 64),torch.arange(200)%10
+    b = ClassBank(10, capacity=16) if kind in ('prototype','lda') else SlotBank(256, policy='fifo', n_classes=10)
+    b.write(z, y)
+    if kind in ('add','three'):
+        early = SlotBank(64, policy='fifo')
+        early.write(torch.randn(40, 32))
+        attach(net, RetrievalHead(early), '4', 'early')
+    if kind!='add': attach(net, dict(vote=VoteHead, three=VoteHead, prototype=PrototypeHead, lda=LDAHead, whitened=partial(VoteHead, whiten=True))[kind](b))
+    if kind=='three': attach(net, MemoryHead(ClassBank(10)), name='rare')
+    x = torch.randn(4,1,16,16)
+    net.eval()
+    with torch.no_grad():
+        want = net(x)
+        if how=='compile': g = torch.compile(net, fullgraph=True, backend='eager')
+        else: g = torch.export.export(net, (x,), strict=how=='strict').module()
+        torch.testing.assert_close(g(x), want, rtol=1e-5, atol=1e-5)
+    assert not any('_traced' in vars(h) and h._traced is not None for h in memories(net).values())
