@@ -183,10 +183,11 @@ def item_ids(
     ds = dl.dataset if hasattr(dl, 'dataset') and hasattr(dl, '__iter__') and not isinstance(dl, torch.utils.data.Dataset) else dl
     if item is not None: return named_by(ds, item)
     if hasattr(type(ds), 'item_ids'): return ds.item_ids()      # the set knows them itself
-    seen,known = _glance(ds),getattr(ds, '__dict__', {}).get('_memo_ids')
+    if not hasattr(ds, '__dict__'): return _ids(ds)     # a list has no place to keep them
+    seen,known = _glance(ds),vars(ds).get('_memo_ids')
     if known and known[0]==seen: return known[1]
     ids = _ids(ds)
-    if hasattr(ds, '__dict__'): ds.__dict__['_memo_ids'] = seen,ids
+    vars(ds)['_memo_ids'] = seen,ids
     return ids
 
 # %% ../nbs/06c_items.ipynb #e2ca957f

@@ -10,12 +10,15 @@ from fastai.vision.all import (Callback, CancelBatchException, CancelStepExcepti
                                DataBlock, DataLoader, DataLoaders, ImageBlock, Learner, TfmdDL, WeightedDL, accuracy, accuracy_multi,
                                aug_transforms, first, get_c, load_learner, nn, noop, params, resnet18, set_seed, vision_learner)
 from sklearn.datasets import load_digits, load_sample_images
+from memo.attach import attach, find_head, memories
 from memo.banks import SlotBank
+from memo.batch_ids import group_ids
 from memo.classbank import ClassBank
-from memo.callbacks import MemoryCallback, collect
+from memo.callbacks import MemoryCallback
+from memo.collect import collect
 from memo.core import MemoError
-from memo.data import BalancedDL, RandomShift, TensorDL, TensorSet, digits_lt, item_ids, plain_dl, small_cnn
-from memo.heads import attach, find_head
+from memo.data import BalancedDL, RandomShift, TensorDL, TensorSet, digits_lt, plain_dl, small_cnn
+from memo.items import item_ids
 from memo.votes import VoteHead, mix_votes
 from memo.metrics import longtail_scores
 
@@ -45,6 +48,10 @@ def memory(head='add', bank=None, **kw): return MemoryCallback(SlotBank(2*N, pol
 def run(learn, f, *args, **kw):
     "Call a method of `learn` without progress or log"
     with learn.no_bar(), learn.no_logging(): return getattr(learn, f)(*args, **kw)
+
+def at_rest(learn):
+    "Is no batch in flight?"
+    return learn.memory.head.step is None and learn.memory.head.z is None and learn.batch_ids.step is None and not learn.batch_ids.loops
 
 def snap(m): return {k:v.clone() for k,v in m.state_dict().items()}
 def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
@@ -163,7 +170,7 @@ def test_validate(tmp_path, head, capsys):
     plain.validate()
     said = capsys.readouterr().out
     learn.validate()
-    assert 'bank' not in capsys.readouterr().out and 'bank' not in said
+    assert 'memory' not in capsys.readouterr().out and 'memory' not in said
 
 @pytest.mark.parametrize('head', ['add','vote'])
 def test_get_preds(tmp_path, head):
@@ -250,7 +257,7 @@ def test_export(tmp_path, head):
     assert same(was, snap(new.model))
     assert torch.equal(p, run(new, 'get_preds', dl=new.dls.test_dl(X[1000:1020]))[0])
     assert torch.equal(p, run(new, 'get_preds', dl=new.dls.test_dl(X[1000:1020]))[0]) and same(was, snap(new.model))
-    assert new.memory.bank is find_head(new.model).bank and new.memory.head.captured is None
+    assert new.memory.bank is find_head(new.model).bank and at_rest(new)
     truth = Truth()                       # and on it trains
     new.dls = digit_dls(first=200)
     run(new, 'fit', 1, 1e-2, cbs=truth)
@@ -265,8 +272,7 @@ def test_export_after_an_interrupted_fit(tmp_path):
     learn.remove_cb(learn.stop)
     learn.export('l.pkl')
     new = load_learner(tmp_path/'l.pkl')
-    head = find_head(new.model)
-    assert not head.armed and head.captured is None and head.item is None
+    assert at_rest(new) and at_rest(learner(tmp_path, memory()))
     new.dls = digit_dls()
     assert len(run(new, 'validate'))==2
 
@@ -430,7 +436,7 @@ def test_early_stopping(tmp_path):
 
 def test_reduce_lr_on_a_column_of_the_bank(tmp_path):
     learn = learner(tmp_path, memory())
-    run(learn, 'fit', 2, 1e-2, cbs=ReduceLROnPlateau(monitor='bank_fill', patience=1))
+    run(learn, 'fit', 2, 1e-2, cbs=ReduceLROnPlateau(monitor='memory_fill', patience=1))
     assert len(learn.recorder.values)==2
 
 @pytest.mark.parametrize('head', ['add',None])
@@ -438,10 +444,10 @@ def test_csv_columns(tmp_path, head):
     learn = learner(tmp_path, memory(head))
     run(learn, 'fit', 2, 1e-2, cbs=CSVLogger())
     df = pd.read_csv(tmp_path/'history.csv')
-    want = ['epoch','train_loss','valid_loss','accuracy','bank_fill','bank_turnover']+['bank_hit']*(head is not None)+['time']
+    want = ['epoch','train_loss','valid_loss','accuracy','memory_fill','memory_turnover']+['memory_hit']*(head is not None)+['time']
     assert list(df.columns)==want and len(df)==2
-    assert df.bank_fill.tolist()==pytest.approx([.5,.5]) and df.bank_turnover.tolist()==[0,0]
-    if head: assert df.bank_hit.between(.3, 1).all()
+    assert df.memory_fill.tolist()==pytest.approx([.5,.5]) and df.memory_turnover.tolist()==[0,0]
+    if head: assert df.memory_hit.between(.3, 1).all()
 
 def test_hit_rate_is_right(tmp_path):
     learn = learner(tmp_path, memory(k=1))
@@ -456,7 +462,7 @@ def test_csv_of_validate_has_the_columns_of_its_line(tmp_path):
     learn = learner(tmp_path, [memory(),CSVLogger()])
     learn.validate()
     head,*lines = (tmp_path/'history.csv').read_text().splitlines()
-    assert 'bank' not in head
+    assert 'memory' not in head
 
 def test_history_is_intact_after_the_vote_is_fitted(tmp_path):
     learn = learner(tmp_path, memory('vote'))
@@ -497,7 +503,7 @@ def test_tensorboard(tmp_path):
     learn = learner(tmp_path, memory())
     run(learn, 'fit', 2, 1e-2, cbs=TensorBoardCallback(tmp_path/'tb', trace_model=False, log_preds=False))
     tags = EventAccumulator(str(tmp_path/'tb')).Reload().Tags()['scalars']
-    assert any('bank_fill' in t for t in tags)
+    assert any('memory_fill' in t for t in tags)
 
 def test_freeze_unfreeze(tmp_path):
     learn,plain = learner(tmp_path, memory()),learner(tmp_path)
@@ -519,7 +525,7 @@ class Spy(Callback):
     def __init__(self, who, ids, groups=None): self.who,self.ids,self.groups,self.found,self.held = who,ids,groups,0,0
     def after_pred(self):
         head = find_head(self.model)
-        r,bank = head.last,head.bank
+        r,bank = self.learn.batch_ids.step.seen(head).read,head.bank
         me = torch.tensor(self.who(self.xb[0]))
         stored = bank.items.flatten()[r.index.clamp(min=0)].masked_fill(r.index<0, -2)
         own = self.ids[me][:,None]
@@ -728,14 +734,18 @@ def test_rows_of_a_table_keep_their_ids_in_another_subset(tiles):
     both = set(A)&set(B)
     assert 20<len(both)<len(A) and all(A[o]==B[o] for o in both) and len(set(A.values()))==len(A)
 
-@pytest.mark.parametrize('kind', ['numbers','pairs'])
-def test_other_items_keep_their_ids_in_another_subset(kind):
-    mk = (lambda i: i) if kind=='numbers' else (lambda i: (f'{i}.png', i%3))
-    a,b = (item_ids(Images([mk(i) for i in range(lo,lo+20)])) for lo in (0,10))
+def test_other_items_keep_their_ids_in_another_subset():
+    a,b = (item_ids(Images([(f'{i}.png', i%3) for i in range(lo,lo+20)])) for lo in (0,10))
     assert a[10:].tolist()==b[:10].tolist() and len(set(a.tolist()+b.tolist()))==30
 
+def test_numbers_mean_something_within_one_set_only():
+    "Item 5 of a list of numbers may be anything in the next one: no id is shared, and the same set has the same ids again"
+    a,b,c = (item_ids(Images(list(range(lo,lo+20)))) for lo in (0,10,0))
+    assert len(set(a.tolist()+b.tolist()))==40 and torch.equal(a, c)
+    s = item_ids(torch.utils.data.Subset(Images(list(range(20))), [3,7]))
+    assert torch.equal(s, a[[3,7]])
+
 def test_unknown_patients_are_not_one_patient(tmp_path, tiles):
-    from memo.callbacks import group_ids
     t = tiles.assign(patient=tiles.patient.where(tiles.patient!='china0', None))
     dl = tile_dls(t).train
     g,none = group_ids(dl, 'patient'),torch.tensor(dl.items.patient.isna().to_numpy())
@@ -798,12 +808,29 @@ def test_without_the_callback_the_model_remembers(tmp_path):
     learn = learner(tmp_path, memory('vote'))
     run(learn, 'fit', 1, 1e-2)
     p = run(learn, 'get_preds')[0]
-    learn.remove_cb(learn.memory)
-    assert torch.equal(p, run(learn, 'get_preds')[0])
-    run(learn, 'fit', 1, 1e-2)                # and trains on
-    learn.add_cb(MemoryCallback())
+    bare = learner(tmp_path, model=learn.model)
+    assert not hasattr(bare, 'memory') and torch.equal(p, run(bare, 'get_preds')[0])
+    was = snap(find_head(bare.model).bank)
+    run(bare, 'fit', 1, 1e-2)                 # and trains on
+    assert same(was, snap(find_head(bare.model).bank))
+    bare.add_cb(MemoryCallback())
+    run(bare, 'fit', 1, 1e-2)
+    assert len(bare.memory.bank)==N and not same(was, snap(bare.memory.bank))
+
+def test_a_memory_goes_where_its_callback_goes(tmp_path):
+    learn = learner(tmp_path, cb := memory('vote'))
     run(learn, 'fit', 1, 1e-2)
-    assert len(learn.memory.bank)==N
+    p,head = run(learn, 'get_preds')[0],cb.head
+    learn.remove_cb(cb)
+    assert find_head(learn.model) is None and not hasattr(learn, 'memory') and cb.head is head
+    q = run(learn, 'get_preds')[0]
+    learn.add_cb(cb)
+    assert find_head(learn.model) is head is learn.memory.head and torch.equal(p, run(learn, 'get_preds')[0]) and not torch.equal(p, q)
+    with learn.removed_cbs(cb): assert torch.equal(q, run(learn, 'get_preds')[0])
+    assert torch.equal(p, run(learn, 'get_preds')[0])
+    other,cb = learner(tmp_path),memory('vote')
+    run(other, 'fit', 1, 1e-2, cbs=cb)        # for one fit
+    assert find_head(other.model) is None and len(cb.bank)==N and not any(m._forward_hooks or m._forward_pre_hooks for m in other.model.modules())
 
 def test_detach_gives_the_network_back(tmp_path):
     learn = learner(tmp_path, memory('vote'))
@@ -876,25 +903,25 @@ def test_collect_keeps_the_loaders_order(tmp_path):
 
 def test_the_model_is_not_searched_in_every_step(tmp_path, monkeypatch):
     "A search costs as much as the memory in a network of hundreds of modules"
-    import memo.callbacks
+    import memo.attach, memo.batch_ids, memo.callbacks
     calls = []
     def counted(m):
         calls.append(1)
-        return find_head(m)
+        return memories(m)
     learn = learner(tmp_path, memory('add'))
-    monkeypatch.setattr(memo.callbacks, 'find_head', counted)
+    for o in (memo.attach,memo.batch_ids,memo.callbacks): monkeypatch.setattr(o, 'memories', counted)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-2)
     n,steps = len(calls),len(learn.dls.train)
     calls.clear()
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(5, 1e-2)
-    assert len(calls)-n<=4*len(learn.dls.valid) and steps>3   # `bank_hit` looks once a validation batch
+    assert n and len(calls)-n<=4*2 and steps>3   # once a pass over a loader
     other = VoteHead(SlotBank(20, policy='fifo'), 3)
     learn.memory.detach()
     attach(learn.model, other)
     learn.add_cb(MemoryCallback())
     assert learn.memory.head is other
     run(learn, 'fit', 1, 1e-2)
-    assert len(other.bank)==20 and learn.memory._found is None
+    assert len(other.bank)==20
 
 def test_patients_do_not_answer_for_themselves(tmp_path):
     "group='patient': in training no row of the query's patient is read, by the groups of the data set"
