@@ -19,7 +19,7 @@ if __name__=='__main__' and Path(sys.argv[0]).name=='cli.py':
     sys.exit(import_module('memo.cli').command()())
 
 # %% ../nbs/14_cli.ipynb #a99d77e7
-_valued = '--resume','--table','--data','--model-path','--threshold','--out','--k','--size','--workers','--patients','--seed'
+_valued = '--resume','--table','--data','--model-path','--threshold','--out','--k','--size','--workers','--patients','--seed','--memory'
 
 def options_last(argv):
     "`argv` with `--options` (and the values of those that have one) after everything else"
@@ -171,6 +171,13 @@ def _run_data(run):
     cfg = run_config(run)
     return build_dls(with_args(cfg, 'data', preload=False), cfg.seeds[0])
 
+def _imported(run):
+    "Have what the config.yaml of a run names imported, as a bank of one's own may be in it; whatever is wrong with the file is told where its data is read"
+    from memo.core import MemoError
+    from memo.runfolder import run_config
+    try: run_config(run)
+    except (MemoError,OSError): pass
+
 def _run_classes(run, dls):
     "Class names of a run: those of its data, else those that its scores know"
     from memo.runfolder import read_json
@@ -181,6 +188,7 @@ def _run_classes(run, dls):
 @call_parse(pos=['run_or_file'])
 def memo_bank(
     run_or_file:str=None, # Run folder, a bank's .safetensors or .json, or a model.safetensors
+    memory:str=None, # Name of the memory, where a run has several
     out:str=None, # Folder for pictures and JSON; by default RUN/bank (beside a file: NAME_bank)
     k:int=10, # Features of each rare class in the JSON
     all:bool=False, # List every class, not the 20 rarest
@@ -195,9 +203,10 @@ def memo_bank(
         if k<1: raise MemoError(f"--k: {k}, a number from 1 is accepted")
         from memo import bankplots as bp
         from memo.evaluation import save_pictures
-        bank,folder,dls,note = *bp.open_bank(run_or_file),None,None
+        if (Path(run_or_file)/'config.yaml').is_file(): _imported(Path(run_or_file))
+        bank,folder,dls,note = *bp.open_bank(run_or_file, memory),None,None
         text = bp.bank_summary(bank)
-        if not isinstance(bank, bp.ClassBank):
+        if not bp.knows_classes(bank):
             _say(text)
             return None if cli else text
         if folder is not None:

@@ -4,10 +4,12 @@ from functools import wraps
 from pathlib import Path
 import numpy as np, pytest, torch
 import memo.data
+from memo import registry
 from PIL import Image
 from safetensors.torch import load_file
 from memo.banks import SlotBank
 from memo.classbank import BankSaver, ClassBank
+from memo.bankplots import open_bank
 from memo.cli import memo_bank, options_last
 from memo.config import load_config
 from memo.core import MemoError
@@ -71,13 +73,13 @@ def test_without_the_data(copy, capsys, monkeypatch):
     "The memory is in the model, the classes' names are with the scores; images are not"
     @wraps(memo.data.digits_lt)
     def gone(*args, **kwargs): raise MemoError('the folder of images is not there')
-    monkeypatch.setattr(memo.data, 'digits_lt', gone)
+    monkeypatch.setitem(registry._here['data'], 'digits_lt', (gone, {}))
     m = json.loads((copy/'metrics.json').read_text())
     m['classes'] = dict(zip('zero one two three four five six seven eight nine'.split(), m['classes'].values()))
     (copy/'metrics.json').write_text(json.dumps(m))
     text = memo_bank(str(copy))
     assert names(copy/'bank')==sorted({*pictures,*tables}-{'classes.png'}) and [r[:2] for r in rows(text)][0]==['9','nine'] and len(rows(text))==10
-    assert capsys.readouterr().err.splitlines()[-1]=='note: no classes.png, as the folder of images is not there'
+    assert capsys.readouterr().err.splitlines()[-1]=='note: no classes.png, as data: the folder of images is not there'
 
 def test_a_model_that_was_taken_away(run, tmp_path):
     shutil.copy(run/'model.safetensors', tmp_path/'m.safetensors')
@@ -133,6 +135,28 @@ def test_slots_have_a_summary(tmp_path):
     assert 'SlotBank, fifo' in memo_bank(str(tmp_path/'b.safetensors')) and names(tmp_path)==['b.safetensors']
     text = memo_bank(str(train(tmp_path, 'memory=null', 'memory={bank: SlotBank, size: 16, policy: fifo, k: 3}')))
     assert '16 of 16' in text and not (tmp_path/'tiny/bank').exists()
+
+@pytest.fixture(scope='module')
+def two(tmp_path_factory):
+    "A run of two memories"
+    return train(tmp_path_factory.mktemp('two'), 'memory=null', 'memories={rare: {bank: ClassBank, capacity: 8, head: watch, save_every: 1}, near: {bank: SlotBank, size: 16, policy: fifo, head: vote, k: 3, save_every: 1}}')
+
+def test_which_memory(two, tmp_path, capsys):
+    with pytest.raises(MemoError, match=r'2 memories: say which with memory= \(memo-bank --memory NAME\), one of (rare, near|near, rare)'): memo_bank(str(two))
+    with pytest.raises(MemoError, match="'raer' is not one of .*did you mean 'rare'"): memo_bank(str(two), memory='raer')
+    assert '16 of 16' in memo_bank(str(two), memory='near')
+    text = memo_bank(str(two), memory='rare', out=str(tmp_path))
+    assert 'ClassBank' in text and names(tmp_path)==sorted(pictures+tables)
+    for o in ('near','rare'): assert open_bank(two, o)[0].state_dict().keys()==open_bank(two/'model.safetensors', o)[0].state_dict().keys()
+    with pytest.raises(MemoError, match='2 memories'): open_bank(two)
+    assert options_last(['memo-bank','--memory','rare','RUN'])==['memo-bank','RUN','--memory','rare']
+
+def test_which_memory_of_a_run_that_is_not_finished(two, tmp_path):
+    d = Path(shutil.copytree(two, tmp_path/'tiny'))
+    (d/'model.safetensors').unlink()
+    with pytest.raises(MemoError, match='2 memories: say which'): memo_bank(str(d))
+    assert 'SlotBank' in memo_bank(str(d), memory='near') and 'ClassBank' in memo_bank(str(d), memory='rare')
+    with pytest.raises(MemoError, match='memory'): memo_bank(str(d), memory='none')
 
 def test_mistakes(copy, tmp_path):
     (copy/'model.safetensors').write_bytes((copy/'model.safetensors').read_bytes()[:3000])
