@@ -153,7 +153,7 @@ def write_results(cfg, folder):
     write_text(folder/'results.md', head + format_results(table, diff, md_table) + '\n')
     return format_results(table, diff)
 
-# %% ../nbs/13e_experiment.ipynb #9925febf
+# %% ../nbs/13e_experiment.ipynb #29fe789c
 def run_folder(cfg): return Path(cfg.runs if cfg.runs is not None else settings().runs)/cfg.name
 
 def _claim(cfg, folder, overwrite):
@@ -204,7 +204,7 @@ def _run(cfg, folder, resume, log):
             continue
         if not rank_distrib():
             if t.folder!=folder: write_text(t.folder/'config.yaml', to_yaml(t.cfg))
-            write_json(t.folder/'env.json', environment(t.cfg))
+            write_json(t.folder/'env.json', environment(cfg, t.seed))
         train(t, resume, log)
     return '' if rank_distrib() else write_results(cfg, folder)
 

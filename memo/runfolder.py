@@ -18,7 +18,7 @@ from .config import *
 from .core import *
 from .registry import part
 
-# %% ../nbs/13c_runfolder.ipynb #789f46af
+# %% ../nbs/13c_runfolder.ipynb #209e9d3a
 def read_json(path):
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise MemoError(f"{path}: no such file; is the run finished? memo-train --resume finishes it") from None
@@ -31,10 +31,10 @@ def _git_commit():
     except (OSError,subprocess.SubprocessError): return None
     return r.stdout.strip() + ('-modified' if git('status','--porcelain','--untracked-files=no').stdout.strip() else '') if r.returncode==0 else None
 
-def environment(cfg):
+def environment(cfg, seed):
     "Versions of everything that a result depends on; file and digest of parts that are not memo's"
     import fastai,fastcore,timm,memo
-    return dict(memo=memo.__version__, commit=_git_commit(), seed=cfg.seeds[0], python=platform.python_version(), platform=platform.platform(), torch=torch.__version__,
+    return dict(memo=memo.__version__, commit=_git_commit(), seed=seed, python=platform.python_version(), platform=platform.platform(), torch=torch.__version__,
                 fastai=fastai.__version__, fastcore=fastcore.__version__, timm=timm.__version__, numpy=np.__version__, threads=torch.get_num_threads(),
                 processes=max(1, num_distrib()), device=str(default_device()), parts=foreign_parts(cfg))
 

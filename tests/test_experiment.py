@@ -1,16 +1,19 @@
-"The YAML of experiments: names, types, inheritance, overrides; tables; run folders"
-import dataclasses, json
+"Experiments: learners, run folders, tables, evaluation again, parts of one's own; what a YAML may say is in test_config"
+import dataclasses, json, math, shutil, subprocess, sys
 from pathlib import Path
 import pandas as pd, pytest, torch, yaml
 from memo.config import *
 from memo.core import MemoError
 from memo import build,evaluation,experiment as ex
+from memo.results import Row, label, results, rows_of
+from memo.runfolder import environment, model_config, read_json
+from memo.trainings import trainings
 
 TINY = '''
 name: tiny
 seeds: [0]
 data: {name: digits_lt, n_max: 30, ratio: 6, valid: 5, test: 10, size: 8}
-memory: {size: 64, k: [3, 5], whiten: [false, true]}
+memory: {size: 64, policy: reservoir, head: vote, k: [3, 5], whiten: [false, true]}
 train: {epochs: 2, lr: 1e-2, bs: 16}
 compare: [logit_adjusted]
 '''
@@ -38,103 +41,11 @@ def err(f, *args):
     assert '\n' not in str(e.value)
     return str(e.value)
 
-# schema
-
-@pytest.mark.parametrize('txt,msg', [
-    ('memory: {polcy: fifo}', 'unknown key memory.polcy; did you mean memory.policy?'),
-    ('trian: {}', 'unknown key trian; did you mean train?'),
-    ('data: {name: digits_lt, sise: 8}', 'unknown key data.sise; did you mean data.size?'),
-    ('train: {epochs: ten}', "train.epochs must be a whole number, found 'ten'"),
-    ('train: {epochs: 2.5}', 'train.epochs must be a whole number, found 2.5'),
-    ('train: {epochs: true}', 'train.epochs must be a whole number, found True'),
-    ('train: {lr: fast}', "train.lr must be a number or find, found 'fast'"),
-    ('train: {bs: 0}', 'train.bs must be at least 1, found 0'),
-    ('train: {lr: .nan}', 'train.lr must be at least 0, found nan'),
-    ('train: 3', 'train must be a section'),
-    ('seeds: 3', 'seeds must be a list of whole numbers, found 3'),
-    ('seeds: []', 'seeds must name at least one seed'),
-    ('seeds: [1, 1]', 'seeds names one twice'),
-    ('seed: 1\nseeds: [2]', 'give seed or seeds, not both'),
-    ('train: {loss: focal}', "train.loss must be one of ce, logit_adjusted for digits_lt, found focal"),
-    ('memory: {bank: Slotbank}', 'did you mean .SlotBank'),
-    ('memory: {policy: raritty}', 'did you mean .rarity'),
-    ('memory: {capacity: 3}', 'memory.capacity is read by the bank ClassBank only'),
-    ('memory: {bank: ClassBank, size: 3}', 'memory.size is read by the bank SlotBank only'),
-    ('memory: {head: add, whiten: true}', 'memory.whiten is read by the head vote only'),
-    ('memory: {head: add, k: [1, 2]}', 'memory.k must be a whole number for the head add'),
-    ('data: {name: digits_lt, root: x}', 'data.root is not read by digits_lt'),
-    ('data: {name: digits_lt, channels: 3}', 'data.channels is not read by digits_lt'),
-    ('data: {name: cifar}', "data.name: 'cifar' is not one of"),
-    ('compare: [logit_ajusted]', 'did you mean .logit_adjusted'),
-    ('compare: [balanced_sampling]\ntrain: {sampling: balanced}', 'which train.sampling is already'),
-    ('train: {patience: 3}', 'train.patience needs train.monitor'),
-    ('train: {phase2: {lr: [1e-3]}}', 'train.phase2.lr must be a list of two numbers'),
-    ('model: {frozen: true}', 'model.frozen needs a pretrained network'),
-    ('name: ../x', 'name must be the name of a folder'),
-    ('- a\n- b', 'the file must be a section'),
-    ('a: [1', 'line 1: not valid YAML|line 2: not valid YAML'),
-    ('a: b: c', 'not valid YAML'),
-    ('base: x.yaml', 'its base leads back to itself'),
-    ('base: nope.yaml', 'nope.yaml: no such file'),
-    ('base: 3', 'base must be the path'),
-])
-def test_mistakes_in_a_file(yml, txt, msg):
-    import re
-    p = yml(txt)
-    e = err(load_config, p)
-    assert re.search(msg if '|' in msg or '.' in msg and 'did you mean .' in msg else re.escape(msg), e), e
-    assert 'yaml' in e          # the file is named
-
-@pytest.mark.parametrize('a,msg', [('memory.sise=3','did you mean memory.size?'), ('memory.size','is no override'), ('=3','is no override'), ('memory.size=[','has no valid value'),
-                                   ('memory=3','memory must be a section'), ('train.phase2.epoch=1','did you mean train.phase2.epochs?')])
-def test_mistakes_in_an_override(yml, a, msg): assert msg in err(load_config, yml(TINY), [a])
-
-def test_a_file_that_says_nothing_but_its_name_is_the_defaults(yml): assert load_config(yml('name: a')).memory.size==512
-
-def test_missing_file_names_the_nearest(yml, tmp_path):
-    yml(TINY, 'quick.yaml')
-    assert 'did you mean quick.yaml?' in err(load_config, tmp_path/'quik.yaml')
-    assert 'is a folder' in err(load_config, tmp_path)
-
-def test_base_chain_and_precedence(yml):
-    yml('seeds: [0, 1]\nmemory: {size: 8, k: 2}\ntrain: {lr: 1}', 'a.yaml')
-    yml('base: a.yaml\nmemory: {size: 16}\ntrain: {epochs: 3}', 'b.yaml')
-    c = load_config(yml('base: b.yaml\ntrain: {lr: 2}', 'c.yaml'), ['memory.k=4'])
-    assert (c.seeds,c.memory.size,c.memory.k,c.train.lr,c.train.epochs) == ([0,1],16,4,2.,3)
-
-def test_a_mistake_is_blamed_on_its_file(yml):
-    yml('train: {epoch: 3}', 'a.yaml')
-    assert 'a.yaml: unknown key train.epoch' in err(load_config, yml('base: a.yaml', 'b.yaml'))
-
-def test_longer_cycles(yml):
-    yml('base: b.yaml', 'a.yaml')
-    assert 'leads back to itself' in err(load_config, yml('base: a.yaml', 'b.yaml'))
-
-def test_no_memory_and_back(yml):
-    assert load_config(yml('memory: null')).memory is None
-    yml('memory: null', 'a.yaml')
-    assert load_config(yml('base: a.yaml\nmemory: {size: 4}', 'b.yaml')).memory.size==4
-
-def test_seed_replaces_seeds(yml): assert load_config(yml(TINY), ['seed=5']).seeds==[5]
-
-@pytest.mark.parametrize('over', [[], ['memory=null'], ['memory.head=add','memory.k=2','memory.whiten=false'], ['train.phase2.epochs=2']])
-def test_to_yaml_reads_back(yml, over):
-    if 'memory.head=add' in over:
-        p = yml('memory: {head: add, k: 2}')
-        c = load_config(p)
-    else: c = load_config(yml(TINY), over)
-    assert load_config(yml(to_yaml(c), 'y.yaml')) == c
-
 def test_every_key_is_read():
-    "Each field of the schema occurs in the code that builds from it"
+    "Each key of the training occurs in the code that builds from it"
     src = ''.join(Path(m.__file__).read_text() for m in (ex,build,evaluation))
-    for cls in (Model,Memory,Train,Phase2):
+    for cls in (Train,Phase2):
         for f in dataclasses.fields(cls): assert f'.{f.name}' in src, f'{cls.__name__}.{f.name}'
-
-@pytest.mark.parametrize('name', ['quickstart','fashion_lt','fashion_lt_frozen'])
-def test_shipped_experiments(repo, name):
-    c = load_config(repo/'experiments'/f'{name}.yaml')
-    assert c.name==name and len(c.seeds)==3 and set(c.compare)=={'logit_adjusted','balanced_sampling'}
 
 # learners
 
@@ -145,9 +56,7 @@ def test_the_same_call_gives_the_same_learner(yml):
         return [p.detach() for p in learn.model.parameters()] + [learn.dls.one_batch()[0]]
     for p,q in zip(go(), go()): assert torch.equal(p, q)
 
-def test_unknown_arch(yml):
-    assert 'resnet18' in err(ex.build_learner, load_config(yml(TINY), ['model.arch=resnet_18']), 0)
-    assert 'no weights for small_cnn' in err(ex.build_learner, load_config(yml(TINY), ['model.pretrained=true']), 0)
+def test_unknown_arch(yml): assert 'resnet18' in err(ex.build_learner, load_config(yml(TINY), ['model={name: timm, arch: resnet_18}']), 0)
 
 def test_dry_run_writes_nothing(yml, tmp_path):
     cfg = load_config(yml(TINY), [f'runs={json.dumps(str(tmp_path/"runs"))}', 'train.phase2.epochs=2', 'train.freeze_epochs=1'])
@@ -157,8 +66,7 @@ def test_dry_run_writes_nothing(yml, tmp_path):
 
 @pytest.mark.parametrize('over', [['memory.bank=ClassBank'], ['memory=null'], ['train.loss=logit_adjusted','train.sampling=balanced','compare=[]']])
 def test_other_settings_run(yml, tmp_path, over):
-    txt = TINY.replace('size: 64, ', '') if 'memory.bank=ClassBank' in over else TINY
-    cfg = load_config(yml(txt), [*over, f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    cfg = load_config(yml(TINY), [*over, f'runs={json.dumps(str(tmp_path/"runs"))}'])
     assert 'accuracy' in ex.run_experiment(cfg, log=lambda s: None)
 
 def test_add_head_has_a_plain_training(yml, tmp_path):
@@ -179,23 +87,38 @@ def test_run_folder(run):
     assert not [o for o in d.rglob('*') if o.suffix in ('.pkl','.pth','.part')]
     env = json.loads((d/'env.json').read_text())
     assert env['seed']==0 and env['torch']==torch.__version__
-    assert sum(' | train ' in o for o in lines)==8 and all('bank_fill' in o for o in lines)
+    assert sum(' | train ' in o for o in lines)==8 and all('memory_fill' in o for o in lines)
+
+def scores(folder):
+    "label -> scores of a metrics.json"
+    m = read_json(folder/'metrics.json')
+    return {label(r, m['titles']):v for r,v in rows_of(m).items()}
 
 def test_metrics_are_plain_floats(run):
-    m = json.loads((run[1]/'metrics.json').read_text())
-    assert list(m['methods'])==['plain network','logit adjustment','plain network + memory','logit adjustment + memory']
-    assert all(type(v) is float for r in m['methods'].values() for v in r.values())
-    assert 0<m['chosen']['plain network + memory']['weight']<1
+    m = json.loads((run[1]/'metrics.json').read_text(), parse_constant=lambda s: pytest.fail(f'{s} is no JSON'))
+    assert list(scores(run[1]))==['plain network','logit adjustment','plain network + memory','logit adjustment + memory']
+    assert [(r['training'],r['method'],r['memory']) for r in m['rows']]==[('','',[]), ('','logit_adjusted',[]), ('','',['memory']), ('','logit_adjusted',['memory'])]
+    assert all(type(v) is float for r in m['rows'] for v in r['scores'].values())
+    assert 0<m['rows'][2]['chosen']['weight']<1 and 'chosen' not in m['rows'][0]
+    even = json.loads((run[1]/'balanced_sampling_seed_0/metrics.json').read_text())
+    assert [(r['training'],r['memory']) for r in even['rows']]==[('balanced_sampling',[]), ('balanced_sampling',['memory'])]
+
+def test_no_nan_in_json(yml, tmp_path):
+    "What cannot be known is null, not a word that JSON has not"
+    cfg = load_config(yml(TINY), ['data.test=1', f'runs={json.dumps(str(tmp_path/"runs"))}', 'data.many=10000', 'train.epochs=1'])
+    ex.run_experiment(cfg, log=lambda s: None)
+    m = json.loads((tmp_path/'runs/tiny/metrics.json').read_text(), parse_constant=lambda s: pytest.fail(f'{s} is no JSON'))
+    assert all(r['scores']['many'] is None for r in m['rows']) and ex.evaluate_run(tmp_path/'runs/tiny')[1]==[]
 
 def test_metrics_agree_with_predictions(run):
-    m,p = json.loads((run[1]/'metrics.json').read_text()),pd.read_csv(run[1]/'predictions.csv')
-    for k,v in m['methods'].items(): assert abs((p[k]==p.target).mean()-v['accuracy'])<1e-9
+    p = pd.read_csv(run[1]/'predictions.csv')
+    for k,v in scores(run[1]).items(): assert abs((p[k]==p.target).mean()-v['accuracy'])<1e-9
 
 def test_table_is_the_mean_and_differences_are_paired(run):
     cfg,d,*_ = run
-    ms = [json.loads((j.folder/'metrics.json').read_text()) for j in ex.jobs(cfg, d)]
-    t,diff = ex.results(ms)
-    acc = {(m['seed'],k):v['accuracy'] for m in ms for k,v in m['methods'].items()}
+    ms = [json.loads((t.folder/'metrics.json').read_text()) for t in trainings(cfg, d)]
+    t,diff = results(ms)
+    acc = {(r.seed,label(r, m['titles'])):v['accuracy'] for m in ms for r,v in rows_of(m).items()}
     r = t.set_index('method').accuracy
     assert abs(r['balanced sampling']-(acc[0,'balanced sampling']+acc[1,'balanced sampling'])/2)<1e-12
     row = diff[(diff.method=='plain network + memory')&(diff.rival=='balanced sampling')].iloc[0]
@@ -215,15 +138,14 @@ def test_load_run(run):
     learn = ex.load_run(run[1])
     assert len(learn.memory.bank)==64
     with learn.no_bar(): p,y = learn.get_preds(dl=learn.dls[2])
-    m = json.loads((run[1]/'metrics.json').read_text())
-    assert abs((p.argmax(1)==y).float().mean().item()-m['methods']['plain network + memory']['accuracy'])<1e-6
+    assert abs((p.argmax(1)==y).float().mean().item()-scores(run[1])['plain network + memory']['accuracy'])<1e-6
 
 def test_vote_memory_leaves_training_alone(yml, tmp_path):
     "The plain network of a run with a voting memory is the network of a run without memory"
     cfg = load_config(yml(TINY), [f'runs={json.dumps(str(tmp_path/"a"))}'])
     none = load_config(yml(TINY), [f'runs={json.dumps(str(tmp_path/"b"))}', 'memory=null'])
     for c in (cfg,none): ex.run_experiment(c, log=lambda s: None)
-    a,b = (json.loads((tmp_path/o/'tiny/metrics.json').read_text())['methods']['plain network'] for o in 'ab')
+    a,b = (scores(tmp_path/o/'tiny')['plain network'] for o in 'ab')
     assert a==b
 
 def test_existing_run(run):
@@ -263,8 +185,142 @@ def test_no_run_folder(tmp_path):
     assert 'no such run folder' in err(ex.evaluate_run, tmp_path/'x')
     assert 'no config.yaml' in err(ex.resume_run, tmp_path)
 
-def test_results_of_one_seed_have_no_interval():
-    s = dict(accuracy=.5, many=.5, medium=.5, few=float('nan'), balanced_accuracy=.5, ece=.1)
-    t,d = ex.results([dict(seed=0, methods={'plain network':s, 'plain network + memory':s})])
-    txt = ex.format_results(t, d)
-    assert '[' not in txt and 'nan' not in txt and '1 seed)' in txt
+# several memories
+
+def test_several_memories(yml, tmp_path):
+    "A row for each memory that mixes and one for all of them, which is what the model itself answers; each with its bank, pictures and files"
+    txt = '''
+name: both
+seeds: [0]
+data: {name: digits_lt, n_max: 30, ratio: 6, valid: 5, test: 10, size: 8}
+memories:
+  early: {bank: SlotBank, size: 64, policy: fifo, head: vote, k: 3, at: '7', save_every: 1}
+  rare: {bank: ClassBank, capacity: 20, head: lda}
+  seen: {bank: ClassBank, capacity: 5, head: watch}
+train: {epochs: 2, lr: 1e-2, bs: 16}
+compare: [logit_adjusted, class_mean]
+'''
+    cfg = load_config(yml(txt), [f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    table,d = ex.run_experiment(cfg, log=lambda s: None),tmp_path/'runs/both'
+    names = ['plain network','plain network + memory: early','plain network + memory: rare','plain network + memory: early, rare']
+    assert list(scores(d))==[names[0],'logit adjustment','nearest class mean',*names[1:],*(o.replace('plain network','logit adjustment') for o in names[1:])]
+    assert all(f'\n{o}' in table for o in names)
+    for f in ('bank_early','bank_rare','bank_seen','memories_early','memories_rare'): assert (d/f'{f}.png').stat().st_size>0
+    assert {*read_json(d/'metrics.json')['banks']}=={'early','rare','seen'} and (d/'banks/both_early_step_1.safetensors').is_file()
+    learn = ex.load_run(d)
+    with learn.no_bar(): p,y = learn.get_preds(dl=learn.dls[2])
+    assert abs((p.argmax(1)==y).float().mean().item()-scores(d)[names[3]]['accuracy'])<1e-6
+    with learn.early.off(), learn.no_bar(): q,_ = learn.get_preds(dl=learn.dls[2])
+    assert abs((q.argmax(1)==y).float().mean().item()-scores(d)[names[2]]['accuracy'])<1e-6
+    chosen = next(r['chosen'] for r in read_json(d/'metrics.json')['rows'] if r['memory']==['early','rare'])
+    assert {*chosen}=={'early','rare'} and ex.evaluate_run(d)==(table,[])
+
+def test_a_memory_in_the_network_takes_part_in_every_row(yml, tmp_path):
+    "Rows with `add` in the middle: the network's answer with it; what mixes at the end comes on top"
+    txt = TINY.replace('memory: {size: 64, policy: reservoir, head: vote, k: [3, 5], whiten: [false, true]}', "memories: {mid: {size: 32, head: add, k: 2, at: '7'}, late: {size: 64, policy: fifo, head: vote, k: 3}}").replace('[logit_adjusted]', '[plain]')
+    cfg = load_config(yml(txt), [f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    table,d = ex.run_experiment(cfg, log=lambda s: None),tmp_path/'runs/tiny'
+    assert list(scores(d))==['plain network + memory: mid','plain network + memory: mid, late'] and list(scores(d/'plain_seed_0'))==['plain network']
+    learn = ex.load_run(d)
+    with learn.late.off(), learn.no_bar(): p,y = learn.get_preds(dl=learn.dls[2])
+    assert abs((p.argmax(1)==y).float().mean().item()-scores(d)['plain network + memory: mid']['accuracy'])<1e-6
+    assert 'plain network + memory: mid, late - plain network' in table
+
+# parts of one's own
+
+OWN = '''
+import pandas as pd, torch
+from torch import nn
+from memo.baselines import Baseline
+from memo.core import Count
+from memo.data import digits_lt
+from memo.registry import register
+from memo.tasks import Multiclass
+from memo.votes import VoteHead
+
+@register('task', 'parity_task', loss='ce')
+class Parity(Multiclass):
+    columns = dict(parity='even or odd', accuracy='accuracy')
+    pictures = ()
+    def scores(self, probs, y, dls): return dict(parity=float((probs.argmax(1)%2==y%2).double().mean()), accuracy=float((probs.argmax(1)==y).double().mean()))
+
+@register('data', 'small_digits', task='own_parts.Parity')
+def small_digits(
+    n:Count=30, # Images of the largest class
+    **kwargs
+): return digits_lt(n_max=n, ratio=6, valid=5, test=10, size=8, **kwargs)
+
+class Wide(Baseline):
+    "A training with a smaller rate"
+    title = 'slower'
+    def overrides(self, cfg): return {'train.lr':cfg.train.lr/2}
+
+class Nearest(Baseline):
+    "The class of the nearest training feature"
+    title,works_on,needs = 'nearest neighbour','features',('train',)
+    def fit(self, train, valid, dls):
+        def f(z): return nn.functional.one_hot(train.y[torch.cdist(z, train.z).argmin(1)], dls.c).float()*9
+        return f,{}
+
+def top(probs, y, k=2): return (probs.topk(k).indices==y[:,None]).any(1).float().mean()
+
+@register('head')
+class Loud(VoteHead): "A vote with a name of its own"
+'''
+OWN_YAML = '''
+name: own
+seeds: [0]
+data: {name: own_parts.small_digits, n: 25}
+memory: {bank: SlotBank, size: 32, policy: fifo, head: own_parts.Loud, k: 3}
+train: {epochs: 1, lr: 1e-2, bs: 16, metrics: [{name: own_parts.top, k: 3}]}
+compare: [own_parts.Wide, own_parts.Nearest, logit_adjusted]
+'''
+
+@pytest.fixture(scope='module')
+def own(tmp_path_factory, tool):
+    "A run with parts from a folder of one's own, made by a process"
+    d = tmp_path_factory.mktemp('mine')
+    (d/'own_parts.py').write_text(OWN)
+    (d/'own.yaml').write_text(OWN_YAML)
+    r = tool('memo-train', d/'own.yaml', f'runs={d}/runs', cwd='/')
+    assert r.returncode==0, r.stderr
+    return d,r.stdout
+
+@pytest.mark.slow
+def test_parts_of_ones_own(own):
+    d,out = own
+    m = json.loads((d/'runs/own/metrics.json').read_text())
+    assert m['task']=='own_parts.Parity' and list(m['columns'])==['parity','accuracy','top'] and list(m['rows'][0]['scores'])==['parity','accuracy','top']
+    assert list(scores(d/'runs/own'))==['plain network','logit adjustment','nearest neighbour','plain network + memory','logit adjustment + memory']
+    assert list(scores(d/'runs/own/own_parts.Wide_seed_0'))==['slower','logit adjustment, slower','nearest neighbour, slower','slower + memory','logit adjustment, slower + memory']
+    assert 'even or odd' in out and 'slower + memory - slower' in out and 'top' in pd.read_csv(d/'runs/own/history.csv').columns
+    p = pd.read_csv(d/'runs/own/predictions.csv')
+    assert math.isclose((p['nearest neighbour']%2==p.target%2).mean(), scores(d/'runs/own')['nearest neighbour']['parity'])
+    parts = json.loads((d/'runs/own/env.json').read_text())['parts']
+    assert {*parts}=={f'own_parts.{o}' for o in ('small_digits','Wide','Nearest','top','Loud')}
+    import hashlib
+    assert all(o['file']==str(d/'own_parts.py') and o['blake2b']==hashlib.blake2b(OWN.encode(), digest_size=16).hexdigest() for o in parts.values())
+
+@pytest.mark.slow
+def test_evaluated_from_anywhere(own, tool, tmp_path):
+    "memo-eval of the run folder finds the parts where they were; the file of a model alone imports nobody's module"
+    d,out = own
+    r = tool('memo-eval', d/'runs/own', '--out', tmp_path/'e', cwd=tmp_path)
+    assert r.returncode==0 and 'slower + memory' in r.stdout and 'note:' not in r.stderr, r.stderr
+    assert json.loads((tmp_path/'e/metrics.json').read_text())['rows']==json.loads((d/'runs/own/metrics.json').read_text())['rows']
+    r = tool('memo-eval', '--model-path', d/'runs/own/model.safetensors', '--out', tmp_path/'f', cwd=d)
+    assert r.returncode==2 and 'import own_parts first' in r.stderr and len(r.stderr.strip().splitlines())==1
+    code = f"import own_parts; from memo.experiment import evaluate_model; print(evaluate_model({str(d/'runs/own/model.safetensors')!r}))"
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=d, capture_output=True, text=True)
+    assert r.returncode==0 and 'even or odd' in r.stdout, r.stderr
+
+@pytest.mark.slow
+def test_a_file_of_ones_own_that_is_gone(own, tool, tmp_path):
+    d,_ = own
+    shutil.copytree(d, tmp_path/'moved')
+    (d/'own_parts.py').rename(d/'other.py')
+    r = tool('memo-eval', tmp_path/'moved/runs/own', cwd='/')
+    (d/'other.py').rename(d/'own_parts.py')
+    assert r.returncode==2 and 'own_parts' in r.stderr and len(r.stderr.strip().splitlines())==1
+    r = tool('memo-eval', tmp_path/'moved/runs/own', '--out', tmp_path/'e', cwd=tmp_path/'moved')       # the working folder counts too
+    assert r.returncode==0, r.stderr
