@@ -277,7 +277,10 @@ class MemoryCallback(Callback):
             for m in self._fits[-1].memories: m.seen = []
 
     def before_batch(self):
-        if self.training and self._fits: self._fits[-1].stepped = False
+        if not (self.training and self._fits): return
+        f,step = self._fits[-1],self.learn.batch_ids.step
+        f.stepped = False
+        if step is not None: step.adds = f.writing      # rows of one class do not go with mixed labels, nor into `lr_find`
 
     def _seen(self, m):
         step = self.learn.batch_ids.step
@@ -397,7 +400,9 @@ class SaveBank(Callback):
         memory:str=None,        # Name of the memory; None: the only one
     ):
         store_attr('every,folder,prefix,memory')
-        self.savers,self.n = [],0
+        self._init_state()
+        self.n = 0
+    def _init_state(self): self.savers = []
 
     def before_fit(self):
         real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds') and not rank_distrib()

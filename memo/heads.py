@@ -38,7 +38,7 @@ class Step:
         open:bool=True,         # Is the next forward the one that counts?
     ):
         self.item,self.group,self.hide,self.off,self.open = item,group,hide,off,open
-        self.calls,self.drawn,self.training = [],{},False
+        self.calls,self.drawn,self.training,self.adds = [],{},False,True    # is it one of a training loop? may heads add rows to it?
 
     def close(self, out=None):
         "Nothing that runs from now on counts. Gives the forward whose output is `out`, else the last one, or None"
@@ -138,10 +138,10 @@ class MemoryHead(Described):
 
     @property
     def learning(self):
-        "Is the model of the forward that runs now in training mode?"
+        "Is the model of the forward that runs now in training mode, or is it held in the other one in a training step?"
         if torch.compiler.is_compiling(): return self.training
-        if self._call: return self._call.training
         s = self.step
+        if self._call: return self._call.training or bool(s and s.open and s.training)
         return self.training if s is None else s.training
 
     def own(self, n=None):
@@ -246,7 +246,7 @@ class ReplayHead(MemoryHead):
     def fuse(self, x, z):
         "`x` and what is replayed behind it: drawn once a step, and in the forward that its loss is of; the same again where a backward pass runs that forward again"
         s = self.step
-        if s is None or not self.learning or len(self.bank)==0: return x
+        if s is None or not (s.adds and self.learning) or len(self.bank)==0: return x
         again = self in s.drawn
         if again and self._call is not None or not again and not s.open: return x
         if x.ndim!=2: raise MemoError(f"replay: features are {tuple(x.shape)}, [B,D] in front of a classifier is accepted; choose another place with at=")

@@ -5,15 +5,18 @@ from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.training import GradientAccumulation
 from fastai.vision.all import (Callback, CancelBatchException, CrossEntropyLossFlat, DataLoaders, Flatten, Learner, SGD, accuracy, create_head, get_c, load_learner,
                                nn, params, set_seed)
+from fastcore.basics import AttrDict
 from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.nn import functional as F
 from memo.banks import Bank, SlotBank
-from memo.callbacks import MemoryCallback, SaveBank, collect
+from memo.attach import attach, find_head
+from memo.callbacks import MemoryCallback, SaveBank
 from memo.classbank import ClassBank, latest_bank
+from memo.collect import collect
 from memo.core import MemoError
 from memo.data import RandomShift, TensorDL, TensorSet
-from memo.heads import ReplayHead, attach, find_head
+from memo.heads import ReplayHead, Step, in_step
 from memo.recipe import Stage, fit_stages
 from memo.votes import LDAHead, PrototypeHead, VoteHead, class_nll
 from test_callbacks import Half
@@ -53,6 +56,7 @@ def run(learn, f, *args, **kw):
 def snap(m): return {k:v.clone() for k,v in m.state_dict().items()}
 def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 def plain_part(sd): return {k:v for k,v in sd.items() if 'memory' not in k}
+def fitted(h, logits, z, y): return h.fit(AttrDict(logits=logits, z=z, y=y))
 def preds(learn, **kw): return run(learn, 'get_preds', **kw)[0]
 
 class Seen(Callback):
@@ -89,7 +93,7 @@ def test_a_budget_in_a_learner(tmp_path):
     "Saved, loaded, exported, gone on with, from before the width is known and after"
     def mk(seed=0): return learner(tmp_path, memory(capacity='100kB'), seed=seed)
     a = mk()
-    assert isinstance(a.memory.bank.capacity, str) and a.memory._fill()==0
+    assert isinstance(a.memory.bank.capacity, str) and len(a.memory.bank)/a.memory.bank.capacity_rows==0
     a.save('new')
     with a.no_bar(): a.lr_find(num_it=8, show_plot=False)
     assert a.memory.bank.features is None and a.memory.bank.capacity=='100kB' and not a.memory.bank.seen
@@ -231,7 +235,7 @@ def test_one_class_only(head):
     h = head(ClassBank(4))
     h.bank.write(torch.ones(1, 6), y=torch.tensor([2]))             # one row of one class
     assert torch.equal(h.votes(draw(5, 6)).argmax(1), torch.full((5,), 2)) and h.votes(torch.zeros(2, 6)).isfinite().all()
-    got = h.fit(draw(6, 4), draw(6, 6, seed=1), torch.tensor([0,1,2,3,2,2]))
+    got = fitted(h, draw(6, 4), draw(6, 6, seed=1), torch.tensor([0,1,2,3,2,2]))
     assert np.isfinite(got['nll_mixture'])
 
 def at_place(h, d=6, c=3):
@@ -257,7 +261,7 @@ def test_an_empty_bank_changes_nothing(head):
     m = at_place(head(ClassBank(3)))
     q = draw(4, 6)
     assert torch.equal(m.eval()(q), m.train()(q))
-    assert 'empty' in say(find_head(m).fit, draw(4, 3), q, torch.tensor([0,1,2,0]))
+    assert 'empty' in say(fitted, find_head(m), draw(4, 3), q, torch.tensor([0,1,2,0]))
     assert 'empty' in say(find_head(m).votes, q)
 
 @heads2
@@ -266,11 +270,11 @@ def test_fit_lowers_the_loss(head):
     zv,yv = blobs(30, seed=8)
     logits = draw(len(yv), 3, seed=9)               # a network that knows nothing
     def nll(): return class_nll(((1-h.weight)*logits.softmax(1)+h.weight*h.votes(zv)).clamp(min=1e-12).log(), yv).item()
-    before,got = nll(),h.fit(logits, zv, yv)
+    before,got = nll(),fitted(h, logits, zv, yv)
     assert nll()==pytest.approx(got['nll_mixture'], abs=1e-5) and nll()<min(before, got['nll_network']-.2) and got['weight']>.8
     assert h.chosen()==dict(weight=pytest.approx(got['weight']), temperature=pytest.approx(got['temperature']))
     other = (yv+1)%3
-    assert h.fit(F.one_hot(other, 3)*9., zv, other)['weight']<.05   # and one that knows better
+    assert fitted(h, F.one_hot(other, 3)*9., zv, other)['weight']<.05   # and one that knows better
 
 @heads2
 def test_state_goes_round(head, tmp_path):
@@ -278,7 +282,7 @@ def test_state_goes_round(head, tmp_path):
     m = at_place(h)
     q = draw(5, 6)
     zv,yv = blobs(30, seed=8)
-    h.fit(draw(len(yv), 3), zv, yv)
+    fitted(h, draw(len(yv), 3), zv, yv)
     was = m.eval()(q)
     new = at_place(head(ClassBank(3, capacity=20), k=3))
     new[0].weight.data.zero_()
@@ -354,10 +358,10 @@ def test_in_a_learner(tmp_path, head):
 @pytest.mark.parametrize('first', ['votes','fit'])
 def test_gaussians_first_asked_for_in_inference_mode(first):
     h,x,y = filled(LDAHead)
-    with torch.inference_mode(): h.votes(x) if first=='votes' else h.fit(draw(60, 3), x, y)
+    with torch.inference_mode(): h.votes(x) if first=='votes' else fitted(h, draw(60, 3), x, y)
     h.load_state_dict(snap(h))
     h.bank.write(x, y=y)
-    h.fit(draw(60, 3), x, y)
+    fitted(h, draw(60, 3), x, y)
 
 # replay
 def filled_replay(counts=(30,10,2), d=6, capacity=16, **kw):
@@ -374,7 +378,7 @@ class Spy(Callback):
         self.evaluated.add(self.training)
         if self.training: self.ys.append(self.learn.yb[0].as_subclass(torch.Tensor).clone())
     def after_loss(self):
-        r = find_head(self.model).replayed
+        r = self.learn.batch_ids.step.seen(find_head(self.model)).added
         if self.training: self.replayed.append(0 if r is None else len(r))
         else: assert r is None
     def after_batch(self): self.sizes.add((len(self.learn.pred)==len(self.learn.xb[0])==len(self.learn.yb[0])))
@@ -444,7 +448,7 @@ def test_replay_is_for_training_alone(tmp_path):
     collect(learn, learn.dls.train)
     learn.model.train()(torch.rand(4, 1, 8, 8))
     learn.model.eval()
-    assert int(bank.draws)==draws and find_head(learn.model).replayed is None
+    assert int(bank.draws)==draws and find_head(learn.model).step is None
     learn.model.load_state_dict(sd)
     head = learn.memory.detach()
     assert isinstance(head, ReplayHead) and torch.equal(preds(learn), p)           # in evaluation it is the network alone
@@ -571,7 +575,7 @@ def test_exported_and_gone_on(tmp_path, head):
     run(learn, 'fit', 2, 1e-2)
     learn.export('l.pkl')
     new = load_learner(tmp_path/'l.pkl')
-    assert same(snap(learn.model), snap(new.model)) and getattr(find_head(new.model), 'replayed', None) is None
+    assert same(snap(learn.model), snap(new.model)) and find_head(new.model).step is None
     for o in (learn,new):
         o.dls,o.opt = tail_dls(seed=3),None
         set_seed(4)
