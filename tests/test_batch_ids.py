@@ -1,0 +1,314 @@
+"Whose row it is: ids come out of the loader with the sample, travel with the batch, and mean one item of one set"
+import random, subprocess, sys, warnings
+from operator import itemgetter
+from pathlib import Path
+import numpy as np, pandas as pd, pytest, torch
+from fastai.data.load import SkipItemException
+from fastai.vision.all import (Callback, ColReader, CrossEntropyLossFlat, DataBlock, DataLoaders, Datasets, ImageBlock, CategoryBlock, ImageDataLoaders, ItemTransform, Learner, MixUp, PILImageBW, RandomSplitter, RegressionBlock,
+                               SGD, TfmdDL, ToTensor, Transform, WeightedDL, accuracy, noop, nn, set_seed, tensor)
+from hypothesis import given, settings, strategies as st
+from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
+from memo.banks import Bank, SlotBank
+from memo.batch_ids import *
+from memo.callbacks import MemoryCallback
+from memo.classbank import ClassBank
+from memo.collect import *
+from memo.data import BalancedDL, TensorDL, TensorSet, digits_lt, small_cnn
+from memo.items import *
+from sklearn.datasets import load_digits
+
+d = load_digits()
+X,Y = torch.from_numpy(d.images/16).float()[:,None],torch.from_numpy(d.target).long()
+N = 60
+
+def net(): return nn.Sequential(nn.Flatten(), nn.Linear(64,16), nn.ReLU(), nn.Linear(16,10))
+
+class Truth(Callback):
+    "Checks each stored row: its feature is what the network's body made of the item that it names, in the step in which it was written"
+    order = 10**7
+    def __init__(self, ids, x, y): self.of,self.x,self.y,self.checked = {int(i):k for k,i in enumerate(ids)},x,y,0
+    def before_step(self):
+        for *_,y,_,item,_ in [(m,)+k for m in self.learn.memory._fits[-1].memories for k in m.kept]: pass
+        for m in self.learn.memory._fits[-1].memories:
+            for z,y,_,item,_ in m.kept:
+                if item is None: continue
+                for zi,yi,i in zip(z, y, item.tolist()):
+                    if i<0: continue
+                    k = self.of[i]
+                    with torch.no_grad(): want = self.learn.model[:3](self.x[k][None].to(z.device))[0]
+                    assert torch.allclose(zi, want, atol=1e-5) and int(yi)==int(self.y[k]), f'a row is said to be item {k}, and is not'
+                    self.checked += 1
+
+def run(dls, ids, *cbs, n=1, x=X, y=Y):
+    set_seed(0)
+    learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), opt_func=SGD, metrics=accuracy, cbs=[MemoryCallback(SlotBank(500, policy='fifo'), head=None), Truth(ids, x, y), *cbs])
+    with learn.no_bar(), learn.no_logging(): learn.fit(n, 1e-3)
+    return learn
+
+def loaders(**kw):
+    train = TfmdDL([(X[i],Y[i]) for i in range(N)], bs=16, shuffle=True, **kw)
+    return DataLoaders(train, TfmdDL([(X[i],Y[i]) for i in range(N,N+20)], bs=16), device='cpu')
+def ids_of(dls): return item_ids(dls.train)
+
+# out of the loader
+
+class skip(ItemTransform):
+    def encodes(self, o):
+        if int(o[1])%3==1: raise SkipItemException
+        return o
+def by_brightness(b): return sorted(b, key=lambda o: float(o[0].sum()))
+def in_place(b):
+    b.sort(key=lambda o: float(o[0].sum()))
+    return b
+def rebuilt(b): return [(o[0].clone(),*o[1:]) for o in sorted(b, key=lambda o: -float(o[0].sum()))]
+def fewer(b): return b[::2]
+def twice(b): return b+b[:3]
+def unknown(b): return [(o[0].clone(),o[1].clone()) for o in reversed(b)]
+
+@pytest.mark.parametrize('workers', [0,2])
+@pytest.mark.parametrize('kw', [{}, dict(after_item=skip), dict(before_batch=by_brightness), dict(before_batch=in_place), dict(before_batch=rebuilt), dict(before_batch=fewer), dict(before_batch=twice), dict(after_item=skip, before_batch=rebuilt),
+                                dict(drop_last=True)], ids=lambda o: '-'.join(getattr(v, '__name__', str(v)) for v in o.values()) if isinstance(o, dict) else str(o))
+def test_loaders_that_skip_sort_and_regroup(kw, workers):
+    dls = loaders(num_workers=workers, **kw)
+    learn = run(dls, ids_of(dls), n=2)
+    assert learn.truth.checked>=2*16 and learn.truth.checked==int((learn.memory.bank.seen)) + learn.truth.checked - int(learn.memory.bank.seen)
+    assert (learn.memory.bank.items[:len(learn.memory.bank)]>=0).all()
+
+def test_samples_that_cannot_be_told_are_nobodys():
+    dls = loaders(before_batch=unknown)
+    learn = run(dls, ids_of(dls))
+    assert learn.truth.checked==0 and len(learn.memory.bank)==N and (learn.memory.bank.items==-1).all()
+
+def test_the_same_numbers_are_drawn():
+    "A traced loader is the loader itself: order, augmentation and the state of its generator"
+    a,b = loaders(),loaders()
+    a.train.rng,b.train.rng = random.Random(3),random.Random(3)
+    for _ in range(2):
+        one,two = [o[1] for o in a.train],[o[1] for o in Traced(b.train)]
+        assert all(torch.equal(p, q) for p,q in zip(one, two)) and len(one)==len(two) and a.train.rng.getstate()==b.train.rng.getstate()
+
+@pytest.mark.parametrize('make', [lambda ds: TensorDL(dataset=ds, bs=16, shuffle=True), lambda ds: BalancedDL(dataset=ds, bs=16, shuffle=True), lambda ds: TensorDL(dataset=ds, bs=16, shuffle=True, num_workers=2),
+                                  lambda ds: WeightedDL(ds, bs=16, wgts=np.arange(N)+1.)])
+def test_other_loaders(make):
+    ds = TensorSet(X[:N], Y[:N])
+    dls = DataLoaders(make(ds), TensorDL(X[N:N+20], Y[N:N+20]), device='cpu')
+    learn = run(dls, item_ids(ds), n=2)
+    assert learn.truth.checked>=2*(N//16)*16
+
+def test_a_loader_of_another_kind_is_said_once():
+    from torch.utils.data import DataLoader
+    dls = DataLoaders(DataLoader(TensorDataset(X[:N], Y[:N]), batch_size=16, shuffle=True), DataLoader(TensorDataset(X[N:80], Y[N:80]), batch_size=16), device='cpu')
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        learn = run(dls, [], n=3)
+    assert sum('is not fastai' in str(o.message) for o in w)==1
+    assert len(learn.memory.bank)==3*N and (learn.memory.bank.items==-1)[:3*N].all()
+
+# with the batch
+
+class Changes(Callback):
+    "Does something to a batch before it is used; says so or not"
+    order = 5
+    def __init__(self, f, say=False): self.f,self.say = f,say
+    def before_batch(self):
+        if not self.training: return
+        i = self.f(len(self.y))
+        self.learn.xb,self.learn.yb = (self.x[i],),(self.y[i],)
+        if self.say: self.learn.reindex(i)
+
+ways = dict(thin=lambda n: torch.arange(0, n, 2), permute=lambda n: torch.randperm(n), double=lambda n: torch.arange(2*n)%n, pad=lambda n: torch.cat([torch.arange(n), torch.zeros(3, dtype=torch.long)]), one=lambda n: torch.tensor([n-1]),
+            same=lambda n: torch.arange(n))
+
+@pytest.mark.parametrize('say', [False,True])
+@pytest.mark.parametrize('way', ways)
+def test_batches_that_are_thinned_permuted_doubled(way, say):
+    dls = loaders()
+    learn = run(dls, ids_of(dls), Changes(ways[way], say), n=2)
+    b = learn.memory.bank
+    assert learn.truth.checked>0 and (b.items[:len(b)]>=0).all()
+
+def test_an_augmentation_keeps_its_ids():
+    class Noise(Callback):
+        def before_batch(self): self.learn.xb = (self.x+.01*torch.randn_like(self.x),)
+    dls = loaders()
+    set_seed(0)
+    learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), cbs=[MemoryCallback(SlotBank(100, policy='fifo'), head=None), Noise()])
+    with warnings.catch_warnings(), learn.no_bar(), learn.no_logging():
+        warnings.simplefilter('error', UserWarning)
+        learn.fit(2)
+    assert len(learn.memory.bank)==N
+
+class InPlace(Callback):
+    order = 5
+    def before_batch(self):
+        if not self.training: return
+        i = torch.randperm(len(self.y))
+        self.x[:],self.y[:] = self.x[i].clone(),self.y[i].clone()
+
+def test_a_batch_permuted_in_place():
+    dls = loaders()
+    learn = run(dls, ids_of(dls), InPlace(), n=2)
+    assert learn.truth.checked==2*N
+
+class Strange(Callback):
+    "New rows with other targets, or other ones in front"
+    order = 5
+    def __init__(self, how): self.how = how
+    def before_batch(self):
+        if not self.training: return
+        if self.how=='new': self.learn.xb,self.learn.yb = (torch.rand_like(self.x),),((self.y+1)%10,)
+        if self.how=='in front': self.learn.xb,self.learn.yb = (torch.cat([torch.rand_like(self.x), self.x]),),(torch.cat([(self.y+1)%10, self.y]),)
+        if self.how=='wrong number': self.learn.reindex([0,1])
+        if self.how=='joined':
+            self.learn.xb = ((self.x+self.x.flip(0))/2,)
+            self.learn.reindex(torch.full((len(self.y),), -1))
+
+@pytest.mark.parametrize('how,own,warned', [('new',0,True), ('in front',N,True), ('wrong number',0,True), ('joined',0,False)])
+def test_strange_rows_are_nobodys(how, own, warned):
+    dls = loaders()
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        learn = run(dls, ids_of(dls), Strange(how), n=2)
+    said = [str(o.message) for o in w if 'nobody' in str(o.message)]
+    assert len(said)==warned
+    b = learn.memory.bank
+    assert int((b.items[:len(b)]>=0).sum())==own and learn.truth.checked==2*own
+
+def test_item_and_group_are_of_the_batch_in_flight():
+    seen = []
+    class Look(Callback):
+        def after_loss(self): seen.append((self.training, self.learn.item.clone(), self.learn.group.clone(), len(self.y)))
+    ds = [TensorSet(X[a:b], Y[a:b], items=torch.arange(a,b)) for a,b in ((0,N),(N,80))]
+    dls = DataLoaders(TensorDL(dataset=ds[0], bs=16, shuffle=True), TensorDL(dataset=ds[1], bs=16), device='cpu')
+    learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), cbs=[MemoryCallback(SlotBank(100), head='add', group=lambda o: int(o)//7), Look()])
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    train = torch.cat([i for t,i,_,_ in seen if t])
+    assert sorted(train.tolist())==list(range(N)) and torch.cat([i for t,i,_,_ in seen if not t]).tolist()==list(range(N,80))
+    groups = {int(i):int(g) for _,a,b,_ in seen for i,g in zip(a, b)}
+    assert all((groups[i]==groups[j])==(i//7==j//7) for i in range(80) for j in range(80))
+    assert getattr(learn, 'item', None) is None
+    learn.memory.detach()
+    learn.add_cb(BatchIds())        # by itself, for whoever needs ids
+    seen.clear()
+    learn.remove_cb(Look)
+    class Own(Callback):
+        def after_loss(self): seen.append(self.learn.item)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, cbs=Own())
+    assert len(torch.cat(seen))==80
+
+@settings(max_examples=25)
+@given(n=st.integers(1,12), seed=st.integers(0,999), dtype=st.sampled_from([torch.float32,torch.uint8,torch.float16,torch.bool,torch.int64]))
+def test_marks_find_rows(n, seed, dtype):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randint(0, 2, (n,3,70), generator=g).to(dtype) if dtype==torch.bool else (torch.rand(n,3,70, generator=g)*200).to(dtype)
+    i = torch.randint(0, n, (7,), generator=g)
+    assert torch.equal(row_marks(x[i]), row_marks(x)[i])
+    assert len(row_marks(x).unique())==len(x.flatten(1).unique(dim=0))
+
+# one item of one set
+
+def test_another_split_recalls_its_own_items(tmp_path):
+    "A bank goes to another random split of the same set: rekey puts no feature under another item's label"
+    whole = TensorDataset(X[:400], Y[:400])
+    def split(seed):
+        p = torch.randperm(400, generator=torch.Generator().manual_seed(seed))
+        return DataLoaders(*(TfmdDL(Subset(whole, o.tolist()), bs=32, shuffle=i==0) for i,o in enumerate((p[:300], p[300:]))), device='cpu')
+    set_seed(0)
+    learn = Learner(split(0), net(), loss_func=CrossEntropyLossFlat(), cbs=MemoryCallback(SlotBank(300, policy='fifo'), head='vote'))
+    with learn.no_bar(), learn.no_logging(): learn.fit(2)
+    learn.memory.bank.save(tmp_path/'b.safetensors')
+    again = Learner(split(1), net(), loss_func=CrossEntropyLossFlat(), cbs=MemoryCallback(Bank.load(tmp_path/'b.safetensors'), head='vote'))
+    bank,ids = again.memory.bank,item_ids(whole)
+    n = again.memory.rekey()
+    place = {int(k):i for i,k in enumerate(ids)}
+    assert n>150 and all(int(y)==int(Y[place[int(i)]]) for y,i in zip(bank.labels[:300], bank.items[:300]))
+
+def test_two_phases_on_disjoint_subsets():
+    whole = TensorDataset(X[:200], Y[:200])
+    one,two = (DataLoaders(TfmdDL(Subset(whole, list(r)), bs=20, shuffle=True), TfmdDL(Subset(whole, list(r)), bs=20), device='cpu') for r in (range(100), range(100,200)))
+    set_seed(0)
+    learn = Learner(one, net(), loss_func=CrossEntropyLossFlat(), cbs=MemoryCallback(SlotBank(200, policy='fifo'), head=None))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        learn.dls = two
+        learn.fit(1)
+    assert len(learn.memory.bank)==200 and set(learn.memory.bank.items.tolist())==set(item_ids(whole).tolist())
+
+class Own(Dataset):
+    def __init__(self, lo, hi, fold=0): self.x,self.y,self.fold = X[lo:hi].clone(),Y[lo:hi].clone(),fold
+    def __len__(self): return len(self.x)
+    def __getitem__(self, i): return self.x[i],self.y[i]
+
+class Closed(Own):
+    def __init__(self, *a):
+        super().__init__(*a)
+        self.file = open(__file__)
+
+def test_own_data_sets():
+    a,b = Own(0,50),Own(50,100)
+    assert torch.equal(item_ids(a), item_ids(Own(0,50))) and not set(item_ids(a).tolist()) & set(item_ids(b).tolist()) and not set(item_ids(a).tolist()) & set(item_ids(Own(0,50,1)).tolist())
+    c = Closed(0,50)
+    assert torch.equal(item_ids(c), item_ids(c)) and not set(item_ids(c).tolist()) & set(item_ids(Closed(0,50)).tolist())
+    was = item_ids(a).clone()
+    a.x[:] = a.x.flip(0)
+    assert not set(was.tolist()) & set(item_ids(a).tolist()), 'changed in place: other items'
+    assert torch.equal(item_ids(ConcatDataset([a,b])), torch.cat([item_ids(a),item_ids(b)]))
+    assert all((item_ids(o)>=2**32).all() for o in (a,b,c))
+
+def test_another_process(tmp_path):
+    "Digests are the same there; a set that cannot be digested has other ids"
+    src = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_batch_ids import *\nprint(item_ids(Own(0,5)).tolist()); print(item_ids(Closed(0,5)).tolist()); print(item_ids(TensorDataset(X[:5],Y[:5])).tolist())"
+    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', src], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    own,closed,tensors = map(eval, r.stdout.strip().splitlines()[-3:])
+    assert own==item_ids(Own(0,5)).tolist() and tensors==item_ids(TensorDataset(X[:5],Y[:5])).tolist() and not set(closed) & set(item_ids(Closed(0,5)).tolist())
+
+def test_sorting_a_list_in_place_moves_its_ids():
+    items = [Path(f'{i}.png') for i in (3,1,2)]
+    ds = Datasets(items, [noop])
+    was = dict(zip(map(str, ds.items), item_ids(ds).tolist()))
+    ds.items.sort()
+    assert dict(zip(map(str, ds.items), item_ids(ds).tolist()))==was
+
+def test_duplicates_are_one_item(tmp_path):
+    "Oversampled files do not find themselves"
+    fs = []
+    for i in range(12):
+        PILImageBW.create((X[i,0].numpy()*255).astype(np.uint8)).save(tmp_path/f'{i}.png')
+        fs.append(tmp_path/f'{i}.png')
+    rare = fs[:2]*3
+    dls = ImageDataLoaders.from_lists(tmp_path, fs+rare, Y[:12].tolist()+Y[:2].tolist()*3, valid_pct=.2, seed=0, bs=4, num_workers=0)
+    ids = dict(zip(map(str, dls.train_ds.items), item_ids(dls.train).tolist())) if not isinstance(dls.train_ds.items[0], tuple) else {str(o[0]):i for o,i in zip(dls.train_ds.items, item_ids(dls.train).tolist())}
+    both = [(str(o[0]) if isinstance(o, tuple) else str(o)) for o in dls.train_ds.items]
+    assert len(set(item_ids(dls.train).tolist()))==len(set(both))<len(both)
+
+def frame(): return pd.DataFrame(dict(file=[f'{i}.png' for i in range(8)], label=[0,1]*4, site=list('abcdabcd')))
+
+@pytest.mark.parametrize('getter', [ColReader('file'), ColReader('file', pref='x/'), lambda r: r['file'], lambda r: Path('d')/r.file])
+def test_a_data_frame_that_gets_a_column_or_a_corrected_label(getter):
+    df = frame()
+    def ids(df): return item_ids(Datasets(df, [[getter], [ColReader('label')]]))
+    was = ids(df)
+    assert torch.equal(ids(df.assign(new=3.5, label=1-df.label)), was) and len(was.unique())==8
+    assert torch.equal(ids(df.iloc[::-1]), was.flip(0))
+
+def test_by_a_column_or_a_function():
+    df = frame()
+    ds = Datasets(df, [[ColReader('file')], [ColReader('label')]])
+    assert len(item_ids(ds, 'site').unique())==4 and torch.equal(item_ids(ds, 'site'), item_ids(ds, lambda r: r.site))
+    from memo.core import MemoError
+    with pytest.raises(MemoError, match='no data frame with that column'): item_ids(ds, 'sight')
+
+def test_old_positions_are_nobodys(tmp_path):
+    "A bank of version 0.1, whose items were positions in some list"
+    import json
+    from safetensors.torch import load_file, save_file
+    b = SlotBank(8, policy='fifo')
+    b.write(torch.randn(4, 3), item=torch.tensor([3, 2**40, 7, -1]))
+    b.save(tmp_path/'new.safetensors')
+    assert Bank.load(tmp_path/'new.safetensors').items[:4].tolist()==[3, 2**40, 7, -1], 'numbers that a user gave himself stay'
+    sd = load_file(tmp_path/'new.safetensors')
+    old = {k:v for k,v in json.loads(b.describe()).items() if k!='ids'}
+    sd['_extra_state'] = torch.frombuffer(bytearray(json.dumps(old), 'utf8'), dtype=torch.uint8)
+    save_file(sd, tmp_path/'old.safetensors', metadata=dict(memo=json.dumps(old)))
+    with pytest.warns(UserWarning, match='2 rows of a saved bank name their items by position'): again = Bank.load(tmp_path/'old.safetensors')
+    assert again.items[:4].tolist()==[-1, 2**40, -1, -1]
