@@ -7,11 +7,12 @@ Docs: https://github.com/fastmemo/memo/comparison.html.md"""
 # %% auto #0
 __all__ = ['Line', 'compare_runs', 'run_experiments']
 
-# %% ../nbs/13f_comparison.ipynb #e587192d
+# %% ../nbs/13f_comparison.ipynb #68df6c46
 import os
 from typing import NamedTuple
 from fastai.vision.all import *
 from .core import *
+from .baselines import *
 from .config import *
 from .evaluation import save_pictures
 from .experiment import *

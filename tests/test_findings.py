@@ -3,16 +3,19 @@ import json, shutil
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from sklearn.metrics import roc_auc_score, average_precision_score
-from memo.config import load_config, task
+from memo.config import load_config
 from memo.core import MemoError
 from memo.chest import findings
-from memo import experiment as ex
+from memo import build, experiment as ex
+from memo.comparison import run_experiments
+from memo.results import label, row_of
+from memo.trainings import but_memory, differing
 
 SMALL = '''
 name: {name}
 seeds: [0]
 data: {{name: chestxray14, root: {root}, size: 32, channels: 1, rotate: 0, workers: 0, preload: true, valid: 0.2}}
-model: {{arch: tile_cnn, hidden: 32}}
+model: {{name: chest, arch: tile_cnn, hidden: 32}}
 memory: {memory}
 train: {{epochs: 1, lr: 1e-2, bs: 32, loss: bce, abnormal_only: true, monitor: valid_loss, phase2: {{epochs: 1, bs: 48, lr: [1e-3, 1e-2], momentum: 0.9}}}}
 '''
@@ -41,6 +44,11 @@ def run(write, tmp_path_factory):
     table = ex.run_experiment(load_config(write('vote', VOTE), [f'runs={json.dumps(str(d))}']), log=lambda s: None)
     return d/'vote',table
 
+def rows(folder):
+    "label -> entry of a metrics.json"
+    m = json.loads((folder/'metrics.json').read_text(), parse_constant=lambda s: pytest.fail(f'{s} is no JSON'))
+    return {label(row_of(r), m['titles']):r for r in m['rows']}
+
 def err(f, *args, **kwargs):
     with pytest.raises(MemoError) as e: f(*args, **kwargs)
     assert '\n' not in str(e.value)
@@ -59,29 +67,32 @@ def test_the_seeds_fifteen_experiments(repo):
     assert set(seed_names)<=set(c)
     for k,v in c.items():
         assert v.name==f'chestxray/{k}' and v.data.name=='chestxray14' and v.model.pretrained is True and (v.model.hidden,v.model.dropout)==(512,.3)
-        assert v.data.args['split']=='official' and v.data.args['flip'] is False and v.data.args['size']==224
+        assert (v.data.split,v.data.flip,v.data.size)==('official',False,224)
     arch = lambda k: c[k].model.arch
     assert [arch(k) for k in seed_names[:6]]==['efficientnet_v2_s','resnet50','efficientnet_v2_s','efficientnet_v2_m','resnet50','densenet121']
     for k in seed_names:
         v,t = c[k],c[k].train
-        assert (t.freeze_epochs,t.epochs,t.lr,t.wd,t.loss,t.abnormal_only,t.patience)==(3,20,'find',.01,'bce',True,5)
+        assert (t.freeze_epochs,t.epochs,t.lr,t.wd,t.loss.name,t.abnormal_only,t.patience)==(3,20,'find',.01,'bce',True,5)
         assert (t.bs,t.phase2.bs)==((32,64) if k.endswith('effv2m') else (64,128))
         assert (t.phase2.epochs,t.phase2.lr,t.phase2.momentum)==(5,[2e-5,8e-5],.9999)
-        assert t.phase2.loss==('asymmetric' if k in ('baseline_effv2s','baseline_resnet50','memory_hybrid_effv2s') else 'bce')
-        if k.startswith('baseline'): assert v.memory is None
-        else: assert (v.memory.threshold,v.memory.momentum,v.memory.head,v.memory.bank)==(.2,.9,'add','SlotBank')
-    m = {k:c[k].memory for k in seed_names if c[k].memory is not None}
-    assert {k:v.policy for k,v in m.items() if v.policy!='rarity'}=={f'memory_{p}_effv2s':p for p in ('diversity','hybrid','statistical','fifo')}
-    assert {k:v.size for k,v in m.items() if v.size!=512}=={'ablation_bank256':256,'ablation_bank1024':1024}
-    assert {k:v.k for k,v in m.items() if v.k!=3}=={'ablation_topk1':1,'ablation_topk5':5}
-    assert [k for k,v in m.items() if not v.rescale]==['ablation_no_normalize']
+        assert t.phase2.loss.name==('asymmetric' if k in ('baseline_effv2s','baseline_resnet50','memory_hybrid_effv2s') else 'bce')
+        if k.startswith('baseline'): assert not v.memories
+        else:
+            m, = v.memories.values()
+            assert (m.bank.threshold,m.bank.momentum,m.head.name,m.bank.name)==(.2,.9,'add','SlotBank')
+    m = {k:c[k].memories['memory'] for k in seed_names if c[k].memories}
+    assert {k:v.bank.policy for k,v in m.items() if v.bank.policy!='rarity'}=={f'memory_{p}_effv2s':p for p in ('diversity','hybrid','statistical','fifo')}
+    assert {k:v.bank.size for k,v in m.items() if v.bank.size!=512}=={'ablation_bank256':256,'ablation_bank1024':1024}
+    assert {k:v.head.k for k,v in m.items() if v.head.k!=3}=={'ablation_topk1':1,'ablation_topk5':5}
+    assert [k for k,v in m.items() if not v.head.rescale]==['ablation_no_normalize']
 
 def test_a_memory_and_its_like_for_like_baseline(repo):
     "The rival of a memory differs in nothing but the memory"
     c = {p.stem:load_config(p) for p in shipped(repo)}
     for a,b in (('memory_rarity_effv2s','baseline_effv2s_bce'), ('memory_rarity_resnet50','baseline_resnet50_bce'), ('memory_hybrid_effv2s','baseline_effv2s'),
                 ('memory_rarity_effv2s_1phase','baseline_effv2s_1phase'), ('memory_rarity_effv2s_1phase_noval','baseline_effv2s_1phase_noval')):
-        assert ex._like(c[a])==ex._like(c[b]) and c[b].memory is None
+        assert but_memory(c[a], c[b]) and differing(c[a], c[b]) and not c[b].memories
+    assert not but_memory(c['memory_rarity_effv2s'], c['baseline_effv2s']) and not but_memory(c['memory_rarity_effv2s'], c['baseline_resnet50_bce'])
 
 @pytest.mark.slow
 @pytest.mark.parametrize('name', [p.stem for p in shipped(Path(__file__).parents[1])])
@@ -103,7 +114,7 @@ def test_small_experiments(repo):
     c = {p.stem:load_config(p) for p in d.glob('*.yaml')}
     seven = {'rarity','diversity','hybrid','statistical','entropy','fifo','reservoir'}
     assert seven<=set(c) and seven<set(policies)
-    for k in seven: assert c[k].memory.policy==k and ex._like(c[k])==ex._like(c['baseline'])==ex._like(c['vote']) and len(c[k].seeds)==5
+    for k in seven: assert c[k].memories['memory'].bank.policy==k and but_memory(c[k], c['baseline']) and but_memory(c[k], c['vote']) and len(c[k].seeds)==5
 
 # mistakes
 
@@ -120,15 +131,14 @@ def test_small_experiments(repo):
     (['model.arch=resnet_18'], 'resnet18'),
     (['memory.size=10','memory.k=50'], 'k'),
     (['train.monitor=macro_acu'], "did you mean 'macro_auc'"),
-    (['model.dropout=2'], 'model.dropout must be from 0 to below 1'),
+    (['model.dropout=2'], 'model.dropout must be a number from 0 to below 1'),
     (['data.valid=0'], 'memory.head vote is fitted on validation data'),
-    (['memory.balanced=false'], 'memory.balanced is read for classes only'),
 ])
 def test_mistakes(write, tmp_path, more, msg):
     assert msg in err(lambda: ex.check_experiment(load_config(write('x', VOTE), more)))
 def test_findings_keys_need_findings(tmp_path):
     (tmp_path/'a.yaml').write_text('train: {abnormal_only: true}')
-    assert 'train.abnormal_only is read for findings only' in err(load_config, tmp_path/'a.yaml')
+    assert 'train.abnormal_only is for data whose items may have no class' in err(load_config, tmp_path/'a.yaml')
 def test_nothing_is_set_in_a_section_that_is_null(repo):
     "An override of several files does not give the baselines a memory"
     f = repo/'experiments/chestxray/baseline_effv2s_bce.yaml'
@@ -143,6 +153,7 @@ def test_missing_root(write, tmp_path):
 
 def test_run_folder(run):
     d,table = run
+    assert list(rows(d))==['plain network','plain network + memory'] and json.loads((d/'metrics.json').read_text())['task']=='multilabel'
     for f in 'config.yaml env.json history.csv metrics.json predictions.csv classes.csv split.csv model.safetensors results.csv results.md history.png classes.png reliability.png bank.png memories.png'.split():
         assert (d/f).stat().st_size>0, f
     h = pd.read_csv(d/'history.csv')
@@ -157,9 +168,9 @@ def test_split_is_by_patient_and_stored(run, tree):
 def test_scores_are_those_of_the_predictions(run):
     "metrics.json and classes.csv against scikit-learn on predictions.csv"
     d = run[0]
-    p,m,c = pd.read_csv(d/'predictions.csv'),json.loads((d/'metrics.json').read_text()),pd.read_csv(d/'classes.csv')
-    for k,s in m['methods'].items():
-        auc,ap = [],[]
+    p,c = pd.read_csv(d/'predictions.csv'),pd.read_csv(d/'classes.csv')
+    for k,r in rows(d).items():
+        s,auc,ap = r['scores'],[],[]
         for f in findings:
             y,q,row = p[f],p[f'{k}: {f}'],c[(c.method==k)&(c.finding==f)].iloc[0]
             assert row.positives==y.sum()
@@ -168,7 +179,7 @@ def test_scores_are_those_of_the_predictions(run):
                 assert abs(row.auc-auc[-1])<1e-6 and abs(row.ap-ap[-1])<1e-6 and row.auc_low<=row.auc<=row.auc_high
             else: assert np.isnan(row.auc)
         assert s['classes']==len(auc) and abs(s['macro_auc']-np.mean(auc))<1e-6 and abs(s['macro_ap']-np.mean(ap))<1e-6
-        lo,hi = m['intervals'][k]['macro_auc']
+        lo,hi = r['intervals']['macro_auc']
         assert lo<s['macro_auc']<hi
         assert p[[f'{k}: {f}' for f in findings]].to_numpy().min()>=0 and p[[f'{k}: {f}' for f in findings]].to_numpy().max()<=1
 
@@ -210,8 +221,7 @@ def test_model_file_alone(run, tmp_path):
 
 def test_threshold(run, tmp_path):
     ex.evaluate_run(run[0], out=tmp_path, threshold=0.)
-    m = json.loads((tmp_path/'metrics.json').read_text())['methods']['plain network']
-    assert m['recall']==1
+    assert rows(tmp_path)['plain network']['scores']['recall']==1
 
 def test_rows_that_are_added_stay_as_written(write, tmp_path):
     "The tested bank is the one that the end of training left, not one encoded anew"
@@ -223,8 +233,8 @@ def test_rows_that_are_added_stay_as_written(write, tmp_path):
 
 def test_class_weights_are_those_of_the_images_trained_on(write):
     cfg = load_config(write('vote', VOTE), ['train.class_weights=true'])
-    learn = ex.build_learner(cfg, 0)
-    for s in ex.build_stages(cfg, learn, 0):
+    learn = build.build_learner(cfg, 0)
+    for s in build.build_stages(cfg, learn, 0):
         y = s.dls.train.dataset.y
         want = ((len(y)-y.sum(0))/y.sum(0)).clamp(max=100)
         torch.testing.assert_close(s.loss_func.func.pos_weight.float(), want.as_subclass(torch.Tensor).float())
@@ -258,8 +268,8 @@ def test_resumed_is_as_if_nothing_had_happened(write, tmp_path):
 
 def test_validation_is_shared_by_both_phases(write):
     cfg = load_config(write('vote', VOTE))
-    learn = ex.build_learner(cfg, 0)
-    one,two = ex.build_stages(cfg, learn, 0)
+    learn = build.build_learner(cfg, 0)
+    one,two = build.build_stages(cfg, learn, 0)
     v1,v2 = one.dls.valid.dataset,two.dls.valid.dataset
     assert (v1.y.sum(1)>0).all() and set(v1.items.tolist())=={i for i,y in zip(v2.items.tolist(), v2.y) if y.sum()>0}
     assert one.dls.bs==32 and two.dls.bs==48 and len(two.dls[2].dataset)==len(one.dls[2].dataset)==len(learn.dls[2].dataset)
@@ -272,7 +282,7 @@ def test_other_settings_run(write, tmp_path, more):
     p = write('other', ADD if 'memory.head=add' in more else VOTE)
     ex.run_experiment(load_config(p, [*more, f'runs={json.dumps(str(tmp_path))}']), log=lambda s: None)
     m = json.loads((tmp_path/'other/metrics.json').read_text())
-    assert all(.3<s['macro_auc']<=1 for s in m['methods'].values())
+    assert all(.3<r['scores']['macro_auc']<=1 for r in m['rows'])
     assert ('lr' in m)==('train.lr=find' in more) and ex.evaluate_run(tmp_path/'other')[1]==[]
 
 # several experiments
@@ -283,15 +293,15 @@ def several(write, tmp_path_factory):
     ps = [write('base'), write('rarity', ADD), write('vote', VOTE)]
     cfgs = [load_config(p, [f'runs={json.dumps(str(d))}', 'seeds=[0,1]']) for p in ps]
     lines = []
-    return d,cfgs,ex.run_experiments(cfgs, log=lines.append),lines,ps
+    return d,cfgs,run_experiments(cfgs, log=lines.append),lines,ps
 
 def test_table_over_experiments(several):
     d,cfgs,table,lines,_ = several
     for f in ('comparison.csv','comparison.md','comparison.png','differences.png'): assert (d/'comparison'/f).stat().st_size>0
     for row in ('base','rarity','vote: plain network','vote: plain network + memory'): assert f'\n{row} ' in '\n'+table
     csv = pd.read_csv(d/'comparison/comparison.csv')
-    m = {(n,s):json.loads((d/n/('seed_1' if s else '')/'metrics.json').read_text())['methods'] for n in ('base','rarity') for s in (0,1)}
-    want = np.mean([m['rarity',s]['plain network + memory']['macro_auc']-m['base',s]['plain network']['macro_auc'] for s in (0,1)])
+    m = {(n,s):rows(d/n/('seed_1' if s else '')) for n in ('base','rarity') for s in (0,1)}
+    want = np.mean([m['rarity',s]['plain network + memory']['scores']['macro_auc']-m['base',s]['plain network']['scores']['macro_auc'] for s in (0,1)])
     row = csv[(csv.method=='rarity')&(csv.rival=='base')].iloc[0]
     assert abs(row.macro_auc_mean-want)<1e-9 and row.macro_auc_low<=want<=row.macro_auc_high
     pair = csv[csv.rival.notna()&csv.method.str.endswith('+ memory')].iloc[0]
@@ -304,7 +314,7 @@ def test_goes_on_with_what_is_missing(several):
     shutil.rmtree(d/'vote')
     (d/'rarity/seed_1/metrics.json').unlink()
     lines = []
-    assert ex.run_experiments(cfgs, log=lines.append)==table
+    assert run_experiments(cfgs, log=lines.append)==table
     assert {p:p.stat().st_mtime_ns for p in kept}==kept
     assert sum('finished before' in o for o in lines)==3
 
@@ -312,14 +322,14 @@ def test_more_seeds_are_added(several):
     d,cfgs,_,_,ps = several
     c = load_config(ps[0], [f'runs={json.dumps(str(d))}', 'seeds=[0,1,2]'])
     lines = []
-    ex.run_experiments([c], folder=d/'one', log=lines.append)
+    run_experiments([c], folder=d/'one', log=lines.append)
     assert sum('finished before' in o for o in lines)==2 and (d/'base/seed_2/metrics.json').is_file()
 
 def test_another_experiment_of_that_name(several):
     d,cfgs,_,_,ps = several
     c = load_config(ps[1], [f'runs={json.dumps(str(d))}', 'seeds=[0,1]', 'memory.k=1'])
-    assert 'is of another experiment' in err(ex.run_experiments, [c])
-    assert 'needs a name of its own' in err(ex.run_experiments, [c,c])
+    assert 'is of another experiment' in err(run_experiments, [c])
+    assert 'needs a name of its own' in err(run_experiments, [c,c])
 
 @pytest.mark.slow
 def test_commands(several, run, tool, tree, tmp_path):
