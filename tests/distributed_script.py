@@ -38,8 +38,8 @@ class Seen(Callback):
     def after_pred(self):
         self.hook.remove()
         head,i = self.learn.memory.head,who(self.xb[0])
-        if head.last is not None:
-            found = head.bank.items.flatten()[head.last.index.clamp(min=0)].masked_fill(head.last.index<0, -2)
+        if (read := self.learn.batch_ids.step.seen(head).read) is not None:
+            found = head.bank.items.flatten()[read.index.clamp(min=0)].masked_fill(read.index<0, -2)
             assert not (found==i[:,None]).any(), 'a query found its own item'
             self.own += torch.isin(i, head.bank.items).sum().item()
         self.now.append((self.f, Y[i], self.pred.detach()[:len(i)].clone(), i, i//7))     # replayed rows come behind the batch's

@@ -72,7 +72,7 @@ def test_vote_is_fitted_equally(ranks, case):
 @pytest.mark.parametrize('case', cases)
 def test_columns_are_equal(ranks, case):
     a,b = (r[case] for r in ranks)
-    assert a['names']==b['names'] and 'bank_fill' in a['names']
+    assert a['names']==b['names'] and 'memory_fill' in a['names']
     i = a['names'].index('valid_loss')-1
     assert torch.allclose(torch.tensor(a['values'], dtype=torch.float64)[:,i:], torch.tensor(b['values'], dtype=torch.float64)[:,i:], atol=1e-6)
 

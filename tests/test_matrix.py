@@ -2,12 +2,13 @@
 import random, pytest, timm, torch
 from fastai.vision.all import Callback, DataLoaders, Learner, accuracy, accuracy_multi, nn, params, set_seed
 from sklearn.datasets import load_digits
+from memo.attach import attach, find_place
 from memo.banks import SlotBank
 from memo.classbank import ClassBank
 from memo.callbacks import MemoryCallback
 from memo.core import MemoError
 from memo.data import ResizeBatch, TensorDL, TensorSet
-from memo.heads import RetrievalHead, attach, find_place
+from memo.heads import RetrievalHead, Step, in_step
 
 _d = load_digits()
 X,Y = torch.from_numpy(_d.images*(255/16)).round().byte()[:,None],torch.from_numpy(_d.target).long()
@@ -105,6 +106,7 @@ def test_features_of_other_timm_models_are_not_their_logits(name):
     bank = SlotBank(4, policy='fifo')
     head = RetrievalHead(bank, k=1)
     attach(m, head)
-    head.armed = True
-    with torch.no_grad(): m(torch.randn(2,3,64,64))
-    assert head.captured.ndim==2 and head.captured.shape[1]!=7
+    with torch.no_grad(), in_step([head], Step()) as step: m(torch.randn(2,3,64,64))
+    step.close()
+    z = step.seen(head).z
+    assert z.ndim==2 and z.shape[1]!=7
