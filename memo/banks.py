@@ -116,7 +116,7 @@ class Bank(Described):
         super()._accept(cfg)
         for o in ('size','capacity'):
             if o in cfg and cfg[o]!=getattr(self, o): raise MemoError(f"the saved {cfg['kind']} has {o} {cfg[o]}, this one's is {getattr(self, o)}")
-        if None not in (cfg['dim'],self.dim) and cfg['dim']!=self.dim:
+        if None not in (cfg.get('dim'),self.dim) and cfg['dim']!=self.dim:
             raise MemoError(f"the saved {cfg['kind']} has rows of width {cfg['dim']}, this one's have {self.dim}: make it with the same width")
 
     def __len__(self): return int(self.count)
@@ -347,7 +347,7 @@ class SlotBank(Bank):
 
     def _accept(self, cfg):
         super()._accept(cfg)
-        if cfg['policy'] is None and self.policy_name is not None:
+        if cfg.get('policy', '') is None and self.policy_name is not None:
             raise MemoError("the saved bank's policy is a function of its owner's: pass it as policy= to load the bank")
 
     def rows(self):
