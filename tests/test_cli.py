@@ -8,7 +8,7 @@ TINY = '''
 name: tiny
 seeds: [0]
 data: {name: digits_lt, n_max: 30, ratio: 6, valid: 5, test: 10, size: 8}
-memory: {size: 64, policy: reservoir, momentum: 0.1, k: [3, 5], whiten: [false, true]}
+memory: {size: 64, policy: reservoir, momentum: 0.1, head: vote, k: [3, 5], whiten: [false, true]}
 train: {epochs: 3, lr: 1e-2, bs: 16, monitor: valid_loss, phase2: {epochs: 2, sampling: balanced, momentum: 0.99}}
 compare: [logit_adjusted]
 '''
@@ -17,7 +17,7 @@ FINDINGS = '''
 name: tiny
 seeds: [0]
 data: {name: chest_mosaic, patients: 60, root: "%s", size: 32, rotate: 10, valid: 0.25}
-model: {arch: tile_cnn, hidden: 16}
+model: {name: chest, arch: tile_cnn, hidden: 16}
 memory: {size: 64, policy: rarity, momentum: 0.9, head: add, k: 3}
 train: {epochs: 3, freeze_epochs: 1, lr: find, bs: 16, abnormal_only: true, monitor: valid_loss, phase2: {epochs: 2, momentum: 0.99}}
 '''
@@ -90,6 +90,10 @@ def test_print_config_reads_back(tool, yml, tmp_path):
     (tmp_path/'y.yaml').write_text(r.stdout)
     assert tool('memo-train', tmp_path/'y.yaml', '--print-config').stdout==r.stdout
 
+def test_print_config_says_what_keys_are_for(tool, yml):
+    r = tool('memo-train', yml, '--print-config')
+    assert '    size: 64  # Number of slots' in r.stdout.splitlines() and '  lr: 0.01  # Peak of the cycle; find: the valley of lr_find' in r.stdout.splitlines()
+
 def test_module(yml):
     r = subprocess.run([sys.executable,'-m','memo.cli','train',str(yml),'--print-config'], capture_output=True, text=True)
     assert r.returncode==0 and 'name: tiny' in r.stdout
@@ -106,7 +110,7 @@ def test_dry_run(tool, yml, tmp_path):
 def test_a_run_and_its_evaluation(tool, whole):
     d,r = whole
     lines = [o for o in r.stdout.splitlines() if ' | ' in o]
-    assert len(lines)==5 and 'phase1 1/3' in lines[0] and 'phase2 2/2' in lines[4] and 'valid_loss' in lines[0] and 'bank_fill' in lines[0]
+    assert len(lines)==5 and 'phase1 1/3' in lines[0] and 'phase2 2/2' in lines[4] and 'valid_loss' in lines[0] and 'memory_fill' in lines[0]
     assert 'plain network + memory - plain network' in r.stdout and 'Warning' not in r.stderr
     e = tool('memo-eval', d)
     text,where = e.stdout.strip().rsplit('\n\n', 1)
@@ -140,6 +144,27 @@ def test_killed_and_resumed_on_findings(tool, findings_yml):
         assert r.returncode==0, r.stderr
         for f in ('lr.json','classes.csv','split.csv'): assert (yml.parent/o/'tiny'/f).read_bytes()==(yml.parent/'whole/tiny'/f).read_bytes()
         assert contents(yml.parent/o/'tiny')==contents(yml.parent/'whole/tiny')
+
+@pytest.mark.slow
+def test_parts_of_ones_own(tool, tmp_path):
+    "A run with a part of each kind from a folder outside: trained, killed, resumed and evaluated by processes that stand elsewhere"
+    from test_config import OWN,OWN_YAML
+    d = tmp_path/'elsewhere'
+    (d/'pkg_h1').mkdir(parents=True)
+    (d/'pkg_h1/__init__.py').write_text('')
+    (d/'pkg_h1/mine.py').write_text(OWN)
+    (d/'own.yaml').write_text(OWN_YAML.replace('epochs: 1', 'epochs: 3'))
+    r = tool('memo-train', d/'own.yaml', f'runs={tmp_path}/whole', cwd='/')
+    assert r.returncode==0 and 'my_metric' in r.stdout, r.stderr
+    k = subprocess.run([sys.executable,str(Path(__file__).with_name('interrupt.py')),'mid',str(d/'own.yaml'),f'runs={tmp_path}/cut'], capture_output=True, text=True, cwd='/')
+    assert k.returncode==-signal.SIGKILL, k.stderr
+    r2 = tool('memo-train', '--resume', tmp_path/'cut/own', cwd='/')
+    assert r2.returncode==0, r2.stderr
+    assert contents(tmp_path/'cut/own')[1:4]==contents(tmp_path/'whole/own')[1:4]
+    e = tool('memo-eval', tmp_path/'whole/own', cwd='/')
+    assert e.returncode==0 and e.stdout.strip().rsplit('\n\n', 1)[0] in r.stdout, e.stderr
+    env = json.loads((tmp_path/'whole/own/env.json').read_text())
+    assert str(d/'pkg_h1/mine.py') in json.dumps(env)
 
 @pytest.mark.slow
 def test_full_disk(tool, yml, whole):

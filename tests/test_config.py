@@ -264,10 +264,14 @@ from memo.baselines import Baseline
 
 class MyBank(SlotBank):
     "Slots and a shelf"
-    def __init__(self, size:Count=7, shelf:Fraction=.5, dim=None, n_classes=None, seed:int=0): super().__init__(size, dim, n_classes=n_classes, seed=seed)
+    def __init__(self, size:Count=7, shelf:Fraction=.5, dim=None, n_classes=None, seed:int=0):
+        super().__init__(size, dim, n_classes=n_classes, seed=seed)
+        self.shelf = shelf
 class MyHead(RetrievalHead):
     "Adds twice"
-    def __init__(self, bank, k:Count=2, times:float=2.): super().__init__(bank, k)
+    def __init__(self, bank, k:Count=2, times:float=2.):
+        super().__init__(bank, k)
+        self.times = times
 class MyCb(Callback):
     "Counts"
     def __init__(self, every:Count=4): self.every = every
