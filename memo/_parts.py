@@ -26,7 +26,7 @@ parts = {
     'dtype': Param(Annotated[str, OneOf('float32', 'float16', 'bfloat16', 'int8')]|object, 'float32', "Of the stored features: 'float32', 'float16', 'bfloat16' or 'int8'"),
     'tail_percentile': Param(Annotated[float, Range(lo=0, hi=50, open_lo=False, open_hi=False)], 20, 'Classes at or below this percentile of the counts are the tail, at or above 100 minus it the head'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
-  }, {'views': True, 'default_head': 'watch', 'offers': ['build', 'capacity_rows', 'check_single', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'from_json', 'get_extra_state', 'head', 'header', 'learned', 'load', 'medium', 'missing', 'prompt_data', 'prototype', 'prototypes', 'read', 'register_buffer', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'usage', 'views', 'write', 'write_state']}),
+  }, {'views': True, 'default_head': 'watch', 'offers': ['build', 'capacity_rows', 'check_single', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'from_json', 'get_extra_state', 'head', 'header', 'learned', 'load', 'medium', 'missing', 'prompt_data', 'prototype', 'prototypes', 'read', 'register_buffer', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'usage', 'views', 'write', 'write_state'], 'task': 'multiclass'}),
  },
  'head': {
   'watch': Part('head', 'watch', 'memo.heads', 'MemoryHead', 'Watches: gives features on as they are', {

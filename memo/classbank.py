@@ -43,7 +43,7 @@ def _memory(device):
     return os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')
 
 # %% ../nbs/01a_classbank.ipynb #14beb639
-@register('bank')
+@register('bank', task='multiclass')
 class ClassBank(Bank):
     "Per class an EMA prototype and a reservoir of features"
     default_head,views = 'watch',True
