@@ -34,3 +34,7 @@ from .build import build_dls,build_learner
 from .evaluation import evaluate
 from .experiment import evaluate_model,evaluate_run,load_run,run_experiment
 from .comparison import compare_runs,run_experiments
+
+# what is registered is there by itself: a new bank, head, data set, network, loss or callback needs no line here
+from .registry import find as _find
+globals().update({p.symbol:_find(k, n) for k in ('bank','head','data','model','loss','callback') for n,p in known(k).items() if p.module.startswith('memo.')})

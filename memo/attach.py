@@ -10,11 +10,10 @@ __all__ = ['find_place', 'memories', 'find_head', 'Gate', 'HeadGate', 'ResetGate
 
 # %% ../nbs/02b_attach.ipynb #b1a7c003
 import inspect,keyword,torch,warnings
-from contextlib import nullcontext
 from fastai.layers import Flatten
 from torch import nn
 from .core import MemoError,check_choice
-from .heads import MemoryHead,in_call
+from .heads import MemoryHead,_thread,in_call
 
 # %% ../nbs/02b_attach.ipynb #7ded9ee8
 def find_place(
@@ -58,12 +57,8 @@ def find_head(
     if len(ms)>1: raise MemoError(f"this model has {len(ms)} memories ({', '.join(ms)}): say which by name")
     return next(iter(ms.values()), None)
 
-# %% ../nbs/02b_attach.ipynb #c59ea1c7
-from .heads import _thread
-
-def _inside(model): return any(o.model is model for o in _thread.calls)
-
 # %% ../nbs/02b_attach.ipynb #741e7408
+def _inside(model): return any(o.model is model for o in _thread.calls)
 def _answers(h): return type(h).answer is not MemoryHead.answer
 
 class Gate:

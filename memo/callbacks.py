@@ -51,7 +51,7 @@ class _Memory:
 
 class _Fit:
     "What one fit keeps, and gives up at its end"
-    def __init__(self, memories): self.memories,self.stepped,self.real,self.writing,self.trained,self.names = memories,False,False,False,False,None
+    def __init__(self, memories): self.memories,self.stepped,self.real,self.writing,self.trained,self.is_fit,self.names = memories,False,False,False,False,False,None
 
 def _in_added_cbs():
     "Is a callback being added for the time of a fit?"
@@ -236,7 +236,9 @@ class MemoryCallback(Callback):
     # events
 
     def before_fit(self):
+        self._drop_interrupted()
         f = _Fit([_Memory(n, h) for n,h in self.heads.items()])
+        f.is_fit = fits_running(self.learn)[1]
         f.names = getattr(getattr(self.learn, 'recorder', None), 'metric_names', None)
         self._drop_columns()
         self._fits.append(f)
@@ -248,6 +250,12 @@ class MemoryCallback(Callback):
         if f.real and self.learn.create_mbar:   # False in `validate`
             for m in f.memories: f.columns += self._columns(m)
         self.learn.metrics = self.learn.metrics + f.columns
+
+    def _drop_interrupted(self):
+        "Forget fits that ended by an error"
+        n,now = fits_running(self.learn)
+        dead = [o for o in self._fits if o.is_fit][n-now:]
+        if dead: del self._fits[self._fits.index(dead[0]):]
 
     def _columns(self, m):
         bank,name = m.head.bank,lambda o: f'{m.name}_{o}'

@@ -13,7 +13,7 @@ from fastai.vision.all import *
 from typing import Annotated
 from .core import Count, Fraction, MemoError, Natural, NonNegative, OneOf, check_choice, settings
 from .items import hash63
-from .data import BalancedDL, RandomRotate, ResizeBatch, TensorDL, TensorSet, loader_for, with_loaders
+from .data import RandomRotate, ResizeBatch, TensorDL, TensorSet, loader_for, with_loaders
 from .files import FileImages, cache_info, check_images, find_images, some
 from .registry import register
 

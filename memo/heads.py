@@ -11,7 +11,7 @@ __all__ = ['Seen', 'Call', 'Step', 'set_step', 'in_step', 'in_call', 'MemoryHead
 # %% ../nbs/02_heads.ipynb #f379928d
 import threading,torch
 from contextlib import contextmanager
-from torch import Tensor,nn
+from torch import Tensor
 from typing import Annotated
 from weakref import WeakKeyDictionary
 from .banks import Described

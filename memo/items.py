@@ -130,8 +130,7 @@ def _set_key(ds, items):
     "Digest of a set whose items say nothing by themselves"
     return digest(type(ds), items, _first_transform(ds)) if items is not None else digest(ds)
 
-def _column_ids(of):
-    return torch.tensor([-1 if o is None or (isinstance(o, float) and o!=o) else hash63(o) for o in of], dtype=torch.long)
+def _column_ids(of): return torch.tensor([-1 if o is None or (isinstance(o, float) and o!=o) else hash63(o) for o in of], dtype=torch.long)
 
 def named_by(
     ds,     # A data set
@@ -154,7 +153,7 @@ def _ids(ds):
     if items is None or not hasattr(items, '__len__') or len(items)!=n: return position_ids(n, digest(ds))
     if n==0: return torch.zeros(0, dtype=torch.long)
     got = _inputs(ds, items)
-    if isinstance(got, (Tensor,np.ndarray)) and getattr(got, 'dtype', None)!=object and not (isinstance(got, np.ndarray) and got.dtype.kind not in 'biufc'): return row_hashes(got)
+    if isinstance(got, Tensor) or isinstance(got, np.ndarray) and got.dtype.kind in 'biufc': return row_hashes(got)
     if not isinstance(got, pd.DataFrame):
         got = list(got)
         if all(map(_text, got)): return torch.tensor([hash63(o) for o in got])

@@ -9,7 +9,7 @@ __all__ = ['class_nll', 'mix_votes', 'MixHead', 'VoteHead', 'PrototypeHead', 'LD
 
 # %% ../nbs/02a_votes.ipynb #092a2f0b
 import torch
-from fastcore.basics import AttrDict,listify
+from fastcore.basics import listify
 from functools import partial
 from torch import Tensor
 from typing import Annotated
@@ -184,7 +184,8 @@ class VoteHead(MixHead):
 
     def recall(self, z, item=None, group=None, temperature=None):
         t = self.temperature if temperature is None else temperature
-        if not self.whiten or self.bank.features is None or not torch.compiler.is_compiling() and len(self.bank)==0: return self.bank.read(z, self.k, item, group, similarity=self.similarity, temperature=t)
+        empty = self.bank.features is None or not torch.compiler.is_compiling() and len(self.bank)==0
+        if empty or not self.whiten: return self.bank.read(z, self.k, item, group, similarity=self.similarity, temperature=t)
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             rows,(_,_,_,i,g,valid) = self._whitened(),self.bank.rows()
             return read_rows(self.white(z), rows, self.k, 'dot', temperature=t, same=[(item,i),(group,g)], valid=valid)
