@@ -233,7 +233,9 @@ class MemoryCallback(Callback):
             for h in self.heads.values(): s.enter_context(h.off())
             yield self
 
-    # events
+    # events; what a callback looks up in its learner takes microseconds, so each is asked for what it needs once
+
+    def __call__(self, event_name): return super().__call__(event_name) if hasattr(type(self), event_name) else None
 
     def before_fit(self):
         self._drop_interrupted()
@@ -301,7 +303,7 @@ class MemoryCallback(Callback):
 
     def after_pred(self):
         "What is replayed has classes too: the loss is of both"
-        y = self._added() if self.training and self._fits else None
+        y = self._added() if self._fits and self.learn.training else None
         if y is None: return
         if len(self.yb)!=1 or not torch.is_tensor(self.y) or self.y.ndim!=1 or not torch.is_tensor(self.pred) or len(self.pred)!=len(self.y)+len(y):
             raise MemoError("replay: a classifier with one class number an item is needed, and the memory in front of it")
@@ -309,12 +311,13 @@ class MemoryCallback(Callback):
 
     def after_loss(self):
         if not self._fits: return
-        f,y = self._fits[-1],self._added() if self.training else None
+        f,training = self._fits[-1],self.learn.training
+        y = self._added() if training else None
         if y is not None:
             n = len(self.pred)-len(y)
             if any(isinstance(o, GradientAccumulation) for o in self.learn.cbs): self.learn.loss_grad *= n/len(self.pred)   # it counted what is replayed as items
             self.learn.pred,self.learn.yb = self.pred[:n],(self.y[:n],)
-        if self.training: return self._own_loss(f) if self.loss_weight and f.real else None
+        if training: return self._own_loss(f) if self.loss_weight and f.real else None
         if not self._fitting or len(self.yb)!=1: return
         for m in f.memories:
             if type(m.head).fit is MemoryHead.fit or (s := self._seen(m)) is None or s.z is None: continue
@@ -334,14 +337,15 @@ class MemoryCallback(Callback):
 
     def after_backward(self):
         if not self._fits or not self._fits[-1].writing: return
-        logits = self.pred.detach().float() if torch.is_tensor(self.pred) and self.pred.ndim==2 else None
-        y = plain_labels(self.yb)
+        learn = self.learn
+        logits = learn.pred.detach().float() if torch.is_tensor(learn.pred) and learn.pred.ndim==2 else None
+        y = plain_labels(learn.yb)
         for m in self._fits[-1].memories:
             s = self._seen(m)
             if s is None or s.z is None: continue
             if y is not None: m.head.check_labels(y)
             z,dev = s.z.detach().float(),m.head.bank.device
-            item,group = (o.to(dev) if o is not None and len(o)==len(z) else None for o in (self.learn.item,self.learn.group))
+            item,group = (o.to(dev) if o is not None and len(o)==len(z) else None for o in (learn.item,learn.group))
             m.kept.append((z, y, logits, item, group))
 
     def before_step(self):
@@ -429,3 +433,6 @@ class SaveBank(Callback):
         if not self.savers: return
         saver,_ = self.savers.pop()
         if saver is not None: saver.wait()
+
+# %% ../nbs/09_callbacks.ipynb #45df0a5a
+import memo.collect

@@ -134,6 +134,11 @@ def _import(kind, path):
         try: return _attr(mod, '.'.join(ms[i:]))
         except AttributeError: raise MemoError(f"{kind}: {m} has no {'.'.join(ms[i:])}{near(ms[i], [o for o in vars(mod) if not o.startswith('_')][:50])}") from None
 
+def _like(kind, name):
+    "The nearest name as the end of a message, if one is near"
+    m = near(name, _names(kind))
+    return m if 'did you' in m else ''
+
 def part(
     kind:str, # One of `kinds`
     name:str, # A name of ours, or the dotted path of anybody's, which is imported
@@ -144,7 +149,7 @@ def part(
     names = _names(kind)
     if name in names: return names[name]
     if '.' not in name:
-        raise MemoError(f"{kind}: {name!r} is not one of {', '.join(known(kind))}{near(name, names) if 'did you' in near(name, names) else ''} (one of your own is named by its dotted path)")
+        raise MemoError(f"{kind}: {name!r} is not one of {', '.join(known(kind))}{_like(kind, name)} (one of your own is named by its dotted path)")
     f = _import(kind, name)
     if not callable(f): raise MemoError(f"{kind}: {name} is no class or function")
     return _foreign(kind, name, f)
@@ -189,7 +194,7 @@ def loaded(
 def _missing(kind, name):
     module = name.rpartition(':')[0]
     raise MemoError(f"the file names the {kind} {name}, which nobody has imported: import {module} first" if module else
-                    f"the file names the {kind} {name}, which is not one of {', '.join(known(kind))}; one of your own is given as kinds=")
+                    f"the file names the {kind} {name}, which is not one of {', '.join(known(kind))}{_like(kind, name)}; one of your own is given as kinds=")
 
 # %% ../nbs/00b_registry.ipynb #971222e4
 def _modules():

@@ -2,12 +2,12 @@
 import pytest, torch, torchvision
 from fastai.vision.all import BCEWithLogitsLossFlat, DataLoaders, Learner, nn, set_seed
 from safetensors.torch import save_file
+from memo.attach import find_head, find_place
 from memo.backbones import FeatureBody, chest_head, chest_model, features_dls, features_key, load_backbone, n_features, tile_cnn
 from memo.banks import SlotBank
 from memo.callbacks import MemoryCallback
 from memo.core import MemoError
 from memo.data import TensorDL, TensorSet
-from memo.heads import find_head, find_place
 from memo.recipe import body_head_splitter
 
 def _theirs(arch, seed=0):

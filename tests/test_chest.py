@@ -5,11 +5,13 @@ from PIL import Image
 from fastai.vision.all import Learner, Path, TensorMultiCategory, imagenet_stats, load_learner, nn, random, set_seed
 from memo.backbones import features_dls
 from memo.banks import SlotBank
-from memo.callbacks import MemoryCallback, group_ids
+from memo.batch_ids import group_ids
+from memo.callbacks import MemoryCallback
 from memo.chest import abnormal_only, chest_dls, chest_split, chest_table, chestxray14, findings, read_list
 from memo.core import MemoError
-from memo.data import BalancedDL, TensorDL, balanced_order, item_ids, plain_dl
+from memo.data import BalancedDL, TensorDL, balanced_order, plain_dl
 from memo.files import FileImages, resize_tree
+from memo.items import hash63, item_ids
 
 head12 = 'Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],'
 head11 = 'Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]'
@@ -138,9 +140,7 @@ def test_rows_are_those_of_the_table(tree, preload):
         x = torch.stack([o[0] for o in ds])
         assert torch.equal(x.as_subclass(torch.Tensor), FileImages(df.path[im], 16)[range(len(im))]) and isinstance(ds.x, FileImages)!=preload
 
-def item_ids_of(names):
-    from memo.data import _hash63
-    return [_hash63(o) for o in names]
+def item_ids_of(names): return [hash63(o) for o in names]
 
 def test_batches_and_attributes(tree):
     dls = _load(tree)

@@ -7,8 +7,9 @@ from fastai.vision.all import (DataLoaders, Datasets, IntToFloatTensor, Learner,
                                WeightedDL, accuracy, load_learner, nn, random, set_seed)
 from memo.backbones import cached_features, features_dls, features_key, load_backbone
 from memo.core import MemoError
-from memo.data import (BalancedDL, RandomRotate, RandomShift, ResizeBatch, TensorDL, TensorSet, balanced_order, digits_lt, fashion_lt, item_ids, loader_for, longtail_counts,
+from memo.data import (BalancedDL, RandomRotate, RandomShift, ResizeBatch, TensorDL, TensorSet, balanced_order, digits_lt, fashion_lt, loader_for, longtail_counts,
                        longtail_subset, plain_dl, read_idx, samplings, shot_thresholds, small_cnn)
+from memo.items import digest, item_ids, position_ids, row_hashes
 
 def _xy(n=50, c=5):
     g = torch.Generator().manual_seed(0)
@@ -210,10 +211,14 @@ def test_item_ids():
     df = pd.DataFrame(dict(f=['x','y','z'], l=[0,1,1]))
     ids = item_ids(Datasets(df, [lambda o: o.f], splits=[[2],[0,1]]).valid)
     assert torch.equal(ids, item_ids(Datasets(df.iloc[:2].reset_index(drop=True), [lambda o: o.f]))) and (ids>=0).all()
-    assert torch.equal(item_ids([7,8,9]), torch.arange(3))
+    ids = item_ids([7,8,9])                                                             # nothing to go by but their place in this list
+    assert torch.equal(item_ids([7,8,9]), ids) and len(set([*ids.tolist(), *item_ids([7,8]).tolist(), *item_ids([8,7,9]).tolist()]))==8
     assert torch.equal(item_ids(WeightedDL(ds, bs=2, num_workers=0)), item_ids(ds))
     x,y = _xy()
     assert torch.equal(item_ids(TensorDL(x, y, items=torch.arange(100,150)).dataset.subset([3,4])), torch.tensor([103,104]))
+    ids = item_ids(TensorDL(x, y))                                                      # by default what is in the row, wherever it is and whatever its label
+    assert torch.equal(ids, row_hashes(x)) and len(set(ids.tolist()))==len(x) and torch.equal(item_ids(TensorDL(x.flip(0), y)), ids.flip(0))
+    assert torch.equal(item_ids(TensorDL(x).dataset.subset([3,4])), ids[[3,4]])
 
 def test_item_ids_never_change():
     "Banks on disk hold them"
@@ -319,6 +324,12 @@ def test_sets_take_both_conventions_and_keep_the_split():
     assert [*a.split.columns]==['item','label','part'] and a.split.item.is_unique
     assert digits_lt(valid=0)[1].dataset.y.numel()==0 and len(digits_lt(valid=0).split)==780
 
+def places(ids, n, *sets):
+    "Positions in the set of `n` that a long-tailed set was drawn from, which its ids name"
+    at = {o:i for i,o in enumerate(position_ids(n, digest(*sets)).tolist())}
+    assert len(at)==n
+    return [torch.tensor([at[o] for o in i.tolist()]) for i in ids]
+
 @pytest.mark.parametrize('seed', [0,1])
 def test_digits_splits(seed):
     dls,ref = digits_lt(seed=seed),digits_lt(seed=7)
@@ -329,6 +340,10 @@ def test_digits_splits(seed):
     assert torch.equal(dls.counts, dls.train_ds.y.bincount()) and (dls.counts>dls.many).sum()==(dls.counts<dls.few).sum()==3
     from sklearn.datasets import load_digits
     d = load_digits()
+    x,y = torch.from_numpy(d.images*(255/16)).round().byte()[:,None],torch.from_numpy(d.target).long()
+    tst = longtail_subset(y, [50]*10)
+    rest = torch.ones(len(y), dtype=torch.bool).index_fill(0, tst, False).nonzero().flatten()
+    ids = places(ids, len(y), x[rest], x[tst])
     for dl,i in zip(dls, ids):
         assert (d.target[i]==dl.dataset.y.numpy()).all() and (np.abs(d.images[i]-dl.dataset.x[:,0].float().numpy()*16/255)<.04).all()
 
@@ -344,10 +359,10 @@ def test_fashion(fashion_root):
     dls = fashion_lt(fashion_root)
     assert [len(o.dataset) for o in dls]==[2480,1000,10000] and dls.counts.tolist()==longtail_counts(1000,100,10)
     assert (dls.counts>dls.many).tolist()==[True]*3+[False]*7 and (dls.counts<dls.few).tolist()==[False]*7+[True]*3
-    ids = torch.cat([item_ids(o) for o in dls])
-    assert len(ids.unique())==13480 and item_ids(dls[2]).min()==60000
-    raw = read_idx(fashion_root/'train-images-idx3-ubyte.gz')
-    assert torch.equal(raw[item_ids(dls[0])][:,None], dls[0].dataset.x)
+    raw,test = (read_idx(fashion_root/f'{o}-images-idx3-ubyte.gz')[:,None] for o in ('train','t10k'))
+    ids = places([item_ids(o) for o in dls], 70000, raw, test)
+    assert len(torch.cat(ids).unique())==13480 and ids[2].tolist()==list(range(60000,70000))
+    for i,dl in zip(ids[:2], dls): assert torch.equal(raw[i], dl.dataset.x)
     x,_ = dls[0].one_batch()
     assert x.shape==(64,1,32,32) and x.min()==-1 and x.max()<=1
     x,_ = fashion_lt(fashion_root, size=96, channels=3, bs=8).one_batch()

@@ -6,8 +6,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from fastai.vision.all import Learner, Path, TensorImage, accuracy, imagenet_stats, load_learner, nn, random, set_seed
 from memo.core import MemoError
-from memo.data import BalancedDL, TensorDL, item_ids, longtail_counts, plain_dl, small_cnn, with_loaders
+from memo.data import BalancedDL, TensorDL, longtail_counts, plain_dl, small_cnn, with_loaders
 from memo.files import FileImages
+from memo.items import digest, item_ids, position_ids
 from memo.longtail import (CentreCut, RandomCut, cifar10_lt, cifar100_lt, cifar_lt, imagenet_lt, inat18, list_dls, list_split, read_cifar, read_list_file,
                            read_pickle)
 
@@ -77,7 +78,8 @@ def test_cifar10(c10):
     n = [math.floor(100*20**(-i/9)+1e-6) for i in range(10)]
     assert dls.counts.tolist()==n==dls.train_ds.y.bincount().tolist() and dls[1].dataset.y.bincount().tolist()==[8]*10
     assert [len(o.dataset) for o in dls]==[sum(n),80,297] and (dls.many,dls.few,dls.c)==(100,20,10) and dls.vocab[3]=='class 3'
-    ids = [item_ids(o) for o in dls]
+    at = {o:i for i,o in enumerate(position_ids(1797, digest(x[:1500], x[1500:])).tolist())}      # an id is a position in the whole archive
+    ids = [torch.tensor([at[o] for o in item_ids(dl).tolist()]) for dl in dls]
     assert len(torch.cat(ids).unique())==sum(map(len, ids)) and ids[2].tolist()==[*range(1500,1797)]
     for dl,i in zip(dls, ids): assert torch.equal(dl.dataset.x, x[i]) and torch.equal(dl.dataset.y, y[i])
     m,s = torch.tensor([.4914,.4822,.4465])[:,None,None],torch.tensor([.2023,.1994,.2010])[:,None,None]

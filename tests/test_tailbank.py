@@ -320,7 +320,7 @@ def test_save_bank_while_training(tmp_path):
     assert int(b.seen)*5==int(learn.memory.bank.seen)*4 and b.n_classes==10
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert (tmp_path/'banks/d_step_6.json').exists()             # epochs of all fits
-    assert 'every=0' in say(SaveBank, 0)
+    assert 'every must be a whole number from 1, found 0' in say(SaveBank, 0)
     learn.export(tmp_path/'m.pkl')
     (tmp_path/'file').write_text('')
     learn.save_bank.folder = 'file'
