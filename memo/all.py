@@ -29,7 +29,9 @@ from .baselines import Baseline
 from .plots import plot_bank,plot_classes,plot_comparison,plot_counts,plot_history,plot_reliability,plot_results
 from .bankplots import bank_table,open_bank,plot_classbank,plot_similarity,plot_stored
 from .results import Row,compare,format_results,label,results
-from .config import Section,load_config,override
+from .sections import Section
+from .layers import Draft
+from .config import load_config,override
 from .build import build_dls,build_learner
 from .evaluation import evaluate
 from .experiment import evaluate_model,evaluate_run,load_run,run_experiment

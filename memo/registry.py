@@ -8,36 +8,38 @@ Docs: https://github.com/fastmemo/memo/registry.html.md"""
 __all__ = ['kinds', 'Kind', 'Part', 'register', 'known', 'importing_from', 'part', 'find', 'resolve', 'call', 'loaded',
            'index_text', 'write_index']
 
-# %% ../nbs/00b_registry.ipynb #cb8f9be3
+# %% ../nbs/00b_registry.ipynb #3e9be894
 import contextlib,inspect,pkgutil,sys
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 from .core import MemoError,check_choice,write_text
-from .schema import Param,accept,arguments,checked,describe,from_yaml,near,open_ended,plain,required,source
+from .schema import checked,describe,from_yaml,near,plain,required,source
 
 # %% ../nbs/00b_registry.ipynb #47cff14b
 if __name__=='__main__' and Path(sys.argv[0]).name=='registry.py': sys.exit(import_module('memo.registry').write_index())
 
-# %% ../nbs/00b_registry.ipynb #f7bd2d0a
+# %% ../nbs/00b_registry.ipynb #53b002f6
 class Kind(NamedTuple):
     "A kind of part"
     help:str # What it is
     given:tuple = () # Arguments that the experiment fills in
     facts:tuple = () # Class attributes that are facts of such a part
 
-kinds = dict(
-    bank=Kind('Storage and a write policy', ('n_classes','dim'), ('views','default_head')),
-    head=Kind("What is done with what was read: the memory's place in the network", ('bank','name'), ('needs','mixes','adds_rows','trains')),
-    callback=Kind('What happens during training', ('bank','head','name','head_kw')),
-    data=Kind('Loaders (train, valid, test) of a data set', ('bs','seed','sampling','device','drop_last')),
-    model=Kind('A network', ('n_classes','n_out','num_classes','c_in','in_chans')),
-    loss=Kind('What is minimised', ('counts','n_classes','pos_weight','reduction')),
-    sampler=Kind('Which images an epoch draws'),
-    metric=Kind('A column of the progress table', ('probs','y','preds','targs','inp','targ','counts','many','few','vocab')),
-    baseline=Kind('What a memory has to beat'),
-    method=Kind('Continual learning'),
-    task=Kind('What the answers are: losses, scores, tables'))
+kinds = {}
+def _kind(name, help, given='', facts=''): kinds[name] = Kind(help, tuple(given.split()), tuple(facts.split()))
+
+_kind('bank', 'Storage and a write policy', 'n_classes dim', 'views default_head')
+_kind('head', "What is done with what was read: the memory's place in the network", 'bank name', 'needs mixes adds_rows trains')
+_kind('callback', 'What happens during training', 'bank head name head_kw')
+_kind('data', 'Loaders (train, valid, test) of a data set', 'bs seed sampling device drop_last')
+_kind('model', 'A network', 'n_classes n_out num_classes c_in in_chans')
+_kind('loss', 'What is minimised', 'counts n_classes pos_weight reduction')
+_kind('sampler', 'Which images an epoch draws')
+_kind('metric', 'A column of the progress table', 'probs y preds targs inp targ counts many few vocab')
+_kind('baseline', 'What a memory has to beat')
+_kind('method', 'Continual learning')
+_kind('task', 'What the answers are: losses, scores, tables')
 
 class Part(NamedTuple):
     "What is known of a part without importing it"
@@ -53,18 +55,23 @@ class Part(NamedTuple):
     def keys(self):
         "The keys of its YAML section: what a file can give and the experiment does not"
         out = kinds[self.kind].given
-        return {k:p for k,p in self.params.items() if k not in out and from_yaml(p.type) is not None and (p.default is required or plain(p.default))}
+        def ok(p): return from_yaml(p.type) is not None and (p.default is required or plain(p.default))
+        return {k:p for k,p in self.params.items() if k not in out and ok(p)}
     @property
     def where(self): return f'{self.module}:{self.symbol}'
 
-# %% ../nbs/00b_registry.ipynb #e1b36287
+# %% ../nbs/00b_registry.ipynb #51b4effb
 _here = {}   # kind -> name -> (part, facts), of what was registered in this process
 
+def _offers(f):
+    "What a bank has that a head may need: all public names that are not torch's"
+    return sorted({k for c in f.__mro__[:-1] if c.__module__.split('.')[0]!='torch' for k in vars(c) if not k.startswith('_')})
+
 def _facts(kind, f, facts):
-    "What a part says of itself: at its registration, and in its class; of a bank, what it offers to heads"
+    "What a part says of itself: where it is registered, and in its class"
     own = {k:getattr(f, k, False) for k in kinds[kind].facts}
-    offers = dict(offers=sorted(k for k in dir(f) if not k.startswith('_') and k in {o for c in f.__mro__[:-1] if c.__module__.split('.')[0]!='torch' for o in vars(c)})) if kind=='bank' and isinstance(f, type) else {}
-    return {k:_fact(v) for k,v in {**own, **offers, **facts}.items()}
+    if kind=='bank' and isinstance(f, type): own['offers'] = _offers(f)
+    return {k:_fact(v) for k,v in {**own, **facts}.items()}
 
 def _fact(v): return f'{v.__module__}:{v.__qualname__}' if callable(v) else list(v) if isinstance(v, tuple) else v
 
@@ -84,7 +91,7 @@ def register(
         return f
     return _register
 
-# %% ../nbs/00b_registry.ipynb #0149faa2
+# %% ../nbs/00b_registry.ipynb #cc913d84
 def _index():
     try: from memo._parts import parts
     except ImportError: return {}    # while the index is made for the first time
@@ -125,19 +132,16 @@ def _import(kind, path):
     "What the dotted `path` names"
     ms = path.split('.')
     for i in range(len(ms)-1, 0, -1):
-        m = '.'.join(ms[:i])
+        m,rest = '.'.join(ms[:i]),'.'.join(ms[i:])
         try: mod = import_module(m)
         except ModuleNotFoundError as e:
-            if e.name and (m==e.name or m.startswith(f'{e.name}.')) and i>1: continue
+            if e.name and i>1 and (m==e.name or m.startswith(f'{e.name}.')): continue      # a class in a class
             raise MemoError(f"{kind}: {path} cannot be imported ({e}); it is looked for beside the YAML file and in the working folder too") from e
         except Exception as e: raise MemoError(f"{kind}: {path} cannot be imported ({type(e).__name__}: {e})") from e
-        try: return _attr(mod, '.'.join(ms[i:]))
-        except AttributeError: raise MemoError(f"{kind}: {m} has no {'.'.join(ms[i:])}{near(ms[i], [o for o in vars(mod) if not o.startswith('_')][:50])}") from None
-
-def _like(kind, name):
-    "The nearest name as the end of a message, if one is near"
-    m = near(name, _names(kind))
-    return m if 'did you' in m else ''
+        try: return _attr(mod, rest)
+        except AttributeError:
+            hint = near(ms[i], [o for o in vars(mod) if not o.startswith('_')])
+            raise MemoError(f"{kind}: {m} has no {rest}{hint if 'did you mean' in hint else ''}") from None
 
 def part(
     kind:str, # One of `kinds`
@@ -149,17 +153,21 @@ def part(
     names = _names(kind)
     if name in names: return names[name]
     if '.' not in name:
-        raise MemoError(f"{kind}: {name!r} is not one of {', '.join(known(kind))}{_like(kind, name)} (one of your own is named by its dotted path)")
+        hint = near(name, names)
+        raise MemoError(f"{kind}: {name!r} is not one of {', '.join(known(kind))}{hint if 'did you mean' in hint else ''}"
+                        " (one of your own is named by its dotted path)")
     f = _import(kind, name)
     if not callable(f): raise MemoError(f"{kind}: {name} is no class or function")
-    return _foreign(kind, name, f)
+    ours = next((p for p in _index().get(kind, {}).values() if (p.module,p.symbol)==(f.__module__,f.__qualname__)), None)
+    return ours or _foreign(kind, name, f)
 
 def _foreign(kind, name, f):
     facts = next((x for o,x in _here.get(kind, {}).values() if o is f), {})
     return Part(kind, name, f.__module__, f.__qualname__, *describe(f), _facts(kind, f, facts))
 
 def _object(p):
-    here = next((f for f,_ in _here.get(p.kind, {}).values() if (f.__module__,f.__qualname__)==(p.module,p.symbol)), None)
+    own = [f for f,_ in _here.get(p.kind, {}).values()]
+    here = next((f for f in own if (f.__module__,f.__qualname__)==(p.module,p.symbol)), None)
     return _attr(import_module(p.module), p.symbol) if here is None else here
 
 def find(kind, name):
@@ -193,10 +201,10 @@ def loaded(
 
 def _missing(kind, name):
     module = name.rpartition(':')[0]
-    raise MemoError(f"the file names the {kind} {name}, which nobody has imported: import {module} first" if module else
-                    f"the file names the {kind} {name}, which is not one of {', '.join(known(kind))}{_like(kind, name)}; one of your own is given as kinds=")
+    if module: raise MemoError(f"the file names the {kind} {name}, which nobody has imported: import {module} first")
+    raise MemoError(f"the file names the {kind} {name}, which is not one of {', '.join(known(kind))}; one of your own is given as kinds=")
 
-# %% ../nbs/00b_registry.ipynb #971222e4
+# %% ../nbs/00b_registry.ipynb #79cf796f
 def _modules():
     import memo
     return [m.name for m in pkgutil.walk_packages(memo.__path__, 'memo.') if not m.name.rpartition('.')[2].startswith('_') and m.name!='memo.all']
@@ -204,18 +212,20 @@ def _modules():
 def _lines(p):
     yield f"  {p.name!r}: Part({p.kind!r}, {p.name!r}, {p.module!r}, {p.symbol!r}, {p.help!r}, {{"
     for k,o in p.params.items():
-        default = '' if o.default is required and not o.doc else 'required' if o.default is required else repr(o.default) if plain(o.default) else 'object'
+        default = 'required' if o.default is required else repr(o.default) if plain(o.default) else 'object'
         yield f"    {k!r}: Param({', '.join(filter(None, (source(o.type), default, repr(o.doc) if o.doc else '')))}),"
     yield f"  }}, {p.facts!r}),"
 
 def index_text():
     "The index as source: every part that the modules of this package register"
     for m in _modules(): import_module(m)
-    out = ['# AUTOGENERATED! DO NOT EDIT! Every part of this package and its signature, read without importing it; written by make sync (python -m memo.registry)',
-           'from typing import Annotated,Any,Literal', 'from memo.core import *', 'from memo.registry import Part', 'from memo.schema import Param,required', '', 'parts = {']
+    out = ['# AUTOGENERATED! DO NOT EDIT! Every part of this package and its signature, read without importing it',
+           '# written by make sync (python -m memo.registry)', 'from typing import Annotated,Any,Literal', 'from memo.core import *',
+           'from memo.registry import Part', 'from memo.schema import Param,required', '', 'parts = {']
     for kind in kinds:
-        ps = [Part(kind, k, f.__module__, f.__qualname__, *describe(f), _facts(kind, f, facts)) for k,(f,facts) in _here.get(kind, {}).items() if f.__module__.startswith('memo.')]
-        out += [f' {kind!r}: {{', *[l for p in sorted(ps, key=lambda p: (p.module, list(_here[kind]).index(p.name))) for l in _lines(p)], ' },']
+        own = {k:o for k,o in _here.get(kind, {}).items() if o[0].__module__.startswith('memo.')}
+        ps = [Part(kind, k, f.__module__, f.__qualname__, *describe(f), _facts(kind, f, facts)) for k,(f,facts) in own.items()]
+        out += [f' {kind!r}: {{', *[l for p in sorted(ps, key=lambda p: p.module) for l in _lines(p)], ' },']
     return '\n'.join([*out, '}', ''])
 
 def write_index():
