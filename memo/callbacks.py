@@ -154,9 +154,10 @@ class MemoryCallback(Callback):
         "Make what is learned, once the width of the features has been seen"
         if any(True for _ in head.parameters()): return     # it was made before
         dev = first(o.device for o in model.parameters()) or torch.device('cpu')
-        b,modes = learn.dls.train.one_batch(),{m:m.training for m in model.modules()}
-        n = getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
+        modes = {m:m.training for m in model.modules()}
         with torch.no_grad(), no_random(), in_step([head], Step(off=True)) as step:
+            b = learn.dls.train.new(shuffle=False).one_batch()      # of a loader of its own: the order of the training stays
+            n = getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
             model.eval()
             try: out = model(*to_device(b[:n], dev))
             finally:

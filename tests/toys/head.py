@@ -35,11 +35,11 @@ class MyHead(MemoryHead):
 
     def answer(self, logits):
         z = self.z
-        return logits if self.learning or z is None else self.mixed(logits, z, *self.own(len(z)))
+        return logits if self.learning or z is None or len(self.bank)==0 else self.mixed(logits, z, *self.own(len(z)))
 
     def mixed(self, logits, z, item=None, group=None):
         mine = self.outputs(z, item, group)
-        if self.bank.labels is not None and self.bank.labels.ndim==2: return torch.lerp(logits, mine, self.chosen_share)
+        if self.bank.rows()[2] is not None and self.bank.rows()[2].ndim==2: return torch.lerp(logits, mine, self.chosen_share)
         return torch.lerp(logits.softmax(1), mine.softmax(1), self.chosen_share).clamp(min=1e-9).log()
 
     @torch.no_grad()
@@ -54,6 +54,7 @@ class MyHead(MemoryHead):
     def chosen(self): return dict(share=float(self.chosen_share))
     def columns(self): return dict(right=self.right)
     def right(self, seen, y):
-        if seen.read is None or y.ndim!=1 or self.bank.labels is None: return None
+        labels = self.bank.rows()[2] if self.bank.features is not None else None
+        if seen.read is None or labels is None or labels.ndim!=1 or y.ndim!=1: return None
         at = seen.read.index[:,0]
-        return (self.bank.rows()[2][at.clamp(min=0)]==y).float()*(at>=0) if self.bank.rows()[2].ndim==1 else None
+        return (labels[at.clamp(min=0)]==y).float()*(at>=0)
