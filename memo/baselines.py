@@ -1,4 +1,4 @@
-"""What a memory has to beat: trainings of their own as overrides of the experiment, and what works on a trained network's outputs or features
+"""What a memory has to beat: trainings as overrides of the experiment, and what works on a trained network
 
 Docs: https://github.com/fastmemo/memo/baselines.html.md"""
 
@@ -13,7 +13,7 @@ __all__ = ['Baseline', 'fact', 'data_task', 'task_kind', 'heads_of', 'is_baselin
 from .core import *
 from .registry import find,known,part,register
 
-# %% ../nbs/11c_baselines.ipynb #6d8fc144
+# %% ../nbs/11c_baselines.ipynb #43a828b1
 class Baseline:
     "What a memory has to beat"
     title = None        # in a table; by default its name
@@ -22,13 +22,13 @@ class Baseline:
     works_on = None     # 'outputs' or 'features' of a trained network; None: a training of its own
     needs = ()          # of what is collected for `fit`: 'train', 'valid'
 
-    def check(self, cfg, name): "Raise a MemoError where it does not suit the experiment; `name` is what it is called there"
-    def overrides(self, cfg): "What a training of its own changes in the experiment: dotted key -> value"; return {}
+    def check(self, cfg, name): "Raise a MemoError where it does not suit the experiment, which calls it `name`"
+    def overrides(self, cfg): return {}     # of a training of its own: dotted key -> value
     def fit(self, train, valid, dls):
-        "A function from outputs or features to outputs, and what was chosen; `train` and `valid` have `logits`, `z`, `y`"
+        "A function from outputs or features to outputs, and what it chose; `train`, `valid` have `logits`, `z`, `y`"
         raise NotImplementedError
 
-# %% ../nbs/11c_baselines.ipynb #662a7312
+# %% ../nbs/11c_baselines.ipynb #0931f01f
 def fact(section, key, default=None):
     "What the part that a section names says of itself"
     return default if section is None else part(section.kind, section.name).facts.get(key, default)
@@ -42,7 +42,8 @@ def task_kind(cfg):
     name = data_task(cfg)
     if name is None or '.' not in name: return name
     mro = {(c.__module__,c.__qualname__) for c in find('task', name).__mro__}
-    return next((k for k,p in known('task').items() if (p.module,p.symbol) in mro and p.module.startswith('memo.')), None)
+    ours = {k:p for k,p in known('task').items() if p.module.startswith('memo.')}
+    return next((k for k,p in ours.items() if (p.module,p.symbol) in mro), None)
 
 def heads_of(cfg): return [m.head for m in cfg.memories.values()]
 def is_baseline(section): return section.kind=='baseline'
@@ -59,7 +60,7 @@ def suits(cfg, section):
     except MemoError: return False
     return True
 
-# %% ../nbs/11c_baselines.ipynb #e2349b03
+# %% ../nbs/11c_baselines.ipynb #f806e7dc
 @register('baseline', 'plain')
 class Plain(Baseline):
     "The training without memory, for heads with which the network trains"
@@ -67,7 +68,8 @@ class Plain(Baseline):
     def check(self, cfg, name):
         if any(fact(h, 'trains') for h in heads_of(cfg)): return
         heads = [k for k,p in known('head').items() if p.facts.get('trains')]
-        raise MemoError(f"compare has {name}, a training without memory: that is for the heads {' and '.join(heads)} (the others compare in one training)")
+        raise MemoError(f"compare has {name}, a training without memory: that is for the heads {' and '.join(heads)} "
+                        "(the others compare in one training)")
     def overrides(self, cfg): return dict(memories=None)
 
 def _both(cfg, key, value):
@@ -82,14 +84,16 @@ class BalancedSampling(Baseline):
         if cfg.train.sampling is not None: raise MemoError(f"compare has {name}, which train.sampling is already")
     def overrides(self, cfg): return _both(cfg, 'sampling', 'balanced')
 
-# %% ../nbs/11c_baselines.ipynb #aa30d58b
+# %% ../nbs/11c_baselines.ipynb #ec19a03a
 @register('baseline', 'logit_adjusted')
 class LogitAdjusted(Baseline):
     "The network's outputs less the logs of the class frequencies"
     title,remedy,works_on = 'logit adjustment',True,'outputs'
     def check(self, cfg, name):
-        if cfg.train.sampling is not None or cfg.train.loss.name!='ce' or any(fact(h, 'adds_rows') for h in heads_of(cfg)):
-            raise MemoError(f"compare has {name}, which needs train.loss ce, no train.sampling, and no replay: what is balanced already would be corrected twice")
+        balanced = cfg.train.sampling is not None or any(fact(h, 'adds_rows') for h in heads_of(cfg))
+        if not balanced and getattr(cfg.train.loss, 'name', 'ce')=='ce': return
+        raise MemoError(f"compare has {name}, which needs train.loss ce, no train.sampling, and no replay: "
+                        "what is balanced already would be corrected twice")
     def fit(self, train, valid, dls):
         from memo.losses import adjust_logits
         from memo.tasks import class_counts
@@ -102,11 +106,14 @@ class OnFeatures(Baseline):
     def check(self, cfg, name):
         fine = [k for k,p in known('head').items() if not p.facts.get('trains') or p.facts.get('adds_rows')]
         if not any(not fact(h, 'trains') or fact(h, 'adds_rows') for h in heads_of(cfg)):
-            raise MemoError(f"compare has {name}, which needs the features that a memory sees: memory.head {', '.join(fine)}, or compare=[]")
+            raise MemoError(f"compare has {name}, which needs the features that a memory sees: "
+                            f"memory.head {', '.join(fine)}, or compare=[]")
         if task_kind(cfg) not in (None,'multiclass'):
-            raise MemoError(f"compare {name} is for classes, and {cfg.data.name} has findings; memory.head vote with a SlotBank is accepted")
+            raise MemoError(f"compare {name} is for classes, and {cfg.data.name} has findings; "
+                            "memory.head vote with a SlotBank is accepted")
         if cfg.data.args.get('valid')==0:
-            raise MemoError(f"compare {name} is fitted on validation data, and data.valid is 0: give a share of validation, or memory.head=add")
+            raise MemoError(f"compare {name} is fitted on validation data, and data.valid is 0: "
+                            "give a share of validation, or memory.head=add")
 
 @register('baseline', 'class_mean')
 class ClassMean(OnFeatures):
@@ -128,21 +135,21 @@ class Retrained(OnFeatures):
         from memo.rivals import retrain_classifier
         return retrain_classifier(train.z, train.y, dls.c, valid.z, valid.y, steps=self.steps, wds=tuple(self.wds))
 
-# %% ../nbs/11c_baselines.ipynb #93d0bd8b
+# %% ../nbs/11c_baselines.ipynb #b7656c6f
 def title_of(section):
     "What a baseline is called in a table"
     return baseline(section).title or _words(section.name)
-def _words(name): return name.rpartition('.')[2].replace('_', ' ')
+def _words(name, between=' '): return name.rpartition('.')[2].replace('_', between)
 
 def training_title(cfg, name=''):
-    "What a training is called in a table: the baseline `name` that it is of; its sampling, loss and class weights, as far as they are not the usual"
-    t,s = cfg.train if cfg.train.phase2 is None or cfg.train.phase2.loss is None else cfg.train.phase2,cfg.train.sampling
-    usual = [None, *[p.facts.get('loss') for p in known('task').values()]]
-    loss = [] if getattr(t.loss, 'name', None) in usual else [fact(t.loss, 'title') or f"{_words(t.loss.name).replace(' ', '-')} loss"]
-    weights = ['class weights'] if cfg.train.class_weights else []
-    sampling = [] if s is None else [fact(s, 'title') or f'{_words(s.name)} sampling']
-    own = [find('baseline', name).title or _words(name)] if name else []
-    return ', '.join(dict.fromkeys([*own, *sampling, *loss, *weights])) or 'plain network'
+    "What a training is called in a table: its baseline; sampling, loss, class weights, where they are not the usual"
+    t,said = cfg.train,[find('baseline', name).title or _words(name)] if name else []
+    loss = t.loss if t.phase2 is None or t.phase2.loss is None else t.phase2.loss
+    usual = [p.facts.get('loss') for p in known('task').values()]
+    if t.sampling is not None: said.append(fact(t.sampling, 'title') or f'{_words(t.sampling.name)} sampling')
+    if loss is not None and loss.name not in usual: said.append(fact(loss, 'title') or f"{_words(loss.name, '-')} loss")
+    if t.class_weights: said.append('class weights')
+    return ', '.join(dict.fromkeys(said)) or 'plain network'
 
 def row_titles(cfg, training=''):
     "Titles of what the rows of a training are of: the training, and the baselines that work on its network"
@@ -150,4 +157,5 @@ def row_titles(cfg, training=''):
 
 def remedies_of(cfg, training=''):
     "Which of them are remedies for rare classes"
-    return [s.name for s in cfg.compare if is_baseline(s) and baseline(s).remedy] + [training]*bool(training and find('baseline', training).remedy)
+    names = [*[s.name for s in cfg.compare if is_baseline(s)], *([training] if training else [])]
+    return [o for o in names if find('baseline', o).remedy]

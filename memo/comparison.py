@@ -1,4 +1,4 @@
-"""One table over several experiments and their seeds; what is compared with what follows from the keys in which trainings differ
+"""One table over several experiments; what is compared with what follows from the keys in which trainings differ
 
 Docs: https://github.com/fastmemo/memo/comparison.html.md"""
 
@@ -20,7 +20,7 @@ from .results import *
 from .runfolder import *
 from .trainings import *
 
-# %% ../nbs/13f_comparison.ipynb #868557b6
+# %% ../nbs/13f_comparison.ipynb #93966f80
 class Line(NamedTuple):
     "A row of the table over several experiments"
     experiment:str # Its name
@@ -51,20 +51,25 @@ def compare_runs(
     folder # Where `comparison.csv`, `.md`, `.png` and `differences.png` go
 )->str: # The table
     "One table over several experiments"
-    shared = os.path.commonpath([os.path.dirname(c.name) for c in cfgs])     # a folder that all names begin with says nothing in a table
+    shared = os.path.commonpath([os.path.dirname(c.name) for c in cfgs])     # that all names begin with it says nothing
     lines = {k.removeprefix(f'{shared}/'):v for c in cfgs for k,v in _lines(c, run_folder(c)).items()}
     base = {k:_compared(lines, k) for k in lines}
     lone = [k for k,o in lines.items() if o.row.memory and not base[k]]
-    note = f"\n\nNo row differs from {', '.join(lone)} in nothing but the memory, so there is no difference to give." if lone else ''
+    why = 'in nothing but the memory, so there is no difference to give.'
+    note = f"\n\nNo row differs from {', '.join(lone)} {why}" if lone else ''
     table,diff = compare({k:v.got for k,v in lines.items()}, base)
     folder = Path(folder)
     write_csv(folder/'comparison.csv', all_rows(table, diff))
-    write_text(folder/'comparison.md', f'# Comparison\n\nPer cent, means over seeds with their 95 % t-intervals.\n\n{format_results(table, diff, md_table)}{note}\n')
+    head = '# Comparison\n\nPer cent, means over seeds with their 95 % t-intervals.\n\n'
+    write_text(folder/'comparison.md', f'{head}{format_results(table, diff, md_table)}{note}\n')
     from memo import plots
-    save_pictures(folder, comparison=lambda: plots.plot_comparison(table), **({'differences':lambda: plots.plot_results(diff)} if len(diff) else {}))
-    own = diff[[r.rival==base[r.method][0] for r in diff.itertuples()]] if len(diff) else diff
-    rest = f"\n\n{len(diff)-len(own)} more differences, to the remedies for rare classes, are in comparison.md." if len(own)<len(diff) else ''
-    return format_results(table, own)+rest+note
+    save_pictures(folder, comparison=lambda: plots.plot_comparison(table))
+    if not len(diff): return format_results(table, diff)+note
+    save_pictures(folder, differences=lambda: plots.plot_results(diff))
+    own = diff[[r.rival==base[r.method][0] for r in diff.itertuples()]]
+    n = len(diff)-len(own)
+    if n: note = f"\n\n{n} more differences, to the remedies for rare classes, are in comparison.md.{note}"
+    return format_results(table, own)+note
 
 def run_experiments(
     cfgs, # Experiments
@@ -75,11 +80,13 @@ def run_experiments(
     "Run several experiments, finish those that were begun, keep those that are finished, and compare them"
     names = [c.name for c in cfgs]
     for o in names:
-        if names.count(o)>1: raise MemoError(f"{names.count(o)} of the files are called {o}: each needs a name of its own")
-    tasks = {str(data_task(c)) for c in cfgs}
-    if len(tasks)>1: raise MemoError(f"{' and '.join(sorted(tasks))} experiments cannot share a table: compare experiments of one kind")
+        n = names.count(o)
+        if n>1: raise MemoError(f"{n} of the files are called {o}: each needs a name of its own")
+    tasks = ' and '.join(sorted({str(data_task(c)) for c in cfgs}))
+    if ' ' in tasks: raise MemoError(f"{tasks} experiments cannot share a table: compare experiments of one kind")
     ours = [c for c in cfgs if not overwrite and _begun(c)]     # raises where a folder is of another experiment
-    if not set.intersection(*(set(c.seeds) for c in cfgs)): raise MemoError("the experiments have no seed in common, so nothing can be paired: give seeds=[...] for all")
+    if not set.intersection(*(set(c.seeds) for c in cfgs)):
+        raise MemoError("the experiments have no seed in common, so nothing can be paired: give seeds=[...] for all")
     for c in cfgs:
         if not all(t.done for t in trainings(c, run_folder(c))): check_experiment(c)
     for c in cfgs:

@@ -1,4 +1,4 @@
-"""What a trained network scores on the test set: alone, with its memories, with its rivals; intervals, predictions, pictures
+"""What a trained network scores on the test set: alone, with its memories, with its rivals; predictions, pictures
 
 Docs: https://github.com/fastmemo/memo/evaluation.html.md"""
 
@@ -20,7 +20,7 @@ from .data import *
 from .results import *
 from .tasks import *
 
-# %% ../nbs/13b_evaluation.ipynb #2f6e33a8
+# %% ../nbs/13b_evaluation.ipynb #8c141c7d
 def planned_rows(
     cfg, # Experiment of one training
     training:str='' # Whose training it is: the name of a baseline, '' for the experiment's own
@@ -30,14 +30,17 @@ def planned_rows(
     mixing = [k for k,m in cfg.memories.items() if fact(m.head, 'mixes')]
     rivals = {s.name:baseline(s).works_on for s in cfg.compare if is_baseline(s)}
     nets = ['', *[k for k,on in rivals.items() if on=='outputs']]
-    opinions = [(*used, k) for k in mixing] + [(*used, *mixing)]*(len(mixing)>1) + [(s.name,) for s in cfg.compare if not is_baseline(s)]
-    return [Row(training, n, used) for n in nets] + [Row(training, k) for k,on in rivals.items() if on=='features'] + [Row(training, n, o) for n in nets for o in opinions]
+    opinions = [(*used, k) for k in mixing] + [(*used, *mixing)]*(len(mixing)>1)
+    opinions += [(s.name,) for s in cfg.compare if not is_baseline(s)]
+    return [*[Row(training, n, used) for n in nets], *[Row(training, k) for k,on in rivals.items() if on=='features'],
+            *[Row(training, n, o) for n in nets for o in opinions]]
 
-# %% ../nbs/13b_evaluation.ipynb #622fe4d7
+# %% ../nbs/13b_evaluation.ipynb #cb12b469
 def build_head(section, bank):
     "The head that a section names, over a bank; it asks for no more rows than there are, unless told to"
-    few = 'k' in section and 'k' not in section.given
-    return make(Section('head', section.name, {**section.args, 'k':min(section.k, bank.capacity_rows)}) if few else section, bank=bank)
+    if 'k' in section and 'k' not in section.given:
+        section = Section('head', section.name, {**section.args, 'k':min(section.k, bank.capacity_rows)})
+    return make(section, bank=bank)
 
 @torch.no_grad()
 def mixture(head, o, z):
@@ -72,7 +75,8 @@ class Answers:
         if not method: return noop,{}
         if method not in self.nets:
             b = baseline(self.sections[method])
-            self.nets[method] = b.fit(*[_cpu(self.collected(o)) if o in b.needs else None for o in ('train','valid')], self.learn.dls)
+            train,valid = (_cpu(self.collected(o)) if o in b.needs else None for o in ('train','valid'))
+            self.nets[method] = b.fit(train, valid, self.learn.dls)
         return self.nets[method]
 
     def head(self, method, name):
@@ -98,14 +102,14 @@ class Answers:
             o,more[name] = mixture(head, o, _cpu(self.collected('test', name)).z),head.chosen()
         return o,{**chosen, **(first(more.values()) if len(more)==1 else more)}
 
-# %% ../nbs/13b_evaluation.ipynb #7e38a956
+# %% ../nbs/13b_evaluation.ipynb #a7d31cbb
 def evaluate(
     learn, # A trained learner
     cfg, # Its experiment
     threshold:float=.5, # Probability above which a class counts as found (multilabel)
     draws:int=1000, # Of patients, for the intervals (multilabel)
     training:str='' # Whose training it is: the name of a baseline, '' for the experiment's own
-)->AttrDict: # rows (data and scores of each), probs, tables (by label), pred (a row for each image), y; task, columns, titles, remedies
+)->AttrDict: # rows (data, scores), probs and tables by label, pred (a line an image), y, what a table needs
     "Score the network on the test set: alone, with its memories, with its rivals"
     dls,answers = learn.dls,Answers(learn, cfg)
     task,own = task_of(dls, data_task(cfg), threshold=threshold, draws=draws),cfg.train.metrics
@@ -117,8 +121,8 @@ def evaluate(
         if name in probs: raise MemoError(f"two rows are called {name}: give memories and baselines names of their own")
         more,probs[name] = task.details(p, y, dls),p
         if 'table' in more: tables[name] = more['table']
-        scores = {**task.scores(p, y, dls), **own_scores(p, y, dls, own)}
-        rows.append(dict(training=row.training, method=row.method, memory=list(row.memory), scores={k:float(v) for k,v in scores.items()},
+        scores = {k:float(v) for k,v in {**task.scores(p, y, dls), **own_scores(p, y, dls, own)}.items()}
+        rows.append(dict(training=row.training, method=row.method, memory=list(row.memory), scores=scores,
                          **({'chosen':chosen} if chosen else {}), **{k:v for k,v in more.items() if k!='table'}))
     return AttrDict(rows=rows, probs=probs, tables=tables, pred=task.predictions(probs, y, dls, test.item.cpu()), y=y,
                     task=task, columns=titles_of(task, dls, own), titles=titles, remedies=remedies_of(cfg, training))
@@ -131,15 +135,17 @@ def finite(o):
 
 def metrics_of(seed, r):
     "What `metrics.json` says of a training: the result `r` of `evaluate`"
-    return finite(dict(seed=seed, task=r.task.name, columns=r.columns, digits=r.task.digits, titles=r.titles, remedies=r.remedies, rows=r.rows))
+    return finite(dict(seed=seed, task=r.task.name, columns=r.columns, digits=r.task.digits,
+                       titles=r.titles, remedies=r.remedies, rows=r.rows))
 
 def class_text(r):
     "The tables of the classes as text, a block for each row"
     def share(v, low=np.nan, high=np.nan): return with_interval(v, low, high) or '-'
-    blocks = [r.task.class_texts(k, row['scores'], {**row, 'table':r.tables.get(k)}, share) for k,row in zip(r.probs, r.rows)]
-    return ''.join(f'{name}\n{text_table(rows, head)}\n\n' for name,head,rows in filter(None, blocks))
+    def block(k, row): return r.task.class_texts(k, row['scores'], {**row, 'table':r.tables.get(k)}, share)
+    blocks = filter(None, map(block, r.probs, r.rows))
+    return ''.join(f'{name}\n{text_table(rows, head)}\n\n' for name,head,rows in blocks)
 
-# %% ../nbs/13b_evaluation.ipynb #c74fd1bc
+# %% ../nbs/13b_evaluation.ipynb #2acb1479
 def save_pictures(folder, **pics):
     "Write each picture, a function that draws it, as PNG"
     for k,f in pics.items():
@@ -149,8 +155,10 @@ def save_pictures(folder, **pics):
 def draw_scores(r, dls, folder):
     "Pictures of a result of `evaluate`"
     from memo import plots
-    pics = dict(counts=lambda: plots.plot_counts(*shots(dls), list(dls.vocab)), classes=lambda: plots.plot_classes(r.tables),
-                reliability=lambda: plots.plot_reliability(last(r.probs.values()), r.y))
+    def counts(): return plots.plot_counts(*shots(dls), list(dls.vocab))
+    def classes(): return plots.plot_classes(r.tables)
+    def reliability(): return plots.plot_reliability(last(r.probs.values()), r.y)
+    pics = {f.__name__:f for f in (counts,classes,reliability)}
     save_pictures(folder, **{k:pics[check_choice('picture', k, pics)] for k in r.task.pictures})
 
 def draw(learn, history, folder):
@@ -162,7 +170,7 @@ def draw(learn, history, folder):
         more,b = '' if len(learn.memories)==1 else f'_{k}',cb.bank
         plot = bankplots.plot_classbank if hasattr(b, 'prototypes') else plots.plot_bank
         pics[f'bank{more}'] = partial(plot, b, list(d.vocab))
-        pics[f'memories{more}'] = partial(_recalled, learn, k)
+        pics[f'memories{more}'] = partial(_recalled, learn, k, 1 if len(d.valid.dataset) else 2)
     save_pictures(folder, **pics)
 
-def _recalled(learn, name): return on_images(learn).show_memories(4, ds_idx=1 if len(learn.dls.valid.dataset) else 2, memory=name)
+def _recalled(learn, name, ds_idx): return on_images(learn).show_memories(4, ds_idx=ds_idx, memory=name)

@@ -1,4 +1,4 @@
-"""From YAML files to a table: train, compare the network with and without memory and its rivals, leave run folders that can be resumed and evaluated
+"""From a YAML file to a table: train, compare with and without memory and with rivals, resume, evaluate again
 
 Docs: https://github.com/fastmemo/memo/experiment.html.md"""
 
@@ -26,7 +26,7 @@ from .runfolder import *
 from .tasks import *
 from .trainings import *
 
-# %% ../nbs/13e_experiment.ipynb #75a78f2f
+# %% ../nbs/13e_experiment.ipynb #4159da00
 @contextlib.contextmanager
 def alone():
     "As if this were the only process"
@@ -44,23 +44,27 @@ def processes(learn):
     "The context to train in: fastai's `distrib_ctx` where there are several processes"
     if num_distrib()<2: return contextlib.nullcontext()
     try: from fastai.distributed import DistributedDL   # needs accelerate, and gives learners their `distrib_ctx`
-    except (ImportError,NameError): raise MemoError("training in several processes needs accelerate: pip install 'fastmemo[ddp]'") from None
+    except (ImportError,NameError):
+        why = "training in several processes needs accelerate: pip install 'fastmemo[ddp]'"
+        raise MemoError(why) from None
     DistributedDL._broadcast = _broadcast
     return learn.distrib_ctx(sync_bn=torch.cuda.is_available(), cpu=not torch.cuda.is_available())
 
-# %% ../nbs/13e_experiment.ipynb #a75c3054
+# %% ../nbs/13e_experiment.ipynb #cf2e05d1
 def _line(row, n, t):
     "A row of the history as a line"
-    r = {k:v for k,v in row.items() if k not in ('stage','epoch','seconds') and v is not None}
-    vals = ' '.join(f'{k} {v:.0f}' if isinstance(v, int) else f'{k} {v:.3f}' if isinstance(v, float) else f'{k} {v}' for k,v in r.items())
-    return f"{t.cfg.name} seed {t.seed} | {row['stage']} {row['epoch']+1}/{n[row['stage']]} | {vals} | {row['seconds']:.1f} s"
+    def text(v): return f'{v:.3f}' if isinstance(v, float) else str(v)
+    vals = ' '.join(f'{k} {text(v)}' for k,v in row.items() if k not in ('stage','epoch','seconds') and v is not None)
+    where = f"{row['stage']} {row['epoch']+1}/{n[row['stage']]}"
+    return f"{t.cfg.name} seed {t.seed} | {where} | {vals} | {row['seconds']:.1f} s"
 
 def found_lr(cfg, learn, path):
-    "The rate of `lr: find`, the valley of `lr_find` on the first phase's images; kept in `path`, so that a resumed training has the same"
+    "The rate of `lr: find`, the valley of `lr_find` on images of the first phase; kept in `path`, to resume with"
     if cfg.train.lr!='find': return None
     if not path.is_file():
         dls,was = learn.dls,rng_state(learn.dls.loaders)
-        at_once = override(cfg, {'train.freeze_cached':False, 'train.freeze_epochs':0, 'train.warmup_epochs':0, 'train.phase2':None})
+        plain = dict(freeze_cached=False, freeze_epochs=0, warmup_epochs=0, phase2=None)
+        at_once = override(cfg, {f'train.{k}':v for k,v in plain.items()})
         learn.dls = build_stages(at_once, learn, 0, 0.)[0].dls
         home = learn.path
         with tempfile.TemporaryDirectory() as d:
@@ -74,8 +78,8 @@ def found_lr(cfg, learn, path):
 
 def _savers(t, learn):
     "Memories that are written every so many epochs: how often, and by what"
-    prefix = Path(t.cfg.name).name
-    return [(n,BankSaver(learn.memories[k].bank, t.folder/'banks', prefix if len(t.cfg.memories)==1 else f'{prefix}_{k}'))
+    prefix,many = Path(t.cfg.name).name,len(t.cfg.memories)>1
+    return [(n,BankSaver(learn.memories[k].bank, t.folder/'banks', f'{prefix}_{k}' if many else prefix))
             for k,m in t.cfg.memories.items() if (n:=m.callback.get('save_every'))]
 
 def _settle(t, learn):
@@ -104,7 +108,8 @@ def train(
             if done%every==0: s.save(done)
     final = learn.dls
     with processes(learn), learn.no_bar(), learn.no_logging():
-        h = fit_stages(learn, stages, checkpoint=t.folder/'checkpoints', resume=resume, log=say, experiment=training_keys(cfg))
+        h = fit_stages(learn, stages, checkpoint=t.folder/'checkpoints', resume=resume, log=say,
+                       experiment=training_keys(cfg))
     learn.dls = final
     with alone(), learn.no_bar(), learn.no_logging():
         _settle(t, learn)
@@ -117,13 +122,15 @@ def train(
     save_weights(learn, t.folder/'model.safetensors', cfg)
     with alone(): draw(learn, h, t.folder)
     if hasattr(learn.dls, 'split'): write_csv(t.folder/'split.csv', learn.dls.split)
-    banks = {k:{a:v for a,v in cb.bank.stats().items() if isinstance(v, (int,float,str))} for k,cb in learn.memories.items()}
-    write_scores(t.folder, t.seed, r, learn.dls, lr=lr, banks=banks, classes=dict(zip(map(str, learn.dls.vocab), class_counts(learn.dls).tolist())))
+    def figures(bank): return {k:v for k,v in bank.stats().items() if isinstance(v, (int,float,str))}
+    banks = {k:figures(cb.bank) for k,cb in learn.memories.items()}
+    classes = dict(zip(map(str, learn.dls.vocab), class_counts(learn.dls).tolist()))
+    write_scores(t.folder, t.seed, r, learn.dls, lr=lr, banks=banks, classes=classes)
     return learn
 
-# %% ../nbs/13e_experiment.ipynb #85da2f75
+# %% ../nbs/13e_experiment.ipynb #fda16f55
 def write_scores(folder, seed, r, dls, **more):
-    "`predictions.csv`, tables and pictures that the task has, and `metrics.json` (last, as it says that all is there) of a result of `evaluate`"
+    "Predictions, tables, pictures of a result of `evaluate`, and `metrics.json` (last, as it says that all is there)"
     write_csv(folder/'predictions.csv', r.pred)
     if r.tables: write_csv(folder/'classes.csv', pd.concat([t.assign(method=k) for k,t in r.tables.items()]))
     draw_scores(r, dls, folder)
@@ -139,11 +146,14 @@ def _of_last_version(m, t):
     titles = row_titles(t.cfg, t.name)
     rows = {label(r, titles):r for r in planned_rows(t.cfg, t.name)}
     if rows.keys()!=m['methods'].keys():
-        raise MemoError(f"{t.folder/'metrics.json'} is of memo 0.1 and has the rows {', '.join(m['methods'])}, where this version has {', '.join(rows)}: memo-train --overwrite trains it again")
+        raise MemoError(f"{t.folder/'metrics.json'} is of memo 0.1 and has the rows {', '.join(m['methods'])}, "
+                        f"where this version has {', '.join(rows)}: memo-train --overwrite trains it again")
     kind = task_named(m.get('task', 'multiclass'))
-    def more(k): return {a:m[b][k] for a,b in (('chosen','chosen'),('intervals','intervals')) if k in m.get(b, {})}
-    return finite(dict(seed=m['seed'], task=kind.name, columns=kind.columns, digits=kind.digits, titles=titles, remedies=remedies_of(t.cfg, t.name),
-                       rows=[dict(training=r.training, method=r.method, memory=list(r.memory), scores=m['methods'][k], **more(k)) for k,r in rows.items()]))
+    def more(k): return {o:m[o][k] for o in ('chosen','intervals') if k in m.get(o, {})}
+    rows = [dict(training=r.training, method=r.method, memory=list(r.memory), scores=m['methods'][k], **more(k))
+            for k,r in rows.items()]
+    return finite(dict(seed=m['seed'], task=kind.name, columns=kind.columns, digits=kind.digits,
+                       titles=titles, remedies=remedies_of(t.cfg, t.name), rows=rows))
 
 def write_results(cfg, folder):
     "`results.csv`, `results.md` and the text of the table, from the `metrics.json` of every training"
@@ -153,26 +163,29 @@ def write_results(cfg, folder):
     write_text(folder/'results.md', head + format_results(table, diff, md_table) + '\n')
     return format_results(table, diff)
 
-# %% ../nbs/13e_experiment.ipynb #29fe789c
+# %% ../nbs/13e_experiment.ipynb #3d1b473a
 def run_folder(cfg): return Path(cfg.runs if cfg.runs is not None else settings().runs)/cfg.name
 
 def _claim(cfg, folder, overwrite):
     "Make the run folder of a new run"
     if folder.exists() and any(folder.iterdir()):
-        if not (folder/'config.yaml').is_file(): raise MemoError(f"{folder} exists and is no run folder: give another name= or runs=")
-        if not overwrite and not (folder/'results.md').is_file(): raise MemoError(f"{folder} exists and is not finished: --resume {folder} goes on with it, --overwrite replaces it")
-        if not overwrite: raise MemoError(f"{folder} exists and is finished: --overwrite replaces it, name= or runs= keep both")
+        said = f"{folder} exists and is"
+        if not (folder/'config.yaml').is_file(): raise MemoError(f"{said} no run folder: give another name= or runs=")
+        if not overwrite and not (folder/'results.md').is_file():
+            raise MemoError(f"{said} not finished: --resume {folder} goes on with it, --overwrite replaces it")
+        if not overwrite: raise MemoError(f"{said} finished: --overwrite replaces it, name= or runs= keep both")
         shutil.rmtree(folder)
     write_text(folder/'config.yaml', to_yaml(cfg))
 
 def check_experiment(cfg):
-    "Build loaders, network, memories and stages, so that whatever is wrong with them is told before anything is written; no image is read into memory for it"
+    "Build all parts, so that what is wrong with them is told before anything is written; no image is preloaded for it"
     cfg = with_args(cfg, 'data', preload=False)
     if cfg.train.frozen: return build_dls(cfg, cfg.seeds[0])     # the rest would compute features
     learn = build_learner(cfg, cfg.seeds[0])
     task_of(learn.dls, data_task(cfg))
     check_monitors(cfg, learn)
-    check_stages(learn, build_stages(override(cfg, {'train.freeze_cached':False}), learn, cfg.seeds[0], 1. if cfg.train.lr=='find' else None))
+    cfg = override(cfg, {'train.freeze_cached':False})
+    check_stages(learn, build_stages(cfg, learn, cfg.seeds[0], 1. if cfg.train.lr=='find' else None))
 
 def run_experiment(
     cfg, # Experiment
@@ -208,7 +221,7 @@ def _run(cfg, folder, resume, log):
         train(t, resume, log)
     return '' if rank_distrib() else write_results(cfg, folder)
 
-# %% ../nbs/13e_experiment.ipynb #f627f127
+# %% ../nbs/13e_experiment.ipynb #fc9e9bf9
 class _Short(Callback):
     "Two batches of each loader"
     order = 90
@@ -218,7 +231,8 @@ class _Short(Callback):
 def _small(cfg):
     "For the CPU: no more than 8 images a batch, none read before they are needed"
     if torch.cuda.is_available(): return with_args(cfg, 'data', preload=False)
-    less = {'train.bs':min(8, cfg.train.bs)} | ({'train.phase2.bs':min(8, cfg.train.phase2.bs or 8)} if cfg.train.phase2 is not None else {})
+    less,p = {'train.bs':min(8, cfg.train.bs)},cfg.train.phase2
+    if p is not None: less['train.phase2.bs'] = min(8, p.bs or 8)
     return override(with_args(cfg, 'data', preload=False, val_bs=8), less)
 
 def dry_run(cfg, log=print):
@@ -229,16 +243,17 @@ def dry_run(cfg, log=print):
         stages = build_stages(c, learn, t.seed, 1e-4 if c.train.lr=='find' else None, log)
         with processes(learn), learn.no_bar(), learn.no_logging():
             for s in stages: fit_stages(learn, [replace(s, epochs=1, monitor=None, patience=None)], cbs=_Short())
-        if not rank_distrib(): log(f"{t.cfg.name} seed {t.seed}: two batches of train and valid in each of {', '.join(s.name for s in stages)}: ok")
+        names = ', '.join(s.name for s in stages)
+        if not rank_distrib(): log(f"{t.cfg.name} seed {t.seed}: two batches of train and valid in each of {names}: ok")
 
-# %% ../nbs/13e_experiment.ipynb #2ce7340f
+# %% ../nbs/13e_experiment.ipynb #429f6942
 def load_run(
     folder # A run folder, or one of its sub-folders
 )->Learner: # The trained learner, memories included
     "The learner that a run folder holds"
     return rebuilt(trainings(run_config(folder), folder)[0].cfg, Path(folder)/'model.safetensors')[1]
 
-def _scored(m): return {tuple(map(str, (r['training'],r['method'],*r['memory']))):(r['scores'],r.get('intervals')) for r in m['rows']}
+def _scored(m): return [(r['method'],r['memory'],r['scores'],r.get('intervals')) for r in m['rows']]
 
 def evaluate_run(
     folder, # A run folder, or one of its sub-folders
@@ -254,7 +269,7 @@ def evaluate_run(
         c,learn = rebuilt(t.cfg, t.folder/'model.safetensors', root)
         with learn.no_bar(), learn.no_logging(): r = evaluate(learn, c, threshold, training=t.name)
         ms.append(metrics_of(t.seed, r))
-        if root is None and threshold==.5 and list(_scored(ms[-1]).values())!=list(_scored(was).values()): off.append(str(t.folder))
+        if root is None and threshold==.5 and _scored(ms[-1])!=_scored(was): off.append(str(t.folder))
         if out is not None: write_scores(Path(out)/t.folder.relative_to(folder), t.seed, r, learn.dls)
         txt += class_text(r) if t.folder==folder else ''
     return txt+format_results(*results(ms)),off

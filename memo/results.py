@@ -14,7 +14,7 @@ from typing import NamedTuple
 from .core import MemoError,check_choice
 from .metrics import paired
 
-# %% ../nbs/12_results.ipynb #2146a0c7
+# %% ../nbs/12_results.ipynb #587c1387
 class Row(NamedTuple):
     "What a line of a table is of"
     training:str = '' # The baseline whose training it is; '' for the experiment's own
@@ -23,7 +23,9 @@ class Row(NamedTuple):
     seed:int|None = None # None where it stands for all seeds
 
     @property
-    def network(self): "The same without its memory"; return self._replace(memory=())
+    def network(self):
+        "The same without its memory"
+        return self._replace(memory=())
 
 def label(row, titles):
     "A row as text; `titles` are those of trainings and methods"
@@ -47,12 +49,11 @@ def titles_in(metrics):
     for m in metrics: res = {**m['titles'], **res}
     return res
 
-# %% ../nbs/12_results.ipynb #b1772b9b
+# %% ../nbs/12_results.ipynb #9e4ea8ab
 def _columns(metrics):
     "Columns with their titles, and digits, which all must have in common"
     if not metrics: raise MemoError("results: there are no metrics, train first")
-    kinds = {(m.get('task'), tuple(m['columns'].items()), m['digits']) for m in metrics}
-    tasks = sorted({str(k) for k,_,_ in kinds})
+    tasks = sorted({str(m.get('task')) for m in metrics})
     if len(tasks)>1: raise MemoError(f"results: {' and '.join(tasks)} runs cannot share a table; make one of each")
     cols = {}
     for m in metrics: cols |= m['columns']
@@ -60,12 +61,14 @@ def _columns(metrics):
 
 def _scores(by_seed, seeds, c): return [np.nan if (v:=by_seed[s].get(c)) is None else v for s in seeds]
 
+_parts = ('','mean'),('_low','low'),('_high','high')
+
 def _means(by, attrs):
     "A row for each label: mean over seeds, with its t-interval"
     rows = []
     for k,v in by.items():
         ps = {c:paired(o, np.zeros(len(o))) for c in attrs['columns'] for o in [_scores(v, v, c)]}
-        rows.append(dict(method=k, seeds=len(v), **{c+o:p[q] for c,p in ps.items() for o,q in (('','mean'), ('_low','low'), ('_high','high'))}))
+        rows.append(dict(method=k, seeds=len(v), **{c+o:p[q] for c,p in ps.items() for o,q in _parts}))
     return _table(rows, attrs)
 
 def _differences(pairs, by, attrs):
@@ -73,10 +76,13 @@ def _differences(pairs, by, attrs):
     rows,cols,digits = [],attrs['columns'],attrs['digits']
     for a,b in pairs:
         ss = [s for s in by[a] if s in by[b]]
-        if not ss: raise MemoError(f"{a} (seeds {', '.join(map(str, by[a]))}) and {b} (seeds {', '.join(map(str, by[b]))}) have no seed in common: train both on the same seeds")
+        if not ss:
+            x,y = (f"{k} (seeds {', '.join(map(str, by[k]))})" for k in (a, b))
+            raise MemoError(f"{x} and {y} have no seed in common: train both on the same seeds")
         ps = {c:paired(_scores(by[a], ss, c), _scores(by[b], ss, c)) for c in cols}
-        rows.append(dict(method=a, rival=b, seeds=len(ss), **{f'{c}_{o}':p[o] for c,p in ps.items() for o in ('mean','low','high')},
-                         **{f'{c}_per_seed':' '.join(_pct(d, '+', digits) or '-' for d in p['per_seed']) for c,p in ps.items()}))
+        each = {f'{c}_per_seed':' '.join(_pct(d, '+', digits) or '-' for d in p['per_seed']) for c,p in ps.items()}
+        rows.append(dict(method=a, rival=b, seeds=len(ss),
+                         **{f'{c}_{o}':p[o] for c,p in ps.items() for o in ('mean','low','high')}, **each))
     return _table(rows, attrs)
 
 def _table(rows, attrs):
@@ -86,7 +92,7 @@ def _table(rows, attrs):
 
 def _pct(v, sign='', digits=1): return '' if v!=v else f'{100*v:{sign}.{digits}f}'
 
-# %% ../nbs/12_results.ipynb #9c54718f
+# %% ../nbs/12_results.ipynb #ba3edfc1
 def results(
     metrics:list # Contents of the `metrics.json` of each training
 )->tuple: # Means over seeds (a row for each method); paired differences (a row for each pair)
@@ -94,21 +100,26 @@ def results(
     by,attrs,titles = {},_columns(metrics),titles_in(metrics)
     for m in metrics:
         for row,v in rows_of(m).items(): by.setdefault(row._replace(seed=None), {})[row.seed] = v
-    remedies,places = {o for m in metrics for o in m['remedies']},list(dict.fromkeys(o.network for o in by))
+    known,places = {o for m in metrics for o in m['remedies']},list(dict.fromkeys(o.network for o in by))
     def is_own(r): return not r.training and not r.method
-    def is_remedy(r): return not is_own(r) and {r.training,r.method} <= {'',*remedies}
+    def is_remedy(r): return not is_own(r) and {r.training,r.method} <= {'',*known}
     def rank(r): return 0 if is_own(r) else 1 if is_remedy(r) else 2,places.index(r.network),bool(r.memory)
     rows = sorted(by, key=rank)
     mem = [r for r in rows if r.memory]
-    pairs = [(r, r.network) for r in mem] + [(r, o) for r in mem if is_own(r) for o in rows if is_remedy(o) and not o.memory]
-    named = {label(r, titles):by[r] for r in rows}
-    if len(named)<len(rows): raise MemoError(f"results: two rows are called alike ({', '.join(label(r, titles) for r in rows)}); give trainings, methods and memories names of their own")
-    return _means(named, attrs),_differences([(label(a, titles),label(b, titles)) for a,b in pairs if b in by], named, attrs)
+    remedies = [r for r in rows if is_remedy(r) and not r.memory]
+    pairs = [(r, r.network) for r in mem if r.network in by] + [(r, o) for r in mem if is_own(r) for o in remedies]
+    names = {r:label(r, titles) for r in rows}
+    if len({*names.values()})<len(rows):
+        raise MemoError(f"results: two rows are called alike ({', '.join(names.values())}); "
+                        "give trainings, methods and memories names of their own")
+    named = {names[r]:by[r] for r in rows}
+    return _means(named, attrs),_differences([(names[a],names[b]) for a,b in pairs], named, attrs)
 
-# %% ../nbs/12_results.ipynb #ee26d5f0
+# %% ../nbs/12_results.ipynb #2a48c8cb
 def text_table(rows, head):
     w = [max(len(str(r[i])) for r in [head,*rows]) for i in range(len(head))]
-    return '\n'.join('  '.join(str(o).ljust(n) if i==0 else str(o).rjust(n) for i,(o,n) in enumerate(zip(r, w))).rstrip() for r in [head,*rows])
+    def line(r): return '  '.join(str(o).ljust(n) if i==0 else str(o).rjust(n) for i,(o,n) in enumerate(zip(r, w)))
+    return '\n'.join(line(r).rstrip() for r in [head,*rows])
 
 def md_table(rows, head): return '\n'.join('| '+' | '.join(map(str, r))+' |' for r in [head, ['---']*len(head), *rows])
 
@@ -125,17 +136,17 @@ def format_results(table, diff, fmt=text_table):
     "Both tables as text, in per cent; in Markdown means have their interval too"
     cols,digits = table.attrs['columns'],table.attrs['digits']
     def cell(r, c, mean, sign=''):
-        whole = sign or fmt is md_table
-        return with_interval(getattr(r, mean), *(getattr(r, f'{c}_{o}') if whole else np.nan for o in ('low','high')), sign, digits)
+        ci = [getattr(r, f'{c}_{o}') if sign or fmt is md_table else np.nan for o in ('low','high')]
+        return with_interval(getattr(r, mean), *ci, sign, digits)
     head = ['method',*cols.values()]
     out = [fmt([[r.method, *[cell(r, c, c) for c in cols]] for r in table.itertuples()], head)]
-    if len(diff):
-        n = int(diff.seeds.max())
-        out += [f'differences, paired by seed ({n} seed{"s" if n>1 else ""}{", 95 % interval" if n>1 else ""})',
-                fmt([[f'{r.method} - {r.rival}', *[cell(r, c, f'{c}_mean', '+') for c in cols]] for r in diff.itertuples()], head)]
-    return '\n\n'.join(out)
+    if not len(diff): return out[0]
+    n = int(diff.seeds.max())
+    out.append(f'differences, paired by seed ({n} seed{"s" if n>1 else ""}{", 95 % interval" if n>1 else ""})')
+    lines = [[f'{r.method} - {r.rival}', *[cell(r, c, f'{c}_mean', '+') for c in cols]] for r in diff.itertuples()]
+    return '\n\n'.join([*out, fmt(lines, head)])
 
-# %% ../nbs/12_results.ipynb #4927d0d1
+# %% ../nbs/12_results.ipynb #47ba8786
 def compare(
     runs:dict, # Label -> list of `metrics.json` contents, one a seed, each of one row
     baseline:dict # Label -> the label it is compared with, several of them, or None
@@ -145,10 +156,15 @@ def compare(
     for k,ms in runs.items():
         for m in ms:
             rows = rows_of(m)
-            if len(rows)!=1: raise MemoError(f"compare: {k} has {len(rows)} methods ({', '.join(label(r, m['titles']) for r in rows)}), one is accepted: give each a row of its own")
-            if m['seed'] in by.setdefault(k, {}): raise MemoError(f"compare: {k} has seed {m['seed']} twice; leave one out")
-            by[k][m['seed']], = rows.values()
-    pairs = [(check_choice('baseline', k, by), check_choice(f'baseline of {k}', b, by)) for k,bs in baseline.items() for b in ([] if bs is None else [bs] if isinstance(bs, str) else bs)]
+            if len(rows)!=1:
+                names = ', '.join(label(r, m['titles']) for r in rows)
+                raise MemoError(f"compare: {k} has {len(rows)} methods ({names}), one is accepted: "
+                                "give each a row of its own")
+            seed,got = m['seed'],by.setdefault(k, {})
+            if seed in got: raise MemoError(f"compare: {k} has seed {seed} twice; leave one out")
+            got[seed], = rows.values()
+    pairs = [(check_choice('baseline', k, by),check_choice(f'baseline of {k}', b, by))
+             for k,bs in baseline.items() for b in ([bs] if isinstance(bs, str) else bs or [])]
     return _means(by, attrs),_differences(pairs, by, attrs)
 
 def single(m, r):

@@ -1,4 +1,4 @@
-"""What a run folder holds and how it is read again: experiment, environment, weights with what rebuilds the learner, scores
+"""What a run folder holds and how it is read again: experiment, environment, weights, scores
 
 Docs: https://github.com/fastmemo/memo/runfolder.html.md"""
 
@@ -8,8 +8,8 @@ Docs: https://github.com/fastmemo/memo/runfolder.html.md"""
 __all__ = ['read_json', 'environment', 'config_file', 'run_config', 'save_weights', 'load_weights', 'file_header', 'model_config',
            'with_args', 'at_root', 'rebuilt']
 
-# %% ../nbs/13c_runfolder.ipynb #310074af
-import json,os,platform,subprocess,sys,yaml
+# %% ../nbs/13c_runfolder.ipynb #0d0dc7c1
+import json,platform,subprocess,sys,yaml
 from fastai.vision.all import *
 from safetensors import safe_open
 from safetensors.torch import load_file,save_file
@@ -18,10 +18,14 @@ from .config import *
 from .core import *
 from .registry import part
 
-# %% ../nbs/13c_runfolder.ipynb #209e9d3a
+# %% ../nbs/13c_runfolder.ipynb #885822b7
+def _there(path):
+    if Path(path).is_file(): return
+    raise MemoError(f"{path}: no such file; is the run finished? memo-train --resume finishes it")
+
 def read_json(path):
+    _there(path)
     try: return json.loads(Path(path).read_text(encoding='utf-8'))
-    except FileNotFoundError: raise MemoError(f"{path}: no such file; is the run finished? memo-train --resume finishes it") from None
     except (OSError,ValueError) as e: raise MemoError(f"{path}: cannot be read ({e})") from None
 
 def _git_commit():
@@ -29,14 +33,16 @@ def _git_commit():
     def git(*a): return subprocess.run(['git','-C',str(p),*a], capture_output=True, text=True, timeout=10)
     try: r = git('rev-parse','HEAD')
     except (OSError,subprocess.SubprocessError): return None
-    return r.stdout.strip() + ('-modified' if git('status','--porcelain','--untracked-files=no').stdout.strip() else '') if r.returncode==0 else None
+    if r.returncode: return None
+    return r.stdout.strip() + ('-modified' if git('status','--porcelain','--untracked-files=no').stdout.strip() else '')
 
 def environment(cfg, seed):
     "Versions of everything that a result depends on; file and digest of parts that are not memo's"
     import fastai,fastcore,timm,memo
-    return dict(memo=memo.__version__, commit=_git_commit(), seed=seed, python=platform.python_version(), platform=platform.platform(), torch=torch.__version__,
-                fastai=fastai.__version__, fastcore=fastcore.__version__, timm=timm.__version__, numpy=np.__version__, threads=torch.get_num_threads(),
-                processes=max(1, num_distrib()), device=str(default_device()), parts=foreign_parts(cfg))
+    versions = {m.__name__:m.__version__ for m in (memo,torch,fastai,fastcore,timm,np)}
+    here = dict(python=platform.python_version(), platform=platform.platform(), threads=torch.get_num_threads(),
+                processes=max(1, num_distrib()), device=str(default_device()))
+    return dict(**versions, commit=_git_commit(), seed=seed, **here, parts=foreign_parts(cfg))
 
 # %% ../nbs/13c_runfolder.ipynb #d20a0143
 def config_file(folder):
@@ -52,14 +58,15 @@ def run_config(folder):
     except Exception: d = None      # told by `load_config`
     return from_dict(_of_version_0_1(d), p) if _is_of_version_0_1(d) else load_config(p)
 
-# %% ../nbs/13c_runfolder.ipynb #cc8c2d58
+# %% ../nbs/13c_runfolder.ipynb #0f0c865e
 def _is_of_version_0_1(d): return isinstance(d, dict) and isinstance(d.get('model'), dict) and 'frozen' in d['model']
 
 def _of_version_0_1(d):
     "The experiment of a run folder of memo 0.1 in today's words"
     d = {**d, 'train':{**d['train'], 'frozen':d['model']['frozen']}}
     m = {k:v for k,v in d['model'].items() if k!='frozen'}
-    d['model'] = dict(name='chest', **m) if 'hidden' in m else dict(name='small_cnn') if m['arch']=='small_cnn' else dict(name='timm', **m)
+    if 'hidden' in m: d['model'] = dict(name='chest', **m)
+    else: d['model'] = dict(name='small_cnn') if m['arch']=='small_cnn' else dict(name='timm', **m)
     if not d.get('memory'): return d
     mem = dict(d['memory'])
     votes = {k:mem.pop(k) for k in ('k','whiten','balanced') if k in mem}
@@ -68,7 +75,7 @@ def _of_version_0_1(d):
     d['compare'] = [dict(name=o, **args(o)) if o in ('vote','prototype','lda') else o for o in d.get('compare', [])]
     return d
 
-# %% ../nbs/13c_runfolder.ipynb #ba12ebd2
+# %% ../nbs/13c_runfolder.ipynb #b9a83523
 def _patients(learn, *parts):
     "Patients of the images in those parts, as text; nothing where the data has none"
     s = getattr(learn.dls, 'split', None)
@@ -77,19 +84,19 @@ def _patients(learn, *parts):
 def save_weights(learn, path, cfg):
     "The model, memories included, as safetensors"
     sd = {k:v.detach().as_subclass(Tensor).cpu().contiguous().clone() for k,v in learn.model.state_dict().items()}
-    with atomic_path(path) as p: save_file(sd, p, metadata=dict(config=to_yaml(cfg), patients=_patients(learn, 'train', 'valid')))
+    about = dict(config=to_yaml(cfg), patients=_patients(learn, 'train', 'valid'))
+    with atomic_path(path) as p: save_file(sd, p, metadata=about)
 
-def _there(path):
-    if not Path(path).is_file(): raise MemoError(f"{path}: no such file; is the run finished? memo-train --resume finishes it")
+def _short(e, n=100): return ' '.join(str(e).split())[:n]
 
 def load_weights(learn, path):
     "Undo `save_weights`"
     _there(path)
     try: sd = load_file(path)
-    except Exception as e: raise MemoError(f"{path} is damaged ({' '.join(str(e).split())[:100]})") from None
+    except Exception as e: raise MemoError(f"{path} is damaged ({_short(e)})") from None
     try: learn.model.load_state_dict(sd)
     except (RuntimeError,KeyError,MemoError) as e:
-        raise MemoError(f"{path} is of another model than config.yaml says: {' '.join(str(e).split())[:200]}") from None
+        raise MemoError(f"{path} is of another model than config.yaml says: {_short(e, 200)}") from None
     return learn
 
 def file_header(path, key, default=None):
@@ -97,7 +104,7 @@ def file_header(path, key, default=None):
     _there(path)
     try:
         with safe_open(path, 'pt') as f: txt = (f.metadata() or {}).get(key, default)
-    except Exception as e: raise MemoError(f"{path} is damaged, or no safetensors file ({' '.join(str(e).split())[:100]})") from None
+    except Exception as e: raise MemoError(f"{path} is damaged, or no safetensors file ({_short(e)})") from None
     if txt is None: raise MemoError(f"{path} was not written by memo-train: its header has no {key}")
     return txt
 
@@ -105,18 +112,21 @@ def _named(o):
     "Dotted names of parts in an experiment's dict"
     if isinstance(o, list): return [n for v in o for n in _named(v)]
     if not isinstance(o, dict): return []
-    return [n for k,v in o.items() if k=='name' and isinstance(v, str) and '.' in v for n in [v]] + [n for v in o.values() for n in _named(v)]
+    own = [o['name']] if '.' in str(o.get('name')) else []
+    return own + [n for v in o.values() for n in _named(v)]
 
 def model_config(path):
     "The experiment in the header of a `model.safetensors`"
     try: d = yaml.safe_load(file_header(path, 'config'))
-    except yaml.YAMLError as e: raise MemoError(f"{path} is damaged: its header is no YAML ({' '.join(str(e).split())[:100]})") from None
-    own = [n for v in d.values() for n in _named(v)] if isinstance(d, dict) else []
-    for n in own:
-        if n.rpartition('.')[0] not in sys.modules: raise MemoError(f"{path} needs {n}, which nobody has imported: import {n.rpartition('.')[0]} first (a run folder's config.yaml does it by itself)")
+    except yaml.YAMLError as e: raise MemoError(f"{path} is damaged: its header is no YAML ({_short(e)})") from None
+    for n in [n for v in d.values() for n in _named(v)] if isinstance(d, dict) else []:
+        module = n.rpartition('.')[0]
+        if module not in sys.modules:
+            raise MemoError(f"{path} needs {n}, which nobody has imported: import {module} first "
+                            "(a run folder's config.yaml does it by itself)")
     return from_dict(_of_version_0_1(d) if _is_of_version_0_1(d) else d, path)
 
-# %% ../nbs/13c_runfolder.ipynb #1c9210bb
+# %% ../nbs/13c_runfolder.ipynb #4e5db861
 def with_args(cfg, section, **kwargs):
     "The experiment with those arguments of a section, as far as its part has them"
     own = getattr(cfg, section).args
@@ -125,17 +135,22 @@ def with_args(cfg, section, **kwargs):
 def at_root(cfg, root):
     "The experiment on the data in `root`"
     if 'root' not in cfg.data.args: raise MemoError(f"--data is for sets that are files; {cfg.data.name} is not one")
-    reads = part('data', cfg.data.name).facts.get('folder')     # a set that makes its folder: that folder itself, read by another
+    reads = part('data', cfg.data.name).facts.get('folder')     # of a set that makes its folder: what reads that folder
     if reads is None: return override(cfg, {'data.root':str(root)})
-    keys = part('data', reads).keys
-    return override(cfg, {'data':dict(name=reads, **{k:v for k,v in cfg.data.args.items() if k in keys}, root=str(root))})
+    same = {k:v for k,v in cfg.data.args.items() if k in part('data', reads).keys}
+    return override(cfg, {'data':{**same, 'name':reads, 'root':str(root)}})
 
 def rebuilt(cfg, path, root=None):
     "The experiment and learner of one seed with the weights in `path`, on the data in `root` if given"
     seen = file_header(path, 'patients', '')
     if root is not None: cfg = at_root(cfg, root)
-    learn = load_weights(build_learner(cfg if cfg.train.frozen else with_args(cfg, 'model', pretrained=False), cfg.seeds[0]), path)   # the file holds all weights
+    empty = cfg if cfg.train.frozen else with_args(cfg, 'model', pretrained=False)     # the file holds all weights
+    learn = load_weights(build_learner(empty, cfg.seeds[0]), path)
     both = sorted(set(seen.split()) & set(_patients(learn, 'test').split()))
-    if both and root is None: raise MemoError(f"{path}: {len(both)} of today's test patients were trained on (first: {', '.join(both[:3])}): the table or the lists have changed since; give the data as it was")
-    if both: raise MemoError(f"{root}: {len(both)} test patients were trained on (first: {', '.join(both[:3])}); a test list without them is accepted")
-    return cfg,learn
+    if not both: return cfg,learn
+    some = f"(first: {', '.join(both[:3])})"
+    if root is not None:
+        raise MemoError(f"{root}: {len(both)} test patients were trained on {some}; "
+                        "a test list without them is accepted")
+    raise MemoError(f"{path}: {len(both)} of today's test patients were trained on {some}: "
+                    "the table or the lists have changed since; give the data as it was")

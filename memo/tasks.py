@@ -1,4 +1,4 @@
-"""What labels ask for: activation, progress metrics, scores, columns of a table, predictions and pictures of multiclass and multilabel data
+"""What labels ask for, multiclass and multilabel: activation, metrics, scores, columns of a table, predictions
 
 Docs: https://github.com/fastmemo/memo/tasks.html.md"""
 
@@ -16,7 +16,7 @@ from .metrics import longtail_scores,shot_metrics
 from .multilabel import MultiMetric,class_table,macro_ap,macro_auc,multilabel_scores,patient_bootstrap
 from .registry import find,known,register
 
-# %% ../nbs/06b_tasks.ipynb #f627aeba
+# %% ../nbs/06b_tasks.ipynb #689e7290
 class Task:
     "What the labels of a data set ask for"
     name = None     # that it is registered under
@@ -24,19 +24,21 @@ class Task:
     digits = 1      # of its numbers, in per cent
     pictures = ()   # of a run folder, by the names that `evaluation` knows
 
-    def suits(self, y): "Are labels `y` of this kind?"; return False
-    def activation(self, logits): "Probabilities of outputs"; return logits.softmax(1)
-    def metrics(self, dls): "What the progress table shows"; return []
-    def scores(self, probs, y, dls): "Plain floats by name, nan for what cannot be known"; raise NotImplementedError
-    def details(self, probs, y, dls): "More about the scores of a row: `intervals`, and a `table` of the classes"; return {}
+    def suits(self, y): return False                        # are labels `y` of this kind?
+    def activation(self, logits): return logits.softmax(1)  # probabilities of outputs
+    def metrics(self, dls): return []                       # of the progress table
+    def details(self, probs, y, dls): return {}             # of a row: `intervals`, a `table` of the classes
+    def scores(self, probs, y, dls):
+        "Plain floats by name, nan for what cannot be known"
+        raise NotImplementedError
     def predictions(self, probs, y, dls, item):
         "A row for each test item, as a data frame; `probs` are those of each row of the table, by its label"
         raise NotImplementedError
     def class_texts(self, name, scores, details, share):
-        "The classes of a row as text: heading, titles of the columns, lines; None where there is nothing to tell. `share` writes a number and its interval"
+        "The classes of a row: heading, titles, lines; None: nothing to tell. `share` writes a number with its interval"
         return None
 
-# %% ../nbs/06b_tasks.ipynb #e23e439e
+# %% ../nbs/06b_tasks.ipynb #555711b0
 def _labels(ds):
     "Labels of a data set, without loading its images"
     y = getattr(ds, 'y', None)
@@ -60,10 +62,12 @@ def shots(dls):
     "Counts of the classes, above how many one is many-shot, and below how many few-shot"
     return class_counts(dls),getattr(dls, 'many', 100),getattr(dls, 'few', 20)
 
+_ece = dict(ece='calibration err.')
+
 @register('task', 'multiclass', loss='ce')
 class Multiclass(Task):
     "One class an item"
-    columns = dict(accuracy='accuracy', many='many', medium='medium', few='few', balanced_accuracy='balanced acc.', ece='calibration err.')
+    columns = {**{k:k for k in ('accuracy','many','medium','few')}, 'balanced_accuracy':'balanced acc.', **_ece}
     pictures = ('counts',)
 
     def suits(self, y): return y.ndim==1 and not y.is_floating_point()
@@ -77,11 +81,11 @@ class Multiclass(Task):
             df[k],df[f'{k}: probability'] = i.tolist(),c.tolist()
         return df
 
-# %% ../nbs/06b_tasks.ipynb #79ad9137
-@register('task', 'multilabel', loss='bce')
+# %% ../nbs/06b_tasks.ipynb #fed2c60f
+@register('task', 'multilabel', loss='bce', empty=True)
 class Multilabel(Task):
     "Any number of classes an item"
-    columns = dict(macro_auc='macro AUC', tail_auc='tail AUC', macro_ap='mAP', tail_ap='tail mAP', f1='F1', ece='calibration err.')
+    columns = dict(macro_auc='macro AUC', tail_auc='tail AUC', macro_ap='mAP', tail_ap='tail mAP', f1='F1', **_ece)
     digits,pictures = 2,('classes','reliability')
     def __init__(self,
         threshold:Probability=.5, # Probability above which a class counts as found
@@ -93,27 +97,30 @@ class Multilabel(Task):
     def metrics(self, dls): return [macro_auc, macro_ap]
     def scores(self, probs, y, dls): return multilabel_scores(probs, y, getattr(dls, 'tail', None), self.threshold)
     def details(self, probs, y, dls):
-        groups = getattr(dls[2].dataset, 'groups', None)
-        ci = patient_bootstrap(probs, y, range(len(y)) if groups is None else groups, n=self.draws, tail=getattr(dls, 'tail', None))
-        return dict(intervals={k:[float(o) for o in ci[k]] for k in ('macro_auc','macro_ap','tail_auc','tail_ap') if k in ci},
+        groups,tail = getattr(dls[2].dataset, 'groups', None),getattr(dls, 'tail', None)
+        ci = patient_bootstrap(probs, y, range(len(y)) if groups is None else groups, n=self.draws, tail=tail)
+        means = [k for k in ('macro_auc','macro_ap','tail_auc','tail_ap') if k in ci]
+        return dict(intervals={k:[float(o) for o in ci[k]] for k in means},
                     table=class_table(probs, y, list(dls.vocab), self.threshold, ci))
 
     def predictions(self, probs, y, dls, item):
         "Image and patient, the labels; of each row the probability of each class"
         vocab,split = list(dls.vocab),getattr(dls, 'split', None)
-        who = pd.DataFrame(dict(item=item.tolist())) if split is None or 'patient' not in split else split.loc[split.part=='test', ['image','patient']].reset_index(drop=True)
-        return pd.concat([who, pd.DataFrame(y.int().numpy(), columns=vocab),
-                          *[pd.DataFrame(p.numpy(), columns=[f'{k}: {o}' for o in vocab]) for k,p in probs.items()]], axis=1)
+        if split is None or 'patient' not in split: who = pd.DataFrame(dict(item=item.tolist()))
+        else: who = split.loc[split.part=='test', ['image','patient']].reset_index(drop=True)
+        of_rows = [pd.DataFrame(p.numpy(), columns=[f'{k}: {o}' for o in vocab]) for k,p in probs.items()]
+        return pd.concat([who, pd.DataFrame(y.int().numpy(), columns=vocab), *of_rows], axis=1)
 
     def class_texts(self, name, scores, details, share):
-        t,ci = details['table'],details['intervals']
-        rows = [[o.finding, o.positives, share(o.auc, o.auc_low, o.auc_high), share(o.ap, o.ap_low, o.ap_high), *map(share, (o.precision, o.recall, o.f1))]
-                for o in t.itertuples()]
-        rows.append([f"macro over {int(scores['classes'])} findings", '', *[share(scores[k], *ci[k]) for k in ('macro_auc','macro_ap')],
+        ci = details['intervals']
+        rows = [[o.finding, o.positives, share(o.auc, o.auc_low, o.auc_high), share(o.ap, o.ap_low, o.ap_high),
+                 *map(share, (o.precision, o.recall, o.f1))] for o in details['table'].itertuples()]
+        means = [share(scores[k], *ci[k]) for k in ('macro_auc','macro_ap')]
+        rows.append([f"macro over {int(scores['classes'])} findings", '', *means,
                      *[share(scores[k]) for k in ('precision','recall','f1')]])
         return name,['finding','positives','AUC [95 %]','AP [95 %]','precision','recall','F1'],rows
 
-# %% ../nbs/06b_tasks.ipynb #3ba0825d
+# %% ../nbs/06b_tasks.ipynb #20541b5b
 def task_named(name, **kwargs):
     "The task of that name"
     f = find('task', name)
@@ -128,24 +135,28 @@ def task_of(
 )->Task:
     "The task of some data"
     y = _label(dls.train.dataset)
-    if name is not None: res = task_named(name, **kwargs)
-    else: res = next((t for k in known('task') for t in [task_named(k, **kwargs)] if y is not None and t.suits(y)), None)
-    found = 'none' if y is None else f"{str(y.dtype).removeprefix('torch.')} {['N',*y.shape[1:]]}".replace("'", '')
-    if res is None: raise MemoError(f"labels are {found}: class numbers [N] or 0/1 targets [N,C] are accepted; another kind needs a task of its own, @register('task')")
-    if y is not None and not res.suits(y): raise MemoError(f"labels are {found}, which do not suit the task {name} that the data set names")
-    return res
+    kinds = [task_named(k, **kwargs) for k in (known('task') if name is None else [name])]
+    res = first(t for t in kinds if y is None or t.suits(y))
+    if res is not None: return res
+    found = f"{str(y.dtype).removeprefix('torch.')} {['N',*y.shape[1:]]}".replace("'", '')
+    if name is not None: raise MemoError(f"labels are {found}, which do not suit {name}, the task of this data set")
+    raise MemoError(f"labels are {found}: class numbers [N] or 0/1 targets [N,C] are accepted; "
+                    "another kind needs a task of its own, @register('task')")
 
-def task_name(dls): "Under which name the task of some data is registered, as its targets say"; return task_of(dls).name
+def task_name(dls):
+    "Under which name the task of some data is registered, as its targets say"
+    return task_of(dls).name
 
-# %% ../nbs/06b_tasks.ipynb #225bce92
+# %% ../nbs/06b_tasks.ipynb #96f5dae9
 def own_metrics(section, dls):
-    "Name -> metric of a part that an experiment names; it gets `counts`, `many`, `few`, `vocab` of the data if it asks for them"
-    f,have = find('metric', section.name),dict(section.args)
+    "Name -> metric of a part that an experiment names; it gets `counts`, `many`, `few`, `vocab` if it asks for them"
+    f = find('metric', section.name)
     ps = inspect.signature(f).parameters
-    if {'counts','many','few'} & ps.keys(): have = {**{k:v for k,v in zip(('counts','many','few'), shots(dls)) if k in ps}, **have}
-    if 'vocab' in ps: have.setdefault('vocab', list(dls.vocab))
-    whole = inspect.isclass(f) or not any(p.default is p.empty and k not in have for k,p in ps.items() if p.kind is p.POSITIONAL_OR_KEYWORD)
-    ms = f(**have) if whole else partial(f, **have)
+    data = dict(zip(('counts','many','few'), shots(dls))) if {'counts','many','few'} & ps.keys() else {}
+    if 'vocab' in ps: data['vocab'] = list(dls.vocab)
+    have = {**{k:v for k,v in data.items() if k in ps}, **section.args}
+    asks = [k for k,p in ps.items() if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty and k not in have]
+    ms = partial(f, **have) if asks and not inspect.isclass(f) else f(**have)     # asks for probs and y: is one itself
     if not isinstance(ms, (list,tuple,L)): ms = [ms]
     short = section.name.rpartition('.')[2]
     return {m.name if isinstance(m, Metric) else short if len(ms)==1 else m.__name__:m for m in ms}
@@ -160,7 +171,8 @@ def progress(
     "Metrics of the progress table: those of the task, and those of the experiment that it has not"
     res = task.metrics(dls)
     have = {getattr(m, 'name', getattr(m, '__name__', None)) for m in res}
-    return [*res, *[m if isinstance(m, Metric) else MultiMetric(m, k) for k,m in _own(sections, dls).items() if k not in have]]
+    own = {k:m for k,m in _own(sections, dls).items() if k not in have}
+    return [*res, *[m if isinstance(m, Metric) else MultiMetric(m, k) for k,m in own.items()]]
 
 def own_scores(probs, y, dls, sections=()):
     "What the metrics of the experiment say on the test set"

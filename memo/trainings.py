@@ -16,7 +16,7 @@ from .config import *
 from .core import *
 from .registry import find,known
 
-# %% ../nbs/13d_trainings.ipynb #b7ee35b3
+# %% ../nbs/13d_trainings.ipynb #d3e82472
 class Training(NamedTuple):
     "One training of an experiment"
     name:str # The baseline whose training it is; '' for the experiment's own, with or without memory
@@ -37,6 +37,8 @@ def _but(cfg, changes, posts):
     c = override(cfg, {**changes, 'compare':[]})
     return _comparing(c, [s for s in posts if suits(c, s)])
 
+def _joined(*names): return '_'.join(filter(None, names))
+
 def trainings(
     cfg, # Experiment
     folder # Its run folder
@@ -50,13 +52,13 @@ def trainings(
         one = _comparing(override(cfg, {'seeds':[seed]}), posts)
         todo = [('', '', one)] + [(k, k, _but(one, b.overrides(one), posts)) for k,b in makes.items() if not b.each]
         for k,b in makes.items():
-            if b.each: todo += [('_'.join(filter(None, (k,n))), n, _but(c, b.overrides(c), c.compare)) for n,_,c in todo]
+            if b.each: todo += [(_joined(k, n), n, _but(c, b.overrides(c), c.compare)) for n,_,c in todo]
         for path,name,c in todo:
-            sub = '_'.join(filter(None, (path, '' if i==0 and not path else f'seed_{seed}')))
+            sub = _joined(path, '' if i==0 and not path else f'seed_{seed}')
             res.append(Training(name, c if not sub else override(c, {'name':f'{cfg.name}/{sub}'}), Path(folder)/sub))
     return res
 
-# %% ../nbs/13d_trainings.ipynb #1deb3fbe
+# %% ../nbs/13d_trainings.ipynb #3134f13b
 _idle = re.compile(r'(name|seeds|runs|path|compare)(\.|$)')                          # says nothing of one training
 _memory = re.compile(r'(memory|memories|train\.phase2\.momentum)(\.|$)')
 _remedy = re.compile(r'train\.(phase2\.)?(loss|sampling)(\.|$)')
@@ -70,15 +72,17 @@ def differing(a, b):
     a,b = training_keys(a),training_keys(b)
     return {k for k in a.keys()|b.keys() if k not in a or k not in b or a[k]!=b[k]}
 
-def but_memory(a, b): "Do two trainings differ in nothing but the memory?"; return all(map(_memory.match, differing(a, b)))
-def but_remedy(a, b): "In nothing but memory, loss and sampling?"; return all(_memory.match(k) or _remedy.match(k) for k in differing(a, b))
+def but_memory(a, b):
+    "Do two trainings differ in nothing but the memory?"
+    return all(map(_memory.match, differing(a, b)))
+
+def but_remedy(a, b):
+    "Do they differ in nothing but memory, loss and sampling?"
+    return all(_memory.match(k) or _remedy.match(k) for k in differing(a, b))
 
 def is_remedy(row, cfg):
-    "Is a row of a training one of the remedies for rare classes, or the training itself what one of them would make of it?"
-    if row.method: return _remedies().get(row.method) is not None
-    keys = flat(cfg)
-    return any(b.works_on is None and all(_says(keys, k, v) for k,v in b.overrides(cfg).items()) for b in _remedies().values())
-
-def _remedies():
-    return {k:b for k in known('baseline') for b in [find('baseline', k)()] if b.remedy}
-def _says(keys, k, v): return keys.get(k)==v
+    "Is a row one of the remedies for rare classes, or its training what one of them would make of it?"
+    remedies = {k:b for k in known('baseline') for b in [find('baseline', k)()] if b.remedy}
+    if row.method: return row.method in remedies
+    keys,makes = flat(cfg),[b.overrides(cfg) for b in remedies.values() if b.works_on is None]
+    return any(all(keys.get(k)==v for k,v in o.items()) for o in makes)

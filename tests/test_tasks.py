@@ -28,7 +28,7 @@ def test_the_type_of_the_targets_decides(make):
     assert (t.threshold,t.name)==(.2,'multilabel')
 
 def test_a_name_that_the_labels_do_not_suit():
-    with pytest.raises(MemoError, match=r'labels are float32 \[N, 3\], which do not suit the task multiclass'): task_of(loaders(many), 'multiclass')
+    with pytest.raises(MemoError, match=r'labels are float32 \[N, 3\], which do not suit multiclass, the task of this data set'): task_of(loaders(many), 'multiclass')
     with pytest.raises(MemoError, match='labels are int64'): task_of(loaders(one), 'multilabel')
     with pytest.raises(MemoError, match='did you mean multiclass'): task_of(loaders(one), 'multiclas')
 
