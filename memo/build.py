@@ -38,7 +38,7 @@ def _keyed(here, e, keys):
     "The message of `e` with the key in front that it begins with"
     return f"{here}{'.' if _word(e) in keys else ': '}{e}"
 
-# %% ../nbs/13a_build.ipynb #269f48cf
+# %% ../nbs/13a_build.ipynb #2a6f7496
 def build_dls(cfg, seed):
     "The loaders of an experiment (train, valid, test) for one seed"
     return full_batches(cfg, made('data', cfg.data, seed=seed, bs=cfg.train.bs, sampling=_sampling('train', cfg.train)))
@@ -46,7 +46,7 @@ def build_dls(cfg, seed):
 def _sampling(here, t): return None if t.sampling is None else made(f'{here}.sampling', t.sampling)
 
 def full_batches(cfg, dls):
-    "For a model that normalises over the batch, leave out a last training batch that is not full, which may be a single image"
+    "For a model that normalises over the batch, leave out a last batch that is not full, which may be a single image"
     if facts(cfg.model).get('full_batches'): dls.train.drop_last = len(dls.train.dataset)>=dls.train.bs
     return dls
 
@@ -57,7 +57,7 @@ def other_train(dls, seed, bs, sampling):
     train.rng = random.Random(seed)
     return with_loaders(dls, [train, *dls.loaders[1:]])
 
-# %% ../nbs/13a_build.ipynb #c47c7055
+# %% ../nbs/13a_build.ipynb #2d53598d
 def _weights(cfg, load, short):
     "`load(model section)`; in a dry run without weights where they cannot be had"
     try: return load(cfg.model)
@@ -66,12 +66,16 @@ def _weights(cfg, load, short):
         short(f'note: random weights in this dry run, as {e}')
         return load(Section('model', cfg.model.name, {**cfg.model.args, 'pretrained':False}))
 
-def _sizes(n_classes, c_in): return dict(n_classes=n_classes, num_classes=n_classes, n_out=n_classes, c_in=c_in, in_chans=c_in)
+def _sizes(n_classes, c_in):
+    "Under the names that models ask for them"
+    return dict(n_classes=n_classes, num_classes=n_classes, n_out=n_classes, c_in=c_in, in_chans=c_in)
 
 def build_model(cfg, dls, short=None):
     "The network of an experiment"
     sizes = _sizes(dls.c, dls.one_batch()[0].shape[1])
     return _weights(cfg, lambda m: made('model', m, **sizes), short)
+
+def _of_memory(here, e, own, head): return _keyed(here if _word(e) in own else f'{here}.head', e, own|head)
 
 def build_memory(cfg, dls):
     "The memories of an experiment, a callback each"
@@ -83,15 +87,16 @@ def build_memory(cfg, dls):
         own = {k:v for k,v in m.callback.items() if k!='save_every'}
         if own.get('group') is None and groups: own['group'] = 'patient'
         try: res.append(MemoryCallback(bank, head=find('head', m.head.name), name=name, **own, **m.head.args))
-        except MemoError as e: raise MemoError(_keyed(here if _word(e) in own else f'{here}.head', e, own|m.head.args)) from e
+        except MemoError as e: raise MemoError(_of_memory(here, e, own, m.head.args)) from e
     return res
 
 def build_loss(here, section, dls, class_weights=False):
     "The loss that a section names; None: the usual one of the task"
     if section is None: section = usual_loss(here, task_of(dls).name)
-    w = pos_weights(dls.train.dataset.y).to(dls.device) if class_weights else None     # of the images that are trained on, not of all
-    asks = part('loss', section.name).params
-    return made(here, section, n_classes=dls.c, **(dict(counts=class_counts(dls)) if 'counts' in asks else {}), **(dict(pos_weight=w) if 'pos_weight' in asks else {}))
+    given,asks = dict(n_classes=dls.c),part('loss', section.name).params
+    if 'counts' in asks: given['counts'] = class_counts(dls)
+    if class_weights: given['pos_weight'] = pos_weights(dls.train.dataset.y).to(dls.device)     # of what is trained on
+    return made(here, section, **given)
 
 def usual_loss(here, task):
     "The loss that a task means where none is named"
@@ -103,11 +108,11 @@ def build_metrics(cfg, dls):
     "What the progress table shows"
     return progress(task_of(dls, task(cfg)), dls, cfg.train.metrics)
 
-# %% ../nbs/13a_build.ipynb #80b9605a
+# %% ../nbs/13a_build.ipynb #6ead75bf
 def build_learner(
     cfg, # Experiment
     seed:int, # Of everything
-    short=None # In a dry run: what to tell its notes to. No more features of a frozen backbone than two batches need, no weights that cannot be had
+    short=None # In a dry run: what to tell its notes to. Few features are computed, weights may be missing
 )->Learner:
     "Learner of an experiment for one seed; the same call gives the same learner"
     set_seed(seed, reproducible=True)
@@ -116,25 +121,28 @@ def build_learner(
     else: model = build_model(cfg, dls, short)
     splitter = trainable_params if cfg.train.frozen else body_head_splitter
     cbs = [*build_memory(cfg, dls), *(made(f'train.cbs.{s.name}', s) for s in cfg.train.cbs)]
-    return Learner(dls, model.to(dls.device), loss_func=build_loss('train.loss', cfg.train.loss, dls, cfg.train.class_weights), opt_func=adamw, splitter=splitter,
+    loss = build_loss('train.loss', cfg.train.loss, dls, cfg.train.class_weights)
+    return Learner(dls, model.to(dls.device), loss_func=loss, opt_func=adamw, splitter=splitter,
                    metrics=build_metrics(cfg, dls), cbs=cbs, wd=cfg.train.wd)
 
 def check_monitors(cfg, learn):
     "Raise where `monitor` names no column that the progress table will have"
     cols = ['train_loss','valid_loss',*[m.name for m in learn.metrics]]
     for p,o in (('train',cfg.train), ('train.phase2',cfg.train.phase2)):
-        if o is not None and o.monitor is not None and not o.monitor.startswith(tuple(cfg.memories)): check_choice(f'{p}.monitor', o.monitor, cols)
+        if o is None or o.monitor is None or o.monitor.startswith(tuple(f'{n}_' for n in cfg.memories)): continue
+        check_choice(f'{p}.monitor', o.monitor, cols)
 
-# %% ../nbs/13a_build.ipynb #fceee079
+# %% ../nbs/13a_build.ipynb #03319d28
 def _few(dls):
     "Loaders of two batches each"
-    return with_loaders(dls, [dl.new(dl.dataset.subset(torch.randperm(len(dl.dataset))[:2*dl.bs], int(i>0))) for i,dl in enumerate(dls)])
+    def some(i, dl): return dl.new(dl.dataset.subset(torch.randperm(len(dl.dataset))[:2*dl.bs], int(i>0)))
+    return with_loaders(dls, [some(i, dl) for i,dl in enumerate(dls)])
 
 def _features(net, dls, name, short):
     "Loaders of the features that `net` gives for the images of `dls`"
     where = tempfile.TemporaryDirectory() if short else contextlib.nullcontext(settings().data/'features')
-    with where as root, no_random():
-        return features_dls(net, _few(dls) if short else dls, root, name.replace('/', '_'))
+    name = name.replace('/', '_')
+    with where as root, no_random(): return features_dls(net, _few(dls) if short else dls, root, name)
 
 def _label(cfg): return cfg.model.get('arch', cfg.model.name)
 
@@ -152,9 +160,10 @@ def on_images(learn):
     if not hasattr(learn.dls, 'images'): return learn
     d = learn.dls
     cbs = MemoryCallback() if memories(learn.model) else None
-    return Learner(d.images, nn.Sequential(d.backbone, learn.model).eval(), loss_func=learn.loss_func, metrics=learn.metrics, cbs=cbs)
+    model = nn.Sequential(d.backbone, learn.model).eval()
+    return Learner(d.images, model, loss_func=learn.loss_func, metrics=learn.metrics, cbs=cbs)
 
-# %% ../nbs/13a_build.ipynb #7cec3b5f
+# %% ../nbs/13a_build.ipynb #bf4307f5
 def _first_stages(cfg, learn, dls, lr, kw, short):
     t,name = cfg.train,'train' if cfg.train.phase2 is None else 'phase1'
     if t.freeze_epochs:
@@ -162,7 +171,8 @@ def _first_stages(cfg, learn, dls, lr, kw, short):
         if t.freeze_cached: st[0].dls = _features(learn.model[0], dls, _label(cfg), short)
         return st
     if not t.warmup_epochs: return [Stage(name, t.epochs, lr, dls=dls, **kw)]
-    return [Stage(f'{name}.warmup', t.warmup_epochs, t.warmup_lr, True, dls=dls, **kw), Stage(f'{name}.all', t.epochs, lr, False, dls=dls, **kw)]
+    return [Stage(f'{name}.warmup', t.warmup_epochs, t.warmup_lr, True, dls=dls, **kw),
+            Stage(f'{name}.all', t.epochs, lr, False, dls=dls, **kw)]
 
 def build_stages(cfg, learn, seed, lr=None, short=None):
     "The `Stage`s of an experiment; `lr` is the rate that was found where the experiment says `find`"
@@ -175,5 +185,6 @@ def build_stages(cfg, learn, seed, lr=None, short=None):
     if p is None: return st
     same = p.sampling==t.sampling and p.bs in (None, t.bs)
     dls2 = dls if same else full_batches(cfg, other_train(dls, seed, ifnone(p.bs, t.bs), _sampling('train.phase2', p)))
-    return st + [Stage('phase2', p.epochs, slice(*p.lr) if not t.frozen else p.lr[1], False, dls2, p.momentum,
-                       build_loss('train.phase2.loss', p.loss, dls, t.class_weights), p.monitor, p.patience, t.min_delta)]
+    loss = build_loss('train.phase2.loss', p.loss, dls, t.class_weights)
+    return st + [Stage('phase2', p.epochs, slice(*p.lr) if not t.frozen else p.lr[1], False, dls2, p.momentum, loss,
+                       p.monitor, p.patience, t.min_delta)]

@@ -6,22 +6,21 @@ Docs: https://github.com/fastmemo/memo/config.html.md"""
 
 # %% auto #0
 __all__ = ['task', 'check', 'finish', 'load_config', 'from_dict', 'override', 'make', 'foreign_parts', 'reads_root', 'Section',
-           'Phase2', 'Train', 'Memory', 'Experiment', 'all_sections', 'callback_keys', 'facts', 'to_dict', 'flat',
-           'to_yaml']
+           'Phase2', 'Train', 'Memory', 'Experiment', 'all_sections', 'facts', 'to_dict', 'flat', 'to_yaml']
 
-# %% ../nbs/13_config.ipynb #768f643f
+# %% ../nbs/13_config.ipynb #b6965434
 import hashlib,sys,yaml
 from pathlib import Path
 from .baselines import check_baseline,task_kind
 from .core import *
 from .layers import Draft,fill,memory,section,usual
 from .registry import call,find,importing_from,known,part
-from .schema import near
+from .schema import near,shown
 from .sections import *
 
-_all_ = ['Section','Phase2','Train','Memory','Experiment','all_sections','callback_keys','facts','to_dict','flat','to_yaml']
+_all_ = ['Section','Phase2','Train','Memory','Experiment','all_sections','facts','to_dict','flat','to_yaml']
 
-# %% ../nbs/13_config.ipynb #3fdf7ac0
+# %% ../nbs/13_config.ipynb #95b7ca36
 def task(cfg):
     "The task that the data set names; None where it names none, and the type of the targets decides"
     return facts(cfg.data).get('task')
@@ -36,11 +35,13 @@ def _check_train(cfg, fail):
     if not cfg.name or any(o in cfg.name for o in ('..','\\')) or cfg.name.startswith('/'):
         fail('name', f"name must be the name of a folder, found {cfg.name!r}")
     if not t.epochs and not t.freeze_epochs: fail('train.epochs', "train.epochs must be at least 1, found 0")
-    if t.freeze_epochs and t.warmup_epochs: fail('train.warmup_epochs', "give train.freeze_epochs or train.warmup_epochs, not both")
-    if t.freeze_cached and not t.freeze_epochs: fail('train.freeze_cached', "train.freeze_cached needs train.freeze_epochs")
-    if p is not None and len(p.lr)!=2: fail('train.phase2.lr', f"train.phase2.lr must be a list of two numbers, found {p.lr}")
+    def no(key, msg): fail(f'train.{key}', msg)
+    if t.freeze_epochs and t.warmup_epochs: no('warmup_epochs', "give train.freeze_epochs or train.warmup_epochs")
+    if t.freeze_cached and not t.freeze_epochs: no('freeze_cached', "train.freeze_cached needs train.freeze_epochs")
+    if p and len(p.lr)!=2: no('phase2.lr', f"train.phase2.lr must be a list of two numbers, found {p.lr}")
     for o,n in ((t,'train'), (p,'train.phase2')):
-        if o is not None and o.patience and not o.monitor: fail(f'{n}.patience', f"{n}.patience needs {n}.monitor, as valid_loss")
+        if o is None or o.monitor or not o.patience: continue
+        fail(f'{n}.patience', f"{n}.patience needs {n}.monitor, as valid_loss")
 
 def _check_task(cfg, fail):
     "Losses, samplers and metrics say which task they are for"
@@ -50,23 +51,26 @@ def _check_task(cfg, fail):
         fits = [n for n,p in known(s.kind).items() if p.facts.get('task', t)==t]
         fail(key, f"{key} must be one of {', '.join(fits)} for {cfg.data.name}, found {s.name}")
     if cfg.train.abnormal_only and t is not None and not part('task', t).facts.get('empty'):
-        fail('train.abnormal_only', f"train.abnormal_only is for data whose items may have no class, and {cfg.data.name} gives each one")
+        what = f"for data whose items may have no class, and {cfg.data.name} gives each one"
+        fail('train.abnormal_only', f"train.abnormal_only is {what}")
     if not cfg.train.class_weights: return
     fits = [n for n,p in known('loss').items() if 'pos_weight' in p.params]
     for key,s in all_sections(cfg):
         if s.kind!='loss' or 'pos_weight' in part('loss', s.name).params: continue
-        fail('train.class_weights', f"train.class_weights is for losses that have pos_weight ({', '.join(fits)}), and {key} is {s.name}")
+        what = f"for losses that have pos_weight ({', '.join(fits)}), and {key} is {s.name}"
+        fail('train.class_weights', f"train.class_weights is {what}")
 
 def _check_model(cfg, fail):
     "What is to be frozen has to be there"
     t,m,f = cfg.train,cfg.model,facts(cfg.model)
     if t.freeze_cached and not f.get('split'):
-        fits = ', '.join(_with('model', 'split'))
-        fail('train.freeze_cached', f"train.freeze_cached is for models of a body and a head ({fits}), and model is {m.name}")
+        what = f"for models of a body and a head ({', '.join(_with('model', 'split'))}), and model is {m.name}"
+        fail('train.freeze_cached', f"train.freeze_cached is {what}")
     if not t.frozen: return
     if 'backbone' not in f or not m.get('pretrained'):
         how = f" with pretrained {str(m.pretrained).lower()}" if 'pretrained' in m else ''
-        fail('train.frozen', f"train.frozen needs a pretrained network ({', '.join(_with('model', 'backbone'))}), found {m.name}{how}")
+        fits = ', '.join(_with('model', 'backbone'))
+        fail('train.frozen', f"train.frozen needs a pretrained network ({fits}), found {m.name}{how}")
     for k in ('freeze_epochs','warmup_epochs'):
         if getattr(t, k): fail(f'train.{k}', f"train.{k} has nothing to freeze where train.frozen is true")
 
@@ -75,12 +79,14 @@ def _check_head(cfg, key, head, bank, fail):
     f,t = facts(head),task_kind(cfg)
     for need in f.get('needs') or ():
         has = [n for n,p in known('bank').items() if need in p.facts.get('offers', [])]
-        if has and need not in facts(bank).get('offers', []): fail(key, f"{key} {head.name} needs memory.bank {' or '.join(has)}, found {bank.name}")
+        if not has or need in facts(bank).get('offers', []): continue
+        fail(key, f"{key} {head.name} needs memory.bank {' or '.join(has)}, found {bank.name}")
     if t is not None and facts(bank).get('task', t)!=t and (f.get('mixes') or f.get('adds_rows')):
         fail(key, f"{key} {head.name} with a {bank.name} is for classes, and {cfg.data.name} has findings; "
                   "memory.head vote with a SlotBank is accepted")
     if f.get('mixes') and cfg.data.get('valid')==0:
-        fail(key, f"{key} {head.name} is fitted on validation data, and data.valid is 0: give a share of validation, or memory.head=add")
+        fail(key, f"{key} {head.name} is fitted on validation data, and data.valid is 0: "
+                  "give a share of validation, or memory.head=add")
 
 def _watches(f): return not f.get('trains') or f.get('adds_rows')    # does a head leave the features as they are?
 
@@ -89,7 +95,8 @@ def _check_compared(cfg, s, fail):
     seen = {n:m for n,m in cfg.memories.items() if _watches(facts(m.head))}
     if not seen:
         fits = ', '.join(n for n,p in known('head').items() if _watches(p.facts))
-        fail('compare', f"compare has {s.name}, which needs the features that a memory sees: memory.head {fits}, or compare=[]")
+        what = f"needs the features that a memory sees: memory.head {fits}, or compare=[]"
+        fail('compare', f"compare has {s.name}, which {what}")
     for n,m in seen.items():
         if m.head.name==s.name: fail('compare', f"compare has {s.name}, which {at(n)}.head is already")
         _check_head(cfg, 'compare', s, m.bank, fail)
@@ -124,20 +131,20 @@ def finish(draft):
     check(cfg, draft)
     return cfg
 
-# %% ../nbs/13_config.ipynb #f7bc7985
+# %% ../nbs/13_config.ipynb #7e87c884
 def _yaml(text, msg):
     "PyYAML raises more than its own exceptions: for dates, numbers of 5,000 digits, too deep a nesting"
     try: return yaml.safe_load(text)
     except Exception as e: raise MemoError(msg(e)) from None
 
-def _near_files(path): return near(path.name, sorted(o.name for o in path.parent.glob('*.yaml'))) if path.parent.is_dir() else ''
+def _near_files(path): return near(path.name, sorted(o.name for o in path.parent.glob('*.yaml')))
 
 def _read(path):
     if path.is_dir(): raise MemoError(f"{path} is a folder; a YAML file is accepted")
     try: txt = path.read_text(encoding='utf-8')
     except FileNotFoundError: raise MemoError(f"{path}: no such file{_near_files(path)}") from None
     except (OSError,ValueError) as e: raise MemoError(f"{path}: cannot be read ({e})") from None
-    if not txt.strip(): raise MemoError(f"{path} is empty; name, data, model, memory and train are what an experiment has")
+    if not txt.strip(): raise MemoError(f"{path} is empty; an experiment has name, data, model, memory and train")
     def msg(e):
         line = f', line {m.line+1}' if (m:=getattr(e, 'problem_mark', None)) else ''
         return f"{path}{line}: not valid YAML ({' '.join(str(getattr(e, 'problem', None) or e).split())[:200]})"
@@ -148,9 +155,9 @@ def _layers(path, seen=()):
     path = Path(path)
     if path.resolve() in seen: raise MemoError(f"{path}: its base leads back to itself")
     d = _read(path)
-    if not isinstance(d, dict): raise MemoError(f"{path}: the file must be a section of keys and values, found {type(d).__name__}")
+    if not isinstance(d, dict): raise MemoError(f"{path}: the file must be a section of keys, found {shown(d)}")
     base = d.pop('base', None)
-    if base is not None and not isinstance(base, str): raise MemoError(f"{path}: base must be the path of a YAML file, found {base!r}")
+    if not isinstance(base, str|None): raise MemoError(f"{path}: base must be the path of a YAML file, found {base!r}")
     if base is not None: yield from _layers(path.parent/base, (*seen, path.resolve()))
     yield d,path
 
@@ -200,7 +207,7 @@ def override(
         for k,v in changes.items(): draft.set(k, v, where)
         return finish(draft)
 
-# %% ../nbs/13_config.ipynb #b1220180
+# %% ../nbs/13_config.ipynb #56e2408b
 def make(
     section:Section, # What to make
     **given # What the experiment has; a part gets what its signature asks for and the section does not say
@@ -214,7 +221,8 @@ def foreign_parts(cfg):
     for _,s in all_sections(cfg):
         if '.' not in s.name: continue
         f = getattr(sys.modules.get(part(s.kind, s.name).module), '__file__', None)
-        res[s.name] = dict(file=f, blake2b=None if f is None else hashlib.blake2b(Path(f).read_bytes(), digest_size=16).hexdigest())
+        digest = None if f is None else hashlib.blake2b(Path(f).read_bytes(), digest_size=16).hexdigest()
+        res[s.name] = dict(file=f, blake2b=digest)
     return res
 
 def reads_root(cfg):

@@ -1,4 +1,4 @@
-"""A file over its base, overrides over the file: what the layers of an experiment say together, checked against the parts that they name
+"""A file over its base, overrides over the file: what they say together, checked against the parts that they name
 
 Docs: https://github.com/fastmemo/memo/layers.html.md"""
 
@@ -15,7 +15,7 @@ from .registry import find,known,part
 from .schema import accept,from_yaml,near,normal,required,shown
 from .sections import *
 
-# %% ../nbs/12d_layers.ipynb #1da2c7b1
+# %% ../nbs/12d_layers.ipynb #1495b2ef
 usual = dict(data='digits_lt', model='small_cnn', bank='SlotBank')   # parts that are meant where none is named
 
 def _usual_head(bank):
@@ -54,7 +54,7 @@ class Draft:
         if not isinstance(d, dict): self._no_section('the file', d)
         d = dict(d)
         if 'seed' in d:
-            if 'seeds' in d: raise MemoError(f"{where}: give seed or seeds, not both")
+            if 'seeds' in d: self.no("give seed or seeds, not both")
             d['seeds'] = [d.pop('seed')]
         ms = d.pop('memories', {})
         if 'memory' in d and isinstance(ms, dict|None): ms = {**(ms or {}), 'memory':d.pop('memory')}
@@ -62,8 +62,8 @@ class Draft:
         self._memories(ms)
         return self
 
-    def _no_section(self, what, v):
-        raise MemoError(f"{self.last}: {what} must be a section of keys and values, found {shown(v)}")
+    def no(self, msg): raise MemoError(f"{self.last}: {msg}")
+    def _no_section(self, what, v): self.no(f"{what} must be a section of keys and values, found {shown(v)}")
 
     def _lay(self, cls, old, new, path):
         "`new` over `old`, the keys of a dataclass"
@@ -73,9 +73,10 @@ class Draft:
             key = f'{path}{k}'
             if k not in fs:
                 names = [path+o for o in [*fs, *(['memory','memories'] if cls is Experiment else [])]]
-                raise MemoError(f"{self.last}: unknown key {key}{near(key, names)}")
+                self.no(f"unknown key {key}{near(key, names)}")
             self.origin[key],f = self.last,fs[k]
-            if 'kind' in f.metadata and not f.metadata.get('many'): old[k] = self._part(f.metadata['kind'], old.get(k), v, key)
+            kind = None if f.metadata.get('many') else f.metadata.get('kind')
+            if kind is not None: old[k] = self._part(kind, old.get(k), v, key)
             elif (sub:=_sub(f)) and v is not None: old[k] = self._lay(sub, dict(old.get(k) or {}), v, f'{key}.')
             else: old[k] = v
         return old
@@ -84,7 +85,7 @@ class Draft:
         "A section over another, which is of the part `was` where it does not say"
         if new is None: return None
         if isinstance(new, str): new = dict(name=new)
-        if not isinstance(new, dict): raise MemoError(f"{self.last}: {key} must be a name or a section, found {shown(new)}")
+        if not isinstance(new, dict): self.no(f"{key} must be a name or a section, found {shown(new)}")
         old = dict(old or {})
         name,was = new.get('name'),old.get('name', was or usual.get(kind))
         if None not in (name, was) and name!=was: old = self._kept(kind, old, was, name)
@@ -103,22 +104,23 @@ class Draft:
 
     def _memories(self, ms):
         if ms is None: self.raw['memories'] = {}
-        elif not isinstance(ms, dict): raise MemoError(f"{self.last}: memories must be a section of names and memories, found {shown(ms)}")
+        elif not isinstance(ms, dict): self.no(f"memories must be a section of names and memories, found {shown(ms)}")
         elif ms:
             old = self.raw.setdefault('memories', {})
             for n,m in ms.items():
                 if not isinstance(n, str) or not n.isidentifier():
-                    raise MemoError(f"{self.last}: memories: {n!r} is no name; letters, digits and _ are accepted")
+                    self.no(f"memories: {n!r} is no name; letters, digits and _ are accepted")
                 self.origin[at(n)] = self.last
                 old[n] = None if m is None else self._memory(dict(old.get(n) or {}), m, at(n))
 
     def _memory(self, old, new, key):
         if not isinstance(new, dict): self._no_section(key, new)
         for k in new: self.origin[f'{key}.{k}'] = self.last
-        if 'bank' in new and new['bank'] is None:
-            raise MemoError(f"{self.last}: {key}.bank must be a name or a section, found null; {key}=null is no memory")
+        if new.get('bank', '') is None: self.no(f"{key}.bank must be a name or a section; {key}=null is no memory")
         for kind in ('bank','head'):
-            if kind in new: old[kind] = self._part(kind, old.get(kind), new[kind] or 'watch', f'{key}.{kind}', self.named(old, kind))
+            if kind not in new: continue
+            v = 'watch' if new[kind] is None else new[kind]
+            old[kind] = self._part(kind, old.get(kind), v, f'{key}.{kind}', self.named(old, kind))
         loose = {**old.get('loose', {}), **{k:v for k,v in new.items() if k not in ('bank','head')}}
         old['loose'] = {}
         for k,v in loose.items(): self._settle(old, k, v, key)
@@ -128,7 +130,8 @@ class Draft:
         "Give a key of a flat memory to the one that reads it"
         owners = [o for o in ('head','bank') if k in self._keys(m, o)]
         if len(owners)>1:
-            self.fail(f'{key}.{k}', f"{key}.{k} is read by the bank and by the head: write {key}.bank.{k} or {key}.head.{k}")
+            both = f"write {key}.bank.{k} or {key}.head.{k}"
+            self.fail(f'{key}.{k}', f"{key}.{k} is read by the bank and by the head: {both}")
         if not owners:
             m['loose'][k] = v
             return
@@ -155,11 +158,13 @@ class Draft:
             if i==0 and k=='memory': d = self.raw.get('memories', {})
             if not isinstance(d, dict) or k not in d: break
             d = d[k]
-            if d is None: raise MemoError(f"{where}: {said or key!r} has nothing to set, as {'.'.join(ks[:i+1])} is null in the file")
+            if d is None:
+                null = '.'.join(ks[:i+1])
+                raise MemoError(f"{where}: {said or key!r} has nothing to set, as {null} is null in the file")
         for o in reversed(ks): v = {o:v}
         self.lay(v, where)
 
-# %% ../nbs/12d_layers.ipynb #9737c18d
+# %% ../nbs/12d_layers.ipynb #2ef71f93
 def _default(p):
     "The default of a `Param`, as YAML would have it"
     return list(p.default) if isinstance(p.default, tuple) else p.default
@@ -205,7 +210,7 @@ def _sections(draft, kind, raw, key):
     res = []
     for o in raw:
         if isinstance(o, str): o = dict(name=o)
-        if not isinstance(o, dict): draft.fail(key, f"{key} must be a list of names or sections, found {shown(o)} in it")
+        if not isinstance(o, dict): draft.fail(key, f"{key} must be a list of names or sections, it has {shown(o)}")
         of = _compared(draft, o.get('name'), key) if key=='compare' else kind
         res.append(section(draft, of, o, f"{key}.{o['name']}" if 'name' in o else key))
     names = [s.name for s in res]
@@ -251,7 +256,8 @@ def _loose(k, key, bank, head, keys):
     "Why nothing in a memory reads a key"
     for s in (bank,head):
         p = part(s.kind, s.name)
-        if _others(p, k): return f"{key}.{k} is read by the {s.kind} {', '.join(_others(p, k))} only, and {key}.{s.kind} is {s.name}"
+        others = ', '.join(_others(p, k))
+        if others: return f"{key}.{k} is read by the {s.kind} {others} only, and {key}.{s.kind} is {s.name}"
         if k in p.params: return _no_key(p, k, key)
     hint = near(f'{key}.{k}', [f'{key}.{o}' for o in (*bank.args, *head.args, *keys)])
     return f"unknown key {key}.{k}: neither {bank.name} nor {head.name} nor MemoryCallback reads it{hint}"

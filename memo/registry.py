@@ -16,10 +16,10 @@ from typing import NamedTuple
 from .core import MemoError,check_choice,write_text
 from .schema import checked,describe,from_yaml,near,plain,required,source
 
-# %% ../nbs/00b_registry.ipynb #47cff14b
-if __name__=='__main__' and Path(sys.argv[0]).name=='registry.py': sys.exit(import_module('memo.registry').write_index())
+# %% ../nbs/00b_registry.ipynb #a4bc4dda
+if __name__=='__main__' and sys.argv[0].endswith('registry.py'): sys.exit(import_module('memo.registry').write_index())
 
-# %% ../nbs/00b_registry.ipynb #53b002f6
+# %% ../nbs/00b_registry.ipynb #b65499e4
 class Kind(NamedTuple):
     "A kind of part"
     help:str # What it is
@@ -30,7 +30,7 @@ kinds = {}
 def _kind(name, help, given='', facts=''): kinds[name] = Kind(help, tuple(given.split()), tuple(facts.split()))
 
 _kind('bank', 'Storage and a write policy', 'n_classes dim', 'views default_head')
-_kind('head', "What is done with what was read: the memory's place in the network", 'bank name', 'needs mixes adds_rows trains')
+_kind('head', "What is done with what was read", 'bank name', 'needs mixes adds_rows trains')
 _kind('callback', 'What happens during training', 'bank head name head_kw')
 _kind('data', 'Loaders (train, valid, test) of a data set', 'bs seed sampling device drop_last')
 _kind('model', 'A network', 'n_classes n_out num_classes c_in in_chans')
@@ -60,12 +60,13 @@ class Part(NamedTuple):
     @property
     def where(self): return f'{self.module}:{self.symbol}'
 
-# %% ../nbs/00b_registry.ipynb #51b4effb
+# %% ../nbs/00b_registry.ipynb #45030fb1
 _here = {}   # kind -> name -> (part, facts), of what was registered in this process
 
 def _offers(f):
     "What a bank has that a head may need: all public names that are not torch's"
-    return sorted({k for c in f.__mro__[:-1] if c.__module__.split('.')[0]!='torch' for k in vars(c) if not k.startswith('_')})
+    own = [c for c in f.__mro__[:-1] if c.__module__.split('.')[0]!='torch']
+    return sorted({k for c in own for k in vars(c) if not k.startswith('_')})
 
 def _facts(kind, f, facts):
     "What a part says of itself: where it is registered, and in its class"
@@ -91,7 +92,7 @@ def register(
         return f
     return _register
 
-# %% ../nbs/00b_registry.ipynb #cc913d84
+# %% ../nbs/00b_registry.ipynb #206719a3
 def _index():
     try: from memo._parts import parts
     except ImportError: return {}    # while the index is made for the first time
@@ -136,7 +137,8 @@ def _import(kind, path):
         try: mod = import_module(m)
         except ModuleNotFoundError as e:
             if e.name and i>1 and (m==e.name or m.startswith(f'{e.name}.')): continue      # a class in a class
-            raise MemoError(f"{kind}: {path} cannot be imported ({e}); it is looked for beside the YAML file and in the working folder too") from e
+            where = 'it is looked for beside the YAML file and in the working folder too'
+            raise MemoError(f"{kind}: {path} cannot be imported ({e}); {where}") from e
         except Exception as e: raise MemoError(f"{kind}: {path} cannot be imported ({type(e).__name__}: {e})") from e
         try: return _attr(mod, rest)
         except AttributeError:
@@ -153,13 +155,13 @@ def part(
     names = _names(kind)
     if name in names: return names[name]
     if '.' not in name:
-        hint = near(name, names)
-        raise MemoError(f"{kind}: {name!r} is not one of {', '.join(known(kind))}{hint if 'did you mean' in hint else ''}"
-                        " (one of your own is named by its dotted path)")
+        hint = hint if 'did you mean' in (hint:=near(name, names)) else ''
+        found = f"{name!r} is not one of {', '.join(known(kind))}{hint}"
+        raise MemoError(f"{kind}: {found} (one of your own is named by its dotted path)")
     f = _import(kind, name)
     if not callable(f): raise MemoError(f"{kind}: {name} is no class or function")
-    ours = next((p for p in _index().get(kind, {}).values() if (p.module,p.symbol)==(f.__module__,f.__qualname__)), None)
-    return ours or _foreign(kind, name, f)
+    ours = (p for p in _index().get(kind, {}).values() if (p.module,p.symbol)==(f.__module__,f.__qualname__))
+    return next(ours, None) or _foreign(kind, name, f)
 
 def _foreign(kind, name, f):
     facts = next((x for o,x in _here.get(kind, {}).values() if o is f), {})
@@ -190,7 +192,8 @@ def loaded(
     kinds:dict|list=(), # Classes or functions that count as imported, by their name
 ):
     "The part that a file names, if it is ours, registered or imported already: a file imports nobody's module"
-    given = kinds if isinstance(kinds, dict) else {k:o for o in kinds for k in (o.__name__, f'{o.__module__}:{o.__qualname__}')}
+    def both(o): return o.__name__,f'{o.__module__}:{o.__qualname__}'
+    given = kinds if isinstance(kinds, dict) else {k:o for o in kinds for k in both(o)}
     if name in given: return given[name]
     module,_,symbol = name.rpartition(':')
     if not module: return find(kind, name) if name in _names(kind) else _missing(kind, name)
@@ -202,12 +205,14 @@ def loaded(
 def _missing(kind, name):
     module = name.rpartition(':')[0]
     if module: raise MemoError(f"the file names the {kind} {name}, which nobody has imported: import {module} first")
-    raise MemoError(f"the file names the {kind} {name}, which is not one of {', '.join(known(kind))}; one of your own is given as kinds=")
+    names = ', '.join(known(kind))
+    raise MemoError(f"the file names the {kind} {name}, which is not one of {names}; your own is given as kinds=")
 
-# %% ../nbs/00b_registry.ipynb #79cf796f
+# %% ../nbs/00b_registry.ipynb #23d81db4
 def _modules():
     import memo
-    return [m.name for m in pkgutil.walk_packages(memo.__path__, 'memo.') if not m.name.rpartition('.')[2].startswith('_') and m.name!='memo.all']
+    ms = [m.name for m in pkgutil.walk_packages(memo.__path__, 'memo.')]
+    return [m for m in ms if not m.rpartition('.')[2].startswith('_') and m!='memo.all']
 
 def _lines(p):
     yield f"  {p.name!r}: Part({p.kind!r}, {p.name!r}, {p.module!r}, {p.symbol!r}, {p.help!r}, {{"
@@ -220,11 +225,12 @@ def index_text():
     "The index as source: every part that the modules of this package register"
     for m in _modules(): import_module(m)
     out = ['# AUTOGENERATED! DO NOT EDIT! Every part of this package and its signature, read without importing it',
-           '# written by make sync (python -m memo.registry)', 'from typing import Annotated,Any,Literal', 'from memo.core import *',
-           'from memo.registry import Part', 'from memo.schema import Param,required', '', 'parts = {']
+           '# written by make sync (python -m memo.registry)',
+           'from typing import Annotated,Any,Literal', 'from memo.core import *', 'from memo.registry import Part',
+           'from memo.schema import Param,required', '', 'parts = {']
     for kind in kinds:
-        own = {k:o for k,o in _here.get(kind, {}).items() if o[0].__module__.startswith('memo.')}
-        ps = [Part(kind, k, f.__module__, f.__qualname__, *describe(f), _facts(kind, f, facts)) for k,(f,facts) in own.items()]
+        own = [(k,*o) for k,o in _here.get(kind, {}).items() if o[0].__module__.startswith('memo.')]
+        ps = [Part(kind, k, f.__module__, f.__qualname__, *describe(f), _facts(kind, f, facts)) for k,f,facts in own]
         out += [f' {kind!r}: {{', *[l for p in sorted(ps, key=lambda p: p.module) for l in _lines(p)], ' },']
     return '\n'.join([*out, '}', ''])
 

@@ -57,7 +57,7 @@ def from_yaml(t):
     "What of a type a YAML file can give; None where that is nothing"
     return t if t is Any else _union([o for o in _parts(t) if o is not object])
 
-# %% ../nbs/00a_schema.ipynb #ef4cf2fd
+# %% ../nbs/00a_schema.ipynb #1a78b7ab
 def words(t):
     "A type in words"
     if len(ps:=_parts(t))>1: return ' or '.join(words(p) for p in ps if p is not object)
@@ -67,8 +67,9 @@ def words(t):
         how = next(m for m in t.__metadata__ if isinstance(m, (Range,OneOf)))
         return f"one of {', '.join(how)}" if isinstance(how, OneOf) else f'{words(get_args(t)[0])} {how}'
     if o is list: return f"a list of {words(get_args(t)[0]).removeprefix('a ').replace('number', 'numbers', 1)}"
-    names = {int:'a whole number', float:'a number', str:'a text', bool:'true or false', dict:'a section', list:'a list', type(None):'null'}
-    return names.get(t, 'any value')
+    names = dict(int='a whole number', float='a number', str='a text', bool='true or false', NoneType='null')
+    names |= dict(dict='a section', list='a list')
+    return names.get(getattr(t, '__name__', None), 'any value')
 
 def shown(v):
     "A value in a message, cut to a readable length"
@@ -107,7 +108,8 @@ def _as(v, t, yaml):
     if o is Annotated:
         base,*how = get_args(t)
         if (r:=_as(v, base, yaml)) is _no: return _no
-        return r if all((float(r) if isinstance(m, Range) else r) in m for m in how if isinstance(m, (Range,OneOf))) else _no
+        how = [m for m in how if isinstance(m, (Range,OneOf))]
+        return r if all((float(r) if isinstance(m, Range) else r) in m for m in how) else _no
     if t is list or o is list:
         if not isinstance(v, (list,tuple,range)) and (yaml or type(v).__name__!='L'): return _no
         rs = [_first(e, _parts(get_args(t)[0] if o is list else Any), yaml) for e in v]
@@ -122,10 +124,11 @@ def near(k, keys):
     return f'; did you mean {m[0]}?' if m else f"; accepted: {', '.join(keys)}" if keys else ''
 
 def accept(v, t, key, yaml=False):
-    "`v` if it is of type `t`, else a `MemoError` that starts with `key`; from YAML, whole numbers become floats where those are asked for"
+    "`v` if it is of type `t`, else a `MemoError` that starts with `key`; YAML's `1` becomes a float if need be"
     if (r:=_first(v, _parts(t), yaml)) is not _no: return r
-    names = [n for p in _parts(t) for o in (*getattr(p, '__metadata__', ()), get_args(p) if get_origin(p) is Literal else ())
-             if isinstance(o, (OneOf,tuple)) for n in o]
+    def choices(p): return [get_args(p)] if get_origin(p) is Literal else getattr(p, '__metadata__', ())
+    lists = [o for p in _parts(t) for o in choices(p)]
+    names = [n for o in lists if isinstance(o, (OneOf,tuple)) for n in o]
     m = difflib.get_close_matches(v, names, 1, .5) if isinstance(v, str) else []
     raise MemoError(f"{key} must be {words(t)}, found {shown(v)}" + (f"; did you mean {m[0]!r}?" if m else ''))
 
@@ -194,8 +197,9 @@ def _reads(f):
     ps = inspect.signature(f).parameters.values()
     return [p.name for p in ps if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)],arguments(f),open_ended(f)
 
-# %% ../nbs/00a_schema.ipynb #0b4f4d92
-_named = {getattr(core, o):o for o in ('Count','Natural','Positive','NonNegative','Share','Fraction','OpenFraction','Probability')}
+# %% ../nbs/00a_schema.ipynb #06183ef5
+_ranges = 'Count Natural Positive NonNegative Share Fraction OpenFraction Probability'.split()
+_named = {getattr(core, o):o for o in _ranges}
 
 def source(t):
     "The Python expression of a type"

@@ -8,9 +8,9 @@ Docs: https://github.com/fastmemo/memo/sections.html.md"""
 __all__ = ['Section', 'Phase2', 'Train', 'Memory', 'Experiment', 'at', 'callback_keys', 'all_sections', 'facts', 'to_dict',
            'flat', 'to_yaml']
 
-# %% ../nbs/12c_sections.ipynb #0e071a95
-import typing,yaml
-from dataclasses import dataclass,field,fields,is_dataclass,replace
+# %% ../nbs/12c_sections.ipynb #2deb6e0c
+import yaml
+from dataclasses import dataclass,field,fields,is_dataclass
 from typing import Literal
 from .core import *
 from .registry import part
@@ -35,7 +35,7 @@ class Section:
     def __eq__(self, o): return isinstance(o, Section) and (self.kind,self.name,self.args)==(o.kind,o.name,o.args)
     def __repr__(self): return f"{self.name}({', '.join(f'{k}={v!r}' for k,v in self.args.items())})"
 
-# %% ../nbs/12c_sections.ipynb #fc21e2a9
+# %% ../nbs/12c_sections.ipynb #e6b2b673
 def _part(kind): return field(default=None, metadata=dict(kind=kind))
 def _parts(kind): return field(default_factory=list, metadata=dict(kind=kind, many=True))
 
@@ -58,7 +58,7 @@ class Train:
     frozen:bool = False # Train a classifier on features that are computed once and kept on disk
     freeze_epochs:Natural = 0 # Of the head alone, before, as in fine_tune
     freeze_cached:bool = False # Those epochs read the backbone's features from disk
-    warmup_epochs:Natural = 0 # Of the head alone, before, at a peak of warmup_lr (then the whole network at a peak of lr)
+    warmup_epochs:Natural = 0 # Of the head alone, before, at a peak of warmup_lr (then of the whole network, of lr)
     warmup_lr:Positive = 1e-5 # Peak of the warm-up
     lr:Positive|Literal['find'] = 4e-3 # Peak of the cycle; find: the valley of lr_find
     bs:Count = 64 # Batch size
@@ -94,7 +94,7 @@ class Experiment:
     train:Train = field(default_factory=Train) # How it is trained
     compare:list[Section] = _parts('baseline') # Further trainings, and what else is done with the features of one
 
-# %% ../nbs/12c_sections.ipynb #245dc24a
+# %% ../nbs/12c_sections.ipynb #0d38c244
 def at(name):
     "The key of the memory of that name"
     return 'memory' if name=='memory' else f'memories.{name}'
@@ -102,7 +102,8 @@ def at(name):
 def callback_keys():
     "Keys of a memory that are neither of the bank nor of the head: name -> `Param`"
     own = {k:p for k,p in part('callback', 'memory').keys.items() if k!='k'}     # k is the head's
-    return own | dict(save_every=Param(Count|None, None, 'Write the bank to RUN/banks every so many epochs, and at the end'))
+    save = Param(Count|None, None, 'Write the bank to RUN/banks every so many epochs, and at the end')
+    return own | dict(save_every=save)
 
 def all_sections(cfg):
     "Every section of an experiment, with its key"
@@ -111,7 +112,8 @@ def all_sections(cfg):
     for n,m in cfg.memories.items(): yield from ((f'{at(n)}.bank',m.bank), (f'{at(n)}.head',m.head))
     for p,o in (('train',t), ('train.phase2',t.phase2)):
         if o is not None: yield from ((f'{p}.{k}',s) for k in ('loss','sampling') if (s:=getattr(o, k)) is not None)
-    for k,ss in (('train.metrics',t.metrics), ('train.cbs',t.cbs), ('compare',cfg.compare)): yield from ((k,s) for s in ss)
+    for k,ss in (('train.metrics',t.metrics), ('train.cbs',t.cbs), ('compare',cfg.compare)):
+        for s in ss: yield k,s
 
 def facts(section):
     "What the part that a section names says of itself"

@@ -70,7 +70,12 @@ def run_py(code, cwd, *args):
     ('memory: {head: lda}', 'memory.head lda needs memory.bank ClassBank, found SlotBank'),
     ('memory: {head: vote}\ndata: {valid: 0}', 'memory.head vote is fitted on validation data, and data.valid is 0'),
     ('memory: {n_classes: 3}', 'memory.n_classes is no key: SlotBank gets it from the experiment'),
-    ('memory: {bank: null}', 'memory.bank must be a name or a section, found null'),
+    ('data: chest_mosaic\nmodel: {name: chest, arch: tile_cnn}\nmemory: {bank: ClassBank, head: vote}', 'memory.head vote with a ClassBank is for classes, and chest_mosaic has findings'),
+    ('data: chest_mosaic\ntrain: {sampling: sqrt}', 'train.sampling must be one of balanced for chest_mosaic, found sqrt'),
+    ('data: chest_mosaic\ntrain: {metrics: [ece]}', 'train.metrics must be one of macro_auc, macro_ap for chest_mosaic, found ece'),
+    ('train: {freeze_epochs: 1, warmup_epochs: 1}', 'give train.freeze_epochs or train.warmup_epochs'),
+    ('train: {phase2: {loss: bce}}', 'train.phase2.loss must be one of logit_adjusted, ce for digits_lt, found bce'),
+    ('memory: {bank: null}', 'memory.bank must be a name or a section; memory=null is no memory'),
     ('memories: {2nd: {size: 3}}', "memories: '2nd' is no name"),
     ('data: {name: digits_lt, root: x}', 'data.root is not read by digits_lt, it is by chestxray14'),
     ('data: {name: digits_lt, channels: 3}', 'data.channels is not read by digits_lt, it is by'),
@@ -183,6 +188,14 @@ def test_another_part_drops_what_it_does_not_read(yml):
     assert load_config(yml('base: a.yaml\nmemory: {head: add}', 'b.yaml')).memories['memory'].head.k==3       # a list is nothing for add
     yml('memory: {rescale: true}', 'a.yaml')        # said before the head is
     assert load_config(yml('base: a.yaml\nmemory: {head: add}', 'b.yaml')).memories['memory'].head.rescale is True
+
+def test_null_head_watches(yml):
+    assert load_config(yml('memory: {head: null}')).memories['memory'].head.name=='watch'
+
+def test_a_part_has_one_name(yml):
+    "A class name, or the dotted path of one of ours, is the part of that name"
+    want = load_config(yml('memory: {head: vote}'))
+    for o in ('VoteHead','memo.votes.VoteHead'): assert load_config(yml(f'memory: {{head: {o}}}'))==want and foreign_parts(want)=={}
 
 def test_several_memories(yml):
     c = load_config(yml('memories: {rare: {bank: ClassBank}, early: {size: 8, head: vote, at: layer1}}'), ['memories.early.k=9', 'memory.size=4'])

@@ -94,7 +94,7 @@ def test_a_file_imports_nothing(tmp_path, monkeypatch):
     del sys.modules['mod_h1']
     assert loaded('bank', 'mod_h1:B', [mod_h1.B]) is mod_h1.B and loaded('bank', 'B', {'B':mod_h1.B}) is mod_h1.B
     assert loaded('bank', 'memo.banks:SlotBank') is SlotBank and loaded('bank', 'SlotBank') is SlotBank
-    assert 'import os.path first' not in err(loaded, 'bank', 'NotOne') and 'is given as kinds=' in err(loaded, 'bank', 'NotOne')
+    assert 'import os.path first' not in err(loaded, 'bank', 'NotOne') and 'given as kinds=' in err(loaded, 'bank', 'NotOne')
 
 def test_dotted_path(tmp_path):
     (tmp_path/'pkg_reg').mkdir()
