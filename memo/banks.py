@@ -46,13 +46,9 @@ class Described(nn.Module):
 
     def describe(self):
         "`config` and the kind, as JSON"
-        try: return json.dumps(dict(kind=kind_of(type(self)), **self.config()))
+        none = [k for k,v in self._buffers.items() if v is None]     # which the state does not have, and a state without them would be less than whole
+        try: return json.dumps(dict(kind=kind_of(type(self)), **self.config(), none=none))
         except (TypeError, ValueError) as e: raise MemoError(f"{type(self).__name__}: {e}; numbers, texts and lists of them can be saved as arguments") from None
-
-    def register_buffer(self, name, tensor, persistent=True):
-        "As in torch; a buffer that begins as None gets its shape later, from data or from a state"
-        if tensor is None: self.__dict__.setdefault('_late', set()).add(name)
-        super().register_buffer(name, tensor, persistent)
 
     def get_extra_state(self): return torch.frombuffer(bytearray(self.describe(), 'utf8'), dtype=torch.uint8)
 
@@ -72,12 +68,13 @@ class Described(nn.Module):
     def _load_from_state_dict(self, state_dict, prefix, *args):
         "Take shapes from the state where there are none yet; a state from before they were known takes them away; one without this module changes nothing"
         if (cfg := state_dict.get(prefix+'_extra_state')) is None: return super()._load_from_state_dict(state_dict, prefix, *args)
-        self._accept(json.loads(bytes(cfg.cpu().tolist())))
+        cfg = json.loads(bytes(cfg.cpu().tolist()))
+        self._accept(cfg)
         dev = next((o.device for o in self.buffers()), torch.device('cpu'))
         late = []
         for name,old in list(self._buffers.items()):
             new = state_dict.get(prefix+name)
-            if name in getattr(self, '_late', ()) and (new is None or old is None): late.append((name,new))
+            if old is None or new is None and name in cfg.get('none', [name]): late.append((name,new))     # version 0.1 did not say which
             elif new is not None and new.shape!=old.shape: self._wrong_shape(name, new, old)
         for name,new in late: self._buffers[name] = None if new is None else torch.zeros_like(new, device=dev)
         super()._load_from_state_dict(state_dict, prefix, *args)
@@ -292,7 +289,7 @@ class Bank(Described):
         if 'memo' not in meta: raise MemoError(f"{path} is a safetensors file, but no bank that `Bank.save` wrote")
         cfg = json.loads(meta['memo'])
         kind = loaded('bank', cfg.pop('kind'), kinds)
-        cfg.pop('ids', None)
+        for o in ('ids','none'): cfg.pop(o, None)
         if cfg.get('policy', '') is None and 'policy' not in kwargs: raise MemoError(f"the policy of the bank at {path} is a function of its owner's: pass it as policy=")
         bank = kind(**{**cfg, **kwargs}).to(device)
         try: bank.load_state_dict(state)

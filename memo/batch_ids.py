@@ -36,6 +36,9 @@ class _Carrying(_FakeLoader):
     def __iter__(self):
         d = self.d
         dl,made = vars(d).get('dl', d),{}       # inside a DistributedDL
+        if type(dl).do_item is TensorDL.do_item:
+            for b in dl.chunkify(d.sample()): yield dl.create_batch(b),torch.tensor(b),True      # a sample is a position until the batch is sliced
+            return
         if dl.dataset is not None: dl.it = iter(dl.dataset)
         def samples():
             for s in d.sample():
@@ -46,9 +49,9 @@ class _Carrying(_FakeLoader):
             before = list(b)
             after = dl.before_batch(b)
             batch = dl.retain(dl.create_batch(after), before)
-            at = tensor(_positions(before, after, made), dtype=torch.long)
+            at = _positions(before, after, made)
             for o in before: made.pop(id(o), None)
-            yield batch,at
+            yield batch,torch.tensor(at),-1 not in at
 
 def _traceable(d):
     "Does the loader make its batches in fastai's way?"
@@ -60,9 +63,9 @@ def _traceable(d):
     return not mine('create_item') or type(dl).do_item is not DataLoader.do_item    # one that makes items of its own kind
 
 class Traced(GetAttr):
-    "A loader that knows whose rows the batch has that it gave last: `at`, positions [B], or None"
+    "A loader that knows whose rows the batch has that it gave last: `at`, positions [B], or None; `whole`: none of them is -1"
     _default = 'dl'
-    def __init__(self, dl): self.dl,self.at,self.batch = dl,None,None
+    def __init__(self, dl): self.dl,self.at,self.whole,self.batch = dl,None,False,None
     def __len__(self): return len(self.dl)
     over = noop     # called when a pass ends, well or not
     def __iter__(self):
@@ -82,7 +85,7 @@ class Traced(GetAttr):
         f = dl.fake_l
         fake = _Carrying(dl, f.pin_memory, f.num_workers, f.timeout, f.persistent_workers, f.pin_memory_device)
         try:
-            for b,self.at in _loaders[fake.num_workers==0](fake):
+            for b,self.at,self.whole in _loaders[fake.num_workers==0](fake):
                 if dl.pin_memory and type(b)==list: b = tuple(b)
                 if dl.device is not None: b = to_device(b, dl.device)
                 self.batch = dl.after_batch(b)
@@ -92,47 +95,60 @@ class Traced(GetAttr):
         if hasattr(dl, 'it'): del dl.it
 
 # %% ../nbs/08_batch_ids.ipynb #4ac265ef
+def _some(x):
+    "Some values of each row [B,n], a copy"
+    v = x.detach().reshape(x.shape[0], -1)
+    return v[:,::max(1, v.shape[1]//64)].clone(memory_format=torch.contiguous_format)
+
 def row_marks(
     x:Tensor    # [B,...]
 )->Tensor:      # [B] long
     "A hash of some values of each row: equal for equal rows"
-    x = x.detach().as_subclass(Tensor)
-    v = x.reshape(len(x), -1)
-    v = v[:,::max(1, v.shape[1]//64)].contiguous()
+    return _hashed_rows(_some(_bare(x)))
+
+def _hashed_rows(v):
     if v.dtype==torch.bool: v = v.byte()
     if v.dtype.is_complex: v = torch.view_as_real(v).flatten(1)
     if v.is_floating_point(): v = v.view({1:torch.int8, 2:torch.int16, 4:torch.int32, 8:torch.int64}[v.element_size()])
-    w = torch.arange(1, 2*v.shape[1], 2, device=v.device)*0x9E3779B97F4A7C1
-    return (v.long()*w).sum(1)
+    return (v.long()*(torch.arange(1, 2*v.shape[1], 2, device=v.device)*0x9E3779B97F4A7C1)).sum(1)
 
+def _bare(o): return o if type(o) is Tensor else o.as_subclass(Tensor)     # fastai's types make each look at a tensor ten times as slow
 def _first_tensor(o):
-    if torch.is_tensor(o): return o if o.ndim else None
+    if isinstance(o, Tensor): return o if (o := _bare(o)).ndim else None
     if isinstance(o, dict): o = o.values()
     elif not isinstance(o, (tuple,list,L)): return None
     return next((t for p in o if (t := _first_tensor(p)) is not None), None)
 
+def _size(xb):
+    "Rows of a batch"
+    x = _first_tensor(xb)
+    return (find_bs(xb) if len(xb) else 0) if x is None else x.shape[0]
+
 class _Rows:
     "Inputs and targets of a batch as they were, to tell what has happened to them"
     def __init__(self, xb, yb):
-        self.x,self.ys = _first_tensor(xb),[o for o in yb if torch.is_tensor(o)]
+        self.x,self.ys = self._parts(xb, yb)
         self.keys = self._keys(self.x, self.ys)
-        self.marks = None if self.x is None or len(self.x)==0 else row_marks(self.x)
+        self.some = None if self.x is None or self.x.shape[0]==0 else _some(self.x)     # hashed where they are asked for
         self.was = [o.detach().clone() for o in self.ys]
+
+    @staticmethod
+    def _parts(xb, yb): return _first_tensor(xb),[_bare(o) for o in yb if isinstance(o, Tensor)]
 
     @staticmethod
     def _keys(x, ys): return [(o.data_ptr(),o.shape,o.stride(),None if o.is_inference() else o._version) for o in ([] if x is None else [x])+ys]
 
-    def same(self, xb, yb): return self._keys(_first_tensor(xb), [o for o in yb if torch.is_tensor(o)])==self.keys
+    def same(self, xb, yb): return self._keys(*self._parts(xb, yb))==self.keys
 
     def places(self, xb, yb):
         "For each row of the batch as it is now its row in the batch as it was, -1 where that is not known"
-        x,ys = _first_tensor(xb),[o for o in yb if torch.is_tensor(o)]
-        if x is None or self.marks is None: return torch.full((find_bs(xb),), -1)
-        now = row_marks(x)
-        eq = now[:,None].to(self.marks.device)==self.marks[None]
+        x,ys = self._parts(xb, yb)
+        if x is None or self.some is None: return torch.full((_size(xb),), -1)
+        now,marks = row_marks(x),_hashed_rows(self.some)
+        eq = now[:,None].to(marks.device)==marks[None]
         at = torch.where(eq.sum(1)==1, eq.byte().argmax(1), -1).cpu()
         own = torch.arange(len(now))
-        if len(now)!=len(self.marks): return at
+        if len(now)!=len(marks): return at
         at = torch.where(eq.diagonal().cpu(), own, at)
         targets = len(ys)==len(self.was) and all(a.shape==b.shape and torch.equal(a.detach(), b) for a,b in zip(ys, self.was))
         return torch.where(at<0, own, at) if targets and bool(((at==own)|(at<0)).all()) else at
@@ -245,19 +261,20 @@ class BatchIds(_Quick):
     def before_batch(self):
         if not self.loops: return
         loop = self.loops[-1]
-        at,n = loop.traced.at,find_bs(self.xb) if len(self.xb) else 0
-        loop.declared,loop.last = False,(getattr(self.learn, 'item', None),getattr(self.learn, 'group', None))
-        loop.item,loop.group = (self._of(o, at, n) for o in (loop.items,loop.groups))
-        loop.rows = _Rows(self.xb, self.yb) if loop.item is not None else None
+        learn = self.learn      # by itself: what a callback looks up in its learner takes microseconds
+        at,n = loop.traced.at,_size(learn.xb)
+        loop.declared,loop.last = False,(vars(learn).get('item'),vars(learn).get('group'))
+        loop.item,loop.group = self._of(loop.items, at, n, loop.traced.whole),self._of(loop.groups, at, n, loop.traced.whole)
+        loop.rows = _Rows(learn.xb, learn.yb) if loop.item is not None else None
         loop.step = Step(loop.item, loop.group, open=False)
-        loop.step.training = self.training
+        loop.step.training = learn.training
         loop.was = set_step(loop.heads, loop.step)
-        self.learn.item,self.learn.group = loop.item,loop.group
+        learn.item,learn.group = loop.item,loop.group
 
-    def _of(self, ids, at, n):
+    def _of(self, ids, at, n, whole):
         if ids is None or at is None: return None
-        if len(at)!=n: return torch.full((n,), -1)
-        return torch.where(at<0, -1, ids[at.clamp(min=0)])
+        if at.shape[0]!=n: return torch.full((n,), -1)
+        return ids[at] if whole else ids[at].masked_fill_(at<0, -1)
 
     def take(self, i):
         "The ids of the batch's rows `i`; -1 for those that are made of several"
@@ -269,27 +286,27 @@ class BatchIds(_Quick):
         self.publish(loop)
 
     def publish(self, loop):
-        dev = None if _first_tensor(self.xb) is None else _first_tensor(self.xb).device
-        item,group = (o if o is None or dev is None else o.to(dev) for o in (loop.item,loop.group))
-        self.learn.item,self.learn.group = loop.step.item,loop.step.group = item,group
+        learn,item,group = self.learn,loop.item,loop.group
+        x = _first_tensor(learn.xb)
+        if x is not None and x.device.type!='cpu': item,group = (o if o is None else o.to(x.device) for o in (item,group))
+        learn.item,learn.group = loop.step.item,loop.step.group = item,group
 
     def ready(self):
         "All callbacks have had their way with the batch"
         if not self.loops or self.loops[-1].step is None: return
-        loop = self.loops[-1]
+        loop,learn = self.loops[-1],self.learn
         if loop.item is not None:
-            n = find_bs(self.xb)
-            if not loop.declared and not loop.rows.same(self.xb, self.yb): self._trace(loop)
-            if len(loop.item)!=n:
+            if not loop.declared and not loop.rows.same(learn.xb, learn.yb): self._trace(loop)
+            if loop.item.shape[0]!=(n := _size(learn.xb)):
                 self._warn(f"a callback has made a batch of {n} rows and named {len(loop.item)}, so they are nobody's: learn.reindex takes one number for each row")
                 loop.item,loop.group = (None if o is None else torch.full((n,), -1) for o in (loop.item,loop.group))
         self.publish(loop)
         loop.step.open = True
-        if self.training:
+        if learn.training:
             for h in loop.heads: h.__dict__['_step'] = loop.step
 
     def _trace(self, loop):
-        at = loop.rows.places(self.xb, self.yb)
+        at = loop.rows.places(self.learn.xb, self.learn.yb)
         if bool((at<0).any()): self._warn(f"a callback has changed {int((at<0).sum())} of {len(at)} rows of a batch beyond recognition, so they are nobody's; it can say what it did by learn.reindex(i)")
         self.take(at)
 
@@ -298,11 +315,11 @@ class BatchIds(_Quick):
 
     def end_batch(self):
         if not self.loops or self.loops[-1].step is None: return
-        loop = self.loops[-1]
+        loop,learn = self.loops[-1],self.learn
         for h,o in (loop.was or {}).items():
             set_step([h], o)
             h.__dict__.pop('_step', None)
-        self.learn.item,self.learn.group = loop.last
+        learn.item,learn.group = loop.last
         loop.step = loop.rows = None
 
     def _over(self, traced):
