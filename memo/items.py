@@ -130,7 +130,9 @@ def _set_key(ds, items):
     "Digest of a set whose items say nothing by themselves"
     return digest(type(ds), items, _first_transform(ds)) if items is not None else digest(ds)
 
-def _column_ids(of): return torch.tensor([-1 if o is None or (isinstance(o, float) and o!=o) else hash63(o) for o in of], dtype=torch.long)
+def _column_ids(of):
+    ids = pd.util.hash_array(np.array([str(o) for o in of], dtype=object)).astype(np.int64) & (2**63-1)     # banks on disk hold them
+    return torch.from_numpy(np.where(pd.isna(pd.Series(of, dtype=object)), -1, ids))
 
 def named_by(
     ds,     # A data set

@@ -283,6 +283,26 @@ class Stop(Callback):
         self.n += 1
         if self.n==self.at: raise KeyboardInterrupt
 
+@pytest.mark.parametrize('head', ['add','vote'])
+def test_a_classifier_alone(tmp_path, head):
+    "A linear layer on features: the memory is in front of the model itself"
+    def mk(s, i): return TensorDL(dataset=TensorSet(X[s].flatten(1).float()/255, Y[s], torch.arange(len(X))[s], list(range(10)), i), bs=32, shuffle=i==0)
+    dls = DataLoaders(mk(slice(0,N), 0), mk(slice(1000,1000+NV), 1), device='cpu')
+    learn = Learner(dls, nn.Linear(64,10), metrics=accuracy, cbs=memory(head), path=tmp_path)
+    run(learn, 'fit', 2, 1e-2)
+    bank,x = learn.memory.bank,dls.valid_ds.x
+    assert len(bank)==N and all(torch.equal(f, X[i].flatten().float()/255) for f,i in zip(bank.features, bank.items[:N].tolist()))
+    got = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
+    sim = nn.functional.normalize(x) @ nn.functional.normalize(bank.features[:N]).T
+    assert got['memory_hit']==pytest.approx((bank.labels[sim.argmax(1)]==dls.valid_ds.y).float().mean().item())
+    p,q = _with_without(learn)
+    assert not torch.allclose(p, q, atol=1e-3)
+    learn.export('l.pkl')
+    new = load_learner(tmp_path/'l.pkl')
+    assert torch.equal(run(new, 'get_preds', dl=new.dls.test_dl(x))[0], p)
+    learn.remove_cb(learn.memory)
+    assert torch.equal(run(learn, 'get_preds')[0], q) and list(learn.model.state_dict())==['weight','bias'] and 'forward' not in vars(learn.model)
+
 # steps that do not happen, or happen late
 class Overflow(Callback):
     "Every second step is skipped, as fp16 skips it"
@@ -745,14 +765,21 @@ def test_numbers_mean_something_within_one_set_only():
     s = item_ids(torch.utils.data.Subset(Images(list(range(20))), [3,7]))
     assert torch.equal(s, a[[3,7]])
 
-def test_unknown_patients_are_not_one_patient(tmp_path, tiles):
-    t = tiles.assign(patient=tiles.patient.where(tiles.patient!='china0', None))
+@pytest.mark.parametrize('unknown', [None, float('nan'), pd.NA, pd.NaT], ids=str)
+def test_unknown_patients_are_not_one_patient(tmp_path, tiles, unknown):
+    t = tiles.assign(patient=tiles.patient.astype(object).where(tiles.patient!='china0', unknown))
     dl = tile_dls(t).train
     g,none = group_ids(dl, 'patient'),torch.tensor(dl.items.patient.isna().to_numpy())
     assert none.any() and (g[none]==-1).all() and (g[~none]>=0).all()
     bank = SlotBank(4, policy='fifo')
     bank.write(torch.eye(3), item=torch.arange(3), group=torch.tensor([-1,-1,5]))
     assert (bank.read(torch.eye(3), 3, item=torch.arange(3), group=torch.tensor([-1,-1,5])).index>=0).sum(1).tolist()==[2,2,2]
+
+def test_ids_of_groups_never_change():
+    "Banks on disk hold them"
+    dl = TfmdDL(Images(['a.png', 'b.png', 'c.png']), bs=2)
+    of = {'a.png':'patient 7', 'b.png':3, 'c.png':None}
+    assert group_ids(dl, of.get).tolist()==[7207485368022423258, 7310252747919149801, -1]
 
 # rekey
 def test_rekey(tmp_path):
