@@ -132,7 +132,7 @@ def check_monitors(cfg, learn):
         if o is None or o.monitor is None or o.monitor.startswith(tuple(f'{n}_' for n in cfg.memories)): continue
         check_choice(f'{p}.monitor', o.monitor, cols)
 
-# %% ../nbs/13a_build.ipynb #03319d28
+# %% ../nbs/13a_build.ipynb #72cfaabe
 def _few(dls):
     "Loaders of two batches each"
     def some(i, dl): return dl.new(dl.dataset.subset(torch.randperm(len(dl.dataset))[:2*dl.bs], int(i>0)))
@@ -149,8 +149,7 @@ def _label(cfg): return cfg.model.get('arch', cfg.model.name)
 def frozen_dls(cfg, dls, short=None):
     "Loaders over the cached features of `dls`, and a classifier for them"
     f = facts(cfg.model)
-    with no_random(): c_in = dls.one_batch()[0].shape[1]
-    net = _weights(cfg, lambda m: call(resolve(f['backbone']), m.args, c_in=c_in, in_chans=c_in), short)
+    net = _weights(cfg, lambda m: call(resolve(f['backbone']), m.args), short)     # for images of three channels
     res = _features(net.to(dls.device), dls, _label(cfg), short)
     res.images,res.backbone = dls,net
     return res,call(resolve(f['classifier']), cfg.model.args, n_in=res.train.dataset.x.shape[1], n_classes=dls.c)
