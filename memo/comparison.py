@@ -7,8 +7,9 @@ Docs: https://github.com/fastmemo/memo/comparison.html.md"""
 # %% auto #0
 __all__ = ['Line', 'compare_runs', 'run_experiments']
 
-# %% ../nbs/13f_comparison.ipynb #68df6c46
+# %% ../nbs/13f_comparison.ipynb #fdf042a4
 import os
+from dataclasses import replace
 from typing import NamedTuple
 from fastai.vision.all import *
 from .core import *
@@ -20,7 +21,7 @@ from .results import *
 from .runfolder import *
 from .trainings import *
 
-# %% ../nbs/13f_comparison.ipynb #93966f80
+# %% ../nbs/13f_comparison.ipynb #f11fc10c
 class Line(NamedTuple):
     "A row of the table over several experiments"
     experiment:str # Its name
@@ -99,7 +100,8 @@ def _begun(cfg):
     d = run_folder(cfg)
     if not d.exists() or not any(d.iterdir()): return False
     was = run_config(d)
-    if override(was, {'seeds':cfg.seeds})!=cfg or was.seeds!=cfg.seeds[:len(was.seeds)]:
+    def what(c): return replace(c, seeds=cfg.seeds, path=[])      # where parts of one's own were found is no matter
+    if what(was)!=what(cfg) or was.seeds!=cfg.seeds[:len(was.seeds)]:
         raise MemoError(f"{d} is of another experiment of that name: --overwrite replaces it, name= or runs= keep both")
     if was.seeds!=cfg.seeds: write_text(d/'config.yaml', to_yaml(cfg))
     return True

@@ -35,7 +35,7 @@ def planned_rows(
     return [*[Row(training, n, used) for n in nets], *[Row(training, k) for k,on in rivals.items() if on=='features'],
             *[Row(training, n, o) for n in nets for o in opinions]]
 
-# %% ../nbs/13b_evaluation.ipynb #cb12b469
+# %% ../nbs/13b_evaluation.ipynb #33ceeeeb
 def build_head(section, bank):
     "The head that a section names, over a bank; it asks for no more rows than there are, unless told to"
     if 'k' in section and 'k' not in section.given:
@@ -57,10 +57,12 @@ class Answers:
         self.memories,self.got,self.nets,self.heads = getattr(learn, 'memories', {}),{},{},{}
         self.sections = {s.name:s for s in cfg.compare}
         self.used = [k for k,m in cfg.memories.items() if fact(m.head, 'trains')]
+        seen = [k for k,m in cfg.memories.items() if k not in self.used or fact(m.head, 'adds_rows')]
+        self.first = first([*seen, *cfg.memories])      # whose features and rows others work on
 
     def collected(self, part, name=None):
         "Outputs with the memories that the network is trained with alone, and features at the place of memory `name`"
-        name = name if name in self.memories else first(self.memories)
+        name = name if name in self.memories else self.first
         if (part,name) not in self.got:
             d = self.learn.dls
             dl = dict(train=lambda: plain_dl(d.train), valid=lambda: d.valid, test=lambda: d[2])[part]()
@@ -86,7 +88,7 @@ class Answers:
         if (method,name) not in self.heads:
             v = self.collected('valid', name)
             section = self.sections[name] if own is None else self.cfg.memories[name].head
-            head = build_head(section, (own or first(self.memories.values())).bank).to(v.z.device)
+            head = build_head(section, (own or self.memories[self.first]).bank).to(v.z.device)
             head.fit(AttrDict({**v, 'logits':self.net(method)[0](v.logits)}))
             self.heads[method,name] = head
         return self.heads[method,name]

@@ -163,7 +163,7 @@ def write_results(cfg, folder):
     write_text(folder/'results.md', head + format_results(table, diff, md_table) + '\n')
     return format_results(table, diff)
 
-# %% ../nbs/13e_experiment.ipynb #3d1b473a
+# %% ../nbs/13e_experiment.ipynb #a621f60b
 def run_folder(cfg): return Path(cfg.runs if cfg.runs is not None else settings().runs)/cfg.name
 
 def _claim(cfg, folder, overwrite):
@@ -182,10 +182,16 @@ def check_experiment(cfg):
     cfg = with_args(cfg, 'data', preload=False)
     if cfg.train.frozen: return build_dls(cfg, cfg.seeds[0])     # the rest would compute features
     learn = build_learner(cfg, cfg.seeds[0])
-    task_of(learn.dls, data_task(cfg))
-    check_monitors(cfg, learn)
+    _check(cfg, learn)
     cfg = override(cfg, {'train.freeze_cached':False})
     check_stages(learn, build_stages(cfg, learn, cfg.seeds[0], 1. if cfg.train.lr=='find' else None))
+
+def _check(cfg, learn):
+    "What is needed at the end, or not before the first epoch has ended"
+    n = len(learn.dls.loaders)
+    if n<3: raise MemoError(f"data {cfg.data.name}: {n} loaders, three are needed: for training, validation and test")
+    task_of(learn.dls, data_task(cfg))
+    check_monitors(cfg, learn)
 
 def run_experiment(
     cfg, # Experiment
@@ -221,7 +227,7 @@ def _run(cfg, folder, resume, log):
         train(t, resume, log)
     return '' if rank_distrib() else write_results(cfg, folder)
 
-# %% ../nbs/13e_experiment.ipynb #fc9e9bf9
+# %% ../nbs/13e_experiment.ipynb #8c4dc78d
 class _Short(Callback):
     "Two batches of each loader"
     order = 90
@@ -240,6 +246,7 @@ def dry_run(cfg, log=print):
     for t in trainings(cfg, run_folder(cfg)):
         c = _small(t.cfg)
         learn = build_learner(c, t.seed, log)
+        _check(c, learn)
         stages = build_stages(c, learn, t.seed, 1e-4 if c.train.lr=='find' else None, log)
         with processes(learn), learn.no_bar(), learn.no_logging():
             for s in stages: fit_stages(learn, [replace(s, epochs=1, monitor=None, patience=None)], cbs=_Short())

@@ -324,3 +324,21 @@ def test_a_file_of_ones_own_that_is_gone(own, tool, tmp_path):
     assert r.returncode==2 and 'own_parts' in r.stderr and len(r.stderr.strip().splitlines())==1
     r = tool('memo-eval', tmp_path/'moved/runs/own', '--out', tmp_path/'e', cwd=tmp_path/'moved')       # the working folder counts too
     assert r.returncode==0, r.stderr
+
+@pytest.mark.slow
+def test_several_files_with_parts_of_ones_own(own, tool, tmp_path):
+    "Begun in one folder, gone on with in another: the same experiment, though its parts are looked for in other places too"
+    d,_ = own
+    shutil.copytree(d, tmp_path/'x')
+    (tmp_path/'x/runs/own/config.yaml').write_text((d/'runs/own/config.yaml').read_text().replace(str(d), str(tmp_path/'x')))
+    r = tool('memo-train', tmp_path/'x/own.yaml', f'runs={tmp_path}/x/runs', '--table', tmp_path/'t', cwd=tmp_path)
+    assert r.returncode==0 and r.stdout.count('finished before')==2 and 'own: slower + memory - own: slower' in r.stdout, r.stderr
+
+def test_what_would_fail_at_the_end_is_told_at_once(yml, tmp_path):
+    (tmp_path/'two_loaders.py').write_text('from memo.data import digits_lt\nfrom memo.data import with_loaders\n'
+                                           'def two(**kwargs):\n    dls = digits_lt(n_max=30, ratio=6, valid=5, test=10, size=8, **kwargs)\n    return with_loaders(dls, dls.loaders[:2])\n')
+    runs = f'runs={json.dumps(str(tmp_path/"runs"))}'
+    for f in (ex.run_experiment,ex.dry_run):
+        assert 'two_loaders.two: 2 loaders, three are needed' in err(f, load_config(yml(TINY), [runs, 'data={name: two_loaders.two}']))
+        assert "train.monitor: 'acuracy' is not one of" in err(f, load_config(yml(TINY), [runs, 'train.monitor=acuracy']))
+    assert not (tmp_path/'runs').exists()
