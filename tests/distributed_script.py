@@ -6,6 +6,7 @@ from sklearn.datasets import load_digits
 from memo.banks import SlotBank
 from memo.classbank import ClassBank
 from memo.callbacks import MemoryCallback
+from memo.heads import MemoryHead
 from memo.data import TensorDL, TensorSet
 
 def _broadcast(self, t, rank):
@@ -78,9 +79,24 @@ def one(name, head, how=()):
     return dict(model=learn.model.state_dict(), steps=learn.seen.steps, own=learn.seen.own, names=list(learn.recorder.metric_names),
                 values=[list(o) for o in learn.recorder.values], grouped='group' in how)
 
+class Pull(MemoryHead):
+    "Learned class rows, and a loss of its own"
+    def build(self, dim, n_classes): self.centres = nn.Parameter(torch.zeros(n_classes, dim))
+    def loss(self, z, y): return (z-self.centres[y]).pow(2).mean()
+
+def several():
+    "Three memories in one model, one of which learns its rows"
+    set_seed(0)
+    learn = Learner(dls(), net(False), metrics=accuracy, cbs=[MemoryCallback(ClassBank(10, capacity=6), name='rare'),
+        MemoryCallback(SlotBank(60, policy='fifo'), head='add', at='1', name='early'), MemoryCallback(SlotBank(200, policy='fifo'), head='vote'),
+        MemoryCallback(SlotBank(20), head=Pull, at='3', name='pull', loss_weight=.2)])
+    with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(sync_bn=False): learn.fit(2, 1e-2)
+    return dict(model=learn.model.state_dict(), names=list(learn.recorder.metric_names), values=[list(o) for o in learn.recorder.values],
+                items={n:o.bank.items.flatten().tolist() for n,o in learn.memories.items()}, seen={n:int(o.bank.updates) for n,o in learn.memories.items()})
+
 if __name__=='__main__':
     out = sys.argv[1]
-    res = {}
+    res = {'several':several()}
     for name,head,*how in [('fifo','add'), ('rarity','add','group'), ('reservoir','vote'), ('hard',None), ('ClassBank',None), ('ClassBank','vote'), ('ClassBank','replay'),
                            ('fifo','vote','accumulate'), ('fifo','add','overflow'), ('reservoir','add','bn')]:
         res['-'.join(map(str, (name,head,*how)))] = one(name, head, how)

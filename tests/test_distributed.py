@@ -76,6 +76,17 @@ def test_columns_are_equal(ranks, case):
     i = a['names'].index('valid_loss')-1
     assert torch.allclose(torch.tensor(a['values'], dtype=torch.float64)[:,i:], torch.tensor(b['values'], dtype=torch.float64)[:,i:], atol=1e-6)
 
+def test_several_memories_in_two_processes(ranks):
+    "Every rank holds the same rows of the same items, in every memory; what is learned is trained as any parameter"
+    a,b = (o['several'] for o in ranks)
+    assert a['model'].keys()==b['model'].keys() and all(torch.equal(v, b['model'][k]) for k,v in a['model'].items())
+    assert a['items']==b['items'] and a['seen']==b['seen'] and len(set(a['seen'].values()))==1
+    for n,items in a['items'].items(): assert len(set(items)-{-1})>5, n
+    assert len(set(a['items']['memory'])-{-1})==N, 'each item has its row'
+    centres = next(v for k,v in a['model'].items() if k.endswith('centres'))
+    assert centres.abs().sum()>0
+    assert a['names']==b['names'] and {'rare_fill','early_hit','memory_hit','pull_loss'}<set(a['names'])
+
 @pytest.mark.parametrize('dry', [False,True])
 def test_memo_train_in_two_processes(tmp_path, tool, repo, dry):
     "The command that the README shows, also where no variable says that there is no GPU"
