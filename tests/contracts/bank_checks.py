@@ -57,6 +57,14 @@ def write_refuses_what_is_no_feature(make):
         assert '\n' not in str(e.value)
     state_equal(b, was)
 
+def an_item_has_its_row(make):
+    "Offered again it gets no second one, unless the bank says that it keeps several views of an item"
+    b = make()
+    for i in (0,0,1,0): b.write(**rows(6, i))
+    kept = b.rows()[3]
+    kept = kept if b.rows()[5] is None else kept[b.rows()[5]]
+    assert (len(kept.unique())<len(kept))==bool(b.views)
+
 def writes_of_no_rows(make):
     b = filled(make)
     was = len(b)
@@ -240,6 +248,6 @@ def figures_are_plain(make):
     assert torch.equal(n, torch.bincount(y if valid is None else y[valid], minlength=CLASSES))
     assert type(b).__name__ in repr(b)
 
-checks = {f.__name__:f for f in (write_gives_slots, write_is_counted, write_refuses_what_is_no_feature, writes_of_no_rows, reads_are_right, reads_never_find_themselves, reads_of_an_empty_bank,
+checks = {f.__name__:f for f in (write_gives_slots, an_item_has_its_row, write_is_counted, write_refuses_what_is_no_feature, writes_of_no_rows, reads_are_right, reads_never_find_themselves, reads_of_an_empty_bank,
     reads_have_a_gradient, classify_is_the_nearest_row, saved_and_loaded, state_is_all, state_is_in_place, copied, stays_float32, reset_forgets, config_is_the_signature,
     wrong_arguments_are_one_line, looking_changes_nothing, random_numbers_are_its_own, rekey_puts_fresh_features, figures_are_plain)}

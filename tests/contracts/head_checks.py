@@ -139,6 +139,17 @@ def fits_what_it_chooses(make):
     assert nll(mixed)<=nll(c.logits)+.35, 'the choice is worse than the network alone'
     torch.testing.assert_close(mixed.softmax(1), preds(learn), rtol=1e-4, atol=1e-5)       # what evaluation mixes is what the model answers
 
+def chooses_after_each_epoch(make):
+    "What `fit` chooses is chosen on the validation set while training goes on"
+    learn = make()
+    head = learn.memory.head
+    if type(head).fit is MemoryHead.fit: return
+    was = [b for b in head.buffers(recurse=False) if b.is_floating_point() and b.ndim==0]
+    assert was
+    for b in was: b.fill_(.9)
+    quietly(learn, learn.fit, 2, 1e-2)
+    assert any(float(b)!=pytest.approx(.9) for b in was)
+
 def hides_own_rows(make):
     "No read of a training step finds the batch's items"
     learn,seen = make(),[]
@@ -221,7 +232,7 @@ def nothing_of_a_call_stays(make):
     preds(learn)
     head = learn.memory.head
     size = len(pickle.dumps(head))
-    for n in (1,16):
+    for n in (16,1):
         with torch.no_grad(): learn.model.eval()(learn.dls.valid_ds.x[:n])
     assert head.z is None and head.step is None and len(pickle.dumps(head))==size
 
@@ -236,7 +247,12 @@ def recalls(make):
 
 def encoded_anew(make):
     learn = trained(make)
+    preds(learn)
+    head = learn.memory.head
+    was = {k:b.clone() for k,b in head.named_buffers(recurse=False)}
     n = learn.memory.rekey()
+    if type(head).rekeyed is not MemoryHead.rekeyed:     # it keeps something of the rows
+        assert any(k in was and not torch.equal(was[k], b) for k,b in head.named_buffers(recurse=False))
     assert isinstance(n, int) and 0<n<=len(learn.memory.bank) and preds(learn).isfinite().all()
 
 def beside_another(make):
@@ -261,7 +277,9 @@ def several_labels(make):
         assert '\n' not in str(e)
         return
     p = preds(learn)
-    assert p.shape==(32,4) and p.isfinite().all() and len(learn.memory.bank)>0 and learn.memory.bank.rows()[2] is not None
+    head,labels = learn.memory.head,learn.memory.bank.rows()[2]
+    assert p.shape==(32,4) and p.isfinite().all() and len(learn.memory.bank)>0 and labels is not None
+    assert labels.ndim==2 or not (head.mixes or head.adds_rows), 'an answer from labels of another kind'
 
 def config_is_the_signature(make, params, head):
     for k,p in params.items():
@@ -281,5 +299,5 @@ def wrong_arguments_are_one_line(make, params):
             except MemoError as e: assert '\n' not in str(e) and k in str(e), (k, v, str(e))
 
 checks = {f.__name__:f for f in (comes_and_goes, fills_its_bank, is_nothing_while_empty, off_is_the_network, says_what_it_does, adds_rows_only_if_it_says_so, loss_is_a_number, mixes_its_loss,
-    parameters_are_trained, fits_what_it_chooses, hides_own_rows, saved_and_loaded, exported, resumed, two_threads, nothing_of_a_call_stays, recalls, encoded_anew, beside_another,
+    parameters_are_trained, fits_what_it_chooses, chooses_after_each_epoch, hides_own_rows, saved_and_loaded, exported, resumed, two_threads, nothing_of_a_call_stays, recalls, encoded_anew, beside_another,
     several_labels, config_is_the_signature, wrong_arguments_are_one_line)}

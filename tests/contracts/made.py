@@ -25,7 +25,7 @@ def takes(kind, name): return known(kind)[name].params
 def build(kind, name, **more):
     "The part of that name, made of what is given and, where something else is needed, of any value that is accepted"
     ps = takes(kind, name)
-    args = {k:v for k,v in {**given, **more}.items() if k in ps}
+    args = {k:v for k,v in given.items() if k in ps and _accepts(ps[k], v)} | {k:v for k,v in more.items() if k in ps}
     args |= {k:other(p) for k,p in ps.items() if p.default is required and k not in args}
     return find(kind, name)(**args)
 
@@ -34,9 +34,9 @@ def values(p):
     return [v for v in (2, 7, .25, .75, 40., True, False, 'cosine', 'euclidean', 'none', 'float16', 'literal', 'reservoir', 'a_text', [2,3]) if _accepts(p, v)]
 
 def _accepts(p, v):
-    try: accept(p.type, v, 'argument')
+    try: accept(v, p.type, 'argument')
     except (MemoError,TypeError): return False
-    return not (isinstance(v, bool) and not isinstance(p.default, bool))
+    return not (isinstance(v, bool) and not isinstance(p.default, (bool,str,type(None))) and p.default is not required)
 
 def other(p):
     "A value that is accepted and not the default"

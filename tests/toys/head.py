@@ -51,6 +51,7 @@ class MyHead(MemoryHead):
         self.chosen_share.fill_(best)
         return dict(share=best, nll=nll(best))
 
+    def check_labels(self, y): self.bank.check_single(y)
     def chosen(self): return dict(share=float(self.chosen_share))
     def columns(self): return dict(right=self.right)
     def right(self, seen, y):
