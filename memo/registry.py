@@ -145,6 +145,11 @@ def _import(kind, path):
             hint = near(ms[i], [o for o in vars(mod) if not o.startswith('_')])
             raise MemoError(f"{kind}: {m} has no {rest}{hint if 'did you mean' in hint else ''}") from None
 
+def _like(kind, name):
+    "The nearest name as the end of a message, if one is near"
+    hint = near(name, _names(kind))
+    return hint if 'did you mean' in hint else ''
+
 def part(
     kind:str, # One of `kinds`
     name:str, # A name of ours, or the dotted path of anybody's, which is imported
@@ -155,8 +160,7 @@ def part(
     names = _names(kind)
     if name in names: return names[name]
     if '.' not in name:
-        hint = hint if 'did you mean' in (hint:=near(name, names)) else ''
-        found = f"{name!r} is not one of {', '.join(known(kind))}{hint}"
+        found = f"{name!r} is not one of {', '.join(known(kind))}{_like(kind, name)}"
         raise MemoError(f"{kind}: {found} (one of your own is named by its dotted path)")
     f = _import(kind, name)
     if not callable(f): raise MemoError(f"{kind}: {name} is no class or function")
@@ -205,7 +209,7 @@ def loaded(
 def _missing(kind, name):
     module = name.rpartition(':')[0]
     if module: raise MemoError(f"the file names the {kind} {name}, which nobody has imported: import {module} first")
-    names = ', '.join(known(kind))
+    names = ', '.join(known(kind))+_like(kind, name)
     raise MemoError(f"the file names the {kind} {name}, which is not one of {names}; your own is given as kinds=")
 
 # %% ../nbs/00b_registry.ipynb #23d81db4
