@@ -55,6 +55,7 @@ def _feed(h, o, depth=0):
         if isinstance(o, Tensor): o = o.detach().as_subclass(Tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if o.numel() else np.zeros(0)
         add('array', o.dtype, o.shape)
         h.update(np.ascontiguousarray(o).tobytes())
+    elif hasattr(o, '__array_interface__'): into(np.asarray(o))     # a PIL image
     elif isinstance(o, (pd.DataFrame,pd.Series)): into(o.index.tolist(), o.to_dict('list') if isinstance(o, pd.DataFrame) else o.tolist())
     elif isinstance(o, dict): into(*(p for k in o for p in (k,o[k])))
     elif isinstance(o, (set,frozenset)): into(sorted(map(repr, o)))
@@ -174,7 +175,12 @@ def _look(o):
 def _glance(ds):
     "What changes, most likely, when a set is replaced, sorted or edited in place"
     items = getattr(ds, 'items', None)
-    return len(ds),_look(items) if items is not None else tuple((k,_look(v)) for k,v in getattr(ds, '__dict__', {}).items() if k!='_memo_ids')
+    return len(ds),_look(items) if items is not None else tuple((k,_look(v)) for k,v in vars(ds).items() if k!='_memo_ids') if hasattr(ds, '__dict__') else _look(ds)
+
+_lists = {}     # sets with no place of their own to keep ids, as lists: id -> (set, what is kept)
+def _kept(ds):
+    while len(_lists)>16: del _lists[next(iter(_lists))]
+    return _lists.setdefault(id(ds), (ds, {}))[1]
 
 def item_ids(
     dl,         # A DataLoader or a data set
@@ -184,11 +190,11 @@ def item_ids(
     ds = dl.dataset if hasattr(dl, 'dataset') and hasattr(dl, '__iter__') and not isinstance(dl, torch.utils.data.Dataset) else dl
     if item is not None: return named_by(ds, item)
     if hasattr(type(ds), 'item_ids'): return ds.item_ids()      # the set knows them itself
-    if not hasattr(ds, '__dict__'): return _ids(ds)     # a list has no place to keep them
-    seen,known = _glance(ds),vars(ds).get('_memo_ids')
+    keep = vars(ds) if hasattr(ds, '__dict__') else _kept(ds)
+    seen,known = _glance(ds),keep.get('_memo_ids')
     if known and known[0]==seen: return known[1]
     ids = _ids(ds)
-    vars(ds)['_memo_ids'] = seen,ids
+    keep['_memo_ids'] = seen,ids
     return ids
 
 # %% ../nbs/06c_items.ipynb #e2ca957f

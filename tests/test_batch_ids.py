@@ -312,3 +312,19 @@ def test_old_positions_are_nobodys(tmp_path):
     save_file(sd, tmp_path/'old.safetensors', metadata=dict(memo=json.dumps(old)))
     with pytest.warns(UserWarning, match='2 rows of a saved bank name their items by position'): again = Bank.load(tmp_path/'old.safetensors')
     assert again.items[:4].tolist()==[-1, 2**40, -1, -1]
+
+def test_lists_of_objects():
+    "A list has no place to keep its ids; they stay while it does"
+    from PIL import Image
+    ims = [Image.fromarray((X[i,0].numpy()*255).astype(np.uint8)) for i in range(6)]
+    a = [(im,int(y)) for im,y in zip(ims, Y)]
+    assert torch.equal(item_ids(a), item_ids([(im.copy(),y) for im,y in a]))
+    class Thing:
+        __slots__ = ('f',)
+    b = [Thing() for _ in range(5)]
+    for o in b: o.f = open(__file__)
+    was = item_ids(b)
+    assert torch.equal(item_ids(b), was) and not set(item_ids(list(b)).tolist()) & set(was.tolist())
+    for _ in range(40): item_ids([Thing()])
+    b.reverse()
+    assert not set(item_ids(b).tolist()) & set(was.tolist()), 'in another order: other items, rather than wrong ones'
