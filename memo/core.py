@@ -60,7 +60,8 @@ class OneOf:
     "Names out of a list, or the keys of a dict, which may grow"
     def __init__(self, *names): self.names = names[0] if len(names)==1 and not isinstance(names[0], str) else names
     def __iter__(self): return iter(self.names)
-    def __eq__(self, o): return isinstance(o, OneOf) and list(self)==list(o)
+    def __eq__(self, o):    # what may grow is not what may not
+        return isinstance(o, OneOf) and type(self.names) is type(o.names) and list(self)==list(o)
     def __hash__(self): return hash(OneOf)
     def __repr__(self): return f"OneOf({', '.join(map(repr, self))})"
 

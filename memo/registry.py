@@ -14,7 +14,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 from .core import MemoError,check_choice,write_text
-from .schema import checked,describe,from_yaml,near,plain,required,source
+from .schema import arguments,checked,describe,from_yaml,near,plain,required,source
 
 # %% ../nbs/00b_registry.ipynb #a4bc4dda
 if __name__=='__main__' and sys.argv[0].endswith('registry.py'): sys.exit(import_module('memo.registry').write_index())
@@ -100,7 +100,9 @@ def _index():
 
 def _described(kind, name, f, facts):
     old = _index().get(kind, {}).get(name)
-    if old is not None and (old.module,old.symbol)==(f.__module__,f.__qualname__): return old
+    if old is not None and (old.module,old.symbol)==(f.__module__,f.__qualname__):     # as it is now, with its comments
+        doc = {k:p.doc for k,p in old.params.items()}
+        return old._replace(params={k:p._replace(doc=doc.get(k, '')) for k,p in arguments(f).items()})
     return Part(kind, name, f.__module__, f.__qualname__, *describe(f), _facts(kind, f, facts))
 
 def known(

@@ -152,6 +152,7 @@ def arguments(f):
         res[p.name] = Param(t|None if p.default is None and t not in (Any,object) else t, p.default)
     return res
 
+@lru_cache(maxsize=None)
 def describe(f):
     "The first line of its docstring, and name -> `Param` with docments"
     from fastcore.docments import docments

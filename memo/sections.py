@@ -163,7 +163,7 @@ def _comments(cfg):
     for n in cfg.memories:
         res |= {f'{at(n)}.{k}':v or '' for k,v in docments(Memory, returns=False).items()} | {at(n):'A memory'}
         res |= {f'{at(n)}.{k}':p.doc for k,p in callback_keys().items()}
-    return res
+    return res | {f'memories.{k}':v for k,v in res.items() if k.split('.')[0]=='memory'}   # where there are several
 
 def _leaf(v):
     txt = yaml.safe_dump(v, default_flow_style=True, width=10**6, allow_unicode=True)

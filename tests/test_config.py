@@ -370,3 +370,16 @@ def test_what_only_a_constructor_tells(yml):
     assert err(build_memory, c, dls).startswith('memory.bank.capacity: ')
     assert err(build_dls, load_config(yml(TINY), ['data.n_max=900']), 0).startswith('data: ')
     assert err(build_dls, load_config(yml(TINY), ['data.ratio=.5']), 0).startswith('data.ratio: ')
+
+def test_two_memories_have_comments_too(yml):
+    for txt in ('memories: {rare: {bank: ClassBank}, early: {size: 8}}','memory: {size: 8}\nmemories: {rare: {bank: ClassBank}}'):
+        c = load_config(yml(txt))
+        for line in to_yaml(c, comments=True).splitlines(): assert '  # ' in line, line
+        assert load_config(yml(to_yaml(c, comments=True), 'y.yaml'))==c
+
+def test_a_policy_that_this_process_knows(yml, monkeypatch):
+    "The choices of what is imported are those that it has now"
+    from memo.policies import policies
+    monkeypatch.setitem(policies, 'mine', policies['fifo'])
+    import memo.banks
+    assert load_config(yml('memory: {policy: mine}')).memories['memory'].bank.policy=='mine'
