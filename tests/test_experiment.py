@@ -140,6 +140,21 @@ def test_load_run(run):
     with learn.no_bar(): p,y = learn.get_preds(dl=learn.dls[2])
     assert abs((p.argmax(1)==y).float().mean().item()-scores(run[1])['plain network + memory']['accuracy'])<1e-6
 
+def test_the_vote_was_fitted_on_the_rows_as_they_are(run):
+    "The choice in the file is that of a fit on the validation set after training, rows encoded anew, all candidates tried"
+    learn = ex.load_run(run[1])
+    m = next(r for r in read_json(run[1]/'metrics.json')['rows'] if r['memory'] and not r['method'])
+    was = learn.memory.head.chosen()
+    assert was==m['chosen'] and {'weight','temperature','k','whiten'}<=was.keys()
+    rows = learn.memory.bank.features.clone()
+    with learn.no_bar(): learn.memory.rekey()
+    assert torch.allclose(rows, learn.memory.bank.features, atol=1e-5)
+    learn.memory.fit()
+    assert learn.memory.head.chosen()==pytest.approx(was, rel=1e-3)
+    learn.memory.fit(k=5, whiten=False)
+    other = learn.memory.head.chosen()
+    assert other!=was or was['k']==5 and not was['whiten']
+
 def test_vote_memory_leaves_training_alone(yml, tmp_path):
     "The plain network of a run with a voting memory is the network of a run without memory"
     cfg = load_config(yml(TINY), [f'runs={json.dumps(str(tmp_path/"a"))}'])

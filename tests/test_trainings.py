@@ -108,6 +108,8 @@ def test_baselines_are_checked_without_torch(cfg, tmp_path):
     (dict(memory=None, memories=dict(mid=dict(head='add', k=2), late=dict(head='vote'))), ['plain network + memory: mid','plain network + memory: mid, late']),
     (dict(train=dict(loss='logit_adjusted', sampling='balanced')), ['balanced sampling, logit-adjusted loss','balanced sampling, logit-adjusted loss + memory']),
     (dict(train=dict(sampling='sqrt')), ['square-root sampling','square-root sampling + memory']),
+    (dict(memory=None, data=dict(name='chest_mosaic'), model=dict(name='chest', arch='tile_cnn'), train=dict(loss='focal', class_weights=True)), ['focal loss, class weights']),
+    (dict(memory=None, data=dict(name='chest_mosaic'), model=dict(name='chest', arch='tile_cnn'), train=dict(loss='focal', phase2={})), ['plain network']),
 ])
 def test_rows_follow_from_the_experiment(cfg, d, want):
     if 'memories' in d: d = {k:v for k,v in d.items() if k!='memory'} | ({} if d['memory'] is not None else dict(memory=None))
