@@ -34,6 +34,8 @@ from .layers import Draft
 from .config import load_config,override
 from .build import build_dls,build_learner
 from .evaluation import evaluate
+from .runfolder import run_config
+from .trainings import trainings
 from .experiment import evaluate_model,evaluate_run,load_run,run_experiment
 from .comparison import compare_runs,run_experiments
 

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 
 root = Path(__file__).parents[1]
-PLOTS = {'bankplots','evaluation','experiment','cli','all'}   # what may import plots
+PLOTS = {'bankplots','evaluation','experiment','comparison','cli','all'}   # what may import plots
 
 def _exp(nb):
     "The module that notebook `nb` exports, `None` for a page"
