@@ -13,7 +13,7 @@ import json,matplotlib,re
 from fastai.vision.all import *
 from safetensors import SafetensorError,safe_open
 from torch.nn import functional as F
-from .banks import Bank
+from .banks import Bank,_own_arguments
 from .classbank import as_lists,bank_from_json,latest_bank
 from .core import MemoError,check_choice,write_json
 from .registry import loaded
@@ -236,8 +236,8 @@ def _model_bank(path, f, memory, kinds):
     at = at[_one_of(path, [*at], memory)]
     state = {k.removeprefix(at):f.get_tensor(k) for k in f.keys() if k.startswith(at)}
     cfg = json.loads(bytes(state['_extra_state'].tolist()))
-    cfg.pop('ids', None)
-    bank = loaded('bank', cfg.pop('kind'), kinds)(**cfg)
+    kind = loaded('bank', cfg['kind'], kinds)
+    bank = kind(**{k:v for k,v in cfg.items() if k in _own_arguments(kind)})
     bank.load_state_dict(state)
     return bank
 

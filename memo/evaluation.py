@@ -10,6 +10,7 @@ __all__ = ['planned_rows', 'build_head', 'mixture', 'Answers', 'evaluate', 'fini
 
 # %% ../nbs/13b_evaluation.ipynb #8575a6fe
 from contextlib import ExitStack
+from copy import deepcopy
 from fastai.vision.all import *
 from .baselines import *
 from .build import on_images
@@ -87,8 +88,8 @@ class Answers:
         if own is not None and not method: return own.head         # it is fitted already, and saved so
         if (method,name) not in self.heads:
             v = self.collected('valid', name)
-            section = self.sections[name] if own is None else self.cfg.memories[name].head
-            head = build_head(section, (own or self.memories[self.first]).bank).to(v.z.device)
+            if own is None: head = build_head(self.sections[name], self.memories[self.first].bank).to(v.z.device)
+            else: head = deepcopy(own.head, {id(own.bank):own.bank})    # with what it has learned, over the same bank
             head.fit(AttrDict({**v, 'logits':self.net(method)[0](v.logits)}))
             self.heads[method,name] = head
         return self.heads[method,name]
