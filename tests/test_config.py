@@ -383,3 +383,10 @@ def test_a_policy_that_this_process_knows(yml, monkeypatch):
     monkeypatch.setitem(policies, 'mine', policies['fifo'])
     import memo.banks
     assert load_config(yml('memory: {policy: mine}')).memories['memory'].bank.policy=='mine'
+
+def test_a_monitor_that_no_column_has(yml):
+    from memo.build import build_learner,check_monitors
+    c = load_config(yml(TINY), ['train.monitor=valid_los'])
+    learn = build_learner(c, 0)
+    assert "train.monitor: 'valid_los' is not one of" in err(check_monitors, c, learn) and "did you mean 'valid_loss'" in err(check_monitors, c, learn)
+    for o in ('valid_loss','accuracy','few','memory_hit'): check_monitors(override(c, {'train.monitor':o}), learn)
