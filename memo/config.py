@@ -20,7 +20,7 @@ from .sections import *
 
 _all_ = ['Section','Phase2','Train','Memory','Experiment','all_sections','facts','to_dict','flat','to_yaml']
 
-# %% ../nbs/13_config.ipynb #95b7ca36
+# %% ../nbs/13_config.ipynb #6448c9bd
 def task(cfg):
     "The task that the data set names; None where it names none, and the type of the targets decides"
     return facts(cfg.data).get('task')
@@ -91,15 +91,14 @@ def _check_head(cfg, key, head, bank, fail):
 def _watches(f): return not f.get('trains') or f.get('adds_rows')    # does a head leave the features as they are?
 
 def _check_compared(cfg, s, fail):
-    "A head that is compared answers on what a memory has seen"
-    seen = {n:m for n,m in cfg.memories.items() if _watches(facts(m.head))}
-    if not seen:
+    "A head that is compared answers on what the first memory that leaves the features alone has seen"
+    n,m = next(((n,m) for n,m in cfg.memories.items() if _watches(facts(m.head))), (None,None))
+    if m is None:
         fits = ', '.join(n for n,p in known('head').items() if _watches(p.facts))
         what = f"needs the features that a memory sees: memory.head {fits}, or compare=[]"
         fail('compare', f"compare has {s.name}, which {what}")
-    for n,m in seen.items():
-        if m.head.name==s.name: fail('compare', f"compare has {s.name}, which {at(n)}.head is already")
-        _check_head(cfg, 'compare', s, m.bank, fail)
+    if m.head.name==s.name: fail('compare', f"compare has {s.name}, which {at(n)}.head is already")
+    _check_head(cfg, 'compare', s, m.bank, fail)
 
 def check(
     cfg, # Experiment

@@ -390,3 +390,10 @@ def test_a_monitor_that_no_column_has(yml):
     learn = build_learner(c, 0)
     assert "train.monitor: 'valid_los' is not one of" in err(check_monitors, c, learn) and "did you mean 'valid_loss'" in err(check_monitors, c, learn)
     for o in ('valid_loss','accuracy','few','memory_hit'): check_monitors(override(c, {'train.monitor':o}), learn)
+
+def test_what_is_compared_works_on_the_first_memory_that_watches(yml):
+    txt = 'memories: {rare: {bank: ClassBank}, early: {size: 64, head: vote, at: layer1}}\ncompare: [crt, lda, {name: vote, k: [5, 10]}]'
+    assert [s.name for s in load_config(yml(txt)).compare]==['crt','lda','vote']
+    other = 'memories: {early: {size: 64, head: vote, at: layer1}, rare: {bank: ClassBank}}\ncompare: [lda]'
+    assert 'compare lda needs memory.bank ClassBank, found SlotBank' in err(load_config, yml(other))
+    assert 'compare has vote, which memories.early.head is already' in err(load_config, yml(other.replace('lda', 'vote')))
