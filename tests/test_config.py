@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest, yaml
 from memo.config import *
 from memo.core import MemoError
-from memo.registry import find,known,part
+from memo.registry import find,known
 
 TINY = '''
 name: tiny
@@ -223,8 +223,9 @@ def test_override(yml):
     o = override(c, {'train.sampling':'balanced', 'memory':None, 'compare':[]})
     assert o.train.sampling.name=='balanced' and o.memories=={} and c.memories and c.train.sampling is None
     assert o.train==replace(c.train, sampling=o.train.sampling) and override(c, {})==c
-    a = override(c, {'memory.head':'add', 'compare':[]}).memories['memory'].head
-    assert a.name=='add' and a.k==part('head', 'add').keys['k'].default            # what was never said of vote is not said of add
+    v = load_config(yml('memory: {head: vote}', 'v.yaml'))
+    a = override(v, {'memory.head':'add'}).memories['memory'].head
+    assert v.memories['memory'].head.k==20 and a.name=='add' and a.k==3             # what was never said of vote is not said of add
     assert 'train.epoch' in err(override, c, {'train.epoch':3})
     changed = {k for k in flat(o) | flat(c) if flat(o).get(k)!=flat(c).get(k)}
     assert {k.split('.')[0] for k in changed}=={'train','memory','compare'} and 'train.sampling' in changed
