@@ -28,7 +28,7 @@ from .rivals import nearest_mean,retrain_classifier
 from .baselines import Baseline
 from .plots import plot_bank,plot_classes,plot_comparison,plot_counts,plot_history,plot_reliability,plot_results
 from .bankplots import bank_table,open_bank,plot_classbank,plot_similarity,plot_stored
-from .results import Row,compare,format_results,label,results
+from .results import Row,compare,format_results,results
 from .sections import Section
 from .layers import Draft
 from .config import load_config,override
