@@ -86,7 +86,6 @@ def step_bench(dev, bs, rounds):
 
 def own_cost(head, z, y, dev, n=50):
     "Milliseconds (wall, CPU) of reading with gradient and writing one batch, and of reading it"
-    head.clear()
     item = torch.arange(len(z), device=dev)
     def step():
         for _ in range(n):

@@ -1,25 +1,27 @@
 """A check that nobody picked for its outcome: 2,624 photographs of solar cells (elpv-dataset, CC-BY-NC-SA-4.0, so it is not a requirement and nothing of it is in this repository), eight classes
 (cell type x degree of defect) as long-tailed as they are, on frozen EfficientNet-Lite0 features at 128 px. Three stratified splits, 60 % of the cells for training (a fifth of these for validation).
-`pip install --no-deps elpv-dataset` first, then `python benchmarks/elpv.py`: every use of a ClassBank beside its rivals. Writes benchmarks/elpv.md."""
+`pip install --no-deps elpv-dataset` first, then `python benchmarks/elpv.py`: every use of a ClassBank beside the baselines. Writes benchmarks/elpv.md."""
 import sys,tempfile
 from pathlib import Path
 import numpy as np,pandas as pd
 from memo.config import load_config
 from memo.core import packaged_file
-from memo.experiment import read_json,run_experiment,run_folder
-from memo.results import compare,format_results,md_table
+from memo.experiment import run_experiment,run_folder
+from memo.results import compare,format_results,label,md_table,row_of,single
+from memo.runfolder import read_json
 
 yaml = '''
 name: {name}
 runs: {runs}
 seeds: [{seed}]
 data: {{name: imagenet_lt, root: {root}, size: 128, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5], many: 100, few: 60, workers: 0}}
-model: {{arch: tf_efficientnet_lite0, pretrained: true, frozen: true}}
-memory: {{bank: ClassBank, capacity: 500, head: watch, k: [5, 10, 20, 50], whiten: [false, true]}}
-train: {{epochs: 30, lr: 1e-3, bs: 64, wd: 1.0{more}}}
+model: {{name: timm, arch: tf_efficientnet_lite0, pretrained: true}}
+memory: {{bank: ClassBank, capacity: 500, head: watch}}
+train: {{frozen: true, epochs: 30, lr: 1e-3, bs: 64, wd: 1.0{more}}}
 compare: [{compare}]
 '''
-plain,even = 'logit_adjusted, class_mean, crt, vote, prototype, lda','vote, prototype, lda'
+even = '{name: vote, k: [5, 10, 20, 50], whiten: [false, true]}, prototype, lda'
+plain = f'logit_adjusted, class_mean, crt, {even}'
 
 def split(table, folder, seed):
     "The lists of one split, in ImageNet-LT's layout"
@@ -36,7 +38,7 @@ if __name__=='__main__':
     if csv is None: sys.exit('elpv-dataset is not installed: pip install --no-deps elpv-dataset (91 MB, for non-commercial use)')
     t = pd.read_csv(csv, sep=r'\s+', names=['image','defect','kind'])
     t['label'] = (t.defect*3).round().astype(int) + 4*(t.kind=='poly')
-    rows = {}
+    rows,network = {},{}
     with tempfile.TemporaryDirectory() as d:
         for seed in range(3):
             root = Path(d)/f'split{seed}'
@@ -48,10 +50,14 @@ if __name__=='__main__':
                 f.write_text(yaml.format(name=f'{name}{seed}', runs=f'{d}/runs', seed=seed, root=root, compare=compare_, more=more))
                 cfg = load_config(f)
                 run_experiment(cfg, log=lambda s: None)
-                for k,v in read_json(run_folder(cfg)/'metrics.json')['methods'].items(): rows.setdefault(k, []).append(dict(seed=seed, methods={k:v}))
+                m = read_json(run_folder(cfg)/'metrics.json')
+                for r in m['rows']:
+                    k,own = (label(o, m['titles']) for o in (row_of(r),row_of(r).network))
+                    rows.setdefault(k, []).append(single(m, r))
+                    if own!=k: network[k] = own
                 print(f'split {seed}, {name}: done', flush=True)
-    rivals = ['logit adjustment','balanced sampling']
-    table,diff = compare(rows, {k:[k.split(' + memory')[0], *(r for r in rivals if r!=k.split(' + memory')[0])] for k in rows if ' + memory' in k})
+    remedies = ['logit adjustment','balanced sampling']
+    table,diff = compare(rows, {k:[own, *(r for r in remedies if r!=own)] for k,own in network.items()})
     txt = format_results(table, diff, md_table)
     print(format_results(table, diff))
     Path(__file__).with_name('elpv.md').write_text(f"`python benchmarks/elpv.py`: {__doc__.split(chr(10)+'`pip')[0]} Accuracy is on the test cells as they come, few are the three rarest classes.\n\n{txt}\n")
