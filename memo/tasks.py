@@ -38,7 +38,7 @@ class Task:
         "The classes of a row: heading, titles, lines; None: nothing to tell. `share` writes a number with its interval"
         return None
 
-# %% ../nbs/06b_tasks.ipynb #555711b0
+# %% ../nbs/06b_tasks.ipynb #c226a2d2
 def _labels(ds):
     "Labels of a data set, without loading its images"
     y = getattr(ds, 'y', None)
@@ -56,7 +56,9 @@ def _label(ds):
 def class_counts(dls):
     "Training examples of each class"
     n = getattr(dls, 'counts', None)
-    return torch.bincount(_labels(dls.train.dataset).long().cpu(), minlength=dls.c) if n is None else n
+    if n is not None: return n
+    y = _labels(dls.train.dataset).long().cpu()
+    return y.sum(0) if y.ndim==2 else torch.bincount(y, minlength=dls.c)
 
 def shots(dls):
     "Counts of the classes, above how many one is many-shot, and below how many few-shot"

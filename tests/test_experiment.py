@@ -357,3 +357,24 @@ def test_what_would_fail_at_the_end_is_told_at_once(yml, tmp_path):
         assert 'two_loaders.two: 2 loaders, three are needed' in err(f, load_config(yml(TINY), [runs, 'data={name: two_loaders.two}']))
         assert "train.monitor: 'acuracy' is not one of" in err(f, load_config(yml(TINY), [runs, 'train.monitor=acuracy']))
     assert not (tmp_path/'runs').exists()
+
+@pytest.mark.parametrize('multi', [False,True])
+def test_a_data_set_that_names_no_task(yml, tmp_path, multi):
+    "A plain function, not registered: the type of the targets decides on loss, metrics, scores and columns"
+    (tmp_path/f'unnamed_{multi}.py').write_text(f'''
+import torch
+from fastai.data.core import DataLoaders
+from memo.data import TensorDL
+def plain_set(bs=16, seed=0, n=48):
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(n, 1, 8, 8, generator=g)
+    y = {'(torch.rand(n, 3, generator=g)<.4).float()' if multi else 'torch.arange(n)%3'}
+    return DataLoaders(*[TensorDL(x, y, bs=bs, shuffle=i==0, vocab=list('abc'), split_idx=min(i, 1)) for i in range(3)])
+''')
+    txt = f'name: u\nseeds: [0]\ndata: {{name: unnamed_{multi}.plain_set}}\nmemory: {{size: 16, policy: fifo, head: vote, k: 3}}\ntrain: {{epochs: 1, bs: 16}}\ncompare: [balanced_sampling{"" if multi else ", logit_adjusted"}]'
+    if multi: txt = txt.replace('compare: [balanced_sampling]', 'compare: []')
+    ex.run_experiment(load_config(yml(txt), [f'runs={json.dumps(str(tmp_path/"runs"))}']), log=lambda s: None)
+    m = read_json(tmp_path/'runs/u/metrics.json')
+    assert m['task']==('multilabel' if multi else 'multiclass') and ('macro_auc' if multi else 'accuracy') in m['rows'][0]['scores']
+    assert list(scores(tmp_path/'runs/u'))==(['plain network','plain network + memory'] if multi else ['plain network','logit adjustment','plain network + memory','logit adjustment + memory'])
+    assert ex.evaluate_run(tmp_path/'runs/u')[1]==[]

@@ -66,6 +66,7 @@ def test_groups_are_what_intervals_draw():
     groups = torch.arange(12)//4
     dls = loaders(many, TensorSet(torch.zeros(12,3), many, groups=groups))
     p = probs(12, 3, True)
+    assert torch.equal(class_counts(dls), many.sum(0).long())
     assert tuple(Multilabel(draws=50).details(p, many, dls)['intervals']['macro_ap'])==patient_bootstrap(p, many, groups, n=50)['macro_ap']
 
 # metrics of one's own
