@@ -81,7 +81,7 @@ class Gate:
     def __call__(self, *args, **kwargs):
         if torch.compiler.is_compiling():
             out = self.run(args, kwargs)
-            for h in self.heads: h._traced = None
+            for h in self.heads: h.end_trace()
             return out
         with in_call(self.model) as call: call.out = out = self.run(args, kwargs)
         return out
@@ -92,7 +92,7 @@ class Gate:
 
     def answer(self, out):
         for h in self.heads:
-            if _answers(h) and (h.on if torch.compiler.is_compiling() else h.active): out = h.answer(out)
+            if _answers(h) and h.active: out = h.answer(out)
         return out
 
 class HeadGate(Gate):

@@ -76,8 +76,17 @@ class Described(nn.Module):
             new = state_dict.get(prefix+name)
             if old is None or new is None and name in cfg.get('none', [name]): late.append((name,new))     # version 0.1 did not say which
             elif new is not None and new.shape!=old.shape: self._wrong_shape(name, new, old)
+        self._build_for(state_dict, prefix, cfg)
         for name,new in late: self._buffers[name] = None if new is None else torch.zeros_like(new, device=dev)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def _build_for(self, state_dict, prefix, cfg):
+        "Make what is learned, where a state has it and this module has not been built yet"
+        own = {*self._parameters, *self._buffers, '_extra_state'}
+        if not hasattr(self, 'build') or all(k in own for o in state_dict if o.startswith(prefix) and '.' not in (k := o[len(prefix):])): return
+        bank = state_dict.get(f'{prefix}bank._extra_state')         # a head's rows are of its bank's width
+        if bank is not None: cfg = json.loads(bytes(bank.cpu().tolist()))
+        if cfg.get('dim') is not None: self.build(cfg['dim'], cfg.get('n_classes'))
 
     def _wrong_shape(self, name, new, old):
         rows = name=='features' and old.shape[:-1]==new.shape[:-1]
@@ -213,17 +222,25 @@ class Bank(Described):
     def rekey(self,
         x:Tensor,       # Fresh features [B,D]
         item:Tensor,    # Whose they are [B]
+        y:Tensor=None,  # Their classes [B] or 0/1 targets [B,C]: rows that have another label stay as they are
     ) -> int:           # Rows that were changed
         "Put fresh features where the bank holds older ones of the same items; nothing else changes"
-        x,norm,_,_,item,_,_ = self._take(x, None, None, item, None)
-        if len(x)==0 or self.features is None: return 0
-        f,_,_,stored,_,valid = self.rows()
+        if self.features is None: return 0
+        _,_,labels,stored,_,valid = self.rows()
+        if labels is None or y is not None and y.ndim!=labels.ndim: y = None
+        x,norm,y,_,item,_,_ = self._take(x, y, None, item, None)
+        if len(x)==0: return 0
         s,order = item.sort()
         pos = torch.searchsorted(s, stored).clamp(max=len(s)-1)
         hit = (s[pos]==stored) & (stored>=0)
         if valid is not None: hit &= valid
         at = hit.nonzero().squeeze(1)
         row = order[pos[at]]
+        if y is not None:
+            own,new = labels[at].reshape(len(at), -1),y[row].reshape(len(at), -1)
+            same = (own==new).all(1) | (own<0).all(1)
+            if not bool(same.all()): warnings.warn(f"memory: {int((~same).sum())} of {len(at)} stored rows have another label than their item has now: they stay as they are")
+            at,row = at[same],row[same]
         self._replace(at, x[row], norm[row])
         return len(at)
 

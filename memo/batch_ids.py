@@ -119,6 +119,11 @@ def _first_tensor(o):
     elif not isinstance(o, (tuple,list,L)): return None
     return next((t for p in o if (t := _first_tensor(p)) is not None), None)
 
+def _tensors(o):
+    "The tensors of a batch's inputs"
+    if isinstance(o, Tensor): return [b] if (b := _bare(o)).ndim else []
+    return [t for p in (o.values() if isinstance(o, dict) else o if isinstance(o, (tuple,list,L)) else ()) for t in _tensors(p)]
+
 def _size(xb):
     "Rows of a batch"
     x = _first_tensor(xb)
@@ -129,7 +134,8 @@ class _Rows:
     def __init__(self, xb, yb):
         self.x,self.ys = self._parts(xb, yb)
         self.keys = self._keys(self.x, self.ys)
-        self.some = None if self.x is None or self.x.shape[0]==0 else _some(self.x)     # hashed where they are asked for
+        n = 0 if self.x is None else self.x.shape[0]
+        self.some = [_some(o) for o in _tensors(xb) if o.shape[0]==n] if n else None     # hashed where they are asked for
         self.was = [o.detach().clone() for o in self.ys]
 
     @staticmethod
@@ -140,18 +146,20 @@ class _Rows:
 
     def same(self, xb, yb): return self._keys(*self._parts(xb, yb))==self.keys
 
-    def places(self, xb, yb):
-        "For each row of the batch as it is now its row in the batch as it was, -1 where that is not known"
+    def places(self, xb, yb, item):
+        "For each row of the batch as it is now its row in the batch as it was, whose items are `item`; -1 where that is not known"
         x,ys = self._parts(xb, yb)
-        if x is None or self.some is None: return torch.full((_size(xb),), -1)
-        now,marks = row_marks(x),_hashed_rows(self.some)
-        eq = now[:,None].to(marks.device)==marks[None]
-        at = torch.where(eq.sum(1)==1, eq.byte().argmax(1), -1).cpu()
-        own = torch.arange(len(now))
-        if len(now)!=len(marks): return at
-        at = torch.where(eq.diagonal().cpu(), own, at)
-        targets = len(ys)==len(self.was) and all(a.shape==b.shape and torch.equal(a.detach(), b) for a,b in zip(ys, self.was))
-        return torch.where(at<0, own, at) if targets and bool(((at==own)|(at<0)).all()) else at
+        if x is None or not self.some: return torch.full((_size(xb),), -1)
+        n,item = x.shape[0],item.to(x.device)
+        now,marks = (sum(map(_hashed_rows, os)) for os in ([_some(o) for o in _tensors(xb) if o.shape[0]==n], self.some))
+        eq = now[:,None]==marks.to(now.device)[None]
+        at = eq.byte().argmax(1)
+        sure = eq.any(1) & (~eq | (item[None]==item[at][:,None])).all(1)      # equal rows of several items say nothing
+        at,own = torch.where(sure, at, -1).cpu(),torch.arange(n)
+        if n!=len(marks): return at
+        same = len(ys)==len(self.was) and all(a.shape==b.shape and torch.equal(a.detach(), b) for a,b in zip(ys, self.was))
+        there = eq.diagonal().cpu() | (at<0)
+        return own if same and bool(there.all()) else at
 
 # %% ../nbs/08_batch_ids.ipynb #398458b6
 def group_ids(dl, group):
@@ -301,24 +309,23 @@ class BatchIds(_Quick):
                 self._warn(f"a callback has made a batch of {n} rows and named {len(loop.item)}, so they are nobody's: learn.reindex takes one number for each row")
                 loop.item,loop.group = (None if o is None else torch.full((n,), -1) for o in (loop.item,loop.group))
         self.publish(loop)
-        loop.step.open = True
-        if learn.training:
-            for h in loop.heads: h.__dict__['_step'] = loop.step
+        loop.step.open,loop.step.yb = True,learn.yb
+        for h in loop.heads: h._step = loop.step
 
     def _trace(self, loop):
-        at = loop.rows.places(self.learn.xb, self.learn.yb)
+        at = loop.rows.places(self.learn.xb, self.learn.yb, loop.item)
         if bool((at<0).any()): self._warn(f"a callback has changed {int((at<0).sum())} of {len(at)} rows of a batch beyond recognition, so they are nobody's; it can say what it did by learn.reindex(i)")
         self.take(at)
 
     def after_pred(self):
-        if self.loops and self.loops[-1].step is not None: self.loops[-1].step.close(self.learn.pred)
+        if self.loops and self.loops[-1].step is not None: self.loops[-1].step.close(self.learn.pred, self.loops[-1].heads)
 
     def end_batch(self):
         if not self.loops or self.loops[-1].step is None: return
         loop,learn = self.loops[-1],self.learn
         for h,o in (loop.was or {}).items():
             set_step([h], o)
-            h.__dict__.pop('_step', None)
+            h._clean() if o is None else setattr(h, '_step', o)
         learn.item,learn.group = loop.last
         loop.step = loop.rows = None
 

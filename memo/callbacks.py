@@ -31,16 +31,20 @@ class Column(Metric):
     def reset(self): self.got = []
     def accumulate(self, learn):
         if self.of_batch is None or (v := self.of_batch(learn)) is None: return
-        v = learn.to_detach(v)
+        v = learn.to_detach(torch.as_tensor(v, dtype=torch.float32).reshape(-1))
         self.got.append((v.sum().item(), len(v)))
     @property
     def value(self):
         if self.of_batch is None: return self._value()
         return sum(a for a,_ in self.got)/n if (n := sum(b for _,b in self.got)) else None
 
+# what fastai, and `BatchIds`, set on a learner while it runs
+_taken = {*'model dls opt cbs item group batch_ids batch_ready lr_finder gather_preds pred xb yb loss loss_grad dl iter n_iter epoch n_epoch training smooth_loss final_record train_iter pct_train'.split(),
+          *'recorder progress cast_to_tensor train_eval logger create_mbar lock lr wd moms path model_dir loss_func opt_func splitter metrics'.split()}
+
 class _Memory:
     "What a fit keeps of one memory"
-    def __init__(self, name, head): self.name,self.head,self.kept,self.seen,self.was,self.losses = name,head,[],[],0,[]
+    def __init__(self, name, head): self.name,self.head,self.kept,self.seen,self.was,self.losses,self.told = name,head,[],[],0,[],False
 
 class _Fit:
     "What one fit keeps, and gives up at its end"
@@ -71,6 +75,7 @@ class MemoryCallback(Callback):
     ):
         if bank is not None and not isinstance(bank, Bank): raise MemoError(f"MemoryCallback: {bank!r} is no bank; SlotBank(512) or ClassBank(n_classes) is accepted")
         check_name(name, Learner)
+        if name in _taken: raise MemoError(f"name: a learner in training calls something {name!r}; give the memory another name=")
         self._learn,self._fits,self._name = None,[],name
         self.at,self.group,self.item_by,self.loss_weight,self._head,self._mine,self.names = at,group,item,loss_weight,None,False,[name]
         if bank is None:
@@ -132,7 +137,7 @@ class MemoryCallback(Callback):
         if isinstance(c, int) and c>1:
             if head.bank.n_classes is None: head.bank.n_classes = c
             elif head.bank.n_classes<c: raise MemoError(f"the bank has {head.bank.n_classes} classes, the data has {c}")
-        learned = head.bank.learned or type(head).build is not MemoryHead.build
+        learned = head.bank.learned or type(head).build is not MemoryHead.build or any(True for _ in head.parameters())
         if learned and _in_added_cbs(): raise MemoError(f"{type(head.bank).__name__}, {type(head).__name__}: what is learned has to be in the optimizer, so this memory cannot be added for one fit: give it to the Learner, cbs=MemoryCallback(...)")
         attach(model, head, self.at, self._name)
         self._head,self._mine = None,True
@@ -157,7 +162,8 @@ class MemoryCallback(Callback):
                 for m,o in modes.items(): m.training = o
         step.close(out)
         if step.seen(head) is None: raise MemoError(f"memory {self._name!r}: nothing passed its place in a forward of the model, so the width of its features is not known; choose another place with at=")
-        for o in (head.bank, head): o.build(step.seen(head).z.shape[1], head.bank.n_classes)
+        head.bank.dim = step.seen(head).z.shape[1]
+        for o in (head.bank, head): o.build(head.bank.dim, head.bank.n_classes)
         head.to(dev)
 
     def _leave(self, learn):
@@ -279,14 +285,15 @@ class MemoryCallback(Callback):
         bank,name = m.head.bank,lambda o: f'{m.name}_{o}'
         res = L(Column(self, name('fill'), lambda: len(bank)/bank.capacity_rows), Column(self, name('turnover'), lambda: int(bank.replaced-m.was)/bank.capacity_rows))
         if self.loss_weight: res.append(Column(self, name('loss'), lambda: sum(m.losses)/len(m.losses) if m.losses else None))
-        own = dict(m.head.columns() or {})
+        own = m.head.columns() or {}
+        if not isinstance(own, dict): own = {k:getattr(m.head, k) for k in own}
         if len(own)>2: raise MemoError(f"{type(m.head).__name__}: {len(own)} columns ({', '.join(own)}); two at most are accepted")
         return res + L(Column(self, name(k), of_batch=partial(self._of_batch, m.head, f)) for k,f in own.items())
 
     def _of_batch(self, head, f, learn):
         step = learn.batch_ids.step
-        seen,y = None if step is None else step.seen(head),plain_labels(learn.yb)
-        return None if seen is None or y is None else f(seen, y)
+        seen = None if step is None else step.seen(head)
+        return None if seen is None or (y := plain_labels(step.yb)) is None else f(seen, y)
 
     def before_train(self):
         f = self._fits[-1]
@@ -334,16 +341,17 @@ class MemoryCallback(Callback):
             if any(isinstance(o, GradientAccumulation) for o in self.learn.cbs): self.learn.loss_grad *= n/len(self.pred)   # it counted what is replayed as items
             self.learn.pred,self.learn.yb = self.pred[:n],(self.y[:n],)
         if training: return self._own_loss(f) if self.loss_weight and f.real else None
-        if not self._fitting or len(self.yb)!=1: return
+        step = self.learn.batch_ids.step
+        if not self._fitting or step is None or (labels := plain_labels(step.yb)) is None: return
         for m in f.memories:
             if type(m.head).fit is MemoryHead.fit or (s := self._seen(m)) is None or s.z is None: continue
             out = ifnone(s.raw, self.pred)
-            if torch.is_tensor(out): m.seen.append((out.detach().as_subclass(Tensor), s.z.detach(), plain_labels(self.yb)))
+            if torch.is_tensor(out): m.seen.append((out.detach().as_subclass(Tensor), s.z.detach(), labels))
 
     def _own_loss(self, f):
         w = self.loss_weight
         for m in f.memories:
-            s,y = self._seen(m),plain_labels(self.yb)
+            s,y = self._seen(m),plain_labels(self.learn.batch_ids.step.yb)
             own = None if s is None or y is None else m.head.loss(s.z, y)
             if own is None: continue
             scale = torch.nan_to_num(self.loss_grad.detach()/self.loss.detach(), nan=1., posinf=1., neginf=1.)  # of micro-batches
@@ -353,16 +361,28 @@ class MemoryCallback(Callback):
 
     def after_backward(self):
         if not self._fits or not self._fits[-1].writing: return
-        learn = self.learn
-        logits = learn.pred.detach().float() if torch.is_tensor(learn.pred) and learn.pred.ndim==2 else None
-        y = plain_labels(learn.yb)
+        learn,step = self.learn,self.learn.batch_ids.step
+        if step is None or step.main is None: return
+        out,y = step.main.out,plain_labels(step.yb)     # of the forward that counts, whatever callbacks have done to pred and y since
         for m in self._fits[-1].memories:
-            s = self._seen(m)
+            s = step.seen(m.head)
             if s is None or s.z is None: continue
             if y is not None: m.head.check_labels(y)
             z,dev = s.z.detach().float(),m.head.bank.device
+            logits = out.detach().as_subclass(Tensor)[:len(z)].float() if torch.is_tensor(out) and out.ndim==2 and len(out)>=len(z) else None
+            if why := self._unknown(m, s, y, len(z)):
+                warn(f"memory {m.name!r}: {why}, so nothing is stored in this fit; choose another place with at=")
+                m.told = True
+            if m.told: continue
             item,group = (o.to(dev) if o is not None and len(o)==len(z) else None for o in (learn.item,learn.group))
             m.kept.append((z, y, logits, item, group))
+
+    def _unknown(self, m, s, y, n):
+        "Why the features of a batch cannot be told apart by item, None where they can"
+        if m.told: return None
+        if s.times>1: return f"its place is passed {s.times} times in a forward"
+        rows = len(y) if y is not None else None if self.learn.item is None else len(self.learn.item)
+        return f"{n} features pass its place for a batch of {rows}" if rows not in (None, n) else None
 
     def before_step(self):
         if self._fits: self._fits[-1].stepped = True

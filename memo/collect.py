@@ -95,7 +95,7 @@ def rekey(
         at = torch.isin(ids, stored[stored>=0].cpu()).nonzero().squeeze(1)
         if len(at)==0: return 0
         got = collect(learn, dl.new(get_idxs=_Constant(at.tolist())), name=name)
-    n = bank.rekey(got.z, got.item)
+    n = bank.rekey(got.z, got.item, got.y)
     head.rekeyed()
     return n
 

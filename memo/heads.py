@@ -16,17 +16,18 @@ from typing import Annotated
 from weakref import WeakKeyDictionary
 from .banks import Described
 from .core import Count,MemoError,OneOf,Positive
-from .registry import register
+from .registry import known,register
 from .retrieval import similarities
 
 # %% ../nbs/02_heads.ipynb #135762cc
 class Seen:
     "What one head saw in one forward: its features, what it recalled, the outputs that it answered to, classes of rows that it added"
     z = read = raw = added = None
+    times = 0       # that features passed: of a place that is passed twice nobody can say which of them are the items'
 
 class Call:
     "One forward of a model with memories"
-    def __init__(self, model): self.model,self.training,self.out,self.seen = model,model.training,None,{}
+    def __init__(self, model, out=None, seen=None): self.model,self.training,self.out,self.seen = model,model.training,out,seen or {}
 
 class Step:
     "A batch in flight: whose its rows are, and the forward that its loss is of"
@@ -39,12 +40,15 @@ class Step:
     ):
         self.item,self.group,self.hide,self.off,self.open = item,group,hide,off,open
         self.calls,self.drawn,self.training,self.adds = [],{},False,True    # is it one of a training loop? may heads add rows to it?
+        self.yb = ()            # targets, as they were when the model was called
 
-    def close(self, out=None):
-        "Nothing that runs from now on counts. Gives the forward whose output is `out`, else the last one, or None"
+    def close(self, out=None, heads=()):
+        "Nothing that runs from now on counts. Gives the forward whose output is `out`, else the last one, or None. Of a compiled model, which keeps no calls, what its `heads` saw"
         self.open = False
         self.main = next((o for o in self.calls if o.out is out), self.calls[-1] if self.calls else None)
         self.calls = []
+        traced = {h:t for h in heads if (t := h.take_traced()) is not None}
+        if self.main is None and traced: self.main = Call(next(iter(traced)), out, traced)
         return self.main
 
     main = None
@@ -53,7 +57,7 @@ class Step:
         return None if self.main is None else self.main.seen.get(head)
 
 class _Thread(threading.local):
-    def __init__(self): self.calls,self.steps = [],WeakKeyDictionary()
+    def __init__(self): self.calls,self.steps,self.off = [],WeakKeyDictionary(),WeakKeyDictionary()
 _thread = _Thread()
 
 def set_step(heads, step):
@@ -79,6 +83,10 @@ def in_call(model):
     _thread.calls.append(call)
     try: yield call
     finally: _thread.calls.pop()
+    if _thread.calls:       # a part of a model that has memories itself
+        for h,s in call.seen.items():
+            if (was := _thread.calls[-1].seen.get(h)) is not None: s.times += was.times
+            _thread.calls[-1].seen[h] = s
     for step in {id(o):o for h in call.seen if (o := _thread.steps.get(h)) is not None}.values():
         if step.open: step.calls.append(call)
 
@@ -95,17 +103,21 @@ class MemoryHead(Described):
     ):
         super().__init__()
         lost = [o for o in self.needs if not hasattr(bank, o)]
-        if lost: raise MemoError(f"{type(self).__name__} needs a bank with {' and '.join(self.needs)}, as ClassBank has; a {type(bank).__name__} has no {lost[0]}")
+        if lost:
+            fit = [n for n,p in known('bank').items() if not {*self.needs}-{*p.facts.get('offers', ())}]
+            raise MemoError(f"{type(self).__name__} needs a bank with {' and '.join(self.needs)}" + (f", as {' or '.join(fit)} has" if fit else '') + f"; a {type(bank).__name__} has no {lost[0]}")
         if int(k)!=k or k<1 or k>bank.capacity_rows: raise MemoError(f"k={k}, but the bank holds {bank.capacity_rows} rows at most; 1..{bank.capacity_rows} is accepted")
-        self.bank,self.k,self.on = bank,int(k),True
+        self.bank,self.k = bank,int(k)
+        self._clean()
 
-    def __getstate__(self): return {k:v for k,v in self.__dict__.items() if k not in ('_traced','_step')} | dict(on=True)
+    def _clean(self): self._step,self._traced,self._traced_raw,self._offs = None,None,None,0    # for traced graphs, which know no threads
+    def __getstate__(self): return {**self.__dict__, '_step':None, '_traced':None, '_traced_raw':None, '_offs':0}
 
     def forward(self, x):
         z = flat(x)
         if torch.compiler.is_compiling():
-            self._traced = z                        # a traced graph has one thread
-            return self.fuse(x, z) if self.on else x
+            self._traced = z
+            return self.fuse(x, z) if self.active else x
         z = z.as_subclass(Tensor)                   # of fastai's image types
         if _thread.calls: self._note(z=z)
         return self.fuse(x, z) if self.active else x
@@ -115,13 +127,15 @@ class MemoryHead(Described):
     @property
     def step(self):
         "The batch in flight, None outside a training loop"
-        return _thread.steps.get(self) or self.__dict__.get('_step')    # the second for other threads, in which a backward pass may run a forward again
+        if (s := _thread.steps.get(self)) is not None or _thread.calls: return s
+        return self._step       # in another thread a backward pass may run a part of a forward again
 
     def _note(self, **kwargs):
         call = self._call
         if call is None: return
         seen = call.seen.get(self)
         if seen is None: seen = call.seen[self] = Seen()
+        seen.times += 'z' in kwargs
         for k,v in kwargs.items(): setattr(seen, k, v)
 
     @property
@@ -133,8 +147,13 @@ class MemoryHead(Described):
 
     @property
     def active(self):
-        "Is the memory on?"
-        return self.on and not ((s := self.step) and s.off)
+        "Is the memory on, for this thread?"
+        return self.on and (torch.compiler.is_compiling() or not ((s := self.step) and s.off))
+
+    @property
+    def on(self):
+        "False inside `off`"
+        return self._offs==0 if torch.compiler.is_compiling() else not _thread.off.get(self)
 
     @property
     def learning(self):
@@ -146,7 +165,7 @@ class MemoryHead(Described):
 
     def own(self, n=None):
         "Ids of the items and groups of the batch, whose rows a query may not find in training; None where they are not known, or the batch has other than `n` rows"
-        s = None if torch.compiler.is_compiling() else self.step
+        s = self._step if torch.compiler.is_compiling() else self.step
         if s is None or not (s.hide or self.learning): return None,None
         return tuple(o if o is not None and n in (None, len(o)) else None for o in (s.item,s.group))
 
@@ -154,7 +173,7 @@ class MemoryHead(Described):
     def loss(self, z, y): return None
     def answer(self, logits): return logits
     def fit(self, collected, **kwargs): return {}
-    def columns(self): return {}
+    def columns(self): return {}     # name -> function of a `Seen` and the labels that gives a value a row, or one; or names of methods that do
     def build(self, dim, n_classes):
         "Make what is learned, for features of width `dim`; called once, when the memory gets its place in a model"
 
@@ -173,9 +192,21 @@ class MemoryHead(Described):
     @contextmanager
     def off(self):
         "The model without this memory"
-        was,self.on = self.on,False
+        _thread.off[self],self._offs = _thread.off.get(self, 0)+1,self._offs+1
         try: yield self
-        finally: self.on = was
+        finally: _thread.off[self],self._offs = _thread.off[self]-1,self._offs-1
+
+    def end_trace(self):
+        "The end of a traced forward: what it leaves, a batch in flight may want to see"
+        if self._step is None: self._traced,self._traced_raw = None,None
+
+    def take_traced(self):
+        "What this head saw in a compiled forward, None where there was none"
+        z,raw,self._traced,self._traced_raw = self._traced,self._traced_raw,None,None
+        if z is None: return None
+        seen = Seen()
+        seen.z,seen.raw,seen.times = z,raw,1
+        return seen
 
 # %% ../nbs/02_heads.ipynb #e0757c46
 def flat(x):

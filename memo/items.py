@@ -8,7 +8,7 @@ Docs: https://github.com/fastmemo/memo/items.html.md"""
 __all__ = ['hash63', 'row_hashes', 'digest', 'position_ids', 'named_by', 'item_ids', 'same_ids']
 
 # %% ../nbs/06c_items.ipynb #bc268774
-import functools,hashlib,numbers,random,torch,types
+import functools,hashlib,numbers,operator,random,torch,types
 import numpy as np,pandas as pd
 from pathlib import Path
 from torch import Tensor
@@ -42,6 +42,8 @@ def row_hashes(
 
 # %% ../nbs/06c_items.ipynb #83faedf3
 class _Unknown(Exception): pass
+_named = types.ModuleType,types.FunctionType,types.BuiltinFunctionType,type,type(None)   # said by their names in the code
+_libraries = 'torch','torchvision','fastai','fastcore','fasttransform','numpy','pandas','memo','builtins','typing','abc','PIL'
 
 def _feed(h, o, depth=0):
     "Feed what `o` is made of to hash `h`"
@@ -69,10 +71,12 @@ def _feed(h, o, depth=0):
         c = o.__code__
         add(o.__module__, o.__qualname__, c.co_code.hex(), c.co_names)
         into([k for k in c.co_consts if not isinstance(k, types.CodeType)], [k.cell_contents for k in o.__closure__ or ()], o.__defaults__)
+        into(*(v for k in c.co_names if not isinstance(v := o.__globals__.get(k), _named)))       # what it looks up outside itself
     elif isinstance(o, types.BuiltinFunctionType): add(o.__module__, o.__qualname__)
     elif hasattr(o, '__dict__') and not hasattr(o, '__next__') and not hasattr(o, 'fileno'):
         add(t.__module__, t.__qualname__)
         into({k:v for k,v in vars(o).items() if k!='_memo_ids'})
+        if t.__module__.split('.')[0] not in _libraries: into(*(f for c in t.__mro__ for f in vars(c).values() if isinstance(f, types.FunctionType) and c.__module__.split('.')[0] not in _libraries))
     else: raise _Unknown
 
 def digest(
@@ -164,18 +168,33 @@ def _ids(ds):
     return position_ids(n, _set_key(ds, items))
 
 # %% ../nbs/06c_items.ipynb #acf9239c
-def _look(o):
-    "A look at some of the elements of a container"
-    if isinstance(o, Tensor): return o.data_ptr(),o._version,tuple(o.shape)
-    if not hasattr(o, '__len__') or isinstance(o, (str,bytes,dict,set)) or not hasattr(o, '__getitem__'): return id(o)
-    at = range(0, len(o), max(1, len(o)//32))
-    try: return id(o),len(o),tuple(repr(o.iloc[i].tolist() if hasattr(o, 'iloc') else o[i])[:200] for i in at)
-    except Exception: return id(o),len(o)
+class _Same:
+    "Elements, which are equal to the same objects in the same order"
+    def __init__(self, os): self.os = list(os)
+    def __eq__(self, o): return isinstance(o, _Same) and len(o.os)==len(self.os) and all(map(operator.is_, o.os, self.os))
+
+def _state(o, depth=0):
+    "What changes when something that items are read from is replaced, sorted or edited in place. Nothing is read from a data set, and numbers say nothing: many sets count or cache what they are asked for"
+    if isinstance(o, Tensor): return _Same([o]),None if o.is_inference() else o._version
+    if isinstance(o, np.ndarray) and o.dtype!=object:
+        flat = o.reshape(-1)
+        return o.shape,hashlib.blake2b(np.ascontiguousarray(flat if o.nbytes<2**25 else flat[::max(1, o.size//2**16)]).tobytes()).digest()
+    if isinstance(o, (list,tuple,np.ndarray)) or type(o).__name__=='L': return _Same(o)
+    if isinstance(o, (pd.DataFrame,pd.Series)):
+        try: return o.shape,hashlib.blake2b(pd.util.hash_pandas_object(o).to_numpy().tobytes()).digest()
+        except TypeError: return o.shape,_Same(o.to_numpy(dtype=object).ravel())
+    if isinstance(o, (numbers.Number,type(None))): return None
+    if isinstance(o, (str,bytes,Path)): return o
+    if isinstance(o, torch.utils.data.Dataset) and depth<4: return _Same([o]),*_parts_state(o, depth)
+    return _Same([o])
+
+def _parts_state(o, depth=0): return tuple((k,s) for k,v in vars(o).items() if k!='_memo_ids' and (s := _state(v, depth+1)) is not None)
 
 def _glance(ds):
-    "What changes, most likely, when a set is replaced, sorted or edited in place"
+    "The state of a set, to tell whether its ids are still right"
     items = getattr(ds, 'items', None)
-    return len(ds),_look(items) if items is not None else tuple((k,_look(v)) for k,v in vars(ds).items() if k!='_memo_ids') if hasattr(ds, '__dict__') else _look(ds)
+    if items is not None: return len(ds),_state(items)
+    return len(ds),_state(ds) if isinstance(ds, torch.utils.data.Dataset) or not hasattr(ds, '__dict__') else _parts_state(ds)
 
 _lists = {}     # sets with no place of their own to keep ids, as lists: id -> (set, what is kept)
 def _kept(ds):

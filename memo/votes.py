@@ -83,7 +83,9 @@ class MixHead(MemoryHead):
         if not tracing:
             self._note(raw=logits)
             if len(self.bank)==0: return logits
-        elif self.bank.features is None: return logits
+        else:
+            self._traced_raw = logits
+            if self.bank.features is None: return logits
         return self.mixed(logits, z, *self.own(len(z)))
 
     def mixed(self,

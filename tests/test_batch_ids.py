@@ -328,3 +328,92 @@ def test_lists_of_objects():
     for _ in range(40): item_ids([Thing()])
     b.reverse()
     assert not set(item_ids(b).tolist()) & set(was.tolist()), 'in another order: other items, rather than wrong ones'
+
+class Counts(Own):
+    "Counts and remembers what it is asked for, as many sets do"
+    def __init__(self, *a):
+        super().__init__(*a)
+        self.cache = {}
+    n = 0
+    def __getitem__(self, i):
+        self.n += 1
+        return self.cache.setdefault(i, super().__getitem__(i))
+
+def test_a_set_that_counts_keeps_its_ids():
+    ds = Counts(0, 50)
+    dls = DataLoaders(TfmdDL(ds, bs=10, shuffle=True), TfmdDL(Own(50,70), bs=10), device='cpu')
+    set_seed(0)
+    learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), cbs=MemoryCallback(SlotBank(200, policy='fifo'), head='vote'))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        learn.fit(1)
+    assert len(learn.memory.bank)==50 and learn.memory.rekey()==50
+    r = learn.recall(ds_idx=0, n=20)
+    assert not (r.row_item==r.item[:,None]).any()
+
+class Augmented(Own):
+    def __getitem__(self, i): return self.x[i]+.1*torch.randn_like(self.x[i]),self.y[i]
+
+@pytest.mark.parametrize('wrap', [lambda d: d, lambda d: Subset(d, range(40))])
+def test_looking_at_a_set_draws_nothing(wrap):
+    "A watching memory leaves a run's random numbers alone"
+    def go(cbs):
+        dls = DataLoaders(TfmdDL(wrap(Augmented(0,50)), bs=10, shuffle=True), TfmdDL(Own(50,70), bs=10), device='cpu')
+        set_seed(0)
+        dls.train.rng = random.Random(0)
+        learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), cbs=cbs)
+        set_seed(0)
+        with learn.no_bar(), learn.no_logging(): learn.fit(2)
+        return learn.model.state_dict()
+    a,b = go(None),go(MemoryCallback(SlotBank(50), head=None))
+    assert all(torch.equal(v, b[k]) for k,v in a.items())
+
+def test_two_items_that_change_places():
+    items = [(X[i],Y[i]) for i in range(200)]
+    was = item_ids(items)
+    items[77],items[78] = items[78],items[77]
+    assert not set(item_ids(items).tolist()) & set(was.tolist())
+    paths = Datasets([Path(f'{i}.png') for i in range(200)], [noop])
+    was = item_ids(paths).clone()
+    paths.items[77],paths.items[78] = paths.items[78],paths.items[77]
+    assert torch.equal(item_ids(paths)[[77,78]], was[[78,77]])
+
+def reads(x):
+    class G(Dataset):
+        def __len__(self): return len(x)
+        def __getitem__(self, i): return x[i],Y[i]
+    return G()
+glob = X[:50].clone()
+class Glob(Dataset):
+    def __len__(self): return 50
+    def __getitem__(self, i): return glob[i],Y[i]
+
+def test_sets_that_read_what_is_outside_of_them():
+    global glob
+    a,b = item_ids(reads(X[:50])),item_ids(reads(X[50:100]))
+    assert not set(a.tolist()) & set(b.tolist()) and torch.equal(item_ids(reads(X[:50].clone())), a)
+    a,glob = item_ids(Glob()),X[50:100].clone()
+    assert not set(a.tolist()) & set(item_ids(Glob()).tolist())
+
+def test_rekey_puts_no_feature_under_another_label():
+    b = SlotBank(8, policy='fifo')
+    b.write(torch.zeros(4,3)+1, torch.tensor([0,1,2,3]), item=torch.arange(4))
+    with pytest.warns(UserWarning, match='2 of 4 stored rows have another label'): n = b.rekey(torch.full((4,3), 5.), torch.arange(4), torch.tensor([0,1,3,2]))
+    assert n==2 and b.features[:4,0].tolist()==[5,5,1,1]
+
+def test_inputs_that_are_alike_say_nothing():
+    "Categories of a table: rows of several items look the same there; all inputs are looked at, and what is still alike is nobody's"
+    cat,cont,y = torch.zeros(30, 2, dtype=torch.long),torch.arange(30.)[:,None].repeat(1,3),torch.arange(30)%5
+    rows = _rows((cat, cont), (y,))
+    i = torch.randperm(30, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(rows.places((cat[i], cont[i]), (y[i],), torch.arange(30)), i)
+    alike = _rows((cat,), (y,))
+    assert (alike.places((cat[i],), (y[i],), torch.arange(30))==-1).all()
+    assert torch.equal(alike.places((cat+1,), (y,), torch.arange(30)), torch.arange(30)), 'an augmentation'
+    twice = torch.tensor([7,7,8])
+    same = _rows((cont[[0,0,1]],), (y[:3],))
+    assert same.places((cont[[1,0]],), (y[[2,0]],), twice).tolist()==[2,0], 'one item that is twice in a batch is that item'
+
+def _rows(xb, yb):
+    from memo.batch_ids import _Rows
+    return _Rows(xb, yb)

@@ -127,7 +127,7 @@ def test_wrapping_a_block(dls):
         assert torch.equal(net(x), want) and list(net.state_dict())==keys and bare(net)
     with pytest.raises(MemoError, match='needs at='): attach(net, MemoryHead(SlotBank(4)), wrap=True)
 
-@pytest.mark.parametrize('name,say', [('model','already'), ('fit','already'), ('dls','already'), ('opt','already'), ('recorder','already'), ('my memory','Python name'), ('class','Python name'), (3,'name'), ('bank','')])
+@pytest.mark.parametrize('name,say', [('model','calls something'), ('fit','already'), ('dls','calls something'), ('opt','calls something'), ('recorder','calls something'), ('item','calls something'), ('lr_finder','calls something'), ('my memory','Python name'), ('class','Python name'), (3,'name'), ('bank','')])
 def test_names(dls, name, say):
     m = small_cnn(1, 10)
     m.bank = 1
@@ -491,3 +491,128 @@ def test_compiled_and_exported_models(how, kind):
         else: g = torch.export.export(net, (x,), strict=how=='strict').module()
         torch.testing.assert_close(g(x), want, rtol=1e-5, atol=1e-5)
     assert not any('_traced' in vars(h) and h._traced is not None for h in memories(net).values())
+
+@pytest.mark.parametrize('head', [None,'add','vote'])
+@pytest.mark.parametrize('how', ['before','after'])
+def test_a_compiled_model_is_trained_as_any(dls, head, how):
+    "What a traced graph saw is stored, under its items, and nobody finds himself"
+    torch._dynamo.reset()
+    def go(compiled):
+        set_seed(0, reproducible=True)
+        dls.train.rng = random.Random(0)
+        m = small_cnn(1, 10)
+        if compiled and how=='before': m.compile(backend='eager')
+        learn = Learner(dls, m, metrics=accuracy, cbs=MemoryCallback(SlotBank(256, policy='fifo'), head=head))
+        if compiled and how=='after': learn.model.compile(backend='eager')
+        return fit(learn)
+    a,b = go(False),go(True)
+    assert len(b.memory.bank)==len(dls.train_ds)==len(a.memory.bank) and torch.equal(a.memory.bank.items, b.memory.bank.items)
+    torch.testing.assert_close(a.memory.bank.features, b.memory.bank.features, rtol=1e-3, atol=1e-3)
+    if head=='vote': assert float(b.memory.head.weight)==float(a.memory.head.weight)!=.5
+    assert all(h._traced is None and h._traced_raw is None for h in memories(b.model).values())
+
+def test_off_is_of_its_thread():
+    net = small_cnn(1, 10).eval()
+    bank = SlotBank(8, policy='fifo')
+    bank.write(torch.randn(8, 64))
+    attach(net, h := RetrievalHead(bank, k=1))
+    x,got = torch.randn(3,1,16,16),{}
+    with torch.no_grad():
+        whole = net(x)
+        a,b = h.off(),h.off()           # two that overlap, and end in the order in which they began
+        a.__enter__()
+        b.__enter__()
+        def other():
+            with torch.no_grad(): got['out'] = net(x)
+        t = threading.Thread(target=other)
+        t.start()
+        t.join()
+        assert torch.equal(got['out'], whole) and not torch.equal(net(x), whole)
+        a.__exit__(None, None, None)
+        assert not torch.equal(net(x), whole)
+        b.__exit__(None, None, None)
+        assert torch.equal(net(x), whole)
+
+def test_a_prediction_of_another_thread_takes_no_replay(dls):
+    "Neither does it get rows that belong to a training step"
+    class Other(Callback):
+        order = 60
+        def before_batch(self):
+            if not self.training: return
+            x,got = self.x[:3].clone(),{}
+            def go():
+                with torch.no_grad(): got['n'] = len(self.learn.model(x))
+            m = [(o,o.running_mean.clone(),o.running_var.clone(),o.num_batches_tracked.clone()) for o in self.learn.model.modules() if isinstance(o, nn.BatchNorm2d)]
+            t = threading.Thread(target=go)
+            t.start()
+            t.join()
+            for o,a,b,c in m: o.running_mean.copy_(a); o.running_var.copy_(b); o.num_batches_tracked.copy_(c)
+            assert got['n']==3
+    a,b = (fit(learner(dls, [MemoryCallback(ClassBank(10, capacity=8), head='replay'), *more])) for more in ([], [Other()]))
+    for k,v in a.model.state_dict().items(): assert torch.equal(v, b.model.state_dict()[k]), k
+
+class OHEM(Callback):
+    "The loss of half of the rows, or of the rows in another order"
+    order = 60
+    def __init__(self, how): self.how = how
+    def after_pred(self):
+        if not self.training: return
+        n = len(self.y)
+        i = torch.arange(0, n, 2) if self.how=='half' else torch.randperm(n)
+        self.learn.pred,self.learn.yb = self.pred[i],(self.y[i],)
+
+@pytest.mark.parametrize('how', ['half','permuted'])
+@pytest.mark.parametrize('head', [None,'add','vote'])
+def test_pred_and_targets_that_are_changed_after_the_forward(dls, how, head):
+    learn = fit(learner(dls, [MemoryCallback(SlotBank(256, policy='fifo'), head=head), OHEM(how)]))
+    bank,ds = learn.memory.bank,dls.train_ds
+    label = dict(zip(item_ids(ds).tolist(), ds.y.tolist()))
+    n = len(bank)
+    assert n==len(ds) and all(label[int(i)]==int(y) for i,y in zip(bank.items[:n], bank.labels[:n]))
+
+class TwoViews(nn.Module):
+    "A backbone that sees the batch and its mirror image, at once or one after the other"
+    def __init__(self, at_once): super().__init__(); self.net,self.at_once = small_cnn(1, 10),at_once
+    def forward(self, x):
+        if not self.at_once: return self.net(x.flip(-1))+self.net(x)
+        return self.net(torch.cat([x, x.flip(-1)])).view(2, len(x), -1).sum(0)
+
+@pytest.mark.parametrize('at_once,say', [(True,'features pass its place for a batch of'), (False,'passed 2 times')])
+def test_features_that_are_not_of_one_item_are_not_stored(dls, at_once, say):
+    learn = Learner(dls, TwoViews(at_once), metrics=accuracy, cbs=MemoryCallback(SlotBank(64), head=None))
+    with pytest.warns(UserWarning, match=say): fit(learn, 1)
+    assert len(learn.memory.bank)==0
+
+def test_a_memory_inside_and_one_outside(dls):
+    "A part of a model that came with a memory of its own"
+    body = small_cnn(1, 10)[:-1]
+    attach(body, MemoryHead(SlotBank(300, policy='fifo')), '4', 'inner')
+    learn = Learner(dls, nn.Sequential(body, nn.Linear(64, 10)), metrics=accuracy, cbs=[MemoryCallback(SlotBank(300, policy='fifo'), head='vote', name='outer'), MemoryCallback()])
+    fit(learn, 1)
+    n = len(dls.train_ds)
+    assert {k:len(o.bank) for k,o in learn.memories.items()}=={'outer':n, 'inner':n} and learn.inner.rekey()==n
+
+class Scale(MemoryHead):
+    "A parameter that is there from the beginning"
+    def __init__(self, bank, k:int=3):
+        super().__init__(bank, k)
+        self.scale = nn.Parameter(torch.ones(1))
+    def fuse(self, x, z): return x*self.scale
+
+def test_parameters_of_a_head_are_trained_whenever_it_is_added(dls):
+    learn = fit(learner(dls, None), 1)
+    learn.add_cb(MemoryCallback(SlotBank(64), head=Scale))
+    fit(learn, 1)
+    assert float(learn.memory.head.scale)!=1
+    none = learner(dls, None)
+    with pytest.raises(MemoError, match='cannot be added for one fit'), quiet(none): none.fit(1, cbs=MemoryCallback(SlotBank(64), head=Scale))
+
+def test_learned_rows_are_saved_and_loaded(dls, tmp_path):
+    learn = fit(learner(dls, MemoryCallback(Rows(8), head=Pull)), 1)
+    learn.memory.bank.centres.data.normal_()
+    learn.memory.bank.save(tmp_path/'b.safetensors')
+    assert torch.equal(Bank.load(tmp_path/'b.safetensors', kinds=[Rows]).centres, learn.memory.bank.centres)
+    net = small_cnn(1, 10)
+    attach(net, Pull(Rows(8, n_classes=10)))
+    net.load_state_dict(learn.model.state_dict())
+    assert torch.equal(memories(net)['memory'].bank.centres, learn.memory.bank.centres)
