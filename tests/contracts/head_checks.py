@@ -57,7 +57,7 @@ def off_is_the_network(make):
     with torch.no_grad():
         out = raw(bare, learn.dls)
         with learn.memory.off(): preds_equal(raw(learn.model, learn.dls), out)
-    assert learn.memory.head.on
+    assert learn.memory.head.active
 
 def says_what_it_does(make):
     "`mixes`: it answers; `trains`: the network's training is another; else neither network nor answers change"
