@@ -241,7 +241,9 @@ class BatchIds(_Quick):
     def _whose(self, dl):
         "Ids of the items of a loader, and of their groups"
         ds = getattr(dl, 'dataset', None)
-        if id(ds) not in self.known: self.known[id(ds)] = ds,self._named(item_ids, dl, self.by_item),None if self.by_group is None else self._named(group_ids, dl, self.by_group)
+        if id(ds) not in self.known:
+            groups = None if self.by_group is None else self._named(group_ids, dl, self.by_group)
+            self.known[id(ds)] = ds,self._named(item_ids, dl, self.by_item),groups
         return self.known[id(ds)][1:]
 
     def _named(self, ids, dl, by):

@@ -48,7 +48,9 @@ class _Memory:
 
 class _Fit:
     "What one fit keeps, and gives up at its end"
-    def __init__(self, memories): self.memories,self.stepped,self.real,self.writing,self.trained,self.is_fit,self.names = memories,False,False,False,False,False,None
+    stepped = real = writing = trained = is_fit = False
+    names = None
+    def __init__(self, memories): self.memories = memories
 
 def _in_added_cbs():
     "Is a callback being added for the time of a fit?"

@@ -44,6 +44,7 @@ def row_hashes(
 class _Unknown(Exception): pass
 _named = types.ModuleType,types.FunctionType,types.BuiltinFunctionType,type,type(None)   # said by their names in the code
 _libraries = 'torch','torchvision','fastai','fastcore','fasttransform','numpy','pandas','memo','builtins','typing','abc','PIL'
+def _library(cls): return cls.__module__.split('.')[0] in _libraries
 
 def _feed(h, o, depth=0):
     "Feed what `o` is made of to hash `h`"
@@ -76,7 +77,7 @@ def _feed(h, o, depth=0):
     elif hasattr(o, '__dict__') and not hasattr(o, '__next__') and not hasattr(o, 'fileno'):
         add(t.__module__, t.__qualname__)
         into({k:v for k,v in vars(o).items() if k!='_memo_ids'})
-        if t.__module__.split('.')[0] not in _libraries: into(*(f for c in t.__mro__ for f in vars(c).values() if isinstance(f, types.FunctionType) and c.__module__.split('.')[0] not in _libraries))
+        into(*(f for c in t.__mro__ if not _library(c) for f in vars(c).values() if isinstance(f, types.FunctionType)))
     else: raise _Unknown
 
 def digest(

@@ -222,7 +222,8 @@ class Progress:
         if not rank_distrib():
             fn = self.folder/f's{stage}_e{epoch}.pt'
             opt = None if self.learn.opt is None else self.learn.opt.state_dict()
-            save_plain(dict(format=_format, stage=stage, epoch=epoch, experiment=_lists(self.experiment), plan=[s.plan() for s in self.stages], model=self.model_state(), opt=opt, rngs=rngs, rows=self.rows,
+            save_plain(dict(format=_format, stage=stage, epoch=epoch, experiment=_lists(self.experiment), plan=[s.plan() for s in self.stages],
+                            model=self.model_state(), opt=opt, rngs=rngs, rows=self.rows,
                             best=self.best, best_file=self.best_file, wait=self.wait, recorder=recorder, scaler=scaler), fn)
             self.files = [(f,b) for f,b in self.files if f!=fn][-1:] + [(fn,self.best_file)]
             keep = {f.name for f,_ in self.files} | {b for _,b in self.files}
