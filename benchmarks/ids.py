@@ -1,6 +1,7 @@
 """What ids and marks add to a training step beside a small batch: microseconds of CPU, the paired median with quartiles.
-The same fit of a small network without a memory, with `BatchIds` (ids out of the loader, marks of every batch) and without, in turn; then with a memory that watches.
-`python benchmarks/ids.py OLD` also runs the fit with that memory in the checkout OLD, a process for each, in turn: what the memory as a whole costs before and after."""
+The same fit of a small network without a memory, with `BatchIds` (ids out of the loader, marks of every batch) and without,
+in turn; then with a memory that watches. `python benchmarks/ids.py OLD` also runs the fit with that memory in the checkout OLD,
+a process for each, in turn: what the memory as a whole costs before and after."""
 import os,subprocess,sys,time
 for k in ('OMP_NUM_THREADS','MKL_NUM_THREADS'): os.environ.setdefault(k, '1')
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
@@ -17,7 +18,8 @@ def learner(cbs):
     torch.manual_seed(0)
     x,y = torch.randn(STEPS*BS, 64),torch.randint(0, 10, (STEPS*BS,))
     dls = DataLoaders(TensorDL(x, y, bs=BS, shuffle=True), TensorDL(x[:BS], y[:BS], vocab=range(10)), device='cpu')
-    return Learner(dls, nn.Sequential(nn.Linear(64,32), nn.ReLU(), nn.Linear(32,10)), loss_func=CrossEntropyLossFlat(), opt_func=adamw, cbs=cbs)
+    net = nn.Sequential(nn.Linear(64,32), nn.ReLU(), nn.Linear(32,10))
+    return Learner(dls, net, loss_func=CrossEntropyLossFlat(), opt_func=adamw, cbs=cbs)
 
 def watching():
     from memo.banks import SlotBank
@@ -60,10 +62,13 @@ if __name__=='__main__':
             with_ = learner(cb)
             for l in (with_,bare): once(l); once(l)
             got = in_turn(lambda: once(with_), lambda: once(bare), 41)
-            print(f'{what}: a step, batch of {BS}, {STEPS} steps a fit: {median(b for _,b in got):.0f} us of CPU bare, {median(a for a,_ in got):.0f} with; {spread([a-b for a,b in got])} more', flush=True)
+            print(f'{what}: a step, batch of {BS}, {STEPS} steps a fit: {median(b for _,b in got):.0f} us of CPU bare, '
+                  f'{median(a for a,_ in got):.0f} with; {spread([a-b for a,b in got])} more', flush=True)
         if len(sys.argv)>1:
             def run(folder):
-                out = subprocess.run([sys.executable, '-W', 'ignore', __file__, '--steps'], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH':str(folder)}, check=True).stdout
-                return float(out.split()[-1])
+                r = subprocess.run([sys.executable, '-W', 'ignore', __file__, '--steps'], capture_output=True, text=True,
+                                   env={**os.environ, 'PYTHONPATH':str(folder)}, check=True)
+                return float(r.stdout.split()[-1])
             got = in_turn(lambda: run(here), lambda: run(sys.argv[1]), 7)
-            print(f'with a memory that watches, {sys.argv[1]} and here, a process each: {median(b for _,b in got):.0f} and {median(a for a,_ in got):.0f} us; {spread([a-b for a,b in got])} more')
+            print(f'with a memory that watches, {sys.argv[1]} and here, a process each: {median(b for _,b in got):.0f} and '
+                  f'{median(a for a,_ in got):.0f} us; {spread([a-b for a,b in got])} more')

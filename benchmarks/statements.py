@@ -1,11 +1,14 @@
-"""How much there is: statements (`ast.stmt` nodes) of each module of two checkouts, as a Markdown table. `python benchmarks/statements.py OLD [NEW]`
-A module that only one of them has stands alone; generated indexes (names with a leading underscore) are apart, as nobody writes them."""
+"""How much there is: statements (`ast.stmt` nodes) of each module of two checkouts, as a Markdown table.
+`python benchmarks/statements.py OLD [NEW]`: a module that only one of them has stands alone; generated indexes (names with a
+leading underscore) are apart, as nobody writes them."""
 import ast,sys
 from pathlib import Path
 
 def statements(folder):
     "Module -> statements, of the package `memo` in a checkout"
-    return {str(p.relative_to(Path(folder)/'memo')):sum(isinstance(o, ast.stmt) for o in ast.walk(ast.parse(p.read_text(encoding='utf-8')))) for p in sorted((Path(folder)/'memo').rglob('*.py'))}
+    def count(p): return sum(isinstance(o, ast.stmt) for o in ast.walk(ast.parse(p.read_text(encoding='utf-8'))))
+    root = Path(folder)/'memo'
+    return {str(p.relative_to(root)):count(p) for p in sorted(root.rglob('*.py'))}
 
 def table(old, new):
     made = [k for k in {**old, **new} if Path(k).name.startswith('_') and Path(k).name!='__init__.py']
