@@ -57,16 +57,17 @@ class Stage:
     patience:int=None # Stop the stage after so many epochs without a new best
     min_delta:float=0. # What counts as a new best
     kw:dict=field(default_factory=dict) # Further arguments of the method that `fit` names
-    fit:str|Callable='fit_one_cycle' # A method of the learner that takes epochs, rate, `cbs` and `start_epoch`; or a function `fit(learn, stage, cbs, start_epoch)`
-    loaders:tuple=() # Further `DataLoaders` that such a function trains on: their random states are in the checkpoints too
+    fit:str|Callable='fit_one_cycle' # A method of the learner, or a function `fit(learn, stage, cbs, start_epoch)`
+    loaders:tuple=() # Further `DataLoaders` that such a function trains on, whose random states are saved too
 
     @property
     def phase(self): return self.name.split('.')[0]
     def plan(self):
         "What has to agree between a checkpoint and the recipe that goes on from it"
-        return dict(name=self.name, epochs=self.epochs, lr=str(self.lr), freeze=self.freeze, momentum=self.momentum, monitor=self.monitor,
-                    patience=self.patience, kw=str(sorted(self.kw.items())), batches=None if self.dls is None else len(self.dls.train),
-                    fit=self.fit if isinstance(self.fit, str) else getattr(self.fit, '__qualname__', type(self.fit).__qualname__))
+        fit = self.fit if isinstance(self.fit, str) else getattr(self.fit, '__qualname__', type(self.fit).__qualname__)
+        return dict(name=self.name, epochs=self.epochs, lr=str(self.lr), freeze=self.freeze, momentum=self.momentum,
+                    monitor=self.monitor, patience=self.patience, kw=str(sorted(self.kw.items())),
+                    batches=None if self.dls is None else len(self.dls.train), fit=fit)
     def run(self, learn, cbs, start_epoch=0):
         "Run the epochs from `start_epoch` on"
         if callable(self.fit): return self.fit(learn, self, cbs, start_epoch)
@@ -162,12 +163,14 @@ def _same_experiment(there, here, folder):
     "Refuse to go on with another experiment, naming what differs"
     if here is None: return
     here = _lists(here)
-    if there is None: raise MemoError(f"the checkpoint in {folder} does not say which experiment it is of: start again without resume")
+    if there is None:
+        raise MemoError(f"the checkpoint in {folder} does not say which experiment it is of: start again without resume")
     bad = [k for k in {**there, **here} if there.get(k, _none)!=here.get(k, _none)]
     if not bad: return
     def say(d): return f'{d[bad[0]]!r:.80}' if bad[0] in d else 'not given'
     more = f" (and {len(bad)-1} more: {', '.join(bad[1:4])}{', ...' if len(bad)>4 else ''})" if len(bad)>1 else ''
-    raise MemoError(f"the checkpoint in {folder} is of another experiment: {bad[0]} is {say(there)} there, {say(here)} here{more}; give it as it was, or start again without resume")
+    raise MemoError(f"the checkpoint in {folder} is of another experiment: {bad[0]} is {say(there)} there, {say(here)} here"
+                    f"{more}; give it as it was, or start again without resume")
 
 class Progress:
     "Where a list of stages is: history, best epoch of the phase, checkpoints"
@@ -176,7 +179,8 @@ class Progress:
         self.rows,self.best,self.best_file,self.best_state,self.wait,self.files = [],None,None,None,0,[]
         self.folder = None if checkpoint is None else Path(checkpoint)
         self.momenta = {b:b.momentum for b in self.banks()}
-        self.dls = L(dl for dls in L(learn.dls)+L(o for s in stages for o in (s.dls,*s.loaders) if o is not None) for dl in dls.loaders).unique()
+        every = [learn.dls, *(o for s in stages for o in (s.dls,*s.loaders) if o is not None)]
+        self.dls = L(dl for dls in every for dl in dls.loaders).unique()
 
     def banks(self): return [o for o in _memory_parts(get_model(self.learn.model)) if hasattr(o, 'momentum')]
     def set_momentum(self, v):
@@ -222,8 +226,8 @@ class Progress:
         if not rank_distrib():
             fn = self.folder/f's{stage}_e{epoch}.pt'
             opt = None if self.learn.opt is None else self.learn.opt.state_dict()
-            save_plain(dict(format=_format, stage=stage, epoch=epoch, experiment=_lists(self.experiment), plan=[s.plan() for s in self.stages],
-                            model=self.model_state(), opt=opt, rngs=rngs, rows=self.rows,
+            save_plain(dict(format=_format, stage=stage, epoch=epoch, plan=[s.plan() for s in self.stages],
+                            experiment=_lists(self.experiment), model=self.model_state(), opt=opt, rngs=rngs, rows=self.rows,
                             best=self.best, best_file=self.best_file, wait=self.wait, recorder=recorder, scaler=scaler), fn)
             self.files = [(f,b) for f,b in self.files if f!=fn][-1:] + [(fn,self.best_file)]
             keep = {f.name for f,_ in self.files} | {b for _,b in self.files}
@@ -234,11 +238,14 @@ class Progress:
     def restore(self, ck):
         "Take over the book-keeping of a checkpoint"
         if ck.get('format')!=_format:
-            raise MemoError(f"the checkpoint in {self.folder} is of memo 0.1.0, whose memories know their items by other ids: finish that run with it (pip install fastmemo==0.1.0), or start again without resume")
+            raise MemoError(f"the checkpoint in {self.folder} is of memo 0.1.0, whose memories know their items by other ids: "
+                            "finish that run with it (pip install fastmemo==0.1.0), or start again without resume")
         _same_experiment(ck['experiment'], self.experiment, self.folder)
         for a,b in zip([s.plan() for s in self.stages], ck['plan']):
             for k in a:
-                if a[k]!=b[k]: raise MemoError(f"the checkpoint in {self.folder} is of another recipe: stage {b['name']} has {k}={b[k]} there, {a[k]} here")
+                if a[k]==b[k]: continue
+                raise MemoError(f"the checkpoint in {self.folder} is of another recipe: "
+                                f"stage {b['name']} has {k}={b[k]} there, {a[k]} here")
         if len(self.stages)!=len(ck['plan']):
             raise MemoError(f"the checkpoint in {self.folder} is of another recipe: {len(ck['plan'])} stages there, {len(self.stages)} here")
         self.rows,self.best,self.best_file,self.wait = ck['rows'],ck['best'],ck['best_file'],ck['wait']
@@ -282,7 +289,7 @@ class StageCallback(Callback):
         if self.depth==1: self.trained,self.t0 = True,time.time()
 
     def after_validate(self):
-        if self.trained and self.depth==1: self.figures = list(self.recorder.log[1:])     # before anything else is predicted
+        if self.trained and self.depth==1: self.figures = list(self.recorder.log[1:])     # before others predict
 
     def after_epoch(self):
         if self.depth==0: return self._skipped()
@@ -291,11 +298,12 @@ class StageCallback(Callback):
         self.trained,self.start,p = False,None,self.prog
         row = dict(zip(self.recorder.metric_names[1:], map(_scalar, self.figures)))
         p.rows.append(dict(stage=self.stage.name, epoch=self.at, **row, seconds=round(time.time()-self.t0, 2)))
-        if self.stage.monitor is not None: p.wait = 0 if p.new_best(row.get(self.stage.monitor), self.at, self.stage, self.i) else p.wait+1
+        s = self.stage
+        if s.monitor is not None: p.wait = 0 if p.new_best(row.get(s.monitor), self.at, s, self.i) else p.wait+1
         self.at += 1
         if p.log is not None and not rank_distrib(): p.log(p.rows[-1])
-        if self.stage.patience and self.stage.monitor is not None and p.wait>=self.stage.patience: raise CancelFitException()
-        if self.at<self.stage.epochs:
+        if s.patience and s.monitor is not None and p.wait>=s.patience: raise CancelFitException()
+        if self.at<s.epochs:
             if self.now+1<self.n_epoch: self._save()
             else: self.pending = True
 
@@ -345,7 +353,8 @@ def check_stages(learn, stages):
     names = ['train_loss','valid_loss',*learn.metrics.attrgot('name')]
     for s in stages:
         if not callable(s.fit) and not callable(getattr(learn, str(s.fit), None)):
-            raise MemoError(f"stage {s.name}: fit={s.fit!r}; a method of the learner (fit_one_cycle, fit_flat_cos, fit) or a function fit(learn, stage, cbs, start_epoch) is accepted")
+            raise MemoError(f"stage {s.name}: fit={s.fit!r}; a method of the learner (fit_one_cycle, fit_flat_cos, fit) "
+                            "or a function fit(learn, stage, cbs, start_epoch) is accepted")
         if s.monitor is None: continue
         if not _has_valid(ifnone(s.dls, learn.dls)): s.monitor = None
         else: check_choice('monitor', s.monitor, names)
@@ -384,7 +393,7 @@ def fit_stages(
     resume=False, # Go on from the newest checkpoint in the folder
     cbs=None, # Callbacks for every stage
     log=None, # Called with each row of the history
-    experiment:dict=None # What the stages are from, plain keys and values; kept in the checkpoints, and a resume with another one is refused by its key
+    experiment:dict=None # What the stages are from, plain keys and values: another one cannot be resumed
 )->pd.DataFrame: # The history: a row for every epoch
     "Run `stages` on `learn`"
     stages = [s for s in stages if s.epochs]
