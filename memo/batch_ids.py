@@ -67,15 +67,17 @@ class Traced(GetAttr):
     _default = 'dl'
     def __init__(self, dl): self.dl,self.at,self.whole,self.batch = dl,None,False,None
     def __len__(self): return len(self.dl)
-    over = noop     # called when a pass ends, well or not
+    over,running = noop,False   # `over` is called when a pass ends, well or not
     def __iter__(self):
+        if self.running: return (yield from self.dl)    # somebody takes another batch in the middle of a pass: the loader itself
+        self.running = True
         try:
             if not _traceable(self.dl):
                 self.at = None
                 for self.batch in self.dl: yield self.batch
             else: yield from self._batches(self.dl)
         finally:
-            self.batch = None
+            self.batch,self.running = None,False
             self.over(self)
 
     def _batches(self, dl):
@@ -135,7 +137,7 @@ class _Rows:
         self.x,self.ys = self._parts(xb, yb)
         self.keys = self._keys(self.x, self.ys)
         n = 0 if self.x is None else self.x.shape[0]
-        self.some = [_some(o) for o in _tensors(xb) if o.shape[0]==n] if n else None     # hashed where they are asked for
+        self.some = self._looked(xb, n) if n else None      # hashed where they are asked for
         self.was = [o.detach().clone() for o in self.ys]
 
     @staticmethod
@@ -144,20 +146,34 @@ class _Rows:
     @staticmethod
     def _keys(x, ys): return [(o.data_ptr(),o.shape,o.stride(),None if o.is_inference() else o._version) for o in ([] if x is None else [x])+ys]
 
-    def same(self, xb, yb): return self._keys(*self._parts(xb, yb))==self.keys
+    def same(self, xb, yb):
+        "Is it untouched? On the CPU values are looked at; elsewhere, where that would mean to wait, whether torch has written to the same tensors"
+        x,ys = self._parts(xb, yb)
+        if self.x is None or x is None or x.device.type!='cpu': return self._keys(x, ys)==self.keys
+        return self._equal(self._looked(xb, x.shape[0]), self.some or []) and self._equal(ys, self.was)
+
+    @staticmethod
+    def _equal(a, b): return len(a)==len(b) and all(p.shape==q.shape and torch.equal(p.detach(), q) for p,q in zip(a, b))
+    @staticmethod
+    def _looked(xb, n): return [_some(o) for o in _tensors(xb) if o.shape[0]==n]
+
+    def take(self, i):
+        "What is to be expected after a callback has said that row `j` is row `i[j]` now"
+        self.some,self.was,self.keys = [o[i.clamp(min=0)] for o in self.some or []],[o[i.clamp(min=0)] if len(o)>int(i.max()) else o for o in self.was],None
+        self.x = None if not self.some else self.some[0]
 
     def places(self, xb, yb, item):
         "For each row of the batch as it is now its row in the batch as it was, whose items are `item`; -1 where that is not known"
         x,ys = self._parts(xb, yb)
         if x is None or not self.some: return torch.full((_size(xb),), -1)
         n,item = x.shape[0],item.to(x.device)
-        now,marks = (sum(map(_hashed_rows, os)) for os in ([_some(o) for o in _tensors(xb) if o.shape[0]==n], self.some))
+        now,marks = (sum(map(_hashed_rows, os)) for os in (self._looked(xb, n), self.some))
         eq = now[:,None]==marks.to(now.device)[None]
         at = eq.byte().argmax(1)
         sure = eq.any(1) & (~eq | (item[None]==item[at][:,None])).all(1)      # equal rows of several items say nothing
         at,own = torch.where(sure, at, -1).cpu(),torch.arange(n)
         if n!=len(marks): return at
-        same = len(ys)==len(self.was) and all(a.shape==b.shape and torch.equal(a.detach(), b) for a,b in zip(ys, self.was))
+        same = self._equal(ys, self.was)
         there = eq.diagonal().cpu() | (at<0)
         return own if same and bool(there.all()) else at
 
@@ -306,8 +322,9 @@ class BatchIds(_Quick):
         if not self.loops or self.loops[-1].step is None: return
         loop,learn = self.loops[-1],self.learn
         if loop.item is not None:
-            if not loop.declared and not loop.rows.same(learn.xb, learn.yb): self._trace(loop)
-            if loop.item.shape[0]!=(n := _size(learn.xb)):
+            n = _size(learn.xb)
+            if (loop.item.shape[0]==n or not loop.declared) and not loop.rows.same(learn.xb, learn.yb): self._trace(loop)
+            if loop.item.shape[0]!=n:
                 self._warn(f"a callback has made a batch of {n} rows and named {len(loop.item)}, so they are nobody's: learn.reindex takes one number for each row")
                 loop.item,loop.group = (None if o is None else torch.full((n,), -1) for o in (loop.item,loop.group))
         self.publish(loop)
@@ -316,7 +333,7 @@ class BatchIds(_Quick):
 
     def _trace(self, loop):
         at = loop.rows.places(self.learn.xb, self.learn.yb, loop.item)
-        if bool((at<0).any()): self._warn(f"a callback has changed {int((at<0).sum())} of {len(at)} rows of a batch beyond recognition, so they are nobody's; it can say what it did by learn.reindex(i)")
+        if bool(((at<0) & (loop.item[:len(at)]>=0 if len(at)==len(loop.item) else True)).any()): self._warn(f"a callback has changed {int((at<0).sum())} of {len(at)} rows of a batch beyond recognition, so they are nobody's; it can say what it did by learn.reindex(i)")
         self.take(at)
 
     def after_pred(self):
@@ -344,9 +361,17 @@ class BatchIds(_Quick):
 
 @patch
 def reindex(self:Learner,
-    i # For each row of the batch as it is now: its row in the batch as it was, or -1 where it is made of several
+    i # For each row of the batch as it is now: its row in the batch as it was, or -1 where it is made of several; or which rows were kept, [B] of booleans
 ):
     "Say, in `before_batch`, what was done to the rows of a batch, so that they keep their ids"
-    if not hasattr(self, 'batch_ids') or not self.batch_ids.loops or self.batch_ids.loops[-1].step is None: return
-    self.batch_ids.loops[-1].declared = True
-    self.batch_ids.take(i)
+    b = vars(self).get('batch_ids')
+    loop = b.loops[-1] if b is not None and b.loops else None
+    if loop is None or loop.step is None or loop.item is None: return
+    if loop.step.open or loop.step.main is not None: raise MemoError("learn.reindex: the model has been called with this batch; say what was done to its rows in before_batch")
+    n,i = len(loop.item),torch.as_tensor(i).cpu()
+    if i.dtype==torch.bool and len(i)==n: i = i.nonzero().squeeze(1)
+    i = i.long()
+    if i.ndim!=1 or len(i)==0 or int(i.min())<-1 or int(i.max())>=n: raise MemoError(f"learn.reindex: a number from 0 to {n-1} for each row, or -1, is accepted, found {str(i.tolist())[:60]}")
+    loop.declared = True
+    b.take(i)
+    loop.rows.take(i)

@@ -108,22 +108,27 @@ def position_ids(
 def _plain(o): return isinstance(o, (str,Path,numbers.Number,np.generic)) or isinstance(o, (tuple,list)) and len(o)>0 and all(map(_plain, o))
 def _text(o): return isinstance(o, (str,Path,np.str_)) or isinstance(o, (tuple,list)) and any(map(_text, o))
 
-def _first_transform(ds):
+def _rows(items):
+    "Items as their set gives them to its transforms"
+    return (items.iloc[i] for i in range(len(items))) if isinstance(items, pd.DataFrame) else iter(items)
+
+def _getters(ds):
+    "The first transform of each input"
     tls = getattr(ds, 'tls', None)
-    fs = getattr(getattr((tls[0] if tls else ds), 'tfms', None), 'fs', None)
-    return fs[0] if fs else None
+    fs = [getattr(getattr(o, 'tfms', None), 'fs', None) for o in (tls[:getattr(ds, 'n_inp', 1)] if tls else [ds])]
+    return [o[0] if o else None for o in fs]
 
 def _inputs(ds, items):
-    "The inputs of a fastai set's items, as far as they are plain values or numbers in an array; else the items"
-    f = _first_transform(ds)
-    if f is None or len(items)==0: return items
-    frame = isinstance(items, pd.DataFrame)
-    for rows in (items.itertuples, lambda: (items.iloc[i] for i in range(len(items)))) if frame else (lambda: iter(items),):
-        try:
-            one = f(next(rows()))
-            return [f(o) for o in rows()] if _plain(one) or type(one) is np.ndarray else items
-        except Exception: pass      # a getter that wants another kind of row
-    return items
+    "The inputs of a fastai set's items, as far as they are plain values; else the items"
+    from fastai.torch_core import no_random
+    fs = _getters(ds)
+    if len(items)==0 or None in fs: return items
+    with no_random():       # on one item, as this may open an image, or draw something
+        try: fine = all(_plain(f(next(_rows(items)))) for f in fs)
+        except Exception: fine = False
+        if not fine: return items
+        got = [[f(o) for o in _rows(items)] for f in fs]
+    return got[0] if len(got)==1 else list(zip(*got))
 
 def _stacked(items):
     "Arrays or tensors of one shape as one; None for anything else"
@@ -134,7 +139,7 @@ def _stacked(items):
 
 def _set_key(ds, items):
     "Digest of a set whose items say nothing by themselves"
-    return digest(type(ds), items, _first_transform(ds)) if items is not None else digest(ds)
+    return digest(type(ds), items, _getters(ds)) if items is not None else digest(ds)
 
 def _column_ids(of):
     ids = pd.util.hash_array(np.array([str(o) for o in of], dtype=object)).astype(np.int64) & (2**63-1)     # banks on disk hold them
@@ -150,12 +155,14 @@ def named_by(
         if not hasattr(items, 'columns') or by not in items.columns: raise MemoError(f"{by!r}: the items are no data frame with that column; a function of an item is accepted")
         return _column_ids(items[by].tolist())
     if items is None: items = [ds[i][0] for i in range(len(ds))]
-    return _column_ids([by(o) for o in (items.itertuples() if hasattr(items, 'itertuples') else items)])
+    return _column_ids([by(o) for o in _rows(items)])
 
 def _ids(ds):
     if isinstance(ds, torch.utils.data.Subset): return item_ids(ds.dataset)[torch.as_tensor(list(ds.indices), dtype=torch.long)]
     if isinstance(ds, torch.utils.data.ConcatDataset): return torch.cat([item_ids(o) for o in ds.datasets])
-    if isinstance(ds, torch.utils.data.TensorDataset): return row_hashes(ds.tensors[0])
+    if isinstance(ds, torch.utils.data.TensorDataset):      # all but the last are inputs
+        hs = [row_hashes(o) for o in ds.tensors[:max(1, len(ds.tensors)-1)]]
+        return hs[0] if len(hs)==1 else row_hashes(torch.stack(hs, 1))
     n,items = len(ds),getattr(ds, 'items', None)
     if isinstance(items, pd.DataFrame) and hasattr(ds, 'x_names') and len(items)==n: return row_hashes(items[list(ds.x_names)].to_numpy(np.float64))
     if items is None or not hasattr(items, '__len__') or len(items)!=n: return position_ids(n, digest(ds))

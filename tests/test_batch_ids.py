@@ -417,3 +417,87 @@ def test_inputs_that_are_alike_say_nothing():
 def _rows(xb, yb):
     from memo.batch_ids import _Rows
     return _Rows(xb, yb)
+
+# several callbacks, several inputs, other loaders in the middle
+
+class Also(Changes): order = 6
+@pytest.mark.parametrize('first,second', [(False,True), (True,False), (True,True)])
+def test_one_says_so_and_another_does_not(first, second):
+    "What is declared does not switch the watch off"
+    dls = loaders()
+    learn = run(dls, ids_of(dls), Changes(ways['thin'] if first else ways['permute'], first), Also(ways['permute'], second), n=2)
+    assert learn.truth.checked>0
+
+def test_permuted_where_torch_does_not_see_it():
+    class Sly(Callback):
+        order = 5
+        def before_batch(self):
+            if not self.training: return
+            i = torch.randperm(len(self.y))
+            self.x.data.copy_(self.x.data[i].clone())
+            self.y.numpy()[:] = self.y.numpy()[i.numpy()].copy()
+    dls = loaders()
+    learn = run(dls, ids_of(dls), Sly(), n=2)
+    assert learn.truth.checked==2*N
+
+@pytest.mark.parametrize('event', ['before_batch','after_pred','after_batch'])
+@pytest.mark.parametrize('how', ['next','all','new'])
+def test_another_batch_in_the_middle(event, how):
+    "A callback that takes batches of the loader that runs"
+    class Takes(Callback):
+        order = 20
+        def _go(self):
+            if not self.training: return
+            if how=='next': next(iter(self.learn.dl))
+            if how=='all': list(self.dls.train)
+            if how=='new': next(iter(self.learn.dl.new()))
+    setattr(Takes, event, lambda self: self._go())
+    dls = loaders()
+    learn = run(dls, ids_of(dls), Takes(), n=2)
+    assert learn.truth.checked==2*N and int(learn.memory.bank.updates)==2*len(dls.train)
+
+@pytest.mark.parametrize('i,say', [(torch.ones(3), 'from 0 to'), ([], 'from 0 to'), ([99]*16, 'from 0 to'), ([-2]*16, 'from 0 to'), ('late', 'in before_batch')])
+def test_reindex_that_cannot_be(i, say):
+    from memo.core import MemoError
+    class Say(Callback):
+        def before_batch(self): self.learn.reindex(i if not isinstance(i, torch.Tensor) else 17+i) if not isinstance(i, str) else None
+        def after_pred(self): self.learn.reindex([0]*len(self.y)) if isinstance(i, str) else None
+    dls = loaders()
+    with pytest.raises(MemoError, match=say): run(dls, ids_of(dls), Say())
+
+def test_which_rows_were_kept():
+    class Keep(Callback):
+        order = 5
+        def before_batch(self):
+            if not self.training: return
+            keep = self.x.flatten(1).sum(1)>self.x.sum()/len(self.x)
+            self.learn.xb,self.learn.yb = (self.x[keep],),(self.y[keep],)
+            self.learn.reindex(keep)
+    dls = loaders()
+    learn = run(dls, ids_of(dls), Keep())
+    assert 10<learn.truth.checked<N
+
+def test_an_item_is_all_its_inputs():
+    user,item,y = torch.arange(12)//4,torch.arange(12)%4,torch.arange(12)%2
+    assert len(item_ids(TensorDataset(user, item, y)).unique())==12 and len(item_ids(TensorDataset(user, y)).unique())==3
+    df = pd.DataFrame(dict(a=['x','x','y'], b=['1','2','1'], y=[0,1,0]))
+    two = Datasets(df, [[ColReader('a')], [ColReader('b')], [ColReader('y')]], n_inp=2)
+    assert len(item_ids(two).unique())==3 and torch.equal(item_ids(two), item_ids(Datasets(df.assign(y=1), [[ColReader('a')], [ColReader('b')], [ColReader('y')]], n_inp=2)))
+
+def test_columns_by_number_are_columns():
+    "Not the index of the frame"
+    def ids(df): return item_ids(Datasets(df, [[ColReader(0)], [ColReader(1)]]))
+    a,b = frame()[['file','label']],frame()[['file','label']].assign(file=[f'other{i}' for i in range(8)])
+    assert not set(ids(a).tolist()) & set(ids(b).tolist()) and torch.equal(ids(a.set_index(np.arange(8)+50)), ids(a))
+
+def test_a_getter_that_opens_or_draws_is_tried_once():
+    asked = []
+    def get(o):
+        asked.append(o)
+        torch.rand(1); random.random(); np.random.rand()
+        return np.zeros(3)
+    ds = Datasets([f'{i}.npy' for i in range(9)], [[get], [noop]])
+    asked.clear()
+    was = torch.get_rng_state(),random.getstate()
+    ids = item_ids(ds)
+    assert len(asked)==1 and torch.equal(torch.get_rng_state(), was[0]) and random.getstate()==was[1] and torch.equal(ids, torch.tensor([hash63(f'{i}.npy') for i in range(9)]))
