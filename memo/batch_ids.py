@@ -21,13 +21,14 @@ def _positions(before, after, made):
     "Positions of the samples `after`, from those of the samples that they were `before`"
     if not isinstance(after, (list,L)): return [-1]*len(before)
     if len(after)==len(before) and all(a is b for a,b in zip(after, before)): return [made[id(o)][0] for o in before]
+    def key(p): return (p.data_ptr(),p.shape) if isinstance(p, Tensor) else id(p)      # a tensor of another type may be the same
+    def parts_of(o): return [key(p) for p in (o if isinstance(o, (tuple,list,L)) else ()) if not isinstance(p, (int,float,str,bool,bytes,type(None)))]
     known,parts = {id(o):made[id(o)][0] for o in before},{}
     for o in before:
-        for p in (o if isinstance(o, (tuple,list)) else ()):
-            if not isinstance(p, (int,float,str,bool,bytes,type(None))): parts[id(p)] = known[id(o)] if id(p) not in parts else -1     # one object in two samples says nothing
+        for k in parts_of(o): parts[k] = known[id(o)] if k not in parts else -1     # one object in two samples says nothing
     def find(o):
         if id(o) in known: return known[id(o)]
-        found = {parts[id(p)] for p in (o if isinstance(o, (tuple,list)) else ()) if id(p) in parts}
+        found = {parts[k] for k in parts_of(o) if parts.get(k, -1)>=0}
         return found.pop() if len(found)==1 else -1
     return [find(o) for o in after]
 
@@ -37,7 +38,7 @@ class _Carrying(_FakeLoader):
         d = self.d
         dl,made = vars(d).get('dl', d),{}       # inside a DistributedDL
         if type(dl).do_item is TensorDL.do_item:
-            for b in dl.chunkify(d.sample()): yield dl.create_batch(b),torch.tensor(b),True      # a sample is a position until the batch is sliced
+            for at in map(torch.tensor, dl.chunkify(d.sample())): yield dl.create_batch(at),at,True     # a sample is a position until the batch is sliced
             return
         if dl.dataset is not None: dl.it = iter(dl.dataset)
         def samples():
@@ -115,65 +116,53 @@ def _hashed_rows(v):
     return (v.long()*(torch.arange(1, 2*v.shape[1], 2, device=v.device)*0x9E3779B97F4A7C1)).sum(1)
 
 def _bare(o): return o if type(o) is Tensor else o.as_subclass(Tensor)     # fastai's types make each look at a tensor ten times as slow
-def _first_tensor(o):
-    if isinstance(o, Tensor): return o if (o := _bare(o)).ndim else None
-    if isinstance(o, dict): o = o.values()
-    elif not isinstance(o, (tuple,list,L)): return None
-    return next((t for p in o if (t := _first_tensor(p)) is not None), None)
-
 def _tensors(o):
     "The tensors of a batch's inputs"
     if isinstance(o, Tensor): return [b] if (b := _bare(o)).ndim else []
     return [t for p in (o.values() if isinstance(o, dict) else o if isinstance(o, (tuple,list,L)) else ()) for t in _tensors(p)]
 
-def _size(xb):
-    "Rows of a batch"
-    x = _first_tensor(xb)
-    return (find_bs(xb) if len(xb) else 0) if x is None else x.shape[0]
+def _size(xb, xs):
+    "Rows of a batch, whose tensors are `xs`"
+    return xs[0].shape[0] if xs else find_bs(xb) if len(xb) else 0
+
+def _equal(a, b): return len(a)==len(b) and all(p.shape==q.shape and torch.equal(p.detach(), q) for p,q in zip(a, b))
+def _looked(xs): return [_some(o) for o in xs if o.shape[0]==xs[0].shape[0]] if xs and xs[0].shape[0] else []
 
 class _Rows:
     "Inputs and targets of a batch as they were, to tell what has happened to them"
-    def __init__(self, xb, yb):
-        self.x,self.ys = self._parts(xb, yb)
-        self.keys = self._keys(self.x, self.ys)
-        n = 0 if self.x is None else self.x.shape[0]
-        self.some = self._looked(xb, n) if n else None      # hashed where they are asked for
-        self.was = [o.detach().clone() for o in self.ys]
+    def __init__(self, xs, yb):
+        ys = [_bare(o) for o in yb if isinstance(o, Tensor)]
+        self.some,self.was = _looked(xs),[o.detach().clone() for o in ys]
+        self.keys = None if self.some and not xs[0].is_cuda else self._keys(xs, ys)
 
     @staticmethod
-    def _parts(xb, yb): return _first_tensor(xb),[_bare(o) for o in yb if isinstance(o, Tensor)]
+    def _keys(xs, ys): return [(o.data_ptr(),o.shape,o.stride(),None if o.is_inference() else o._version) for o in xs+ys]
 
-    @staticmethod
-    def _keys(x, ys): return [(o.data_ptr(),o.shape,o.stride(),None if o.is_inference() else o._version) for o in ([] if x is None else [x])+ys]
-
-    def same(self, xb, yb):
+    def same(self, xs, yb):
         "Is it untouched? On the CPU values are looked at; elsewhere, where that would mean to wait, whether torch has written to the same tensors"
-        x,ys = self._parts(xb, yb)
-        if self.x is None or x is None or x.device.type!='cpu': return self._keys(x, ys)==self.keys
-        return self._equal(self._looked(xb, x.shape[0]), self.some or []) and self._equal(ys, self.was)
-
-    @staticmethod
-    def _equal(a, b): return len(a)==len(b) and all(p.shape==q.shape and torch.equal(p.detach(), q) for p,q in zip(a, b))
-    @staticmethod
-    def _looked(xb, n): return [_some(o) for o in _tensors(xb) if o.shape[0]==n]
+        ys = [_bare(o) for o in yb if isinstance(o, Tensor)]
+        if self.keys is not None: return self._keys(xs, ys)==self.keys
+        return _equal(_looked(xs), self.some) and _equal(ys, self.was)
 
     def take(self, i):
         "What is to be expected after a callback has said that row `j` is row `i[j]` now"
-        self.some,self.was,self.keys = [o[i.clamp(min=0)] for o in self.some or []],[o[i.clamp(min=0)] if len(o)>int(i.max()) else o for o in self.was],None
-        self.x = None if not self.some else self.some[0]
+        i,n = i.clamp(min=0),int(i.max())
+        self.some,self.was = ([o[i] if len(o)>n else o for o in os] for os in (self.some, self.was))
+        if self.keys is not None: self.keys = ()        # to be looked at in any case
 
     def places(self, xb, yb, item):
         "For each row of the batch as it is now its row in the batch as it was, whose items are `item`; -1 where that is not known"
-        x,ys = self._parts(xb, yb)
-        if x is None or not self.some: return torch.full((_size(xb),), -1)
+        xs,ys = _tensors(xb),[_bare(o) for o in yb if isinstance(o, Tensor)]
+        if not xs or not self.some: return torch.full((_size(xb, xs),), -1)
+        x = xs[0]
         n,item = x.shape[0],item.to(x.device)
-        now,marks = (sum(map(_hashed_rows, os)) for os in (self._looked(xb, n), self.some))
+        now,marks = (sum(map(_hashed_rows, os)) for os in (_looked(xs), self.some))
         eq = now[:,None]==marks.to(now.device)[None]
         at = eq.byte().argmax(1)
         sure = eq.any(1) & (~eq | (item[None]==item[at][:,None])).all(1)      # equal rows of several items say nothing
         at,own = torch.where(sure, at, -1).cpu(),torch.arange(n)
         if n!=len(marks): return at
-        same = self._equal(ys, self.was)
+        same = _equal(ys, self.was)
         there = eq.diagonal().cpu() | (at<0)
         return own if same and bool(there.all()) else at
 
@@ -288,10 +277,13 @@ class BatchIds(_Quick):
         if not self.loops: return
         loop = self.loops[-1]
         learn = self.learn      # by itself: what a callback looks up in its learner takes microseconds
-        at,n = loop.traced.at,_size(learn.xb)
+        xs = _tensors(learn.xb)
+        at,n = loop.traced.at,_size(learn.xb, xs)
+        if at is not None and not loop.traced.whole and learn.training:
+            self._warn(f"the loader's before_batch makes samples anew, so of {int((at<0).sum())} of {len(at)} rows of a batch it is not known whose they are")
         loop.declared,loop.last = False,(vars(learn).get('item'),vars(learn).get('group'))
         loop.item,loop.group = self._of(loop.items, at, n, loop.traced.whole),self._of(loop.groups, at, n, loop.traced.whole)
-        loop.rows = _Rows(learn.xb, learn.yb) if loop.item is not None else None
+        loop.rows = _Rows(xs, learn.yb) if loop.item is not None else None
         loop.step = Step(loop.item, loop.group, open=False)
         loop.step.training = learn.training
         loop.was = set_step(loop.heads, loop.step)
@@ -311,25 +303,26 @@ class BatchIds(_Quick):
             if v is not None: setattr(loop, k, torch.where(i<0, -1, v[i.clamp(min=0)]))
         self.publish(loop)
 
-    def publish(self, loop):
+    def publish(self, loop, xs=None):
         learn,item,group = self.learn,loop.item,loop.group
-        x = _first_tensor(learn.xb)
-        if x is not None and x.device.type!='cpu': item,group = (o if o is None else o.to(x.device) for o in (item,group))
+        xs = _tensors(learn.xb) if xs is None else xs
+        if xs and xs[0].is_cuda: item,group = (o if o is None else o.to(xs[0].device) for o in (item,group))
         learn.item,learn.group = loop.step.item,loop.step.group = item,group
 
     def ready(self):
         "All callbacks have had their way with the batch"
         if not self.loops or self.loops[-1].step is None: return
         loop,learn = self.loops[-1],self.learn
+        xs = _tensors(learn.xb)
         if loop.item is not None:
-            n = _size(learn.xb)
-            if (loop.item.shape[0]==n or not loop.declared) and not loop.rows.same(learn.xb, learn.yb): self._trace(loop)
+            n = _size(learn.xb, xs)
+            if (loop.item.shape[0]==n or not loop.declared) and not loop.rows.same(xs, learn.yb): self._trace(loop)
             if loop.item.shape[0]!=n:
                 self._warn(f"a callback has made a batch of {n} rows and named {len(loop.item)}, so they are nobody's: learn.reindex takes one number for each row")
                 loop.item,loop.group = (None if o is None else torch.full((n,), -1) for o in (loop.item,loop.group))
-        self.publish(loop)
+        self.publish(loop, xs)
         loop.step.open,loop.step.yb = True,learn.yb
-        for h in loop.heads: h._step = loop.step
+        for h in loop.heads: vars(h)['_step'] = loop.step       # a module's own way to set an attribute takes microseconds
 
     def _trace(self, loop):
         at = loop.rows.places(self.learn.xb, self.learn.yb, loop.item)
@@ -337,14 +330,17 @@ class BatchIds(_Quick):
         self.take(at)
 
     def after_pred(self):
-        if self.loops and self.loops[-1].step is not None: self.loops[-1].step.close(self.learn.pred, self.loops[-1].heads)
+        if not self.loops or self.loops[-1].step is None: return
+        step = self.loops[-1].step
+        step.close(self.learn.pred, self.loops[-1].heads)
+        if step.unclear: self._warn("learn.pred is the output of no single forward of the model, so what the loss was of is not known, and nothing is stored")
 
     def end_batch(self):
         if not self.loops or self.loops[-1].step is None: return
         loop,learn = self.loops[-1],self.learn
         for h,o in (loop.was or {}).items():
             set_step([h], o)
-            h._clean() if o is None else setattr(h, '_step', o)
+            vars(h)['_step'] = o
         learn.item,learn.group = loop.last
         loop.step = loop.rows = None
 

@@ -365,26 +365,44 @@ class MemoryCallback(Callback):
         if not self._fits or not self._fits[-1].writing: return
         learn,step = self.learn,self.learn.batch_ids.step
         if step is None or step.main is None: return
-        out,y = step.main.out,plain_labels(step.yb)     # of the forward that counts, whatever callbacks have done to pred and y since
+        out,(at,y,lost) = step.main.out,self._of_the_loss(step)
         for m in self._fits[-1].memories:
             s = step.seen(m.head)
             if s is None or s.z is None: continue
             if y is not None: m.head.check_labels(y)
             z,dev = s.z.detach().float(),m.head.bank.device
             logits = out.detach().as_subclass(Tensor)[:len(z)].float() if torch.is_tensor(out) and out.ndim==2 and len(out)>=len(z) else None
-            if why := self._unknown(m, s, y, len(z)):
-                warn(f"memory {m.name!r}: {why}, so nothing is stored in this fit; choose another place with at=")
+            if why := lost or self._unknown(m, s, y, len(z), at):
+                if not m.told: warn(f"memory {m.name!r}: {why}, so nothing is stored of such batches")
                 m.told = True
-            if m.told: continue
+                continue
             item,group = (o.to(dev) if o is not None and len(o)==len(z) else None for o in (learn.item,learn.group))
+            if at is not None: z,logits,item,group = (None if o is None else o[at.to(o.device)] for o in (z, logits, item, group))
             m.kept.append((z, y, logits, item, group))
 
-    def _unknown(self, m, s, y, n):
+    def _of_the_loss(self, step):
+        "Rows of the forward that the loss was of (None: all, in their order), their labels, and why that is not known: callbacks may have thinned or permuted pred and y since"
+        learn,out = self.learn,step.main.out
+        y,pred = plain_labels(learn.yb),learn.pred
+        if pred is out or not torch.is_tensor(out) or not torch.is_tensor(pred): return None,y,None
+        a,b = (o.detach().as_subclass(Tensor).float() for o in (pred, out))
+        if len(a)<=len(b) and torch.equal(a, b[:len(a)]):
+            whole = len(a)==len(b) or step.item is not None and len(a)==len(step.item)      # without what was replayed
+            return None if whole else torch.arange(len(a)),y,None
+        if a.ndim and a.shape[1:]==b.shape[1:]:
+            eq = row_marks(a)[:,None]==row_marks(b)[None]
+            if bool(eq.any(1).all()) and (y is None or len(y)==len(a)): return eq.byte().argmax(1),y,None
+        was = plain_labels(step.yb)
+        if y is None or was is not None and torch.equal(y, was): return None,y,None     # outputs that were scaled, say
+        return None,y,"a callback has changed outputs and targets after the forward, and which is whose is not known"
+
+    def _unknown(self, m, s, y, n, at):
         "Why the features of a batch cannot be told apart by item, None where they can"
-        if m.told: return None
         if s.times>1: return f"its place is passed {s.times} times in a forward"
-        rows = len(y) if y is not None else None if self.learn.item is None else len(self.learn.item)
-        return f"{n} features pass its place for a batch of {rows}" if rows not in (None, n) else None
+        rows = None if self.learn.item is None else len(self.learn.item)
+        if rows is None and at is None and y is not None: rows = len(y)
+        if rows in (None, n): return None
+        return f"{n} features pass its place for a batch of {rows} (at= names another place)"
 
     def before_step(self):
         if self._fits: self._fits[-1].stepped = True

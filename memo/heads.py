@@ -43,15 +43,16 @@ class Step:
         self.yb = ()            # targets, as they were when the model was called
 
     def close(self, out=None, heads=()):
-        "Nothing that runs from now on counts. Gives the forward whose output is `out`, else the last one, or None. Of a compiled model, which keeps no calls, what its `heads` saw"
+        "Nothing that runs from now on counts. Gives the forward whose output is `out`, or the only one, or None. Of a compiled model, which keeps no calls, what its `heads` saw"
         self.open = False
-        self.main = next((o for o in self.calls if o.out is out), self.calls[-1] if self.calls else None)
+        self.main = next((o for o in self.calls if o.out is out), self.calls[0] if len(self.calls)==1 else None)
+        self.unclear = self.main is None and len(self.calls)>1
         self.calls = []
         traced = {h:t for h in heads if (t := h.take_traced()) is not None}
         if self.main is None and traced: self.main = Call(next(iter(traced)), out, traced)
         return self.main
 
-    main = None
+    main,unclear = None,False    # `unclear`: the output is that of no single forward
     def seen(self, head):
         "What `head` saw in the forward that counts, None where it saw nothing"
         return None if self.main is None else self.main.seen.get(head)
@@ -110,7 +111,7 @@ class MemoryHead(Described):
         self.bank,self.k = bank,int(k)
         self._clean()
 
-    def _clean(self): self._step,self._traced,self._traced_raw,self._offs = None,None,None,0    # for traced graphs, which know no threads
+    def _clean(self): vars(self).update(_step=None, _traced=None, _traced_raw=None, _offs=0)    # for traced graphs, which know no threads
     def __getstate__(self): return {**self.__dict__, '_step':None, '_traced':None, '_traced_raw':None, '_offs':0}
 
     def forward(self, x):
@@ -167,7 +168,7 @@ class MemoryHead(Described):
         "Ids of the items and groups of the batch, whose rows a query may not find in training; None where they are not known, or the batch has other than `n` rows"
         s = self._step if torch.compiler.is_compiling() else self.step
         if s is None or not (s.hide or self.learning): return None,None
-        return tuple(o if o is not None and n in (None, len(o)) else None for o in (s.item,s.group))
+        return tuple(o if o is not None and n in (None, o.shape[0]) else None for o in (s.item,s.group))
 
     def fuse(self, x, z): return x
     def loss(self, z, y): return None
@@ -202,8 +203,8 @@ class MemoryHead(Described):
 
     def take_traced(self):
         "What this head saw in a compiled forward, None where there was none"
-        z,raw,self._traced,self._traced_raw = self._traced,self._traced_raw,None,None
-        if z is None: return None
+        if (z := self._traced) is None: return None
+        raw,self._traced,self._traced_raw = self._traced_raw,None,None
         seen = Seen()
         seen.z,seen.raw,seen.times = z,raw,1
         return seen
@@ -252,7 +253,7 @@ class RetrievalHead(MemoryHead):
                               temperature=self.temperature, rescale=self.rescale)
 
     def fuse(self, x, z):
-        r = self.recall(z, *self.own(len(z)))
+        r = self.recall(z, *self.own(z.shape[0]))
         if not torch.compiler.is_compiling(): self._note(read=r)
         v = r.value.to(x.dtype)
         if x.ndim==3: v = v[:,None]

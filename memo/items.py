@@ -151,11 +151,18 @@ def named_by(
 )->Tensor:  # [N] long, -1 where that is missing
     "An id for each item by what `by` says of it"
     items = getattr(ds, 'items', None)
+    if not isinstance(by, str) and not callable(by): raise MemoError(f"{by!r}: a column of the data frame, or a function of an item, is accepted")
     if isinstance(by, str):
         if not hasattr(items, 'columns') or by not in items.columns: raise MemoError(f"{by!r}: the items are no data frame with that column; a function of an item is accepted")
         return _column_ids(items[by].tolist())
     if items is None: items = [ds[i][0] for i in range(len(ds))]
     return _column_ids([by(o) for o in _rows(items)])
+
+def _table_ids(ds, items):
+    "Of a row of a table: what stands in its input columns, and which row of its frame it is, as two people may be alike"
+    classes = getattr(ds, 'classes', None) or {}
+    cols = [[str(classes[c][int(v)]) for v in items[c]] if c in classes else items[c].tolist() for c in ds.x_names]
+    return torch.tensor([hash63(o) for o in zip(items.index.tolist(), *cols)])
 
 def _ids(ds):
     if isinstance(ds, torch.utils.data.Subset): return item_ids(ds.dataset)[torch.as_tensor(list(ds.indices), dtype=torch.long)]
@@ -164,7 +171,7 @@ def _ids(ds):
         hs = [row_hashes(o) for o in ds.tensors[:max(1, len(ds.tensors)-1)]]
         return hs[0] if len(hs)==1 else row_hashes(torch.stack(hs, 1))
     n,items = len(ds),getattr(ds, 'items', None)
-    if isinstance(items, pd.DataFrame) and hasattr(ds, 'x_names') and len(items)==n: return row_hashes(items[list(ds.x_names)].to_numpy(np.float64))
+    if isinstance(items, pd.DataFrame) and hasattr(ds, 'x_names') and len(items)==n: return _table_ids(ds, items)
     if items is None or not hasattr(items, '__len__') or len(items)!=n: return position_ids(n, digest(ds))
     if n==0: return torch.zeros(0, dtype=torch.long)
     got = _inputs(ds, items)

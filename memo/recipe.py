@@ -163,8 +163,7 @@ def _same_experiment(there, here, folder):
     "Refuse to go on with another experiment, naming what differs"
     if here is None: return
     here = _lists(here)
-    if there is None:
-        raise MemoError(f"the checkpoint in {folder} does not say which experiment it is of: start again without resume")
+    if there is None: raise MemoError(f"the checkpoint in {folder} does not say which experiment it is of: start again without resume")
     bad = [k for k in {**there, **here} if there.get(k, _none)!=here.get(k, _none)]
     if not bad: return
     def say(d): return f'{d[bad[0]]!r:.80}' if bad[0] in d else 'not given'

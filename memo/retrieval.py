@@ -64,7 +64,9 @@ def search(
         q = q.float()
         if unit_q: q = F.normalize(q)
         same = [(torch.where(a<0, torch.iinfo(a.dtype).min, a), b) for a,b in same if a is not None]
-        step,best = max(k, _STRETCH//max(len(q), 1)),None
+        if torch.compiler.is_compiling(): step = max(k, len(rows))     # how many queries there are is not known in a traced graph
+        else: step = max(k, _STRETCH//max(len(q), 1))
+        best = None
         for lo in range(0, len(rows), step):
             o = slice(lo, lo+step)
             m = rows[o].float()       # a stretch at a time, whatever they are stored in
@@ -74,7 +76,7 @@ def search(
             else:
                 s,j = torch.cat([best[0],new[0]], 1).topk(min(k, best[0].shape[1]+new[0].shape[1]))
                 best = s,torch.cat([best[1],new[1]], 1).gather(1, j)
-        if best is None: return q.new_zeros(len(q), k),torch.full((len(q),k), -1, device=q.device)
+        if best is None: return q.new_zeros(q.shape[0], k),torch.full((q.shape[0],k), -1, device=q.device)
         s,i = best
         if same or valid is not None: i = i.masked_fill(s==-torch.inf, -1)
         short = k-i.shape[1]
@@ -131,7 +133,7 @@ def class_votes(
     y = labels[index.clamp(min=0)]
     if labels.ndim==1:
         w = weight.masked_fill((index<0)|(y<0), 0)
-        v = w.new_zeros(len(w), n_classes).scatter_add(1, y.clamp(min=0), w)
+        v = w.new_zeros(w.shape[0], n_classes).scatter_add(1, y.clamp(min=0), w)
         if counts is not None: v = v / counts.clamp(min=1)
         return v / v.sum(1, keepdim=True).clamp(min=1e-12)
     w = weight.masked_fill((index<0)|(y[...,0]<0), 0)

@@ -86,7 +86,8 @@ class MixHead(MemoryHead):
         else:
             self._traced_raw = logits
             if self.bank.features is None: return logits
-        return self.mixed(logits, z, *self.own(len(z)))
+        got = self.mixed(logits, z, *self.own(z.shape[0]))
+        return torch.where(self.bank.count>0, got, logits) if tracing else got
 
     def mixed(self,
         logits:Tensor,      # The network's outputs [B,C]

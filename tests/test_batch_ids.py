@@ -416,7 +416,7 @@ def test_inputs_that_are_alike_say_nothing():
 
 def _rows(xb, yb):
     from memo.batch_ids import _Rows
-    return _Rows(xb, yb)
+    return _Rows(list(xb), yb)
 
 # several callbacks, several inputs, other loaders in the middle
 
@@ -501,3 +501,24 @@ def test_a_getter_that_opens_or_draws_is_tried_once():
     was = torch.get_rng_state(),random.getstate()
     ids = item_ids(ds)
     assert len(asked)==1 and torch.equal(torch.get_rng_state(), was[0]) and random.getstate()==was[1] and torch.equal(ids, torch.tensor([hash63(f'{i}.npy') for i in range(9)]))
+
+def test_samples_that_share_a_part():
+    "One label object for all of a class; samples made anew around the same inputs"
+    ys = [torch.tensor(i) for i in range(10)]
+    items = [(X[i],ys[int(Y[i])]) for i in range(N)]
+    train = TfmdDL(items, bs=16, shuffle=True, before_batch=lambda b: [(o[0],o[1]) for o in reversed(b)])
+    dls = DataLoaders(train, TfmdDL(items[:20], bs=16), device='cpu')
+    learn = run(dls, item_ids(dls.train))
+    assert learn.truth.checked==N
+
+def test_unknown_samples_are_said():
+    dls = loaders(before_batch=unknown)
+    with pytest.warns(UserWarning, match='makes samples anew'): run(dls, ids_of(dls))
+
+def test_rows_of_a_table():
+    "By what stands in them, not by its code; two people may be alike"
+    from fastai.tabular.all import Categorify, TabularPandas
+    def ids(df): return item_ids(TabularPandas(df, [Categorify], cat_names=['a','b'], y_names='y').dataloaders(bs=4).train)
+    df = pd.DataFrame(dict(a=list('xxyyzz'), b=list('uvuvuu'), y=[0,1]*3))
+    assert len(ids(df).unique())==6 and torch.equal(ids(df.assign(y=[1,0]*3)), ids(df))
+    assert not set(ids(df).tolist()) & set(ids(df.assign(a=list('ppqqrr'))).tolist())

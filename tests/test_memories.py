@@ -616,3 +616,55 @@ def test_learned_rows_are_saved_and_loaded(dls, tmp_path):
     attach(net, Pull(Rows(8, n_classes=10)))
     net.load_state_dict(learn.model.state_dict())
     assert torch.equal(memories(net)['memory'].bank.centres, learn.memory.bank.centres)
+
+@pytest.mark.parametrize('strict', [False,True])
+@pytest.mark.parametrize('kind', ['vote','add','prototype','lda'])
+def test_exported_for_any_batch_and_an_empty_bank(kind, strict):
+    torch.manual_seed(0)
+    net,z,y = small_cnn(1, 10),torch.randn(200, 64),torch.arange(200)%10
+    b = ClassBank(10, capacity=16) if kind in ('prototype','lda') else SlotBank(256, policy='fifo', n_classes=10)
+    b.write(z, y)
+    attach(net, dict(vote=VoteHead, add=RetrievalHead, prototype=PrototypeHead, lda=LDAHead)[kind](b))
+    net.eval()
+    x = torch.randn(8,1,16,16)
+    with torch.no_grad():
+        net(x)
+        dim = {0:torch.export.Dim('b', min=2, max=64)}
+        g = torch.export.export(net, (x[:4],), strict=strict, dynamic_shapes=(dim,)).module()
+        for n in (4, 8, 3): torch.testing.assert_close(g(x[:n]), net(x[:n]), rtol=1e-5, atol=1e-5)
+        b.reset()
+        torch._dynamo.reset()
+        h = torch.compile(net, fullgraph=True, backend='eager')
+        torch.testing.assert_close(h(x), net(x), rtol=1e-5, atol=1e-5)
+
+def test_labels_that_a_callback_sets_after_the_forward_are_those_of_the_loss(dls):
+    class Relabel(Callback):
+        def after_pred(self):
+            if self.training: self.learn.yb = ((self.y+1)%10,)
+    learn = fit(learner(dls, [MemoryCallback(SlotBank(256, policy='fifo'), head=None), Relabel()]), 1)
+    bank,label = learn.memory.bank,dict(zip(item_ids(dls.train_ds).tolist(), dls.train_ds.y.tolist()))
+    n = len(bank)
+    assert n==len(dls.train_ds) and all((label[int(i)]+1)%10==int(y) for i,y in zip(bank.items[:n], bank.labels[:n]))
+
+def test_rows_that_the_loss_never_saw_are_not_stored(dls):
+    class Some(Callback):
+        def after_pred(self):
+            if not self.training: return
+            keep = self.y!=0
+            self.learn.pred,self.learn.yb = self.pred[keep],(self.y[keep],)
+    learn = fit(learner(dls, [MemoryCallback(SlotBank(256, policy='fifo'), head=None), Some()]), 1)
+    bank,label = learn.memory.bank,dict(zip(item_ids(dls.train_ds).tolist(), dls.train_ds.y.tolist()))
+    n = len(bank)
+    assert 0<n==sum(y!=0 for y in label.values()) and all(label[int(i)]==int(y)!=0 for i,y in zip(bank.items[:n], bank.labels[:n]))
+
+def test_an_output_of_several_forwards_stores_nothing(dls):
+    class Both(Learner):
+        def _do_one_batch(self):
+            model = self.model
+            self.model = lambda x: (model(x)+model(x.flip(-1)))/2
+            try: super()._do_one_batch()
+            finally: self.model = model
+    set_seed(0)
+    learn = Both(dls, small_cnn(1, 10), metrics=accuracy, cbs=MemoryCallback(SlotBank(64), head=None))
+    with pytest.warns(UserWarning, match='the output of no single forward'): fit(learn, 1)
+    assert len(learn.memory.bank)==0
