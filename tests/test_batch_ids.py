@@ -28,7 +28,6 @@ class Truth(Callback):
     order = 10**7
     def __init__(self, ids, x, y): self.of,self.x,self.y,self.checked = {int(i):k for k,i in enumerate(ids)},x,y,0
     def before_step(self):
-        for *_,y,_,item,_ in [(m,)+k for m in self.learn.memory._fits[-1].memories for k in m.kept]: pass
         for m in self.learn.memory._fits[-1].memories:
             for z,y,_,item,_ in m.kept:
                 if item is None: continue
@@ -71,7 +70,7 @@ def unknown(b): return [(o[0].clone(),o[1].clone()) for o in reversed(b)]
 def test_loaders_that_skip_sort_and_regroup(kw, workers):
     dls = loaders(num_workers=workers, **kw)
     learn = run(dls, ids_of(dls), n=2)
-    assert learn.truth.checked>=2*16 and learn.truth.checked==int((learn.memory.bank.seen)) + learn.truth.checked - int(learn.memory.bank.seen)
+    assert learn.truth.checked>=2*16
     assert (learn.memory.bank.items[:len(learn.memory.bank)]>=0).all()
 
 def test_samples_that_cannot_be_told_are_nobodys():
