@@ -60,13 +60,13 @@ parts = {
     'k': Param(Count, 20, 'Rows that `recall` shows'),
     'temperature': Param(Positive, 0.07, 'Of the softmax over the classes, until `fit`'),
     'weight': Param(OpenFraction, 0.5, 'Of the memory in the mixture, until `fit`'),
-  }, {'needs': ['prototypes', 'counts'], 'mixes': True, 'adds_rows': False, 'trains': False}),
+  }, {'needs': ['prototypes'], 'mixes': True, 'adds_rows': False, 'trains': False}),
   'lda': Part('head', 'lda', 'memo.votes', 'LDAHead', "Mixes in which class's Gaussian is nearest, one covariance for all; for a `ClassBank`", {
     'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
     'k': Param(Count, 20, 'Rows that `recall` shows'),
     'temperature': Param(Positive, 1.0, 'Of the softmax over the classes, until `fit`'),
     'weight': Param(OpenFraction, 0.5, 'Of the memory in the mixture, until `fit`'),
-  }, {'needs': ['prototypes', 'counts'], 'mixes': True, 'adds_rows': False, 'trains': False}),
+  }, {'needs': ['prototypes'], 'mixes': True, 'adds_rows': False, 'trains': False}),
  },
  'callback': {
   'memory': Part('callback', 'memory', 'memo.callbacks', 'MemoryCallback', "Gives the learner's model a memory, and writes to it what the model is trained on", {

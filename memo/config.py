@@ -36,7 +36,7 @@ def _check_train(cfg, fail):
         fail('name', f"name must be the name of a folder, found {cfg.name!r}")
     if not t.epochs and not t.freeze_epochs: fail('train.epochs', "train.epochs must be at least 1, found 0")
     def no(key, msg): fail(f'train.{key}', msg)
-    if t.freeze_epochs and t.warmup_epochs: no('warmup_epochs', "give train.freeze_epochs or train.warmup_epochs")
+    if t.freeze_epochs and t.warmup_epochs: no('warmup_epochs', "give train.freeze_epochs or train.warmup_epochs, not both")
     if t.freeze_cached and not t.freeze_epochs: no('freeze_cached', "train.freeze_cached needs train.freeze_epochs")
     if p and len(p.lr)!=2: no('phase2.lr', f"train.phase2.lr must be a list of two numbers, found {p.lr}")
     for o,n in ((t,'train'), (p,'train.phase2')):

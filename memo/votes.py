@@ -241,7 +241,7 @@ class VoteHead(MixHead):
 @register('head', 'prototype')
 class PrototypeHead(MixHead):
     "Mixes in which class's average is nearest; for a `ClassBank`"
-    needs = 'prototypes','counts'
+    needs = ('prototypes',)
     def __init__(self,
         bank,                   # A `ClassBank`; becomes part of the model
         k:Count=20,             # Rows that `recall` shows

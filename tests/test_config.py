@@ -7,6 +7,8 @@ from memo.config import *
 from memo.core import MemoError
 from memo.registry import find,known
 
+pytestmark = pytest.mark.usefixtures('ours_alone')
+
 TINY = '''
 name: tiny
 seeds: [0]

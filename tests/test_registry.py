@@ -11,6 +11,8 @@ from memo.registry import *
 from memo.registry import _here,index_text
 from memo.schema import Param,arguments,checked,describe,required,source
 
+pytestmark = pytest.mark.usefixtures('ours_alone')
+
 def err(f, *args, **kwargs):
     with pytest.raises(MemoError) as e: f(*args, **kwargs)
     assert '\n' not in str(e.value)
