@@ -9,6 +9,7 @@ __all__ = ['Traced', 'row_marks', 'group_ids', 'fits_running', 'BatchReady', 'Ba
 
 # %% ../nbs/08_batch_ids.ipynb #de2d84fe
 from fastai.data.load import _FakeLoader,_loaders
+from fastai.callback.core import _events
 from fastai.vision.all import *
 from .attach import memories
 from .core import MemoError
@@ -99,9 +100,9 @@ class Traced(GetAttr):
 
 # %% ../nbs/08_batch_ids.ipynb #4ac265ef
 def _some(x):
-    "Some values of each row [B,n], a copy"
+    "Some values of each row [B,n]"
     v = x.detach().reshape(x.shape[0], -1)
-    return v[:,::max(1, v.shape[1]//64)].clone(memory_format=torch.contiguous_format)
+    return v[:,::max(1, v.shape[1]//64)]
 
 def row_marks(
     x:Tensor    # [B,...]
@@ -110,6 +111,7 @@ def row_marks(
     return _hashed_rows(_some(_bare(x)))
 
 def _hashed_rows(v):
+    v = v.contiguous()
     if v.dtype==torch.bool: v = v.byte()
     if v.dtype.is_complex: v = torch.view_as_real(v).flatten(1)
     if v.is_floating_point(): v = v.view({1:torch.int8, 2:torch.int16, 4:torch.int32, 8:torch.int64}[v.element_size()])
@@ -131,24 +133,22 @@ def _looked(xs): return [_some(o) for o in xs if o.shape[0]==xs[0].shape[0]] if 
 class _Rows:
     "Inputs and targets of a batch as they were, to tell what has happened to them"
     def __init__(self, xs, yb):
-        ys = [_bare(o) for o in yb if isinstance(o, Tensor)]
-        self.some,self.was = _looked(xs),[o.detach().clone() for o in ys]
-        self.keys = None if self.some and not xs[0].is_cuda else self._keys(xs, ys)
+        self.ys = [_bare(o) for o in yb if isinstance(o, Tensor)]
+        self.some,self.keys = [o.clone() for o in _looked(xs)],self._keys(xs, self.ys)
 
     @staticmethod
     def _keys(xs, ys): return [(o.data_ptr(),o.shape,o.stride(),None if o.is_inference() else o._version) for o in xs+ys]
 
     def same(self, xs, yb):
-        "Is it untouched? On the CPU values are looked at; elsewhere, where that would mean to wait, whether torch has written to the same tensors"
-        ys = [_bare(o) for o in yb if isinstance(o, Tensor)]
-        if self.keys is not None: return self._keys(xs, ys)==self.keys
-        return _equal(_looked(xs), self.some) and _equal(ys, self.was)
+        "Is it untouched? Has torch written to other tensors, or to these; on the CPU, where that costs no waiting, inputs are looked at too"
+        if self._keys(xs, [_bare(o) for o in yb if isinstance(o, Tensor)])!=self.keys: return False
+        return not self.some or xs[0].is_cuda or _equal(_looked(xs), self.some)
 
     def take(self, i):
         "What is to be expected after a callback has said that row `j` is row `i[j]` now"
         i,n = i.clamp(min=0),int(i.max())
-        self.some,self.was = ([o[i] if len(o)>n else o for o in os] for os in (self.some, self.was))
-        if self.keys is not None: self.keys = ()        # to be looked at in any case
+        self.some,self.ys = ([o[i] if len(o)>n else o for o in os] for os in (self.some, self.ys))
+        self.keys = ()      # to be looked at in any case
 
     def places(self, xb, yb, item):
         "For each row of the batch as it is now its row in the batch as it was, whose items are `item`; -1 where that is not known"
@@ -162,7 +162,7 @@ class _Rows:
         sure = eq.any(1) & (~eq | (item[None]==item[at][:,None])).all(1)      # equal rows of several items say nothing
         at,own = torch.where(sure, at, -1).cpu(),torch.arange(n)
         if n!=len(marks): return at
-        same = _equal(ys, self.was)
+        same = _equal(ys, self.ys) and (not (self.keys and self.ys) or self._keys([], self.ys)==self.keys[-len(self.ys):])     # nor written to since
         there = eq.diagonal().cpu() | (at<0)
         return own if same and bool(there.all()) else at
 
@@ -201,8 +201,9 @@ def fits_running(learn):
 
 class _Quick(Callback):
     "A callback that costs next to nothing at events that it does not have"
+    def __init_subclass__(cls): cls._on = {k:f for k in _events if (f := getattr(cls, k, None)) is not None}
     def __call__(self, event_name):
-        f = getattr(type(self), event_name, None)
+        f = self._on.get(event_name)
         if f is not None: f(self)
 
 class BatchReady(_Quick):
