@@ -669,3 +669,20 @@ def test_an_output_of_several_forwards_stores_nothing(dls):
     learn = Both(dls, small_cnn(1, 10), metrics=accuracy, cbs=MemoryCallback(SlotBank(64), head=None))
     with pytest.warns(UserWarning, match='the output of no single forward'): fit(learn, 1)
     assert len(learn.memory.bank)==0
+
+def test_three_memories_resume_to_the_same_numbers(dls, tmp_path):
+    "Killed in the middle, and gone on with by a new process's learner"
+    from memo.recipe import Stage, fit_stages
+    class Killed(Callback):
+        def after_batch(self):
+            if self.training and self.epoch==2: raise KeyboardInterrupt
+    def stages(): return [Stage('train', 4, 1e-2)]
+    def go(learn, **kw):
+        with quiet(learn): return fit_stages(learn, stages(), **kw)
+    whole = learner(dls, three())
+    h = go(whole, checkpoint=tmp_path/'a')
+    with pytest.raises(KeyboardInterrupt): go(learner(dls, [*three(), Killed()]), checkpoint=tmp_path/'b')
+    again = learner(dls, three(), seed=7)
+    r = go(again, checkpoint=tmp_path/'b', resume=True)
+    for k,v in whole.model.state_dict().items(): assert torch.equal(v, again.model.state_dict()[k]), k
+    assert h.drop(columns='seconds').equals(r.drop(columns='seconds')) and 'early_hit' in h
