@@ -54,7 +54,7 @@ parts = {
     'similarity': Param(Annotated[str, OneOf('cosine', 'dot', 'euclidean')], 'cosine', "'cosine', 'dot' or 'euclidean'"),
     'balanced': Param(bool, True, 'Divide votes by class counts? (classes; those for findings never are)'),
     'whiten': Param(bool|list[bool], False, 'Compare whitened features (`within_whitener`)? Several: the first, until `fit` has chosen'),
-  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False}),
+  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False, 'only': {'balanced': 'multiclass'}}),
   'prototype': Part('head', 'prototype', 'memo.votes', 'PrototypeHead', "Mixes in which class's average is nearest; for a `ClassBank`", {
     'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
     'k': Param(Count, 20, 'Rows that `recall` shows'),

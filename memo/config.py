@@ -77,6 +77,8 @@ def _check_model(cfg, fail):
 def _check_head(cfg, key, head, bank, fail):
     "A head needs something of its bank and of the data"
     f,t = facts(head),task_kind(cfg)
+    for k,of in (f.get('only') or {}).items():
+        if t not in (None, of) and k in head.given: fail(f'{key}.{k}', f"{key}.{k} is read for {of} data only, and {cfg.data.name} is {t}")
     for need in f.get('needs') or ():
         has = [n for n,p in known('bank').items() if need in p.facts.get('offers', [])]
         if not has or need in facts(bank).get('offers', []): continue

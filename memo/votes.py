@@ -142,7 +142,7 @@ def _search(logits, votes_at, y, log_t):
     return best
 
 # %% ../nbs/02a_votes.ipynb #92198cb1
-@register('head', 'vote')
+@register('head', 'vote', only=dict(balanced='multiclass'))
 class VoteHead(MixHead):
     "Mixes the class votes of the nearest rows into the network's probabilities, in evaluation mode"
     def __init__(self,

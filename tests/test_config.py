@@ -400,3 +400,11 @@ def test_what_is_compared_works_on_the_first_memory_that_watches(yml):
     other = 'memories: {early: {size: 64, head: vote, at: layer1}, rare: {bank: ClassBank}}\ncompare: [lda]'
     assert 'compare lda needs memory.bank ClassBank, found SlotBank' in err(load_config, yml(other))
     assert 'compare has vote, which memories.early.head is already' in err(load_config, yml(other.replace('lda', 'vote')))
+
+def test_a_key_that_data_of_that_kind_do_not_read(tmp_path):
+    "Votes for findings are never divided by class counts"
+    p = tmp_path/'x.yaml'
+    p.write_text('data: chest_mosaic\nmodel: tile_cnn\nmemory: {policy: fifo, head: vote, balanced: false}')
+    with pytest.raises(MemoError, match='balanced is read for multiclass data only, and chest_mosaic is multilabel'): load_config(p)
+    p.write_text('memory: {policy: fifo, head: vote, balanced: false}')
+    assert load_config(p).memories['memory'].head.balanced is False
