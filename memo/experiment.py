@@ -40,13 +40,20 @@ def _broadcast(self, t, rank):
     torch.distributed.broadcast(t, rank)
     return t.cpu().tolist()
 
+_no_accelerate = "training in several processes needs accelerate: pip install 'fastmemo[ddp]'"
+
+def _wait_for_all():
+    "Nobody goes on before all processes are here; their group is made, as fastai does it when training begins"
+    if num_distrib()<2: return
+    try: from accelerate import PartialState
+    except ImportError: raise MemoError(_no_accelerate) from None
+    PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
+
 def processes(learn):
     "The context to train in: fastai's `distrib_ctx` where there are several processes"
     if num_distrib()<2: return contextlib.nullcontext()
     try: from fastai.distributed import DistributedDL   # needs accelerate, and gives learners their `distrib_ctx`
-    except (ImportError,NameError):
-        why = "training in several processes needs accelerate: pip install 'fastmemo[ddp]'"
-        raise MemoError(why) from None
+    except (ImportError,NameError): raise MemoError(_no_accelerate) from None
     DistributedDL._broadcast = _broadcast
     return learn.distrib_ctx(sync_bn=torch.cuda.is_available(), cpu=not torch.cuda.is_available())
 
@@ -217,6 +224,7 @@ def resume_run(
     return _run(run_config(folder), folder, True, log)
 
 def _run(cfg, folder, resume, log):
+    _wait_for_all()     # the first process has made the folder by then: what another wrote or read there before would be of no run
     for t in trainings(cfg, folder):
         if t.done:
             log(f'{t.cfg.name} seed {t.seed} | finished before')

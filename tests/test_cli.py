@@ -188,6 +188,28 @@ def test_ctrl_c(yml):
     assert p.returncode==130 and 'interrupted' in err and '--resume' in err and 'Traceback' not in err
 
 @pytest.mark.slow
+def test_the_second_process_waits_for_the_folder(tool, findings_yml, tmp_path):
+    "The first one is slow: what the other writes before it has made the folder would be taken for somebody else's"
+    late = tmp_path/'late.py'
+    late.write_text(f"""
+import time
+import memo.experiment as e
+from memo.config import load_config
+claim = e._claim
+def slow(*args):
+    time.sleep(15)
+    claim(*args)
+e._claim = slow
+e.run_experiment(load_config({str(findings_yml)!r}, ['runs={tmp_path}/ddp']))
+""")
+    with socket.socket() as o:
+        o.bind(('127.0.0.1', 0))
+        port = o.getsockname()[1]
+    r = tool('accelerate', 'launch', '--multi_gpu', '--num_processes=2', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no',
+        f'--main_process_port={port}', late, env={'ACCELERATE_USE_CPU':'true'}, timeout=300)
+    assert r.returncode==0 and (tmp_path/'ddp/tiny/results.md').is_file(), r.stderr[-3000:]
+
+@pytest.mark.slow
 @pytest.mark.parametrize('which', ['yml','findings_yml'])
 def test_two_processes(tool, which, request):
     "Two gloo processes on the CPU, started as the README says"
