@@ -33,6 +33,15 @@ def tool():
         return subprocess.run(cmd, timeout=timeout, env=e, text=True, **({'capture_output':True} | kwargs))
     return _run
 
+@pytest.fixture
+def yml(tmp_path):
+    "Write a YAML file: `yml(text)` gives its path"
+    def _write(txt, name='x.yaml'):
+        p = tmp_path/name
+        p.write_text(txt)
+        return p
+    return _write
+
 @pytest.fixture(scope='session')
 def fashion_root():
     "The folder of Debian's dataset-fashion-mnist"

@@ -18,14 +18,6 @@ train: {epochs: 2, lr: 1e-2, bs: 16}
 compare: [logit_adjusted]
 '''
 
-@pytest.fixture
-def yml(tmp_path):
-    def _write(txt, name='x.yaml'):
-        p = tmp_path/name
-        p.write_text(txt)
-        return p
-    return _write
-
 def err(f, *args):
     with pytest.raises(MemoError) as e: f(*args)
     assert '\n' not in str(e.value)

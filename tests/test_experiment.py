@@ -18,14 +18,6 @@ train: {epochs: 2, lr: 1e-2, bs: 16}
 compare: [logit_adjusted]
 '''
 
-@pytest.fixture
-def yml(tmp_path):
-    def _write(txt, name='x.yaml'):
-        p = tmp_path/name
-        p.write_text(txt)
-        return p
-    return _write
-
 @pytest.fixture(scope='module')
 def run(tmp_path_factory):
     "A small finished run with a rival and two seeds"

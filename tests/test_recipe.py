@@ -3,6 +3,7 @@ import errno, random, tarfile
 from pathlib import Path
 import pytest
 from fastai.vision.all import *
+from contracts.made import StopAt
 from memo.core import MemoError
 from memo.banks import Bank,SlotBank
 from memo.heads import MemoryHead
@@ -34,13 +35,6 @@ def same_model(a, b):
     a,b = a.model.state_dict(),b.model.state_dict()
     assert a.keys()==b.keys()
     for k in a: assert torch.equal(a[k], b[k]), k
-
-class StopAt(Callback):
-    order = 99
-    def __init__(self, n): self.n = n
-    def after_batch(self):
-        if self.training: self.n -= 1
-        if not self.n: raise KeyboardInterrupt
 
 # splitter
 

@@ -25,13 +25,6 @@ compare: [logit_adjusted, class_mean, crt, {name: vote, k: [3, 5], whiten: [fals
 rows = ['plain network','logit adjustment','nearest class mean','classifier re-trained',
         *(f'{n} + memory: {h}' for n in ('plain network','logit adjustment') for h in ('vote','prototype','lda'))]
 
-@pytest.fixture
-def yml(tmp_path):
-    def _write(txt, name='x.yaml'):
-        (tmp_path/name).write_text(txt)
-        return tmp_path/name
-    return _write
-
 def entries(folder):
     "label -> entry of a metrics.json"
     m = json.loads((folder/'metrics.json').read_text())

@@ -3,8 +3,9 @@ import copy, json, pickle, shutil, sys
 from pathlib import Path
 import pytest, torch, yaml
 from fastai.learner import Learner, load_learner
-from fastai.vision.all import Callback, CrossEntropyLossFlat, set_seed
+from fastai.vision.all import CrossEntropyLossFlat, set_seed
 import toys
+from contracts.made import StopAt
 from toys.bank import MyBank, Ring
 from toys.baseline import Cooler
 from toys.callback import MyCallback
@@ -70,13 +71,6 @@ def test_exported(trained, tmp_path):
     assert torch.equal(quietly(new, new.get_preds, dl=new.dls.test_dl(trained.dls.valid_ds.x))[0], preds(trained))
     m = pickle.loads(pickle.dumps(copy.deepcopy(trained.model)))
     assert set(memories(m))=={'memory','ring'}
-
-class StopAt(Callback):
-    order = 99
-    def __init__(self, n): self.n = n
-    def after_batch(self):
-        if self.training: self.n -= 1
-        if not self.n: raise KeyboardInterrupt
 
 def test_resumed(tmp_path):
     def run(folder, resume=False, cbs=None):

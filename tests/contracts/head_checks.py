@@ -10,7 +10,7 @@ from memo.core import MemoError
 from memo.heads import MemoryHead
 from memo.recipe import Stage, body_head_splitter, fit_stages
 from memo.registry import find
-from .made import Y, learner, other, preds_equal, quietly, state_equal
+from .made import StopAt, Y, learner, other, preds_equal, quietly, state_equal
 
 def trained(make, epochs=1, **kw):
     learn = make(**kw)
@@ -188,13 +188,6 @@ def exported(make, tmp_path):
     new = load_learner(tmp_path/'e.pkl')
     assert list(new.memories)==['memory'] and len(new.memory.bank)==len(learn.memory.bank)
     preds_equal(quietly(new, new.get_preds, dl=new.dls.test_dl(x))[0], p)
-
-class StopAt(Callback):
-    order = 99
-    def __init__(self, n): self.n = n
-    def after_batch(self):
-        if self.training: self.n -= 1
-        if not self.n: raise KeyboardInterrupt
 
 def resumed(make, tmp_path):
     "Interrupted and gone on with, it is what it would have been"

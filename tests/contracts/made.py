@@ -3,7 +3,7 @@ import random
 import torch
 from fastai.data.all import DataLoaders
 from fastai.learner import Learner
-from fastai.vision.all import CrossEntropyLossFlat, set_seed
+from fastai.vision.all import Callback, CrossEntropyLossFlat, set_seed
 from sklearn.datasets import load_digits
 from torch import nn
 import toys     # registers one part of each kind, from outside memo
@@ -18,6 +18,14 @@ DIM,CLASSES = 6,3
 # what an experiment would know, and what a test may choose; a part gets those that its signature has
 given = dict(n_classes=CLASSES, num_classes=CLASSES, n_out=CLASSES, c_in=1, in_chans=1, counts=torch.tensor([30,6,2]), seed=0, bs=8, arch='resnet18', pretrained=False,
              size=16, capacity=8, policy='fifo', n_max=20, ratio=5, valid=5, test=5, val_bs=16, device='cpu', patients=60, draws=20, steps=20)
+
+class StopAt(Callback):
+    "Ctrl-C after `n` training batches"
+    order = 99
+    def __init__(self, n): self.n = n
+    def after_batch(self):
+        if self.training: self.n -= 1
+        if not self.n: raise KeyboardInterrupt
 
 def parts(kind): return list(known(kind))
 def takes(kind, name): return known(kind)[name].params
