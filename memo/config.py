@@ -74,11 +74,16 @@ def _check_model(cfg, fail):
     for k in ('freeze_epochs','warmup_epochs'):
         if getattr(t, k): fail(f'train.{k}', f"train.{k} has nothing to freeze where train.frozen is true")
 
+def _unread(cfg, head):
+    "Keys of a head that are for data of another kind: key -> that kind"
+    t = task_kind(cfg)
+    return {k:of for k,of in (facts(head).get('only') or {}).items() if t not in (None, of)}
+
 def _check_head(cfg, key, head, bank, fail):
     "A head needs something of its bank and of the data"
     f,t = facts(head),task_kind(cfg)
-    for k,of in (f.get('only') or {}).items():
-        if t not in (None, of) and k in head.given: fail(f'{key}.{k}', f"{key}.{k} is read for {of} data only, and {cfg.data.name} is {t}")
+    for k,of in _unread(cfg, head).items():
+        if k in head.given: fail(f'{key}.{k}', f"{key}.{k} is read for {of} data only, and {cfg.data.name} is {t}")
     for need in f.get('needs') or ():
         has = [n for n,p in known('bank').items() if need in p.facts.get('offers', [])]
         if not has or need in facts(bank).get('offers', []): continue
@@ -128,6 +133,9 @@ def finish(draft):
         if o is None: continue
         if o.sampling is not None: o.sampling = section(draft, 'sampler', o.sampling, f'{p}.sampling')
         if o.loss is not None or loss is not None: o.loss = section(draft, 'loss', o.loss or {}, f'{p}.loss', loss)
+    for s in (*(m.head for m in cfg.memories.values()), *(o for o in cfg.compare if o.kind=='head')):
+        for k in _unread(cfg, s):
+            if k not in s.given: del s.args[k]      # no default is written down that would not be read back
     cfg.path = [str(o) for o in draft.folders] if any('.' in s.name for _,s in all_sections(cfg)) else []
     check(cfg, draft)
     return cfg

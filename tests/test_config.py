@@ -244,6 +244,7 @@ def test_shipped_experiments(repo):
     for p in files:
         c = load_config(p)
         assert c.name.split('/')[-1]==p.stem, p
+        assert from_dict(yaml.safe_load(to_yaml(c)), 'written')==c, p
     c = load_config(repo/'experiments/quickstart.yaml')
     assert len(c.seeds)==3 and [s.name for s in c.compare]==['logit_adjusted','balanced_sampling']
 
@@ -400,3 +401,8 @@ def test_a_key_that_data_of_that_kind_do_not_read(tmp_path):
     with pytest.raises(MemoError, match='balanced is read for multiclass data only, and chest_mosaic is multilabel'): load_config(p)
     p.write_text('memory: {policy: fifo, head: vote, balanced: false}')
     assert load_config(p).memories['memory'].head.balanced is False
+    p.write_text('data: chest_mosaic\nmodel: tile_cnn\nmemory: {policy: fifo, head: watch}\ncompare: [vote]')
+    c = load_config(p)                    # nor is a default of theirs written down, which would not be read back
+    assert 'balanced' not in c.compare[0] and 'balanced' not in to_yaml(c) and from_dict(yaml.safe_load(to_yaml(c)), "written")==c
+    assert override(c, {'memory.head':'vote', 'compare':[]}).memories['memory'].head.get('balanced') is None
+    assert override(c, {'data':'digits_lt', 'model':'small_cnn'}).compare[0].balanced is True
