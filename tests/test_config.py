@@ -405,4 +405,4 @@ def test_a_key_that_data_of_that_kind_do_not_read(tmp_path):
     c = load_config(p)                    # nor is a default of theirs written down, which would not be read back
     assert 'balanced' not in c.compare[0] and 'balanced' not in to_yaml(c) and from_dict(yaml.safe_load(to_yaml(c)), "written")==c
     assert override(c, {'memory.head':'vote', 'compare':[]}).memories['memory'].head.get('balanced') is None
-    assert override(c, {'data':'digits_lt', 'model':'small_cnn'}).compare[0].balanced is True
+    assert override(c, {'data':'digits_lt', 'model':'small_cnn', 'train.loss':'ce'}).compare[0].balanced is True
