@@ -100,9 +100,12 @@ class Traced(GetAttr):
 
 # %% ../nbs/08_batch_ids.ipynb #4ac265ef
 def _some(x):
-    "Some values of each row [B,n]"
-    v = x.detach().reshape(x.shape[0], -1)
-    return v[:,::max(1, v.shape[1]//64)]
+    "Some values of each row [B,n]; a view where the rows lie behind one another"
+    if x.requires_grad: x = x.detach()
+    b = x.shape[0]
+    n = x.numel()//b
+    k = max(1, n//64)
+    return x.as_strided((b, -(-n//k)), (n, k)) if x.is_contiguous() else x.reshape(b, n)[:,::k]
 
 def row_marks(
     x:Tensor    # [B,...]
@@ -128,13 +131,16 @@ def _size(xb, xs):
     return xs[0].shape[0] if xs else find_bs(xb) if len(xb) else 0
 
 def _equal(a, b): return len(a)==len(b) and all(p.shape==q.shape and torch.equal(p.detach(), q) for p,q in zip(a, b))
-def _looked(xs): return [_some(o) for o in xs if o.shape[0]==xs[0].shape[0]] if xs and xs[0].shape[0] else []
+def _rowed(xs): return [o for o in xs if o.shape[0]==xs[0].shape[0]] if xs and xs[0].shape[0] else []
+def _looked(xs): return [_some(o) for o in _rowed(xs)]
 
 class _Rows:
     "Inputs and targets of a batch as they were, to tell what has happened to them"
     def __init__(self, xs, yb):
         self.ys = [_bare(o) for o in yb if isinstance(o, Tensor)]
-        self.some,self.keys = [o.clone() for o in _looked(xs)],self._keys(xs, self.ys)
+        self.looked = _looked(xs)
+        self.some,self.keys = [o.clone() for o in self.looked],self._keys(xs, self.ys)
+        if not all(o.is_contiguous() for o in xs): self.looked = None       # copies, which would not change
 
     @staticmethod
     def _keys(xs, ys): return [(o.data_ptr(),o.shape,o.stride(),None if o.is_inference() else o._version) for o in xs+ys]
@@ -142,7 +148,7 @@ class _Rows:
     def same(self, xs, yb):
         "Is it untouched? Has torch written to other tensors, or to these; on the CPU, where that costs no waiting, inputs are looked at too"
         if self._keys(xs, [_bare(o) for o in yb if isinstance(o, Tensor)])!=self.keys: return False
-        return not self.some or xs[0].is_cuda or _equal(_looked(xs), self.some)
+        return not self.some or xs[0].is_cuda or all(map(torch.equal, self.looked or _looked(xs), self.some))
 
     def take(self, i):
         "What is to be expected after a callback has said that row `j` is row `i[j]` now"
@@ -293,7 +299,7 @@ class BatchIds(_Quick):
     def _of(self, ids, at, n, whole):
         if ids is None or at is None: return None
         if at.shape[0]!=n: return torch.full((n,), -1)
-        return ids[at] if whole else ids[at].masked_fill_(at<0, -1)
+        return ids.index_select(0, at) if whole else ids[at].masked_fill_(at<0, -1)
 
     def take(self, i):
         "The ids of the batch's rows `i`; -1 for those that are made of several"

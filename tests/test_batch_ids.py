@@ -417,6 +417,19 @@ def _rows(xb, yb):
     from memo.batch_ids import _Rows
     return _Rows(list(xb), yb)
 
+@pytest.mark.parametrize('lay', ['plain','channels last','transposed','every other','half','offset'])
+def test_written_to_where_torch_does_not_see_it(lay):
+    "Through numpy, in batches of any layout in memory"
+    x = torch.arange(4*3*8*8.).reshape(4,3,8,8)
+    x = {'channels last':lambda: x.contiguous(memory_format=torch.channels_last), 'transposed':lambda: x.transpose(2,3),
+         'every other':lambda: x.repeat_interleave(2, 0)[::2], 'half':x.half, 'offset':lambda: torch.cat([x,x])[2:6]}.get(lay, lambda: x)()
+    y = torch.arange(4)
+    rows = _rows((x,), (y,))
+    assert rows.same([x], (y,)) and rows.same([x], (y,))
+    x.numpy()[:] = x.numpy()[[1,0,2,3]].copy()
+    assert not rows.same([x], (y,))
+    assert rows.places((x,), (y,), torch.arange(4)).tolist()==[1,0,2,3]
+
 # several callbacks, several inputs, other loaders in the middle
 
 class Also(Changes): order = 6
