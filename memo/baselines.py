@@ -40,9 +40,9 @@ def data_task(cfg):
 def task_kind(cfg):
     "Which task of ours that is, or a kind of; None where it is none of them or is not known before the data are"
     name = data_task(cfg)
-    if name is None or '.' not in name: return name
-    mro = {(c.__module__,c.__qualname__) for c in find('task', name).__mro__}
     ours = {k:p for k,p in known('task').items() if p.module.startswith('memo.')}
+    if name is None or name in ours: return name
+    mro = {(c.__module__,c.__qualname__) for c in find('task', name).__mro__}
     return next((k for k,p in ours.items() if (p.module,p.symbol) in mro), None)
 
 def heads_of(cfg): return [m.head for m in cfg.memories.values()]
@@ -82,6 +82,7 @@ class BalancedSampling(Baseline):
     title,remedy = 'balanced sampling',True
     def check(self, cfg, name):
         if cfg.train.sampling is not None: raise MemoError(f"compare has {name}, which train.sampling is already")
+        if 'sampling' not in part('data', cfg.data.name).params: raise MemoError(f"compare has {name}, and {cfg.data.name} takes no sampling")
     def overrides(self, cfg): return _both(cfg, 'sampling', 'balanced')
 
 # %% ../nbs/11c_baselines.ipynb #ec19a03a
@@ -90,8 +91,9 @@ class LogitAdjusted(Baseline):
     "The network's outputs less the logs of the class frequencies"
     title,remedy,works_on = 'logit adjustment',True,'outputs'
     def check(self, cfg, name):
-        balanced = cfg.train.sampling is not None or any(fact(h, 'adds_rows') for h in heads_of(cfg))
-        if not balanced and getattr(cfg.train.loss, 'name', 'ce')=='ce': return
+        phases = [o for o in (cfg.train, cfg.train.phase2) if o is not None]
+        balanced = any(o.sampling is not None for o in phases) or any(fact(h, 'adds_rows') for h in heads_of(cfg))
+        if not balanced and all(getattr(o.loss, 'name', 'ce')=='ce' for o in phases): return
         raise MemoError(f"compare has {name}, which needs train.loss ce, no train.sampling, and no replay: "
                         "what is balanced already would be corrected twice")
     def fit(self, train, valid, dls):

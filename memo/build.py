@@ -41,7 +41,9 @@ def _keyed(here, e, keys):
 # %% ../nbs/13a_build.ipynb #2a6f7496
 def build_dls(cfg, seed):
     "The loaders of an experiment (train, valid, test) for one seed"
-    return full_batches(cfg, made('data', cfg.data, seed=seed, bs=cfg.train.bs, sampling=_sampling('train', cfg.train)))
+    dls,bs = made('data', cfg.data, seed=seed, bs=cfg.train.bs, sampling=_sampling('train', cfg.train)),cfg.train.bs
+    if dls.train.bs!=bs: raise MemoError(f"train.bs is {bs}, and {cfg.data.name} makes batches of {dls.train.bs}: it has to take bs")
+    return full_batches(cfg, dls)
 
 def _sampling(here, t): return None if t.sampling is None else made(f'{here}.sampling', t.sampling)
 
@@ -90,9 +92,9 @@ def build_memory(cfg, dls):
         except MemoError as e: raise MemoError(_of_memory(here, e, own, m.head.args)) from e
     return res
 
-def build_loss(here, section, dls, class_weights=False):
-    "The loss that a section names; None: the usual one of the task"
-    if section is None: section = usual_loss(here, task_of(dls).name)
+def build_loss(here, section, dls, class_weights=False, task=None):
+    "The loss that a section names; None: the usual one of the task, which the labels decide where it is None"
+    if section is None: section = usual_loss(here, task or task_of(dls).name)
     given,asks = dict(n_classes=dls.c),part('loss', section.name).params
     if 'counts' in asks: given['counts'] = class_counts(dls)
     if class_weights: given['pos_weight'] = pos_weights(dls.train.dataset.y).to(dls.device)     # of what is trained on
@@ -121,7 +123,7 @@ def build_learner(
     else: model = build_model(cfg, dls, short)
     splitter = trainable_params if cfg.train.frozen else body_head_splitter
     cbs = [*build_memory(cfg, dls), *(made(f'train.cbs.{s.name}', s) for s in cfg.train.cbs)]
-    loss = build_loss('train.loss', cfg.train.loss, dls, cfg.train.class_weights)
+    loss = build_loss('train.loss', cfg.train.loss, dls, cfg.train.class_weights, task(cfg))
     return Learner(dls, model.to(dls.device), loss_func=loss, opt_func=adamw, splitter=splitter,
                    metrics=build_metrics(cfg, dls), cbs=cbs, wd=cfg.train.wd)
 
@@ -180,10 +182,10 @@ def build_stages(cfg, learn, seed, lr=None, short=None):
     dls1 = full_batches(cfg, abnormal_only(dls)) if t.abnormal_only else dls
     st = _first_stages(cfg, learn, dls1, ifnone(lr, t.lr), kw, short)
     if t.class_weights:
-        for s in st: s.loss_func = build_loss('train.loss', t.loss, dls1, True)
+        for s in st: s.loss_func = build_loss('train.loss', t.loss, dls1, True, task(cfg))
     if p is None: return st
     same = p.sampling==t.sampling and p.bs in (None, t.bs)
     dls2 = dls if same else full_batches(cfg, other_train(dls, seed, ifnone(p.bs, t.bs), _sampling('train.phase2', p)))
-    loss = build_loss('train.phase2.loss', p.loss, dls, t.class_weights)
+    loss = build_loss('train.phase2.loss', p.loss, dls, t.class_weights, task(cfg))
     return st + [Stage('phase2', p.epochs, slice(*p.lr) if not t.frozen else p.lr[1], False, dls2, p.momentum, loss,
                        p.monitor, p.patience, t.min_delta)]

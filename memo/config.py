@@ -46,6 +46,8 @@ def _check_train(cfg, fail):
 def _check_task(cfg, fail):
     "Losses, samplers and metrics say which task they are for"
     t = task_kind(cfg)
+    if cfg.train.sampling is not None and 'sampling' not in part('data', cfg.data.name).params:
+        fail('train.sampling', f"train.sampling is for data that can be drawn in several ways, and {cfg.data.name} takes no sampling")
     for key,s in all_sections(cfg):
         if s.kind not in ('loss','sampler','metric') or t is None or facts(s).get('task', t)==t: continue
         fits = [n for n,p in known(s.kind).items() if p.facts.get('task', t)==t]
@@ -200,7 +202,7 @@ def load_config(
 def from_dict(d, where):
     "The experiment of a dict, as the header of a file has it"
     draft = Draft()
-    draft.folders = [*_own_path(d, Path.cwd()), Path.cwd()]
+    draft.folders = list(dict.fromkeys([*_own_path(d, Path.cwd()), Path.cwd()]))
     with importing_from(*draft.folders): return finish(draft.lay(d, where))
 
 def override(

@@ -18,6 +18,7 @@ from .collect import collect
 from .config import Section,make
 from .core import *
 from .data import *
+from .registry import part
 from .results import *
 from .tasks import *
 
@@ -39,7 +40,7 @@ def planned_rows(
 # %% ../nbs/13b_evaluation.ipynb #33ceeeeb
 def build_head(section, bank):
     "The head that a section names, over a bank; it asks for no more rows than there are, unless told to"
-    if 'k' in section and 'k' not in section.given:
+    if 'k' in section and section.k==part('head', section.name).keys['k'].default:
         section = Section('head', section.name, {**section.args, 'k':min(section.k, bank.capacity_rows)})
     return make(section, bank=bank)
 
@@ -116,6 +117,7 @@ def evaluate(
     "Score the network on the test set: alone, with its memories, with its rivals"
     dls,answers = learn.dls,Answers(learn, cfg)
     task,own = task_of(dls, data_task(cfg), threshold=threshold, draws=draws),cfg.train.metrics
+    if threshold!=.5 and not hasattr(task, 'threshold'): raise MemoError(f"threshold is for findings; {task.name} answers have none")
     test,titles = answers.collected('test'),row_titles(cfg, training)
     y,rows,probs,tables = test.y.cpu(),[],{},{}
     for row in planned_rows(cfg, training):

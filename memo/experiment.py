@@ -21,6 +21,7 @@ from .core import *
 from .evaluation import *
 from .heads import MemoryHead
 from .recipe import *
+from .registry import part
 from .results import *
 from .runfolder import *
 from .tasks import *
@@ -104,6 +105,7 @@ def train(
     "Train, evaluate, and write the run folder of one training"
     cfg,main = t.cfg,not rank_distrib()
     learn = build_learner(cfg, t.seed)
+    learn.path = t.folder       # where callbacks write what they write
     with alone(), learn.no_bar(), learn.no_logging(): lr = found_lr(cfg, learn, t.folder/'lr.json')
     stages = build_stages(cfg, learn, t.seed, lr)
     n = {s.name:s.epochs for s in stages}
@@ -245,7 +247,7 @@ class _Short(Callback):
 def _small(cfg):
     "For the CPU: no more than 8 images a batch, none read before they are needed"
     if torch.cuda.is_available(): return with_args(cfg, 'data', preload=False)
-    less,p = {'train.bs':min(8, cfg.train.bs)},cfg.train.phase2
+    less,p = {'train.bs':min(8, cfg.train.bs)} if 'bs' in part('data', cfg.data.name).params else {},cfg.train.phase2
     if p is not None: less['train.phase2.bs'] = min(8, p.bs or 8)
     return override(with_args(cfg, 'data', preload=False, val_bs=8), less)
 
@@ -256,7 +258,8 @@ def dry_run(cfg, log=print):
         learn = build_learner(c, t.seed, log)
         _check(c, learn)
         stages = build_stages(c, learn, t.seed, 1e-4 if c.train.lr=='find' else None, log)
-        with processes(learn), learn.no_bar(), learn.no_logging():
+        with processes(learn), learn.no_bar(), learn.no_logging(), tempfile.TemporaryDirectory() as d:
+            learn.path = Path(d)
             for s in stages: fit_stages(learn, [replace(s, epochs=1, monitor=None, patience=None)], cbs=_Short())
         names = ', '.join(s.name for s in stages)
         if not rank_distrib(): log(f"{t.cfg.name} seed {t.seed}: two batches of train and valid in each of {names}: ok")

@@ -11,8 +11,8 @@ __all__ = ['usual', 'Draft', 'section', 'fill', 'memory']
 import typing
 from dataclasses import fields,is_dataclass
 from .core import *
-from .registry import find,known,part
-from .schema import accept,from_yaml,near,normal,required,shown
+from .registry import find,kinds,known,part
+from .schema import accept,from_yaml,near,normal,required,shown,words
 from .sections import *
 
 # %% ../nbs/12d_layers.ipynb #1495b2ef
@@ -57,7 +57,10 @@ class Draft:
             if 'seeds' in d: self.no("give seed or seeds, not both")
             d['seeds'] = [d.pop('seed')]
         ms = d.pop('memories', {})
-        if 'memory' in d and isinstance(ms, dict|None): ms = {**(ms or {}), 'memory':d.pop('memory')}
+        if 'memory' in d:
+            one = d.pop('memory')
+            if isinstance(ms, dict) and 'memory' in ms: self.no("give memory or memories.memory, not both")
+            if isinstance(ms, dict|None): ms = {**(ms or {}), 'memory':one}
         self._lay(Experiment, self.raw, d, '')
         self._memories(ms)
         return self
@@ -77,7 +80,8 @@ class Draft:
             self.origin[key],f = self.last,fs[k]
             kind = None if f.metadata.get('many') else f.metadata.get('kind')
             if kind is not None: old[k] = self._part(kind, old.get(k), v, key)
-            elif (sub:=_sub(f)) and v is not None: old[k] = self._lay(sub, dict(old.get(k) or {}), v, f'{key}.')
+            elif (sub:=_sub(f)) and v is None and f.type is sub: pass      # `train:` with nothing under it
+            elif sub and v is not None: old[k] = self._lay(sub, dict(old.get(k) or {}), v, f'{key}.')
             else: old[k] = v
         return old
 
@@ -98,7 +102,8 @@ class Draft:
         "What was said to the part `was` that the part `name` reads too, or neither"
         try: a,b = part(kind, was).keys,part(kind, name).keys
         except MemoError: return old
-        return {k:v for k,v in old.items() if k!='name' and (_fits(v, b[k].type) if k in b else k not in a)}
+        def usual(k, v): return k in a and v==_default(a[k])      # as a file states that has been written with all its keys
+        return {k:v for k,v in old.items() if k!='name' and not usual(k, v) and (_fits(v, b[k].type) if k in b else k not in a)}
 
     # memories
 
@@ -121,6 +126,9 @@ class Draft:
             if kind not in new: continue
             v = 'watch' if new[kind] is None else new[kind]
             old[kind] = self._part(kind, old.get(kind), v, f'{key}.{kind}', self.named(old, kind))
+        for kind in ('bank','head'):
+            twice = [k for k in new if isinstance(new.get(kind), dict) and k in new[kind]]
+            if twice: self.no(f"give {key}.{twice[0]} or {key}.{kind}.{twice[0]}, not both")
         loose = {**old.get('loose', {}), **{k:v for k,v in new.items() if k not in ('bank','head')}}
         old['loose'] = {}
         for k,v in loose.items(): self._settle(old, k, v, key)
@@ -167,7 +175,8 @@ class Draft:
 # %% ../nbs/12d_layers.ipynb #2ef71f93
 def _default(p):
     "The default of a `Param`, as YAML would have it"
-    return list(p.default) if isinstance(p.default, tuple) else p.default
+    def lists(v): return [lists(o) for o in v] if isinstance(v, (list,tuple)) else v
+    return lists(p.default)
 
 def _accepted(draft, v, p, key):
     try: return accept(v, from_yaml(p), draft.written(key), yaml=True)
@@ -187,12 +196,25 @@ def section(
     except MemoError as e: draft.fail(f'{key}.name', f"{key}{str(e).removeprefix(kind)}")
     for k in raw:
         if k!='name' and k not in p.keys: draft.fail(f'{key}.{k}', _unread(p, k, key))
+    _complete(draft, p, key)
     args = {}
     for k,o in p.keys.items():
         if k in raw: args[k] = _accepted(draft, raw[k], o.type, f'{key}.{k}')
         elif o.default is not required: args[k] = _default(o)
         else: draft.fail(key, f"{key}.{k} is needed: {p.name} has no default for it ({o.doc or p.help})")
     return Section(kind, p.name, args, [k for k in p.keys if k in raw])
+
+def _complete(draft, p, key):
+    "A part has to be one that a section can name"
+    given = kinds[p.kind].given
+    if 'name' in p.params and 'name' not in given:
+        draft.fail(key, f"{key}: {p.name} has an argument called name, which in a section is the name of the part; call it otherwise")
+    lost = [k for k,o in p.params.items() if o.default is required and k not in p.keys and k not in given]
+    if lost and p.kind!='metric':
+        draft.fail(key, f"{key}: {p.name} needs {lost[0]}, which neither a file nor the experiment gives it")
+    for k,o in p.keys.items():
+        if o.default is not required and not _fits(_default(o), from_yaml(o.type)):
+            draft.fail(key, f"{key}.{k}: the default of {p.name} is {shown(o.default)}, and {words(o.type)} is accepted")
 
 def _others(p, k): return [n for n,o in known(p.kind).items() if k in o.keys]
 def _no_key(p, k, key): return f"{key}.{k} is no key: {p.name} gets it from the experiment, or from Python only"
@@ -224,8 +246,11 @@ def _compared(draft, name, key):
     baselines = {n for k,p in known('baseline').items() for n in (k,p.symbol)}
     if name in heads or name in baselines: return 'baseline' if name in baselines else 'head'
     if isinstance(name, str) and '.' in name:
-        try: return 'head' if hasattr(find('baseline', name), 'fuse') else 'baseline'
+        try: f = find('baseline', name)
         except MemoError as e: draft.fail(key, f"{key}{str(e).removeprefix('baseline')}")
+        if getattr(f, 'mixes', False): return 'head'
+        if not hasattr(f, 'works_on'): draft.fail(key, f"{key}: {name} is no baseline, nor a head that mixes in what a memory says")
+        return 'baseline'
     names = [*known('baseline'), *(k for k in known('head') if k in heads)]
     hint = near(name, names)
     draft.fail(key, f"{key}: {name!r} is not one of {', '.join(names)}{hint if 'did you mean' in hint else ''}")
@@ -247,6 +272,9 @@ def memory(draft, name, raw):
     key = at(name)
     bank,head = (section(draft, k, raw.get(k, {}), f'{key}.{k}', draft.named(raw, k)) for k in ('bank','head'))
     keys,loose = callback_keys(),raw.get('loose', {})
+    for s in (bank,head):
+        if both := [k for k in s.args if k in keys]:
+            draft.fail(key, f"{key}.{s.kind}: {s.name} has an argument called {both[0]}, which MemoryCallback reads; call it otherwise")
     for k in loose:
         if k not in keys: draft.fail(f'{key}.{k}', _loose(k, key, bank, head, keys))
     said = {k:_accepted(draft, v, keys[k].type, f'{key}.{k}') for k,v in loose.items()}

@@ -11,8 +11,9 @@ __all__ = ['kinds', 'Kind', 'Part', 'register', 'known', 'importing_from', 'part
 # %% ../nbs/00b_registry.ipynb #3e9be894
 import contextlib,inspect,pkgutil,sys
 from importlib import import_module
+from importlib.machinery import PathFinder
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any,NamedTuple
 from .core import MemoError,check_choice,write_text
 from .schema import arguments,checked,describe,from_yaml,near,plain,required,source
 
@@ -56,7 +57,8 @@ class Part(NamedTuple):
         "The keys of its YAML section: what a file can give and the experiment does not"
         out = kinds[self.kind].given
         def ok(p): return from_yaml(p.type) is not None and (p.default is required or plain(p.default))
-        return {k:p for k,p in self.params.items() if k not in out and ok(p)}
+        def typed(p): return p._replace(type=float) if p.type is Any and type(p.default) is float else p     # 1e-3 is a text in YAML
+        return {k:typed(p) for k,p in self.params.items() if k not in out and ok(p)}
     @property
     def where(self): return f'{self.module}:{self.symbol}'
 
@@ -86,7 +88,8 @@ def register(
     def _register(f):
         f,n = checked(f),name or f.__name__
         ours = _index().get(kind, {}).get(n)
-        if ours is not None and not f.__module__.startswith('memo.') and f.__module__!='__main__':
+        again = f.__module__=='__main__' and ours is not None and f.__qualname__==ours.symbol    # in its notebook
+        if ours is not None and not f.__module__.startswith('memo.') and not again:
             raise MemoError(f"register: the {kind} {n} is memo's own ({ours.where}); give another name")
         _here.setdefault(kind, {})[n] = f,facts
         return f
@@ -131,6 +134,14 @@ def _attr(module, qualname):
     for o in qualname.split('.'): module = getattr(module, o)
     return module
 
+def _is_it(kind, path):
+    "Raise where another module of that name has been imported than the one that lies on `sys.path`"
+    top = path.split('.')[0]
+    got,spec = getattr(sys.modules.get(top), '__file__', None),PathFinder.find_spec(top)
+    if None in (got, spec, spec and spec.origin) or Path(got).resolve()==Path(spec.origin).resolve(): return
+    raise MemoError(f"{kind}: {path} is in {spec.origin}, but {got} has been imported under that name: "
+                    "give one of the two another name, or train them in two commands")
+
 def _import(kind, path):
     "What the dotted `path` names"
     ms = path.split('.')
@@ -141,7 +152,8 @@ def _import(kind, path):
             if e.name and i>1 and (m==e.name or m.startswith(f'{e.name}.')): continue      # a class in a class
             where = 'it is looked for beside the YAML file and in the working folder too'
             raise MemoError(f"{kind}: {path} cannot be imported ({e}); {where}") from e
-        except Exception as e: raise MemoError(f"{kind}: {path} cannot be imported ({type(e).__name__}: {e})") from e
+        except (Exception,SystemExit) as e: raise MemoError(f"{kind}: {path} cannot be imported ({type(e).__name__}: {e})") from e
+        _is_it(kind, path)
         try: return _attr(mod, rest)
         except AttributeError:
             hint = near(ms[i], [o for o in vars(mod) if not o.startswith('_')])
@@ -165,7 +177,7 @@ def part(
         found = f"{name!r} is not one of {', '.join(known(kind))}{_like(kind, name)}"
         raise MemoError(f"{kind}: {found} (one of your own is named by its dotted path)")
     f = _import(kind, name)
-    if not callable(f): raise MemoError(f"{kind}: {name} is no class or function")
+    if not callable(f) or not hasattr(f, '__qualname__'): raise MemoError(f"{kind}: {name} is no class or function")
     ours = (p for p in _index().get(kind, {}).values() if (p.module,p.symbol)==(f.__module__,f.__qualname__))
     return next(ours, None) or _foreign(kind, name, f)
 

@@ -99,7 +99,10 @@ def results(
     "Compare the methods of an experiment"
     by,attrs,titles = {},_columns(metrics),titles_in(metrics)
     for m in metrics:
-        for row,v in rows_of(m).items(): by.setdefault(row._replace(seed=None), {})[row.seed] = v
+        for row,v in rows_of(m).items():
+            got = by.setdefault(row._replace(seed=None), {})
+            if row.seed in got: raise MemoError(f"results: {label(row, titles)} has seed {row.seed} twice")
+            got[row.seed] = v
     known,places = {o for m in metrics for o in m['remedies']},list(dict.fromkeys(o.network for o in by))
     def is_own(r): return not r.training and not r.method
     def is_remedy(r): return not is_own(r) and {r.training,r.method} <= {'',*known}

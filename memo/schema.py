@@ -45,8 +45,10 @@ def normal(t):
     if t is None: return type(None)
     o = get_origin(t)
     if o is Annotated:
-        how = next((m for m in t.__metadata__ if isinstance(m, (Range,OneOf))), None)
-        return normal(get_args(t)[0]) if how is None else t
+        how,of = next((m for m in t.__metadata__ if isinstance(m, (Range,OneOf))), None),get_args(t)[0]
+        if how is not None and len(ps:=_parts(of))>1:       # a range of a number or null is that of the number
+            return normal(_union([p if p is type(None) else Annotated[p, how] for p in ps]))
+        return normal(of) if how is None else t
     if t in _plain or o is Literal: return t
     if t is tuple or o is tuple: return list
     if o is list: return t if (e:=normal(get_args(t)[0])) is get_args(t)[0] else list[e]
@@ -65,7 +67,7 @@ def words(t):
     if o is Literal: return ('one of ' if len(get_args(t))>1 else '') + ', '.join(map(str, get_args(t)))
     if o is Annotated:
         how = next(m for m in t.__metadata__ if isinstance(m, (Range,OneOf)))
-        return f"one of {', '.join(how)}" if isinstance(how, OneOf) else f'{words(get_args(t)[0])} {how}'
+        return f"one of {', '.join(map(str, how))}" if isinstance(how, OneOf) else f'{words(get_args(t)[0])} {how}'
     if o is list: return f"a list of {words(get_args(t)[0]).removeprefix('a ').replace('number', 'numbers', 1)}"
     names = dict(int='a whole number', float='a number', str='a text', bool='true or false', NoneType='null')
     names |= dict(dict='a section', list='a list')
@@ -128,7 +130,7 @@ def accept(v, t, key, yaml=False):
     if (r:=_first(v, _parts(t), yaml)) is not _no: return r
     def choices(p): return [get_args(p)] if get_origin(p) is Literal else getattr(p, '__metadata__', ())
     lists = [o for p in _parts(t) for o in choices(p)]
-    names = [n for o in lists if isinstance(o, (OneOf,tuple)) for n in o]
+    names = [n for o in lists if isinstance(o, (OneOf,tuple)) for n in o if isinstance(n, str)]
     m = difflib.get_close_matches(v, names, 1, .5) if isinstance(v, str) else []
     raise MemoError(f"{key} must be {words(t)}, found {shown(v)}" + (f"; did you mean {m[0]!r}?" if m else ''))
 

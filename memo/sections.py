@@ -150,6 +150,8 @@ def flat(cfg):
     return res
 
 # %% ../nbs/12c_sections.ipynb #e2feb6b6
+_lists = 'compare','train.metrics','train.cbs'     # keys of several sections
+
 def _comments(cfg):
     "Key -> what it is for"
     from fastcore.docments import docments
@@ -158,7 +160,7 @@ def _comments(cfg):
         res |= {p+k:v or '' for k,v in docments(cls, returns=False).items() if k!='memories'}
     for k,s in all_sections(cfg):
         p = part(s.kind, s.name)
-        if k in ('compare','train.metrics','train.cbs'): k = f'{k}.{s.name}'
+        if k in _lists: k = f'{k}.{s.name}'
         res |= {f'{k}.name':p.help, **{f'{k}.{o}':v.doc for o,v in p.keys.items()}}
     for n in cfg.memories:
         res |= {f'{at(n)}.{k}':v or '' for k,v in docments(Memory, returns=False).items()} | {at(n):'A memory'}
@@ -177,7 +179,7 @@ def _lines(d, key, indent, docs):
         if isinstance(v, dict) and v:
             yield f'{indent}{_leaf(k)}:{doc}'
             yield from _lines(v, f'{here}.', indent+'  ', docs)
-        elif isinstance(v, list) and v and all(isinstance(o, dict) for o in v):
+        elif here in _lists and v:
             yield f'{indent}{k}:{doc}'
             for o in v:
                 first,*more = _lines(o, f"{here}.{o['name']}.", indent+'  ', docs)

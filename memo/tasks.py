@@ -14,7 +14,7 @@ from fastai.vision.all import *
 from .core import Count,MemoError,Probability
 from .metrics import longtail_scores,shot_metrics
 from .multilabel import MultiMetric,class_table,macro_ap,macro_auc,multilabel_scores,patient_bootstrap
-from .registry import find,known,register
+from .registry import find,known,part,register
 
 # %% ../nbs/06b_tasks.ipynb #689e7290
 class Task:
@@ -173,6 +173,9 @@ def progress(
     "Metrics of the progress table: those of the task, and those of the experiment that it has not"
     res = task.metrics(dls)
     have = {getattr(m, 'name', getattr(m, '__name__', None)) for m in res}
+    for s in sections:
+        twice = [] if part('metric', s.name).module.startswith('memo.') else [k for k in own_metrics(s, dls) if k in have or k in task.columns]
+        if twice: raise MemoError(f"train.metrics: {s.name} is called {twice[0]}, as a column of the task is already; give it another name")
     own = {k:m for k,m in _own(sections, dls).items() if k not in have}
     return [*res, *[m if isinstance(m, Metric) else MultiMetric(m, k) for k,m in own.items()]]
 

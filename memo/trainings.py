@@ -37,6 +37,11 @@ def _but(cfg, changes, posts):
     c = override(cfg, {**changes, 'compare':[]})
     return _comparing(c, [s for s in posts if suits(c, s)])
 
+def _without(name, cfg):
+    "What every other training gets too has its row, less the memory"
+    if cfg.memories: raise MemoError(f"compare has {name}, a training beside each other one: it has to take the memory away")
+    return cfg
+
 def _joined(*names): return '_'.join(filter(None, names))
 
 def trainings(
@@ -52,7 +57,7 @@ def trainings(
         one = _comparing(override(cfg, {'seeds':[seed]}), posts)
         todo = [('', '', one)] + [(k, k, _but(one, b.overrides(one), posts)) for k,b in makes.items() if not b.each]
         for k,b in makes.items():
-            if b.each: todo += [(_joined(k, n), n, _but(c, b.overrides(c), c.compare)) for n,_,c in todo]
+            if b.each: todo += [(_joined(k, n), n, _without(k, _but(c, b.overrides(c), c.compare))) for n,_,c in todo]
         for path,name,c in todo:
             sub = _joined(path, '' if i==0 and not path else f'seed_{seed}')
             res.append(Training(name, c if not sub else override(c, {'name':f'{cfg.name}/{sub}'}), Path(folder)/sub))
@@ -82,7 +87,8 @@ def but_remedy(a, b):
 
 def is_remedy(row, cfg):
     "Is a row one of the remedies for rare classes, or its training what one of them would make of it?"
-    remedies = {k:b for k in known('baseline') for b in [find('baseline', k)()] if b.remedy}
-    if row.method: return row.method in remedies
-    keys,makes = flat(cfg),[b.overrides(cfg) for b in remedies.values() if b.works_on is None]
+    if row.method: return find('baseline', row.method).remedy
+    ours = [find('baseline', k)() for k,p in known('baseline').items() if p.module.startswith('memo.')]
+    remedies = [b for b in (*ours, *(baseline(s) for s in cfg.compare if is_baseline(s))) if b.remedy]
+    keys,makes = flat(cfg),[b.overrides(cfg) for b in remedies if b.works_on is None]
     return any(all(keys.get(k)==v for k,v in o.items()) for o in makes)

@@ -373,12 +373,16 @@ def test_two_memories_have_comments_too(yml):
         for line in to_yaml(c, comments=True).splitlines(): assert '  # ' in line, line
         assert load_config(yml(to_yaml(c, comments=True), 'y.yaml'))==c
 
-def test_a_policy_that_this_process_knows(yml, monkeypatch):
+def test_a_policy_that_this_process_knows(yml, tmp_path):
     "The choices of what is imported are those that it has now"
-    from memo.policies import policies
-    monkeypatch.setitem(policies, 'mine', policies['fifo'])
-    import memo.banks
-    assert load_config(yml('memory: {policy: mine}')).memories['memory'].bank.policy=='mine'
+    code = """import sys
+from memo.policies import policies
+policies['mine'] = policies['fifo']
+import memo.banks
+from memo.config import load_config
+print(load_config(sys.argv[1]).memories['memory'].bank.policy)"""
+    r = run_py(code, tmp_path, yml('memory: {policy: mine}'))
+    assert r.stdout=='mine\n', r.stderr
 
 def test_a_monitor_that_no_column_has(yml):
     from memo.build import build_learner,check_monitors
@@ -406,3 +410,106 @@ def test_a_key_that_data_of_that_kind_do_not_read(tmp_path):
     assert 'balanced' not in c.compare[0] and 'balanced' not in to_yaml(c) and from_dict(yaml.safe_load(to_yaml(c)), "written")==c
     assert override(c, {'memory.head':'vote', 'compare':[]}).memories['memory'].head.get('balanced') is None
     assert override(c, {'data':'digits_lt', 'model':'small_cnn', 'train.loss':'ce'}).compare[0].balanced is True
+
+# parts of one's own in all shapes, files with sections left empty
+
+_shapes = """
+import math
+from functools import partial
+from typing import Annotated,Literal
+from fastai.vision.all import Callback,CrossEntropyLossFlat
+from memo.baselines import Baseline
+from memo.core import Count,OneOf,Range
+from memo.heads import MemoryHead
+inst,part_ = CrossEntropyLossFlat(),partial(CrossEntropyLossFlat, axis=1)
+class Named(Callback):
+    def __init__(self, name='a'): pass
+class Inf(Callback):
+    def __init__(self, clip:float=math.inf): pass
+class Zero(Callback):
+    def __init__(self, n:Count=0): pass
+class Deep(Callback):
+    def __init__(self, at=((1,2),(3,4)), rows:list=None): pass
+class Depth(Callback):
+    def __init__(self, depth:Literal[18,34]=18, width:Annotated[int,OneOf(1,2)]=1): pass
+class Some(Callback):
+    def __init__(self, n:Annotated[int|None,Range(1)]=None): pass
+class Eps(Callback):
+    def __init__(self, eps=1e-3): self.eps = eps
+class Weighted(MemoryHead):
+    def __init__(self, bank, loss_weight:float=.5): super().__init__(bank)
+class Times(Baseline):
+    remedy = True
+    def __init__(self, times:int): self.times = times
+    def overrides(self, cfg): return {'train.wd':.1*self.times}
+"""
+
+@pytest.fixture
+def shapes(tmp_path, monkeypatch):
+    (tmp_path/'shapes.py').write_text(_shapes)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, 'shapes', raising=False)
+    yield
+    sys.modules.pop('shapes', None)
+
+@pytest.mark.parametrize('text,say', [
+    ('train: {loss: shapes.inst}', 'shapes.inst is no class or function'),
+    ('train: {loss: shapes.part_}', 'shapes.part_ is no class or function'),
+    ('train: {loss: torch.nn.functional.cross_entropy}', 'cross_entropy needs input, which neither a file nor the experiment gives it'),
+    ('train: {loss: shapes.Named}', 'has an argument called name, which in a section is the name of the part'),
+    ('train: {cbs: [shapes.Inf]}', 'the default of shapes.Inf is inf, and a number is accepted'),
+    ('train: {cbs: [shapes.Zero]}', 'the default of shapes.Zero is 0, and a whole number'),
+    ('train: {cbs: [{name: shapes.Depth, depth: fifty}]}', "depth must be one of 18, 34, found 'fifty'"),
+    ('train: {cbs: [{name: shapes.Depth, width: 3}]}', 'width must be one of 1, 2, found 3'),
+    ('train: {cbs: [{name: shapes.Some, n: 0}]}', 'n must be a whole number from 1 or null, found 0'),
+    ('memory: {head: shapes.Weighted}', 'has an argument called loss_weight, which MemoryCallback reads'),
+    ('compare: [memo.heads.RetrievalHead]', 'is no baseline, nor a head that mixes in'),
+    ('compare: [memo.losses.SigmoidFocalLoss]', 'is no baseline, nor a head that mixes in'),
+    ('memory: {k: 7, head: {name: vote, k: 5}}', 'give memory.k or memory.head.k, not both'),
+    ('memory: {size: 5}\nmemories: {memory: {size: 9}}', 'give memory or memories.memory, not both'),
+    ('memory: {size: 5}\nmemories: 3', 'memories must be a section of names and memories, found 3'),
+    ('compare: [logit_adjusted]\ntrain: {phase2: {sampling: balanced}}', 'what is balanced already would be corrected twice'),
+    ('compare: [logit_adjusted]\ntrain: {phase2: {loss: logit_adjusted}}', 'what is balanced already would be corrected twice'),
+])
+def test_shapes_that_a_section_cannot_name(yml, shapes, text, say): assert say in err(load_config, yml(text))
+
+@pytest.mark.parametrize('text', ['train: {cbs: [shapes.Deep]}', 'train: {cbs: [{name: shapes.Deep, rows: [{a: 1}, {b: 2}]}]}', 'train: {cbs: [{name: shapes.Some, n: 3}]}',
+                                  'train:', 'train:\ndata:\nmodel:\ncompare: []', 'train: {cbs: [{name: shapes.Depth, depth: 34}]}'])
+def test_shapes_that_it_can(yml, shapes, text):
+    c = load_config(yml(text))
+    for comments in (False,True): assert load_config(yml(to_yaml(c, comments), 'y.yaml'))==c
+    assert from_dict(to_dict(c), 'written')==c and override(c, {})==c
+
+def test_a_number_that_yaml_takes_for_a_text(yml, shapes):
+    assert make(load_config(yml('train: {cbs: [{name: shapes.Eps, eps: 1e-5}]}')).train.cbs[0]).eps==1e-5
+
+def test_two_modules_of_one_name(tmp_path):
+    "Each beside its own file: the second would be the first one's code"
+    for k in 'ab':
+        (tmp_path/k).mkdir()
+        (tmp_path/k/'same_name_twice.py').write_text('from fastai.vision.all import Callback\nclass Cb(Callback): pass\n')
+        (tmp_path/k/'x.yaml').write_text('train: {cbs: [same_name_twice.Cb]}')
+    try:
+        load_config(tmp_path/'a/x.yaml'); load_config(tmp_path/'a/x.yaml')
+        e = err(load_config, tmp_path/'b/x.yaml')
+    finally: sys.modules.pop('same_name_twice', None)
+    assert str(tmp_path/'a/same_name_twice.py') in e and str(tmp_path/'b/same_name_twice.py') in e
+
+def test_a_module_that_ends_the_process(tmp_path):
+    (tmp_path/'ends_at_once.py').write_text('import sys\nsys.exit(0)\n')
+    (tmp_path/'x.yaml').write_text('train: {cbs: [ends_at_once.Cb]}')
+    assert 'ends_at_once.Cb cannot be imported (SystemExit: 0)' in err(load_config, tmp_path/'x.yaml')
+
+def test_a_default_says_nothing(yml):
+    "What a file states that has been written with all its keys is not said to another part"
+    a = load_config(yml('memory: {head: add}'))
+    b = load_config(yml(to_yaml(a), 'y.yaml'), ['memory.head=vote'])
+    assert b==load_config(yml('memory: {head: add}'), ['memory.head=vote'])==load_config(yml('memory: {head: vote}'))
+    assert load_config(yml('memory: {head: add, k: 7}'), ['memory.head=vote']).memories['memory'].head.k==7
+
+def test_a_remedy_that_has_to_be_told_something(yml, shapes):
+    from memo.results import Row
+    from memo.trainings import is_remedy
+    from memo.registry import find
+    c = load_config(yml('compare: [{name: shapes.Times, times: 2}]'))
+    assert not is_remedy(Row(), c) and is_remedy(Row(), override(c, {'train.wd':.2})) and is_remedy(Row(method='shapes.Times'), c)

@@ -6,7 +6,7 @@ from memo.config import *
 from memo.core import MemoError
 from memo import build,evaluation,experiment as ex
 from memo.results import Row, label, results, rows_of
-from memo.runfolder import environment, model_config, read_json
+from memo.runfolder import environment, model_config, read_json, run_config
 from memo.trainings import trainings
 
 TINY = '''
@@ -343,7 +343,7 @@ def test_several_files_with_parts_of_ones_own(own, tool, tmp_path):
 
 def test_what_would_fail_at_the_end_is_told_at_once(yml, tmp_path):
     (tmp_path/'two_loaders.py').write_text('from memo.data import digits_lt\nfrom memo.data import with_loaders\n'
-                                           'def two(**kwargs):\n    dls = digits_lt(n_max=30, ratio=6, valid=5, test=10, size=8, **kwargs)\n    return with_loaders(dls, dls.loaders[:2])\n')
+                                           'def two(bs, seed):\n    dls = digits_lt(n_max=30, ratio=6, valid=5, test=10, size=8, bs=bs, seed=seed)\n    return with_loaders(dls, dls.loaders[:2])\n')
     runs = f'runs={json.dumps(str(tmp_path/"runs"))}'
     for f in (ex.run_experiment,ex.dry_run):
         assert 'two_loaders.two: 2 loaders, three are needed' in err(f, load_config(yml(TINY), [runs, 'data={name: two_loaders.two}']))
@@ -363,10 +363,81 @@ def plain_set(bs=16, seed=0, n=48):
     y = {'(torch.rand(n, 3, generator=g)<.4).float()' if multi else 'torch.arange(n)%3'}
     return DataLoaders(*[TensorDL(x, y, bs=bs, shuffle=i==0, vocab=list('abc'), split_idx=min(i, 1)) for i in range(3)])
 ''')
-    txt = f'name: u\nseeds: [0]\ndata: {{name: unnamed_{multi}.plain_set}}\nmemory: {{size: 16, policy: fifo, head: vote, k: 3}}\ntrain: {{epochs: 1, bs: 16}}\ncompare: [balanced_sampling{"" if multi else ", logit_adjusted"}]'
-    if multi: txt = txt.replace('compare: [balanced_sampling]', 'compare: []')
+    txt = f'name: u\nseeds: [0]\ndata: {{name: unnamed_{multi}.plain_set}}\nmemory: {{size: 16, policy: fifo, head: vote, k: 3}}\ntrain: {{epochs: 1, bs: 16}}\ncompare: [{"" if multi else "logit_adjusted"}]'
     ex.run_experiment(load_config(yml(txt), [f'runs={json.dumps(str(tmp_path/"runs"))}']), log=lambda s: None)
     m = read_json(tmp_path/'runs/u/metrics.json')
     assert m['task']==('multilabel' if multi else 'multiclass') and ('macro_auc' if multi else 'accuracy') in m['rows'][0]['scores']
     assert list(scores(tmp_path/'runs/u'))==(['plain network','plain network + memory'] if multi else ['plain network','logit adjustment','plain network + memory','logit adjustment + memory'])
     assert ex.evaluate_run(tmp_path/'runs/u')[1]==[]
+
+# what a file says and nothing reads
+
+def _module(folder, name, text):
+    (folder/f'{name}.py').write_text(text)
+    return name
+
+def test_data_that_do_not_take_what_the_training_says(yml, tmp_path):
+    "A set that draws in one way, in batches of one size: another way and another size are refused, not passed over"
+    _module(tmp_path, 'one_way', 'from memo.data import digits_lt\ndef one(seed): return digits_lt(n_max=30, ratio=6, valid=5, test=10, size=8, bs=32, seed=seed)\n')
+    data,runs = 'data={name: one_way.one}',f'runs={json.dumps(str(tmp_path/"runs"))}'
+    def load(*more): return load_config(yml(TINY), [runs, data, *more])
+    assert 'train.sampling is for data that can be drawn in several ways, and one_way.one takes no sampling' in err(load, 'train.sampling=balanced')
+    assert 'compare has balanced_sampling, and one_way.one takes no sampling' in err(load, 'compare=[balanced_sampling]')
+    assert 'train.bs is 16, and one_way.one makes batches of 32' in err(ex.run_experiment, load())
+    cfg = load('train.bs=32', 'compare=[]', 'seeds=[0]')
+    ex.dry_run(cfg, log=lambda s: None)
+    assert ex.run_experiment(cfg, log=lambda s: None)
+
+def test_a_baseline_of_every_training_takes_the_memory_away(yml, tmp_path):
+    _module(tmp_path, 'each_wd', "from memo.baselines import Baseline\nclass Wd(Baseline):\n    each = True\n    def overrides(self, cfg): return {'train.wd':.1}\n")
+    cfg = load_config(yml(TINY), ['memory={size: 16, head: add}', 'compare=[{name: each_wd.Wd}]', f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    assert 'compare has each_wd.Wd, a training beside each other one: it has to take the memory away' in err(ex.run_experiment, cfg)
+
+def test_what_is_resumed_is_what_was_begun(yml, tmp_path):
+    "A training whose head is another than the experiment's is the same from the user's file and from the one that was written"
+    _module(tmp_path, 'voting', "from memo.baselines import Baseline\nclass Voting(Baseline):\n    def overrides(self, cfg): return {'memory.head':'vote'}\n")
+    for over in (['memory={size: 16, head: add}'], ['memory={size: 16, head: add, k: 5, temperature: .5}']):
+        cfg = load_config(yml(TINY), [*over, 'seeds=[0]', 'compare=[{name: voting.Voting}]'])
+        (tmp_path/'run').mkdir(exist_ok=True)
+        (tmp_path/'run/config.yaml').write_text(to_yaml(cfg))
+        a,b = (ex.trainings(c, tmp_path/'run') for c in (cfg, run_config(tmp_path/'run')))
+        assert [t.cfg for t in a]==[t.cfg for t in b] and a[1].cfg.memories['memory'].head.name=='vote'
+    assert a[1].cfg.memories['memory'].head.k==5
+
+def test_a_task_of_ones_own_without_a_usual_loss(yml, tmp_path):
+    _module(tmp_path, 'lossless', """
+from memo.data import digits_lt
+from memo.registry import register
+from memo.tasks import Multiclass
+class Bare(Multiclass): pass
+@register('data', 'bare_digits', task='lossless.Bare')
+def bare(seed, bs): return digits_lt(n_max=30, ratio=6, valid=5, test=10, size=8, bs=bs, seed=seed)
+""")
+    cfg = load_config(yml(TINY), ['data={name: lossless.bare}', 'compare=[]', f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    assert 'train.loss is needed: the task lossless.Bare has no usual loss' in err(ex.run_experiment, cfg)
+    assert ex.run_experiment(override(cfg, {'train.loss':'ce', 'seeds':[0]}), log=lambda s: None)
+
+def test_a_metric_of_ones_own_that_is_called_like_a_column(yml, tmp_path):
+    _module(tmp_path, 'own_accuracy', 'def accuracy(probs, y): return 0.\n')
+    cfg = load_config(yml(TINY), ['train.metrics=[own_accuracy.accuracy]', f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    assert 'own_accuracy.accuracy is called accuracy, as a column of the task is already' in err(ex.run_experiment, cfg)
+
+def test_callbacks_write_into_the_run_folder(yml, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    cfg = load_config(yml(TINY), ['train.cbs=[{name: save_bank, every: 1}]', 'seeds=[0, 1]', 'compare=[]', f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    ex.dry_run(cfg, log=lambda s: None)
+    assert not (tmp_path/'banks').exists() and not (tmp_path/'runs').exists()
+    ex.run_experiment(cfg, log=lambda s: None)
+    assert not (tmp_path/'banks').exists()
+    assert all(list((tmp_path/'runs/tiny'/o/'banks').glob('*.safetensors')) for o in ('','seed_1'))
+
+def test_a_threshold_where_there_is_none(yml, tmp_path):
+    cfg = load_config(yml(TINY), ['seeds=[0]', 'compare=[]', 'train.epochs=1', f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    ex.run_experiment(cfg, log=lambda s: None)
+    assert 'threshold is for findings; multiclass answers have none' in err(ex.evaluate_run, tmp_path/'runs/tiny', None, None, .9)
+
+def test_no_more_rows_are_asked_for_than_there_are(yml, tmp_path):
+    "A rival's default k over a small bank, which is only known when it is built"
+    cfg = load_config(yml(TINY), ['memory={bank: ClassBank, capacity: 1, head: watch}', 'seeds=[0]', 'compare=[prototype, vote]', 'train.epochs=1', f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    ex.run_experiment(cfg, log=lambda s: None)
+    assert {'plain network + memory: prototype','plain network + memory: vote'} <= {*scores(tmp_path/'runs/tiny')}
