@@ -123,10 +123,15 @@ class ResetGate:
 class Tap:
     "The hook that sends what enters a module, or leaves it, through its child of that name"
     def __init__(self, name): self.name = name
+    def through(self, module, x):
+        if not isinstance(x, torch.Tensor): raise MemoError(f"memory {self.name!r}: at its place, a {type(module).__name__}, is a {type(x).__name__}, no tensor; choose another with at=")
+        return getattr(module, self.name)(x)
 class TapIn(Tap):
-    def __call__(self, module, args): return getattr(module, self.name)(args[0]),*args[1:]
+    def __call__(self, module, args):
+        if not args: raise MemoError(f"memory {self.name!r}: its place, a {type(module).__name__}, is called by keyword; choose another with at=")
+        return self.through(module, args[0]),*args[1:]
 class TapOut(Tap):
-    def __call__(self, module, args, out): return getattr(module, self.name)(out)
+    def __call__(self, module, args, out): return self.through(module, out)
 
 class Wrapped(nn.Module):
     "A module and the memory behind it, in its place"

@@ -214,7 +214,7 @@ class Bank(Described):
         r = self.read(q, 1, item, group)
         i,sure = r.index[:,0],r.similarity[:,0]
         y = None if self.features is None else self.rows()[2]
-        if y is None: return torch.full_like(i, -1),torch.zeros_like(sure)
+        if y is None or len(y)==0: return torch.full_like(i, -1),torch.zeros_like(sure)
         none = i<0
         return y[i.clamp(min=0)].masked_fill(none if y.ndim==1 else none[:,None], -1),sure.masked_fill(none, 0)
 
@@ -255,6 +255,7 @@ class Bank(Described):
         _,_,y,_,_,valid = self.rows()
         if y is None: return none
         if torch.compiler.is_compiling():    # a traced graph has no shape that hangs on what is stored
+            if y.ndim==1 and self.n_classes is None: raise MemoError(f"{type(self).__name__}: a graph cannot count classes that the bank does not know of; set bank.n_classes")
             if valid is not None: y = y.masked_fill(~valid if y.ndim==1 else ~valid[:,None], -1)
             return y.gt(.5).sum(0) if y.ndim==2 else none.index_add(0, y.clamp(min=0), (y>=0).long())
         y = y if valid is None else y[valid]

@@ -10,12 +10,14 @@ __all__ = ['Traced', 'row_marks', 'group_ids', 'fits_running', 'BatchReady', 'Ba
 # %% ../nbs/08_batch_ids.ipynb #de2d84fe
 from fastai.data.load import _FakeLoader,_loaders
 from fastai.callback.core import _events
+from fastai.callback.fp16 import MixedPrecision
 from fastai.vision.all import *
 from .attach import memories
 from .core import MemoError
 from .data import TensorDL,TensorSet,worker_error
 from .heads import Step,set_step
 from .items import *
+from .items import _glance
 
 # %% ../nbs/08_batch_ids.ipynb #6a9c4563
 def _positions(before, after, made):
@@ -33,6 +35,18 @@ def _positions(before, after, made):
         return found.pop() if len(found)==1 else -1
     return [find(o) for o in after]
 
+def _own(dl, k): return k in vars(dl) or getattr(type(dl), k) is not getattr(DataLoader, k)
+
+def _in_order(samples, batch):
+    "Has a collate function of one's own kept the samples' order? What it has not changed in shape says so, each label or number by itself"
+    same = []
+    for j,o in enumerate(batch if isinstance(batch, (tuple,list)) else ()):
+        if not isinstance(o, Tensor) or o.ndim==0 or len(o)!=len(samples): continue
+        try: rows = torch.stack([torch.as_tensor(s[j]) for s in samples])
+        except Exception: continue      # of several shapes, or no tensors
+        if rows.shape==o.shape: same.append(torch.equal(rows.as_subclass(Tensor), o.detach().as_subclass(Tensor).to(rows.dtype).cpu()))
+    return bool(same) and all(same)
+
 class _Carrying(_FakeLoader):
     "Makes batches as the loader `d` does, each with the positions of its samples"
     def __iter__(self):
@@ -42,6 +56,7 @@ class _Carrying(_FakeLoader):
             for at in map(torch.tensor, dl.chunkify(d.sample())): yield dl.create_batch(at),at,True     # a sample is a position until the batch is sliced
             return
         if dl.dataset is not None: dl.it = iter(dl.dataset)
+        own = _own(dl, 'create_batch') and type(dl).create_batch is not TensorDL.create_batch
         def samples():
             for s in d.sample():
                 if (o := dl.do_item(s)) is None: continue       # skipped
@@ -52,6 +67,7 @@ class _Carrying(_FakeLoader):
             after = dl.before_batch(b)
             batch = dl.retain(dl.create_batch(after), before)
             at = _positions(before, after, made)
+            if own and not _in_order(after, batch): at = [-1]*len(at)
             for o in before: made.pop(id(o), None)
             yield batch,torch.tensor(at),-1 not in at
 
@@ -60,14 +76,13 @@ def _traceable(d):
     if not isinstance(d, DataLoader): return False      # `show_results` goes through a list with one batch
     dl = vars(d).get('dl', d)
     if not isinstance(dl, DataLoader) or dl.prebatched or not dl.indexed or dl.n is None: return False
-    mine = lambda k: k in vars(dl) or getattr(type(dl), k) is not getattr(DataLoader, k)
-    if mine('create_batches') or mine('do_batch') or type(d).__iter__ not in (DataLoader.__iter__, TensorDL.__iter__): return False
-    return not mine('create_item') or type(dl).do_item is not DataLoader.do_item    # one that makes items of its own kind
+    if _own(dl, 'create_batches') or _own(dl, 'do_batch') or type(d).__iter__ not in (DataLoader.__iter__, TensorDL.__iter__): return False
+    return not _own(dl, 'create_item') or type(dl).do_item is not DataLoader.do_item    # one that makes items of its own kind
 
 class Traced(GetAttr):
     "A loader that knows whose rows the batch has that it gave last: `at`, positions [B], or None; `whole`: none of them is -1"
     _default = 'dl'
-    def __init__(self, dl): self.dl,self.at,self.whole,self.batch = dl,None,False,None
+    def __init__(self, dl): self.dl,self.at,self.whole = dl,None,False
     def __len__(self): return len(self.dl)
     over,running = noop,False   # `over` is called when a pass ends, well or not
     def __iter__(self):
@@ -76,10 +91,10 @@ class Traced(GetAttr):
         try:
             if not _traceable(self.dl):
                 self.at = None
-                for self.batch in self.dl: yield self.batch
+                yield from self.dl
             else: yield from self._batches(self.dl)
         finally:
-            self.batch,self.running = None,False
+            self.running = False
             self.over(self)
 
     def _batches(self, dl):
@@ -92,11 +107,22 @@ class Traced(GetAttr):
             for b,self.at,self.whole in _loaders[fake.num_workers==0](fake):
                 if dl.pin_memory and type(b)==list: b = tuple(b)
                 if dl.device is not None: b = to_device(b, dl.device)
-                self.batch = dl.after_batch(b)
-                yield self.batch
+                yield self._transformed(dl.after_batch, b)
         except MemoError as e: raise worker_error(e) from None
         dl.after_iter()
         if hasattr(dl, 'it'): del dl.it
+
+    def _transformed(self, after_batch, b):
+        "A batch after its transforms, which may sort or thin it: targets that were left alone say that they did not"
+        plain = after_batch is noop or not getattr(after_batch, 'fs', True)
+        if plain or not isinstance(b, (tuple,list)) or len(b)<2: return after_batch(b)
+        rows = _Rows(_tensors(b[0]), b[1:])
+        res = after_batch(b)
+        if isinstance(res, (tuple,list)) and len(res)==len(b) and rows.kept(res[1:]): return res
+        x,ys = (res[0],res[1:]) if isinstance(res, (tuple,list)) and len(res)>1 else (res,())
+        at = rows.places(x, ys, self.at)
+        self.at,self.whole = torch.where(at<0, -1, self.at[at.clamp(min=0)]),self.whole and not bool((at<0).any())
+        return res
 
 # %% ../nbs/08_batch_ids.ipynb #4ac265ef
 def _some(x):
@@ -150,6 +176,11 @@ class _Rows:
         if self._keys(xs, [_bare(o) for o in yb if isinstance(o, Tensor)])!=self.keys: return False
         return not self.some or xs[0].is_cuda or all(map(torch.equal, self.looked or _looked(xs), self.some))
 
+    def kept(self, yb):
+        "Has torch written nothing to the targets?"
+        ys = [_bare(o) for o in yb if isinstance(o, Tensor)]
+        return bool(ys) and self._keys([], ys)==self._keys([], self.ys)==self.keys[len(self.keys)-len(self.ys):]
+
     def take(self, i):
         "What is to be expected after a callback has said that row `j` is row `i[j]` now"
         i,n = i.clamp(min=0),int(i.max())
@@ -182,6 +213,17 @@ def group_ids(dl, group):
     try: return named_by(ds, group)
     except MemoError as e: raise MemoError(f"group={e}") from None
 
+def _named_ids(
+    learn,  # A learner
+    ids,    # `item_ids` or `group_ids`
+    dl,     # A loader
+    by      # What names its items
+):          # [N] long; None where it does not say
+    "Ids by what `by` says; items that are not trained on, such as a single image to predict, need not have it"
+    try: return ids(dl, by)
+    except Exception:
+        if by is None or getattr(dl, 'dataset', None) is learn.dls.train.dataset: raise
+
 class _Loop:
     "A pass over a loader"
     step,rows,item,group,declared,was,last = None,None,None,None,False,None,(None,None)
@@ -204,6 +246,14 @@ def fits_running(learn):
     fs = _frames(learn, Learner._with_events, Learner.__enter__)
     kinds = [f.f_code is Learner._with_events.__code__ and f.f_locals.get('event_type')=='fit' for f in fs]
     return sum(kinds),next((k for k,f in zip(kinds, fs) if k or f.f_code is Learner.__enter__.__code__), False)
+
+_leave_batches = {CastToTensor,MixedPrecision}       # callbacks that have a `before_batch` and leave the rows of a batch as they are
+
+def _may_change(cb):
+    "May a callback do something to the rows of a batch before the model gets them?"
+    t = type(cb)
+    if 'before_batch' in vars(cb): return True
+    return t not in _leave_batches and (hasattr(t, 'before_batch') or t.__call__ is not Callback.__call__)
 
 class _Quick(Callback):
     "A callback that costs next to nothing at events that it does not have"
@@ -253,16 +303,14 @@ class BatchIds(_Quick):
     def _whose(self, dl):
         "Ids of the items of a loader, and of their groups"
         ds = getattr(dl, 'dataset', None)
-        if id(ds) not in self.known:
+        now = None if getattr(ds, 'items', None) is None else _glance(ds)       # what other sets hold may be what they have cached
+        was = self.known.get(id(ds))
+        if was is None or was[1]!=now:
             groups = None if self.by_group is None else self._named(group_ids, dl, self.by_group)
-            self.known[id(ds)] = ds,self._named(item_ids, dl, self.by_item),groups
-        return self.known[id(ds)][1:]
+            was = self.known[id(ds)] = ds,now,self._named(item_ids, dl, self.by_item),groups
+        return was[2:]
 
-    def _named(self, ids, dl, by):
-        "Ids by what `by` says; items that are not trained on, such as a single image to predict, need not have it"
-        try: return ids(dl, by)
-        except Exception:
-            if self.training or by is None: raise
+    def _named(self, ids, dl, by): return _named_ids(self.learn, ids, dl, by)
 
     def begin(self):
         "A pass over a loader begins"
@@ -290,7 +338,7 @@ class BatchIds(_Quick):
             self._warn(f"the loader's before_batch makes samples anew, so of {int((at<0).sum())} of {len(at)} rows of a batch it is not known whose they are")
         loop.declared,loop.last = False,(vars(learn).get('item'),vars(learn).get('group'))
         loop.item,loop.group = self._of(loop.items, at, n, loop.traced.whole),self._of(loop.groups, at, n, loop.traced.whole)
-        loop.rows = _Rows(xs, learn.yb) if loop.item is not None else None
+        loop.rows = _Rows(xs, learn.yb) if loop.item is not None and any(map(_may_change, learn.cbs)) else None
         loop.step = Step(loop.item, loop.group, open=False)
         loop.step.training = learn.training
         loop.was = set_step(loop.heads, loop.step)
@@ -323,7 +371,7 @@ class BatchIds(_Quick):
         xs = _tensors(learn.xb)
         if loop.item is not None:
             n = _size(learn.xb, xs)
-            if (loop.item.shape[0]==n or not loop.declared) and not loop.rows.same(xs, learn.yb): self._trace(loop)
+            if loop.rows is not None and (loop.item.shape[0]==n or not loop.declared) and not loop.rows.same(xs, learn.yb): self._trace(loop)
             if loop.item.shape[0]!=n:
                 self._warn(f"a callback has made a batch of {n} rows and named {len(loop.item)}, so they are nobody's: learn.reindex takes one number for each row")
                 loop.item,loop.group = (None if o is None else torch.full((n,), -1) for o in (loop.item,loop.group))
@@ -357,10 +405,12 @@ class BatchIds(_Quick):
         if at is not None and sys.exc_info()[0] is not None: self._drop(at)
 
     def end(self):
-        if not self.loops: return
-        self.end_batch()
-        loop = self.loops.pop()
-        if getattr(self.learn, 'dl', None) is loop.traced: self.learn.dl = loop.traced.dl
+        "A pass has ended; one that was cancelled is gone already"
+        self._drop(_passes(self.learn))
+        dl = getattr(self.learn, 'dl', None)
+        if isinstance(dl, Traced) and all(o.traced is not dl for o in self.loops): self.learn.dl = dl.dl
+
+_leave_batches |= {BatchIds,BatchReady}
 
 @patch
 def reindex(self:Learner,
@@ -377,4 +427,4 @@ def reindex(self:Learner,
     if i.ndim!=1 or len(i)==0 or int(i.min())<-1 or int(i.max())>=n: raise MemoError(f"learn.reindex: a number from 0 to {n-1} for each row, or -1, is accepted, found {str(i.tolist())[:60]}")
     loop.declared = True
     b.take(i)
-    loop.rows.take(i)
+    if loop.rows is not None: loop.rows.take(i)

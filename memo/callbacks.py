@@ -16,6 +16,7 @@ from fastai.vision.all import *
 from .attach import *
 from .banks import Bank
 from .batch_ids import *
+from .batch_ids import _leave_batches
 from .classbank import BankSaver
 from .collect import *
 from .core import Count,Fraction,MemoError,check_choice
@@ -25,12 +26,17 @@ from .registry import find,register
 # %% ../nbs/09_callbacks.ipynb #65ebd9c9
 class Column(Metric):
     "A column of the progress table, of one memory"
-    def __init__(self, cb, name, value=None, of_batch=None): self.cb,self._name,self._value,self.of_batch,self.got = cb,name,value,of_batch,[]
+    def __init__(self, cb, name, value=None, of_batch=None): self.cb,self._name,self._value,self.of_batch,self.got,self.now = cb,name,value,of_batch,[],[]
     @property
     def name(self): return self._name
     def reset(self): self.got = []
+    def look(self, learn):
+        "In training: what there is to say of a batch before its step writes over what was recalled"
+        if self.of_batch is not None: self.now = [self.of_batch(learn)]
     def accumulate(self, learn):
-        if self.of_batch is None or (v := self.of_batch(learn)) is None: return
+        if self.of_batch is None: return
+        (v,),self.now = self.now or [self.of_batch(learn)],[]
+        if v is None: return
         v = learn.to_detach(torch.as_tensor(v, dtype=torch.float32).reshape(-1))
         self.got.append((v.sum().item(), len(v)))
     @property
@@ -85,6 +91,7 @@ class MemoryCallback(Callback):
             if given: raise MemoError(f"MemoryCallback: {given[0]} says how a memory is made, and there is no bank to make one of")
             self.names = None
             return
+        self._said = head!='default'
         if head=='default': head = bank.default_head
         make = find('head', 'watch' if head is None else head) if head is None or isinstance(head, str) else head
         if not (isinstance(make, type) and issubclass(make, MemoryHead)): raise MemoError(f"head: {head!r}, a head's name, a MemoryHead class or None is accepted")
@@ -124,6 +131,8 @@ class MemoryCallback(Callback):
         own = {n for o in learn.cbs if isinstance(o, MemoryCallback) for n in o.names}
         if self._mine or self.names is not None: found = {n:h for n,h in found.items() if n in self.names}
         self.names = [n for n in found if n not in own]
+        for n in self.names:
+            if n in _taken or hasattr(Learner, n): raise MemoError(f"the model has a memory called {n!r}, as something of a learner is: detach(model, {n!r}) and attach it under another name")
         if not self.names: raise MemoError("MemoryCallback() needs a bank: this model has no memory" + (' but those that have a callback' if own else ' yet'))
         if len(self.names)==1: self._name, = self.names
         else:
@@ -133,6 +142,7 @@ class MemoryCallback(Callback):
     def _put_in(self, learn, model):
         old,head = find_head(model, self._name),self._head
         if old is not None and old.bank is head.bank:     # a model that came with this very memory
+            if type(old) is not type(head) and self._said: raise MemoError(f"head: this bank is in the model behind a {type(old).__name__} already; detach(model, {self._name!r}) first for a {type(head).__name__}")
             self._head,self._mine = None,True
             return
         c = getattr(learn.dls, 'c', None)
@@ -223,8 +233,13 @@ class MemoryCallback(Callback):
         "Take the memory out of the model; gives back the head"
         learn,names = self.learn,list(self.names)
         heads = {n:detach(get_model(learn.model), n) for n in names}
+        driver = first(o for o in learn.cbs if isinstance(o, MemoryCallback) and names[0] in o.names)
+        if len(driver.names)>len(names):    # one of several
+            driver.names = [n for n in driver.names if n not in names]
+            if vars(learn).get(self._name) is self: delattr(learn, self._name)
+            return heads[names[0]]
         self._mine = False
-        learn.remove_cb(self)
+        learn.remove_cb(driver)
         if len(names)==1: self._head = heads[names[0]]
         return heads if len(heads)>1 else self._head
 
@@ -251,7 +266,8 @@ class MemoryCallback(Callback):
         head,dls = self.head,self.learn.dls
         if type(head).fit is MemoryHead.fit: raise MemoError(f"{type(head).__name__} has nothing to fit; a memory that votes has: MemoryCallback(bank, head='vote')")
         if len(dls.loaders)<2 or len(dls.valid_ds)==0: raise MemoError("fit needs a validation set")
-        return head.fit(self.collect(dls.valid), **{k:v for k,v in kwargs.items() if v is not None})
+        got = self.collect(dls.valid, memory=True)
+        return head.fit(AttrDict({**got, 'logits':got.raw}), **{k:v for k,v in kwargs.items() if v is not None})
 
     def fit_vote(self, k=None, whiten=None):
         "The name that `fit` had in version 0.1"
@@ -342,7 +358,10 @@ class MemoryCallback(Callback):
             n = len(self.pred)-len(y)
             if any(isinstance(o, GradientAccumulation) for o in self.learn.cbs): self.learn.loss_grad *= n/len(self.pred)   # it counted what is replayed as items
             self.learn.pred,self.learn.yb = self.pred[:n],(self.y[:n],)
-        if training: return self._own_loss(f) if self.loss_weight and f.real else None
+        if training:
+            if f.columns and self.learn.recorder.train_metrics:
+                for c in f.columns: c.look(self.learn)
+            return self._own_loss(f) if self.loss_weight and f.real else None
         step = self.learn.batch_ids.step
         if not self._fitting or step is None or (labels := plain_labels(step.yb)) is None: return
         for m in f.memories:
@@ -356,7 +375,9 @@ class MemoryCallback(Callback):
             s,y = self._seen(m),plain_labels(self.learn.batch_ids.step.yb)
             own = None if s is None or y is None else m.head.loss(s.z, y)
             if own is None: continue
-            scale = torch.nan_to_num(self.loss_grad.detach()/self.loss.detach(), nan=1., posinf=1., neginf=1.)  # of micro-batches
+            scale = 1.
+            for o in self.learn.cbs:        # what the gradient of a micro-batch is divided by
+                if isinstance(o, GradientAccumulation): scale *= find_bs(self.learn.yb)/o.n_acc
             self.learn.loss_grad = (1-w)*self.loss_grad + w*scale*own
             self.learn.loss = (1-w)*self.loss + w*own.detach()
             m.losses.append(float(own.detach()))
@@ -386,13 +407,13 @@ class MemoryCallback(Callback):
         y,pred = plain_labels(learn.yb),learn.pred
         if pred is out or not torch.is_tensor(out) or not torch.is_tensor(pred): return None,y,None
         a,b = (o.detach().as_subclass(Tensor).float() for o in (pred, out))
-        if len(a)<=len(b) and torch.equal(a, b[:len(a)]):
+        was = plain_labels(step.yb)
+        if len(a)<=len(b) and torch.equal(a, b[:len(a)]) and (y is None or was is None or torch.equal(y, was[:len(a)])):
             whole = len(a)==len(b) or step.item is not None and len(a)==len(step.item)      # without what was replayed
             return None if whole else torch.arange(len(a)),y,None
-        if a.ndim and a.shape[1:]==b.shape[1:]:
+        if a.ndim and a.shape[1:]==b.shape[1:] and len(a) and len(b):
             eq = row_marks(a)[:,None]==row_marks(b)[None]
-            if bool(eq.any(1).all()) and (y is None or len(y)==len(a)): return eq.byte().argmax(1),y,None
-        was = plain_labels(step.yb)
+            if bool((eq.sum(1)==1).all()) and (y is None or len(y)==len(a)): return eq.byte().argmax(1),y,None   # equal outputs of several rows say nothing
         if y is None or was is not None and torch.equal(y, was): return None,y,None     # outputs that were scaled, say
         return None,y,"a callback has changed outputs and targets after the forward, and which is whose is not known"
 
@@ -439,6 +460,8 @@ class MemoryCallback(Callback):
         learn = ifnone(learn, self.learn)
         if any(isinstance(o, Column) and o.cb is self for o in learn.metrics):
             learn.metrics = L(o for o in learn.metrics if not (isinstance(o, Column) and o.cb is self))
+
+_leave_batches.add(MemoryCallback)
 
 @patch(as_prop=True)
 def memories(self:Learner)->dict: # Name -> the callback that drives it

@@ -141,7 +141,8 @@ class ClassBank(Bank):
 
     def classify(self, q, item=None, group=None):
         "The class of the nearest prototype [B] (-1 where nothing is known) and the cosine to it [B]; whose the queries are says nothing"
-        if self.features is None: return torch.full((len(q),), -1, device=q.device),q.new_zeros(len(q), dtype=torch.float32)
+        if self.features is None or not torch.compiler.is_compiling() and not bool(self.counts.any()):
+            return torch.full((len(q),), -1, device=q.device),q.new_zeros(len(q), dtype=torch.float32)
         with torch.autocast(q.device.type, enabled=False):
             s = F.normalize(q.float())@F.normalize(self.prototypes()).T
             sure,c = s.masked_fill(self.counts==0, -torch.inf).max(1)

@@ -8,10 +8,11 @@ Docs: https://github.com/fastmemo/memo/collect.html.md"""
 __all__ = ['plain_labels', 'collect', 'rekey', 'recalled']
 
 # %% ../nbs/08a_collect.ipynb #de0622da
-from contextlib import contextmanager
+from contextlib import contextmanager,nullcontext
 from fastai.vision.all import *
 from .attach import find_head,memories
 from .batch_ids import *
+from .batch_ids import _named_ids
 from .core import MemoError,check_choice
 from .data import plain_dl
 from .heads import *
@@ -45,6 +46,11 @@ def _head(model, name):
     if name is not None: check_choice('memory', name, memories(model))
     return find_head(model, name)
 
+def _uncompiled(model):
+    "A compiled model as it was before: a graph keeps none of what is asked for here"
+    compiled = any(getattr(o, '_compiled_call_impl', None) is not None or hasattr(o, '_orig_mod') for o in model.modules())
+    return torch.compiler.set_stance('force_eager') if compiled else nullcontext()
+
 class _Constant:
     "Always the same order (a lambda could not be exported)"
     def __init__(self, idxs): self.idxs = idxs
@@ -56,13 +62,13 @@ def collect(
     memory=False,   # The answer with the memories, not of the network alone
     own=False,      # Hide each item's own rows, and its group's, as in training
     name=None,      # Whose features; None: the only memory's
-):                  # `logits [N,C]`, `z [N,D]` or None, `y`, `item`, `group [N]`
+):                  # `logits [N,C]`, `z [N,D]` or None, `y`, `item`, `group [N]`; `raw [N,C]`, outputs before that memory answered
     "What the network answers, and the features at a memory's place"
     out,by = [],getattr(vars(learn).get('batch_ids'), 'by_group', None)
     naming = getattr(vars(learn).get('batch_ids'), 'by_item', None)
-    with _quiet(learn) as model:
+    with _quiet(learn) as model, _uncompiled(model):
         heads,head,dev = memories(model),_head(model, name),first(o.device for o in model.parameters())
-        ids,groups = item_ids(dl, naming),None if by is None else group_ids(dl, by)
+        ids,groups = (None if b is None and f is group_ids else _named_ids(learn, f, dl, b) for f,b in ((item_ids,naming), (group_ids,by)))
         dl = Traced(dl.new(get_idxs=_Constant(list(dl.get_idxs())), shuffle=False, drop_last=False))
         n_inp = getattr(learn.dls, 'n_inp', 1)
         for b in dl:
@@ -74,10 +80,11 @@ def collect(
             with in_step([*heads.values()], step): o = model(*xb)
             step.close(o)
             seen = None if head is None else step.seen(head)
-            out.append((o.as_subclass(Tensor).float(), None if seen is None else seen.z, plain_labels(yb), item, group))
+            raw = o if seen is None or seen.raw is None else seen.raw
+            out.append((*(v.as_subclass(Tensor).float() for v in (o, raw)), None if seen is None else seen.z, plain_labels(yb), item, group))
     if not out: raise MemoError("collect: the loader is empty")
-    logits,z,y,item,group = (None if o[0] is None else torch.cat(o) for o in zip(*out))
-    return AttrDict(logits=logits, z=None if z is None else z.float(), y=y, item=item, group=group)
+    logits,raw,z,y,item,group = (None if o[0] is None else torch.cat(o) for o in zip(*out))
+    return AttrDict(logits=logits, raw=raw, z=None if z is None else z.float(), y=y, item=item, group=group)
 
 # %% ../nbs/08a_collect.ipynb #1b18d4f1
 def rekey(
@@ -94,7 +101,7 @@ def rekey(
         ids = item_ids(dl, getattr(vars(learn).get('batch_ids'), 'by_item', None))
         at = torch.isin(ids, stored[stored>=0].cpu()).nonzero().squeeze(1)
         if len(at)==0: return 0
-        got = collect(learn, dl.new(get_idxs=_Constant(at.tolist())), name=name)
+        with head.off(): got = collect(learn, dl.new(get_idxs=_Constant(at.tolist())), memory=True, own=True, name=name)
     n = bank.rekey(got.z, got.item, got.y)
     head.rekeyed()
     return n

@@ -76,7 +76,7 @@ def _feed(h, o, depth=0):
     elif isinstance(o, types.BuiltinFunctionType): add(o.__module__, o.__qualname__)
     elif hasattr(o, '__dict__') and not hasattr(o, '__next__') and not hasattr(o, 'fileno'):
         add(t.__module__, t.__qualname__)
-        into({k:v for k,v in vars(o).items() if k!='_memo_ids'})
+        into({k:v for k,v in vars(o).items() if k!='_memo_ids' and not k.startswith('__')})     # fastcore keeps a signature there, once it was asked for
         into(*(f for c in t.__mro__ if not _library(c) for f in vars(c).values() if isinstance(f, types.FunctionType)))
     else: raise _Unknown
 
@@ -124,10 +124,10 @@ def _inputs(ds, items):
     fs = _getters(ds)
     if len(items)==0 or None in fs: return items
     with no_random():       # on one item, as this may open an image, or draw something
-        try: fine = all(_plain(f(next(_rows(items)))) for f in fs)
-        except Exception: fine = False
-        if not fine: return items
-        got = [[f(o) for o in _rows(items)] for f in fs]
+        try:
+            if not all(_plain(f(next(_rows(items)))) for f in fs): return items
+            got = [[f(o) for o in _rows(items)] for f in fs]
+        except Exception: return items      # some items are skipped by it
     return got[0] if len(got)==1 else list(zip(*got))
 
 def _stacked(items):
@@ -138,12 +138,23 @@ def _stacked(items):
     return torch.stack([torch.as_tensor(o) for o in items])
 
 def _set_key(ds, items):
-    "Digest of a set whose items say nothing by themselves"
+    "Digest of a set whose items, or their inputs, say nothing by themselves"
     return digest(type(ds), items, _getters(ds)) if items is not None else digest(ds)
 
+def _word(o):
+    "A value as text: as its content, and 1.0 as 1, which a column of whole numbers becomes where one is missing"
+    if isinstance(o, (Tensor,np.ndarray)) and o.ndim: return str(digest(o))
+    if isinstance(o, (Tensor,np.ndarray,np.generic)): o = o.item()
+    return str(int(o) if isinstance(o, float) and o.is_integer() else o)
+def _words(o): return list(map(_words, o)) if isinstance(o, (tuple,list)) else _word(o)
+
+def _missing(o):
+    na = pd.isna(o)
+    return bool(na) if isinstance(na, (bool,np.bool_)) else False
+
 def _column_ids(of):
-    ids = pd.util.hash_array(np.array([str(o) for o in of], dtype=object)).astype(np.int64) & (2**63-1)     # banks on disk hold them
-    return torch.from_numpy(np.where(pd.isna(pd.Series(of, dtype=object)), -1, ids))
+    ids = pd.util.hash_array(np.array([_word(o) for o in of], dtype=object)).astype(np.int64) & (2**63-1)     # banks on disk hold them
+    return torch.from_numpy(np.where([_missing(o) for o in of], -1, ids))
 
 def named_by(
     ds,     # A data set
@@ -155,8 +166,10 @@ def named_by(
     if isinstance(by, str):
         if not hasattr(items, 'columns') or by not in items.columns: raise MemoError(f"{by!r}: the items are no data frame with that column; a function of an item is accepted")
         return _column_ids(items[by].tolist())
-    if items is None: items = [ds[i][0] for i in range(len(ds))]
-    return _column_ids([by(o) for o in _rows(items)])
+    from fastai.torch_core import no_random
+    with no_random():       # images may be opened and augmented for it
+        if items is None: items = [ds[i][0] for i in range(len(ds))]
+        return _column_ids([by(o) for o in _rows(items)])
 
 def _table_ids(ds, items):
     "Of a row of a table: what stands in its input columns, and which row of its frame it is, as two people may be alike"
@@ -180,7 +193,7 @@ def _ids(ds):
         got = list(got)
         if all(map(_text, got)): return torch.tensor([hash63(o) for o in got])
         if (x := _stacked(got)) is not None: return row_hashes(x)
-    return position_ids(n, _set_key(ds, items))
+    return position_ids(n, _set_key(ds, got if got is items or isinstance(got, pd.DataFrame) else _words(got)))
 
 # %% ../nbs/06c_items.ipynb #acf9239c
 class _Same:
@@ -205,7 +218,9 @@ def _state(o, depth=0):
 
 def _parts_state(o, depth=0): return tuple((k,s) for k,v in vars(o).items() if k!='_memo_ids' and (s := _state(v, depth+1)) is not None)
 
-def _glance(ds):
+def _glance(
+    ds # A data set
+):     # Something that compares equal as long as they are
     "The state of a set, to tell whether its ids are still right"
     items = getattr(ds, 'items', None)
     if items is not None: return len(ds),_state(items)

@@ -210,8 +210,8 @@ def _complete(draft, p, key):
     if 'name' in p.params and 'name' not in given:
         draft.fail(key, f"{key}: {p.name} has an argument called name, which in a section is the name of the part; call it otherwise")
     lost = [k for k,o in p.params.items() if o.default is required and k not in p.keys and k not in given]
-    if lost and p.kind!='metric':
-        draft.fail(key, f"{key}: {p.name} needs {lost[0]}, which neither a file nor the experiment gives it")
+    if p.kind=='metric': lost = []      # one asks for what it scores
+    if lost: draft.fail(key, f"{key}: {p.name} needs {lost[0]}, which neither a file nor the experiment gives it")
     for k,o in p.keys.items():
         if o.default is not required and not _fits(_default(o), from_yaml(o.type)):
             draft.fail(key, f"{key}.{k}: the default of {p.name} is {shown(o.default)}, and {words(o.type)} is accepted")

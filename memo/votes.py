@@ -276,6 +276,7 @@ class LDAHead(PrototypeHead):
     ):
         super().__init__(bank, k, temperature, weight)
         for o in ('whitener','means','at'): self.register_buffer(o, None)     # `at`: how often the bank had been written to
+        self._of = None         # the rows that they are of, where they were worked out or first used in this process
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -287,11 +288,20 @@ class LDAHead(PrototypeHead):
         w = within_whitener(f, y)
         n = self.bank.class_counts().clamp(min=1)
         self.whitener,self.means = w,(torch.zeros(self.bank.n_classes, f.shape[1], device=f.device).index_add_(0, y, f)/n[:,None])@w
-        self.at = self.bank.updates.clone()
+        self.at,self._of = self.bank.updates.clone(),self._rows_now()
+
+    def _rows_now(self): return self.bank.features.data_ptr(),self.bank.features._version
+
+    @property
+    def _stale(self):
+        "Were means and whitener worked out of other rows? A bank may be loaded or reset, and have been written to as often"
+        if self.at is None or self.bank.features is None or self.at!=self.bank.updates: return True
+        if self._of is None: self._of = self._rows_now()
+        return self._of!=self._rows_now()
 
     def scores(self, z):
         "Minus half the squared Mahalanobis distances to the means [B,C], -inf for classes that were never seen"
-        if not torch.compiler.is_compiling() and (self.at is None or self.at!=self.bank.updates): self.fit_means()
+        if not torch.compiler.is_compiling() and self._stale: self.fit_means()
         with torch.autocast(z.device.type, enabled=False):
             s = torch.cdist(F.normalize(z.float())@self.whitener, self.means, compute_mode='donot_use_mm_for_euclid_dist').square()/-2
             return s.masked_fill(self.bank.class_counts()==0, -torch.inf)

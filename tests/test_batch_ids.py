@@ -534,3 +534,172 @@ def test_rows_of_a_table():
     df = pd.DataFrame(dict(a=list('xxyyzz'), b=list('uvuvuu'), y=[0,1]*3))
     assert len(ids(df).unique())==6 and torch.equal(ids(df.assign(y=[1,0]*3)), ids(df))
     assert not set(ids(df).tolist()) & set(ids(df.assign(a=list('ppqqrr'))).tolist())
+
+# rows that are moved where nobody says so
+
+def by_label(b):
+    from fastai.data.load import fa_collate
+    return fa_collate(sorted(b, key=lambda o: (int(o[1]), float(o[0].sum()))))
+def backwards(b):
+    from fastai.data.load import fa_collate
+    return fa_collate(b[::-1])
+def in_their_order(b): return torch.stack([o[0]*2 for o in b])/2,torch.stack([o[1] for o in b])
+def padded(b): return torch.nn.functional.pad(torch.stack([o[0] for o in b]), (0,0,0,0)),torch.stack([o[1] for o in b])
+
+@pytest.mark.parametrize('workers', [0,1])
+@pytest.mark.parametrize('collate,known', [(by_label,False), (backwards,False), (in_their_order,True), (padded,True)])
+def test_a_collate_function_of_ones_own(collate, known, workers):
+    "One that moves rows makes them nobody's, with a word; one that leaves them where they are changes nothing"
+    dls = loaders(create_batch=collate, num_workers=workers)
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        learn = run(dls, ids_of(dls))
+    items = learn.memory.bank.items[:len(learn.memory.bank)]
+    assert len(items)==N and bool((items>=0).all())==known and bool((items==-1).all())!=known
+    assert learn.truth.checked==(N if known else 0)
+    assert any('made samples anew' in str(o.message) or 'makes samples anew' in str(o.message) for o in w)!=known
+
+class Sorts(Transform):
+    "A batch transform that sorts, and makes targets anew"
+    def encodes(self, o): return o
+    def __call__(self, b, **kw):
+        i = b[0].flatten(1).sum(1).argsort()
+        return tuple(o[i] for o in b)
+class Thins(Sorts):
+    def __call__(self, b, **kw): return tuple(o[1::2] for o in b)
+class Brighter(Sorts):
+    def __call__(self, b, **kw): return b[0]+1e-7,*b[1:]
+class Relabels(Sorts):
+    def __call__(self, b, **kw): return b[0],b[1].clone()
+
+@pytest.mark.parametrize('tfm', [Sorts,Thins,Brighter,Relabels])
+def test_batch_transforms(tfm):
+    dls = loaders(after_batch=tfm())
+    learn = run(dls, ids_of(dls), n=2)
+    assert learn.truth.checked==2*(N//2 if tfm is Thins else N)
+
+def test_items_that_change_between_two_epochs():
+    "Other negatives in each epoch: rows are those of the files that were read"
+    files = [Path(f'{i}.png') for i in range(N)]
+    ds = Datasets(files[:40], [[noop,lambda p: X[int(p.stem)]], [lambda p: Y[int(p.stem)]]])
+    class Others(Callback):
+        def before_epoch(self):
+            for tl in self.dls.train.dataset.tls: tl.items[:] = [files[(k+7*self.epoch)%N] for k in range(40)]
+    dls = DataLoaders(TfmdDL(ds, bs=10, shuffle=True), TfmdDL(ds, bs=10), device='cpu')
+    learn = run(dls, [hash63(p) for p in files], Others(), n=3)
+    assert learn.truth.checked==120 and len(learn.memory.bank.items[:len(learn.memory.bank)].unique())==40+2*7
+
+class Mines(Callback):
+    "Hard examples only, or all of them in another order"
+    order = 60
+    def __init__(self, how): self.how = how
+    def after_pred(self):
+        if not self.training: return
+        n = len(self.y)
+        i = torch.arange(1, n, 2) if self.how=='half' else torch.arange(n-1, -1, -1) if self.how=='reversed' else torch.arange(n)
+        self.learn.pred,self.learn.yb = self.pred[i],(self.y[i],)
+
+@pytest.mark.parametrize('how', ['half','reversed','as they are'])
+def test_equal_outputs_say_nothing(how):
+    "A last layer of zeros answers alike to all: which rows the loss was of cannot be told by that"
+    dls = loaders()
+    set_seed(0)
+    m = net()
+    for p in m[3].parameters(): nn.init.zeros_(p)
+    truth = Truth(ids_of(dls), X, Y)
+    learn = Learner(dls, m, loss_func=CrossEntropyLossFlat(), opt_func=SGD, cbs=[MemoryCallback(SlotBank(500, policy='fifo'), head=None), truth, Mines(how)])
+    with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        learn.fit(1, 0.)        # all batches
+    assert truth.checked==(N if how=='as they are' else 0) and any('which is whose is not known' in str(o.message) for o in w)!=(how=='as they are')
+    learn = run(dls, ids_of(dls), Mines(how))        # outputs that differ: they can
+    assert learn.truth.checked==(sum(n//2 for n in (16,16,16,12)) if how=='half' else N)
+
+@pytest.mark.parametrize('event', ['before_batch','after_pred','after_batch'])
+@pytest.mark.parametrize('how', ['whole','cut short','first batch','error'])
+def test_a_validation_in_the_middle_of_a_batch(event, how):
+    "However it ends, the training goes on where it was"
+    from fastai.callback.training import ShortEpochCallback
+    from fastai.callback.core import CancelValidException
+    class Stops(Callback):
+        def before_batch(self):
+            if how=='first batch': raise CancelValidException
+            if how=='error': raise ZeroDivisionError('in the middle')
+    class Looks(Callback):
+        order,busy = 70,False
+        def _go(self):
+            if not self.training or self.iter!=1 or self.busy: return
+            l = self.learn
+            self.busy,kept = True,(l.dl,l.xb,l.yb,l.pred,l.loss,l.iter,l.n_iter,l.training)
+            try:
+                with l.no_bar(), l.no_logging(): l.validate(cbs={'whole':None, 'cut short':ShortEpochCallback(.3)}.get(how, Stops()))
+            except ZeroDivisionError: pass
+            l.dl,l.xb,l.yb,l.pred,l.loss,l.iter,l.n_iter,l.training = kept
+            l.model.train()
+            self.busy = False
+    setattr(Looks, event, lambda self: self._go())
+    dls = loaders()
+    dls.valid.bs = 4
+    learn = run(dls, ids_of(dls), Looks(), n=2)
+    assert int(learn.memory.bank.updates)==2*len(dls.train) and learn.truth.checked==2*N and not isinstance(learn.dl, Traced)
+
+class Overrides(Callback):
+    "Sees its events in a way of its own"
+    order = 5
+    def __call__(self, event_name):
+        if event_name!='before_batch' or not self.training: return
+        i = torch.randperm(len(self.y))
+        self.learn.xb,self.learn.yb = (self.x[i],),(self.y[i],)
+
+@pytest.mark.parametrize('how', ['method','function','overrides'])
+def test_whoever_changes_a_batch_is_seen(how):
+    "Rows are watched where anybody could move them"
+    def moved(learn):
+        i = torch.randperm(len(learn.y))
+        learn.xb,learn.yb = (learn.x[i],),(learn.y[i],)
+    class Moves(Callback):
+        def before_batch(self): moved(self.learn) if self.training else None
+    cb = Moves() if how=='method' else Overrides() if how=='overrides' else Callback()
+    if how=='function': cb.before_batch = lambda: moved(cb.learn) if cb.learn.training else None
+    dls = loaders()
+    learn = run(dls, ids_of(dls), cb, n=2)
+    assert learn.truth.checked==2*N
+
+# names
+
+def test_what_names_an_item():
+    "Arrays by their content, whole numbers alike whether a column has a gap or not; nothing of the run is drawn"
+    ims = [torch.rand(40, 40) for _ in range(30)]
+    ds = [(o,0) for o in ims]
+    for f in (lambda o: o, lambda o: o.numpy(), lambda o: (o*255).byte()): assert len(named_by(type('S', (), dict(items=ims, __len__=len))(), f).unique())==30
+    a = pd.DataFrame(dict(image=list('abcd'), patient=[1,2,3,1]))
+    b = pd.DataFrame(dict(image=list('abcde'), patient=[1,2,3,1,None]))
+    one,two = (item_ids(Datasets(o, [[ColReader('image')]]), 'patient') for o in (a,b))
+    assert torch.equal(one, two[:4]) and int(two[4])==-1
+    class Draws(Dataset):
+        def __len__(self): return 5
+        def __getitem__(self, i): return torch.rand(3)+i,0
+    torch.manual_seed(0)
+    was = torch.get_rng_state()
+    named_by(Draws(), lambda o: int(o[0]))
+    assert torch.equal(torch.get_rng_state(), was)
+
+def test_numbers_that_a_getter_gives():
+    "Labels and other columns may change, as they may where the getter gives names"
+    df = pd.DataFrame(dict(image=np.arange(N), label=Y[:N].numpy()))
+    def ids(df): return item_ids(Datasets(df, [[ColReader('image')], [ColReader('label')]]))
+    was,other = ids(df),df.copy()
+    other.loc[0,'label'] += 1
+    assert torch.equal(was, ids(df.copy())) and torch.equal(was, ids(other)) and torch.equal(was, ids(df.assign(more=1.5)))
+    other.loc[0,'image'] = 999
+    assert not (was==ids(other)).any(), 'numbers mean something within one set only'
+
+def test_a_getter_that_skips():
+    "Items that are skipped are skipped with a memory too"
+    def image(i):
+        if i==3: raise SkipItemException
+        return i
+    ds = Datasets(list(range(12)), [[image,lambda i: X[i]], [lambda i: Y[i]]])
+    dls = DataLoaders(TfmdDL(ds, bs=4, shuffle=True), TfmdDL(ds, bs=4), device='cpu')
+    learn = run(dls, item_ids(ds), x=X[:12], y=Y[:12])
+    assert learn.truth.checked==11

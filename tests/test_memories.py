@@ -8,7 +8,7 @@ from memo.callbacks import MemoryCallback, SaveBank
 from memo.classbank import ClassBank
 from memo.collect import *
 from memo.core import MemoError
-from memo.data import digits_lt, small_cnn
+from memo.data import digits_lt, plain_dl, small_cnn
 from memo.heads import MemoryHead, ReplayHead, RetrievalHead, Step, in_step
 from memo.items import item_ids
 from memo import plots
@@ -686,3 +686,141 @@ def test_three_memories_resume_to_the_same_numbers(dls, tmp_path):
     r = go(again, checkpoint=tmp_path/'b', resume=True)
     for k,v in whole.model.state_dict().items(): assert torch.equal(v, again.model.state_dict()[k]), k
     assert h.drop(columns='seconds').equals(r.drop(columns='seconds')) and 'early_hit' in h
+
+# what is encoded and fitted is what the model sees and answers
+
+def two(early='add'): return [MemoryCallback(SlotBank(64, policy='fifo'), head=early, at='4', name='early'), MemoryCallback(SlotBank(256, policy='fifo'), head='vote')]
+
+def test_rows_are_encoded_as_queries_are(dls):
+    "Behind a memory that changes the features, too"
+    learn = fit(learner(dls, two()), 4)
+    learn.memory.rekey()
+    b = learn.memory.bank
+    got = learn.memory.collect(plain_dl(dls.train), memory=True, own=True)
+    at = {int(i):k for k,i in enumerate(got.item)}
+    want = got.z[[at[int(i)] for i in b.items[:len(b)]]]
+    torch.testing.assert_close(b.features[:len(b)], want, rtol=1e-4, atol=1e-5)
+    without = learn.memory.collect(plain_dl(dls.train)).z[[at[int(i)] for i in b.items[:len(b)]]]
+    assert (want-without).norm()>.05*want.norm()
+
+def test_a_vote_is_fitted_to_what_it_answers_to(dls):
+    from memo.votes import class_nll
+    learn = fit(learner(dls, two()), 4)
+    chosen = learn.memory.fit()
+    with learn.memory.off(), quiet(learn): p,y = learn.get_preds(act=noop)
+    assert chosen['nll_network']==pytest.approx(float(class_nll(p.log_softmax(1), y.as_subclass(Tensor))), rel=1e-4)
+    two_votes = fit(learner(dls, two('vote')), 2)
+    with two_votes.memory.off(), quiet(two_votes): p,y = two_votes.get_preds(act=noop)
+    assert two_votes.memory.fit()['nll_network']==pytest.approx(float(class_nll(p.log_softmax(1), y.as_subclass(Tensor))), rel=1e-4)
+
+def test_a_compiled_model_is_asked_the_same(dls):
+    "rekey, fit, recall and collect look at the model itself"
+    def made(compiled):
+        learn = fit(learner(dls, two()), 2)
+        if compiled: learn.model.compile(backend='eager')
+        return learn
+    a,b = made(False),made(True)
+    for memory in (False,True):
+        p,q = (o.memory.collect(dls.valid, memory=memory) for o in (a,b))
+        torch.testing.assert_close(p.logits, q.logits)
+        torch.testing.assert_close(p.z, q.z)
+    assert a.memory.rekey()==b.memory.rekey()>0
+    assert a.memory.fit()==pytest.approx(b.memory.fit(), rel=1e-4)
+    torch.testing.assert_close(a.recall(n=3, memory='memory').weight, b.recall(n=3, memory='memory').weight)
+
+def test_the_share_of_a_heads_loss_is_its_share(dls):
+    "Beside a penalty that another callback adds to the gradient's loss"
+    class Penalty(Callback):
+        order = 1
+        def after_loss(self):
+            if self.training: self.learn.loss_grad = self.loss_grad + 40.
+    got = []
+    class Looks(Callback):
+        order = 10**5
+        def after_loss(self):
+            if self.training: got.append((float(self.loss_grad), float(self.learn.loss), float(self.learn.memory._fits[-1].memories[0].losses[-1])))
+    fit(learner(dls, [MemoryCallback(SlotBank(8), head=Pull, loss_weight=.5), Penalty(), Looks()]), 1)
+    for grad,loss,own in got: assert grad==pytest.approx(loss+.5*40, rel=1e-5) and 0<own<2*loss
+
+def test_hits_in_training_are_those_of_the_read(dls):
+    "Rows that a step writes over were another class's when they were recalled"
+    hits = []
+    class Asks(Callback):
+        order = 10**5
+        def after_loss(self):
+            if not self.training: return
+            h = self.learn.memory.head
+            v = h.hits(self.learn.batch_ids.step.seen(h), self.y)
+            if v is not None: hits.append(v)
+    learn = learner(dls, [MemoryCallback(SlotBank(16, policy='fifo'), head='add'), Asks()])
+    learn.recorder.train_metrics = True
+    fit(learn, 1)
+    row = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
+    assert row['train_memory_hit']==pytest.approx(float(torch.cat(hits).mean()))
+
+def test_a_part_of_the_model_called_in_a_step_gets_no_rows():
+    from memo.data import TensorDL
+    torch.manual_seed(0)
+    x,y = torch.randn(64, 5),torch.arange(64).clamp(max=47)%3*(torch.arange(64)<48)
+    dls = DataLoaders(TensorDL(x, y, bs=32, vocab=range(3)), TensorDL(x, y, bs=32, vocab=range(3)), device='cpu')
+    sizes = []
+    class Calls(Callback):
+        def after_loss(self):
+            if self.training: sizes.append(len(self.learn.model[-1](torch.zeros(7, 4))))
+    fit(Learner(dls, nn.Sequential(nn.Linear(5,4), nn.Linear(4,3)), CrossEntropyLossFlat(), cbs=[MemoryCallback(ClassBank(3, capacity=8), head='replay'), Calls()]), 2)
+    assert sizes==[7]*4
+
+# names, places
+
+def test_one_of_several_is_taken_out(dls):
+    learn = fit(learner(dls, three()), 1)
+    model = learn.model
+    export = learner(dls, None)
+    export.model = copy.deepcopy(model)
+    for o in ('rare','early','memory'): assert o in memories(export.model)
+    export.add_cb(MemoryCallback())
+    head = export.early.detach()
+    assert isinstance(head, RetrievalHead) and list(memories(export.model))==['rare','memory'] and list(export.memories)==['rare','memory']
+    fit(export, 1)
+    assert not hasattr(export, 'early')
+
+@pytest.mark.parametrize('name', ['dls','fit','opt','xb'])
+def test_names_that_a_learner_has(dls, name):
+    "A model that came with a memory of that name, too"
+    learn = learner(dls, None)
+    attach(learn.model, VoteHead(SlotBank(8, n_classes=10), k=3), name=name)
+    with pytest.raises(MemoError, match='as something of a learner is'): learn.add_cb(MemoryCallback())
+    fit(learn, 1)
+
+def test_a_bank_that_is_in_the_model_behind_another_head(dls):
+    learn = fit(learner(dls, MemoryCallback(SlotBank(64), head='add')), 1)
+    bank,model = learn.memory.bank,learn.model
+    other = Learner(dls, model, metrics=accuracy)
+    with pytest.raises(MemoError, match='behind a RetrievalHead already'): other.add_cb(MemoryCallback(bank, head='vote'))
+    fit(Learner(dls, model, metrics=accuracy, cbs=MemoryCallback(bank, head='add')), 1)
+
+class Keyword(nn.Module):
+    def __init__(self): super().__init__(); self.body,self.fc = nn.Sequential(nn.Flatten(), nn.Linear(64,8)),nn.Linear(8,10)
+    def forward(self, x): return self.fc(input=self.body(x[:,:,::2,::2] if x.shape[-1]>8 else x))
+class Recurrent(nn.Module):
+    def __init__(self): super().__init__(); self.rnn,self.fc = nn.LSTM(8, 8, batch_first=True),nn.Linear(8,10)
+    def forward(self, x): return self.fc(self.rnn(x.flatten(1).reshape(len(x),-1,8))[0][:,-1])
+
+@pytest.mark.parametrize('model,at,say', [(Keyword,None,'is called by keyword'), (Recurrent,'rnn','is a tuple, no tensor')])
+def test_places_without_a_tensor(model, at, say):
+    m = model()
+    attach(m, MemoryHead(SlotBank(8)), at=at)
+    with pytest.raises(MemoError, match=say): m(torch.zeros(2, 1, 8, 8))
+
+def test_new_items_need_no_patient(tmp_path):
+    "Recalled for, as predicted for"
+    import pandas as pd
+    from PIL import Image
+    from sklearn.datasets import load_digits
+    d = load_digits()
+    for i in range(24): Image.fromarray((d.images[i]*15).astype('uint8')).resize((32,32)).save(tmp_path/f'{i}.png')
+    df = pd.DataFrame(dict(image=[f'{i}.png' for i in range(24)], label=[str(o) for o in d.target[:24]], patient=[i//2 for i in range(24)], valid=[i>=16 for i in range(24)]))
+    dls = ImageDataLoaders.from_df(df, tmp_path, fn_col='image', label_col='label', valid_col='valid', bs=8, device='cpu', num_workers=0)
+    learn = fit(Learner(dls, small_cnn(3, dls.c), cbs=MemoryCallback(SlotBank(16, policy='fifo'), head='vote', k=2, group='patient')), 1)
+    assert learn.recall([tmp_path/'20.png', tmp_path/'21.png']).weight.shape==(2,2)
+    with quiet(learn): learn.get_preds(dl=dls.test_dl([tmp_path/'20.png']))

@@ -597,3 +597,35 @@ def test_save_bank_after_an_interrupted_fit(tmp_path):
     assert latest_bank(tmp_path/'banks').name=='bank_step_2.safetensors' and len(list((tmp_path/'banks').iterdir()))==4
 
 def test_save_bank_without_a_memory(tmp_path): assert 'no memory' in say(run, learner(tmp_path, SaveBank(1)), 'fit', 1, 1e-2)
+
+def test_means_are_those_of_the_rows(tmp_path):
+    "Of a bank that was loaded, or reset and filled anew, with as many writes as before"
+    def bank(seed):
+        b,y = ClassBank(3, capacity=50),torch.arange(90)%3
+        c = 3*draw(3, 8, seed=seed)
+        b.write(c[y]+draw(90, 8, seed=seed+1), y)
+        return b,c
+    for how in ('load','load file','reset','rekey'):
+        (a,ca),(b,cb) = bank(0),bank(5)
+        h = LDAHead(a)
+        assert h.scores(ca).argmax(1).tolist()==[0,1,2]
+        if how=='load': a.load_state_dict(b.state_dict())
+        if how=='load file':
+            b.save(tmp_path/'b.safetensors')
+            a.load_state_dict(ClassBank.load(tmp_path/'b.safetensors').state_dict())
+        if how=='reset':
+            a.reset()
+            y = torch.arange(90)%3
+            a.write(cb[y]+draw(90, 8, seed=6), y)
+        if how=='rekey': a.features.copy_(b.features)
+        torch.testing.assert_close(h.scores(cb), LDAHead(a).scores(cb))
+        assert h.scores(cb).argmax(1).tolist()==[0,1,2]
+
+@pytest.mark.parametrize('make', [lambda: ClassBank(3, capacity=4), lambda: SlotBank(8), lambda: SlotBank(8, n_classes=3)])
+def test_an_emptied_bank_knows_nothing(make):
+    b,x,y = make(),draw(9, 4),torch.arange(9)%3
+    b.write(x, y)
+    assert b.classify(x)[0].ge(0).all()
+    b.reset()
+    c,sure = b.classify(x)
+    assert (c==-1).all() and (sure==0).all()
