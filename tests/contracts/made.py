@@ -50,6 +50,15 @@ def other(p):
     "A value that is accepted and not the default"
     return next((v for v in values(p) if v!=p.default), None)
 
+def refused_in_one_line(make, k, p, v):
+    "What an argument's type does not allow is refused; whatever is refused, in a line that names it"
+    try: accept(v, p.type, k)
+    except MemoError: fine = False
+    else: fine = True
+    try: make(**{k:v})
+    except MemoError as e: assert '\n' not in str(e) and len(str(e))<600 and k in str(e), (k, v, str(e))
+    else: assert fine, f'{k}={v!r} is taken, where {p.type} is accepted'
+
 def rows(n, seed=0, dim=DIM, classes=CLASSES):
     "Features in clusters, their classes, outputs that are often right, ids of items and groups"
     g = torch.Generator().manual_seed(seed)
