@@ -11,7 +11,7 @@ __all__ = ['Baseline', 'fact', 'data_task', 'task_kind', 'heads_of', 'is_baselin
 
 # %% ../nbs/11c_baselines.ipynb #76563679
 from .core import *
-from .registry import find,known,part,register
+from .registry import find,known,part,register,takes
 
 # %% ../nbs/11c_baselines.ipynb #43a828b1
 class Baseline:
@@ -82,7 +82,7 @@ class BalancedSampling(Baseline):
     title,remedy = 'balanced sampling',True
     def check(self, cfg, name):
         if cfg.train.sampling is not None: raise MemoError(f"compare has {name}, which train.sampling is already")
-        if 'sampling' not in part('data', cfg.data.name).params: raise MemoError(f"compare has {name}, and {cfg.data.name} takes no sampling")
+        if not takes(part('data', cfg.data.name), 'sampling'): raise MemoError(f"compare has {name}, and {cfg.data.name} takes no sampling")
     def overrides(self, cfg): return _both(cfg, 'sampling', 'balanced')
 
 # %% ../nbs/11c_baselines.ipynb #ec19a03a

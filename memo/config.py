@@ -14,8 +14,8 @@ from pathlib import Path
 from .baselines import check_baseline,task_kind
 from .core import *
 from .layers import Draft,fill,memory,section,usual
-from .registry import call,find,importing_from,known,part
-from .schema import near,shown
+from .registry import call,find,importing_from,known,part,takes
+from .schema import near,open_ended,shown
 from .sections import *
 
 _all_ = ['Section','Phase2','Train','Memory','Experiment','all_sections','facts','to_dict','flat','to_yaml']
@@ -46,7 +46,7 @@ def _check_train(cfg, fail):
 def _check_task(cfg, fail):
     "Losses, samplers and metrics say which task they are for"
     t = task_kind(cfg)
-    if cfg.train.sampling is not None and 'sampling' not in part('data', cfg.data.name).params:
+    if cfg.train.sampling is not None and not takes(part('data', cfg.data.name), 'sampling'):
         fail('train.sampling', f"train.sampling is for data that can be drawn in several ways, and {cfg.data.name} takes no sampling")
     for key,s in all_sections(cfg):
         if s.kind not in ('loss','sampler','metric') or t is None or facts(s).get('task', t)==t: continue
@@ -224,7 +224,9 @@ def make(
     **given # What the experiment has; a part gets what its signature asks for and the section does not say
 ):
     "The part that a section names, called with its arguments"
-    return call(find(section.kind, section.name), section.args, **given)
+    f = find(section.kind, section.name)
+    if section.kind=='data' and open_ended(f): return f(**{**{k:v for k,v in given.items() if v is not None}, **section.args})
+    return call(f, section.args, **given)
 
 def foreign_parts(cfg):
     "Dotted path -> file and digest, of parts that are not this package's"

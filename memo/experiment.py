@@ -21,7 +21,7 @@ from .core import *
 from .evaluation import *
 from .heads import MemoryHead
 from .recipe import *
-from .registry import part
+from .registry import part,takes
 from .results import *
 from .runfolder import *
 from .tasks import *
@@ -247,7 +247,7 @@ class _Short(Callback):
 def _small(cfg):
     "For the CPU: no more than 8 images a batch, none read before they are needed"
     if torch.cuda.is_available(): return with_args(cfg, 'data', preload=False)
-    less,p = {'train.bs':min(8, cfg.train.bs)} if 'bs' in part('data', cfg.data.name).params else {},cfg.train.phase2
+    less,p = {'train.bs':min(8, cfg.train.bs)} if takes(part('data', cfg.data.name), 'bs') else {},cfg.train.phase2
     if p is not None: less['train.phase2.bs'] = min(8, p.bs or 8)
     return override(with_args(cfg, 'data', preload=False, val_bs=8), less)
 

@@ -32,6 +32,11 @@ def _fits(v, t):
     except MemoError: return False
     return True
 
+def _default(p):
+    "The default of a `Param`, as YAML would have it"
+    def lists(v): return [lists(o) for o in v] if isinstance(v, (list,tuple)) else v
+    return lists(p.default)
+
 class Draft:
     "What the layers of an experiment have said so far"
     def __init__(self):
@@ -173,11 +178,6 @@ class Draft:
         self.lay(v, where)
 
 # %% ../nbs/12d_layers.ipynb #2ef71f93
-def _default(p):
-    "The default of a `Param`, as YAML would have it"
-    def lists(v): return [lists(o) for o in v] if isinstance(v, (list,tuple)) else v
-    return lists(p.default)
-
 def _accepted(draft, v, p, key):
     try: return accept(v, from_yaml(p), draft.written(key), yaml=True)
     except MemoError as e: draft.fail(key, e)

@@ -9,7 +9,7 @@ name: tiny
 seeds: [0]
 data: {name: digits_lt, n_max: 30, ratio: 6, valid: 5, test: 10, size: 8}
 memory: {size: 64, policy: reservoir, momentum: 0.1, head: vote, k: [3, 5], whiten: [false, true]}
-train: {epochs: 3, lr: 1e-2, bs: 16, monitor: valid_loss, phase2: {epochs: 2, sampling: balanced, momentum: 0.99}}
+train: {epochs: 3, lr: 1e-2, bs: 16, monitor: valid_loss, phase2: {epochs: 2, bs: 8, momentum: 0.99}}
 compare: [logit_adjusted]
 '''
 

@@ -388,6 +388,14 @@ def test_data_that_do_not_take_what_the_training_says(yml, tmp_path):
     ex.dry_run(cfg, log=lambda s: None)
     assert ex.run_experiment(cfg, log=lambda s: None)
 
+def test_data_that_pass_on_what_they_are_given(yml, tmp_path):
+    "A function over one of ours, with `**kwargs`: seed, batch size and sampling arrive"
+    _module(tmp_path, 'passes_on', 'from memo.data import digits_lt\ndef digits(n=30, **kwargs): return digits_lt(n_max=n, ratio=6, valid=5, test=10, size=8, **kwargs)\n')
+    cfg = load_config(yml(TINY), ['data={name: passes_on.digits, n: 25}', 'train.sampling=balanced', 'train.bs=12', 'compare=[]'])
+    a,b,c = (build.build_dls(cfg, s) for s in (0,0,1))
+    assert a.train.bs==12 and 'Balanced' in type(a.train).__name__
+    assert torch.equal(a.train.dataset.x, b.train.dataset.x) and not torch.equal(a.train.dataset.x, c.train.dataset.x)
+
 def test_a_baseline_of_every_training_takes_the_memory_away(yml, tmp_path):
     _module(tmp_path, 'each_wd', "from memo.baselines import Baseline\nclass Wd(Baseline):\n    each = True\n    def overrides(self, cfg): return {'train.wd':.1}\n")
     cfg = load_config(yml(TINY), ['memory={size: 16, head: add}', 'compare=[{name: each_wd.Wd}]', f'runs={json.dumps(str(tmp_path/"runs"))}'])

@@ -89,9 +89,10 @@ def test_a_function_a_class_and_a_maker():
 def test_what_the_task_has_is_not_shown_twice():
     def of_ones_own(counts=None): return [MultiMetric(lambda p, y: 1., k) for k in ('few','ece')]
     register('metric', 'of_ones_own')(of_ones_own)
-    dls,s = loaders(one),[AttrDict(name='of_ones_own', args={})]
+    dls,s = loaders(one),[AttrDict(name='ece', args={})]
     assert [getattr(m, 'name', 'accuracy') for m in progress(Multiclass(), dls, s*2)]==['accuracy','many','medium','few','ece']
     assert list(titles_of(Multiclass(), dls, s))==list(Multiclass.columns)
+    with pytest.raises(MemoError, match='of_ones_own is called few, as a column of the task is already'): progress(Multiclass(), dls, [AttrDict(name='of_ones_own', args={})])
 
 def test_over_a_whole_epoch():
     "Not a mean over batches: a metric of one's own sees all of it at once"
