@@ -16,22 +16,27 @@ from .core import MemoError,check_choice
 from .heads import MemoryHead,_thread,in_call
 
 # %% ../nbs/02b_attach.ipynb #7ded9ee8
+def _network(model):
+    "The modules of a model by name, without those of its memories"
+    own = {id(o) for h in model.modules() if isinstance(h, MemoryHead) for o in h.modules()}
+    return [(n,o) for n,o in model.named_modules() if id(o) not in own]
+
 def find_place(
     model:nn.Module,    # Where to look
     at:str=None,        # Name of a module; by default the pooled features that enter the classifier
 ):                      # Name, module, whether in front of it
     "The module a memory sits at"
     if at is not None:
-        names = {n:o for n,o in model.named_modules() if n}
+        names = {n:o for n,o in _network(model) if n}
         m = names[check_choice('at', at, names)]
         if isinstance(m, nn.Linear): return at,m,True
         while isinstance(m, nn.Sequential):  # a child of a Sequential would be run as one more step of it
             at,m = f'{at}.{len(m)-1}'.lstrip('.'),m[-1]
         return at,m,False
-    for name,m in reversed(list(model.named_modules())):
+    for name,m in reversed(_network(model)):
         if isinstance(m, Flatten): return name,m,False
     m = model.get_classifier() if hasattr(model, 'get_classifier') else None
-    if not isinstance(m, nn.Module): m = next((o for o in reversed(list(model.modules())) if isinstance(o, nn.Linear)), None)
+    if not isinstance(m, nn.Module): m = next((o for _,o in reversed(_network(model)) if isinstance(o, nn.Linear)), None)
     if m is None: raise MemoError(f"no nn.Linear in this {type(model).__name__}: say where the memory sits with at='module.name'")
     name = next(n for n,o in model.named_modules() if o is m)
     return (name,m,True) if isinstance(m, (nn.Linear,nn.Conv2d)) else find_place(model, name)

@@ -246,7 +246,7 @@ class Bank(Described):
 
     def _replace(self, at, x, norm):
         self.features.index_copy_(0, at, x)
-        self.norms[at] = norm
+        if hasattr(self, 'norms'): self.norms[at] = norm
 
     def class_counts(self):
         "Stored rows of each class [C]; multi-label: positives"

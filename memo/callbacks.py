@@ -22,6 +22,7 @@ from .collect import *
 from .core import Count,Fraction,MemoError,check_choice
 from .heads import *
 from .registry import find,register
+from .schema import near,open_ended
 
 # %% ../nbs/09_callbacks.ipynb #65ebd9c9
 class Column(Metric):
@@ -98,6 +99,10 @@ class MemoryCallback(Callback):
         ps = inspect.signature(make).parameters
         if k is not None: head_kw['k'] = k
         elif 'k' in ps and isinstance(ps['k'].default, int): head_kw['k'] = min(ps['k'].default, bank.capacity_rows)
+        if not open_ended(make):
+            mine = [o for o in inspect.signature(MemoryCallback).parameters if o!='head_kw']
+            for o in head_kw:
+                if o not in ps: raise MemoError(f"{o}: neither MemoryCallback nor {make.__name__} reads it{near(o, [*mine, *(k for k in ps if k!='bank')])}")
         self._head = make(bank, **head_kw)
 
     def _init_state(self): self._fits = []      # fastai calls it when a learner is loaded

@@ -80,7 +80,14 @@ class TensorSet:
         x = self.x.rows(i) if _lazy(self.x) else self.x[i]
         y,groups = (None if o is None else o[i] for o in (self.y, self.groups))
         return self.new(x, y, None if self._items is None else self._items[i], split_idx, groups)
-    def new_empty(self): return self.subset(slice(0))
+    def new_empty(self):
+        res = self.subset(slice(0))
+        if (f := self.info.get('files')) is not None: res.info = {**self.info, 'files':f.rows(slice(0))}
+        return res
+    def __getstate__(self):
+        "Of rows of a larger tensor, these rows alone: an exported learner must not carry the images it was trained on"
+        def own(o): return o.clone() if isinstance(o, Tensor) and o.untyped_storage().nbytes()>o.nbytes else o
+        return {k:own(o) for k,o in vars(self).items()}
 
     def from_items(self, o):
         "A set without labels from a list or stack of inputs, or with labels from a list of pairs"

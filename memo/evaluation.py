@@ -33,7 +33,8 @@ def planned_rows(
     rivals = {s.name:baseline(s).works_on for s in cfg.compare if is_baseline(s)}
     nets = ['', *[k for k,on in rivals.items() if on=='outputs']]
     opinions = [(*used, k) for k in mixing] + [(*used, *mixing)]*(len(mixing)>1)
-    opinions += [(s.name,) for s in cfg.compare if not is_baseline(s)]
+    answering = [k for k in used if not fact(cfg.memories[k].head, 'adds_rows')]       # what is replayed is not there when it predicts
+    opinions += [(*answering, s.name) for s in cfg.compare if not is_baseline(s)]
     return [*[Row(training, n, used) for n in nets], *[Row(training, k) for k,on in rivals.items() if on=='features'],
             *[Row(training, n, o) for n in nets for o in opinions]]
 

@@ -97,6 +97,11 @@ class MemoryHead(Described):
     "Watches: gives features on as they are"
     needs,mixes,adds_rows = (),False,False
     trains = False      # is what comes behind it trained with what it recalls?
+    def __init_subclass__(cls, **kwargs):
+        "What a head says of itself follows from what it has, where it does not say so"
+        super().__init_subclass__(**kwargs)
+        if 'fuse' in vars(cls) and 'trains' not in vars(cls): cls.trains = True
+        if 'answer' in vars(cls) and 'mixes' not in vars(cls): cls.mixes = True
     answer_order = 0    # heads answer in this order: mixtures first, what replaces whole rows last
     def __init__(self,
         bank,       # The memory; becomes part of the model
@@ -188,6 +193,11 @@ class MemoryHead(Described):
     def chosen(self):
         "What `fit` has chosen, plain values"
         return {}
+    def mixed(self, logits, z):
+        "What `answer` makes of outputs [B,C] and features [B,D]"
+        with in_call(self):
+            self._note(z=z)
+            return self.answer(logits)
     def recall(self, z, item=None, group=None): return self.bank.read(z, min(self.k, self.bank.capacity_rows), item=item, group=group)
 
     @contextmanager

@@ -178,9 +178,9 @@ class Draft:
         self.lay(v, where)
 
 # %% ../nbs/12d_layers.ipynb #2ef71f93
-def _accepted(draft, v, p, key):
+def _accepted(draft, v, p, key, of=None):
     try: return accept(v, from_yaml(p), draft.written(key), yaml=True)
-    except MemoError as e: draft.fail(key, e)
+    except MemoError as e: draft.fail(key, e if of is None else f'{e} ({of} reads it)')
 
 def section(
     draft, # What was said
@@ -199,7 +199,7 @@ def section(
     _complete(draft, p, key)
     args = {}
     for k,o in p.keys.items():
-        if k in raw: args[k] = _accepted(draft, raw[k], o.type, f'{key}.{k}')
+        if k in raw: args[k] = _accepted(draft, raw[k], o.type, f'{key}.{k}', p.name)
         elif o.default is not required: args[k] = _default(o)
         else: draft.fail(key, f"{key}.{k} is needed: {p.name} has no default for it ({o.doc or p.help})")
     return Section(kind, p.name, args, [k for k in p.keys if k in raw])
@@ -277,7 +277,7 @@ def memory(draft, name, raw):
             draft.fail(key, f"{key}.{s.kind}: {s.name} has an argument called {both[0]}, which MemoryCallback reads; call it otherwise")
     for k in loose:
         if k not in keys: draft.fail(f'{key}.{k}', _loose(k, key, bank, head, keys))
-    said = {k:_accepted(draft, v, keys[k].type, f'{key}.{k}') for k,v in loose.items()}
+    said = {k:_accepted(draft, v, keys[k].type, f'{key}.{k}', 'MemoryCallback' if k!='save_every' else None) for k,v in loose.items()}
     return Memory(bank, head, {k:said.get(k, _default(p)) for k,p in keys.items()})
 
 def _loose(k, key, bank, head, keys):

@@ -15,6 +15,7 @@ from fastai.learner import SkipToEpoch
 from fastai.vision.all import *
 from .banks import Bank
 from .core import *
+from .attach import _network
 from .heads import MemoryHead
 
 # %% ../nbs/11_recipe.ipynb #ba41678c
@@ -24,7 +25,7 @@ def head_module(model):
     if hasattr(model, 'get_classifier'):
         m = model.get_classifier()
         if isinstance(m, nn.Module) and len(params(m)): return m
-    ms = [m for m in model.modules() if isinstance(m, nn.Linear)]
+    ms = [m for _,m in _network(model) if isinstance(m, nn.Linear)]
     if not ms: raise MemoError(f"no head found in {type(model).__name__}: it has no nn.Linear; give the Learner a splitter of two groups")
     return ms[-1]
 

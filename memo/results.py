@@ -110,7 +110,8 @@ def results(
     rows = sorted(by, key=rank)
     mem = [r for r in rows if r.memory]
     remedies = [r for r in rows if is_remedy(r) and not r.memory]
-    pairs = [(r, r.network) for r in mem if r.network in by] + [(r, o) for r in mem if is_own(r) for o in remedies]
+    def without(r): return next(iter(o for o in (r.network, r._replace(memory=r.memory[:-1])) if o in by), None)
+    pairs = [(r, without(r)) for r in mem if without(r) is not None] + [(r, o) for r in mem if is_own(r) for o in remedies]
     names = {r:label(r, titles) for r in rows}
     if len({*names.values()})<len(rows):
         raise MemoError(f"results: two rows are called alike ({', '.join(names.values())}); "

@@ -573,3 +573,20 @@ def test_remedies_raise_the_few(tmp_path):
         return [longtail_scores(p.softmax(1), y, dls.counts, dls.many, dls.few)['few'] for p in (z, adjust_logits(z, dls.counts))]
     (ce,la),(bal,_) = few(),few('balanced')
     assert ce<.6 and la>ce+.1 and bal>ce+.1
+
+def test_an_exported_learner_carries_no_image(tmp_path):
+    "Nor its label, patient or path: an empty set holds no storage of the whole one"
+    import io, pickle
+    from fastai.learner import load_learner
+    from memo.data import digits_lt, small_cnn
+    dls = digits_lt(seed=0, n_max=60, ratio=8, valid=6, test=40)
+    learn = Learner(dls, small_cnn(1, 10))
+    learn.export(tmp_path/'m.pkl')
+    new = load_learner(tmp_path/'m.pkl')
+    for d in new.dls.loaders:
+        for o in vars(d.dataset).values():
+            if isinstance(o, torch.Tensor): assert o.untyped_storage().nbytes()==0
+    assert (tmp_path/'m.pkl').stat().st_size < 10**6
+    assert torch.equal(new.predict(dls.valid_ds.x[0])[2], learn.predict(dls.valid_ds.x[0])[2])
+    few = dls.train_ds.subset(slice(3))
+    assert len(pickle.dumps(few)) < len(pickle.dumps(dls.train_ds))/5 and torch.equal(pickle.loads(pickle.dumps(few)).x, few.x)

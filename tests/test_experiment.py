@@ -449,3 +449,33 @@ def test_no_more_rows_are_asked_for_than_there_are(yml, tmp_path):
     cfg = load_config(yml(TINY), ['memory={bank: ClassBank, capacity: 1, head: watch}', 'seeds=[0]', 'compare=[prototype, vote]', 'train.epochs=1', f'runs={json.dumps(str(tmp_path/"runs"))}'])
     ex.run_experiment(cfg, log=lambda s: None)
     assert {'plain network + memory: prototype','plain network + memory: vote'} <= {*scores(tmp_path/'runs/tiny')}
+
+def test_heads_with_nothing_but_the_contract(yml, tmp_path):
+    "One that fuses, one that answers: rows with their memory, evaluated again, trained by nobody's name"
+    _module(tmp_path, 'bare_heads', """
+import torch
+from torch.nn import functional as F
+from memo.heads import MemoryHead
+class Fuses(MemoryHead):
+    def fuse(self, x, z): return x + self.recall(z, *self.own(len(z))).value
+class Answers(MemoryHead):
+    def answer(self, logits):
+        if len(self.bank)==0: return logits
+        return logits + 3*F.one_hot(self.bank.rows()[2][self.recall(self.z).index[:,0].clamp(min=0)], 10)
+""")
+    runs = f'runs={json.dumps(str(tmp_path/"runs"))}'
+    for head,rows in (('Fuses',['plain network + memory']), ('Answers',['plain network','plain network + memory'])):
+        cfg = load_config(yml(TINY), [f'name={head}', 'seeds=[0]', 'compare=[]', f'memory={{policy: fifo, size: 64, head: bare_heads.{head}}}', runs])
+        ex.run_experiment(cfg, log=lambda s: None)
+        d = tmp_path/'runs'/head
+        assert list(scores(d))==rows and ex.evaluate_run(d)[1]==[]
+        p,learn = pd.read_csv(d/'predictions.csv'),ex.load_run(d)
+        with learn.no_bar(), learn.no_logging(): own = learn.get_preds(dl=learn.dls[2])[0].argmax(1)
+        assert p['plain network + memory'].tolist()==own.tolist()
+
+def test_what_is_compared_beside_a_memory_that_trains(yml, tmp_path):
+    "Its row says which memories it was scored with, and it is compared with them alone"
+    cfg = load_config(yml(TINY), ['seeds=[0]', 'memory=null', 'memories={early: {size: 32, head: add, at: "4"}, late: {bank: ClassBank, head: watch}}', 'compare=[lda]', f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    ex.run_experiment(cfg, log=lambda s: None)
+    assert list(scores(tmp_path/'runs/tiny'))==['plain network + memory: early','plain network + memory: early, lda']
+    assert 'plain network + memory: early, lda - plain network + memory: early' in (tmp_path/'runs/tiny/results.md').read_text()

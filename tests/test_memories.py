@@ -824,3 +824,57 @@ def test_new_items_need_no_patient(tmp_path):
     learn = fit(Learner(dls, small_cnn(3, dls.c), cbs=MemoryCallback(SlotBank(16, policy='fifo'), head='vote', k=2, group='patient')), 1)
     assert learn.recall([tmp_path/'20.png', tmp_path/'21.png']).weight.shape==(2,2)
     with quiet(learn): learn.get_preds(dl=dls.test_dl([tmp_path/'20.png']))
+
+# heads as one writes them first
+
+class Layered(RetrievalHead):
+    "Has a layer of its own, behind the classifier in the order of the modules"
+    def __init__(self, bank, k=3):
+        super().__init__(bank, k)
+        self.lin = nn.Linear(64, 64)
+    def fuse(self, x, z): return x + self.lin(x)*.1
+
+class Plain(nn.Module):
+    def __init__(self): super().__init__(); self.body,self.classifier = nn.Sequential(nn.Flatten(1), nn.LazyLinear(64), nn.ReLU()),nn.Linear(64, 10)
+    def forward(self, x): return self.classifier(self.body(x))
+
+@pytest.mark.parametrize('model', [lambda: small_cnn(1, 10), Plain])
+def test_a_heads_own_layer_is_not_the_classifier(dls, model):
+    "For freezing, for the place of the next memory, for taking it out"
+    from memo.recipe import body_head_splitter, head_module
+    set_seed(0)
+    m = model()
+    m(dls.one_batch()[0].as_subclass(Tensor).cpu()[:2])
+    last = head_module(m)
+    cbs = [MemoryCallback(SlotBank(32), head=Layered), MemoryCallback(SlotBank(32, policy='fifo'), head=None, name='second')]
+    learn = Learner(dls, m, metrics=accuracy, cbs=cbs, splitter=body_head_splitter)
+    assert head_module(learn.model) is last
+    learn.create_opt()
+    ids = {id(p) for p in learn.opt.param_lists[-1]}
+    assert {id(p) for p in [*last.parameters(), *learn.memory.head.lin.parameters()]}<=ids
+    was = last.weight.detach().clone()
+    learn.freeze()
+    fit(learn, 1)
+    assert not torch.equal(was, last.weight) and len(learn.second.bank)==32 and learn.second.bank.dim==64
+    learn.memory.detach()
+    assert list(memories(learn.model))==['second']
+
+class OnlyFuses(MemoryHead):
+    def fuse(self, x, z): return x + self.recall(z, *self.own(len(z))).value
+class OnlyAnswers(MemoryHead):
+    def answer(self, logits):
+        r = self.recall(self.z)
+        return logits if len(self.bank)==0 else logits + 3*F.one_hot(self.bank.rows()[2][r.index[:,0].clamp(min=0)], 10)
+
+def test_what_a_head_does_not_say_follows_from_what_it_has(dls):
+    assert (OnlyFuses.trains,OnlyFuses.mixes,OnlyAnswers.trains,OnlyAnswers.mixes)==(True,False,False,True)
+    assert (MemoryHead.trains,MemoryHead.mixes,VoteHead.trains,VoteHead.mixes,ReplayHead.trains,RetrievalHead.mixes)==(False,False,False,True,True,False)
+    learn = fit(learner(dls, MemoryCallback(SlotBank(64, policy='fifo'), head=OnlyAnswers)), 1)
+    got = learn.memory.collect(dls.valid)
+    with torch.no_grad(): torch.testing.assert_close(learn.memory.head.eval().mixed(got.logits, got.z), learn.memory.collect(dls.valid, memory=True).logits)
+
+def test_misspelt_arguments_name_who_reads_them():
+    for kw,say in ((dict(hed='vote'), 'hed: neither MemoryCallback nor RetrievalHead reads it; did you mean head?'), (dict(gropu='p'), 'did you mean group?'),
+                   (dict(loss_wieght=.1), 'did you mean loss_weight?'), (dict(temperatur=.1), 'did you mean temperature?'), (dict(nmae='x'), 'did you mean name?')):
+        with pytest.raises(MemoError) as e: MemoryCallback(SlotBank(8), **kw)
+        assert say in str(e.value) and 'self' not in str(e.value)
