@@ -29,7 +29,7 @@ def pair(ours, bare, rounds, dev, warm=1):
     return *([median(x[k] for x in o) for k in (0,1)] for o in (a,b)),ratio
 
 def memory_of(width, dev=None):
-    from memo.banks import SlotBank
+    from memo.banks.slots import SlotBank
     bank = SlotBank(512, policy='rarity', n_classes=14)
     while width and len(bank)<512:      # full from the start
         bank.write(torch.rand(256, width)*torch.rand(256, 1), y=(torch.rand(256, 14)<.1).float(), item=torch.randint(10**6, 10**7, (256,)), group=torch.randint(10**6, 10**7, (256,)))
@@ -43,10 +43,10 @@ def gflops(f, n):
 
 def step_bench(dev, bs, rounds):
     from fastai.vision.all import BCEWithLogitsLossFlat,DataLoaders,Learner
-    from memo.backbones import chest_model
-    from memo.callbacks import MemoryCallback
-    from memo.data import TensorDL,TensorSet
-    from memo.recipe import adamw
+    from memo.models.backbones import chest_model
+    from memo.training.memory_callback import MemoryCallback
+    from memo.data.longtail import TensorDL,TensorSet
+    from memo.training.stages import adamw
     n = bs if dev.type=='cpu' else 20*bs
     x,y = torch.randn(n, 3, 224, 224),(torch.rand(n, 14)<.1).float()
     def learner(memory):
@@ -105,11 +105,11 @@ def own_cost(head, z, y, dev, n=50):
 # both phases
 def recipe_bench(dev, bs, rounds):
     from fastai.vision.all import BCEWithLogitsLossFlat,Learner,set_seed
-    from memo.backbones import chest_model
-    from memo.callbacks import MemoryCallback
-    from memo.chest import abnormal_only,chestxray14
-    from memo.mosaic import chest_tree
-    from memo.recipe import adamw,body_head_splitter
+    from memo.models.backbones import chest_model
+    from memo.training.memory_callback import MemoryCallback
+    from memo.data.chest_xray import abnormal_only,chestxray14
+    from memo.data.chest_standin import chest_tree
+    from memo.training.stages import adamw,body_head_splitter
     out = ['| both phases, 64 px, batch 64 | images | memo with memory, images/s wall / CPU | bare loop without memory | wall ratio (quartiles) | CPU ratio (quartiles) | table, checks, loading before: CPU s |','|---|---|---|---|---|---|---|']
     with tempfile.TemporaryDirectory() as d:
         root = chest_tree(Path(d)/'tree', 1420)

@@ -4,11 +4,11 @@
 import sys,tempfile
 from pathlib import Path
 import numpy as np,pandas as pd
-from memo.config import load_config
+from memo.experiment.config import load_config
 from memo.core import packaged_file
-from memo.experiment import run_experiment,run_folder
-from memo.results import compare,format_results,label,md_table,row_of,single
-from memo.runfolder import read_json
+from memo.experiment.run import run_experiment,run_folder
+from memo.evaluation.tables import compare,format_results,label,md_table,row_of,single
+from memo.experiment.run_folder import read_json
 
 yaml = '''
 name: {name}

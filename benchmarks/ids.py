@@ -13,8 +13,7 @@ STEPS,BS = 64,32
 def learner(cbs):
     import torch
     from fastai.vision.all import CrossEntropyLossFlat,DataLoaders,Learner,nn
-    from memo.data import TensorDL
-    from memo.recipe import adamw
+    from memo.all import TensorDL,adamw      # where an older checkout has them, too
     torch.manual_seed(0)
     x,y = torch.randn(STEPS*BS, 64),torch.randint(0, 10, (STEPS*BS,))
     dls = DataLoaders(TensorDL(x, y, bs=BS, shuffle=True), TensorDL(x[:BS], y[:BS], vocab=range(10)), device='cpu')
@@ -22,8 +21,7 @@ def learner(cbs):
     return Learner(dls, net, loss_func=CrossEntropyLossFlat(), opt_func=adamw, cbs=cbs)
 
 def watching():
-    from memo.banks import SlotBank
-    from memo.callbacks import MemoryCallback
+    from memo.all import MemoryCallback,SlotBank
     return MemoryCallback(SlotBank(256, policy='fifo'), head=None)
 
 def once(learn):
@@ -56,7 +54,7 @@ if __name__=='__main__':
     if sys.argv[1:2]==['--steps']: print(steps())
     else:
         here = Path(__file__).parents[1]
-        from memo.batch_ids import BatchIds
+        from memo.training.batch_ids import BatchIds
         bare = learner(None)
         for what,cb in (('ids and marks',BatchIds()), ('a memory that watches, ids and marks included',watching())):
             with_ = learner(cb)

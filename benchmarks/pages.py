@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 import pandas as pd
 from memo.core import settings
-from memo.results import md_table,with_interval
+from memo.evaluation.tables import md_table,with_interval
 
 say = dict(quickstart="Handwritten digits (scikit-learn), 100 images of the largest class and 2 of the smallest, small CNN from scratch.",
  fashion_lt="Fashion-MNIST, 1,000 images of the largest class and 10 of the smallest, small CNN from scratch, 15 epochs.",

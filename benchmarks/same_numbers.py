@@ -12,7 +12,7 @@ def table(p): return pd.read_csv(p).drop(columns=['seconds','item'], errors='ign
 
 def rows(p):
     "label -> scores, chosen; of either form"
-    from memo.results import label, row_of
+    from memo.evaluation.tables import label, row_of
     m = json.loads(p.read_text())
     if 'methods' in m: return {k:(v, m.get('chosen', {}).get(k)) for k,v in m['methods'].items()}
     return {label(row_of(r), m['titles']):(r['scores'], r.get('chosen') or None) for r in m['rows']}

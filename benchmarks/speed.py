@@ -26,7 +26,7 @@ def pair(ours, bare, n=20, rounds=25):
                 ratio=median(ratios), low=q[0], high=q[2])
 
 def read_bench():
-    from memo.banks import SlotBank
+    from memo.banks.slots import SlotBank
     rows = []
     for n,bs in ((512,64),(512,256),(65536,64),(65536,256)):
         torch.manual_seed(0)
@@ -49,8 +49,8 @@ def read_bench():
     return rows
 
 def write_bench():
-    from memo.banks import SlotBank
-    from memo.policies import policies
+    from memo.banks.slots import SlotBank
+    from memo.banks.policies import policies
     rows = []
     torch.manual_seed(0)
     xs = [torch.randn(256,1280)*torch.rand(256,1) for _ in range(8)]
@@ -74,7 +74,7 @@ def step(callback, rounds=15):
     "Four training steps of resnet18 at 64 px, batch 64, with a callback and without; milliseconds a step, and the learner with it"
     import timm
     from fastai.vision.all import Learner,DataLoaders,CrossEntropyLossFlat,OptimWrapper,partial
-    from memo.data import TensorDL
+    from memo.data.longtail import TensorDL
     x,y = torch.randn(64*4,3,64,64),torch.randint(0,10,(64*4,))
     def learner(cbs=None):
         torch.manual_seed(0)
@@ -87,8 +87,8 @@ def step(callback, rounds=15):
     return {k:v/4 if 'cpu' in k or 'wall' in k else v for k,v in r.items()},with_
 
 def step_bench():
-    from memo.banks import SlotBank
-    from memo.callbacks import MemoryCallback
+    from memo.banks.slots import SlotBank
+    from memo.training.memory_callback import MemoryCallback
     kinds = {'rarity, z + sum w m':('rarity',{}), 'fifo, z + sum w m':('fifo',{}), 'fifo, vote':('fifo',dict(head='vote'))}
     return [(f"training step, resnet18, 64 px, batch 64: {name}", step(MemoryCallback(SlotBank(512, policy=p), **kw))[0]) for name,(p,kw) in kinds.items()]
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from speed import once,pair,step,table
 import numpy as np, torch
 from torch.nn import functional as F
-from memo.classbank import BankSaver,ClassBank
-from memo.policies import hashed
+from memo.banks.classes import BankSaver,ClassBank
+from memo.banks.policies import hashed
 
 C,D,K,B = 1000,2048,256,256
 zipf = torch.arange(1, C+1).float().reciprocal()
@@ -71,7 +71,7 @@ def classify_bench():
     return [(f'{k} of 8,142 classes; bare: sorting the counts', pair(f, sort, 50, 25)) for k,f in (('tail',bank.tail), ('tail, medium and head',bank.distribution))]
 
 def step_bench():
-    from memo.callbacks import MemoryCallback
+    from memo.training.memory_callback import MemoryCallback
     r,learn = step(MemoryCallback(ClassBank(10, 256)), 25)
     bank,f = learn.memory.bank,torch.randn(64, 512)
     own = once(lambda: bank.write(f, torch.randint(0, 10, (64,))), 200)[1]

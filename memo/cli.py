@@ -118,10 +118,10 @@ def memo_train(
         elif config is None: raise MemoError("no experiment given; accepted: memo-train FILE.yaml ... [key=value ...] or memo-train --resume RUN_DIR")
         elif '=' in config and not Path(config).is_file(): raise MemoError(f"the YAML file comes first, found {config!r}")
         if resume is None:
-            from memo.config import load_config,to_yaml
+            from memo.experiment.config import load_config,to_yaml
             cfgs = [load_config(o, assigned) for o in files]
             if print_config: return _say('\n---\n'.join(to_yaml(c, comments=True).rstrip() for c in cfgs))
-        from memo import experiment as ex
+        from memo.experiment import run as ex
         if dry_run:
             for c in cfgs: ex.dry_run(c, _say)
             return
@@ -129,7 +129,7 @@ def memo_train(
         elif len(cfgs)==1 and table is None: text,where = ex.run_experiment(cfgs[0], overwrite, _say),ex.run_folder(cfgs[0])/'results.md'
         else:
             out = Path(table) if table else ex.run_folder(cfgs[0]).parent/'comparison'
-            from memo.comparison import run_experiments
+            from memo.experiment.compare import run_experiments
             text,where = run_experiments(cfgs, out, overwrite, _say),out/'comparison.md'
         if text: _say(f'\n{text}\n\n{where}')
         return None if cli else text
@@ -151,7 +151,7 @@ def memo_eval(
         from memo.core import MemoError
         if (run_dir is None)==(model_path is None): raise MemoError("give a run folder, or --model-path FILE: memo-eval RUN_DIR [--data ROOT]")
         if not 0<=threshold<=1: raise MemoError(f"--threshold: {threshold}, a probability is accepted")
-        from memo import experiment as ex
+        from memo.experiment import run as ex
         if model_path is not None:
             to = Path(out) if out else Path(model_path).with_name(Path(model_path).stem+'-eval')
             text,off = ex.evaluate_model(model_path, data, to, threshold),[]
@@ -166,21 +166,21 @@ def memo_eval(
 # %% ../nbs/14_cli.ipynb #04becf6b
 def _run_data(run):
     "Loaders of a run as it was trained, no image read yet; the features of a frozen network are not computed"
-    from memo.build import build_dls
-    from memo.runfolder import run_config,with_args
+    from memo.experiment.build import build_dls
+    from memo.experiment.run_folder import run_config,with_args
     cfg = run_config(run)
     return build_dls(with_args(cfg, 'data', preload=False), cfg.seeds[0])
 
 def _imported(run):
     "Have what the config.yaml of a run names imported, as a bank of one's own may be in it; whatever is wrong with the file is told where its data is read"
     from memo.core import MemoError
-    from memo.runfolder import run_config
+    from memo.experiment.run_folder import run_config
     try: run_config(run)
     except (MemoError,OSError): pass
 
 def _run_classes(run, dls):
     "Class names of a run: those of its data, else those that its scores know"
-    from memo.runfolder import read_json
+    from memo.experiment.run_folder import read_json
     if dls is not None: return list(dls.vocab)
     return list(read_json(run/'metrics.json').get('classes', {})) if (run/'metrics.json').is_file() else None
 
@@ -201,8 +201,8 @@ def memo_bank(
         from memo.core import MemoError
         if run_or_file is None: raise MemoError("give a run folder or the file of a bank: memo-bank RUN_OR_FILE [--out DIR]")
         if k<1: raise MemoError(f"--k: {k}, a number from 1 is accepted")
-        from memo import bankplots as bp
-        from memo.evaluation import save_pictures
+        from memo.plots import banks as bp
+        from memo.evaluation.evaluate import save_pictures
         if (Path(run_or_file)/'config.yaml').is_file(): _imported(Path(run_or_file))
         bank,folder,dls,note = *bp.open_bank(run_or_file, memory),None,None
         text = bp.bank_summary(bank)
@@ -237,7 +237,7 @@ def memo_cache(
     "Copy a ChestX-ray14 folder with its images resized; run again, it goes on where it stopped"
     cli = is_cli(memo_cache)
     def run():
-        from memo.files import resize_tree
+        from memo.data.images import resize_tree
         r = resize_tree(root, out, size, workers)
         _say(f"{r}\ndata.root={out}")
         return None if cli else r
@@ -253,7 +253,7 @@ def memo_mosaic(
     "Make a small folder in the layout of ChestX-ray14 from real images of other things: a stand-in to try the pipeline on"
     cli = is_cli(memo_mosaic)
     def run():
-        from memo.mosaic import chest_tree
+        from memo.data.chest_standin import chest_tree
         r = chest_tree(out, patients, seed)
         _say(f"{out}: {patients} patients; a stand-in, not chest X-rays\nmemo-train experiments/chestxray/memory_rarity_effv2s.yaml data.root={out} --dry-run")
         return None if cli else r

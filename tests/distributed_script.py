@@ -3,11 +3,11 @@ import random, sys, torch
 from fastai.distributed import DistributedDL, num_distrib, rank_distrib
 from fastai.vision.all import Callback, CancelStepException, DataLoaders, GradientAccumulation, Learner, accuracy, nn, set_seed
 from sklearn.datasets import load_digits
-from memo.banks import SlotBank
-from memo.classbank import ClassBank
-from memo.callbacks import MemoryCallback
-from memo.heads import MemoryHead
-from memo.data import TensorDL, TensorSet
+from memo.banks.slots import SlotBank
+from memo.banks.classes import ClassBank
+from memo.training.memory_callback import MemoryCallback
+from memo.heads.base import MemoryHead
+from memo.data.longtail import TensorDL, TensorSet
 
 def _broadcast(self, t, rank):
     "fastai's calls .cuda(), as nccl needs"

@@ -3,7 +3,8 @@
 mid: in the second batch of the second epoch; saving: half of the second checkpoint of phase 1 is written; between: phase 1 has ended, phase 2 has not begun"""
 import os, signal, sys
 from pathlib import Path
-from memo import recipe, cli
+from memo import cli
+from memo.training import stages as recipe
 
 def die(): os.kill(os.getpid(), signal.SIGKILL)
 

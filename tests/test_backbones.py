@@ -2,13 +2,13 @@
 import pytest, torch, torchvision
 from fastai.vision.all import BCEWithLogitsLossFlat, DataLoaders, Learner, nn, set_seed
 from safetensors.torch import save_file
-from memo.attach import find_head, find_place
-from memo.backbones import FeatureBody, chest_head, chest_model, features_dls, features_key, load_backbone, n_features, tile_cnn
-from memo.banks import SlotBank
-from memo.callbacks import MemoryCallback
+from memo.heads.attach import find_head, find_place
+from memo.models.backbones import FeatureBody, chest_head, chest_model, features_dls, features_key, load_backbone, n_features, tile_cnn
+from memo.banks.slots import SlotBank
+from memo.training.memory_callback import MemoryCallback
 from memo.core import MemoError
-from memo.data import TensorDL, TensorSet
-from memo.recipe import body_head_splitter
+from memo.data.longtail import TensorDL, TensorSet
+from memo.training.stages import body_head_splitter
 
 def _theirs(arch, seed=0):
     "torchvision's network with statistics and scales that are not those of a new one"
@@ -174,7 +174,7 @@ def test_images_in_files_enter_the_fingerprint(tmp_path):
     "A set of image files: by name, size and time of change"
     import os
     from PIL import Image
-    from memo.files import FileImages
+    from memo.data.images import FileImages
     ps = [tmp_path/f'{i}.png' for i in range(3)]
     for i,p in enumerate(ps): Image.new('L', (8,8), i).save(p)
     net = nn.Sequential(nn.Flatten(), nn.Linear(64,2))

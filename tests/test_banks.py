@@ -3,11 +3,11 @@ import copy, inspect, io, json, pickle, re, pytest, torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 from torch import nn
-from memo.banks import Bank, SlotBank
-from memo.classbank import ClassBank
+from memo.banks.slots import Bank, SlotBank
+from memo.banks.classes import ClassBank
 from memo.core import MemoError
-from memo.policies import Policy, policies
-from memo.retrieval import read_rows
+from memo.banks.policies import Policy, policies
+from memo.banks.search import read_rows
 
 devices = ['cpu', *(['cuda'] if torch.cuda.is_available() else [])]
 def novel(c, bank): return c.x[:,0]
@@ -191,7 +191,7 @@ def test_files_that_are_no_bank(tmp_path):
     with pytest.raises(MemoError): Bank.load(tmp_path)
 
 def test_a_file_that_is_not_written_leaves_the_old_one(tmp_path, monkeypatch):
-    import memo.banks as B
+    import memo.banks.slots as B
     p = tmp_path/'b.safetensors'
     b = offer(SlotBank(12), 'rarity', 0)
     b.save(p)
@@ -481,7 +481,7 @@ def test_q11_a_ring_just_full_is_read_whole():
 
 def test_q13_clip_has_an_effect():
     "Asymmetric loss as published (ICCV 21): the probability shift was written down and not used, so clip .05 and .9 gave one loss"
-    from memo.losses import AsymmetricLoss
+    from memo.training.losses import AsymmetricLoss
     x,y = torch.tensor([[2.,-1],[0,3]]),torch.tensor([[1.,0],[1,0]])
     def asl(clip):
         p = x.sigmoid(); m = (p-clip).clamp(min=0)

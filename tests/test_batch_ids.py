@@ -8,13 +8,13 @@ from fastai.vision.all import (Callback, ColReader, CrossEntropyLossFlat, DataBl
                                SGD, TfmdDL, ToTensor, Transform, WeightedDL, accuracy, noop, nn, set_seed, tensor)
 from hypothesis import given, settings, strategies as st
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
-from memo.banks import Bank, SlotBank
-from memo.batch_ids import *
-from memo.callbacks import MemoryCallback
-from memo.classbank import ClassBank
-from memo.collect import *
-from memo.data import BalancedDL, TensorDL, TensorSet, digits_lt, small_cnn
-from memo.items import *
+from memo.banks.slots import Bank, SlotBank
+from memo.training.batch_ids import *
+from memo.training.memory_callback import MemoryCallback
+from memo.banks.classes import ClassBank
+from memo.training.collect import *
+from memo.data.longtail import BalancedDL, TensorDL, TensorSet, digits_lt, small_cnn
+from memo.data.items import *
 from sklearn.datasets import load_digits
 
 d = load_digits()
@@ -414,7 +414,7 @@ def test_inputs_that_are_alike_say_nothing():
     assert same.places((cont[[1,0]],), (y[[2,0]],), twice).tolist()==[2,0], 'one item that is twice in a batch is that item'
 
 def _rows(xb, yb):
-    from memo.batch_ids import _Rows
+    from memo.training.batch_ids import _Rows
     return _Rows(list(xb), yb)
 
 @pytest.mark.parametrize('lay', ['plain','channels last','transposed','every other','half','offset'])

@@ -10,17 +10,17 @@ from fastai.vision.all import (Callback, CancelBatchException, CancelStepExcepti
                                DataBlock, DataLoader, DataLoaders, ImageBlock, Learner, TfmdDL, WeightedDL, accuracy, accuracy_multi,
                                aug_transforms, first, get_c, load_learner, nn, noop, params, resnet18, set_seed, vision_learner)
 from sklearn.datasets import load_digits, load_sample_images
-from memo.attach import attach, find_head, memories
-from memo.banks import SlotBank
-from memo.batch_ids import group_ids
-from memo.classbank import ClassBank
-from memo.callbacks import MemoryCallback
-from memo.collect import collect
+from memo.heads.attach import attach, find_head, memories
+from memo.banks.slots import SlotBank
+from memo.training.batch_ids import group_ids
+from memo.banks.classes import ClassBank
+from memo.training.memory_callback import MemoryCallback
+from memo.training.collect import collect
 from memo.core import MemoError
-from memo.data import BalancedDL, RandomShift, TensorDL, TensorSet, digits_lt, plain_dl, small_cnn
-from memo.items import item_ids
-from memo.votes import VoteHead, mix_votes
-from memo.metrics import longtail_scores
+from memo.data.longtail import BalancedDL, RandomShift, TensorDL, TensorSet, digits_lt, plain_dl, small_cnn
+from memo.data.items import item_ids
+from memo.heads.mixture import VoteHead, mix_votes
+from memo.metrics.multiclass import longtail_scores
 
 _d = load_digits()
 X,Y = torch.from_numpy(_d.images*(255/16)).round().byte()[:,None],torch.from_numpy(_d.target).long()
@@ -930,13 +930,13 @@ def test_collect_keeps_the_loaders_order(tmp_path):
 
 def test_the_model_is_not_searched_in_every_step(tmp_path, monkeypatch):
     "A search costs as much as the memory in a network of hundreds of modules"
-    import memo.attach, memo.batch_ids, memo.callbacks
+    import memo.heads.attach, memo.training.batch_ids, memo.training.memory_callback
     calls = []
     def counted(m):
         calls.append(1)
         return memories(m)
     learn = learner(tmp_path, memory('add'))
-    for o in (memo.attach,memo.batch_ids,memo.callbacks): monkeypatch.setattr(o, 'memories', counted)
+    for o in (memo.heads.attach,memo.training.batch_ids,memo.training.memory_callback): monkeypatch.setattr(o, 'memories', counted)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-2)
     n,steps = len(calls),len(learn.dls.train)
     calls.clear()

@@ -3,15 +3,15 @@ import gzip, pickle, re
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import Learner, Path, TensorMultiCategory, imagenet_stats, load_learner, nn, random, set_seed
-from memo.backbones import features_dls
-from memo.banks import SlotBank
-from memo.batch_ids import group_ids
-from memo.callbacks import MemoryCallback
-from memo.chest import abnormal_only, chest_dls, chest_split, chest_table, chestxray14, findings, read_list
+from memo.models.backbones import features_dls
+from memo.banks.slots import SlotBank
+from memo.training.batch_ids import group_ids
+from memo.training.memory_callback import MemoryCallback
+from memo.data.chest_xray import abnormal_only, chest_dls, chest_split, chest_table, chestxray14, findings, read_list
 from memo.core import MemoError
-from memo.data import BalancedDL, TensorDL, balanced_order, plain_dl
-from memo.files import FileImages, resize_tree
-from memo.items import hash63, item_ids
+from memo.data.longtail import BalancedDL, TensorDL, balanced_order, plain_dl
+from memo.data.images import FileImages, resize_tree
+from memo.data.items import hash63, item_ids
 
 head12 = 'Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],'
 head11 = 'Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]'

@@ -3,7 +3,7 @@ import copy, random, numpy as np, pytest, scipy.stats, torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from memo.classbank import ClassBank
+from memo.banks.classes import ClassBank
 from memo.core import MemoError
 
 M64 = 2**64-1

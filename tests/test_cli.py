@@ -193,8 +193,8 @@ def test_the_second_process_waits_for_the_folder(tool, findings_yml, tmp_path):
     late = tmp_path/'late.py'
     late.write_text(f"""
 import time
-import memo.experiment as e
-from memo.config import load_config
+import memo.experiment.run as e
+from memo.experiment.config import load_config
 claim = e._claim
 def slow(*args):
     time.sleep(15)

@@ -1,12 +1,12 @@
 "Which rows of several experiments are compared follows from the keys in which their trainings differ; scores are made up, nothing is trained"
 import json
 import pandas as pd, pytest, yaml
-from memo.baselines import remedies_of, row_titles
-from memo.comparison import compare_runs
-from memo.config import load_config
-from memo.evaluation import planned_rows
-from memo.tasks import Multiclass
-from memo.trainings import trainings
+from memo.evaluation.baselines import remedies_of, row_titles
+from memo.experiment.compare import compare_runs
+from memo.experiment.config import load_config
+from memo.evaluation.evaluate import planned_rows
+from memo.evaluation.tasks import Multiclass
+from memo.experiment.jobs import trainings
 
 @pytest.fixture
 def made(tmp_path):

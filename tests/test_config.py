@@ -3,7 +3,7 @@ import subprocess, sys
 from dataclasses import replace
 from pathlib import Path
 import pytest, yaml
-from memo.config import *
+from memo.experiment.config import *
 from memo.core import MemoError
 from memo.registry import find,known
 
@@ -189,7 +189,7 @@ def test_null_head_watches(yml):
 def test_a_part_has_one_name(yml):
     "A class name, or the dotted path of one of ours, is the part of that name"
     want = load_config(yml('memory: {head: vote}'))
-    for o in ('VoteHead','memo.votes.VoteHead'): assert load_config(yml(f'memory: {{head: {o}}}'))==want and foreign_parts(want)=={}
+    for o in ('VoteHead','memo.heads.mixture.VoteHead'): assert load_config(yml(f'memory: {{head: {o}}}'))==want and foreign_parts(want)=={}
 
 def test_several_memories(yml):
     c = load_config(yml('memories: {rare: {bank: ClassBank}, early: {size: 8, head: vote, at: layer1}}'), ['memories.early.k=9', 'memory.size=4'])
@@ -199,7 +199,7 @@ def test_several_memories(yml):
     assert list(load_config(yml('memories: {rare: {bank: ClassBank}, early: null}')).memories)==['rare']
 
 def test_a_key_that_both_read(yml, tmp_path):
-    (tmp_path/'two_keys.py').write_text('from memo.heads import MemoryHead\nclass Two(MemoryHead):\n    def __init__(self, bank, k:int=3, threshold:float=.5): super().__init__(bank, k)\n')
+    (tmp_path/'two_keys.py').write_text('from memo.heads.base import MemoryHead\nclass Two(MemoryHead):\n    def __init__(self, bank, k:int=3, threshold:float=.5): super().__init__(bank, k)\n')
     txt = 'memory: {head: two_keys.Two, threshold: .3}'
     assert 'write memory.bank.threshold or memory.head.threshold' in err(load_config, yml(txt))
     m = load_config(yml('memory: {head: {name: two_keys.Two, threshold: .3}}')).memories['memory']
@@ -251,7 +251,7 @@ def test_shipped_experiments(repo):
 def test_reading_imports_no_torch_and_is_quick(repo):
     "CPU of a whole process, interpreter included"
     code = '''import resource, sys
-from memo.config import load_config,to_yaml
+from memo.experiment.config import load_config,to_yaml
 to_yaml(load_config(sys.argv[1]))
 u = resource.getrusage(resource.RUSAGE_SELF)
 print(u.ru_utime+u.ru_stime, 'torch' in sys.modules, 'fastai' in sys.modules)'''
@@ -265,11 +265,11 @@ import torch
 from torch import nn
 from fastai.callback.core import Callback
 from fastai.losses import CrossEntropyLossFlat
-from memo.banks import SlotBank
+from memo.banks.slots import SlotBank
 from memo.core import Count,Fraction
-from memo.data import BalancedDL,digits_lt,small_cnn
-from memo.heads import RetrievalHead
-from memo.baselines import Baseline
+from memo.data.longtail import BalancedDL,digits_lt,small_cnn
+from memo.heads.base import RetrievalHead
+from memo.evaluation.baselines import Baseline
 
 class MyBank(SlotBank):
     "Slots and a shelf"
@@ -331,7 +331,7 @@ def test_parts_of_ones_own(own):
     assert str(own.resolve()) in c.path
     f = foreign_parts(c)
     assert len(f)==9 and all(Path(o['file'])==own.resolve()/'pkg_h1/mine.py' and len(o['blake2b'])==32 for o in f.values())
-    from memo.build import build_learner
+    from memo.experiment.build import build_learner
     learn = build_learner(c, 0)
     assert type(learn.memory.bank).__name__=='MyBank' and learn.memory.bank.size==9 and learn.my_cb.every==2
     assert learn.loss_func.func.label_smoothing==.2 and learn.dls.train.power==.3 and learn.model[2].out_features==12
@@ -347,7 +347,7 @@ def test_a_run_folder_finds_them_again(own, tmp_path):
     "The resolved text says where they were, so another folder and another process will do"
     (tmp_path/'run').mkdir()
     (tmp_path/'run/config.yaml').write_text(to_yaml(load_config(own/'own.yaml')))
-    code = 'import sys; from memo.config import load_config; print(load_config(sys.argv[1]).memories["memory"].bank.size)'
+    code = 'import sys; from memo.experiment.config import load_config; print(load_config(sys.argv[1]).memories["memory"].bank.size)'
     r = run_py(code, '/', tmp_path/'run/config.yaml')
     assert r.stdout.strip()=='9', r.stderr
     r = run_py(code, '/', own/'own.yaml')
@@ -360,7 +360,7 @@ def test_code_with_a_mistake_is_one_line(own):
     assert 'ZeroDivisionError' in err(load_config, own/'own.yaml', ['memory.bank=pkg_h1.wrong.X'])
 
 def test_what_only_a_constructor_tells(yml):
-    from memo.build import build_dls,build_memory
+    from memo.experiment.build import build_dls,build_memory
     c = load_config(yml(TINY), ['memory={bank: ClassBank, capacity: 12XB, head: watch}'])
     dls = build_dls(c, 0)
     assert err(build_memory, c, dls).startswith('memory.bank.capacity: ')
@@ -376,16 +376,16 @@ def test_two_memories_have_comments_too(yml):
 def test_a_policy_that_this_process_knows(yml, tmp_path):
     "The choices of what is imported are those that it has now"
     code = """import sys
-from memo.policies import policies
+from memo.banks.policies import policies
 policies['mine'] = policies['fifo']
-import memo.banks
-from memo.config import load_config
+import memo.banks.slots
+from memo.experiment.config import load_config
 print(load_config(sys.argv[1]).memories['memory'].bank.policy)"""
     r = run_py(code, tmp_path, yml('memory: {policy: mine}'))
     assert r.stdout=='mine\n', r.stderr
 
 def test_a_monitor_that_no_column_has(yml):
-    from memo.build import build_learner,check_monitors
+    from memo.experiment.build import build_learner,check_monitors
     c = load_config(yml(TINY), ['train.monitor=valid_los'])
     learn = build_learner(c, 0)
     assert "train.monitor: 'valid_los' is not one of" in err(check_monitors, c, learn) and "did you mean 'valid_loss'" in err(check_monitors, c, learn)
@@ -418,9 +418,9 @@ import math
 from functools import partial
 from typing import Annotated,Literal
 from fastai.vision.all import Callback,CrossEntropyLossFlat
-from memo.baselines import Baseline
+from memo.evaluation.baselines import Baseline
 from memo.core import Count,OneOf,Range
-from memo.heads import MemoryHead
+from memo.heads.base import MemoryHead
 inst,part_ = CrossEntropyLossFlat(),partial(CrossEntropyLossFlat, axis=1)
 class Named(Callback):
     def __init__(self, name='a'): pass
@@ -463,8 +463,8 @@ def shapes(tmp_path, monkeypatch):
     ('train: {cbs: [{name: shapes.Depth, width: 3}]}', 'width must be one of 1, 2, found 3'),
     ('train: {cbs: [{name: shapes.Some, n: 0}]}', 'n must be a whole number from 1 or null, found 0'),
     ('memory: {head: shapes.Weighted}', 'has an argument called loss_weight, which MemoryCallback reads'),
-    ('compare: [memo.heads.RetrievalHead]', 'is no baseline, nor a head that mixes in'),
-    ('compare: [memo.losses.SigmoidFocalLoss]', 'is no baseline, nor a head that mixes in'),
+    ('compare: [memo.heads.base.RetrievalHead]', 'is no baseline, nor a head that mixes in'),
+    ('compare: [memo.training.losses.SigmoidFocalLoss]', 'is no baseline, nor a head that mixes in'),
     ('memory: {k: 7, head: {name: vote, k: 5}}', 'give memory.k or memory.head.k, not both'),
     ('memory: {size: 5}\nmemories: {memory: {size: 9}}', 'give memory or memories.memory, not both'),
     ('memory: {size: 5}\nmemories: 3', 'memories must be a section of names and memories, found 3'),
@@ -508,8 +508,8 @@ def test_a_default_says_nothing(yml):
     assert load_config(yml('memory: {head: add, k: 7}'), ['memory.head=vote']).memories['memory'].head.k==7
 
 def test_a_remedy_that_has_to_be_told_something(yml, shapes):
-    from memo.results import Row
-    from memo.trainings import is_remedy
+    from memo.evaluation.tables import Row
+    from memo.experiment.jobs import is_remedy
     from memo.registry import find
     c = load_config(yml('compare: [{name: shapes.Times, times: 2}]'))
     assert not is_remedy(Row(), c) and is_remedy(Row(), override(c, {'train.wd':.2})) and is_remedy(Row(method='shapes.Times'), c)

@@ -5,11 +5,11 @@ from hypothesis import given, strategies as st
 from fastai.distributed import DistributedDL
 from fastai.vision.all import (DataLoaders, Datasets, IntToFloatTensor, Learner, Normalize, Path, TensorCategory, TensorImageBW, TfmdDL, Transform,
                                WeightedDL, accuracy, load_learner, nn, random, set_seed)
-from memo.backbones import cached_features, features_dls, features_key, load_backbone
+from memo.models.backbones import cached_features, features_dls, features_key, load_backbone
 from memo.core import MemoError
-from memo.data import (BalancedDL, RandomRotate, RandomShift, ResizeBatch, TensorDL, TensorSet, balanced_order, digits_lt, fashion_lt, loader_for, longtail_counts,
+from memo.data.longtail import (BalancedDL, RandomRotate, RandomShift, ResizeBatch, TensorDL, TensorSet, balanced_order, digits_lt, fashion_lt, loader_for, longtail_counts,
                        longtail_subset, plain_dl, read_idx, samplings, shot_thresholds, small_cnn)
-from memo.items import digest, item_ids, position_ids, row_hashes
+from memo.data.items import digest, item_ids, position_ids, row_hashes
 
 def _xy(n=50, c=5):
     g = torch.Generator().manual_seed(0)
@@ -561,8 +561,8 @@ def test_features_dls(counted, tmp_path):
 @pytest.mark.slow
 def test_remedies_raise_the_few(tmp_path):
     "Digits, 20 epochs: cross-entropy is weak on few-shot classes, post-hoc adjustment and balanced sampling are not"
-    from memo.losses import adjust_logits
-    from memo.metrics import longtail_scores
+    from memo.training.losses import adjust_logits
+    from memo.metrics.multiclass import longtail_scores
     def few(sampling=None):
         set_seed(0)
         dls = digits_lt(sampling=sampling)
@@ -578,7 +578,7 @@ def test_an_exported_learner_carries_no_image(tmp_path):
     "Nor its label, patient or path: an empty set holds no storage of the whole one"
     import io, pickle
     from fastai.learner import load_learner
-    from memo.data import digits_lt, small_cnn
+    from memo.data.longtail import digits_lt, small_cnn
     dls = digits_lt(seed=0, n_max=60, ratio=8, valid=6, test=40)
     learn = Learner(dls, small_cnn(1, 10))
     learn.export(tmp_path/'m.pkl')

@@ -2,12 +2,14 @@
 import dataclasses, json, math, shutil, subprocess, sys
 from pathlib import Path
 import pandas as pd, pytest, torch, yaml
-from memo.config import *
+from memo.experiment.config import *
 from memo.core import MemoError
-from memo import build,evaluation,experiment as ex
-from memo.results import Row, label, results, rows_of
-from memo.runfolder import environment, model_config, read_json, run_config
-from memo.trainings import trainings
+from memo.experiment import build
+from memo.evaluation import evaluate as evaluation
+from memo.experiment import run as ex
+from memo.evaluation.tables import Row, label, results, rows_of
+from memo.experiment.run_folder import environment, model_config, read_json, run_config
+from memo.experiment.jobs import trainings
 
 TINY = '''
 name: tiny
@@ -126,7 +128,7 @@ def test_evaluation_of_a_sub_folder(run):
     assert off==[] and 'balanced sampling + memory' in table
 
 def test_load_run(run):
-    from memo.config import load_config
+    from memo.experiment.config import load_config
     learn = ex.load_run(run[1])
     assert len(learn.memory.bank)==64
     with learn.no_bar(): p,y = learn.get_preds(dl=learn.dls[2])
@@ -238,12 +240,12 @@ def test_a_memory_in_the_network_takes_part_in_every_row(yml, tmp_path):
 OWN = '''
 import pandas as pd, torch
 from torch import nn
-from memo.baselines import Baseline
+from memo.evaluation.baselines import Baseline
 from memo.core import Count
-from memo.data import digits_lt
+from memo.data.longtail import digits_lt
 from memo.registry import register
-from memo.tasks import Multiclass
-from memo.votes import VoteHead
+from memo.evaluation.tasks import Multiclass
+from memo.heads.mixture import VoteHead
 
 @register('task', 'parity_task', loss='ce')
 class Parity(Multiclass):
@@ -317,7 +319,7 @@ def test_evaluated_from_anywhere(own, tool, tmp_path):
     assert json.loads((tmp_path/'e/metrics.json').read_text())['rows']==json.loads((d/'runs/own/metrics.json').read_text())['rows']
     r = tool('memo-eval', '--model-path', d/'runs/own/model.safetensors', '--out', tmp_path/'f', cwd=d)
     assert r.returncode==2 and 'import own_parts first' in r.stderr and len(r.stderr.strip().splitlines())==1
-    code = f"import own_parts; from memo.experiment import evaluate_model; print(evaluate_model({str(d/'runs/own/model.safetensors')!r}))"
+    code = f"import own_parts; from memo.experiment.run import evaluate_model; print(evaluate_model({str(d/'runs/own/model.safetensors')!r}))"
     r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=d, capture_output=True, text=True)
     assert r.returncode==0 and 'even or odd' in r.stdout, r.stderr
 
@@ -342,7 +344,7 @@ def test_several_files_with_parts_of_ones_own(own, tool, tmp_path):
     assert r.returncode==0 and r.stdout.count('finished before')==2 and 'own: slower + memory - own: slower' in r.stdout, r.stderr
 
 def test_what_would_fail_at_the_end_is_told_at_once(yml, tmp_path):
-    (tmp_path/'two_loaders.py').write_text('from memo.data import digits_lt\nfrom memo.data import with_loaders\n'
+    (tmp_path/'two_loaders.py').write_text('from memo.data.longtail import digits_lt\nfrom memo.data.longtail import with_loaders\n'
                                            'def two(bs, seed):\n    dls = digits_lt(n_max=30, ratio=6, valid=5, test=10, size=8, bs=bs, seed=seed)\n    return with_loaders(dls, dls.loaders[:2])\n')
     runs = f'runs={json.dumps(str(tmp_path/"runs"))}'
     for f in (ex.run_experiment,ex.dry_run):
@@ -356,7 +358,7 @@ def test_a_data_set_that_names_no_task(yml, tmp_path, multi):
     (tmp_path/f'unnamed_{multi}.py').write_text(f'''
 import torch
 from fastai.data.core import DataLoaders
-from memo.data import TensorDL
+from memo.data.longtail import TensorDL
 def plain_set(bs=16, seed=0, n=48):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 1, 8, 8, generator=g)
@@ -378,7 +380,7 @@ def _module(folder, name, text):
 
 def test_data_that_do_not_take_what_the_training_says(yml, tmp_path):
     "A set that draws in one way, in batches of one size: another way and another size are refused, not passed over"
-    _module(tmp_path, 'one_way', 'from memo.data import digits_lt\ndef one(seed): return digits_lt(n_max=30, ratio=6, valid=5, test=10, size=8, bs=32, seed=seed)\n')
+    _module(tmp_path, 'one_way', 'from memo.data.longtail import digits_lt\ndef one(seed): return digits_lt(n_max=30, ratio=6, valid=5, test=10, size=8, bs=32, seed=seed)\n')
     data,runs = 'data={name: one_way.one}',f'runs={json.dumps(str(tmp_path/"runs"))}'
     def load(*more): return load_config(yml(TINY), [runs, data, *more])
     assert 'train.sampling is for data that can be drawn in several ways, and one_way.one takes no sampling' in err(load, 'train.sampling=balanced')
@@ -390,20 +392,20 @@ def test_data_that_do_not_take_what_the_training_says(yml, tmp_path):
 
 def test_data_that_pass_on_what_they_are_given(yml, tmp_path):
     "A function over one of ours, with `**kwargs`: seed, batch size and sampling arrive"
-    _module(tmp_path, 'passes_on', 'from memo.data import digits_lt\ndef digits(n=30, **kwargs): return digits_lt(n_max=n, ratio=6, valid=5, test=10, size=8, **kwargs)\n')
+    _module(tmp_path, 'passes_on', 'from memo.data.longtail import digits_lt\ndef digits(n=30, **kwargs): return digits_lt(n_max=n, ratio=6, valid=5, test=10, size=8, **kwargs)\n')
     cfg = load_config(yml(TINY), ['data={name: passes_on.digits, n: 25}', 'train.sampling=balanced', 'train.bs=12', 'compare=[]'])
     a,b,c = (build.build_dls(cfg, s) for s in (0,0,1))
     assert a.train.bs==12 and 'Balanced' in type(a.train).__name__
     assert torch.equal(a.train.dataset.x, b.train.dataset.x) and not torch.equal(a.train.dataset.x, c.train.dataset.x)
 
 def test_a_baseline_of_every_training_takes_the_memory_away(yml, tmp_path):
-    _module(tmp_path, 'each_wd', "from memo.baselines import Baseline\nclass Wd(Baseline):\n    each = True\n    def overrides(self, cfg): return {'train.wd':.1}\n")
+    _module(tmp_path, 'each_wd', "from memo.evaluation.baselines import Baseline\nclass Wd(Baseline):\n    each = True\n    def overrides(self, cfg): return {'train.wd':.1}\n")
     cfg = load_config(yml(TINY), ['memory={size: 16, head: add}', 'compare=[{name: each_wd.Wd}]', f'runs={json.dumps(str(tmp_path/"runs"))}'])
     assert 'compare has each_wd.Wd, a training beside each other one: it has to take the memory away' in err(ex.run_experiment, cfg)
 
 def test_what_is_resumed_is_what_was_begun(yml, tmp_path):
     "A training whose head is another than the experiment's is the same from the user's file and from the one that was written"
-    _module(tmp_path, 'voting', "from memo.baselines import Baseline\nclass Voting(Baseline):\n    def overrides(self, cfg): return {'memory.head':'vote'}\n")
+    _module(tmp_path, 'voting', "from memo.evaluation.baselines import Baseline\nclass Voting(Baseline):\n    def overrides(self, cfg): return {'memory.head':'vote'}\n")
     for over in (['memory={size: 16, head: add}'], ['memory={size: 16, head: add, k: 5, temperature: .5}']):
         cfg = load_config(yml(TINY), [*over, 'seeds=[0]', 'compare=[{name: voting.Voting}]'])
         (tmp_path/'run').mkdir(exist_ok=True)
@@ -414,9 +416,9 @@ def test_what_is_resumed_is_what_was_begun(yml, tmp_path):
 
 def test_a_task_of_ones_own_without_a_usual_loss(yml, tmp_path):
     _module(tmp_path, 'lossless', """
-from memo.data import digits_lt
+from memo.data.longtail import digits_lt
 from memo.registry import register
-from memo.tasks import Multiclass
+from memo.evaluation.tasks import Multiclass
 class Bare(Multiclass): pass
 @register('data', 'bare_digits', task='lossless.Bare')
 def bare(seed, bs): return digits_lt(n_max=30, ratio=6, valid=5, test=10, size=8, bs=bs, seed=seed)
@@ -455,7 +457,7 @@ def test_heads_with_nothing_but_the_contract(yml, tmp_path):
     _module(tmp_path, 'bare_heads', """
 import torch
 from torch.nn import functional as F
-from memo.heads import MemoryHead
+from memo.heads.base import MemoryHead
 class Fuses(MemoryHead):
     def fuse(self, x, z): return x + self.recall(z, *self.own(len(z))).value
 class Answers(MemoryHead):

@@ -3,10 +3,10 @@ import json, os, time
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.vision.all import DataLoaders, Learner, Path, TensorImage, TensorImageBW, accuracy, load_learner, nn, random, set_seed
-from memo.backbones import features_key
+from memo.models.backbones import features_key
 from memo.core import MemoError
-from memo.data import TensorDL, TensorSet, plain_dl
-from memo.files import FileImages, broken_images, cache_info, check_images, find_images, image_fault, read_image, resize_tree
+from memo.data.longtail import TensorDL, TensorSet, plain_dl
+from memo.data.images import FileImages, broken_images, cache_info, check_images, find_images, image_fault, read_image, resize_tree
 
 def _files(d, n=10, h=24, w=24, seed=0):
     rng = np.random.default_rng(seed)
@@ -215,7 +215,7 @@ def test_copy_is_what_would_have_been_read(tree, tmp_path, workers):
     assert not [*(tmp_path/'out').rglob('*.part')]
 
 def test_copy_goes_on_where_it_stopped(tree, tmp_path, monkeypatch):
-    import memo.files as m
+    import memo.data.images as m
     real,n = m._copy_image,[0]
     def stop(*a):
         n[0] += 1

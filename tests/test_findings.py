@@ -3,13 +3,14 @@ import json, shutil
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from sklearn.metrics import roc_auc_score, average_precision_score
-from memo.config import load_config
+from memo.experiment.config import load_config
 from memo.core import MemoError
-from memo.chest import findings
-from memo import build, experiment as ex
-from memo.comparison import run_experiments
-from memo.results import label, row_of
-from memo.trainings import but_memory, differing
+from memo.data.chest_xray import findings
+from memo.experiment import build
+from memo.experiment import run as ex
+from memo.experiment.compare import run_experiments
+from memo.evaluation.tables import label, row_of
+from memo.experiment.jobs import but_memory, differing
 
 SMALL = '''
 name: {name}
@@ -23,7 +24,7 @@ VOTE,ADD = '{size: 512, policy: fifo, head: vote, k: [5, 10]}','{size: 64, polic
 
 @pytest.fixture(scope='module')
 def tree(tmp_path_factory, fashion_root, nih_table, mnist_digits):
-    from memo.mosaic import chest_tree
+    from memo.data.chest_standin import chest_tree
     d = tmp_path_factory.mktemp('chest')/'tree'
     chest_tree(d, patients=150, seed=1)
     return d
@@ -109,7 +110,7 @@ def test_dry_run_of_every_shipped_experiment(repo, tree, name, tmp_path, monkeyp
     assert all('random weights' in o for o in lines[:-1]) and [o.name for o in tmp_path.iterdir()] in ([],['hub'])
 
 def test_small_experiments(repo):
-    from memo.policies import policies
+    from memo.banks.policies import policies
     d = repo/'experiments/chestxray/small'
     c = {p.stem:load_config(p) for p in d.glob('*.yaml')}
     seven = {'rarity','diversity','hybrid','statistical','entropy','fifo','reservoir'}

@@ -1,12 +1,12 @@
 "What memo 0.1 left (tests/golden): the quickstart's tables byte by byte, and its run folders, read and evaluated again"
 import json, shutil, tarfile
 import pandas as pd, pytest
-from memo import experiment as ex
-from memo.comparison import run_experiments
+from memo.experiment import run as ex
+from memo.experiment.compare import run_experiments
 from memo.core import MemoError
-from memo.results import label, results, row_of
-from memo.runfolder import run_config
-from memo.trainings import trainings
+from memo.evaluation.tables import label, results, row_of
+from memo.experiment.run_folder import run_config
+from memo.experiment.jobs import trainings
 
 @pytest.fixture(scope='module')
 def golden(repo): return repo/'tests/golden'
@@ -107,7 +107,7 @@ def test_old_and_new_share_a_table(runs, tmp_path):
     from dataclasses import replace
     shutil.copytree(runs/'none', tmp_path/'none')
     old = replace(run_config(tmp_path/'none'), runs=str(tmp_path))
-    from memo.config import override
+    from memo.experiment.config import override
     new = override(old, {'name':'new', 'memory':{'bank':'SlotBank','size':16,'policy':'fifo','head':'vote','k':3}})
     before = (tmp_path/'none/model.safetensors').stat().st_mtime_ns
     p = tmp_path/'none/config.yaml'

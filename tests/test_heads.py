@@ -5,13 +5,13 @@ from fastai.layers import Flatten
 from fastai.vision.learner import create_head
 from torch import nn
 from torch.nn import functional as F
-from memo.banks import SlotBank
-from memo.classbank import ClassBank
+from memo.banks.slots import SlotBank
+from memo.banks.classes import ClassBank
 from memo.core import MemoError
-from memo.attach import attach, detach, find_head, find_place, memories
-from memo.heads import MemoryHead, RetrievalHead, Step, flat, in_call, in_step
-from memo.votes import VoteHead, mix_votes
-from memo.retrieval import read_rows, within_whitener
+from memo.heads.attach import attach, detach, find_head, find_place, memories
+from memo.heads.base import MemoryHead, RetrievalHead, Step, flat, in_call, in_step
+from memo.heads.mixture import VoteHead, mix_votes
+from memo.banks.search import read_rows, within_whitener
 
 def close(a, b, tol=1e-5): torch.testing.assert_close(torch.as_tensor(a).double(), torch.as_tensor(b).double(), atol=tol, rtol=tol)
 def draw(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))

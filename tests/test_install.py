@@ -6,7 +6,7 @@ CODE = '''
 import sys
 for o in {names!r}: sys.modules[o] = None      # importing it fails
 from memo.all import *
-import memo.cli, memo.experiment
+import memo.cli, memo.experiment.run
 sys.argv = ['memo-train']
 memo.cli.memo_train({yml!r}, 'seeds=[0]', 'compare=[]', dry_run=True)
 '''

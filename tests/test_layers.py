@@ -1,10 +1,11 @@
-"A module imports only from modules whose notebooks come before its own"
+"A folder imports only from folders before it, a module only from modules whose notebooks come before its own"
 import ast, json, re
 from pathlib import Path
 import pytest
 
 root = Path(__file__).parents[1]
-PLOTS = {'bankplots','evaluation','experiment','comparison','cli','all'}   # what may import plots
+# the architecture, from the ground up; '' is the top level: core, schema and registry at the bottom, cli at the top
+folders = 'metrics banks data heads layers models training continual evaluation plots experiment'.split()
 
 def _exp(nb):
     "The module that notebook `nb` exports, `None` for a page"
@@ -12,37 +13,58 @@ def _exp(nb):
     m = re.search(r'^#\|\s*default_exp\s+(\S+)', src, re.M)
     return m and m.group(1)
 
-def _imports(src):
+def _resolve(n, package):
+    "The modules that an import names, relative ones within `package`"
+    if isinstance(n, ast.Import): return [a.name for a in n.names]
+    base = n.module or ''
+    if n.level:
+        up = ['memo',*package][:1+len(package)-(n.level-1)]
+        base = '.'.join([*up, *([base] if base else [])])
+    return [f'{base}.{a.name}' if base=='memo' or base.removeprefix('memo.') in folders else base for a in n.names] if base.split('.')[0]=='memo' else []
+
+def _imports(src, package=()):
     "Modules of memo that `src` imports, inside functions too"
     for n in ast.walk(ast.parse(src)):
-        if isinstance(n, ast.Import): names = [a.name for a in n.names]
-        elif isinstance(n, ast.ImportFrom):
-            base = ('memo.' if n.level else '') + (n.module or '')
-            names = [base] if base not in ('memo','memo.') else [f'memo.{a.name}' for a in n.names]
-        else: continue
-        yield from (x.split('.')[1] for x in names if x.startswith('memo.') and not x.split('.')[1].startswith('_'))
+        if not isinstance(n, (ast.Import,ast.ImportFrom)): continue
+        for o in _resolve(n, package):
+            o = o.removeprefix('memo.') if o.startswith('memo.') else ''
+            if o and not o.split('.')[-1].startswith('_'): yield o
 
-order = [m for m in map(_exp, sorted((root/'nbs').glob('*.ipynb'))) if m]
-def _src(m): return (root/'memo'/f'{m}.py').read_text(encoding='utf-8')
+def _notebooks():
+    "Of modules, from the ground up"
+    top = sorted((root/'nbs').glob('*.ipynb'))
+    return [*[o for o in top if o.name<'1'], *[o for f in folders for o in sorted((root/'nbs'/f).glob('*.ipynb'))], *[o for o in top if o.name>='1']]
+
+modules = [m for m in map(_exp, _notebooks()) if m]
+def _file(m): return root/'memo'/Path(*m.split('.')).with_suffix('.py')
+def _src(m): return _file(m).read_text(encoding='utf-8')
 
 def test_imports_are_found():
-    src = 'from memo.banks import *\nfrom .heads import attach\nfrom . import plots\nimport memo.data as d\n'
-    src += 'def f(): from memo import cli\nimport torch, memo'
-    assert sorted(_imports(src)) == ['banks','cli','data','heads','plots']
+    src = 'from memo.banks.slots import *\nfrom .base import attach\nfrom ..plots import results\nimport memo.data.longtail as d\n'
+    src += 'def f(): from memo import cli\nimport torch, memo\nfrom ..core import MemoError'
+    assert sorted(_imports(src, ['heads'])) == ['banks.slots','cli','core','data.longtail','heads.base','plots.results']
 
-@pytest.mark.parametrize('m', order)
-def test_imports_only_from_above(m):
-    bad = [o for o in _imports(_src(m)) if o not in order[:order.index(m)]]
-    assert not bad, f'memo.{m} imports {bad}: not among the modules above it {order[:order.index(m)]}'
+def test_every_folder_has_its_place():
+    for d in ('memo','nbs'):
+        own = {o.name for o in (root/d).iterdir() if o.is_dir() and list(o.glob('*.py'))+list(o.glob('*.ipynb')) and not o.name.startswith(('_','.'))}
+        assert own<={*folders}, f'{d}/{own-{*folders}} stands nowhere in the order of folders'
 
-@pytest.mark.parametrize('m', [o for o in order if o not in PLOTS])
-def test_plots_stay_at_the_top(m): assert 'plots' not in _imports(_src(m)), f'memo.{m} imports plots: only {sorted(PLOTS)} may'
+@pytest.mark.parametrize('m', modules)
+def test_notebook_and_module_lie_alike(m):
+    nb, = [o for o in _notebooks() if _exp(o)==m]
+    assert nb.relative_to(root/'nbs').parent==_file(m).relative_to(root/'memo').parent
+    assert re.sub(r'^\d+[a-z]?_', '', nb.stem)==_file(m).stem
+
+@pytest.mark.parametrize('m', modules)
+def test_imports_only_from_below(m):
+    bad = [o for o in _imports(_src(m), m.split('.')[:-1]) if o not in modules[:modules.index(m)]]
+    assert not bad, f'memo.{m} imports {bad}: not among the modules below it {modules[:modules.index(m)]}'
 
 def test_all_names_every_module():
     "Everything but the commands; by name, so that a star import does not flood a notebook. A module of registered parts needs no line: they are there by themselves"
     from memo.registry import kinds, known
     parts = {p.module.removeprefix('memo.') for k in kinds for p in known(k).values() if p.module.startswith('memo.')}
-    assert set(_imports(_src('all'))) | parts == set(order)-{'cli'} | parts
+    assert set(_imports(_src('all'))) | parts == set(modules)-{'cli'} | parts
     import memo.all
     for k in ('bank','head','data','model','loss','callback'):
         for p in known(k).values(): assert not p.module.startswith('memo.') or hasattr(memo.all, p.symbol), p.symbol

@@ -2,13 +2,13 @@
 import random, pytest, timm, torch
 from fastai.vision.all import Callback, DataLoaders, Learner, accuracy, accuracy_multi, nn, params, set_seed
 from sklearn.datasets import load_digits
-from memo.attach import attach, find_place
-from memo.banks import SlotBank
-from memo.classbank import ClassBank
-from memo.callbacks import MemoryCallback
+from memo.heads.attach import attach, find_place
+from memo.banks.slots import SlotBank
+from memo.banks.classes import ClassBank
+from memo.training.memory_callback import MemoryCallback
 from memo.core import MemoError
-from memo.data import ResizeBatch, TensorDL, TensorSet
-from memo.heads import RetrievalHead, Step, in_step
+from memo.data.longtail import ResizeBatch, TensorDL, TensorSet
+from memo.heads.base import RetrievalHead, Step, in_step
 
 _d = load_digits()
 X,Y = torch.from_numpy(_d.images*(255/16)).round().byte()[:,None],torch.from_numpy(_d.target).long()

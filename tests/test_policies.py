@@ -3,10 +3,10 @@ import copy, math, random, numpy as np, pytest, scipy.stats, torch, warnings
 from collections import deque
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-from memo.banks import SlotBank
+from memo.banks.slots import SlotBank
 from memo.core import MemoError
-from memo.policies import Candidates, Policy, difficulty, ease, everything, hashed, top_share, rising, oldest, algorithm_r, weakest, policies
-from memo.policies import rarity, statistical, diversity, hybrid, entropy
+from memo.banks.policies import Candidates, Policy, difficulty, ease, everything, hashed, top_share, rising, oldest, algorithm_r, weakest, policies
+from memo.banks.policies import rarity, statistical, diversity, hybrid, entropy
 
 names = list(policies)
 golden = torch.tensor([[3.,4],[6,8],[0,1],[5,12]])      # banks.md 1A.2: norms 5, 10, 1, 13

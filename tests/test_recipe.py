@@ -5,11 +5,11 @@ import pytest
 from fastai.vision.all import *
 from contracts.made import StopAt
 from memo.core import MemoError
-from memo.banks import Bank,SlotBank
-from memo.heads import MemoryHead
-from memo.callbacks import MemoryCallback
-from memo.recipe import *
-from memo import recipe
+from memo.banks.slots import Bank,SlotBank
+from memo.heads.base import MemoryHead
+from memo.training.memory_callback import MemoryCallback
+from memo.training.stages import *
+from memo.training import stages as recipe
 for k in [k for k in globals() if k.startswith('test')]: del globals()[k]     # fastai's, which pytest would collect
 
 def make(seed=0, bs=8, cbs=None, splitter=body_head_splitter, opt_func=adamw, memory=False):

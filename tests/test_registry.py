@@ -3,10 +3,10 @@ import copy, inspect, pickle, subprocess, sys, time
 from typing import Annotated, Literal
 import numpy as np, pytest, torch
 from torch import nn
-from memo.banks import SlotBank
-from memo.classbank import ClassBank
+from memo.banks.slots import SlotBank
+from memo.banks.classes import ClassBank
 from memo.core import *
-from memo.losses import SigmoidFocalLoss
+from memo.training.losses import SigmoidFocalLoss
 from memo.registry import *
 from memo.registry import _here,index_text
 from memo.schema import Param,arguments,checked,describe,required,source
@@ -36,7 +36,7 @@ def test_unknown_names():
     assert 'did you mean' not in err(find, 'bank', 'zzz')
     assert "kind: 'bnak' is not one of" in err(find, 'bnak', 'SlotBank')
     assert 'a name or a dotted path' in err(find, 'bank', 3)
-    assert 'is no class or function' in err(find, 'bank', 'memo.data.samplings')
+    assert 'is no class or function' in err(find, 'bank', 'memo.data.longtail.samplings')
 
 def test_every_part_is_where_the_index_says():
     for kind in kinds:
@@ -52,7 +52,7 @@ def test_the_index_is_in_step(repo):
     assert r.stdout==(repo/'memo/_parts.py').read_text(), 'run make sync'
 
 def test_nothing_is_imported_to_know():
-    code = 'import sys\nfrom memo.registry import known,kinds\nn = sum(len(known(k)) for k in kinds)\nprint(n>30, [m for m in ("torch","fastai","numpy","pandas","memo.banks") if m in sys.modules])'
+    code = 'import sys\nfrom memo.registry import known,kinds\nn = sum(len(known(k)) for k in kinds)\nprint(n>30, [m for m in ("torch","fastai","numpy","pandas","memo.banks.slots") if m in sys.modules])'
     assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout=='True []\n'
 
 def test_list_is_quick_and_imports_no_torch(tool):
@@ -88,14 +88,14 @@ def test_facts_of_a_head_are_those_of_its_class():
     assert all(n in known('bank')['ClassBank'].facts['offers'] and n not in known('bank')['SlotBank'].facts['offers'] for n in f['replay']['needs'])
 
 def test_a_file_imports_nothing(tmp_path, monkeypatch):
-    (tmp_path/'mod_h1.py').write_text('from memo.banks import SlotBank\nclass B(SlotBank): pass\n')
+    (tmp_path/'mod_h1.py').write_text('from memo.banks.slots import SlotBank\nclass B(SlotBank): pass\n')
     monkeypatch.syspath_prepend(tmp_path)
     assert 'import mod_h1 first' in err(loaded, 'bank', 'mod_h1:B') and 'mod_h1' not in sys.modules
     import mod_h1
     assert loaded('bank', 'mod_h1:B') is mod_h1.B
     del sys.modules['mod_h1']
     assert loaded('bank', 'mod_h1:B', [mod_h1.B]) is mod_h1.B and loaded('bank', 'B', {'B':mod_h1.B}) is mod_h1.B
-    assert loaded('bank', 'memo.banks:SlotBank') is SlotBank and loaded('bank', 'SlotBank') is SlotBank
+    assert loaded('bank', 'memo.banks.slots:SlotBank') is SlotBank and loaded('bank', 'SlotBank') is SlotBank
     assert 'import os.path first' not in err(loaded, 'bank', 'NotOne') and 'given as kinds=' in err(loaded, 'bank', 'NotOne')
 
 def test_dotted_path(tmp_path):
@@ -114,7 +114,7 @@ def test_dotted_path(tmp_path):
     (dict(size=2.5),'size must be a whole number from 1, found 2.5'), (dict(size=True),'size must be a whole number from 1, found True'), (dict(momentum=1),'momentum must be a number from 0 to below 1, found 1'),
     (dict(momentum=float('nan')),'momentum must be a number from 0 to below 1, found nan'), (dict(threshold=0),'threshold must be a number above 0 up to 1, found 0'), (dict(size='8'),"size must be a whole number from 1, found '8'")])
 def test_python_is_told_what_yaml_is_told(kw, msg, tmp_path):
-    from memo.config import load_config
+    from memo.experiment.config import load_config
     assert err(SlotBank, **kw)==msg
     (k,v), = kw.items()
     (tmp_path/'x.yaml').write_text(f'memory: {{bank: {{name: SlotBank, {k}: {dict([(repr(float("nan")),".nan")]).get(repr(v), repr(v)).lower() if not isinstance(v, str) else repr(v)}}}}}')
@@ -156,7 +156,7 @@ def test_a_subclass_may_be_registered_too(clean):
     assert 'size must be' in err(Wide, 3, 0)
 
 def test_a_function_that_delegates():
-    from memo.data import digits_lt
+    from memo.data.longtail import digits_lt
     assert 'imb_factor must be a number above 0' in err(digits_lt, imb_factor=-1) and 'shuffle_classes must be true or false' in err(digits_lt, shuffle_classes=3)
     assert 'tfms: digits_lt does not read it' in err(digits_lt, tfms=[])
     assert pickle.loads(pickle.dumps(digits_lt)) is digits_lt

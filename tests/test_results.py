@@ -4,8 +4,8 @@ import numpy as np, pandas as pd, pytest
 from hypothesis import given, strategies as st
 from scipy import stats
 from memo.core import MemoError
-from memo.results import Row, compare, format_results, label, md_table, results, row_of, rows_of
-from memo.tasks import Multiclass, Multilabel
+from memo.evaluation.tables import Row, compare, format_results, label, md_table, results, row_of, rows_of
+from memo.evaluation.tasks import Multiclass, Multilabel
 
 nan = float('nan')
 kinds = dict(multiclass=Multiclass, multilabel=Multilabel)

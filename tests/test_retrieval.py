@@ -3,9 +3,9 @@ import math, numpy as np, pytest, torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
-import memo.retrieval as R
+import memo.banks.search as R
 from memo.core import MemoError
-from memo.retrieval import read_rows, class_votes, within_whitener
+from memo.banks.search import read_rows, class_votes, within_whitener
 
 SIMS,NORMS = ('cosine','dot','euclidean'),(None,'both','query','memory','none')
 def close(a, b, tol=1e-5): torch.testing.assert_close(torch.as_tensor(a).double(), torch.as_tensor(b).double(), atol=tol, rtol=tol)

@@ -5,9 +5,9 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 from torch.nn import functional as F
 from memo.core import MemoError
-from memo.data import balanced_order
-from memo.rivals import nearest_mean, retrain_classifier
-from memo.votes import class_nll
+from memo.data.longtail import balanced_order
+from memo.evaluation.rivals import nearest_mean, retrain_classifier
+from memo.heads.mixture import class_nll
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 def tail(sizes=(200,60,15,5), d=10, seed=0, noise=1.6):

@@ -3,14 +3,15 @@ import json
 from pathlib import Path
 import pandas as pd, pytest, torch
 from fastai.vision.all import Callback
-from memo import evaluation, experiment as ex
-from memo.banks import Bank
-from memo.classbank import ClassBank, latest_bank
-from memo.attach import find_head
-from memo.config import from_dict, load_config, to_dict, to_yaml
+from memo.evaluation import evaluate as evaluation
+from memo.experiment import run as ex
+from memo.banks.slots import Bank
+from memo.banks.classes import ClassBank, latest_bank
+from memo.heads.attach import find_head
+from memo.experiment.config import from_dict, load_config, to_dict, to_yaml
 from memo.core import MemoError
-from memo.results import label, row_of
-from memo.trainings import trainings
+from memo.evaluation.tables import label, row_of
+from memo.experiment.jobs import trainings
 
 tail = Path(__file__).parents[1]/'experiments/tail'
 files = sorted(o.relative_to(tail).as_posix() for o in tail.rglob('*.yaml'))

@@ -9,16 +9,16 @@ from fastcore.basics import AttrDict
 from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.nn import functional as F
-from memo.banks import Bank, SlotBank
-from memo.attach import attach, find_head
-from memo.callbacks import MemoryCallback, SaveBank
-from memo.classbank import ClassBank, latest_bank
-from memo.collect import collect
+from memo.banks.slots import Bank, SlotBank
+from memo.heads.attach import attach, find_head
+from memo.training.memory_callback import MemoryCallback, SaveBank
+from memo.banks.classes import ClassBank, latest_bank
+from memo.training.collect import collect
 from memo.core import MemoError
-from memo.data import RandomShift, TensorDL, TensorSet
-from memo.heads import ReplayHead, Step, in_step
-from memo.recipe import Stage, fit_stages
-from memo.votes import LDAHead, PrototypeHead, VoteHead, class_nll
+from memo.data.longtail import RandomShift, TensorDL, TensorSet
+from memo.heads.base import ReplayHead, Step, in_step
+from memo.training.stages import Stage, fit_stages
+from memo.heads.mixture import LDAHead, PrototypeHead, VoteHead, class_nll
 from test_callbacks import Half
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)

@@ -6,11 +6,11 @@ from fastai.data.load import DataLoader
 from fastai.metrics import accuracy
 from fastcore.basics import AttrDict
 from memo.core import MemoError
-from memo.data import TensorDL, TensorSet
-from memo.metrics import longtail_scores
-from memo.multilabel import MultiMetric, multilabel_scores, patient_bootstrap
+from memo.data.longtail import TensorDL, TensorSet
+from memo.metrics.multiclass import longtail_scores
+from memo.metrics.multilabel import MultiMetric, multilabel_scores, patient_bootstrap
 from memo.registry import register
-from memo.tasks import Multiclass, Multilabel, Task, class_counts, own_metrics, own_scores, progress, task_of, titles_of
+from memo.evaluation.tasks import Multiclass, Multilabel, Task, class_counts, own_metrics, own_scores, progress, task_of, titles_of
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 def loaders(y, dataset=None): return DataLoaders(*[TensorDL(torch.randn(len(y), 3, generator=gen()), y, bs=4, dataset=dataset) for _ in range(3)])

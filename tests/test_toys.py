@@ -15,15 +15,15 @@ from toys.loss import MyLoss
 from toys.metric import my_metric
 from toys.model import MyModel
 from toys.sampler import Repeated, my_sampler
-from memo.attach import memories
-from memo.bankplots import open_bank
-from memo.banks import Bank
-from memo.callbacks import MemoryCallback
+from memo.heads.attach import memories
+from memo.plots.banks import open_bank
+from memo.banks.slots import Bank
+from memo.training.memory_callback import MemoryCallback
 from memo.cli import memo_bank, memo_eval, memo_train
-from memo.config import flat, foreign_parts, load_config
+from memo.experiment.config import flat, foreign_parts, load_config
 from memo.core import MemoError
-from memo.experiment import load_run, resume_run, run_experiment
-from memo.recipe import Stage, adamw, body_head_splitter, fit_stages
+from memo.experiment.run import load_run, resume_run, run_experiment
+from memo.training.stages import Stage, adamw, body_head_splitter, fit_stages
 from memo.registry import known
 
 def quietly(learn, f, *args, **kwargs):
@@ -138,7 +138,7 @@ def test_memo_bank(run):
 
 def test_interrupted_and_resumed(run, tmp_path, monkeypatch):
     folder,text = run
-    from memo import recipe
+    from memo.training import stages as recipe
     cfg = load_config(write(tmp_path), [f'runs={tmp_path}'])
     def stop(self):
         if self.training and self.epoch==1 and self.iter==1: raise KeyboardInterrupt
@@ -171,7 +171,7 @@ def test_a_file_imports_nobodys_module(run, tmp_path, tool):
     code = f'''
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from memo.banks import Bank
+from memo.banks.slots import Bank
 from memo.core import MemoError
 try: Bank.load({str(run[0]/'banks/toy_memory_final.safetensors')!r})
 except MemoError as e: print(e)

@@ -1,16 +1,16 @@
 "Trainings as overrides of an experiment, baselines of one's own, and which keys two trainings differ in"
 import subprocess, sys
 import pytest, yaml
-from memo import baselines as bl
-from memo.baselines import Baseline, check_baseline, is_baseline, remedies_of, row_titles, suits, training_title
-from memo.config import flat, load_config, override, to_dict
+from memo.evaluation import baselines as bl
+from memo.evaluation.baselines import Baseline, check_baseline, is_baseline, remedies_of, row_titles, suits, training_title
+from memo.experiment.config import flat, load_config, override, to_dict
 from memo.core import MemoError
-from memo.evaluation import planned_rows
-from memo.results import Row, label
-from memo.trainings import but_memory, but_remedy, differing, is_remedy, trainings
+from memo.evaluation.evaluate import planned_rows
+from memo.evaluation.tables import Row, label
+from memo.experiment.jobs import but_memory, but_remedy, differing, is_remedy, trainings
 
 OWN = '''
-from memo.baselines import Baseline
+from memo.evaluation.baselines import Baseline
 from memo.core import Count, MemoError
 class Longer(Baseline):
     "Twice as long"
@@ -66,7 +66,7 @@ def test_both_phases_are_balanced(cfg):
 
 def test_an_experiment_reads_back_as_its_training(cfg, tmp_path):
     "A sub-folder's config.yaml is an experiment of that one training"
-    from memo.config import to_yaml
+    from memo.experiment.config import to_yaml
     c = cfg(dict(seeds=[0,1], compare=['crt','balanced_sampling','logit_adjusted']))
     for t in trainings(c, 'r'):
         (tmp_path/'y.yaml').write_text(to_yaml(t.cfg))
@@ -93,7 +93,7 @@ def test_one_that_works_on_outputs_has_a_memory_too(cfg):
 
 def test_baselines_are_checked_without_torch(cfg, tmp_path):
     cfg(dict(compare=['logit_adjusted','crt','balanced_sampling']))
-    src = f"import sys; from memo.config import load_config; from memo.trainings import trainings; print(len(trainings(load_config({str(tmp_path/'x.yaml')!r}), 'r')), 'torch' in sys.modules)"
+    src = f"import sys; from memo.experiment.config import load_config; from memo.experiment.jobs import trainings; print(len(trainings(load_config({str(tmp_path/'x.yaml')!r}), 'r')), 'torch' in sys.modules)"
     assert subprocess.run([sys.executable, '-c', src], capture_output=True, text=True).stdout.split()[-1]=='False'
 
 # rows

@@ -4,11 +4,11 @@ import pytest, torch
 from fastai.learner import load_learner
 from fastai.vision.all import Callback, L
 from torch.nn import functional as F
-from memo.attach import detach, memories
-from memo.callbacks import MemoryCallback
+from memo.heads.attach import detach, memories
+from memo.training.memory_callback import MemoryCallback
 from memo.core import MemoError
-from memo.heads import MemoryHead
-from memo.recipe import Stage, body_head_splitter, fit_stages
+from memo.heads.base import MemoryHead
+from memo.training.stages import Stage, body_head_splitter, fit_stages
 from memo.registry import find
 from .made import StopAt, Y, learner, other, preds_equal, quietly, refused_in_one_line, state_equal
 
@@ -252,7 +252,7 @@ def encoded_anew(make):
 
 def beside_another(make):
     "A second memory, of another name: each has its columns, its state, and can be off by itself"
-    from memo.banks import SlotBank
+    from memo.banks.slots import SlotBank
     learn = make()
     learn.add_cb(MemoryCallback(SlotBank(8, policy='fifo'), head=None, name='other', at='first'))
     quietly(learn, learn.fit, 1, 1e-2)

@@ -7,10 +7,10 @@ from fastai.vision.all import Callback, CrossEntropyLossFlat, set_seed
 from sklearn.datasets import load_digits
 from torch import nn
 import toys     # registers one part of each kind, from outside memo
-from memo.callbacks import MemoryCallback
+from memo.training.memory_callback import MemoryCallback
 from memo.core import MemoError
-from memo.data import TensorDL, TensorSet
-from memo.recipe import adamw, body_head_splitter
+from memo.data.longtail import TensorDL, TensorSet
+from memo.training.stages import adamw, body_head_splitter
 from memo.registry import find, known, required
 from memo.schema import accept
 

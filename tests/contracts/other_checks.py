@@ -4,17 +4,17 @@ import pytest, torch
 from fastai.data.all import DataLoaders
 from fastai.learner import Learner, load_learner
 from fastai.vision.all import AttrDict, Callback, CrossEntropyLossFlat, L, Metric, nn, set_seed
-from memo.attach import find_place
-from memo.banks import SlotBank
-from memo.baselines import Baseline, baseline
-from memo.callbacks import MemoryCallback
-from memo.config import Section, from_dict, override
+from memo.heads.attach import find_place
+from memo.banks.slots import SlotBank
+from memo.evaluation.baselines import Baseline, baseline
+from memo.training.memory_callback import MemoryCallback
+from memo.experiment.config import Section, from_dict, override
 from memo.core import MemoError
-from memo.data import TensorDL, digits_lt, loader_for
-from memo.items import item_ids
-from memo.recipe import body_head_splitter
+from memo.data.longtail import TensorDL, digits_lt, loader_for
+from memo.data.items import item_ids
+from memo.training.stages import body_head_splitter
 from memo.registry import find, kinds, known, part, required
-from memo.tasks import Task, own_metrics, task_of
+from memo.evaluation.tasks import Task, own_metrics, task_of
 from .made import CLASSES, Net, build, digits, learner, other, quietly, takes
 
 def plain(o): return json.loads(json.dumps(o))
@@ -191,7 +191,7 @@ def metric_measures(name):
         else:
             assert isinstance(m, Metric)
     learn = learner(multi=multi)
-    from memo.tasks import progress
+    from memo.evaluation.tasks import progress
     learn.metrics = L(progress(task_of(dls), dls, [Section('metric', name, {k:p.default for k,p in known('metric')[name].keys.items()})]))
     quietly(learn, learn.fit, 1, 1e-3)
     assert set(ms)<=set(learn.recorder.metric_names)

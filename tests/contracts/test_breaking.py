@@ -3,10 +3,10 @@ import contextlib
 import pytest, torch
 from torch import nn
 import toys.baseline, toys.bank, toys.callback, toys.head, toys.loss, toys.metric, toys.model, toys.sampler, toys.task
-from memo.banks import Bank, Described, SlotBank
-from memo.classbank import ClassBank
-from memo.heads import MemoryHead, ReplayHead, RetrievalHead, flat
-from memo.votes import LDAHead, MixHead, PrototypeHead, VoteHead
+from memo.banks.slots import Bank, Described, SlotBank
+from memo.banks.classes import ClassBank
+from memo.heads.base import MemoryHead, ReplayHead, RetrievalHead, flat
+from memo.heads.mixture import LDAHead, MixHead, PrototypeHead, VoteHead
 from . import bank_checks, head_checks, other_checks, test_banks, test_heads
 
 def nothing(self, *args, **kwargs): return None

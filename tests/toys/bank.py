@@ -1,6 +1,6 @@
 "Two banks: one changes a line of memo's, one is written from nothing"
 import torch
-from memo.banks import Bank, SlotBank
+from memo.banks.slots import Bank, SlotBank
 from memo.core import Count, MemoError, Positive
 from memo.registry import register
 

@@ -1,7 +1,7 @@
 "Two baselines: a training of its own, and what works on a trained network's outputs"
 import torch
 from torch.nn import functional as F
-from memo.baselines import Baseline
+from memo.evaluation.baselines import Baseline
 from memo.registry import register
 
 @register('baseline', 'toy_no_decay')

@@ -3,7 +3,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from memo.core import Count, OpenFraction
-from memo.heads import MemoryHead
+from memo.heads.base import MemoryHead
 from memo.registry import register
 
 @register('head', 'toy_second')

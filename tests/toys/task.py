@@ -1,6 +1,6 @@
 "A task: classes, with a score of its own"
 from memo.registry import register
-from memo.tasks import Multiclass
+from memo.evaluation.tasks import Multiclass
 
 @register('task', 'toy_parity', loss='ce')
 class MyTask(Multiclass):
