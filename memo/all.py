@@ -1,7 +1,7 @@
 "The names a user types, for `from memo.all import *`; everything else is imported from its module"
 from .core import MemoError,settings
 from .schema import Param
-from .registry import known,register
+from .registry import Section,known,register
 from .banks.search import Read,class_votes,read_rows,within_whitener
 from .banks.policies import Candidates,Policy,policies
 from .banks.slots import Bank,SlotBank
@@ -29,11 +29,12 @@ from .evaluation.baselines import Baseline
 from .plots.results import plot_bank,plot_classes,plot_comparison,plot_counts,plot_history,plot_reliability,plot_results
 from .plots.banks import bank_table,open_bank,plot_classbank,plot_similarity,plot_stored
 from .evaluation.tables import Row,compare,format_results,results
-from .experiment.sections import Section
+from .experiment.sections import to_yaml
 from .experiment.layers import Draft
 from .experiment.config import load_config,override
 from .experiment.build import build_dls,build_learner
 from .evaluation.evaluate import evaluate
+from .experiment.report import draw_scores
 from .experiment.run_folder import run_config
 from .experiment.jobs import trainings
 from .experiment.run import evaluate_model,evaluate_run,load_run,run_experiment

@@ -202,7 +202,7 @@ def memo_bank(
         if run_or_file is None: raise MemoError("give a run folder or the file of a bank: memo-bank RUN_OR_FILE [--out DIR]")
         if k<1: raise MemoError(f"--k: {k}, a number from 1 is accepted")
         from memo.plots import banks as bp
-        from memo.evaluation.evaluate import save_pictures
+        from memo.experiment.report import save_pictures
         if (Path(run_or_file)/'config.yaml').is_file(): _imported(Path(run_or_file))
         bank,folder,dls,note = *bp.open_bank(run_or_file, memory),None,None
         text = bp.bank_summary(bank)

@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/registry.html.md"""
 
 # %% auto #0
 __all__ = ['kinds', 'Kind', 'Part', 'register', 'known', 'importing_from', 'part', 'find', 'resolve', 'call', 'takes', 'loaded',
-           'index_text', 'write_index']
+           'Section', 'make', 'index_text', 'write_index']
 
 # %% ../nbs/00b_registry.ipynb #3e9be894
 import contextlib,inspect,pkgutil,sys
@@ -232,6 +232,35 @@ def _missing(kind, name):
     if module: raise MemoError(f"the file names the {kind} {name}, which nobody has imported: import {module} first")
     names = ', '.join(known(kind))+_like(kind, name)
     raise MemoError(f"the file names the {kind} {name}, which is not one of {names}; your own is given as kinds=")
+
+# %% ../nbs/00b_registry.ipynb #49bcfde3
+class Section:
+    "A part by name, with all arguments that a file can give"
+    def __init__(self,
+        kind:str, # As in `registry.kinds`
+        name:str, # Of the part; a dotted path where it is one's own
+        args:dict, # All of its keys
+        given=(), # Those that were stated; the others are defaults
+    ): self.kind,self.name,self.args,self.given = kind,name,args,tuple(given)
+
+    def __getitem__(self, k): return self.args[k]
+    def __getattr__(self, k):
+        if k.startswith('__') or 'args' not in self.__dict__ or k not in self.args: raise AttributeError(k)
+        return self.args[k]
+    def __contains__(self, k): return k in self.args
+    def get(self, k, default=None): return self.args.get(k, default)
+    def __eq__(self, o): return isinstance(o, Section) and (self.kind,self.name,self.args)==(o.kind,o.name,o.args)
+    def __repr__(self): return f"{self.name}({', '.join(f'{k}={v!r}' for k,v in self.args.items())})"
+
+# %% ../nbs/00b_registry.ipynb #5ec71012
+def make(
+    section:Section, # What to make
+    **given # What the experiment has; a part gets what its signature asks for and the section does not say
+):
+    "The part that a section names, called with its arguments"
+    f = find(section.kind, section.name)
+    if section.kind=='data' and open_ended(f): return f(**{**{k:v for k,v in given.items() if v is not None}, **section.args})
+    return call(f, section.args, **given)
 
 # %% ../nbs/00b_registry.ipynb #23d81db4
 def _modules():

@@ -11,7 +11,7 @@ __all__ = ['usual', 'Draft', 'section', 'fill', 'memory']
 import typing
 from dataclasses import fields,is_dataclass
 from ..core import *
-from ..registry import find,kinds,known,part
+from ..registry import Section,find,kinds,known,part
 from ..schema import accept,from_yaml,near,normal,required,shown,words
 from .sections import *
 
