@@ -64,6 +64,11 @@ class Part(NamedTuple):
 
 # %% ../nbs/00b_registry.ipynb #45030fb1
 _here = {}   # kind -> name -> (part, facts), of what was registered in this process
+_mains = {}  # part of a script or notebook -> the one that it was defined in: where another runs now in this process, it is gone
+
+def _own(kind):
+    def there(f): return f.__module__!='__main__' or _mains.get(f) is sys.modules.get('__main__')
+    return {k:o for k,o in _here.get(kind, {}).items() if there(o[0])}
 
 def _offers(f):
     "What a bank has that a head may need: all public names that are not torch's"
@@ -92,6 +97,7 @@ def register(
         if ours is not None and not f.__module__.startswith('memo.') and not again:
             raise MemoError(f"register: the {kind} {n} is memo's own ({ours.where}); give another name")
         _here.setdefault(kind, {})[n] = f,facts
+        if f.__module__=='__main__': _mains[f] = sys.modules['__main__']
         return f
     return _register
 
@@ -113,7 +119,7 @@ def known(
 )->dict: # Name -> `Part`
     "The parts of a kind, without importing them"
     check_choice('kind', kind, kinds)
-    return {**_index().get(kind, {}), **{k:_described(kind, k, *o) for k,o in _here.get(kind, {}).items()}}
+    return {**_index().get(kind, {}), **{k:_described(kind, k, *o) for k,o in _own(kind).items()}}
 
 def _names(kind):
     "Every name that a part goes by: that of its registration, and its class or function's"
@@ -182,11 +188,11 @@ def part(
     return next(ours, None) or _foreign(kind, name, f)
 
 def _foreign(kind, name, f):
-    facts = next((x for o,x in _here.get(kind, {}).values() if o is f), {})
+    facts = next((x for o,x in _own(kind).values() if o is f), {})
     return Part(kind, name, f.__module__, f.__qualname__, *describe(f), _facts(kind, f, facts))
 
 def _object(p):
-    own = [f for f,_ in _here.get(p.kind, {}).values()]
+    own = [f for f,_ in _own(p.kind).values()]
     here = next((f for f in own if (f.__module__,f.__qualname__)==(p.module,p.symbol)), None)
     return _attr(import_module(p.module), p.symbol) if here is None else here
 
@@ -283,7 +289,7 @@ def index_text():
            'from typing import Annotated,Any,Literal', 'from memo.core import *', 'from memo.registry import Part',
            'from memo.schema import Param,required', '', 'parts = {']
     for kind in kinds:
-        own = [(k,*o) for k,o in _here.get(kind, {}).items() if o[0].__module__.startswith('memo.')]
+        own = [(k,*o) for k,o in _own(kind).items() if o[0].__module__.startswith('memo.')]
         ps = [Part(kind, k, f.__module__, f.__qualname__, *describe(f), _facts(kind, f, facts)) for k,f,facts in own]
         out += [f' {kind!r}: {{', *[l for p in sorted(ps, key=lambda p: p.module) for l in _lines(p)], ' },']
     return '\n'.join([*out, '}', ''])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest, yaml
 from memo.experiment.config import *
 from memo.core import MemoError
-from memo.registry import find,known
+from memo.registry import find,known,make
 
 pytestmark = pytest.mark.usefixtures('ours_alone')
 
@@ -71,7 +71,7 @@ def run_py(code, cwd, *args):
     ('train: {phase2: {loss: bce}}', 'train.phase2.loss must be one of logit_adjusted, ce for digits_lt, found bce'),
     ('memory: {bank: null}', 'memory.bank must be a name or a section; memory=null is no memory'),
     ('memories: {2nd: {size: 3}}', "memories: '2nd' is no name"),
-    ('data: {name: digits_lt, root: x}', 'data.root is not read by digits_lt, it is by chestxray14'),
+    ('data: {name: digits_lt, root: x}', 'data.root is not read by digits_lt, it is by'),
     ('data: {name: digits_lt, channels: 3}', 'data.channels is not read by digits_lt, it is by'),
     ('data: {name: cifar}', "data: 'cifar' is not one of"),
     ('compare: [logit_ajusted]', 'did you mean logit_adjusted'),

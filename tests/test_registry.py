@@ -178,3 +178,17 @@ def test_a_check_costs_little():
 def test_a_type_reads_back(t):
     from typing import Any
     assert eval(source(t))==t
+
+def test_what_a_script_registered_goes_with_it(monkeypatch):
+    "Notebooks that are run one after another in a process have a `__main__` each"
+    import types
+    first,second = types.ModuleType('__main__'),types.ModuleType('__main__')
+    class Mine: "A bank of a notebook"
+    Mine.__module__,Mine.__qualname__ = '__main__','Mine'
+    monkeypatch.setitem(sys.modules, '__main__', first)
+    register('bank', 'of_a_notebook')(Mine)
+    assert find('bank', 'of_a_notebook') is Mine and 'of_a_notebook' in known('bank')
+    monkeypatch.setitem(sys.modules, '__main__', second)
+    assert 'of_a_notebook' not in known('bank') and 'is not one of' in err(find, 'bank', 'of_a_notebook')
+    monkeypatch.setitem(sys.modules, '__main__', first)
+    assert find('bank', 'of_a_notebook') is Mine

@@ -20,7 +20,7 @@ from ..core import *
 from ..data.longtail import *
 from ..training.losses import *
 from ..training.stages import *
-from ..registry import call,find,part,resolve
+from ..registry import Section,call,find,make,part,resolve
 from ..evaluation.tasks import *
 
 # %% ../../nbs/experiment/04_build.ipynb #bee0b849
