@@ -52,7 +52,7 @@ def run_py(code, cwd, *args):
     ('seed: 1\nseeds: [2]', 'give seed or seeds, not both'),
     ('train: {loss: focal}', "train.loss must be one of logit_adjusted, ce for digits_lt, found focal"),
     ('train: {loss: {name: logit_adjusted, tau: -1}}', 'train.loss.tau must be a number from 0, found -1'),
-    ('memory: {bank: Slotbank}', "memory.bank: 'Slotbank' is not one of SlotBank, ClassBank"),
+    ('memory: {bank: Slotbank}', "did you mean SlotBank? (one of your own is named by its dotted path)"),
     ('memory: {policy: raritty}', "memory.policy must be one of"),
     ('memory: {policy: raritty}', "did you mean 'rarity'?"),
     ('memory: {momentum: 1}', 'memory.momentum must be a number from 0 to below 1, found 1'),
