@@ -50,7 +50,7 @@ def run_py(code, cwd, *args):
     ('seeds: []', 'seeds must name at least one seed'),
     ('seeds: [1, 1]', 'seeds names one twice'),
     ('seed: 1\nseeds: [2]', 'give seed or seeds, not both'),
-    ('train: {loss: focal}', "train.loss must be one of logit_adjusted, ce for digits_lt, found focal"),
+    ('train: {loss: focal}', "for digits_lt, found focal"),
     ('train: {loss: {name: logit_adjusted, tau: -1}}', 'train.loss.tau must be a number from 0, found -1'),
     ('memory: {bank: Slotbank}', "did you mean SlotBank? (one of your own is named by its dotted path)"),
     ('memory: {policy: raritty}', "memory.policy must be one of"),
