@@ -11,7 +11,7 @@ def fresh(repo, tool, tmp_path_factory):
     "A copy of the notebooks, exported and cleaned, and the index of their parts; of memo/ only what is written by hand is copied"
     d = tmp_path_factory.mktemp('sync')
     for f in ('pyproject.toml','setup.cfg','settings.ini'): shutil.copy(repo/f, d)
-    shutil.copytree(repo/'nbs', d/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints','data','models','runs'))
+    shutil.copytree(repo/'nbs', d/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints','runs'))
     (d/'memo').mkdir()
     for f in ('__init__.py','all.py'): shutil.copy(repo/'memo'/f, d/'memo')
     for c in ('nbdev-export','nbdev-clean'):
