@@ -824,6 +824,9 @@ def test_new_items_need_no_patient(tmp_path):
     learn = fit(Learner(dls, small_cnn(3, dls.c), cbs=MemoryCallback(SlotBank(16, policy='fifo'), head='vote', k=2, group='patient')), 1)
     assert learn.recall([tmp_path/'20.png', tmp_path/'21.png']).weight.shape==(2,2)
     with quiet(learn): learn.get_preds(dl=dls.test_dl([tmp_path/'20.png']))
+    by_name = fit(Learner(dls, small_cnn(3, dls.c), cbs=MemoryCallback(SlotBank(16, policy='fifo'), head='vote', k=2, item='image')), 1)
+    got = by_name.recall([tmp_path/'20.png', tmp_path/'21.png'])
+    assert got.item.tolist()==[-1,-1] and (got.row_item>=0).all()
 
 # heads as one writes them first
 
