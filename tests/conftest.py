@@ -4,10 +4,11 @@ import os
 for k in ('OMP_NUM_THREADS','MKL_NUM_THREADS','OPENBLAS_NUM_THREADS'): os.environ[k] = '1'
 os.environ.update(MPLBACKEND='Agg', OMP_WAIT_POLICY='passive', TOKENIZERS_PARALLELISM='false', HF_HUB_OFFLINE='1')
 
-import sys, subprocess, importlib.util
+import socket, sys, subprocess, importlib.util
 from pathlib import Path
 import pytest
 from hypothesis import settings, HealthCheck
+from helpers.warm import can_fork, warm
 
 settings.register_profile('memo', deadline=None, derandomize=True, database=None, max_examples=50,
     suppress_health_check=[HealthCheck.too_slow])
@@ -24,13 +25,49 @@ def repo():
     "The checkout"
     return root
 
+@pytest.fixture(scope='session', autouse=True)
+def _warm():
+    yield
+    warm.close()
+
+def _env(env): return {k:v for k,v in os.environ.items() if k != 'IN_TEST'} | (env or {})
+
 @pytest.fixture(scope='session')
-def tool():
+def python():
+    """Run Python as a process: `python('-c', code)`, `python(file, *args)`; `cold` where it has to be a new one, else it is a fork of a warm one
+
+    What only a new process has (pipes, its own seed of hashes, an import that must not happen) needs `cold`."""
+    def _run(*args, cold=False, timeout=600, env=None, **kwargs):
+        if cold or kwargs.keys()-{'cwd'} or not can_fork:
+            return subprocess.run([sys.executable, *map(str,args)], timeout=timeout, env=_env(env), text=True, **({'capture_output':True} | kwargs))
+        return warm.run(dict(args=args, env=_env(env), timeout=timeout, **kwargs))[0]
+    return _run
+
+@pytest.fixture(scope='session')
+def tool(python):
     "Run an installed command as a process: `tool('memo-train', 'x.yaml', cwd=...)`; no active venv needed"
-    def _run(name, *args, timeout=600, env=None, **kwargs):
-        e = {k:v for k,v in os.environ.items() if k != 'IN_TEST'} | (env or {})
-        cmd = [sys.executable, str(Path(sys.executable).parent/name), *map(str,args)]
-        return subprocess.run(cmd, timeout=timeout, env=e, text=True, **({'capture_output':True} | kwargs))
+    def _run(name, *args, **kwargs): return python(Path(sys.executable).parent/name, *args, **kwargs)
+    return _run
+
+launch = 'launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no --dynamo_backend=no'.split()
+
+def _port():
+    with socket.socket() as s:
+        s.bind(('127.0.0.1', 0))
+        return s.getsockname()[1]
+
+@pytest.fixture(scope='session')
+def two_ranks(tool):
+    """Run Python in two gloo processes on the CPU, as `accelerate launch` does, or by it where it is to be `cold`
+
+    --cpu starts one process whatever --num_processes says; --multi_gpu starts two, on the CPU where ACCELERATE_USE_CPU is set."""
+    def _run(*args, cold=False, timeout=300, env=None, **kwargs):
+        env = dict(CUDA_VISIBLE_DEVICES='') | (dict(ACCELERATE_USE_CPU='true') if env is None else env)
+        port = _port()
+        if cold or not can_fork: return tool('accelerate', *launch, f'--main_process_port={port}', *args, cold=True, env=env, timeout=timeout, **kwargs)
+        env |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', ACCELERATE_MIXED_PRECISION='no', ACCELERATE_DYNAMO_BACKEND='NO')
+        rs = warm.run(*[dict(args=args, env=_env(env|dict(RANK=str(i), LOCAL_RANK=str(i))), timeout=timeout, **kwargs) for i in range(2)])
+        return subprocess.CompletedProcess(args, next((r.returncode for r in rs if r.returncode), 0), ''.join(r.stdout for r in rs), ''.join(r.stderr for r in rs))
     return _run
 
 @pytest.fixture

@@ -1,8 +1,10 @@
 "memo-train and memo-eval as processes: help, mistakes, resuming after SIGKILL, a full disk, several processes"
-import json, os, resource, signal, subprocess, sys, time, socket
+import json, os, resource, signal, subprocess, sys, time
 from pathlib import Path
 import pandas as pd, pytest
 from safetensors import safe_open
+
+interrupt = Path(__file__).with_name('interrupt.py')
 
 TINY = '''
 name: tiny
@@ -37,7 +39,7 @@ def findings_yml(tmp_path_factory, fashion_root, nih_table, mnist_digits):
 @pytest.fixture(scope='module')
 def whole(yml, tool):
     "A run that nothing interrupted"
-    r = tool('memo-train', yml, f'runs={yml.parent}/whole')
+    r = tool('memo-train', yml, f'runs={yml.parent}/whole', cold=True)
     assert r.returncode==0, r.stderr
     return yml.parent/'whole/tiny',r
 
@@ -57,7 +59,7 @@ def test_help_is_quick(tool, name):
     wall,cpu = [],[]
     for _ in range(4):
         t,u = time.perf_counter(),resource.getrusage(resource.RUSAGE_CHILDREN)
-        r = tool(name, '--help')
+        r = tool(name, '--help', cold=True)
         v = resource.getrusage(resource.RUSAGE_CHILDREN)
         wall.append(time.perf_counter()-t); cpu.append(v.ru_utime+v.ru_stime-u.ru_utime-u.ru_stime)
     assert r.returncode==0 and 'usage' in r.stdout
@@ -94,10 +96,10 @@ def test_print_config_says_what_keys_are_for(tool, yml):
     r = tool('memo-train', yml, '--print-config')
     assert '    size: 64  # Number of slots' in r.stdout.splitlines() and '  lr: 0.01  # Peak of the cycle; find: the valley of lr_find' in r.stdout.splitlines()
 
-def test_module(yml):
-    r = subprocess.run([sys.executable,'-m','memo.cli','train',str(yml),'--print-config'], capture_output=True, text=True)
+def test_module(python, yml):
+    r = python('-m', 'memo.cli', 'train', yml, '--print-config')
     assert r.returncode==0 and 'name: tiny' in r.stdout
-    r = subprocess.run([sys.executable,'-m','memo.cli','trian'], capture_output=True, text=True)
+    r = python('-m', 'memo.cli', 'trian', cold=True)
     assert r.returncode==2 and 'train, eval' in r.stderr and 'Traceback' not in r.stderr
 
 @pytest.mark.slow
@@ -119,26 +121,26 @@ def test_a_run_and_its_evaluation(tool, whole):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('moment', ['mid','saving','between'])
-def test_killed_and_resumed(tool, yml, whole, moment):
+def test_killed_and_resumed(tool, python, yml, whole, moment):
     runs = yml.parent/moment
-    r = subprocess.run([sys.executable,str(Path(__file__).with_name('interrupt.py')),moment,str(yml),f'runs={runs}'], capture_output=True, text=True)
+    r = python(interrupt, moment, yml, f'runs={runs}')
     assert r.returncode==-signal.SIGKILL, r.stderr
     d = runs/'tiny'
     assert (d/'config.yaml').exists() and not (d/'metrics.json').exists()
     if moment=='saving': assert list((d/'checkpoints').glob('.*.part'))
     one_line(tool('memo-eval', d), 'metrics.json', '--resume')
     one_line(tool('memo-train', yml, f'runs={runs}'), 'is not finished', '--resume')
-    r = tool('memo-train', '--resume', d)
+    r = tool('memo-train', '--resume', d, cold=moment=='mid')
     assert r.returncode==0, r.stderr
     assert contents(d)==contents(whole[0])
     assert not [p for p in d.rglob('.*')]
 
 @pytest.mark.slow
-def test_killed_and_resumed_on_findings(tool, findings_yml):
+def test_killed_and_resumed_on_findings(tool, python, findings_yml):
     yml,moments = findings_yml,('mid','between')
     assert tool('memo-train', yml, f'runs={yml.parent}/whole').returncode==0
     for o in moments:
-        r = subprocess.run([sys.executable,str(Path(__file__).with_name('interrupt.py')),o,str(yml),f'runs={yml.parent}/{o}'], capture_output=True, text=True)
+        r = python(interrupt, o, yml, f'runs={yml.parent}/{o}')
         assert r.returncode==-signal.SIGKILL, r.stderr
         r = tool('memo-train', '--resume', yml.parent/o/'tiny')
         assert r.returncode==0, r.stderr
@@ -146,7 +148,7 @@ def test_killed_and_resumed_on_findings(tool, findings_yml):
         assert contents(yml.parent/o/'tiny')==contents(yml.parent/'whole/tiny')
 
 @pytest.mark.slow
-def test_parts_of_ones_own(tool, tmp_path):
+def test_parts_of_ones_own(tool, python, tmp_path):
     "A run with a part of each kind from a folder outside: trained, killed, resumed and evaluated by processes that stand elsewhere"
     from test_config import OWN,OWN_YAML
     d = tmp_path/'elsewhere'
@@ -156,7 +158,7 @@ def test_parts_of_ones_own(tool, tmp_path):
     (d/'own.yaml').write_text(OWN_YAML.replace('epochs: 1', 'epochs: 3'))
     r = tool('memo-train', d/'own.yaml', f'runs={tmp_path}/whole', cwd='/')
     assert r.returncode==0 and 'my_metric' in r.stdout, r.stderr
-    k = subprocess.run([sys.executable,str(Path(__file__).with_name('interrupt.py')),'mid',str(d/'own.yaml'),f'runs={tmp_path}/cut'], capture_output=True, text=True, cwd='/')
+    k = python(interrupt, 'mid', d/'own.yaml', f'runs={tmp_path}/cut', cwd='/')
     assert k.returncode==-signal.SIGKILL, k.stderr
     r2 = tool('memo-train', '--resume', tmp_path/'cut/own', cwd='/')
     assert r2.returncode==0, r2.stderr
@@ -167,11 +169,16 @@ def test_parts_of_ones_own(tool, tmp_path):
     assert str(d/'pkg_h1/mine.py') in json.dumps(env)
 
 @pytest.mark.slow
-def test_full_disk(tool, yml, whole):
+def test_full_disk(tool, python, yml, whole):
     "Files may not grow beyond 150 kB: the first checkpoint does not fit"
     runs = yml.parent/'full'
-    def limit(): resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
-    one_line(tool('memo-train', yml, f'runs={runs}', preexec_fn=limit), 'cannot write', 's0_e0.pt')
+    limited = """
+import resource, runpy, sys
+resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
+sys.argv.pop(0)
+runpy.run_path(sys.argv[0], run_name='__main__')
+"""
+    one_line(python('-c', limited, Path(sys.executable).with_name('memo-train'), yml, f'runs={runs}'), 'cannot write', 's0_e0.pt')
     d = runs/'tiny'
     assert not list(d.rglob('*.part')) and not list(d.rglob('s0_e*.pt'))
     assert tool('memo-train', '--resume', d).returncode==0
@@ -188,7 +195,7 @@ def test_ctrl_c(yml):
     assert p.returncode==130 and 'interrupted' in err and '--resume' in err and 'Traceback' not in err
 
 @pytest.mark.slow
-def test_the_second_process_waits_for_the_folder(tool, findings_yml, tmp_path):
+def test_the_second_process_waits_for_the_folder(two_ranks, findings_yml, tmp_path):
     "The first one is slow: what the other writes before it has made the folder would be taken for somebody else's"
     late = tmp_path/'late.py'
     late.write_text(f"""
@@ -202,24 +209,16 @@ def slow(*args):
 e._claim = slow
 e.run_experiment(load_config({str(findings_yml)!r}, ['runs={tmp_path}/ddp']))
 """)
-    with socket.socket() as o:
-        o.bind(('127.0.0.1', 0))
-        port = o.getsockname()[1]
-    r = tool('accelerate', 'launch', '--multi_gpu', '--num_processes=2', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no',
-        f'--main_process_port={port}', late, env={'ACCELERATE_USE_CPU':'true'}, timeout=300)
+    r = two_ranks(late)
     assert r.returncode==0 and (tmp_path/'ddp/tiny/results.md').is_file(), r.stderr[-3000:]
 
 @pytest.mark.slow
 @pytest.mark.parametrize('which', ['yml','findings_yml'])
-def test_two_processes(tool, which, request):
+def test_two_processes(tool, two_ranks, which, request):
     "Two gloo processes on the CPU, started as the README says"
     yml = request.getfixturevalue(which)
     runs = yml.parent/'ddp'
-    with socket.socket() as o:
-        o.bind(('127.0.0.1', 0))
-        port = o.getsockname()[1]
-    r = tool('accelerate', 'launch', '--multi_gpu', '--num_processes=2', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no',
-        f'--main_process_port={port}', '-m', 'memo.cli', 'train', yml, f'runs={runs}', env={'ACCELERATE_USE_CPU':'true'}, timeout=300)
+    r = two_ranks('-m', 'memo.cli', 'train', yml, f'runs={runs}', cold=which=='yml')
     assert r.returncode==0, r.stderr[-3000:]
     assert len([o for o in r.stdout.splitlines() if '| phase' in o])==(5 if which=='yml' else 6)     # one process speaks
     m = json.loads((runs/'tiny/metrics.json').read_text())

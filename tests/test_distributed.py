@@ -1,22 +1,14 @@
 "Two processes on the CPU, started by accelerate: all banks are equal, and equal to one process's that saw everything"
-import socket, pytest, torch
+import pytest, torch
 from distributed_script import banks, N
 
 cases = 'fifo-add rarity-add-group reservoir-vote hard-None ClassBank-None ClassBank-vote ClassBank-replay fifo-vote-accumulate fifo-add-overflow reservoir-add-bn'.split()
 
-def _port():
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        return s.getsockname()[1]
-
 @pytest.fixture(scope='module')
-def ranks(tmp_path_factory, tool, repo):
+def ranks(tmp_path_factory, two_ranks, repo):
     "What both ranks hold after training, by case"
     out = tmp_path_factory.mktemp('ranks')
-    env = dict(CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')
-    # --cpu starts one process whatever --num_processes says; --multi_gpu starts two, on the CPU where ACCELERATE_USE_CPU is set
-    r = tool('accelerate', 'launch', '--multi_gpu', '--num_processes=2', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no', f'--main_process_port={_port()}',
-             repo/'tests/distributed_script.py', out, cwd=repo, env=env, timeout=280)
+    r = two_ranks(repo/'tests/distributed_script.py', out, cwd=repo)
     assert r.returncode==0, r.stdout[-3000:]+r.stderr[-6000:]
     return [torch.load(out/f'rank{i}.pt', weights_only=True) for i in range(2)]
 
@@ -88,11 +80,10 @@ def test_several_memories_in_two_processes(ranks):
     assert a['names']==b['names'] and {'rare_fill','early_hit','memory_hit','pull_loss'}<set(a['names'])
 
 @pytest.mark.parametrize('dry', [False,True])
-def test_memo_train_in_two_processes(tmp_path, tool, repo, dry):
+def test_memo_train_in_two_processes(tmp_path, two_ranks, repo, dry):
     "The command that the README shows, also where no variable says that there is no GPU"
-    r = tool('accelerate', 'launch', '--multi_gpu', '--num_processes=2', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no', f'--main_process_port={_port()}',
-             '-m', 'memo.cli', 'train', 'experiments/quickstart.yaml', 'seeds=[0]', 'train.epochs=2', 'compare=[logit_adjusted]', f'runs={tmp_path}', *['--dry-run']*dry,
-             cwd=repo, env=dict(CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1'), timeout=200)
+    r = two_ranks('-m', 'memo.cli', 'train', 'experiments/quickstart.yaml', 'seeds=[0]', 'train.epochs=2', 'compare=[logit_adjusted]', f'runs={tmp_path}', *['--dry-run']*dry,
+                  cwd=repo, env={}, timeout=200)
     assert r.returncode==0, r.stdout[-3000:]+r.stderr[-6000:]
     if dry: assert not list(tmp_path.iterdir())
     else:

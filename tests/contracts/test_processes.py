@@ -1,17 +1,13 @@
 "Two processes: every head on every bank ends with the same memory in both, and it is that of one process which was offered it all"
-import socket, pytest, torch
+import pytest, torch
 from .made import build, pairs
 
 pytestmark = pytest.mark.slow
 
 @pytest.fixture(scope='module')
-def ranks(tmp_path_factory, tool, repo):
+def ranks(tmp_path_factory, two_ranks, repo):
     out = tmp_path_factory.mktemp('ranks')
-    with socket.socket() as s:
-        s.bind(('127.0.0.1', 0))
-        port = s.getsockname()[1]
-    r = tool('accelerate', 'launch', '--multi_gpu', '--num_processes=2', '--num_machines=1', '--mixed_precision=no', '--dynamo_backend=no', f'--main_process_port={port}',
-             repo/'tests/contracts/two_ranks.py', out, cwd=repo, env=dict(CUDA_VISIBLE_DEVICES='', OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true'), timeout=280)
+    r = two_ranks(repo/'tests/contracts/two_ranks.py', out, cwd=repo)
     assert r.returncode==0, r.stdout[-3000:]+r.stderr[-6000:]
     return [torch.load(out/f'rank{i}.pt', weights_only=True) for i in range(2)]
 
