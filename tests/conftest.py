@@ -4,7 +4,7 @@ import os
 for k in ('OMP_NUM_THREADS','MKL_NUM_THREADS','OPENBLAS_NUM_THREADS'): os.environ[k] = '1'
 os.environ.update(MPLBACKEND='Agg', OMP_WAIT_POLICY='passive', TOKENIZERS_PARALLELISM='false', HF_HUB_OFFLINE='1')
 
-import socket, sys, subprocess, importlib.util
+import gzip, socket, sys, subprocess, importlib.util
 from pathlib import Path
 import pytest
 from hypothesis import settings, HealthCheck
@@ -85,6 +85,17 @@ def fashion_root():
     p = Path('/usr/share/datasets/fashion-mnist')
     if not (p/'train-images-idx3-ubyte.gz').exists(): absent(f'Fashion-MNIST is not at {p}: apt-get install dataset-fashion-mnist')
     return p
+
+@pytest.fixture(scope='session')
+def few_fashion(fashion_root, tmp_path_factory):
+    "A folder of its first 12,000 training and 1,000 test images"
+    d = tmp_path_factory.mktemp('few_fashion')
+    for part,n in (('train',12_000), ('t10k',1_000)):
+        for kind,head,each in (('images-idx3',16,28*28), ('labels-idx1',8,1)):
+            name = f'{part}-{kind}-ubyte.gz'
+            b = gzip.decompress((fashion_root/name).read_bytes())
+            (d/name).write_bytes(gzip.compress(b[:4]+n.to_bytes(4, 'big')+b[8:head+n*each], 1))
+    return d
 
 def _packaged(pkg, file, pip):
     spec = importlib.util.find_spec(pkg)

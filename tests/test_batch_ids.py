@@ -1,5 +1,5 @@
 "Whose row it is: ids come out of the loader with the sample, travel with the batch, and mean one item of one set"
-import random, subprocess, sys, warnings
+import random, warnings
 from operator import itemgetter
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
@@ -254,10 +254,10 @@ def test_own_data_sets():
     assert torch.equal(item_ids(ConcatDataset([a,b])), torch.cat([item_ids(a),item_ids(b)]))
     assert all((item_ids(o)>=2**32).all() for o in (a,b,c))
 
-def test_another_process(tmp_path):
+def test_another_process(python, repo):
     "Digests are the same there; a set that cannot be digested has other ids"
     src = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_batch_ids import *\nprint(item_ids(Own(0,5)).tolist()); print(item_ids(Closed(0,5)).tolist()); print(item_ids(TensorDataset(X[:5],Y[:5])).tolist())"
-    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', src], capture_output=True, text=True, cwd=Path(__file__).parents[1])
+    r = python('-W', 'ignore', '-c', src, cwd=repo, cold=True)
     own,closed,tensors = map(eval, r.stdout.strip().splitlines()[-3:])
     assert own==item_ids(Own(0,5)).tolist() and tensors==item_ids(TensorDataset(X[:5],Y[:5])).tolist() and not set(closed) & set(item_ids(Closed(0,5)).tolist())
 

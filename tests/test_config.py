@@ -1,5 +1,5 @@
 "The YAML of an experiment: sections that name parts, layers, messages, one's own parts, text that reads back"
-import subprocess, sys
+import sys
 from dataclasses import replace
 from pathlib import Path
 import pytest, yaml
@@ -22,10 +22,6 @@ def err(f, *args):
     with pytest.raises(MemoError) as e: f(*args)
     assert '\n' not in str(e.value)
     return str(e.value)
-
-def run_py(code, cwd, *args):
-    "Python in a process of its own"
-    return subprocess.run([sys.executable, '-c', code, *map(str, args)], capture_output=True, text=True, cwd=cwd)
 
 # mistakes
 
@@ -248,14 +244,14 @@ def test_shipped_experiments(repo):
     c = load_config(repo/'experiments/quickstart.yaml')
     assert len(c.seeds)==3 and [s.name for s in c.compare]==['logit_adjusted','balanced_sampling']
 
-def test_reading_imports_no_torch_and_is_quick(repo):
+def test_reading_imports_no_torch_and_is_quick(repo, python):
     "CPU of a whole process, interpreter included"
     code = '''import resource, sys
 from memo.experiment.config import load_config,to_yaml
 to_yaml(load_config(sys.argv[1]))
 u = resource.getrusage(resource.RUSAGE_SELF)
 print(u.ru_utime+u.ru_stime, 'torch' in sys.modules, 'fastai' in sys.modules)'''
-    got = [run_py(code, repo, repo/'experiments'/o).stdout.split() for o in ('quickstart.yaml','tail/fashion_lt.yaml','chestxray/memory_rarity_effv2s.yaml')]
+    got = [python('-c', code, repo/'experiments'/o, cold=True).stdout.split() for o in ('quickstart.yaml','tail/fashion_lt.yaml','chestxray/memory_rarity_effv2s.yaml')]
     assert all(o[1:]==['False','False'] for o in got) and min(float(o[0]) for o in got)<.3, got
 
 # parts of one's own
@@ -343,14 +339,14 @@ def test_mistakes_in_ones_own(own, a, msg):
     e = err(load_config, own/'own.yaml', [a])
     assert msg in e and e.startswith('command line: '), e
 
-def test_a_run_folder_finds_them_again(own, tmp_path):
+def test_a_run_folder_finds_them_again(own, python, tmp_path):
     "The resolved text says where they were, so another folder and another process will do"
     (tmp_path/'run').mkdir()
     (tmp_path/'run/config.yaml').write_text(to_yaml(load_config(own/'own.yaml')))
     code = 'import sys; from memo.experiment.config import load_config; print(load_config(sys.argv[1]).memories["memory"].bank.size)'
-    r = run_py(code, '/', tmp_path/'run/config.yaml')
+    r = python('-c', code, tmp_path/'run/config.yaml', cwd='/')
     assert r.stdout.strip()=='9', r.stderr
-    r = run_py(code, '/', own/'own.yaml')
+    r = python('-c', code, own/'own.yaml', cwd='/')
     assert r.stdout.strip()=='9', r.stderr
 
 def test_code_with_a_mistake_is_one_line(own):
@@ -373,7 +369,7 @@ def test_two_memories_have_comments_too(yml):
         for line in to_yaml(c, comments=True).splitlines(): assert '  # ' in line, line
         assert load_config(yml(to_yaml(c, comments=True), 'y.yaml'))==c
 
-def test_a_policy_that_this_process_knows(yml, tmp_path):
+def test_a_policy_that_this_process_knows(yml, python, tmp_path):
     "The choices of what is imported are those that it has now"
     code = """import sys
 from memo.banks.policies import policies
@@ -381,7 +377,7 @@ policies['mine'] = policies['fifo']
 import memo.banks.slots
 from memo.experiment.config import load_config
 print(load_config(sys.argv[1]).memories['memory'].bank.policy)"""
-    r = run_py(code, tmp_path, yml('memory: {policy: mine}'))
+    r = python('-c', code, yml('memory: {policy: mine}'))
     assert r.stdout=='mine\n', r.stderr
 
 def test_a_monitor_that_no_column_has(yml):

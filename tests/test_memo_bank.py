@@ -172,14 +172,14 @@ def test_help_is_quick(tool):
     best = 9.
     for _ in range(4):
         u = resource.getrusage(resource.RUSAGE_CHILDREN)
-        r = tool('memo-bank', '--help')
+        r = tool('memo-bank', '--help', cold=True)
         v = resource.getrusage(resource.RUSAGE_CHILDREN)
         best = min(best, v.ru_utime+v.ru_stime-u.ru_utime-u.ru_stime)
     assert r.returncode==0 and '--json' in r.stdout and best<.5
 
 @pytest.mark.slow
 def test_as_a_process(tool, run, tmp_path):
-    r = tool('memo-bank', '--out', tmp_path/'out', run, '--k', 2)
+    r = tool('memo-bank', '--out', tmp_path/'out', run, '--k', 2, cold=True)
     assert r.returncode==0 and r.stdout.strip().endswith(str(tmp_path/'out')) and not r.stderr
     assert names(tmp_path/'out')==sorted(pictures+tables)
     e = tool('memo-bank', tmp_path/'nope')

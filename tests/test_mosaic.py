@@ -137,10 +137,10 @@ def test_a_table_of_ones_own(tiles, tmp_path):
     with pytest.raises(MemoError, match='501 are asked for, the table has 500'): chest_tree(tmp_path/'b', 501, table=made_up_table(500))
     assert not (tmp_path/'b').exists()
 
-def test_packages_are_not_imported(tiles, tmp_path):
-    import subprocess, sys
+def test_packages_are_not_imported(tiles, python, tmp_path):
     code = f"import sys; from memo.data.chest_standin import chest_tree; chest_tree({str(tmp_path/'a')!r}, 60); assert not {{'mlxtend','torchxrayvision'}} & set(sys.modules)"
-    subprocess.run([sys.executable, '-W', 'ignore', '-c', code], check=True, timeout=300)
+    r = python('-W', 'ignore', '-c', code, timeout=300)
+    assert r.returncode==0, r.stderr
 
 def test_whole_or_not_at_all(tiles, tmp_path, monkeypatch):
     real,n = memo.data.chest_standin._png,[0]

@@ -46,20 +46,20 @@ def test_every_part_is_where_the_index_says():
             assert p.help, f'{kind} {n} has no docstring'
             assert all(q.doc for q in p.keys.values()), f'{kind} {n}: {[k for k,q in p.keys.items() if not q.doc]} have no comment'
 
-def test_the_index_is_in_step(repo):
+def test_the_index_is_in_step(repo, python):
     "In a process of its own: parts that tests have registered are none of the package's"
-    r = subprocess.run([sys.executable, '-c', 'from memo.registry import index_text; import sys; sys.stdout.write(index_text())'], capture_output=True, text=True, cwd=repo)
+    r = python('-c', 'from memo.registry import index_text; import sys; sys.stdout.write(index_text())', cwd=repo)
     assert r.stdout==(repo/'memo/_parts.py').read_text(), 'run make sync'
 
-def test_nothing_is_imported_to_know():
+def test_nothing_is_imported_to_know(python):
     code = 'import sys\nfrom memo.registry import known,kinds\nn = sum(len(known(k)) for k in kinds)\nprint(n>30, [m for m in ("torch","fastai","numpy","pandas","memo.banks.slots") if m in sys.modules])'
-    assert subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stdout=='True []\n'
+    assert python('-c', code, cold=True).stdout=='True []\n'
 
 def test_list_is_quick_and_imports_no_torch(tool):
     wall = []
     for _ in range(3):
         t = time.perf_counter()
-        r = tool('memo-train', '--list')
+        r = tool('memo-train', '--list', cold=True)
         wall.append(time.perf_counter()-t)
     assert r.returncode==0 and min(wall)<.5, wall
     for kind in kinds:

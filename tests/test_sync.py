@@ -1,5 +1,5 @@
 "memo/ and README.md are what the notebooks export, and the notebooks are clean"
-import shutil, sys, subprocess
+import shutil
 import pytest
 
 def _files(d):
@@ -7,7 +7,7 @@ def _files(d):
     return {p.relative_to(d):p.read_bytes() for p in sorted(d.rglob('*')) if p.is_file() and not skip & set(p.parts)}
 
 @pytest.fixture(scope='module')
-def fresh(repo, tool, tmp_path_factory):
+def fresh(repo, tool, python, tmp_path_factory):
     "A copy of the notebooks, exported and cleaned, and the index of their parts; of memo/ only what is written by hand is copied"
     d = tmp_path_factory.mktemp('sync')
     for f in ('pyproject.toml','setup.cfg','settings.ini'): shutil.copy(repo/f, d)
@@ -17,7 +17,7 @@ def fresh(repo, tool, tmp_path_factory):
     for c in ('nbdev-export','nbdev-clean'):
         r = tool(c, cwd=d)
         assert r.returncode == 0, f'{c}: {r.stdout}{r.stderr}'
-    r = subprocess.run([sys.executable, '-m', 'memo.registry'], cwd=d, capture_output=True, text=True)     # the index of parts, made from nothing
+    r = python('-m', 'memo.registry', cwd=d)     # the index of parts, made from nothing
     assert r.returncode == 0, r.stderr
     return d
 
@@ -30,9 +30,8 @@ def test_notebooks_are_clean(repo, fresh):
     nbs = lambda d: {k:v for k,v in _files(d/'nbs').items() if k.suffix == '.ipynb'}
     _same(nbs(fresh), nbs(repo), 'run make sync')
 
-def test_readme_is_exported(repo, tmp_path):
-    cmd = [sys.executable, '-m', 'nbconvert', '--to', 'markdown', str(repo/'nbs/index.ipynb'), f'--output-dir={tmp_path}', '--output=README']
-    r = subprocess.run(cmd, capture_output=True, text=True)
+def test_readme_is_exported(repo, python, tmp_path):
+    r = python('-m', 'nbconvert', '--to', 'markdown', repo/'nbs/index.ipynb', f'--output-dir={tmp_path}', '--output=README')
     assert r.returncode == 0, r.stderr
     new = _files(tmp_path)
     _same(new, {k:(repo/k).read_bytes() for k in new if (repo/k).exists()}, 'run make sync')

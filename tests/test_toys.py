@@ -166,7 +166,7 @@ def test_the_config_prints_their_comments(tmp_path, capsys):
     out = capsys.readouterr().out
     assert all(o in out for o in ('# Factor of the length','# How smooth','# What one batch counts','# Of the hidden layer','# How often','# Of the second classifier'))
 
-def test_a_file_imports_nobodys_module(run, tmp_path, tool):
+def test_a_file_imports_nobodys_module(run, tmp_path, python):
     "A bank's file, a model's: one line says what to import"
     code = f'''
 import sys
@@ -179,8 +179,7 @@ assert not any(m.startswith('toys') for m in sys.modules)
 import toys.bank
 print(type(Bank.load({str(run[0]/'banks/toy_memory_final.safetensors')!r})).__name__)
 '''
-    import subprocess
-    r = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, cwd=tmp_path)
+    r = python('-W', 'ignore', '-c', code, cwd=tmp_path)
     assert r.returncode==0, r.stderr
     first,second = r.stdout.strip().splitlines()
     assert 'import toys.bank first' in first and second=='MyBank'

@@ -91,10 +91,10 @@ def test_one_that_works_on_outputs_has_a_memory_too(cfg):
     assert planned_rows(c)==[Row(), Row(method='own_baselines.Halved'), Row(memory=('memory',)), Row(method='own_baselines.Halved', memory=('memory',))]
     assert row_titles(c)=={'':'plain network','own_baselines.Halved':'Halved'}
 
-def test_baselines_are_checked_without_torch(cfg, tmp_path):
+def test_baselines_are_checked_without_torch(cfg, python, tmp_path):
     cfg(dict(compare=['logit_adjusted','crt','balanced_sampling']))
     src = f"import sys; from memo.experiment.config import load_config; from memo.experiment.jobs import trainings; print(len(trainings(load_config({str(tmp_path/'x.yaml')!r}), 'r')), 'torch' in sys.modules)"
-    assert subprocess.run([sys.executable, '-c', src], capture_output=True, text=True).stdout.split()[-1]=='False'
+    assert python('-c', src, cold=True).stdout.split()[-1]=='False'
 
 # rows
 
