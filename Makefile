@@ -1,5 +1,5 @@
 # GNU make. Every path is relative and every tool runs as `.venv/bin/python ...`: a checkout may sit under a path with spaces, or be moved.
-.PHONY: quickstart test env sync
+.PHONY: quickstart test nightly env sync
 unexport PYTHONPATH PYTHONHOME
 
 PYTHON ?= $(shell for p in python3.11 python3 python; do $$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3,10))' 2>/dev/null && { echo $$p; break; }; done)
@@ -13,9 +13,13 @@ _      := $(shell for f in .venv/.run .venv/.dev; do [ ! -e $$f ] || [ "$$(cat $
 quickstart: .venv/.run
 	$(py) .venv/bin/memo-train experiments/quickstart.yaml --overwrite $(ARGS)
 
-# every test, the slow ones too, in two processes: notebooks in step with memo/ and README, style, the notebooks' own tests, tests/
+# every test but the nightly ones, the slow ones too, in two processes: notebooks in step with memo/ and README, style, the notebooks' own tests, tests/
 test: .venv/.dev
-	$(py) -m pytest -m "slow or not slow" -n 2 --dist loadfile $(ARGS)
+	$(py) -m pytest -m "not nightly" -n 2 --dist loadfile $(ARGS)
+
+# what make test leaves out: the rest of each grid of which it runs some in which any two values meet, the largest networks, long repeats
+nightly: .venv/.dev
+	$(py) -m pytest -m nightly -n 2 --dist loadfile $(ARGS)
 
 env: .venv/.dev
 

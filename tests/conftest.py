@@ -8,12 +8,14 @@ import gzip, socket, sys, subprocess, importlib.util
 from pathlib import Path
 import pytest
 from hypothesis import settings, HealthCheck
-from helpers.warm import can_fork, warm
+from fastcore.basics import defaults
+from helpers.warm import can_fork, no_picture, warm
 
 settings.register_profile('memo', deadline=None, derandomize=True, database=None, max_examples=50,
     suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile('memo')
 root = Path(__file__).parents[1]
+defaults.cpus = 0       # fastai's loaders: no processes where a test does not ask for them
 
 def absent(msg):
     "Skip for want of `msg`; fail where everything is installed, as in .ci/run"
@@ -30,17 +32,24 @@ def _warm():
     yield
     warm.close()
 
+@pytest.fixture
+def unrendered(request, monkeypatch):
+    "Figures are drawn, but saved as an empty picture, as most of the time of a small run is rendering; not where a test is marked `renders`"
+    if not request.node.get_closest_marker('renders'):
+        from matplotlib.figure import Figure
+        monkeypatch.setattr(Figure, 'savefig', lambda self, file, **kwargs: no_picture(file))
+
 def _env(env): return {k:v for k,v in os.environ.items() if k != 'IN_TEST'} | (env or {})
 
 @pytest.fixture(scope='session')
 def python():
     """Run Python as a process: `python('-c', code)`, `python(file, *args)`; `cold` where it has to be a new one, else it is a fork of a warm one
 
-    What only a new process has (pipes, its own seed of hashes, an import that must not happen) needs `cold`."""
-    def _run(*args, cold=False, timeout=600, env=None, **kwargs):
+    What only a new process has (pipes, its own seed of hashes, an import that must not happen) needs `cold`. Without `render` a fork's pictures may be empty."""
+    def _run(*args, cold=False, render=True, timeout=600, env=None, **kwargs):
         if cold or kwargs.keys()-{'cwd'} or not can_fork:
             return subprocess.run([sys.executable, *map(str,args)], timeout=timeout, env=_env(env), text=True, **({'capture_output':True} | kwargs))
-        return warm.run(dict(args=args, env=_env(env), timeout=timeout, **kwargs))[0]
+        return warm.run(dict(args=args, env=_env(env), timeout=timeout, render=render, **kwargs))[0]
     return _run
 
 @pytest.fixture(scope='session')
@@ -88,9 +97,9 @@ def fashion_root():
 
 @pytest.fixture(scope='session')
 def few_fashion(fashion_root, tmp_path_factory):
-    "A folder of its first 12,000 training and 1,000 test images"
+    "A folder of its first 12,000 training and 500 test images"
     d = tmp_path_factory.mktemp('few_fashion')
-    for part,n in (('train',12_000), ('t10k',1_000)):
+    for part,n in (('train',12_000), ('t10k',500)):
         for kind,head,each in (('images-idx3',16,28*28), ('labels-idx1',8,1)):
             name = f'{part}-{kind}-ubyte.gz'
             b = gzip.decompress((fashion_root/name).read_bytes())

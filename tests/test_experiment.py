@@ -11,6 +11,8 @@ from memo.evaluation.tables import Row, label, results, rows_of
 from memo.experiment.run_folder import environment, model_config, read_json, run_config
 from memo.experiment.jobs import trainings
 
+pytestmark = pytest.mark.usefixtures('unrendered')
+
 TINY = '''
 name: tiny
 seeds: [0]
@@ -196,6 +198,7 @@ def test_no_run_folder(tmp_path):
 
 # several memories
 
+@pytest.mark.renders
 def test_several_memories(yml, tmp_path):
     "A row for each memory that mixes and one for all of them, which is what the model itself answers; each with its bank, pictures and files"
     txt = '''

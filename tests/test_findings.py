@@ -2,6 +2,7 @@
 import json, shutil
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
+from conftest import root
 from sklearn.metrics import roc_auc_score, average_precision_score
 from memo.experiment.config import load_config
 from memo.core import MemoError
@@ -11,6 +12,8 @@ from memo.experiment import run as ex
 from memo.experiment.compare import run_experiments
 from memo.evaluation.tables import label, row_of
 from memo.experiment.jobs import but_memory, differing
+
+pytestmark = pytest.mark.usefixtures('unrendered')
 
 SMALL = '''
 name: {name}
@@ -95,19 +98,22 @@ def test_a_memory_and_its_like_for_like_baseline(repo):
         assert but_memory(c[a], c[b]) and differing(c[a], c[b]) and not c[b].memories
     assert not but_memory(c['memory_rarity_effv2s'], c['baseline_effv2s']) and not but_memory(c['memory_rarity_effv2s'], c['baseline_resnet50_bce'])
 
+own_net = {'baseline_effv2s','memory_rarity_resnet50','memory_rarity_densenet121'}       # of each kind one; in the others a small one takes its place
+
 @pytest.mark.slow
-@pytest.mark.parametrize('name', [p.stem for p in shipped(Path(__file__).parents[1])])
-def test_dry_run_of_every_shipped_experiment(repo, tree, name, tmp_path, monkeypatch):
+@pytest.mark.parametrize('name,own', [pytest.param(p.stem, own, id=p.stem+'-small'*(not own), marks=[pytest.mark.nightly]*(own and p.stem not in own_net))
+                                      for p in shipped(root) for own in (True,False) if own or p.stem not in own_net])
+def test_dry_run_of_every_shipped_experiment(repo, tree, name, own, tmp_path, monkeypatch):
     def offline(*args, **kwargs): raise OSError('no network in a test')
     monkeypatch.setattr(torch.hub, 'download_url_to_file', offline)
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'hub'))
-    cfg = load_config(repo/'experiments/chestxray'/f'{name}.yaml', [f'data.root={json.dumps(str(tree))}', 'data.size=64', 'data.workers=0', f'runs={json.dumps(str(tmp_path))}'])
+    cfg = load_config(repo/'experiments/chestxray'/f'{name}.yaml', [f'data.root={json.dumps(str(tree))}', 'data.size=64', 'data.workers=0', f'runs={json.dumps(str(tmp_path))}', *([] if own else ['model.arch=tile_cnn', 'model.pretrained=false'])])
     lines = []
     ex.dry_run(cfg, lines.append)
     stages = ['train'] if 'noval' in name and '1phase' in name else ['phase1.frozen','phase1.all'] + (['phase2'] if '1phase' not in name else [])
     if name.endswith('1phase_noval'): stages = ['train.warmup','train.all']
     assert lines[-1]==f"chestxray/{name} seed 85: two batches of train and valid in each of {', '.join(stages)}: ok"
-    assert all('random weights' in o for o in lines[:-1]) and [o.name for o in tmp_path.iterdir()] in ([],['hub'])
+    assert all('random weights' in o for o in lines[:-1]) and len(lines)==1+own and [o.name for o in tmp_path.iterdir()] in ([],['hub'])
 
 def test_small_experiments(repo):
     from memo.banks.policies import policies

@@ -2,6 +2,7 @@
 import random, pytest, timm, torch
 from fastai.vision.all import Callback, DataLoaders, Learner, accuracy, accuracy_multi, nn, params, set_seed
 from sklearn.datasets import load_digits
+from helpers.grid import grid
 from memo.heads.attach import attach, find_place
 from memo.banks.slots import SlotBank
 from memo.banks.classes import ClassBank
@@ -60,12 +61,8 @@ def learner(bank, head, backbone, multi, path, seed=0):
     return Learner(d, backbones[backbone][0](d.c), metrics=accuracy_multi if multi else accuracy, path=path, splitter=params,
                    cbs=MemoryCallback(banks[bank](d.c), head=head, k=3))
 
-grid = [(b,h,n,m) for n in backbones for b in banks for h in ('add','vote',None) for m in (False,True)]
-fast = {('slot','add','resnet18',False), ('slot','vote','plain',True), ('classes','add','plain',False), ('slot',None,'plain',False), ('classes','vote','efficientnet_lite0',False),
-        ('classes',None,'vit_tiny',True), ('slot','add','vit_tiny',False), ('slot','vote','densenet121',False)}
-assert fast<=set(grid)
-
-@pytest.mark.parametrize('bank,head,backbone,multi', [pytest.param(*o, marks=[] if o in fast else pytest.mark.slow, id='-'.join(map(str, o[:3]))+('-multi' if o[3] else '')) for o in grid])
+@pytest.mark.slow
+@pytest.mark.parametrize('bank,head,backbone,multi', grid(banks, ['add','vote',None], backbones, [False,True]))
 def test_matrix(tmp_path, bank, head, backbone, multi):
     _,at,width = backbones[backbone]
     learn = learner(bank, head, backbone, multi, tmp_path)

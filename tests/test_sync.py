@@ -31,7 +31,7 @@ def test_notebooks_are_clean(repo, fresh):
     _same(nbs(fresh), nbs(repo), 'run make sync')
 
 def test_readme_is_exported(repo, python, tmp_path):
-    r = python('-m', 'nbconvert', '--to', 'markdown', repo/'nbs/index.ipynb', f'--output-dir={tmp_path}', '--output=README')
+    r = python('-m', 'nbconvert', '--to', 'markdown', repo/'nbs/index.ipynb', f'--output-dir={tmp_path}', '--output=README', cold=True)
     assert r.returncode == 0, r.stderr
     new = _files(tmp_path)
     _same(new, {k:(repo/k).read_bytes() for k in new if (repo/k).exists()}, 'run make sync')

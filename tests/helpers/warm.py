@@ -8,6 +8,11 @@ from pathlib import Path
 # the driver of a GPU does not survive a fork: there everything is a new process
 can_fork = hasattr(os, 'pidfd_open') and not Path('/dev/nvidiactl').exists()
 
+def no_picture(file):
+    "Write an empty picture"
+    from PIL import Image
+    Image.new('L', (200,200)).save(file, format='png')
+
 def _as_code(code):
     "What a process ends with where Python ends with `SystemExit(code)`"
     if code is None: return 0
@@ -47,6 +52,7 @@ def _child(job):
         random.seed()
         sys.modules['numpy'].random.seed()
         sys.modules['torch'].seed()
+        if not job['render']: sys.modules['matplotlib.figure'].Figure.savefig = lambda self, file, **kwargs: no_picture(file)
         try: _main(job)
         except SystemExit as e: code = _as_code(e.code)
         except BaseException: traceback.print_exc()
@@ -104,12 +110,12 @@ class Warm:
         with log.open('w') as f: self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=f, text=True, start_new_session=True)
         assert self.process.stdout.readline()=='"ready"\n', log.read_text()
     def run(self, *jobs):
-        "Processes that run at the same time, each a dict of args, cwd, env and timeout; the last three may be left out. As subprocess.run gives them"
+        "Processes that run at the same time, each a dict of args and, where they are not the usual, cwd, env, timeout and render (False: empty pictures). As subprocess.run gives them"
         if self.process is None: self.start()
         d = Path(tempfile.mkdtemp(dir=self.dir.name))
-        def job(i, args, cwd='.', env=None, timeout=600):
+        def job(i, args, cwd='.', env=None, timeout=600, render=True):
             for o in ('out','err'): (d/f'{o}{i}').touch()
-            return dict(args=[*map(str, args)], cwd=os.path.abspath(cwd), env={**os.environ} if env is None else env, timeout=timeout, out=str(d/f'out{i}'), err=str(d/f'err{i}'))
+            return dict(args=[*map(str, args)], cwd=os.path.abspath(cwd), env={**os.environ} if env is None else env, timeout=timeout, render=render, out=str(d/f'out{i}'), err=str(d/f'err{i}'))
         jobs = [job(i, **o) for i,o in enumerate(jobs)]
         self.process.stdin.write(json.dumps(jobs)+'\n')
         self.process.stdin.flush()
