@@ -4,12 +4,13 @@ import os
 for k in ('OMP_NUM_THREADS','MKL_NUM_THREADS','OPENBLAS_NUM_THREADS'): os.environ[k] = '1'
 os.environ.update(MPLBACKEND='Agg', OMP_WAIT_POLICY='passive', TOKENIZERS_PARALLELISM='false', HF_HUB_OFFLINE='1')
 
-import gzip, socket, sys, subprocess, importlib.util
+import contextlib, gzip, socket, sys, subprocess, importlib.util
 from pathlib import Path
 import pytest
 from hypothesis import settings, HealthCheck
 from fastcore.basics import defaults
-from helpers.warm import can_fork, no_picture, warm
+from helpers.warm import can_fork, warm
+from helpers.pictures import no_rendering
 
 settings.register_profile('memo', deadline=None, derandomize=True, database=None, max_examples=50,
     suppress_health_check=[HealthCheck.too_slow])
@@ -33,11 +34,9 @@ def _warm():
     warm.close()
 
 @pytest.fixture
-def unrendered(request, monkeypatch):
+def unrendered(request):
     "Figures are drawn, but saved as an empty picture, as most of the time of a small run is rendering; not where a test is marked `renders`"
-    if not request.node.get_closest_marker('renders'):
-        from matplotlib.figure import Figure
-        monkeypatch.setattr(Figure, 'savefig', lambda self, file, **kwargs: no_picture(file))
+    with contextlib.nullcontext() if request.node.get_closest_marker('renders') else no_rendering(): yield
 
 def _env(env): return {k:v for k,v in os.environ.items() if k != 'IN_TEST'} | (env or {})
 

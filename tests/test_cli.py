@@ -130,7 +130,7 @@ def test_killed_and_resumed(tool, python, yml, whole, moment):
     if moment=='saving': assert list((d/'checkpoints').glob('.*.part'))
     one_line(tool('memo-eval', d), 'metrics.json', '--resume')
     one_line(tool('memo-train', yml, f'runs={runs}'), 'is not finished', '--resume')
-    r = tool('memo-train', '--resume', d)
+    r = tool('memo-train', '--resume', d, render=False)
     assert r.returncode==0, r.stderr
     assert contents(d)==contents(whole[0])
     assert not [p for p in d.rglob('.*')]
@@ -138,11 +138,11 @@ def test_killed_and_resumed(tool, python, yml, whole, moment):
 @pytest.mark.slow
 def test_killed_and_resumed_on_findings(tool, python, findings_yml):
     yml,moments = findings_yml,('mid','between')
-    assert tool('memo-train', yml, f'runs={yml.parent}/whole').returncode==0
+    assert tool('memo-train', yml, f'runs={yml.parent}/whole', render=False).returncode==0
     for o in moments:
         r = python(interrupt, o, yml, f'runs={yml.parent}/{o}')
         assert r.returncode==-signal.SIGKILL, r.stderr
-        r = tool('memo-train', '--resume', yml.parent/o/'tiny')
+        r = tool('memo-train', '--resume', yml.parent/o/'tiny', render=False)
         assert r.returncode==0, r.stderr
         for f in ('lr.json','classes.csv','split.csv'): assert (yml.parent/o/'tiny'/f).read_bytes()==(yml.parent/'whole/tiny'/f).read_bytes()
         assert contents(yml.parent/o/'tiny')==contents(yml.parent/'whole/tiny')
@@ -160,7 +160,7 @@ def test_parts_of_ones_own(tool, python, tmp_path):
     assert r.returncode==0 and 'my_metric' in r.stdout, r.stderr
     k = python(interrupt, 'mid', d/'own.yaml', f'runs={tmp_path}/cut', cwd='/')
     assert k.returncode==-signal.SIGKILL, k.stderr
-    r2 = tool('memo-train', '--resume', tmp_path/'cut/own', cwd='/')
+    r2 = tool('memo-train', '--resume', tmp_path/'cut/own', cwd='/', render=False)
     assert r2.returncode==0, r2.stderr
     assert contents(tmp_path/'cut/own')[1:4]==contents(tmp_path/'whole/own')[1:4]
     e = tool('memo-eval', tmp_path/'whole/own', cwd='/')
@@ -181,7 +181,7 @@ runpy.run_path(sys.argv[0], run_name='__main__')
     one_line(python('-c', limited, Path(sys.executable).with_name('memo-train'), yml, f'runs={runs}'), 'cannot write', 's0_e0.pt')
     d = runs/'tiny'
     assert not list(d.rglob('*.part')) and not list(d.rglob('s0_e*.pt'))
-    assert tool('memo-train', '--resume', d).returncode==0
+    assert tool('memo-train', '--resume', d, render=False).returncode==0
     assert contents(d)==contents(whole[0])
 
 @pytest.mark.slow
@@ -223,6 +223,6 @@ def test_two_processes(tool, two_ranks, which, request):
     assert len([o for o in r.stdout.splitlines() if '| phase' in o])==(5 if which=='yml' else 6)     # one process speaks
     m = json.loads((runs/'tiny/metrics.json').read_text())
     assert sum(m['classes'].values())>0 and json.loads((runs/'tiny/env.json').read_text())['processes']==2
-    e = tool('memo-eval', runs/'tiny')
+    e = tool('memo-eval', runs/'tiny', render=False)
     *_,text,where = e.stdout.strip().split('\n\n')
     assert e.returncode==0 and text in r.stdout and (Path(where)/'predictions.csv').read_text()==(runs/'tiny/predictions.csv').read_text()

@@ -3,6 +3,7 @@ import json, shutil
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from conftest import root
+from helpers.pictures import no_rendering
 from sklearn.metrics import roc_auc_score, average_precision_score
 from memo.experiment.config import load_config
 from memo.core import MemoError
@@ -300,7 +301,7 @@ def several(write, tmp_path_factory):
     ps = [write('base'), write('rarity', ADD), write('vote', VOTE)]
     cfgs = [load_config(p, [f'runs={json.dumps(str(d))}', 'seeds=[0,1]']) for p in ps]
     lines = []
-    return d,cfgs,run_experiments(cfgs, log=lines.append),lines,ps
+    with no_rendering(): return d,cfgs,run_experiments(cfgs, log=lines.append),lines,ps
 
 def test_table_over_experiments(several):
     d,cfgs,table,lines,_ = several
@@ -342,9 +343,9 @@ def test_another_experiment_of_that_name(several):
 def test_commands(several, run, tool, tree, tmp_path):
     "memo-train over several files, memo-eval of a folder and of a file, memo-mosaic and memo-cache, as processes"
     ps = several[4]
-    r = tool('memo-train', ps[0], ps[2], f'runs={tmp_path}/r', f'--table', f'{tmp_path}/t')
+    r = tool('memo-train', ps[0], ps[2], f'runs={tmp_path}/r', f'--table', f'{tmp_path}/t', render=False)
     assert r.returncode==0 and (tmp_path/'t/comparison.md').is_file() and 'vote: plain network + memory' in r.stdout, r.stderr
-    r = tool('memo-eval', run[0], '--data', tree, '--out', tmp_path/'e')
+    r = tool('memo-eval', run[0], '--data', tree, '--out', tmp_path/'e', render=False)
     assert r.returncode==0 and 'Hernia' in r.stdout and (tmp_path/'e/predictions.csv').is_file(), r.stderr
     r = tool('memo-eval', '--model_path', run[0]/'model.safetensors', '--out', tmp_path/'f')
     assert r.returncode==0 and (tmp_path/'f/classes.csv').read_text()==(run[0]/'classes.csv').read_text(), r.stderr

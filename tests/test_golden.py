@@ -8,6 +8,8 @@ from memo.evaluation.tables import label, results, row_of
 from memo.experiment.run_folder import run_config
 from memo.experiment.jobs import trainings
 
+pytestmark = pytest.mark.usefixtures('unrendered')
+
 @pytest.fixture(scope='module')
 def golden(repo): return repo/'tests/golden'
 

@@ -13,6 +13,8 @@ from memo.core import MemoError
 from memo.evaluation.tables import label, row_of
 from memo.experiment.jobs import trainings
 
+pytestmark = pytest.mark.usefixtures('unrendered')
+
 tail = Path(__file__).parents[1]/'experiments/tail'
 files = sorted(o.relative_to(tail).as_posix() for o in tail.rglob('*.yaml'))
 TINY = '''

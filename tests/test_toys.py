@@ -26,6 +26,8 @@ from memo.experiment.run import load_run, resume_run, run_experiment
 from memo.training.stages import Stage, adamw, body_head_splitter, fit_stages
 from memo.registry import known
 
+pytestmark = pytest.mark.usefixtures('unrendered')
+
 def quietly(learn, f, *args, **kwargs):
     with learn.no_bar(), learn.no_logging(): return f(*args, **kwargs)
 
@@ -195,11 +197,11 @@ def test_as_processes_from_another_folder(tmp_path, tool):
     p = write(d, 'mine')
     for cwd,arg in ((tmp_path,p), (d,'toy.yaml')):
         out = tmp_path/f'runs_{cwd.name}'
-        r = tool('memo-train', arg, f'runs={out}', cwd=cwd)
+        r = tool('memo-train', arg, f'runs={out}', cwd=cwd, render=False)
         assert r.returncode==0, r.stderr[-3000:]
-        e = tool('memo-eval', out/'toy', cwd=cwd)
+        e = tool('memo-eval', out/'toy', cwd=cwd, render=False)
         assert e.returncode==0 and 'cooler outputs' in e.stdout, e.stderr[-3000:]
-        b = tool('memo-bank', out/'toy', '--memory', 'memory', cwd=cwd)
+        b = tool('memo-bank', out/'toy', '--memory', 'memory', cwd=cwd, render=False)
         assert b.returncode==0 and 'MyBank' in b.stdout, b.stderr[-3000:]
     assert (tmp_path/'runs_a folder/toy/metrics.json').read_text()==(tmp_path/f'runs_{tmp_path.name}/toy/metrics.json').read_text()
 

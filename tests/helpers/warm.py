@@ -2,16 +2,11 @@
 
 Run as a script it is that interpreter. It imports nothing of memo or of the tests (a child does that anew), trains nothing and starts no threads, and so may be
 forked. A child gets its arguments, working folder, environment and random seeds as a process does; only the order of sets is the same in all children."""
-import atexit, gc, json, os, random, runpy, select, signal, subprocess, sys, tempfile, threading, time, traceback, types
+import atexit, contextlib, gc, json, os, random, runpy, select, signal, subprocess, sys, tempfile, threading, time, traceback, types
 from pathlib import Path
 
 # the driver of a GPU does not survive a fork: there everything is a new process
 can_fork = hasattr(os, 'pidfd_open') and not Path('/dev/nvidiactl').exists()
-
-def no_picture(file):
-    "Write an empty picture"
-    from PIL import Image
-    Image.new('L', (200,200)).save(file, format='png')
 
 def _as_code(code):
     "What a process ends with where Python ends with `SystemExit(code)`"
@@ -39,6 +34,7 @@ def _main(job):
 
 def _child(job):
     "In the fork: be the process, and end"
+    from pictures import no_rendering
     code = 1
     try:
         os.setsid()
@@ -52,8 +48,8 @@ def _child(job):
         random.seed()
         sys.modules['numpy'].random.seed()
         sys.modules['torch'].seed()
-        if not job['render']: sys.modules['matplotlib.figure'].Figure.savefig = lambda self, file, **kwargs: no_picture(file)
-        try: _main(job)
+        try:
+            with contextlib.nullcontext() if job['render'] else no_rendering(): _main(job)
         except SystemExit as e: code = _as_code(e.code)
         except BaseException: traceback.print_exc()
         else: code = 0
