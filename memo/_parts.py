@@ -34,18 +34,6 @@ parts = {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(Count, 3, 'Rows to recall for each query'),
   }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': False}),
-  'add': Part('head', 'add', 'memo.heads.base', 'RetrievalHead', "Adds to each feature what it recalls: z' = z + sum_j w_j m_j", {
-    'bank': Param(Any, required, 'The memory; becomes part of the model'),
-    'k': Param(Count, 3, 'Rows to recall for each query'),
-    'similarity': Param(Annotated[str, OneOf('cosine', 'dot', 'euclidean')], 'cosine', "'cosine', 'dot' or 'euclidean'"),
-    'normalize': Param(Annotated[str, OneOf('both', 'query', 'memory', 'none')]|None, None, "'both', 'query', 'memory', 'none'; by default what the similarity means"),
-    'temperature': Param(Positive, 1.0, 'Of the softmax over the k similarities'),
-    'rescale': Param(bool, False, "Give what is added the query's length?"),
-  }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': True}),
-  'replay': Part('head', 'replay', 'memo.heads.base', 'ReplayHead', 'Sends stored features of the rarer classes to the classifier with each training batch, so that it sees all classes equally often; for a `ClassBank`', {
-    'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
-    'k': Param(Count, 3, 'Rows that `recall` shows'),
-  }, {'needs': ['missing', 'draw'], 'mixes': False, 'adds_rows': True, 'trains': True}),
   'vote': Part('head', 'vote', 'memo.heads.mixture', 'VoteHead', "Mixes the class votes of the nearest rows into the network's probabilities, in evaluation mode", {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(Count|list[Count], 20, 'Rows that vote; several: the most of them, until `fit` has chosen'),
@@ -67,6 +55,18 @@ parts = {
     'temperature': Param(Positive, 1.0, 'Of the softmax over the classes, until `fit`'),
     'weight': Param(OpenFraction, 0.5, 'Of the memory in the mixture, until `fit`'),
   }, {'needs': ['prototypes'], 'mixes': True, 'adds_rows': False, 'trains': False}),
+  'replay': Part('head', 'replay', 'memo.heads.replay', 'ReplayHead', 'Sends stored features of the rarer classes to the classifier with each training batch, so that it sees all classes equally often; for a `ClassBank`', {
+    'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
+    'k': Param(Count, 3, 'Rows that `recall` shows'),
+  }, {'needs': ['missing', 'draw'], 'mixes': False, 'adds_rows': True, 'trains': True}),
+  'add': Part('head', 'add', 'memo.heads.retrieval', 'RetrievalHead', "Adds to each feature what it recalls: z' = z + sum_j w_j m_j", {
+    'bank': Param(Any, required, 'The memory; becomes part of the model'),
+    'k': Param(Count, 3, 'Rows to recall for each query'),
+    'similarity': Param(Annotated[str, OneOf('cosine', 'dot', 'euclidean')], 'cosine', "'cosine', 'dot' or 'euclidean'"),
+    'normalize': Param(Annotated[str, OneOf('both', 'query', 'memory', 'none')]|None, None, "'both', 'query', 'memory', 'none'; by default what the similarity means"),
+    'temperature': Param(Positive, 1.0, 'Of the softmax over the k similarities'),
+    'rescale': Param(bool, False, "Give what is added the query's length?"),
+  }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': True}),
  },
  'callback': {
   'memory': Part('callback', 'memory', 'memo.training.memory_callback', 'MemoryCallback', "Gives the learner's model a memory, and writes to it what the model is trained on", {
@@ -79,7 +79,7 @@ parts = {
     'name': Param(str, 'memory', 'Of the memory: `learn.<name>`, and what its columns and its parameters begin with'),
     'loss_weight': Param(Fraction, 0.0, "Share of the head's own loss in what is trained: (1-w) x the learner's loss + w x the head's"),
   }, {}),
-  'save_bank': Part('callback', 'save_bank', 'memo.training.memory_callback', 'SaveBank', "Write the memory's bank every so many epochs, while training goes on", {
+  'save_bank': Part('callback', 'save_bank', 'memo.training.save_bank', 'SaveBank', "Write the memory's bank every so many epochs, while training goes on", {
     'every': Param(Count, 10, 'Epochs'),
     'folder': Param(str|object, 'banks', 'Where the files go, below `learn.path` where it is relative'),
     'prefix': Param(str, 'bank', 'Their name: {prefix}_step_{n}.safetensors after n epochs of all fits, and .json with the figures'),
@@ -124,7 +124,7 @@ parts = {
     'drop_last': Param(bool, False, 'Leave out a last training batch that is not full'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multilabel'}),
-  'cifar10_lt': Part('data', 'cifar10_lt', 'memo.data.image_lists', 'cifar10_lt', 'Long-tailed CIFAR-10 (`cifar_lt`)', {
+  'cifar10_lt': Part('data', 'cifar10_lt', 'memo.data.cifar', 'cifar10_lt', 'Long-tailed CIFAR-10 (`cifar_lt`)', {
     'root': Param(str|object|None, None, "Folder of `cifar-10-batches-py`; by default the settings' data folder"),
     'n_max': Param(Count|None, None, 'Training examples of the largest class; by default all, less `valid`'),
     'ratio': Param(Positive|None, None, 'Largest / smallest; by default 100'),
@@ -141,7 +141,7 @@ parts = {
     'val_bs': Param(int, 256, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multiclass'}),
-  'cifar100_lt': Part('data', 'cifar100_lt', 'memo.data.image_lists', 'cifar100_lt', 'Long-tailed CIFAR-100 (`cifar_lt`)', {
+  'cifar100_lt': Part('data', 'cifar100_lt', 'memo.data.cifar', 'cifar100_lt', 'Long-tailed CIFAR-100 (`cifar_lt`)', {
     'root': Param(str|object|None, None, "Folder of `cifar-100-python`; by default the settings' data folder"),
     'n_max': Param(Count|None, None, 'Training examples of the largest class; by default all, less `valid`'),
     'ratio': Param(Positive|None, None, 'Largest / smallest; by default 100'),
@@ -234,14 +234,6 @@ parts = {
   }, {'task': 'multiclass'}),
  },
  'model': {
-  'small_cnn': Part('model', 'small_cnn', 'memo.data.longtail', 'small_cnn', 'Six convolutions, average pooling, a linear classifier on 64 features', {
-    'c_in': Param(int, 1, 'Channels of the images'),
-    'n_classes': Param(int, 10, 'Outputs'),
-  }, {}),
-  'tile_cnn': Part('model', 'tile_cnn', 'memo.models.backbones', 'tile_cnn', 'Five convolutions with early max pools and a global max pool, for findings that fill a part of a small image', {
-    'c_in': Param(int, 1, 'Channels of the images'),
-    'n_classes': Param(int, 0, 'Outputs; 0: the 64 features'),
-  }, {}),
   'chest': Part('model', 'chest', 'memo.models.backbones', 'chest_model', 'A backbone and `chest_head`', {
     'arch': Param(str, 'efficientnet_v2_s', 'For `load_backbone`'),
     'n_classes': Param(int, 14, 'Findings'),
@@ -256,6 +248,14 @@ parts = {
     'n_classes': Param(int, 0, 'Outputs; 0: the model gives its features'),
     'c_in': Param(int, 3, 'Channels of the images'),
   }, {'backbone': 'memo.models.backbones:load_backbone', 'classifier': 'memo.models.backbones:linear_head'}),
+  'small_cnn': Part('model', 'small_cnn', 'memo.models.small', 'small_cnn', 'Six convolutions, average pooling, a linear classifier on 64 features', {
+    'c_in': Param(int, 1, 'Channels of the images'),
+    'n_classes': Param(int, 10, 'Outputs'),
+  }, {}),
+  'tile_cnn': Part('model', 'tile_cnn', 'memo.models.small', 'tile_cnn', 'Five convolutions with early max pools and a global max pool, for findings that fill a part of a small image', {
+    'c_in': Param(int, 1, 'Channels of the images'),
+    'n_classes': Param(int, 0, 'Outputs; 0: the 64 features'),
+  }, {}),
  },
  'loss': {
   'logit_adjusted': Part('loss', 'logit_adjusted', 'memo.training.losses', 'LogitAdjustedCE', 'Cross-entropy of `logits + tau * log prior`', {
@@ -283,9 +283,9 @@ parts = {
   }, {'task': 'multilabel'}),
  },
  'sampler': {
-  'balanced': Part('sampler', 'balanced', 'memo.data.longtail', 'sample_balanced', 'Every class equally often', {
+  'balanced': Part('sampler', 'balanced', 'memo.data.samplers', 'sample_balanced', 'Every class equally often', {
   }, {'title': 'balanced sampling'}),
-  'sqrt': Part('sampler', 'sqrt', 'memo.data.longtail', 'sample_sqrt', 'Every class in proportion to the square root of its images', {
+  'sqrt': Part('sampler', 'sqrt', 'memo.data.samplers', 'sample_sqrt', 'Every class in proportion to the square root of its images', {
   }, {'task': 'multiclass', 'title': 'square-root sampling'}),
  },
  'metric': {

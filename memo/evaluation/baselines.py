@@ -122,7 +122,7 @@ class ClassMean(OnFeatures):
     "The class whose mean feature is nearest"
     title = 'nearest class mean'
     def fit(self, train, valid, dls):
-        from memo.evaluation.rivals import nearest_mean
+        from memo.evaluation.classifiers import nearest_mean
         return nearest_mean(train.z, train.y, dls.c, valid.z, valid.y)
 
 @register('baseline', 'crt')
@@ -134,7 +134,7 @@ class Retrained(OnFeatures):
         wds:list[NonNegative]=(1e-3,1e-1,1.,10.) # Weight decays to choose from
     ): self.steps,self.wds = steps,wds
     def fit(self, train, valid, dls):
-        from memo.evaluation.rivals import retrain_classifier
+        from memo.evaluation.classifiers import retrain_classifier
         return retrain_classifier(train.z, train.y, dls.c, valid.z, valid.y, steps=self.steps, wds=tuple(self.wds))
 
 # %% ../../nbs/evaluation/03_baselines.ipynb #b7656c6f

@@ -14,7 +14,7 @@ from fastai.vision.all import *
 from .baselines import *
 from ..training.collect import collect
 from ..core import *
-from ..data.longtail import *
+from ..data.tensors import *
 from ..registry import Section,make,part
 from .tables import *
 from .tasks import *

@@ -12,7 +12,7 @@ __all__ = ['Row', 'label', 'row_of', 'rows_of', 'titles_in', 'results', 'text_ta
 import numpy as np,pandas as pd
 from typing import NamedTuple
 from ..core import MemoError,check_choice
-from ..metrics.multiclass import paired
+from ..metrics.intervals import paired
 
 # %% ../../nbs/evaluation/04_tables.ipynb #587c1387
 class Row(NamedTuple):

@@ -13,7 +13,8 @@ import inspect
 from fastai.vision.all import *
 from ..core import Count,MemoError,Probability
 from ..metrics.multiclass import longtail_scores,shot_metrics
-from ..metrics.multilabel import MultiMetric,class_table,macro_ap,macro_auc,multilabel_scores,patient_bootstrap
+from ..metrics.multilabel import MultiMetric,class_table,macro_ap,macro_auc,multilabel_scores
+from ..metrics.intervals import patient_bootstrap
 from ..registry import find,known,part,register
 
 # %% ../../nbs/evaluation/01_tasks.ipynb #689e7290

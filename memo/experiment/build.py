@@ -12,13 +12,15 @@ __all__ = ['made', 'build_dls', 'full_batches', 'other_train', 'build_model', 'b
 import contextlib
 from fastai.vision.all import *
 from ..heads.attach import memories
-from ..models.backbones import *
+from ..data.features import *
 from ..training.memory_callback import *
 from ..data.chest_xray import *
 from .config import *
 from ..core import *
-from ..data.longtail import *
+from ..data.samplers import *
+from ..data.tensors import *
 from ..training.losses import *
+from ..training.param_groups import *
 from ..training.stages import *
 from ..registry import Section,call,find,make,part,resolve
 from ..evaluation.tasks import *

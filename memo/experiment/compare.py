@@ -16,6 +16,7 @@ from ..core import *
 from ..evaluation.baselines import *
 from .config import *
 from .report import save_pictures
+from ..plots.results import *
 from .run import *
 from ..evaluation.tables import *
 from .run_folder import *
@@ -63,10 +64,9 @@ def compare_runs(
     write_csv(folder/'comparison.csv', all_rows(table, diff))
     head = '# Comparison\n\nPer cent, means over seeds with their 95 % t-intervals.\n\n'
     write_text(folder/'comparison.md', f'{head}{format_results(table, diff, md_table)}{note}\n')
-    from memo.plots import results as plots
-    save_pictures(folder, comparison=lambda: plots.plot_comparison(table))
+    save_pictures(folder, comparison=lambda: plot_comparison(table))
     if not len(diff): return format_results(table, diff)+note
-    save_pictures(folder, differences=lambda: plots.plot_results(diff))
+    save_pictures(folder, differences=lambda: plot_results(diff))
     own = diff[[r.rival==base[r.method][0] for r in diff.itertuples()]]
     n = len(diff)-len(own)
     if n: note = f"\n\n{n} more differences, to the remedies for rare classes, are in comparison.md.{note}"

@@ -13,7 +13,7 @@ import hashlib,sys,yaml
 from pathlib import Path
 from ..evaluation.baselines import check_baseline,task_kind
 from ..core import *
-from .layers import Draft,fill,memory,section,usual
+from .draft import Draft,fill,memory,section,usual
 from ..registry import importing_from,known,part,takes
 from ..schema import near,shown
 from .sections import *

@@ -1,4 +1,4 @@
-"""Many/medium/few-shot accuracy, balanced accuracy, calibration, and paired comparison of runs
+"""Many-, medium- and few-shot accuracy, balanced accuracy, calibration error
 
 Docs: https://github.com/fastmemo/memo/metrics/multiclass.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/metrics/multiclass.html.md"""
 
 # %% auto #0
 __all__ = ['balanced_accuracy', 'ece', 'shot_groups', 'TopMetric', 'BalancedAccuracy', 'CalibrationError', 'shot_metrics',
-           'longtail_scores', 'paired']
+           'longtail_scores']
 
 # %% ../../nbs/metrics/01_multiclass.ipynb #4dcdc3e3
 from fastai.vision.all import *
@@ -122,19 +122,3 @@ def longtail_scores(
     acc = (probs.argmax(-1)==y).double().mean()
     nll = -probs.gather(1, y[:,None]).clamp(min=1e-12).log().mean()
     return dict(accuracy=float(acc), **{m.name:m(probs, y) for m in ms}, nll=float(nll))
-
-# %% ../../nbs/metrics/01_multiclass.ipynb #efc4b8eb
-def paired(
-    a, # Scores of one method, one per seed
-    b, # Scores of the other, same seeds in the same order
-    level:float=.95 # Of the interval
-)->dict: # mean, low, high, per_seed (floats)
-    "t interval of the paired differences `a-b`; seeds where either is nan are left out of the mean"
-    from scipy import stats
-    a,b = np.asarray(a, dtype=float).ravel(),np.asarray(b, dtype=float).ravel()
-    if len(a)!=len(b) or not len(a): raise MemoError(f"paired: one score per seed from each method is needed, found {len(a)} and {len(b)}")
-    d = a-b
-    o = d[~np.isnan(d)]
-    mean = float(o.mean()) if len(o) else float('nan')
-    half = float(stats.t.ppf((1+level)/2, len(o)-1)*o.std(ddof=1)/len(o)**.5) if len(o)>1 else float('nan')
-    return dict(mean=mean, low=mean-half, high=mean+half, per_seed=d.tolist())

@@ -1,4 +1,4 @@
-"""Findings that are rare, occur together, or not at all: ROC-AUC and average precision per class, intervals by patient, calibration
+"""ROC-AUC and average precision of each class and their means, thresholds, calibration
 
 Docs: https://github.com/fastmemo/memo/metrics/multilabel.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/metrics/multilabel.html.md"""
 
 # %% auto #0
 __all__ = ['macro_auc', 'macro_ap', 'class_auc', 'class_ap', 'MultiMetric', 'MacroAUC', 'MacroAP', 'calibration_bins',
-           'multilabel_scores', 'patient_bootstrap', 'class_table']
+           'multilabel_scores', 'class_table']
 
 # %% ../../nbs/metrics/02_multilabel.ipynb #bef0348f
 from fastai.vision.all import *
@@ -131,55 +131,6 @@ def multilabel_scores(
     res.update(zip(('precision','recall','f1'), map(_mean, _counts(p, t, threshold))))
     nll = -torch.where(t>0, p, 1-p).clamp(min=1e-12).log().mean()
     return dict(**res, ece=_ece(calibration_bins(p, t)), brier=float(((p-t)**2).mean()), nll=float(nll))
-
-# %% ../../nbs/metrics/02_multilabel.ipynb #d2b5a8a4
-def _places(s, t, group, n_groups):
-    "Negatives [2m+1, patients] and positives [m, patients], counted at and between the m distinct scores of the positives"
-    from scipy.sparse import coo_matrix
-    v = s[t>0].unique()
-    at = (torch.searchsorted(v, s)+torch.searchsorted(v, s, right=True)).numpy()    # odd: equal to a positive's score
-    def table(m, rows, n): return coo_matrix((np.ones(int(m.sum())), (rows[m], group[m])), shape=(n, n_groups)).tocsr()
-    pos = (t>0).numpy()
-    return table(~pos, at, 2*len(v)+1),table(pos, at//2, len(v))
-
-def _draw_scores(neg, pos, w):
-    "AUC and AP of one class for each draw `w` [patients, draws]"
-    neg,pos = neg@w,pos@w
-    below = neg.cumsum(0)[:-1:2]
-    n,p = neg.sum(0),pos.sum(0)
-    tp = pos[::-1].cumsum(0)[::-1]
-    with np.errstate(invalid='ignore', divide='ignore'):
-        auc = (pos*(below+neg[1::2]/2)).sum(0)/(n*p)
-        ap = (pos*tp/np.maximum(tp+n-below, 1)).sum(0)/p
-    return auc,np.where(n>0, ap, np.nan)
-
-def patient_bootstrap(
-    probs:Tensor, # [N,C] scores
-    y:Tensor, # [N,C] labels, 0 or 1
-    groups, # [N] patient of each image: numbers or names
-    n:int=1000, # Draws
-    seed:int=0, # Of the draws
-    level:float=.95, # Of the intervals
-    tail=None # Ids of the rare classes
-)->dict: # macro_auc, macro_ap (and tail_auc, tail_ap): (low, high); auc, ap: [C,2]
-    "Percentile intervals over draws of patients"
-    s,t = _both(probs, y)
-    ids,(names,group) = _tail_ids(tail, s.shape[1]),np.unique(np.asarray(groups), return_inverse=True)
-    if group.shape!=(len(s),): raise MemoError(f"groups: a patient for each of {len(s)} images is needed, found {np.asarray(groups).shape}")
-    if len(names)<2: raise MemoError(f"groups: {len(names)} patient, at least 2 are needed to draw from")
-    if n<1 or not 0<level<1: raise MemoError(f"patient_bootstrap: n={n!r}, level={level!r}; n from 1 and a level between 0 and 1 are accepted")
-    g,k = torch.Generator().manual_seed(seed),len(names)
-    tables,res = [_places(a.contiguous(), b, group, k) for a,b in zip(s.T, t.T)],[]
-    for i in range(0, n, 100):
-        b = min(100, n-i)
-        who = torch.randint(k, (b,k), generator=g)+k*torch.arange(b)[:,None]
-        w = torch.bincount(who.flatten(), minlength=b*k).view(b, k).T.double().numpy()
-        res.append(np.stack([_draw_scores(*o, w) for o in tables], 1))      # [2,C,b]
-    auc,ap = torch.as_tensor(np.concatenate(res, -1)).transpose(1, 2)       # [n,C] each
-    def interval(v): return v.nanquantile(torch.tensor([(1-level)/2, (1+level)/2], dtype=torch.double), dim=0).movedim(0, -1)
-    out = {f'{a}_{k}':tuple(interval(v[:,i].nanmean(1)).tolist()) for a,i in (('macro',slice(None)), ('tail',ids))
-           for k,v in dict(auc=auc, ap=ap).items() if a=='macro' or len(ids)}
-    return dict(**out, auc=interval(auc), ap=interval(ap))
 
 # %% ../../nbs/metrics/02_multilabel.ipynb #f3ea4ec2
 def class_table(

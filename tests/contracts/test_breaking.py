@@ -3,9 +3,12 @@ import contextlib
 import pytest, torch
 from torch import nn
 import toys.baseline, toys.bank, toys.callback, toys.head, toys.loss, toys.metric, toys.model, toys.sampler, toys.task
-from memo.banks.slots import Bank, Described, SlotBank
+from memo.banks.base import Bank, Described
+from memo.banks.slots import SlotBank
 from memo.banks.classes import ClassBank
-from memo.heads.base import MemoryHead, ReplayHead, RetrievalHead, flat
+from memo.heads.base import MemoryHead, flat
+from memo.heads.replay import ReplayHead
+from memo.heads.retrieval import RetrievalHead
 from memo.heads.mixture import LDAHead, MixHead, PrototypeHead, VoteHead
 from . import bank_checks, head_checks, other_checks, test_banks, test_heads
 

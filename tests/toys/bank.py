@@ -1,6 +1,7 @@
 "Two banks: one changes a line of memo's, one is written from nothing"
 import torch
-from memo.banks.slots import Bank, SlotBank
+from memo.banks.base import Bank
+from memo.banks.slots import SlotBank
 from memo.core import Count, MemoError, Positive
 from memo.registry import register
 
