@@ -1,4 +1,4 @@
-"The names a user types, for `from memo.all import *`; everything else is imported from its module"
+"Every public name, for `from memo.all import *`; what is not here is imported from its module"
 from .core import MemoError,settings
 from .schema import Param
 from .registry import Section,known,register

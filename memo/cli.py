@@ -1,4 +1,4 @@
-"""`memo-train`, `memo-eval`, `memo-bank`, `memo-cache` and `memo-mosaic`
+"""The commands `memo-train`, `memo-eval`, `memo-bank`, `memo-cache` and `memo-mosaic`
 
 Docs: https://github.com/fastmemo/memo/cli.html.md"""
 
@@ -22,7 +22,7 @@ if __name__=='__main__' and Path(sys.argv[0]).name=='cli.py':
 _valued = '--resume','--table','--data','--model-path','--threshold','--out','--k','--size','--workers','--patients','--seed','--memory'
 
 def options_last(argv):
-    "`argv` with `--options` (and the values of those that have one) after everything else"
+    "Move `--options` and their values behind the positional arguments of `argv`"
     first,last,it = argv[:1],[],iter(argv[1:])
     for o in it:
         if o.startswith('--'): o = '='.join([o.split('=', 1)[0].replace('_', '-'), *o.split('=', 1)[1:]])    # --model_path is --model-path
@@ -34,7 +34,7 @@ if Path(sys.argv[0]).stem in ('memo-train','memo-eval','memo-bank','memo-cache',
 
 # %% ../nbs/90_cli.ipynb #a8006108
 def command():
-    "The command that the first argument names, which is taken off"
+    "Take the command's name off the front of the arguments"
     names = dict(train=memo_train, eval=memo_eval, bank=memo_bank, cache=memo_cache, mosaic=memo_mosaic)
     if len(sys.argv)<2 or sys.argv[1] not in names:
         print(f"memo.cli: the first argument must be one of {', '.join(names)}, found {' '.join(sys.argv[1:2]) or 'none'}", file=sys.stderr)
@@ -60,7 +60,7 @@ def _one_line(e):
     return ' '.join(str(e).split('\n\t')[-1].split())
 
 def guarded(f, cli, debug, hint=''):
-    "Run `f`; on the command line turn a user's mistake into one line and a status"
+    "Run `f`; on the command line a `MemoError` becomes one line and exit status 2"
     _quiet()
     if not cli: return f()
     from memo.core import MemoError
@@ -80,7 +80,7 @@ def _say(s): print(s, flush=True)
 
 # %% ../nbs/90_cli.ipynb #27f13bb1
 def parts_text(kind=None):
-    "A line for each part of a kind, or of every kind"
+    "List the registered parts of one kind, or of all, a line each"
     from memo.core import check_choice
     from memo.registry import kinds,known
     if kind is not None: check_choice('kind', kind, kinds)
@@ -105,7 +105,7 @@ def memo_train(
     dry_run:bool=False, # Two batches of train and valid of every training; writes no run
     debug:bool=False # Tracebacks for mistakes too
 ):
-    "Train the network of an experiment with its memory and its rivals, and compare them; of several experiments, all that is not finished"
+    "Train an experiment with its memory and its baselines; of several files, finish what is missing and make one table"
     cli = is_cli(memo_train)
     def run():
         from memo.core import MemoError
@@ -146,7 +146,7 @@ def memo_eval(
     out:str=None, # Folder for predictions, scores and pictures; by default RUN_DIR/eval (beside the file: NAME-eval)
     debug:bool=False # Tracebacks for mistakes too
 ):
-    "Rebuild the learners of a run folder, score them on the test set and print the table"
+    "Score the networks of a run folder on the test set again and print the table"
     cli = is_cli(memo_eval)
     def run():
         from memo.core import MemoError
@@ -196,16 +196,17 @@ def memo_bank(
     json:bool=False, # Write the whole bank as memory.json, 30 bytes a number
     debug:bool=False # Tracebacks for mistakes too
 ):
-    "Show what a memory of classes holds: who is rare, who looks alike; write pictures and JSON of it"
+    "Show what a bank holds; of a ClassBank also the rare and the similar classes, as text, pictures and JSON"
     cli = is_cli(memo_bank)
     def run():
         from memo.core import MemoError
         if run_or_file is None: raise MemoError("give a run folder or the file of a bank: memo-bank RUN_OR_FILE [--out DIR]")
         if k<1: raise MemoError(f"--k: {k}, a number from 1 is accepted")
+        from memo.banks.exchange import open_bank,write_bank_json
         from memo.plots import banks as bp
         from memo.experiment.report import save_pictures
         if (Path(run_or_file)/'config.yaml').is_file(): _imported(Path(run_or_file))
-        bank,folder,dls,note = *bp.open_bank(run_or_file, memory),None,None
+        bank,folder,dls,note = *open_bank(run_or_file, memory),None,None
         text = bp.bank_summary(bank)
         if not bp.knows_classes(bank):
             _say(text)
@@ -220,7 +221,7 @@ def memo_bank(
         pics = dict(classbank=lambda: bp.plot_classbank(bank, vocab), similarity=lambda: bp.plot_similarity(bank, vocab))
         if dls is not None: pics['classes'] = lambda: bp.plot_stored(bank, dls)
         save_pictures(to, **pics)
-        bp.write_bank_json(bank, to, k, whole=json)
+        write_bank_json(bank, to, k, whole=json)
         _say(f'{text}\n\n{to}')
         if note: print(f'note: no classes.png, as {note}', file=sys.stderr)
         return None if cli else text
@@ -235,7 +236,7 @@ def memo_cache(
     workers:int=4, # Processes
     debug:bool=False # Tracebacks for mistakes too
 ):
-    "Copy a ChestX-ray14 folder with its images resized; run again, it goes on where it stopped"
+    "Copy a ChestX-ray14 folder with its images resized; continues an interrupted copy"
     cli = is_cli(memo_cache)
     def run():
         from memo.data.images import resize_tree
@@ -251,7 +252,7 @@ def memo_mosaic(
     seed:int=0, # Of everything that is drawn
     debug:bool=False # Tracebacks for mistakes too
 ):
-    "Make a small folder in the layout of ChestX-ray14 from real images of other things: a stand-in to try the pipeline on"
+    "Make a small stand-in in the folder layout of ChestX-ray14, from images of clothes and digits"
     cli = is_cli(memo_mosaic)
     def run():
         from memo.data.chest_standin import chest_tree

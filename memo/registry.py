@@ -1,4 +1,4 @@
-"""Parts found by name: what there is of each kind, without importing it, and one's own by dotted path
+"""Banks, heads, data sets, losses and other parts by name, listed without importing them; parts of your own by dotted path
 
 Docs: https://github.com/fastmemo/memo/registry.html.md"""
 
@@ -22,7 +22,7 @@ if __name__=='__main__' and sys.argv[0].endswith('registry.py'): sys.exit(import
 
 # %% ../nbs/02_registry.ipynb #b65499e4
 class Kind(NamedTuple):
-    "A kind of part"
+    "A kind of part (bank, head, data, ...) and what a part of it may declare"
     help:str # What it is
     given:tuple = () # Arguments that the experiment fills in
     facts:tuple = () # Class attributes that are facts of such a part
@@ -43,7 +43,7 @@ _kind('method', 'Continual learning')
 _kind('task', 'What the answers are: losses, scores, tables')
 
 class Part(NamedTuple):
-    "What is known of a part without importing it"
+    "Name, module, help and arguments of a part, known without importing it"
     kind:str
     name:str
     module:str
@@ -54,7 +54,7 @@ class Part(NamedTuple):
 
     @property
     def keys(self):
-        "The keys of its YAML section: what a file can give and the experiment does not"
+        "The part's arguments that a YAML file can set"
         out = kinds[self.kind].given
         def ok(p): return from_yaml(p.type) is not None and (p.default is required or plain(p.default))
         def typed(p): return p._replace(type=float) if p.type is Any and type(p.default) is float else p     # 1e-3 is a text in YAML
@@ -88,7 +88,7 @@ def register(
     name:str=None,  # What YAML calls it; by default the name of the class or function, which is accepted in any case
     **facts         # What others may rely on: texts, numbers, lists; a function is kept as `module:name`
 ):
-    "Decorate a class or function as a part"
+    "Register the decorated class or function as a part"
     check_choice('kind', kind, kinds)
     def _register(f):
         f,n = checked(f),name or f.__name__
@@ -117,7 +117,7 @@ def _described(kind, name, f, facts):
 def known(
     kind:str # One of `kinds`
 )->dict: # Name -> `Part`
-    "The parts of a kind, without importing them"
+    "All registered parts of a kind, without importing them"
     check_choice('kind', kind, kinds)
     return {**_index().get(kind, {}), **{k:_described(kind, k, *o) for k,o in _own(kind).items()}}
 
@@ -128,7 +128,7 @@ def _names(kind):
 
 @contextlib.contextmanager
 def importing_from(*folders):
-    "Those folders last on `sys.path`"
+    "A context in which these folders are at the end of `sys.path`"
     more = [s for s in (str(Path(o).resolve()) for o in folders) if s not in sys.path]
     sys.path.extend(more)
     try: yield
@@ -174,7 +174,7 @@ def part(
     kind:str, # One of `kinds`
     name:str, # A name of ours, or the dotted path of anybody's, which is imported
 )->Part:
-    "What is known of a part"
+    "Look up a part by its name or dotted path"
     check_choice('kind', kind, kinds)
     if not isinstance(name, str): raise MemoError(f"{kind}: {name!r}, a name or a dotted path is accepted")
     names = _names(kind)
@@ -197,16 +197,16 @@ def _object(p):
     return _attr(import_module(p.module), p.symbol) if here is None else here
 
 def find(kind, name):
-    "The class or function of a part, imported"
+    "Import and return the class or function of a part"
     return _object(part(kind, name))
 
 def resolve(text):
-    "What `module:name` among the facts of a part names"
+    "Import what a `module:name` text names"
     module,_,symbol = text.partition(':')
     return _attr(import_module(module), symbol)
 
 def call(f, args, **given):
-    "`f` with `args` and with what it asks for of `given`"
+    "Call `f` with `args`, and those of `given` that its signature has"
     ps = inspect.signature(f).parameters
     return f(**{k:v for k,v in {**given, **args}.items() if k in ps})
 
@@ -214,7 +214,7 @@ def takes(
     part, # A `Part`
     k:str # An argument that the experiment fills in
 )->bool:
-    "Does a part take it? Data also where they pass `**kwargs` on"
+    "Whether a part accepts an argument; a data set also through `**kwargs`"
     return k in part.params or part.kind=='data' and open_ended(_object(part))
 
 def loaded(
@@ -222,7 +222,7 @@ def loaded(
     name:str, # A name of ours, or `module:qualname` as files have it
     kinds:dict|list=(), # Classes or functions that count as imported, by their name
 ):
-    "The part that a file names, if it is ours, registered or imported already: a file imports nobody's module"
+    "The class a saved file names, if registered or already imported; a file never causes an import"
     def both(o): return o.__name__,f'{o.__module__}:{o.__qualname__}'
     given = kinds if isinstance(kinds, dict) else {k:o for o in kinds for k in both(o)}
     if name in given: return given[name]
@@ -241,7 +241,7 @@ def _missing(kind, name):
 
 # %% ../nbs/02_registry.ipynb #49bcfde3
 class Section:
-    "A part by name, with all arguments that a file can give"
+    "A section of an experiment: the name of a part and its arguments"
     def __init__(self,
         kind:str, # As in `registry.kinds`
         name:str, # Of the part; a dotted path where it is one's own
@@ -263,7 +263,7 @@ def make(
     section:Section, # What to make
     **given # What the experiment has; a part gets what its signature asks for and the section does not say
 ):
-    "The part that a section names, called with its arguments"
+    "Build the part that a section names"
     f = find(section.kind, section.name)
     if section.kind=='data' and open_ended(f): return f(**{**{k:v for k,v in given.items() if v is not None}, **section.args})
     return call(f, section.args, **given)
@@ -282,7 +282,7 @@ def _lines(p):
     yield f"  }}, {p.facts!r}),"
 
 def index_text():
-    "The index as source: every part that the modules of this package register"
+    "Source code of the index of all parts in this package"
     for m in _modules(): import_module(m)
     out = ['# AUTOGENERATED! DO NOT EDIT! Every part of this package and its signature, read without importing it',
            '# written by make sync (python -m memo.registry)',
@@ -295,6 +295,6 @@ def index_text():
     return '\n'.join([*out, '}', ''])
 
 def write_index():
-    "Write memo/_parts.py"
+    "Write the index, memo/_parts.py"
     import memo
     write_text(Path(memo.__path__[0])/'_parts.py', index_text())

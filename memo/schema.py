@@ -1,4 +1,4 @@
-"""What a part accepts, read from its signature, and the same check for YAML and for Python
+"""The arguments a part accepts, read from its signature, and one check of them for YAML and Python
 
 Docs: https://github.com/fastmemo/memo/schema.html.md"""
 
@@ -20,7 +20,7 @@ from .core import MemoError,OneOf,Range
 required = inspect.Parameter.empty # The default of an argument that has none
 
 class Param(NamedTuple):
-    "An argument of a part"
+    "An argument of a part: type, default and help"
     type:Any # A plain type, a range of `memo.core`, a union of them; `object` for what only Python can give
     default:Any = required
     doc:str = '' # Its docment
@@ -37,7 +37,7 @@ def _parts(t):
     return [p for o in get_args(t) for p in _parts(o)] if get_origin(t) in (typing.Union, types.UnionType) else [t]
 
 def normal(t):
-    "An annotation as a type that a schema knows: what is no plain value is `object`"
+    "An annotation as a type the schema can check; `object` for what is no plain value"
     if t is required or t is Any: return Any
     if len(ps:=_parts(t))>1:
         ps = [normal(p) for p in ps]
@@ -56,12 +56,12 @@ def normal(t):
     return str|object if isinstance(t, type) and issubclass(t, PurePath) else object
 
 def from_yaml(t):
-    "What of a type a YAML file can give; None where that is nothing"
+    "The part of a type that YAML can express; None if there is none"
     return t if t is Any else _union([o for o in _parts(t) if o is not object])
 
 # %% ../nbs/01_schema.ipynb #1a78b7ab
 def words(t):
-    "A type in words"
+    "A type described in words, for messages"
     if len(ps:=_parts(t))>1: return ' or '.join(words(p) for p in ps if p is not object)
     o = get_origin(t)
     if o is Literal: return ('one of ' if len(get_args(t))>1 else '') + ', '.join(map(str, get_args(t)))
@@ -74,7 +74,7 @@ def words(t):
     return names.get(getattr(t, '__name__', None), 'any value')
 
 def shown(v):
-    "A value in a message, cut to a readable length"
+    "A value shortened for messages"
     s = repr(v)
     return s if len(s)<=80 else f'{s[:60]}... ({len(s)} characters)'
 
@@ -121,12 +121,12 @@ def _as(v, t, yaml):
 def _first(v, ts, yaml): return next((r for t in ts if (r:=_as(v, t, yaml)) is not _no), _no)
 
 def near(k, keys):
-    "The nearest of `keys`, or all of them, as the end of a message"
+    "End of an error message: the nearest of `keys`, or all of them"
     m = difflib.get_close_matches(str(k), keys:=list(map(str, keys)), 1, .5)
     return f'; did you mean {m[0]}?' if m else f"; accepted: {', '.join(keys)}" if keys else ''
 
 def accept(v, t, key, yaml=False):
-    "`v` if it is of type `t`, else a `MemoError` that starts with `key`; YAML's `1` becomes a float if need be"
+    "Check that `v` has type `t` and return it; else a `MemoError` naming `key` (an int is accepted for a float)"
     if (r:=_first(v, _parts(t), yaml)) is not _no: return r
     def choices(p): return [get_args(p)] if get_origin(p) is Literal else getattr(p, '__metadata__', ())
     lists = [o for p in _parts(t) for o in choices(p)]
@@ -144,7 +144,7 @@ def _of(f): return f.__init__ if isinstance(f, type) else f
 
 @lru_cache(maxsize=None)
 def arguments(f):
-    "Name -> `Param` of a class or function, without the docments"
+    "Arguments of a class or function as `Param`s by name, without their comments"
     res = {}
     try: sig = inspect.signature(f)
     except ValueError: return res    # some built-in types have none
@@ -156,7 +156,7 @@ def arguments(f):
 
 @lru_cache(maxsize=None)
 def describe(f):
-    "The first line of its docstring, and name -> `Param` with docments"
+    "First line of the docstring, and the arguments as `Param`s with their comments"
     from fastcore.docments import docments
     try: docs = docments(f, returns=False)
     except (OSError,TypeError,SyntaxError): docs = {}     # no source: made in an interpreter
@@ -164,12 +164,12 @@ def describe(f):
     return doc, {k:p._replace(doc=' '.join((docs.get(k) or '').split())) for k,p in arguments(f).items()}
 
 def open_ended(f):
-    "Does it take keywords that its signature does not name?"
+    "Whether `f` accepts keyword arguments that its signature does not name"
     return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(f).parameters.values())
 
 # %% ../nbs/01_schema.ipynb #a3608400
 def check_call(f, names, ps, args, kwargs, rest):
-    "Check a call of `f`, whose parameters are `ps`, by position `names`"
+    "Check the arguments of a call of `f` against `ps`; `names` are the positional ones"
     for k,v in (*zip(names, args), *kwargs.items()):
         p = ps.get(k)
         if p is None:
@@ -177,7 +177,7 @@ def check_call(f, names, ps, args, kwargs, rest):
         elif v is not p.default: accept(v, p.type, k)
 
 def checked(f):
-    "The class or function `f`, which checks what it is called with"
+    "Wrap a class or function so that it checks its arguments"
     if isinstance(f, type):
         own = f.__dict__.get('__init__')
         if not getattr(own, '_checked', False): f.__init__ = _checking(f.__init__, of_class=True)
@@ -205,7 +205,7 @@ _ranges = 'Count Natural Positive NonNegative Share Fraction OpenFraction Probab
 _named = {getattr(core, o):o for o in _ranges}
 
 def source(t):
-    "The Python expression of a type"
+    "A type as Python source code"
     if t in _named: return _named[t]
     if len(ps:=_parts(t))>1: return '|'.join(map(source, ps))
     o = get_origin(t)
@@ -217,7 +217,7 @@ def source(t):
     return {type(None):'None', Any:'Any', required:'required'}.get(t) or t.__name__
 
 def plain(v):
-    "Is it a value that a YAML file could hold?"
+    "Whether a YAML file could hold this value"
     if isinstance(v, (list,tuple)): return all(map(plain, v))
     if isinstance(v, dict): return all(isinstance(k, str) and plain(o) for k,o in v.items())
     return v is None or type(v) in (bool,int,float,str)

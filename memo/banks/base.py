@@ -30,19 +30,19 @@ def _own_arguments(cls):
     return res
 
 def kind_of(cls):
-    "What a file calls a class: ours by its name, any other by module:qualname"
+    "Name of a class in a saved file: its own for one of memo, module:qualname for any other"
     return cls.__name__ if cls.__module__.split('.')[0]=='memo' else f'{cls.__module__}:{cls.__qualname__}'
 
 class Described(nn.Module):
-    "A module that is wholly described by its state dict: buffers, some of them shapeless at first, and `config` as JSON in a byte tensor"
+    "Base of banks and heads: a module that can be rebuilt from its state dict, which holds its arguments as JSON"
     def config(self):
-        "The arguments that it was made with, as they are now; without those that are tensors (they are in the state) or modules"
+        "Current values of the constructor's arguments; tensors and modules are left out, as the state holds them"
         lost = [o for o in _own_arguments(type(self)) if not hasattr(self, o)]
         if lost: raise MemoError(f"{type(self).__name__}: an attribute for each argument is needed, as what shapes it is saved with it; {lost[0]} has none")
         return {o:v for o in _own_arguments(type(self)) if not isinstance(v := getattr(self, o), (Tensor, nn.Module))}
 
     def describe(self):
-        "`config` and the kind, as JSON"
+        "Class and `config` as JSON"
         none = [k for k,v in self._buffers.items() if v is None]     # which the state does not have, and a state without them would be less than whole
         try: return json.dumps(dict(kind=kind_of(type(self)), **self.config(), none=none))
         except (TypeError, ValueError) as e: raise MemoError(f"{type(self).__name__}: {e}; numbers, texts and lists of them can be saved as arguments") from None
@@ -96,7 +96,7 @@ class Described(nn.Module):
 
 # %% ../../nbs/banks/03_base.ipynb #687debf9
 class Bank(Described):
-    "Storage, a write policy and a lookup; all state in persistent buffers"
+    "Base class of banks: feature storage with a write policy and a lookup; all state is in persistent buffers"
     default_head = 'add'
     views = False       # does it keep several rows of an item? Those are not encoded anew, which would make them one
     learned = False     # are rows parameters, made by `build` when the memory gets its place in a model?
@@ -158,7 +158,7 @@ class Bank(Described):
         return slot.new_full((len(ok), *slot.shape[1:]), -1).index_copy_(0, ok.nonzero().squeeze(1), slot)
 
     def build(self, dim, n_classes):
-        "Make what is learned, for features of width `dim`; called once, when the memory gets its place in a model"
+        "Make learnable parameters for features of width `dim`; called once, when the memory is attached to a model"
 
     def _labels(self, y):
         if y.ndim>2: raise MemoError(f"write: labels are {tuple(y.shape)}, class numbers [B] or 0/1 targets [B,C] are accepted")
@@ -175,14 +175,14 @@ class Bank(Described):
         return y.long()
 
     def check_single(self, y):
-        "Raise if a vote or a replay of labels like these is not to be had from this bank"
+        "Raise a `MemoError` if this bank cannot vote on, or replay, labels like these"
 
     def rows(self):
-        "What may be read: `features [N,D]`, `norms`, `labels`, `items`, `groups` and a mask of the valid rows, or None for all"
+        "All stored rows: `features [N,D]`, `norms`, `labels`, `items`, `groups`, and a mask of the valid rows (None: all)"
         raise NotImplementedError
 
     def write(self, x, y=None, logits=None, item=None, group=None):
-        "Offer features [B,D] with what is known of them; gives the slot of each row [B], -1 where it is not stored"
+        "Offer features [B,D] with their labels and ids; returns the slot of each row [B], -1 where it was not stored"
         raise NotImplementedError
 
     def read(self,
@@ -192,7 +192,7 @@ class Bank(Described):
         group:Tensor=None,  # Group id (patient) of each query [B]: rows of that group are not read
         **kwargs,           # `similarity`, `normalize`, `temperature`, `rescale` of `read_rows`
     ) -> Read:              # value [B,D]; weight, index, similarity [B,k]
-        "The `k` nearest rows of each query; zeros and no weight where there are none"
+        "Read the `k` nearest rows of each query; where fewer are valid, zeros of weight 0"
         if k<1 or k>self.capacity_rows: raise MemoError(f"read: k={k}, but the bank holds {self.capacity_rows} rows at most; 1..{self.capacity_rows} is accepted")
         if q.ndim!=2: raise MemoError(f"read: queries are {tuple(q.shape)}, [B,D] is accepted")
         if self.dim not in (None, q.shape[1]): raise MemoError(f"read: queries have width {q.shape[1]}, this bank's rows have {self.dim}")
@@ -207,7 +207,7 @@ class Bank(Described):
         item:Tensor=None,   # Item id of each query [B]: rows of that item are not read
         group:Tensor=None,  # Group id (patient) of each query [B]: rows of that group are not read
     ) -> tuple:             # class [B], -1 where nothing is known (multi-label: 0/1 targets [B,C]); confidence [B], the cosine to that row
-        "The label of the nearest row, and how near it is"
+        "Label of the nearest row and its cosine similarity"
         r = self.read(q, 1, item, group)
         i,sure = r.index[:,0],r.similarity[:,0]
         y = None if self.features is None else self.rows()[2]
@@ -221,7 +221,7 @@ class Bank(Described):
         item:Tensor,    # Whose they are [B]
         y:Tensor=None,  # Their classes [B] or 0/1 targets [B,C]: rows that have another label stay as they are
     ) -> int:           # Rows that were changed
-        "Put fresh features where the bank holds older ones of the same items; nothing else changes"
+        "Replace stored features by newly encoded ones of the same items"
         if self.features is None: return 0
         _,_,labels,stored,_,valid = self.rows()
         if labels is None or y is not None and y.ndim!=labels.ndim: y = None
@@ -246,7 +246,7 @@ class Bank(Described):
         if hasattr(self, 'norms'): self.norms[at] = norm
 
     def class_counts(self):
-        "Stored rows of each class [C]; multi-label: positives"
+        "Number of stored rows per class [C]; multi-label: of positives"
         none = torch.zeros(self.n_classes or 0, dtype=torch.long, device=self.device)
         if self.features is None: return none
         _,_,y,_,_,valid = self.rows()
@@ -260,19 +260,19 @@ class Bank(Described):
         return torch.bincount(y[y>=0], minlength=self.n_classes or 0)
 
     def reset(self):
-        "Forget everything but the seed and what shapes the bank"
+        "Empty the bank; its size, settings and seed stay"
         with torch.no_grad():
             for n,b in self.named_buffers(recurse=False):
                 if n!='seed': b.fill_(-1 if n in ('labels','items','groups') else 0)
 
     def stats(self):
-        "Figures of the bank, plain numbers"
+        "Statistics of the bank, as plain numbers"
         n,dev = len(self),self.device
         return dict(kind=type(self).__name__, **self.config(), rows=n, fill=n/self.capacity_rows, seen=int(self.seen), updates=int(self.updates),
                     replaced=int(self.replaced), refused=int(self.refused), megabytes=sum(o.nbytes for o in self.buffers())/2**20)
 
     def saved_stats(self):
-        "Figures that a `BankSaver` writes beside the bank"
+        "Statistics that `BankSaver` writes beside the bank"
         return self.stats()
 
     def __repr__(self):
@@ -286,7 +286,7 @@ class Bank(Described):
 
     @staticmethod
     def write_state(path, state, header):
-        "Write what `state_dict` and `header` gave"
+        "Write a state dict and a header to a safetensors file"
         with atomic_path(path) as p: save_file({k:v.contiguous() for k,v in state.items()}, p, metadata=header)
 
     @staticmethod
@@ -296,7 +296,7 @@ class Bank(Described):
         kinds=(),       # Classes of banks of one's own that the file may name; those imported already are known
         **kwargs        # Arguments in place of the saved ones: `policy=` where that was a function of your own
     ):
-        "The bank that `save` wrote"
+        "Load a bank that `save` wrote"
         try:
             with safe_open(path, 'pt', device=str(device)) as f: meta,state = f.metadata() or {},{k:f.get_tensor(k) for k in f.keys()}
         except FileNotFoundError: raise MemoError(f"there is no bank at {path}") from None

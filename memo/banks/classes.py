@@ -21,7 +21,7 @@ from ..registry import register
 dtypes = dict(float32=torch.float32, float16=torch.float16, bfloat16=torch.bfloat16, int8=torch.int8)
 
 class Scaled:
-    "Rows of whole numbers and a scale for each, which are floats where they are indexed"
+    "Features quantised to whole numbers with a scale for each row; indexing gives floats"
     ndim = 2
     def __init__(self, rows, scales): self.rows,self.scales,self.shape = rows,scales,rows.shape
     def __len__(self): return len(self.rows)
@@ -44,7 +44,7 @@ def _memory(device):
 # %% ../../nbs/banks/05_classes.ipynb #14beb639
 @register('bank', task='multiclass')
 class ClassBank(Bank):
-    "Per class an EMA prototype and a reservoir of features"
+    "For each class an exponential-moving-average prototype and a reservoir sample of its features"
     default_head,views = 'watch',True
     def __init__(self,
         n_classes:Count,          # C
@@ -124,12 +124,12 @@ class ClassBank(Bank):
         self.features.view(-1, self.dim).index_copy_(0, at, x.to(self.features.dtype))
 
     def prototypes(self):
-        "Bias-corrected averages [C,D], zeros for classes not seen"
+        "Bias-corrected prototypes [C,D]; zeros for classes that were never seen"
         if self.ema is None: raise MemoError("the bank is empty: no prototype is known yet")
         return self.ema / self.mass.clamp(min=1e-12)[:,None]
 
     def prototype(self, c):
-        "The bias-corrected average of class `c` [D]"
+        "Bias-corrected prototype [D] of class `c`"
         return self.prototypes()[self._known(c)]
 
     def _known(self, c):
@@ -139,7 +139,7 @@ class ClassBank(Bank):
         return i
 
     def classify(self, q, item=None, group=None):
-        "The class of the nearest prototype [B] (-1 where nothing is known) and the cosine to it [B]; whose the queries are says nothing"
+        "Class of the nearest prototype [B] (-1 while the bank is empty) and the cosine to it [B]; `item` and `group` are ignored"
         if self.features is None or not torch.compiler.is_compiling() and not bool(self.counts.any()):
             return torch.full((len(q),), -1, device=q.device),q.new_zeros(len(q), dtype=torch.float32)
         with torch.autocast(q.device.type, enabled=False):
@@ -155,7 +155,7 @@ class ClassBank(Bank):
         item:Tensor=None,    # Id of the training item of each row [B], -1 for none
         group:Tensor=None,   # Id of its group (patient) [B], -1 for none
     ) -> Tensor:             # The slot of each row, class x capacity + place: [B], or [B,C] for 0/1 targets; -1 where it is not stored
-        "Write a batch to the classes of its rows"
+        "Update the prototype and the reservoir of each row's class"
         if y is None: raise MemoError("a ClassBank files features by class: write needs y=")
         x,norm,y,_,item,group,ok = self._take(x, y, None, item, group)
         slots = torch.full(y.shape, -1, device=self.device)
@@ -221,7 +221,7 @@ from fastcore.basics import first,patch
 def thresholds(self:ClassBank,
     unseen:bool=False # With the classes that were never seen
 )->tuple: # (count at or below which a class is tail, count at or above which it is head); (nan, nan) where no class counts
-    "Percentiles of the class counts"
+    "The two percentiles of the class counts that bound tail and head"
     n = self.counts.cpu().numpy()
     return _percentiles(n if unseen else n[n>0], self.tail_percentile)
 
@@ -247,22 +247,22 @@ def _group(self:ClassBank, which, unseen): return self._groups(unseen)[which].no
 
 @patch
 def tail(self:ClassBank, unseen:bool=False)->list:
-    "Rare classes, ascending"
+    "The tail: classes with the fewest rows seen, in ascending order of class number"
     return self._group('tail', unseen)
 
 @patch
 def medium(self:ClassBank, unseen:bool=False)->list:
-    "Classes between tail and head, ascending"
+    "Classes between tail and head, in ascending order of class number"
     return self._group('medium', unseen)
 
 @patch
 def head(self:ClassBank, unseen:bool=False)->list:
-    "Frequent classes, ascending"
+    "The head: classes with the most rows seen, in ascending order of class number"
     return self._group('head', unseen)
 
 @patch
 def distribution(self:ClassBank, unseen:bool=False)->dict: # tail, medium, head -> number of classes
-    "How many classes are rare, frequent, and between"
+    "Number of tail, medium and head classes"
     return {k:int(v.sum()) for k,v in self._groups(unseen).items()}
 
 # %% ../../nbs/banks/05_classes.ipynb #3996faeb
@@ -285,7 +285,7 @@ def sample(self:ClassBank,
     c:int, # A class
     k:int=None # How many; None or more than there are: all
 )->Tensor: # [n,D], unit length
-    "Features of a class, at random, without replacement"
+    "Draw features of a class without replacement"
     c = self._known(c)
     if k is not None and (k<0 or int(k)!=k): raise MemoError(f"k: {k!r}, a whole number from 0 is accepted")
     if self.features is None: return torch.zeros(0, self.dim or 0, device=self.device)
@@ -298,7 +298,7 @@ def sample(self:ClassBank,
 def draw(self:ClassBank,
     y:Tensor # Classes [M], each with a stored row
 )->Tensor: # [M,D], with the length they had
-    "A stored feature for each class, at random, with replacement"
+    "Draw one stored feature for each class in the list, with replacement"
     n = self.class_counts()[y]
     if self.features is None or bool((n==0).any()): raise MemoError(f"draw: nothing is stored of class {int(y[(n==0).nonzero()[0,0]]) if len(y) else 'any'}")
     at = y*self.capacity + self._random(len(y))%n
@@ -309,7 +309,7 @@ def draw(self:ClassBank,
 def missing(self:ClassBank,
     n:int # Rows as they come
 )->Tensor: # Classes, [M] ascending
-    "What is missing for all seen classes to be equally frequent among `n` rows as they come: the classes of M more rows"
+    "Classes of M more rows that make all seen classes equally frequent beside `n` rows as they come"
     p = self.counts.double()/self.counts.sum().clamp(min=1)
     lack = n*(p.max()-p)*(self.counts>0)
     m = int(lack.sum().round())
@@ -321,12 +321,12 @@ def missing(self:ClassBank,
 def tail_features(self:ClassBank,
     k:int=10 # Of each class
 )->dict: # Class -> [n,D]
-    "Samples of the rare classes"
+    "Draw features of every tail class"
     return {c:self.sample(c, k) for c in self.tail()}
 
 @patch
 def similarity(self:ClassBank)->Tensor: # [C,C]; 0 for classes not seen
-    "Cosines of the prototypes"
+    "Matrix of cosines between the prototypes"
     p = F.normalize(self.prototypes())
     return p@p.T
 
@@ -335,7 +335,7 @@ def similarity(self:ClassBank)->Tensor: # [C,C]; 0 for classes not seen
 def stats(self:ClassBank,
     c:int=None # A class; None: figures of the bank
 )->dict: # class_id, ema_count, reservoir_count, total_samples, class_frequency, class_percentage, is_tail, is_head, is_medium, prototype_norm; with rows stored also buffer_mean_norm, buffer_std_norm, prototype_buffer_similarity
-    "Figures, plain numbers"
+    "Statistics of the bank or of one class, as plain numbers"
     if c is None: return {**Bank.stats(self), **self.usage(), **{f'{k}_classes_count':v for k,v in self.distribution().items()}}
     c = self._known(c)
     n,total = int(self.counts[c]),int(self.seen)
@@ -350,7 +350,7 @@ def stats(self:ClassBank,
 
 @patch
 def usage(self:ClassBank)->dict: # total_features_stored, total_memory_mb (all buffers), buffer_utilization (0 to 1), classes_with_data, empty_classes
-    "What the memory takes"
+    "Rows, megabytes and utilisation of the bank"
     some = int((self.counts>0).sum())
     return dict(total_features_stored=len(self), total_memory_mb=sum(o.nbytes for o in self.buffers())/2**20, buffer_utilization=len(self)/self.capacity_rows,
                 classes_with_data=some, empty_classes=self.n_classes-some)

@@ -20,7 +20,7 @@ from ..registry import loaded
 
 # %% ../../nbs/banks/06_exchange.ipynb #aea50df1
 class BankSaver:
-    "Saves of a bank as `{prefix}_step_{n}.safetensors`, with the figures as `.json` beside, written while training goes on"
+    "Saves a bank in the background as `{prefix}_step_{n}.safetensors`, with its statistics as `.json` beside it"
     def __init__(self,
         bank, # A bank
         folder:str|Path, # Where the files go
@@ -28,7 +28,7 @@ class BankSaver:
     ): self.bank,self.folder,self.prefix,self.thread,self.error = bank,Path(folder),prefix,None,None
 
     def save(self, step):
-        "Copy the bank now, write it meanwhile; `step` is a number, or 'final'"
+        "Copy the bank now and write the copy in the background; `step` is a number, or 'final'"
         self.wait()
         name = self.folder/(f'{self.prefix}_final' if step=='final' else f'{self.prefix}_step_{step}')
         state,meta = {k:v.detach().to('cpu', copy=True).contiguous() for k,v in self.bank.state_dict().items()},self.bank.header()
@@ -44,7 +44,7 @@ class BankSaver:
         except MemoError as e: self.error = e
 
     def wait(self):
-        "Until the last file is written; raises what went wrong with it"
+        "Wait for the last file to be written; raises the error if that failed"
         if self.thread is not None: self.thread.join()
         self.thread,e,self.error = None,self.error,None
         if e is not None: raise e
@@ -53,7 +53,7 @@ def latest_bank(
     folder:str|Path, # Where a `BankSaver` wrote
     prefix:str='bank' # Their name, all of it
 )->Path|None: # None where there is none
-    "The saved bank of the largest step; the final one where there is one"
+    "Path of the saved bank with the largest step, or of the final one if there is one"
     end = Path(folder)/f'{prefix}_final.safetensors'
     if end.is_file(): return end
     steps = [(int(m[1]),p) for p in Path(folder).glob('*.safetensors') if (m := re.fullmatch(re.escape(prefix)+r'_step_(\d+)\.safetensors', p.name))]
@@ -65,7 +65,7 @@ def prompt_data(self:ClassBank,
     c:int=None, # A class; None: a dict of all rare classes
     k:int=5 # Features of each
 )->dict: # class_id, prototype [D], features [n,D], is_tail, class_frequency, class_percentage, feature_count
-    "What a generator of prompts or images needs of a class"
+    "Prototype, samples and statistics of a class, for a generator of prompts or images"
     if c is None: return {o:self.prompt_data(o, k) for o in self.tail()}
     f,s = self.sample(c, k),self.stats(c)
     p = self.prototype(c) if self.ema is not None else f.new_zeros(self.dim or 0)
@@ -80,7 +80,7 @@ def export_tail(self:ClassBank,
     path:str|Path, # A JSON file
     k:int=10 # Features of each class
 ):
-    "Prompt data, figures and prototype of all rare classes, and a summary"
+    "Write prompt data, statistics and prototype of every tail class as JSON, with a summary"
     out = {}
     for c,p in self.prompt_data(k=k).items():
         s = self.stats(c)
@@ -94,7 +94,7 @@ _keys = dict(num_classes=int, feature_dim=int, capacity_per_class=int, alpha_bas
 
 @patch
 def to_json(self:ClassBank, path:str|Path):
-    "Write the bank as JSON: num_classes, feature_dim, capacity_per_class, alpha_base, ema_prototypes, reservoir_buffers... Prototypes are the corrected ones"
+    "Write the bank as JSON for other tools, with bias-corrected prototypes"
     if self.features is None: raise MemoError("the bank is empty: there is nothing to export")
     n = self.counts.tolist()
     d = dict(num_classes=self.n_classes, feature_dim=self.dim, capacity_per_class=self.capacity, alpha_base=self.alpha,
@@ -114,7 +114,7 @@ def bank_from_json(
     path:str|Path, # What `to_json`, or the published MemoryBank, wrote
     **kwargs # To `ClassBank`, e.g. `dtype`
 )->ClassBank:
-    "The bank in a JSON file; item ids are not known, later writes go on where it stopped"
+    "Read a bank from JSON; item ids are unknown, and sampling goes on where the saved bank stopped"
     d = _read_bank_json(path)
     c,dim,k = d['num_classes'],d['feature_dim'],d['capacity_per_class']
     b = ClassBank(c, k, dim, d['alpha_base'], **{'tail_percentile':d.get('tail_threshold_percentile', 20.), **kwargs})
@@ -178,7 +178,7 @@ def open_bank(
     memory:str=None, # Name of the memory; None: the only one
     kinds=() # Classes of banks of one's own that it may hold; those imported already are known
 )->tuple: # The bank, and the run folder that it belongs to (None for a file on its own)
-    "The bank of a run, finished or not, or in a file"
+    "Open the bank of a run folder or file; the run need not be finished"
     path = Path(path)
     if not path.is_dir(): return _file_bank(path, memory, kinds),_run_of(path)
     if not (path/'config.yaml').is_file(): raise MemoError(f"{path} is no run folder: it has no config.yaml")
@@ -196,7 +196,7 @@ def write_bank_json(
     k:int=10, # Features of each rare class
     whole:bool=False # Also every feature, `memory.json`
 ):
-    "Write what other tools read: tail_analysis.json, prompt_data.json"
+    "Write the JSON files for other tools: tail_analysis.json and prompt_data.json"
     folder = Path(folder)
     bank.export_tail(folder/'tail_analysis.json', k)
     write_json(folder/'prompt_data.json', as_lists(bank.prompt_data(k=k)))

@@ -1,4 +1,4 @@
-"""Which rows a bank takes in, and which it gives up for them
+"""Write policies of a slot bank: FIFO, reservoir sampling, rarity, diversity, entropy, difficulty, curriculum
 
 Docs: https://github.com/fastmemo/memo/banks/policies.html.md"""
 
@@ -38,7 +38,7 @@ def diversity(c, bank):
     return 1 - sim.amax(1)/c.norm.clamp(min=1e-12)
 
 def hybrid(c, bank):
-    "Half rarity, half diversity"
+    "Mean of the rarity and diversity scores"
     return .5*rarity(c, bank) + .5*diversity(c, bank)
 
 # %% ../../nbs/banks/02_policies.ipynb #b7656343
@@ -65,12 +65,12 @@ def difficulty(c, bank):
     return .6*loss + .4*unsure
 
 def ease(c, bank):
-    "High where `difficulty` is low"
+    "Ease of a row: exp(-`difficulty`)"
     return (-difficulty(c, bank)).exp()
 
 # %% ../../nbs/banks/02_policies.ipynb #7c266fb0
 def everything(score, bank):
-    "Admit all rows"
+    "Admit every row"
     return torch.ones(len(score), dtype=torch.bool, device=score.device)
 
 def top_share(score, bank, share=None):
@@ -79,26 +79,26 @@ def top_share(score, bank, share=None):
     return torch.zeros_like(score, dtype=torch.bool).index_fill_(0, score.topk(min(n, len(score))).indices, True)
 
 def rising(score, bank):
-    "Admit the hardest 70 % of the rows at first, the hardest 30 % after `10_000` writes, linearly in between"
+    "Curriculum: admit the hardest 70 % of the rows at first, falling linearly to 30 % after 10,000 writes"
     return top_share(score, bank, .7-.4*min(int(bank.updates)/10_000, 1))
 
 # %% ../../nbs/banks/02_policies.ipynb #4363775b
 def oldest(bank, score):
-    "The slots written longest ago, in a ring"
+    "Replace the oldest slots first (a ring buffer)"
     n = len(score)
     slot = (bank.ptr+torch.arange(n, device=score.device)) % bank.size
     bank.ptr.add_(n).remainder_(bank.size)
     return slot
 
 def algorithm_r(bank, score):
-    "A uniform sample of everything offered (Vitter 1985, Algorithm R)"
+    "Reservoir sampling (Vitter 1985, Algorithm R): a uniform sample of all rows offered"
     n = bank.ptr + 1 + torch.arange(len(score), device=score.device)
     bank.ptr.add_(len(score))
     slot = torch.where(n<=bank.size, n-1, hashed(bank.seed, n) % n)
     return slot.masked_fill_(slot>=bank.size, -1)
 
 def weakest(bank, score):
-    "The lowest scores of stored and offered rows together, stored ones halved every hundred writes"
+    "Keep the highest scores among stored and offered rows; stored scores are halved every hundred writes"
     n,m = len(bank),len(score)
     stored = bank.scores[:n] * torch.exp2((bank.stamps[:n]-bank.updates)/100.)
     keep = torch.zeros(n+m, dtype=torch.bool, device=score.device)
@@ -117,7 +117,7 @@ def hashed(
     seed:Tensor, # Integer scalar
     n:Tensor,    # Integers, one for each number wanted
 ) -> Tensor:     # Integers in [0, 2**63), shaped as `n`
-    "SplitMix64 (Steele et al. 2014) of `n` under `seed`"
+    "Random 64-bit hash of `n` under `seed` (SplitMix64, Steele et al. 2014)"
     z = seed*_M2 + n*_GAMMA
     z = (z ^ _shift(z, 30)) * _M1
     z = (z ^ _shift(z, 27)) * _M2

@@ -1,4 +1,4 @@
-"""Look up the nearest rows of a memory: similarities, masked top-k in bounded memory, weighted values, label votes
+"""Exact top-k search over stored features in bounded memory, softmax-weighted reads, class votes of the neighbours, whitening
 
 Docs: https://github.com/fastmemo/memo/banks/search.html.md"""
 
@@ -58,7 +58,7 @@ def search(
     same=(),                # Pairs of ids ([B], [N]): equal ones hide a row from a query
     valid:Tensor=None,      # Rows that may be read [N]
 ) -> tuple:                 # Scores that rank as the similarity does, and indices [B,k], nearest first, -1 where there is no row
-    "Search all rows exactly, in bounded memory"
+    "Exact top-k search over all rows, in chunks of bounded memory"
     unit_q,unit_m = _lengths(similarity, normalize)
     with torch.autocast(q.device.type, enabled=False):
         q = q.float()
@@ -95,7 +95,7 @@ def read_rows(
     same=(),                # Pairs of ids ([B], [N]): equal ones hide a row from a query
     valid:Tensor=None,      # Rows that may be read [N]
 ) -> Read:
-    "The `k` nearest rows of each query, weighed and summed (Hoang et al. 2024, Eq. 5-6)"
+    "The `k` nearest rows of each query and their softmax-weighted sum (Hoang et al. 2024, Eq. 5-6)"
     if q.ndim!=2 or rows.ndim!=2 or q.shape[1]!=rows.shape[1]:
         raise MemoError(f"read: queries are {tuple(q.shape)}, rows {tuple(rows.shape)}; [B,D] and [N,D] with one D are accepted")
     s,i = search(q, rows, k, similarity, normalize, norms, same, valid)
@@ -129,7 +129,7 @@ def class_votes(
     counts:Tensor=None, # Rows of each class [C]: divide by them; multi-label: positives of each class, with `total`
     total:int=None,     # Rows with a label, for multi-label votes divided by counts
 ) -> Tensor:            # [B,C]; sums to 1 a row (single-label), 0 where nothing was read
-    "Votes of the rows that were read, for each class"
+    "Weighted class votes of the recalled rows, optionally divided by class counts"
     y = labels[index.clamp(min=0)]
     if labels.ndim==1:
         w = weight.masked_fill((index<0)|(y<0), 0)
@@ -149,7 +149,7 @@ def within_whitener(
     y:Tensor,           # Classes [N] (-1: none); 0/1 targets [N,C] count as one class
     shrink:float=.1,    # Share of the identity
 ) -> Tensor:            # Symmetric [D,D]
-    "$S^{-1/2}$ of the pooled within-class covariance $S$, shrunk"
+    "Whitening matrix $S^{-1/2}$ of the shrunk within-class covariance $S$"
     with torch.autocast(x.device.type, enabled=False):
         x = x.double()
         y = torch.zeros(len(x), dtype=torch.long, device=x.device) if y.ndim==2 else y

@@ -20,7 +20,7 @@ from ..registry import register
 # %% ../../nbs/banks/04_slots.ipynb #e87f24a0
 @register('bank')
 class SlotBank(Bank):
-    "Slots of features, filled by a write policy"
+    "A fixed number of feature slots, filled by a write policy"
     def __init__(self,
         size:Count=512,          # Number of slots
         dim:Count=None,          # Width of the features; known after the first write if not given
@@ -83,7 +83,7 @@ class SlotBank(Bank):
         item:Tensor=None,    # Id of the training item of each row [B], -1 for none
         group:Tensor=None,   # Id of its group (patient) [B], -1 for none
     ) -> Tensor:             # The slot of each row [B], -1 where it is not stored
-        "Offer a batch; store what the policy admits"
+        "Offer a batch; rows that the policy admits are stored"
         x,norm,y,logits,item,group,ok = self._take(x, y, logits, item, group)
         if len(x)==0: return self._as_offered(torch.zeros(0, dtype=torch.long, device=self.device), ok)
         with torch.inference_mode(False):  # buffers made there could not be written outside it

@@ -1,4 +1,4 @@
-"""A small stand-in for ChestX-ray14, for tests and tutorials: NIH's own label table over mosaics of real tiles
+"""NIH's own label table over mosaics of Fashion-MNIST and MNIST images, in the folder layout of ChestX-ray14, for tests and tutorials
 
 Docs: https://github.com/fastmemo/memo/data/chest_standin.html.md"""
 
@@ -23,7 +23,7 @@ def made_up_table(
     patients:int=3000, # How many
     seed:int=0 # Of the draw
 )->pd.DataFrame: # In the columns of Data_Entry_2017.csv
-    "A table like NIH's where that is not installed: its frequencies and number of images, findings that stay with a patient, no co-occurrence"
+    "A random label table with NIH's frequencies: findings stay with a patient, none occur together"
     rng = np.random.default_rng(seed)
     n = np.minimum(rng.zipf(1.9, patients), 60)
     who = np.repeat(np.arange(patients), n)
@@ -35,7 +35,7 @@ def made_up_table(
 
 def nih_table(
     )->pd.DataFrame|None: # The rows of Data_Entry_2017_v2020.csv; None where torchxrayvision is not installed
-    "NIH's label table, out of torchxrayvision's wheel"
+    "NIH's label table, read from the torchxrayvision package"
     p = packaged_file('torchxrayvision', 'data/Data_Entry_2017_v2020.csv.gz')
     return None if p is None else pd.read_csv(p)
 
@@ -130,7 +130,7 @@ def chest_tree(
     untested:str=None, # A finding that no patient of the test has
     jitter:int=4 # Pixels that a tile is moved at most
 )->Path: # The folder
-    "A folder in the layout of ChestX-ray14 with mosaics for X-rays: a stand-in, for tests and tutorials"
+    "Write a folder in the layout of ChestX-ray14 whose images are mosaics: a stand-in for tests and tutorials"
     out = Path(out)
     if out.exists(): raise MemoError(f"{out} is there already; delete it, or choose another folder")
     if patients<60: raise MemoError(f"patients: 60 or more are needed (four with each finding, and a test), found {patients}")
@@ -187,7 +187,7 @@ def chest_mosaic(
     preload:bool=True, # Read all images once, and keep them
     **kwargs
 )->DataLoaders: # train, valid, test, as `chestxray14`
-    "A stand-in for ChestX-ray14 of real tiles; made the first time"
+    "DataLoaders of the mosaic stand-in for ChestX-ray14, which is written to disk on first use"
     root = Path(ifnone(root, settings().data/'chest_mosaic'))/f'{patients}-{seed}'
     if not root.is_dir():
         try: chest_tree(root, patients, seed)

@@ -1,4 +1,4 @@
-"""ChestX-ray14 as NIH ships it: the table, splits by patient, loaders, and every fault of the data told before training starts
+"""Label table, splits by patient and DataLoaders of ChestX-ray14 as NIH ships it, checked before training starts
 
 Docs: https://github.com/fastmemo/memo/data/chest_xray.html.md"""
 
@@ -59,7 +59,7 @@ def _labels(p, label):
 def read_list(
     path:str|Path # A file with one image name a line
 )->np.ndarray: # Names; spaces, blank lines and Windows line ends are no matter
-    "The names of a list file"
+    "Read the image names in a list file"
     try: names = [o.strip() for o in Path(path).read_text(encoding='utf-8-sig').splitlines()]
     except FileNotFoundError: raise MemoError(f"{path} is missing; download it from NIH's ChestX-ray14 folder, or use split='patient', which needs no lists") from None
     except (OSError, UnicodeDecodeError) as e: raise MemoError(f"cannot read {path}: {e}; download it again") from e
@@ -90,7 +90,7 @@ def chest_table(
     root:str|Path, # Folder of Data_Entry_2017*.csv
     lists:bool=True # Read train_val_list.txt and test_list.txt too
 )->pd.DataFrame: # image, patient, path ('' where there is no file), part ('train_val', 'test' or ''), and a column of 0 and 1 for each finding
-    "The images, patients and findings of a ChestX-ray14 folder, in the order of its table"
+    "Table of images, patients and findings of a ChestX-ray14 folder"
     root = Path(root)
     p,df = _table(root)
     if not len(df): raise MemoError(f"{p}: no rows; download it again")
@@ -118,7 +118,7 @@ def chest_split(
     valid:float=.125, # Share of the other patients
     seed:int=85 # Of the draw
 )->pd.DataFrame: # The rows that are used, with `part` one of 'train', 'valid', 'test'
-    "Which image is for what; no patient is in two parts"
+    "Assign images to training, validation and test, each patient to one of them only"
     check_choice('split', split, ['official','patient'])
     if not 0<=valid<1: raise MemoError(f"valid: a share of the patients from 0 to below 1 is needed, found {valid}")
     if split=='official': df = df[df.part!='']
@@ -158,7 +158,7 @@ def chest_dls(
     drop_last:bool=False, # Leave out a last training batch that is not full
     device=None # By default fastai's
 )->DataLoaders: # train, valid, test
-    "Loaders of the images of a table"
+    "DataLoaders of the images in a table"
     if isinstance(sampling, str): check_choice('sampling', sampling, ['balanced'])
     cls,more = loader_for(sampling)
     if channels not in (1,3): raise MemoError(f"channels: 1 or 3 is accepted, found {channels}")
@@ -212,7 +212,7 @@ def chestxray14(
 def abnormal_only(
     dls:DataLoaders # Loaders of multi-label `TensorSet`s
 )->DataLoaders: # Train and valid without the rows that have no label; the others as they are
-    "The same loaders without normal images in training and validation"
+    "The same DataLoaders without images that have no finding, in training and validation"
     res = []
     for i,dl in enumerate(dls.loaders):
         ds = dl.dataset

@@ -28,7 +28,7 @@ class _Unpickler(pickle.Unpickler):
 def read_pickle(
     path:str|Path # A pickle of Python 2 or 3
 )->dict: # Keys as text
-    "The dict in a pickle of arrays and plain types; anything else is refused, and not run"
+    "Read a pickled dict of arrays and plain values without running code in it; anything else is refused"
     try:
         with open(path, 'rb') as f: d = _Unpickler(f, encoding='bytes').load()
     except MemoError as e: raise MemoError(f"{path}: {e}") from None
@@ -58,7 +58,7 @@ def read_cifar(
     root:str|Path=None, # Folder of `cifar-10-batches-py` or `cifar-100-python`, or that itself; by default the settings' data folder
     classes:int=10 # 10 or 100
 )->tuple: # (images uint8 [N,3,32,32], labels) for training, the same for the test, names of the classes
-    "CIFAR-10 or CIFAR-100 (the fine labels) as their archives unpack"
+    "Read CIFAR-10 or CIFAR-100 (fine labels) from the unpacked archive"
     if classes not in _cifar: raise MemoError(f"classes: 10 or 100 is accepted, found {classes}")
     c,root = _cifar[classes],Path(ifnone(root, settings().data))
     if (root/c['folder']).is_dir(): root = root/c['folder']

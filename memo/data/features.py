@@ -54,7 +54,7 @@ def features_key(
     model:nn.Module, # The backbone
     dl:DataLoader # Its items
 )->str: # 24 hexadecimal digits
-    "Fingerprint of weights, architecture, data and transforms"
+    "Cache key of features: hash of weights, architecture, data and transforms"
     h,ds = hashlib.blake2b(digest_size=12),dl.dataset
     data = [ds.x, ds.y, ds.items] if isinstance(ds, TensorSet) else [getattr(ds, 'items', ds)]
     tls = getattr(ds, 'tls', [ds] if isinstance(ds, TfmdLists) else [])
@@ -91,7 +91,7 @@ def cached_features(
     name:str='features', # Beginning of the file's name
     half:bool=True # Keep float16 (float32 where a value would not fit)
 )->tuple: # features [N,D], labels (or None), item ids [N]
-    "Features of the items of `dl`, from disk if they were computed before"
+    "Features of the items of `dl`, read from the disk cache if they are there"
     dl = plain_dl(dl)
     path = Path(root)/f"{name}-{features_key(model, dl)}{'' if half else '-f32'}.safetensors"
     if path.exists():
@@ -115,7 +115,7 @@ def features_dls(
     sampling:str|tuple=None, # For `loader_for`; a `BalancedDL` stays one by itself
     half:bool=True # Keep float16 on disk
 )->DataLoaders: # The same loaders over features, float32
-    "DataLoaders of the features of every loader of `dls`"
+    "DataLoaders of backbone features, for every loader in `dls`"
     res = []
     for i,dl in enumerate(dls.loaders):
         ds = dl.dataset

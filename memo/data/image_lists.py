@@ -22,7 +22,7 @@ from ..registry import register
 def read_list_file(
     path:str|Path # A text file: a path and a number a line
 )->pd.DataFrame: # image, label
-    "Images and the numbers of their classes; the path may have spaces, lines that are repeated count once"
+    "Read a list of images and class numbers; paths may contain spaces, repeated lines count once"
     path = Path(path)
     try: txt = path.read_text(encoding='utf-8-sig')
     except FileNotFoundError: raise MemoError(f"{path} is missing; it must list the images, a line 'path number' each") from None
@@ -60,7 +60,7 @@ def list_split(
     root:str|Path, # Folder of the lists
     seed:int=0 # Of the draw of validation images
 )->pd.DataFrame: # image, label, part
-    "Which image is for what"
+    "Assign the images of the lists to training, validation and test"
     share = isinstance(valid, (int,float))
     if share and not 0<=valid<1: raise MemoError(f"valid: a list, or a share of each class from 0 to below 1, is needed, found {valid}")
     names = dict(train=train, test=test) if share else dict(train=train, valid=valid, test=test)
@@ -113,7 +113,7 @@ def list_dls(
     val_bs:Count=128, # Size of the other batches
     device=None # By default fastai's
 )->DataLoaders: # train, valid, test; with `counts`, `many`, `few`, `vocab`, `c`, and `split`, which image is in which part
-    "Long-tailed photographs from lists"
+    "DataLoaders of long-tailed photographs named in list files"
     if not 0<min_scale<=1: raise MemoError(f"min_scale: above 0 up to 1 is needed, found {min_scale}")
     (cls,kw),x = loader_for(sampling),FileImages([], round(size*8/7), 3)
     df = list_split(train, valid, test, root, split_seed)

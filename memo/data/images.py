@@ -1,4 +1,4 @@
-"""Images on disk that index like a tensor, a check of thousands of files in a second, and copies of a size that reads fast
+"""Image files that index like one tensor, a fast check for broken files, and resized copies of a data set
 
 Docs: https://github.com/fastmemo/memo/data/images.html.md"""
 
@@ -21,7 +21,7 @@ def read_image(
     size:int, # Pixels of each side
     channels:int=1 # 1: grey; 3: RGB
 )->np.ndarray: # uint8 [size,size], or [size,size,3]
-    "An image in 8 bits: shorter side scaled to `size`, centre cut out"
+    "Read an image in 8 bits, shorter side scaled to `size`, centre crop"
     mode = 'L' if channels==1 else 'RGB'
     try:
         with Image.open(path) as im:
@@ -43,7 +43,7 @@ def _eight_bits(im):
 
 # %% ../../nbs/data/05_images.ipynb #6500e1dd
 class FileImages:
-    "N images on disk that index like a `uint8` tensor [N,channels,size,size]"
+    "Image files that index like one `uint8` tensor [N,channels,size,size]"
     lazy,ndim,dtype,device = True,4,torch.uint8,torch.device('cpu')
     def __init__(self,
         paths, # Files, in the order of the rows
@@ -74,7 +74,7 @@ class FileImages:
     def load(self,
         workers:int=0 # Processes that read
     )->Tensor: # uint8 [N,channels,size,size]
-        "All images, in memory"
+        "Read all images into memory"
         res = torch.empty(self.shape, dtype=torch.uint8)
         dl,lo = TensorDL(dataset=TensorSet(self), bs=64, num_workers=workers if len(self)>256 else 0, after_batch=noop),0
         for b in dl:
@@ -83,7 +83,7 @@ class FileImages:
         return res
 
     def fingerprint(self):
-        "What a cache of features is filed by: names, sizes and times of the files"
+        "Key of the files for a feature cache: their names, sizes and modification times"
         return [self.size, self.channels, [(o, s.st_size, s.st_mtime_ns) for o in self.paths.tolist() for s in [os.stat(o)]]]
 
 # %% ../../nbs/data/05_images.ipynb #0e41e4e5
@@ -93,7 +93,7 @@ def image_fault(
     path:str, # A file
     size:int=None # Pixels that both sides of a PNG must have
 )->str|None: # What is wrong with it
-    "Why a file cannot be a whole PNG or JPEG, by its first and last bytes; None if nothing speaks against it"
+    "Why a file cannot be a complete PNG or JPEG, judged by its first and last bytes; None if it looks complete"
     try: f = os.open(path, os.O_RDONLY)
     except FileNotFoundError: return 'missing'
     except OSError as e: return e.strerror
@@ -116,7 +116,7 @@ def broken_images(
     paths, # Files
     size:int=None # Pixels that both sides of a PNG must have
 )->list: # (path, why)
-    "The files that are missing, empty, no image, or cut off; 112,120 files in seconds"
+    "Find files that are missing, empty, truncated or no image; checks 112,120 files in seconds"
     return [(p,o) for p in map(os.fspath, paths) for o in [image_fault(p, size)] if o]
 
 # %% ../../nbs/data/05_images.ipynb #fb41ac8e
@@ -124,7 +124,7 @@ def some(
     names, # What is meant
     n:int=3 # How many to show
 )->str: # 'a, b, c, ...'
-    "The first names of many"
+    "The first few of many names, as text"
     names = [str(o) for o in names]
     return ', '.join(names[:n]) + (', ...' if len(names)>n else '')
 
@@ -132,7 +132,7 @@ def check_images(
     paths, # Files
     fix:str # What to do about it
 ):
-    "A `MemoError` in one line if any of the files is broken"
+    "Raise a one-line `MemoError` if any file is broken"
     bad = broken_images(paths)
     if bad: raise MemoError(f"{len(bad)} of {len(paths)} images cannot be read (first: {some(f'{p} is {why}' for p,why in bad)}); {fix}")
 
@@ -140,7 +140,7 @@ def check_images(
 def find_images(
     root:str|Path # A folder with images_*/images/*.png, images*/*.png, or both
 )->dict: # Name of the file -> path; sorted by part and name
-    "All images of a data set in the layout of ChestX-ray14"
+    "Find all images of a data set in the folder layout of ChestX-ray14"
     res = {}
     for part in sorted(o.path for o in os.scandir(root) if o.is_dir() and not o.name.startswith('.')):
         for d in (part, os.path.join(part, 'images')):
@@ -153,7 +153,7 @@ def find_images(
 def cache_info(
     root:str|Path # A folder
 )->dict|None: # size, source, images, whole
-    "What `cache.json` says of a folder that `resize_tree` made; None for any other"
+    "Contents of `cache.json` in a folder that `resize_tree` made; None for other folders"
     p = Path(root)/'cache.json'
     if not p.is_file(): return None
     try:
@@ -180,7 +180,7 @@ def resize_tree(
     workers:int=None, # Processes; by default one for each core
     progress:bool=False # Show a progress bar
 )->dict: # What is in cache.json, and `made`: how many images were new
-    "Copies of all images in `size` pixels, with table and lists; goes on where it stopped"
+    "Copy all images resized to `size` pixels, with table and lists; continues an interrupted copy"
     root,out = Path(root).resolve(),Path(out).resolve()
     if not root.is_dir(): raise MemoError(f"{root}: no such folder; give the folder of Data_Entry_2017.csv")
     if out==root or root in out.parents: raise MemoError(f"{out} lies in the data it would copy; choose a folder outside {root}")

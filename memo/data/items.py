@@ -1,4 +1,4 @@
-"""Which item is it: a number that means one item of one set, in another order, another split, another process
+"""A stable id for every item of a data set, the same in any order, split or process
 
 Docs: https://github.com/fastmemo/memo/data/items.html.md"""
 
@@ -17,14 +17,14 @@ from ..banks.policies import hashed
 
 # %% ../../nbs/data/01_items.ipynb #0d3e3131
 def hash63(s):
-    "63 bits of blake2b of a text"
+    "63-bit hash (blake2b) of a text"
     return int.from_bytes(hashlib.blake2b(str(s).encode(errors='surrogatepass'), digest_size=8).digest(), 'little')>>1
 
 # %% ../../nbs/data/01_items.ipynb #69841403
 def row_hashes(
     x # Tensor or array [N,...]
 )->Tensor: # [N] long, 2^32 or more
-    "A hash of the values of each row"
+    "Hash each row of a tensor by its values"
     x = torch.as_tensor(x).detach().as_subclass(Tensor).cpu()
     n,kind = len(x),hash63((str(x.dtype), tuple(x.shape[1:])))
     if n==0: return torch.zeros(0, dtype=torch.long)
@@ -83,7 +83,7 @@ def _feed(h, o, depth=0):
 def digest(
     *os # Anything
 )->int|None: # 63 bits; None where something cannot be looked into
-    "A number for what objects are made of, the same in every process"
+    "Hash objects by their content, equal in every process"
     h = hashlib.blake2b(digest_size=8)
     try:
         for o in os: _feed(h, o)
@@ -97,7 +97,7 @@ def position_ids(
     n:int|Tensor,       # How many, or the positions [N]
     key:int=None        # Digest of the set they are positions in; None: one that only this process and object have
 )->Tensor: # [N] long
-    "Ids of positions in one set"
+    "Ids of the items at some positions of a data set"
     if key is None:
         global _salt
         key = _salt = (_salt*6364136223846793005+1442695040888963407) & (1<<62)-1
@@ -160,7 +160,7 @@ def named_by(
     ds,     # A data set
     by      # A column of its data frame, or a function of an item
 )->Tensor:  # [N] long, -1 where that is missing
-    "An id for each item by what `by` says of it"
+    "Ids of items from the column or function `by`"
     items = getattr(ds, 'items', None)
     if not isinstance(by, str) and not callable(by): raise MemoError(f"{by!r}: a column of the data frame, or a function of an item, is accepted")
     if isinstance(by, str):
@@ -248,7 +248,7 @@ def item_ids(
 
 # %% ../../nbs/data/01_items.ipynb #e2ca957f
 def same_ids(old, new):
-    "`new`, a set of the same items in the same order, with the ids of `old`; for sets that cannot be digested"
+    "Give `new`, which has the same items in the same order, the ids of `old`; for data sets that cannot be hashed"
     ids = item_ids(old)
     new.__dict__['_memo_ids'] = _glance(new),ids
     return new

@@ -1,4 +1,4 @@
-"""Exponential and step imbalance drawn from a balanced set; long-tailed digits and Fashion-MNIST
+"""Exponential imbalance drawn from a balanced set; long-tailed digits and Fashion-MNIST
 
 Docs: https://github.com/fastmemo/memo/data/longtail.html.md"""
 
@@ -48,7 +48,7 @@ def longtail_subset(
     seed:int=0, # Of the class order and the draw
     shuffle_classes:bool=True # Permute the classes (never for seed 0)
 )->Tensor: # Positions in y, ascending
-    "Draw `counts[i]` examples of the class of rank `i`"
+    "Draw `counts[i]` examples of the class with rank `i`"
     y,g = torch.as_tensor(y),torch.Generator().manual_seed(seed)
     order = torch.randperm(len(counts), generator=g).tolist() if shuffle_classes and seed else range(len(counts))
     res = []
@@ -117,7 +117,7 @@ def longtail_dls(
 def split_table(
     dls:DataLoaders # Train, valid and test loaders of `TensorSet`s with one label a row
 )->pd.DataFrame: # item, label (number of the class), part (train, valid, test)
-    "Which item is in which part"
+    "Table of which item is in training, validation and test"
     def rows(part, ds): return pd.DataFrame(dict(item=ds.items.numpy(), label=ds.y.cpu().numpy(), part=part))
     return pd.concat([rows(p, dl.dataset) for p,dl in zip(('train','valid','test'), dls.loaders)], ignore_index=True)
 
@@ -157,7 +157,7 @@ _fashion_deb = Path('/usr/share/datasets/fashion-mnist')
 def read_idx(
     path:str|Path # An idx-ubyte file, plain or .gz
 )->Tensor: # uint8
-    "The array of an idx file (the format of MNIST): type, dimensions and bytes"
+    "Read an array in idx format, the file format of MNIST"
     try:
         with (gzip.open if str(path).endswith('.gz') else open)(path, 'rb') as f: b = f.read()
     except (OSError, EOFError, zlib.error) as e: raise MemoError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e

@@ -29,7 +29,7 @@ def balanced_order(
     generator:torch.Generator=None, # Source of chance
     power:float=0. # Classes are drawn in proportion to this power of their rows; 0: equally often
 )->list: # Positions in y
-    "An order of `n` draws in which all classes are equally frequent (up to one), and so the rows of a class; several labels a row: in expectation, by the rarest"
+    "Order of `n` draws with equal numbers (up to one) of every class and row; multi-label: by each row's rarest label"
     y = torch.as_tensor(y)
     if y.ndim not in (1,2): raise MemoError(f"balanced sampling: labels [N] or [N,C] are needed, found shape {tuple(y.shape)}")
     if y.ndim==2:
@@ -51,7 +51,7 @@ def _one_label(y, power):
     if power and y.ndim==2: raise MemoError("sampling: 'balanced' alone is there for rows with several labels; others are for one label a row")
 
 class BalancedDL(TensorDL):
-    "A `TensorDL` that draws every class equally often where it shuffles, or in proportion to a power of its rows"
+    "A `TensorDL` that draws every class equally often when shuffling, or in proportion to a power of its size"
     def __init__(self, *args,
         power:float=0., # 0: every class equally often; .5: by the square root of its rows
         **kwargs
@@ -71,7 +71,7 @@ class BalancedDL(TensorDL):
 def loader_for(
     sampling:str|None # None: as drawn; or one of `samplings`
 )->tuple: # Class of the training loader, and the keywords it needs
-    "What gives a training loader its sampling"
+    "Class and arguments of the training loader for a kind of sampling"
     if sampling is None: return TensorDL,{}
     if not isinstance(sampling, str): return sampling
     return BalancedDL,dict(power=samplings[check_choice('sampling', sampling, samplings)])
@@ -79,10 +79,10 @@ def loader_for(
 # %% ../../nbs/data/03_samplers.ipynb #497e1663
 @register('sampler', 'balanced', title='balanced sampling')
 def sample_balanced():
-    "Every class equally often"
+    "Class-balanced sampling: every class equally often"
     return BalancedDL,dict(power=samplings['balanced'])
 
 @register('sampler', 'sqrt', task='multiclass', title='square-root sampling')
 def sample_sqrt():
-    "Every class in proportion to the square root of its images"
+    "Square-root sampling: every class in proportion to the square root of its size"
     return BalancedDL,dict(power=samplings['sqrt'])

@@ -16,7 +16,7 @@ from .items import *
 def _lazy(x): return getattr(x, 'lazy', False)
 
 class TensorSet:
-    "Rows of tensors as a fastai data set; indexing with a tensor gives a batch"
+    "Tensors as a fastai data set; indexing with several positions gives a whole batch"
     n_inp = 1
     def __init__(self,
         x:Tensor, # Inputs, [N,...]: images [N,C,H,W], uint8 or float, or features [N,D]
@@ -69,7 +69,7 @@ class TensorSet:
         return o[0],Category(self.vocab[int(y)])
 
     def new(self, x, y=None, items=None, split_idx=None, groups=None):
-        "Other rows with the same vocabulary and attributes"
+        "A set of other rows with the same vocabulary and attributes"
         return type(self)(x, y, items=items, vocab=self.vocab, split_idx=ifnone(split_idx, self.split_idx), groups=groups, **self.info)
     def subset(self, i=slice(None), split_idx=None):
         x = self.x.rows(i) if _lazy(self.x) else self.x[i]
@@ -80,7 +80,7 @@ class TensorSet:
         if (f := self.info.get('files')) is not None: res.info = {**self.info, 'files':f.rows(slice(0))}
         return res
     def __getstate__(self):
-        "Of rows of a larger tensor, these rows alone: an exported learner must not carry the images it was trained on"
+        "Pickle these rows, not the tensor they are a view of: an exported learner must not carry its training images"
         def own(o): return o.clone() if isinstance(o, Tensor) and o.untyped_storage().nbytes()>o.nbytes else o
         return {k:own(o) for k,o in vars(self).items()}
 
@@ -100,7 +100,7 @@ class TensorSet:
 
 # %% ../../nbs/data/02_tensors.ipynb #d0c96869
 def worker_error(e):
-    "A `MemoError` that a worker process raised, without the traceback that torch puts inside"
+    "The `MemoError` raised in a worker process, freed of torch's traceback text"
     return MemoError(e.msg.strip().rsplit('MemoError: ', 1)[-1])
 
 class TensorDL(TfmdDL):
@@ -154,7 +154,7 @@ def plain_dl(
     dl:DataLoader, # Any fastai loader
     **kwargs # To `dl.new`
 )->DataLoader: # The same items in their order, none left out, without the transforms for training
-    "The items of `dl` as a validation set would give them"
+    "A loader of the same items in order, without shuffling and without training augmentation"
     dl = dl.__dict__.get('dl', dl)          # inside a DistributedDL
     ds = dl.dataset
     if isinstance(ds, TensorSet): ds = ds.subset(split_idx=1)
@@ -167,7 +167,7 @@ def with_loaders(
     dls:DataLoaders, # Loaders of some data
     loaders:list # What takes the place of its loaders
 )->DataLoaders:
-    "The same data in other loaders"
+    "`DataLoaders` of other loaders with the same path, device and split"
     res = DataLoaders(*loaders, path=dls.path, device=dls.device)
     if 'split' in vars(dls): res.split = dls.split
     return res

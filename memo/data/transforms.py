@@ -41,7 +41,7 @@ class RandomRotate(Transform):
         return res.as_subclass(type(x))
 
 class ResizeBatch(Transform):
-    "Images of `size` pixels with `channels` channels: padded where less than 8 pixels are missing, else bilinear"
+    "Resize a batch to `size` pixels and `channels` channels: padded if fewer than 8 pixels are missing, else bilinear"
     order = 20
     def __init__(self, size:int, channels:int=None): store_attr()
     def __repr__(self): return f'ResizeBatch({self.size}, {self.channels})'
@@ -55,7 +55,7 @@ class ResizeBatch(Transform):
 
 # %% ../../nbs/data/04_transforms.ipynb #f3f1886a
 class CentreCut(Transform):
-    "The middle of each image of a batch; not in training"
+    "Centre crop of each image in a batch, in evaluation only"
     split_idx,order = 1,20
     def __init__(self, size:int): store_attr()
     def __repr__(self): return f'CentreCut({self.size})'
@@ -64,7 +64,7 @@ class CentreCut(Transform):
         return x[..., i:i+self.size, j:j+self.size]
 
 class RandomCut(Transform):
-    "A random part of each image of a batch, of `min_scale` to all of its area and 3:4 to 4:3, scaled to `size`; half of them mirrored. In training only"
+    "Random resized crop of each image of a batch, half of them mirrored; in training only"
     split_idx,order = 0,20
     def __init__(self, size:int, min_scale:float=.08): store_attr()
     def __repr__(self): return f'RandomCut({self.size}, {self.min_scale})'

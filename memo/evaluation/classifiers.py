@@ -1,4 +1,4 @@
-"""Baselines on frozen features: nearest class mean, and the classifier re-trained on balanced features (cRT)
+"""The nearest class mean, and the last layer trained again with balanced sampling (cRT)
 
 Docs: https://github.com/fastmemo/memo/evaluation/classifiers.html.md"""
 
@@ -23,7 +23,7 @@ def nearest_mean(
     zv:Tensor,      # Validation features [V,D]
     yv:Tensor       # Their classes [V]
 ):                  # A function from features [B,D] to logits [B,C]; what was chosen
-    "Cosines to the class means, with a temperature from validation data"
+    "Nearest-class-mean classifier: cosines to the class means over a temperature fitted on validation data"
     m = F.normalize(torch.zeros(n_classes, z.shape[1]).index_add_(0, y, F.normalize(z)))
     unseen = torch.bincount(y, minlength=n_classes)==0
     def cos(q): return (F.normalize(q)@m.T).masked_fill(unseen, -1)
@@ -43,7 +43,7 @@ def retrain_classifier(
     steps:int=300,          # Optimizer steps of 256 draws, or ten times through the data where that is more
     wds=(1e-3,1e-1,1.,10.)  # Weight decays to choose from
 ):                          # A function from features [B,D] to logits [B,C]; what was chosen
-    "A linear classifier on frozen features, trained with every class equally often"
+    "Train a linear classifier on frozen features with class-balanced sampling (cRT)"
     if len(z)==0: raise MemoError("retrain_classifier: there are no features")
     mean,std = z.mean(0),z.std(0)+1e-6
     x,xv,best = (z-mean)/std,(zv-mean)/std,None

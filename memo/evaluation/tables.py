@@ -1,4 +1,4 @@
-"""The table of an experiment or of several: rows are data, differences paired by seed, labels made last
+"""Means over seeds, differences paired by seed, and 95 % intervals, for one experiment or several
 
 Docs: https://github.com/fastmemo/memo/evaluation/tables.html.md"""
 
@@ -16,7 +16,7 @@ from ..metrics.intervals import paired
 
 # %% ../../nbs/evaluation/04_tables.ipynb #587c1387
 class Row(NamedTuple):
-    "What a line of a table is of"
+    "Key of a table row: training, method and memory"
     training:str = '' # The baseline whose training it is; '' for the experiment's own
     method:str = '' # The baseline that works on the trained network; '' for the network as it is
     memory:tuple = () # Names of the memories that take part, or of the head that reads one
@@ -24,11 +24,11 @@ class Row(NamedTuple):
 
     @property
     def network(self):
-        "The same without its memory"
+        "The row of the same network without its memory"
         return self._replace(memory=())
 
 def label(row, titles):
-    "A row as text; `titles` are those of trainings and methods"
+    "Label of a row, from the titles of its training and method"
     own = titles.get(row.training, row.training or 'plain network')
     text = own if not row.method else ', '.join([titles.get(row.method, row.method), *([own] if row.training else [])])
     if not row.memory: return text
@@ -36,15 +36,15 @@ def label(row, titles):
 
 # %% ../../nbs/evaluation/04_tables.ipynb #b842cd3c
 def row_of(r, seed=None):
-    "The `Row` of an entry in `metrics.json`"
+    "Key of an entry in `metrics.json`"
     return Row(r['training'], r['method'], tuple(r['memory']), seed)
 
 def rows_of(m):
-    "`Row` -> scores of the contents of a `metrics.json`"
+    "Scores by `Row` in the contents of a `metrics.json`"
     return {row_of(r, m['seed']):r['scores'] for r in m['rows']}
 
 def titles_in(metrics):
-    "Titles of all trainings and methods; the first that gives one counts"
+    "Titles of all trainings and methods in several `metrics.json`; the first one given counts"
     res = {}
     for m in metrics: res = {**m['titles'], **res}
     return res
@@ -96,7 +96,7 @@ def _pct(v, sign='', digits=1): return '' if v!=v else f'{100*v:{sign}.{digits}f
 def results(
     metrics:list # Contents of the `metrics.json` of each training
 )->tuple: # Means over seeds (a row for each method); paired differences (a row for each pair)
-    "Compare the methods of an experiment"
+    "Means over seeds of every row, and differences paired by seed"
     by,attrs,titles = {},_columns(metrics),titles_in(metrics)
     for m in metrics:
         for row,v in rows_of(m).items():
@@ -128,16 +128,16 @@ def text_table(rows, head):
 def md_table(rows, head): return '\n'.join('| '+' | '.join(map(str, r))+' |' for r in [head, ['---']*len(head), *rows])
 
 def all_rows(table, diff):
-    "Means and differences as one table, for a CSV"
+    "Means and differences in one data frame, for a CSV file"
     return pd.concat([table.assign(rival=''), diff]) if len(diff) else table
 
 def with_interval(v, low, high, sign='', digits=1):
-    "A share and its interval in per cent; '' where it is not known"
+    "A share with its interval as text, in per cent; '' if unknown"
     v,low,high = (_pct(o, sign, digits) for o in (v, low, high))
     return f'{v} [{low}, {high}]' if v and low else v
 
 def format_results(table, diff, fmt=text_table):
-    "Both tables as text, in per cent; in Markdown means have their interval too"
+    "Both tables as text, in per cent; in Markdown the means show their intervals too"
     cols,digits = table.attrs['columns'],table.attrs['digits']
     def cell(r, c, mean, sign=''):
         ci = [getattr(r, f'{c}_{o}') if sign or fmt is md_table else np.nan for o in ('low','high')]
@@ -155,7 +155,7 @@ def compare(
     runs:dict, # Label -> list of `metrics.json` contents, one a seed, each of one row
     baseline:dict # Label -> the label it is compared with, several of them, or None
 )->tuple: # Means over seeds (a row for each); paired differences (a row for each with a baseline)
-    "Compare several experiments, each with its baseline"
+    "One table over several experiments, each with the row it is compared with"
     by,attrs = {},_columns([m for ms in runs.values() for m in ms])
     for k,ms in runs.items():
         for m in ms:
@@ -172,5 +172,5 @@ def compare(
     return _means(by, attrs),_differences(pairs, by, attrs)
 
 def single(m, r):
-    "The contents of a `metrics.json` with one of its rows only"
+    "Contents of a `metrics.json` reduced to one row"
     return {**m, 'rows':[r]}

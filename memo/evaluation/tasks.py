@@ -1,4 +1,4 @@
-"""What labels ask for, multiclass and multilabel: activation, metrics, scores, columns of a table, predictions
+"""What each kind of labels needs: the usual loss, metrics, scores, table columns and the predictions file
 
 Docs: https://github.com/fastmemo/memo/evaluation/tasks.html.md"""
 
@@ -19,7 +19,7 @@ from ..registry import find,known,part,register
 
 # %% ../../nbs/evaluation/01_tasks.ipynb #689e7290
 class Task:
-    "What the labels of a data set ask for"
+    "Base class of tasks: what a kind of labels needs for training, scoring and tables"
     name = None     # that it is registered under
     columns = {}    # of a table of results: score -> title
     digits = 1      # of its numbers, in per cent
@@ -30,13 +30,13 @@ class Task:
     def metrics(self, dls): return []                       # of the progress table
     def details(self, probs, y, dls): return {}             # of a row: `intervals`, a `table` of the classes
     def scores(self, probs, y, dls):
-        "Plain floats by name, nan for what cannot be known"
+        "Scores by name as floats; nan where undefined"
         raise NotImplementedError
     def predictions(self, probs, y, dls, item):
-        "A row for each test item, as a data frame; `probs` are those of each row of the table, by its label"
+        "Data frame of test predictions; `probs` maps the label of each table row to its probabilities"
         raise NotImplementedError
     def class_texts(self, name, scores, details, share):
-        "The classes of a row: heading, titles, lines; None: nothing to tell. `share` writes a number with its interval"
+        "Table of scores per class: heading, titles, lines; None if there is none. `share` formats a number with its interval"
         return None
 
 # %% ../../nbs/evaluation/01_tasks.ipynb #c226a2d2
@@ -55,21 +55,21 @@ def _label(ds):
     return torch.as_tensor(ds.tls[-1][0] if hasattr(ds, 'tls') else ds[0][-1])[None]
 
 def class_counts(dls):
-    "Training examples of each class"
+    "Number of training examples per class"
     n = getattr(dls, 'counts', None)
     if n is not None: return n
     y = _labels(dls.train.dataset).long().cpu()
     return y.sum(0) if y.ndim==2 else torch.bincount(y, minlength=dls.c)
 
 def shots(dls):
-    "Counts of the classes, above how many one is many-shot, and below how many few-shot"
+    "Class counts, and the thresholds of many-shot and few-shot classes"
     return class_counts(dls),getattr(dls, 'many', 100),getattr(dls, 'few', 20)
 
 _ece = dict(ece='calibration err.')
 
 @register('task', 'multiclass', loss='ce')
 class Multiclass(Task):
-    "One class an item"
+    "One class for each item"
     columns = {**{k:k for k in ('accuracy','many','medium','few')}, 'balanced_accuracy':'balanced acc.', **_ece}
     pictures = ('counts',)
 
@@ -77,7 +77,7 @@ class Multiclass(Task):
     def metrics(self, dls): return [accuracy, *shot_metrics(*shots(dls))]
     def scores(self, probs, y, dls): return longtail_scores(probs, y, *shots(dls))
     def predictions(self, probs, y, dls, item):
-        "Item and target; of each row the class and its probability"
+        "Item and target, and for each table row the predicted class and its probability"
         df = pd.DataFrame(dict(item=item.tolist(), target=y.tolist()))
         for k,p in probs.items():
             c,i = p.max(1)
@@ -87,7 +87,7 @@ class Multiclass(Task):
 # %% ../../nbs/evaluation/01_tasks.ipynb #fed2c60f
 @register('task', 'multilabel', loss='bce', empty=True)
 class Multilabel(Task):
-    "Any number of classes an item"
+    "Any number of labels for each item"
     columns = dict(macro_auc='macro AUC', tail_auc='tail AUC', macro_ap='mAP', tail_ap='tail mAP', f1='F1', **_ece)
     digits,pictures = 2,('classes','reliability')
     def __init__(self,
@@ -107,7 +107,7 @@ class Multilabel(Task):
                     table=class_table(probs, y, list(dls.vocab), self.threshold, ci))
 
     def predictions(self, probs, y, dls, item):
-        "Image and patient, the labels; of each row the probability of each class"
+        "Image, patient and labels, and for each table row the probability of each label"
         vocab,split = list(dls.vocab),getattr(dls, 'split', None)
         if split is None or 'patient' not in split: who = pd.DataFrame(dict(item=item.tolist()))
         else: who = split.loc[split.part=='test', ['image','patient']].reset_index(drop=True)
@@ -125,7 +125,7 @@ class Multilabel(Task):
 
 # %% ../../nbs/evaluation/01_tasks.ipynb #20541b5b
 def task_named(name, **kwargs):
-    "The task of that name"
+    "The task registered under a name"
     f = find('task', name)
     res = f(**{k:v for k,v in kwargs.items() if k in inspect.signature(f).parameters})
     res.name = name
@@ -136,7 +136,7 @@ def task_of(
     name:str=None, # The task that the data set's maker names; None: the type of the targets decides
     **kwargs # For the task, as far as it has them: `threshold`, `draws`
 )->Task:
-    "The task of some data"
+    "The task of a data set"
     y = _label(dls.train.dataset)
     kinds = [task_named(k, **kwargs) for k in (known('task') if name is None else [name])]
     res = first(t for t in kinds if y is None or t.suits(y))
@@ -147,12 +147,12 @@ def task_of(
                     "another kind needs a task of its own, @register('task')")
 
 def task_name(dls):
-    "Under which name the task of some data is registered, as its targets say"
+    "Registered name of the task that fits the targets of a data set"
     return task_of(dls).name
 
 # %% ../../nbs/evaluation/01_tasks.ipynb #96f5dae9
 def own_metrics(section, dls):
-    "Name -> metric of a part that an experiment names; it gets `counts`, `many`, `few`, `vocab` if it asks for them"
+    "Metrics of a custom metric part, by name; it is given `counts`, `many`, `few`, `vocab` if its signature asks"
     f = find('metric', section.name)
     ps = inspect.signature(f).parameters
     data = dict(zip(('counts','many','few'), shots(dls))) if {'counts','many','few'} & ps.keys() else {}
@@ -171,7 +171,7 @@ def progress(
     dls:DataLoaders, # Loaders
     sections=() # Metrics that the experiment names
 )->list:
-    "Metrics of the progress table: those of the task, and those of the experiment that it has not"
+    "Metrics of the progress table: the task's, then the experiment's own"
     res = task.metrics(dls)
     have = {getattr(m, 'name', getattr(m, '__name__', None)) for m in res}
     for s in sections:
@@ -181,10 +181,10 @@ def progress(
     return [*res, *[m if isinstance(m, Metric) else MultiMetric(m, k) for k,m in own.items()]]
 
 def own_scores(probs, y, dls, sections=()):
-    "What the metrics of the experiment say on the test set"
+    "Test scores by the experiment's own metrics"
     return {k:float(m(probs, y)) for k,m in _own(sections, dls).items() if callable(m)}
 
 def titles_of(task, dls, sections=()):
-    "Columns of a table of results with their titles: those of the task, those of the experiment"
+    "Columns of the results table with their titles: the task's, then the experiment's own"
     own = {k:k.replace('_', ' ') for k,m in _own(sections, dls).items() if callable(m)}
     return {**task.columns, **own, **task.columns}

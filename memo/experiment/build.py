@@ -1,4 +1,4 @@
-"""From the sections of an experiment to its parts: loaders, network, memories, loss, learner, stages
+"""From the sections of an experiment to DataLoaders, network, memories, loss, `Learner` and training stages
 
 Docs: https://github.com/fastmemo/memo/experiment/build.html.md"""
 
@@ -31,7 +31,7 @@ def made(
     section, # What to make
     **given # What the experiment has
 ):
-    "The part that a section names"
+    "Build the part that a section names"
     try: return make(section, **given)
     except MemoError as e: raise MemoError(_keyed(here, e, section.args)) from e
 
@@ -50,12 +50,12 @@ def build_dls(cfg, seed):
 def _sampling(here, t): return None if t.sampling is None else made(f'{here}.sampling', t.sampling)
 
 def full_batches(cfg, dls):
-    "For a model that normalises over the batch, leave out a last batch that is not full, which may be a single image"
+    "Drop an incomplete last training batch if the model normalises over the batch, as it could be a single image"
     if facts(cfg.model).get('full_batches'): dls.train.drop_last = len(dls.train.dataset)>=dls.train.bs
     return dls
 
 def other_train(dls, seed, bs, sampling):
-    "`dls` with a training loader of another batch size and sampling, over the same items"
+    "`dls` with a new training loader over the same items, of another batch size and sampling"
     cls,kw = loader_for(sampling)
     train = dls.train.new(cls=cls, bs=bs, **kw)
     train.rng = random.Random(seed)
@@ -82,7 +82,7 @@ def build_model(cfg, dls, short=None):
 def _of_memory(here, e, own, head): return _keyed(here if _word(e) in own else f'{here}.head', e, own|head)
 
 def build_memory(cfg, dls):
-    "The memories of an experiment, a callback each"
+    "The memory callbacks of an experiment, one for each memory"
     groups = getattr(dls.train.dataset, 'groups', None) is not None
     res = []
     for name,m in cfg.memories.items():
@@ -95,7 +95,7 @@ def build_memory(cfg, dls):
     return res
 
 def build_loss(here, section, dls, class_weights=False, task=None):
-    "The loss that a section names; None: the usual one of the task, which the labels decide where it is None"
+    "The loss that a section names, or the usual one of the task"
     if section is None: section = usual_loss(here, task or task_of(dls).name)
     given,asks = dict(n_classes=dls.c),part('loss', section.name).params
     if 'counts' in asks: given['counts'] = class_counts(dls)
@@ -103,13 +103,13 @@ def build_loss(here, section, dls, class_weights=False, task=None):
     return made(here, section, **given)
 
 def usual_loss(here, task):
-    "The loss that a task means where none is named"
+    "The default loss of a task"
     name = part('task', task).facts.get('loss')
     if name is None: raise MemoError(f"{here} is needed: the task {task} has no usual loss")
     return Section('loss', name, {})
 
 def build_metrics(cfg, dls):
-    "What the progress table shows"
+    "Metrics of the progress table"
     return progress(task_of(dls, task(cfg)), dls, cfg.train.metrics)
 
 # %% ../../nbs/experiment/04_build.ipynb #6ead75bf
@@ -118,7 +118,7 @@ def build_learner(
     seed:int, # Of everything
     short=None # In a dry run: what to tell its notes to. Few features are computed, weights may be missing
 )->Learner:
-    "Learner of an experiment for one seed; the same call gives the same learner"
+    "`Learner` of an experiment for one seed; the same arguments give the same learner"
     set_seed(seed, reproducible=True)
     dls = build_dls(cfg, seed)
     if cfg.train.frozen: dls,model = frozen_dls(cfg, dls, short)
@@ -130,7 +130,7 @@ def build_learner(
                    metrics=build_metrics(cfg, dls), cbs=cbs, wd=cfg.train.wd)
 
 def check_monitors(cfg, learn):
-    "Raise where `monitor` names no column that the progress table will have"
+    "Raise a `MemoError` if `monitor` names no column of the progress table"
     cols = ['train_loss','valid_loss',*[m.name for m in learn.metrics]]
     for p,o in (('train',cfg.train), ('train.phase2',cfg.train.phase2)):
         if o is None or o.monitor is None or o.monitor.startswith(tuple(f'{n}_' for n in cfg.memories)): continue
@@ -151,7 +151,7 @@ def _features(net, dls, name, short):
 def _label(cfg): return cfg.model.get('arch', cfg.model.name)
 
 def frozen_dls(cfg, dls, short=None):
-    "Loaders over the cached features of `dls`, and a classifier for them"
+    "DataLoaders over cached features of `dls`, and a classifier for them"
     f = facts(cfg.model)
     net = _weights(cfg, lambda m: call(resolve(f['backbone']), m.args), short)     # for images of three channels
     res = _features(net.to(dls.device), dls, _label(cfg), short)
@@ -159,7 +159,7 @@ def frozen_dls(cfg, dls, short=None):
     return res,call(resolve(f['classifier']), cfg.model.args, n_in=res.train.dataset.x.shape[1], n_classes=dls.c)
 
 def on_images(learn):
-    "A learner on features as one on images, backbone in front; any other as it is"
+    "Put the backbone back in front of a learner trained on features; other learners stay as they are"
     if not hasattr(learn.dls, 'images'): return learn
     d = learn.dls
     cbs = MemoryCallback() if memories(learn.model) else None
@@ -178,7 +178,7 @@ def _first_stages(cfg, learn, dls, lr, kw, short):
             Stage(f'{name}.all', t.epochs, lr, False, dls=dls, **kw)]
 
 def build_stages(cfg, learn, seed, lr=None, short=None):
-    "The `Stage`s of an experiment; `lr` is the rate that was found where the experiment says `find`"
+    "Training stages of an experiment; `lr` is the rate found where the experiment says `find`"
     t,p,dls = cfg.train,cfg.train.phase2,learn.dls
     kw = dict(monitor=t.monitor, patience=t.patience, min_delta=t.min_delta)
     dls1 = full_batches(cfg, abnormal_only(dls)) if t.abnormal_only else dls

@@ -1,4 +1,4 @@
-"""One table over several experiments; what is compared with what follows from the keys in which trainings differ
+"""Run several experiments and put them into one table, paired by seed
 
 Docs: https://github.com/fastmemo/memo/experiment/compare.html.md"""
 
@@ -52,7 +52,7 @@ def compare_runs(
     cfgs, # Finished experiments
     folder # Where `comparison.csv`, `.md`, `.png` and `differences.png` go
 )->str: # The table
-    "One table over several experiments"
+    "Make one table of several finished experiments"
     shared = os.path.commonpath([os.path.dirname(c.name) for c in cfgs])     # that all names begin with it says nothing
     lines = {k.removeprefix(f'{shared}/'):v for c in cfgs for k,v in _lines(c, run_folder(c)).items()}
     base = {k:_compared(lines, k) for k in lines}
@@ -78,7 +78,7 @@ def run_experiments(
     overwrite:bool=False, # Replace earlier runs of those names
     log=print # Gets the lines of progress
 )->str: # The table
-    "Run several experiments, finish those that were begun, keep those that are finished, and compare them"
+    "Run several experiments, resuming unfinished ones and keeping finished ones, and compare them"
     names = [c.name for c in cfgs]
     for o in names:
         n = names.count(o)

@@ -1,4 +1,4 @@
-"""The YAML of an experiment: files, what sections ask of each other, parts of one's own
+"""Read an experiment from a YAML file and check that its sections fit each other
 
 Docs: https://github.com/fastmemo/memo/experiment/config.html.md"""
 
@@ -22,7 +22,7 @@ _all_ = ['Phase2','Train','Memory','Experiment','all_sections','facts','to_dict'
 
 # %% ../../nbs/experiment/03_config.ipynb #6448c9bd
 def task(cfg):
-    "The task that the data set names; None where it names none, and the type of the targets decides"
+    "The task that the data set declares; None if it declares none and the type of the targets decides"
     return facts(cfg.data).get('task')
 
 def _with(kind, fact): return [n for n,p in known(kind).items() if fact in p.facts and p.facts[fact]]
@@ -113,7 +113,7 @@ def check(
     cfg, # Experiment
     draft=None # What it was made of, which knows who said what
 ):
-    "Raise a `MemoError` where sections do not fit each other"
+    "Raise a `MemoError` if sections contradict each other"
     fail = (draft or Draft()).fail
     for f in (_check_train, _check_task, _check_model): f(cfg, fail)
     for n,m in cfg.memories.items(): _check_head(cfg, f'{at(n)}.head', m.head, m.bank, fail)
@@ -125,7 +125,7 @@ def check(
 
 # %% ../../nbs/experiment/03_config.ipynb #47d1da5b
 def finish(draft):
-    "The `Experiment` that the layers make"
+    "Build and check the `Experiment` from the merged layers"
     cfg = fill(draft, Experiment, draft.raw)
     cfg.data,cfg.model = (section(draft, k, getattr(cfg, k) or {}, k, usual[k]) for k in ('data','model'))
     ms = draft.raw.get('memories', dict(memory={}))
@@ -187,7 +187,7 @@ def load_config(
     path:str|Path, # YAML file
     overrides=(), # Dotted assignments, as `memory.k=5`; or a dict of dotted keys
 )->Experiment:
-    "The experiment of a file, with overrides"
+    "Load an experiment from a YAML file, with overrides"
     draft,layers = Draft(),list(_layers(path))
     folders = [o for d,p in reversed(layers) for o in (*_own_path(d, p.parent), p.parent.resolve())]
     draft.folders = list(dict.fromkeys([*folders, Path.cwd()]))
@@ -200,7 +200,7 @@ def load_config(
         return finish(draft)
 
 def from_dict(d, where):
-    "The experiment of a dict, as the header of a file has it"
+    "Build an experiment from a dict, as stored in a saved model's header"
     draft = Draft()
     draft.folders = list(dict.fromkeys([*_own_path(d, Path.cwd()), Path.cwd()]))
     with importing_from(*draft.folders): return finish(draft.lay(d, where))
@@ -210,7 +210,7 @@ def override(
     changes:dict, # Dotted key -> value, as `{'train.sampling':'balanced', 'memory':None}`
     where='override' # What a message begins with
 )->Experiment:
-    "The experiment with other values of some keys"
+    "A copy of an experiment with some keys changed"
     draft = Draft()
     draft.folders = cfg.path
     with importing_from(*cfg.path):
@@ -220,7 +220,7 @@ def override(
 
 # %% ../../nbs/experiment/03_config.ipynb #56e2408b
 def foreign_parts(cfg):
-    "Dotted path -> file and digest, of parts that are not this package's"
+    "Source file and digest of every part that is not memo's own, by dotted path"
     res = {}
     for _,s in all_sections(cfg):
         if '.' not in s.name: continue
@@ -230,5 +230,5 @@ def foreign_parts(cfg):
     return res
 
 def reads_root(cfg):
-    "Whether the data set of an experiment reads files"
+    "Whether the experiment's data set reads files from a folder"
     return 'root' in cfg.data

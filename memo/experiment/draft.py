@@ -1,4 +1,4 @@
-"""A file over its base, overrides over the file: what they say together, checked against the parts that they name
+"""How a base file, the file over it and the overrides of the command line are merged and checked
 
 Docs: https://github.com/fastmemo/memo/experiment/draft.html.md"""
 
@@ -38,7 +38,7 @@ def _default(p):
     return lists(p.default)
 
 class Draft:
-    "What the layers of an experiment have said so far"
+    "The merged settings of an experiment so far, and which file or override set each"
     def __init__(self):
         self.raw = {}                       # section -> key -> what was said
         self.origin,self.said = {},{}       # key -> who said it; key -> how it was written, where that was shorter
@@ -46,15 +46,15 @@ class Draft:
 
     def fail(self, key, msg): raise MemoError(f"{self.where(key)}: {msg}")
     def where(self, key):
-        "Who said a key, or the nearest section above"
+        "The file or override that set a key, or its nearest enclosing section"
         while key not in self.origin and '.' in key: key = key.rpartition('.')[0]
         return self.origin.get(key, self.last)
     def written(self, key):
-        "A key as the user wrote it: `memory.k` for `memory.head.k`"
+        "A key in the user's short form: `memory.k` for `memory.head.k`"
         return self.said.get(key, key)
 
     def lay(self, d, where):
-        "Lay a dict over what there is"
+        "Merge a dict over the settings so far"
         self.last = where
         if not isinstance(d, dict): self._no_section('the file', d)
         d = dict(d)
@@ -153,7 +153,7 @@ class Draft:
         self.origin[full],self.said[full] = self.origin[f'{key}.{k}'],f'{key}.{k}'
 
     def named(self, m, kind):
-        "The name of the bank or head of a memory"
+        "Name of the bank or head of a memory"
         own = m.get(kind, {}).get('name')
         if own is not None: return own
         return usual['bank'] if kind=='bank' else _usual_head(self.named(m, 'bank'))
@@ -165,7 +165,7 @@ class Draft:
     # overrides
 
     def set(self, key, v, where, said=None):
-        "Lay one dotted key, as in `memory.k=5`"
+        "Set one dotted key, as in `memory.k=5`"
         ks,d = key.split('.'),self.raw
         for i,k in enumerate(ks[:-1]):
             if i==0 and k=='memory': d = self.raw.get('memories', {})
@@ -189,7 +189,7 @@ def section(
     key:str, # Where
     name:str=None # Of the part that is meant where none is named
 )->Section:
-    "The `Section` of what was said at a key"
+    "Build the `Section` at a key from the settings"
     name = raw.get('name', name)
     if name is None: draft.fail(key, f"{key}.name is needed; there are {', '.join(known(kind))}")
     try: p = part(kind, name)
@@ -256,7 +256,7 @@ def _compared(draft, name, key):
     draft.fail(key, f"{key}: {name!r} is not one of {', '.join(names)}{hint if 'did you mean' in hint else ''}")
 
 def fill(draft, cls, raw, path=''):
-    "The dataclass `cls` of what was said; sections that depend on others stay as they were said"
+    "Build the dataclass `cls` from the settings; sections that depend on others stay as given"
     hints,res = typing.get_type_hints(cls, include_extras=True),{}
     for f in fields(cls):
         if f.name not in raw or f.name=='memories': continue
@@ -268,7 +268,7 @@ def fill(draft, cls, raw, path=''):
     return cls(**res)
 
 def memory(draft, name, raw):
-    "The `Memory` of what was said"
+    "Build the `Memory` from the settings"
     key = at(name)
     bank,head = (section(draft, k, raw.get(k, {}), f'{key}.{k}', draft.named(raw, k)) for k in ('bank','head'))
     keys,loose = callback_keys(),raw.get('loose', {})

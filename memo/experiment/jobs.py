@@ -1,4 +1,4 @@
-"""The trainings of an experiment as overrides of it, and which keys two of them differ in
+"""The trainings that an experiment consists of, one for each baseline that needs its own, and the keys in which two of them differ
 
 Docs: https://github.com/fastmemo/memo/experiment/jobs.html.md"""
 
@@ -18,7 +18,7 @@ from ..registry import find,known
 
 # %% ../../nbs/experiment/05_jobs.ipynb #d3e82472
 class Training(NamedTuple):
-    "One training of an experiment"
+    "One training run: an experiment with one seed, for the memory or a baseline"
     name:str # The baseline whose training it is; '' for the experiment's own, with or without memory
     cfg:Experiment # Its experiment, of one seed
     folder:Path # Where it goes
@@ -48,9 +48,9 @@ def trainings(
     cfg, # Experiment
     folder # Its run folder
 )->list: # `Training`s; the first one's folder is the run folder
-    "The trainings of an experiment"
-    rivals = {s.name:baseline(s) for s in cfg.compare if is_baseline(s)}
-    makes = {k:b for k,b in rivals.items() if b.works_on is None}
+    "List all training runs of an experiment: its own and those of its baselines, for every seed"
+    baselines = {s.name:baseline(s) for s in cfg.compare if is_baseline(s)}
+    makes = {k:b for k,b in baselines.items() if b.works_on is None}
     posts = [s for s in cfg.compare if s.name not in makes]
     res = []
     for i,seed in enumerate(cfg.seeds):
@@ -69,24 +69,24 @@ _memory = re.compile(r'(memory|memories|train\.phase2\.momentum)(\.|$)')
 _remedy = re.compile(r'train\.(phase2\.)?(loss|sampling)(\.|$)')
 
 def training_keys(cfg):
-    "Dotted key -> value of what a training depends on, but for its seed"
+    "All settings of a training except its seed, by dotted key"
     return {k:v for k,v in flat(cfg).items() if not _idle.match(k)}
 
 def differing(a, b):
-    "The keys in which two trainings differ"
+    "Keys in which two trainings differ"
     a,b = training_keys(a),training_keys(b)
     return {k for k in a.keys()|b.keys() if k not in a or k not in b or a[k]!=b[k]}
 
 def but_memory(a, b):
-    "Do two trainings differ in nothing but the memory?"
+    "Whether two trainings differ in the memory only"
     return all(map(_memory.match, differing(a, b)))
 
 def but_remedy(a, b):
-    "Do they differ in nothing but memory, loss and sampling?"
+    "Whether they differ in memory, loss and sampling only"
     return all(_memory.match(k) or _remedy.match(k) for k in differing(a, b))
 
 def is_remedy(row, cfg):
-    "Is a row one of the remedies for rare classes, or its training what one of them would make of it?"
+    "Whether a row is a remedy for rare classes, or comes from a training with one"
     if row.method: return find('baseline', row.method).remedy
     ours = [find('baseline', k)() for k,p in known('baseline').items() if p.module.startswith('memo.')]
     remedies = [b for b in (*ours, *(baseline(s) for s in cfg.compare if is_baseline(s))) if b.remedy]

@@ -1,4 +1,4 @@
-"""Pictures of a run folder: training curves, banks, recalled images, results for each class
+"""The pictures that a run folder gets: training curves, banks, recalled images, scores per class
 
 Docs: https://github.com/fastmemo/memo/experiment/report.html.md"""
 
@@ -13,19 +13,19 @@ from ..core import *
 from ..evaluation.tasks import *
 from .build import on_images
 from ..plots.banks import *
-from ..plots.recall import *
+from ..plots.recall import *     # gives learners their `show_memories`
 from ..plots.results import *
 from ..plots.training import *
 
 # %% ../../nbs/experiment/07_report.ipynb #2acb1479
 def save_pictures(folder, **pics):
-    "Write each picture, a function that draws it, as PNG"
+    "Draw pictures and save them as PNG; `pictures` maps file names to functions that draw"
     for k,f in pics.items():
         fig = f()
         with atomic_path(Path(folder)/f'{k}.png') as p: fig.savefig(p, format='png', dpi=100)
 
 def draw_scores(r, dls, folder):
-    "Pictures of a result of `evaluate`"
+    "Save the pictures of test scores"
     def counts(): return plot_counts(*shots(dls), list(dls.vocab))
     def classes(): return plot_classes(r.tables)
     def reliability(): return plot_reliability(last(r.probs.values()), r.y)
@@ -33,7 +33,7 @@ def draw_scores(r, dls, folder):
     save_pictures(folder, **{k:pics[check_choice('picture', k, pics)] for k in r.task.pictures})
 
 def draw(learn, history, folder):
-    "Pictures of a training and of its memories"
+    "Save the pictures of a training and its memories"
     d = learn.dls
     pics = dict(history=lambda: plot_history(history))
     for k,cb in learn.memories.items():

@@ -1,4 +1,4 @@
-"""From a YAML file to a table: train, compare with and without memory and with rivals, resume, evaluate again
+"""Train every seed and baseline of an experiment, resume after an interruption, evaluate again, write the table
 
 Docs: https://github.com/fastmemo/memo/experiment/run.html.md"""
 
@@ -38,7 +38,7 @@ def _line(row, n, t):
     return f"{t.cfg.name} seed {t.seed} | {where} | {vals} | {row['seconds']:.1f} s"
 
 def found_lr(cfg, learn, path):
-    "The rate of `lr: find`, the valley of `lr_find` on images of the first phase; kept in `path`, to resume with"
+    "Learning rate for `lr: find` (the valley of `lr_find` on images of phase 1), saved in `path` for resuming"
     if cfg.train.lr!='find': return None
     if not path.is_file():
         dls,was = learn.dls,rng_state(learn.dls.loaders)
@@ -73,7 +73,7 @@ def train(
     resume:bool=False, # Go on where an interrupted training stopped
     log=print # Gets a line for every epoch
 )->Learner:
-    "Train, evaluate, and write the run folder of one training"
+    "Run one training: train, evaluate, write its run folder"
     cfg,main = t.cfg,not rank_distrib()
     learn = build_learner(cfg, t.seed)
     learn.path = t.folder       # where callbacks write what they write
@@ -110,14 +110,14 @@ def train(
 
 # %% ../../nbs/experiment/08_run.ipynb #fda16f55
 def write_scores(folder, seed, r, dls, **more):
-    "Predictions, tables, pictures of a result of `evaluate`, and `metrics.json` (last, as it says that all is there)"
+    "Write predictions, tables and pictures, and last `metrics.json`, which marks the training as finished"
     write_csv(folder/'predictions.csv', r.pred)
     if r.tables: write_csv(folder/'classes.csv', pd.concat([t.assign(method=k) for k,t in r.tables.items()]))
     draw_scores(r, dls, folder)
     write_json(folder/'metrics.json', {**metrics_of(seed, r), **finite({k:v for k,v in more.items() if v is not None})})
 
 def read_metrics(t):
-    "Contents of the `metrics.json` of a training"
+    "Read the `metrics.json` of a training"
     m = read_json(t.folder/'metrics.json')
     return m if 'rows' in m else _of_last_version(m, t)
 
@@ -136,7 +136,7 @@ def _of_last_version(m, t):
                        titles=titles, remedies=remedies_of(t.cfg, t.name), rows=rows))
 
 def write_results(cfg, folder):
-    "`results.csv`, `results.md` and the text of the table, from the `metrics.json` of every training"
+    "Write `results.csv` and `results.md` from the `metrics.json` of every training; returns the table as text"
     table,diff = results([read_metrics(t) for t in trainings(cfg, folder)])
     write_csv(folder/'results.csv', all_rows(table, diff))
     head = f'# {cfg.name}\n\nPer cent, means over seeds {", ".join(map(str, cfg.seeds))}.\n\n'
@@ -158,7 +158,7 @@ def _claim(cfg, folder, overwrite):
     write_text(folder/'config.yaml', to_yaml(cfg))
 
 def check_experiment(cfg):
-    "Build all parts, so that what is wrong with them is told before anything is written; no image is preloaded for it"
+    "Build every part once to find mistakes before anything is written; images are not loaded"
     cfg = with_args(cfg, 'data', preload=False)
     if cfg.train.frozen: return build_dls(cfg, cfg.seeds[0])     # the rest would compute features
     learn = build_learner(cfg, cfg.seeds[0])
@@ -178,12 +178,12 @@ def run_experiment(
     overwrite:bool=False, # Replace an earlier run of that name
     log=print # Gets the lines of progress
 )->str: # The table
-    "Run an experiment from its beginning"
+    "Run an experiment from the start"
     check_experiment(cfg)
     return begin(cfg, overwrite, log)
 
 def begin(cfg, overwrite=False, log=print):
-    "Run an experiment that was checked"
+    "Run an experiment that has been checked"
     folder = run_folder(cfg)
     if not rank_distrib(): _claim(cfg, folder, overwrite)
     return _run(cfg, folder, False, log)
@@ -192,7 +192,7 @@ def resume_run(
     folder, # Run folder
     log=print # Gets the lines of progress
 )->str: # The table
-    "Finish an interrupted run"
+    "Resume an interrupted run"
     folder = Path(folder)
     return _run(run_config(folder), folder, True, log)
 
@@ -223,7 +223,7 @@ def _small(cfg):
     return override(with_args(cfg, 'data', preload=False, val_bs=8), less)
 
 def dry_run(cfg, log=print):
-    "Two batches of train and valid in every training of `cfg`; writes nothing into the folder of runs"
+    "Run two batches of training and validation in every training of `cfg`; the runs folder is not touched"
     for t in trainings(cfg, run_folder(cfg)):
         c = _small(t.cfg)
         learn = build_learner(c, t.seed, log)
@@ -239,7 +239,7 @@ def dry_run(cfg, log=print):
 def load_run(
     folder # A run folder, or one of its sub-folders
 )->Learner: # The trained learner, memories included
-    "The learner that a run folder holds"
+    "Load the learner of a run folder"
     return rebuilt(trainings(run_config(folder), folder)[0].cfg, Path(folder)/'model.safetensors')[1]
 
 def _scored(m): return [(r['method'],r['memory'],r['scores'],r.get('intervals')) for r in m['rows']]
@@ -250,7 +250,7 @@ def evaluate_run(
     out=None, # Folder for predictions, scores and pictures; None: nothing is written
     threshold:float=.5 # Probability above which a finding counts as found
 )->tuple: # The table, and the trainings whose numbers are not those of `metrics.json`
-    "Rebuild every learner of a run folder and score it again"
+    "Evaluate every training of a run folder again"
     folder = Path(folder)
     ms,off,txt = [],[],''
     for t in trainings(run_config(folder), folder):
@@ -269,7 +269,7 @@ def evaluate_model(
     out=None, # Folder for predictions, scores and pictures; None: nothing is written
     threshold:float=.5 # Probability above which a finding counts as found
 )->str: # The table
-    "Score the model in a file"
+    "Evaluate the model in a `model.safetensors`"
     cfg,learn = rebuilt(model_config(path), path, root)
     with learn.no_bar(), learn.no_logging(): r = evaluate(learn, cfg, threshold)
     if out is not None: write_scores(Path(out), cfg.seeds[0], r, learn.dls)

@@ -1,4 +1,4 @@
-"""What a run folder holds and how it is read again: experiment, environment, weights, scores
+"""What a run folder holds (experiment, environment, weights, scores) and how it is read again
 
 Docs: https://github.com/fastmemo/memo/experiment/run_folder.html.md"""
 
@@ -37,7 +37,7 @@ def _git_commit():
     return r.stdout.strip() + ('-modified' if git('status','--porcelain','--untracked-files=no').stdout.strip() else '')
 
 def environment(cfg, seed):
-    "Versions of everything that a result depends on; file and digest of parts that are not memo's"
+    "Versions of everything that a result depends on, and digests of parts that are not memo's own"
     import fastai,fastcore,timm,memo
     versions = {m.__name__:m.__version__ for m in (memo,torch,fastai,fastcore,timm,np)}
     here = dict(python=platform.python_version(), platform=platform.platform(), threads=torch.get_num_threads(),
@@ -52,7 +52,7 @@ def config_file(folder):
     return p
 
 def run_config(folder):
-    "The experiment of a run folder"
+    "Read the experiment of a run folder"
     p = config_file(folder)
     try: d = yaml.safe_load(p.read_text(encoding='utf-8'))
     except Exception: d = None      # told by `load_config`
@@ -82,7 +82,7 @@ def _patients(learn, *parts):
     return '' if s is None or 'patient' not in s else ' '.join(map(str, sorted(set(s.patient[s.part.isin(parts)]))))
 
 def save_weights(learn, path, cfg):
-    "The model, memories included, as safetensors"
+    "Save the model with its memories as safetensors"
     sd = {k:v.detach().as_subclass(Tensor).cpu().contiguous().clone() for k,v in learn.model.state_dict().items()}
     about = dict(config=to_yaml(cfg), patients=_patients(learn, 'train', 'valid'))
     with atomic_path(path) as p: save_file(sd, p, metadata=about)
@@ -90,7 +90,7 @@ def save_weights(learn, path, cfg):
 def _short(e, n=100): return ' '.join(str(e).split())[:n]
 
 def load_weights(learn, path):
-    "Undo `save_weights`"
+    "Load what `save_weights` saved"
     _there(path)
     try: sd = load_file(path)
     except Exception as e: raise MemoError(f"{path} is damaged ({_short(e)})") from None
@@ -100,7 +100,7 @@ def load_weights(learn, path):
     return learn
 
 def file_header(path, key, default=None):
-    "An entry in the header of a `model.safetensors`"
+    "Read an entry in the header of a `model.safetensors`"
     _there(path)
     try:
         with safe_open(path, 'pt') as f: txt = (f.metadata() or {}).get(key, default)
@@ -116,7 +116,7 @@ def _named(o):
     return own + [n for v in o.values() for n in _named(v)]
 
 def model_config(path):
-    "The experiment in the header of a `model.safetensors`"
+    "Read the experiment in the header of a `model.safetensors`"
     try: d = yaml.safe_load(file_header(path, 'config'))
     except yaml.YAMLError as e: raise MemoError(f"{path} is damaged: its header is no YAML ({_short(e)})") from None
     for n in [n for v in d.values() for n in _named(v)] if isinstance(d, dict) else []:
@@ -128,12 +128,12 @@ def model_config(path):
 
 # %% ../../nbs/experiment/06_run_folder.ipynb #4e5db861
 def with_args(cfg, section, **kwargs):
-    "The experiment with those arguments of a section, as far as its part has them"
+    "The experiment with some arguments of a section changed, as far as the part has them"
     own = getattr(cfg, section).args
     return override(cfg, {f'{section}.{k}':v for k,v in kwargs.items() if k in own})
 
 def at_root(cfg, root):
-    "The experiment on the data in `root`"
+    "The experiment with its data in folder `root`"
     if 'root' not in cfg.data.args: raise MemoError(f"--data is for sets that are files; {cfg.data.name} is not one")
     reads = part('data', cfg.data.name).facts.get('folder')     # of a set that makes its folder: what reads that folder
     if reads is None: return override(cfg, {'data.root':str(root)})
@@ -141,7 +141,7 @@ def at_root(cfg, root):
     return override(cfg, {'data':{**same, 'name':reads, 'root':str(root)}})
 
 def rebuilt(cfg, path, root=None):
-    "The experiment and learner of one seed with the weights in `path`, on the data in `root` if given"
+    "Experiment and learner of one seed with the weights in `path`; data in `root` if given"
     seen = file_header(path, 'patients', '')
     if root is not None: cfg = at_root(cfg, root)
     empty = cfg if cfg.train.frozen else with_args(cfg, 'model', pretrained=False)     # the file holds all weights

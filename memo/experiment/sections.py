@@ -1,4 +1,4 @@
-"""An experiment as plain data: sections that name parts, what else there is to say, and the text that reads back
+"""The sections of an experiment (data, model, memory, training) as plain data classes, and the YAML written from them
 
 Docs: https://github.com/fastmemo/memo/experiment/sections.html.md"""
 
@@ -22,7 +22,7 @@ def _parts(kind): return field(default_factory=list, metadata=dict(kind=kind, ma
 
 @dataclass
 class Phase2:
-    "A second phase, which starts from the best epoch of the first"
+    "The second training phase, which starts from the best epoch of the first"
     epochs:Count = 5 # How many
     lr:list[Positive] = field(default_factory=lambda: [2e-5, 8e-5]) # From the first to the last parameter group
     bs:Count|None = None # Batch size; null: that of the first phase
@@ -34,7 +34,7 @@ class Phase2:
 
 @dataclass
 class Train:
-    "How the network is trained"
+    "Training settings"
     epochs:Natural = 15 # Of the whole network
     frozen:bool = False # Train a classifier on features that are computed once and kept on disk
     freeze_epochs:Natural = 0 # Of the head alone, before, as in fine_tune
@@ -57,14 +57,14 @@ class Train:
 
 @dataclass
 class Memory:
-    "A memory: a bank, a head, and what the callback is told"
+    "A memory: its bank, its head, and the callback's settings"
     bank:Section # Storage
     head:Section # What is done with what was read
     callback:dict = field(default_factory=dict) # Arguments of `MemoryCallback`
 
 @dataclass
 class Experiment:
-    "An experiment"
+    "Everything that an experiment's YAML file says"
     name:str = 'run' # Of the run folder
     seeds:list[int] = field(default_factory=lambda: [settings().seed]) # One training each
     runs:str|None = None # Folder of run folders; null: that of settings.ini
@@ -77,17 +77,17 @@ class Experiment:
 
 # %% ../../nbs/experiment/01_sections.ipynb #0d38c244
 def at(name):
-    "The key of the memory of that name"
+    "Dotted key of the memory with a name"
     return 'memory' if name=='memory' else f'memories.{name}'
 
 def callback_keys():
-    "Keys of a memory that are neither of the bank nor of the head: name -> `Param`"
+    "Settings of a memory that belong to the callback, not to bank or head: name -> `Param`"
     own = {k:p for k,p in part('callback', 'memory').keys.items() if k!='k'}     # k is the head's
     save = Param(Count|None, None, 'Write the bank to RUN/banks every so many epochs, and at the end')
     return own | dict(save_every=save)
 
 def all_sections(cfg):
-    "Every section of an experiment, with its key"
+    "All sections of an experiment by key"
     t = cfg.train
     yield from (('data',cfg.data), ('model',cfg.model))
     for n,m in cfg.memories.items(): yield from ((f'{at(n)}.bank',m.bank), (f'{at(n)}.head',m.head))
@@ -97,7 +97,7 @@ def all_sections(cfg):
         for s in ss: yield k,s
 
 def facts(section):
-    "What the part that a section names says of itself"
+    "What the part named by a section declares about itself"
     return {} if section is None else part(section.kind, section.name).facts
 
 # %% ../../nbs/experiment/01_sections.ipynb #aa27b785
@@ -112,13 +112,13 @@ def to_dict(
     cfg, # Experiment
     given:bool=False # Of the parts, only what was stated
 )->dict:
-    "The experiment in its long form"
+    "The experiment as nested dicts, in long form"
     d = _plain(cfg, given)
     one = {'memory':d['memories']['memory']} if list(d['memories'])==['memory'] else {'memories':d['memories'] or None}
     return {a:b for k,v in d.items() for a,b in (one.items() if k=='memories' else [(k,v)]) if k!='path' or v}
 
 def flat(cfg):
-    "Dotted key -> value, of all keys; a section's own key holds its name"
+    "All settings by dotted key; the key of a section holds the name of its part"
     res = {}
     def walk(v, key):
         if isinstance(v, dict) and v:
@@ -172,5 +172,5 @@ def to_yaml(
     cfg, # Experiment
     comments:bool=False # What each key is for, behind it
 )->str:
-    "The experiment as YAML that reads back equal"
+    "The experiment as YAML, which loads as an equal experiment"
     return '\n'.join(_lines(to_dict(cfg), '', '', _comments(cfg) if comments else {}))+'\n'

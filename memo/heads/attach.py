@@ -1,4 +1,4 @@
-"""Where in a model a memory sits: several by name, put in by hook or by wrapping, taken out again without a trace
+"""Put one memory or several into any module of a model, by hook or by wrapping, and take them out again
 
 Docs: https://github.com/fastmemo/memo/heads/attach.html.md"""
 
@@ -25,7 +25,7 @@ def find_place(
     model:nn.Module,    # Where to look
     at:str=None,        # Name of a module; by default the pooled features that enter the classifier
 ):                      # Name, module, whether in front of it
-    "The module a memory sits at"
+    "Find the module that a memory is attached to"
     if at is not None:
         names = {n:o for n,o in _network(model) if n}
         m = names[check_choice('at', at, names)]
@@ -44,7 +44,7 @@ def find_place(
 def memories(
     model:nn.Module # Any model
 ) -> dict:          # Name -> head, in the order of the modules
-    "The memories in a model"
+    "All memories in a model, by name"
     res = {}
     for path,o in model.named_modules():
         if not isinstance(o, MemoryHead): continue
@@ -56,7 +56,7 @@ def find_head(
     model:nn.Module,    # Any model
     name:str=None       # Of the memory; None: the only one
 ):                      # The head, None where there is none
-    "A memory head in a model"
+    "The head of a memory in a model"
     ms = memories(model)
     if name is not None: return ms.get(name)
     if len(ms)>1: raise MemoError(f"this model has {len(ms)} memories ({', '.join(ms)}): say which by name")
@@ -67,7 +67,7 @@ def _inside(model): return any(o.model is model for o in _thread.calls)
 def _answers(h): return type(h).answer is not MemoryHead.answer
 
 class Gate:
-    "In front of a model's `forward`, or of another way in: opens a call, and lets the memories answer in their order"
+    "Wraps a model's `forward` (or another entry point): opens a call and lets the heads answer in order"
     def __init__(self,
         model:nn.Module,        # Whose
         method:str='forward'    # Which way in
@@ -101,7 +101,7 @@ class Gate:
         return out
 
 class HeadGate(Gate):
-    "The same for timm's `forward_head`, where it is called by itself"
+    "A `Gate` for timm's `forward_head`, when that is called directly"
     def __init__(self, gate):
         super().__init__(gate.model, 'forward_head')
         self.gate = gate
@@ -116,7 +116,7 @@ class HeadGate(Gate):
         return out
 
 class ResetGate:
-    "In front of timm's `reset_classifier`: memories at the classifier would be lost"
+    "Guards timm's `reset_classifier`, which would drop memories at the classifier"
     def __init__(self, model): self.model = model
     def __call__(self, *args, **kwargs):
         c = self.model.get_classifier()
@@ -126,7 +126,7 @@ class ResetGate:
 
 # %% ../../nbs/heads/05_attach.ipynb #b2687463
 class Tap:
-    "The hook that sends what enters a module, or leaves it, through its child of that name"
+    "A hook that sends a module's input or output through the memory in it"
     def __init__(self, name): self.name = name
     def through(self, module, x):
         if not isinstance(x, torch.Tensor): raise MemoError(f"memory {self.name!r}: at its place, a {type(module).__name__}, is a {type(x).__name__}, no tensor; choose another with at=")
@@ -139,7 +139,7 @@ class TapOut(Tap):
     def __call__(self, module, args, out): return self.through(module, out)
 
 class Wrapped(nn.Module):
-    "A module and the memory behind it, in its place"
+    "A module followed by its memory, in the module's place"
     def __init__(self, module, name):
         super().__init__()
         self.wrapped,self.memory_name = module,name
@@ -149,7 +149,7 @@ def check_name(
     name:str,           # Of a memory
     *owners             # What must not have an attribute of that name
 ):
-    "Raise if a memory cannot be called that"
+    "Raise a `MemoError` if a memory cannot have this name"
     if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name): raise MemoError(f"name: {name!r}, a Python name such as 'memory' or 'rare' is accepted")
     for o in owners:
         if hasattr(o, name): raise MemoError(f"name: {type(o).__name__} has something called {name!r} already; give the memory another name=")
@@ -161,7 +161,7 @@ def attach(
     name:str='memory',      # Of the memory; parameters and buffers are saved under it
     wrap:bool=False,        # Put the module at `at` into a `Wrapped` with the memory behind, in place of a hook: where a hook is not called
 ) -> nn.Module:
-    "Put `head` into `model`, in place"
+    "Attach `head` to `model`, in place"
     if name in memories(model): raise MemoError(f"this model has a memory called {name!r} already: give name=, or detach(model, {name!r}) first")
     if wrap and at is None: raise MemoError("wrap=True needs at=, the name of the module to wrap")
     where,m,front = find_place(model, at)
@@ -200,7 +200,7 @@ def detach(
     model:nn.Module,    # Has memories
     name:str=None       # Of the one to take out; None: all
 ):                      # The head that was in it, None where there was none; of several the dict name -> head
-    "Take a memory out of `model`, or all of them, in place"
+    "Remove one memory or all of them from `model`, in place"
     found = {n:h for n,h in memories(model).items() if name in (None, n)}
     for n,h in found.items(): _take_out(model, n, h)
     return None if not found else next(iter(found.values())) if len(found)==1 else found

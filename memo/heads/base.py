@@ -18,16 +18,16 @@ from ..registry import known,register
 
 # %% ../../nbs/heads/01_base.ipynb #135762cc
 class Seen:
-    "What one head saw in one forward: its features, what it recalled, the outputs that it answered to, classes of rows that it added"
+    "What one head saw in one forward pass: features, recalled rows, outputs before its answer, labels of added rows"
     z = read = raw = added = None
     times = 0       # that features passed: of a place that is passed twice nobody can say which of them are the items'
 
 class Call:
-    "One forward of a model with memories"
+    "One forward pass through a model with memories"
     def __init__(self, model, out=None, seen=None): self.model,self.training,self.out,self.seen = model,model.training,out,seen or {}
 
 class Step:
-    "A batch in flight: whose its rows are, and the forward that its loss is of"
+    "The current batch: item ids, groups, and the forward pass its loss is computed from"
     def __init__(self,
         item:Tensor=None,       # Ids of its items [B], -1 for none
         group:Tensor=None,      # Ids of their groups [B], -1 for none
@@ -40,7 +40,7 @@ class Step:
         self.yb = ()            # targets, as they were when the model was called
 
     def close(self, out=None, heads=()):
-        "Nothing that runs from now on counts. Gives the forward whose output is `out`, or the only one, or None. Of a compiled model, which keeps no calls, what its `heads` saw"
+        "Stop recording; gives the forward pass that made `out`, or the only one, or None"
         self.open = False
         self.main = next((o for o in self.calls if o.out is out), self.calls[0] if len(self.calls)==1 else None)
         self.unclear = self.main is None and len(self.calls)>1
@@ -51,7 +51,7 @@ class Step:
 
     main,unclear = None,False    # `unclear`: the output is that of no single forward
     def seen(self, head):
-        "What `head` saw in the forward that counts, None where it saw nothing"
+        "What `head` saw in the forward pass that the loss is of; None if it saw nothing"
         return None if self.main is None else self.main.seen.get(head)
 
 class _Thread(threading.local):
@@ -59,7 +59,7 @@ class _Thread(threading.local):
 _thread = _Thread()
 
 def set_step(heads, step):
-    "Have `step` be the batch in flight of these heads, in this thread; None for none. Gives the steps that were"
+    "Make `step` (None: no step) the current batch of these heads in this thread; returns the previous steps"
     was = {h:_thread.steps.get(h) for h in heads}
     for h in heads:
         if step is None: _thread.steps.pop(h, None)
@@ -68,7 +68,7 @@ def set_step(heads, step):
 
 @contextmanager
 def in_step(heads, step):
-    "`step` for the time of a `with`"
+    "A context in which `step` is the current batch"
     was = set_step(heads, step)
     try: yield step
     finally:
@@ -76,7 +76,7 @@ def in_step(heads, step):
 
 @contextmanager
 def in_call(model):
-    "A forward of `model` in this thread"
+    "A context for one forward pass of `model` in this thread"
     call = Call(model)
     _thread.calls.append(call)
     try: yield call
@@ -91,11 +91,11 @@ def in_call(model):
 # %% ../../nbs/heads/01_base.ipynb #5016f734
 @register('head', 'watch')
 class MemoryHead(Described):
-    "Watches: gives features on as they are"
+    "Watches: passes features on unchanged; the base class of all heads"
     needs,mixes,adds_rows = (),False,False
     trains = False      # is what comes behind it trained with what it recalls?
     def __init_subclass__(cls, **kwargs):
-        "What a head says of itself follows from what it has, where it does not say so"
+        "Derive `trains` and `mixes` from the methods a head defines, unless it states them"
         super().__init_subclass__(**kwargs)
         if 'fuse' in vars(cls) and 'trains' not in vars(cls): cls.trains = True
         if 'answer' in vars(cls) and 'mixes' not in vars(cls): cls.mixes = True
@@ -129,7 +129,7 @@ class MemoryHead(Described):
     def _call(self): return _thread.calls[-1] if _thread.calls else None
     @property
     def step(self):
-        "The batch in flight, None outside a training loop"
+        "The current batch; None outside a training loop"
         if (s := _thread.steps.get(self)) is not None or _thread.calls: return s
         return self._step       # in another thread a backward pass may run a part of a forward again
 
@@ -143,14 +143,14 @@ class MemoryHead(Described):
 
     @property
     def z(self):
-        "Features [B,D] that this head saw in the forward that runs now, None outside one"
+        "Features [B,D] that reached this head in the current forward pass; None outside one"
         if torch.compiler.is_compiling(): return self._traced
         seen = self._call.seen.get(self) if self._call else None
         return None if seen is None else seen.z
 
     @property
     def active(self):
-        "Is the memory on, for this thread?"
+        "Whether the memory is switched on in this thread"
         return self.on and (torch.compiler.is_compiling() or not ((s := self.step) and s.off))
 
     @property
@@ -160,14 +160,14 @@ class MemoryHead(Described):
 
     @property
     def learning(self):
-        "Is the model of the forward that runs now in training mode, or is it held in the other one in a training step?"
+        "Whether the current forward pass is one of training, even if the model is held in evaluation mode"
         if torch.compiler.is_compiling(): return self.training
         s = self.step
         if self._call: return self._call.training or bool(s and s.open and s.training)
         return self.training if s is None else s.training
 
     def own(self, n=None):
-        "Ids of the items and groups of the batch, whose rows a query may not find in training; None where they are not known, or the batch has other than `n` rows"
+        "Item and group ids to hide from the batch's own queries in training; None if unknown or not for `n` rows"
         s = self._step if torch.compiler.is_compiling() else self.step
         if s is None or not (s.hide or self.learning): return None,None
         return tuple(o if o is not None and n in (None, o.shape[0]) else None for o in (s.item,s.group))
@@ -178,20 +178,20 @@ class MemoryHead(Described):
     def fit(self, collected, **kwargs): return {}
     def columns(self): return {}     # name -> function of a `Seen` and the labels that gives a value a row, or one; or names of methods that do
     def build(self, dim, n_classes):
-        "Make what is learned, for features of width `dim`; called once, when the memory gets its place in a model"
+        "Make learnable parameters for features of width `dim`; called once, when the bank is attached to a model"
 
     def check_labels(self, y):
-        "Raise if labels of that kind (classes [B] or 0/1 targets [B,C]) cannot be stored and used by this head"
+        "Raise an error if this head cannot use labels of this kind (classes [B] or 0/1 targets [B,C])"
 
     def refit(self, collected):
-        "What `fit` chooses anew after each epoch of training: by default all of it"
+        "Arguments of the `fit` after each epoch: by default everything is chosen anew"
         return self.fit(collected)
-    def rekeyed(self): "The bank's rows were encoded anew"
+    def rekeyed(self): "Called after the bank's rows were re-encoded"
     def chosen(self):
-        "What `fit` has chosen, plain values"
+        "Values chosen by `fit`, as plain numbers"
         return {}
     def mixed(self, logits, z):
-        "What `answer` makes of outputs [B,C] and features [B,D]"
+        "The answer to collected outputs [B,C] and features [B,D]"
         with in_call(self):
             self._note(z=z)
             return self.answer(logits)
@@ -199,17 +199,17 @@ class MemoryHead(Described):
 
     @contextmanager
     def off(self):
-        "The model without this memory"
+        "A context in which the model runs without this memory"
         _thread.off[self],self._offs = _thread.off.get(self, 0)+1,self._offs+1
         try: yield self
         finally: _thread.off[self],self._offs = _thread.off[self]-1,self._offs-1
 
     def end_trace(self):
-        "The end of a traced forward: what it leaves, a batch in flight may want to see"
+        "Clean up after a compiled forward pass, keeping what the current batch needs of it"
         if self._step is None: self._traced,self._traced_raw = None,None
 
     def take_traced(self):
-        "What this head saw in a compiled forward, None where there was none"
+        "What this head saw in a compiled forward pass; None if there was none"
         if (z := self._traced) is None: return None
         raw,self._traced,self._traced_raw = self._traced_raw,None,None
         seen = Seen()
@@ -218,7 +218,7 @@ class MemoryHead(Described):
 
 # %% ../../nbs/heads/01_base.ipynb #e0757c46
 def flat(x):
-    "Features as one vector an item: maps `[B,D,h,w]` averaged over places, tokens `[B,T,D]` over tokens"
+    "Features as one vector per item: maps `[B,D,h,w]` are averaged over positions, tokens `[B,T,D]` over tokens"
     if x.ndim==2: return x
     if x.ndim==4: return x.mean((2,3))
     if x.ndim==3: return x.mean(1)
@@ -226,13 +226,13 @@ def flat(x):
 
 # %% ../../nbs/heads/01_base.ipynb #cfb20a5e
 def same_labels(bank, y):
-    "Does the bank hold labels of the kind that `y` has?"
+    "Whether the bank's labels are of the same kind as `y` (classes or 0/1 targets)"
     if len(bank)==0 or y is None: return False
     labels = bank.rows()[2]
     return labels is not None and labels.ndim==y.ndim
 
 def nearest_hits(bank, read, y):
-    "Whether the nearest row of each query has its label (multi-label: one of its positives, or none as the query has none) [B]; None where that cannot be known"
+    "Whether the nearest row has the query's label [B] (multi-label: shares a positive, or both have none); None if unknown"
     if read is None or not same_labels(bank, y) or len(read.index)!=len(y): return None
     i = read.index[:,0]
     got = bank.rows()[2][i.clamp(min=0)].to(y.device)

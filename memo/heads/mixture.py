@@ -1,4 +1,4 @@
-"""A second opinion, mixed into the network's: the classes of the nearest rows, the nearest prototype, Gaussian classes with one covariance
+"""Heads that mix the memory's class probabilities into the network's: neighbour votes, nearest prototype, linear discriminant analysis
 
 Docs: https://github.com/fastmemo/memo/heads/mixture.html.md"""
 
@@ -39,7 +39,7 @@ def class_nll(
     log_p:Tensor,   # Log-probabilities [N,C]
     y:Tensor        # Classes [N]
 )->Tensor:
-    "Negative log-likelihood, a mean over the classes of the mean over their items"
+    "Class-balanced negative log-likelihood: the mean over classes of each class's mean"
     l = -log_p.gather(1, y[:,None]).squeeze(1)
     n = torch.bincount(y, minlength=log_p.shape[1])
     return (torch.zeros_like(n, dtype=l.dtype).index_add_(0, y, l)[n>0]/n[n>0]).mean()
@@ -57,7 +57,7 @@ def mix_votes(
     weight,             # Of the memory, in (0,1)
     multilabel=False,   # Sigmoids instead of a softmax?
 ) -> Tensor:            # Log-probabilities, or log-odds for multi-label [B,C]
-    "(1-weight) x the network's probabilities + weight x the votes; for multi-label the same of their log-odds"
+    "Mix probabilities: (1-weight) x network + weight x votes; multi-label: the same with log-odds"
     with torch.autocast(logits.device.type, enabled=False):
         out = _mixed(_log_p(logits.float(), multilabel), votes, weight, multilabel)
         return out[0]-out[1] if multilabel else out[0]
@@ -65,7 +65,7 @@ def mix_votes(
 # %% ../../nbs/heads/04_mixture.ipynb #7eaba4fd
 @checked
 class MixHead(MemoryHead):
-    "Mixes an opinion of the memory into the network's probabilities, in evaluation mode"
+    "Base class of mixture heads: mix the memory's class probabilities into the network's, in evaluation mode"
     mixes = True
     _log_t = -2,0       # where temperatures are looked for, powers of ten
     def __init__(self, bank, k:Count, temperature:Positive, weight:OpenFraction):
@@ -77,7 +77,7 @@ class MixHead(MemoryHead):
     def multilabel(self): return self.bank.labels is not None and self.bank.labels.ndim==2
 
     def answer(self, logits):
-        "The mixture of the network's outputs for this batch and the memory's opinion; in training mode the outputs"
+        "The batch's outputs mixed with the memory's probabilities; unchanged in training mode"
         z,tracing = self.z,torch.compiler.is_compiling()
         if self.learning or z is None: return logits
         if not tracing:
@@ -95,7 +95,7 @@ class MixHead(MemoryHead):
         item:Tensor=None,   # Items [B] and
         group:Tensor=None   # groups [B] whose rows are not read
     ) -> Tensor:            # Log-probabilities, or log-odds for multi-label [B,C]
-        "The mixture for features that were collected before"
+        "The mixture for collected outputs and features"
         return mix_votes(logits, self.votes(z, item, group, n_classes=logits.shape[1]), self.weight, self.multilabel)
 
     def check_labels(self, y): self.bank.check_single(y)
@@ -103,7 +103,7 @@ class MixHead(MemoryHead):
     def refit(self, collected): return self.fit(collected) if same_labels(self.bank, collected.y) else {}
 
     def chosen(self):
-        "What `fit` has set"
+        "Values chosen by `fit`"
         return dict(weight=float(self.weight), temperature=float(self.temperature))
 
     @torch.no_grad()
@@ -144,7 +144,7 @@ def _search(logits, votes_at, y, log_t):
 # %% ../../nbs/heads/04_mixture.ipynb #92198cb1
 @register('head', 'vote', only=dict(balanced='multiclass'))
 class VoteHead(MixHead):
-    "Mixes the class votes of the nearest rows into the network's probabilities, in evaluation mode"
+    "k-nearest-neighbour vote of the stored rows, mixed into the network's probabilities"
     def __init__(self,
         bank,                   # The memory; becomes part of the model
         k:Count|list[Count]=20,          # Rows that vote; several: the most of them, until `fit` has chosen
@@ -166,7 +166,7 @@ class VoteHead(MixHead):
     @torch.inference_mode(False)
     @torch.no_grad()
     def fit_whitener(self):
-        "Fit the whitener to the rows the bank holds now"
+        "Fit the whitening matrix to the stored rows"
         f,_,y,_,_,valid = self.bank.rows()
         if y is None: raise MemoError("whitening needs labelled rows, the memory has none")
         if valid is not None: f,y = f[valid],y[valid]
@@ -211,7 +211,7 @@ class VoteHead(MixHead):
         return torch.where(k>0, (k*class_votes(y, weight, index, n_classes)+usual)/(k+1), 0)
 
     def choices(self, z, n_classes, k=None, whiten=None, item=None, group=None):
-        "Numbers of rows `k` and whitening, one value or several of each; by default those that the head was made with"
+        "Candidates of `k` and of whitening for `fit`: given values, or those of the constructor"
         asked = listify(self.candidates['k'] if k is None else k)
         ks = [o for o in asked if 1<=o<=self.bank.capacity_rows]
         if not ks: raise MemoError(f"k: {asked}, but the bank holds {self.bank.capacity_rows} rows at most; 1..{self.bank.capacity_rows} is accepted")
@@ -240,7 +240,7 @@ class VoteHead(MixHead):
 # %% ../../nbs/heads/04_mixture.ipynb #6054b57f
 @register('head', 'prototype')
 class PrototypeHead(MixHead):
-    "Mixes in which class's average is nearest; for a `ClassBank`"
+    "Nearest prototype (softmax over cosines to class averages), mixed into the network; needs a `ClassBank`"
     needs = ('prototypes',)
     def __init__(self,
         bank,                   # A `ClassBank`; becomes part of the model
@@ -251,13 +251,13 @@ class PrototypeHead(MixHead):
         super().__init__(bank, k, temperature, weight)
 
     def scores(self, z):
-        "Cosines to the averages [B,C], -inf for classes that were never seen"
+        "Cosines to the prototypes [B,C]; -inf for classes never seen"
         with torch.autocast(z.device.type, enabled=False):
             s = F.normalize(z.float())@F.normalize(self.bank.prototypes()).T
             return s.masked_fill(self.bank.counts==0, -torch.inf)
 
     def votes(self, z, item=None, group=None, n_classes=None):
-        "Distribution over the classes [B,C] for features `z`"
+        "Class probabilities [B,C] for features `z`"
         return self._votes_at(self.scores(z), n_classes or self.bank.n_classes, self.temperature)
 
     def _votes_at(self, s, n_classes, t): return F.pad((s/t).softmax(1), (0,n_classes-s.shape[1]))
@@ -266,7 +266,7 @@ class PrototypeHead(MixHead):
 # %% ../../nbs/heads/04_mixture.ipynb #cd4a2fcd
 @register('head', 'lda')
 class LDAHead(PrototypeHead):
-    "Mixes in which class's Gaussian is nearest, one covariance for all; for a `ClassBank`"
+    "Linear discriminant analysis (Gaussian classes, one covariance), mixed into the network; needs a `ClassBank`"
     _log_t = -1,2
     def __init__(self,
         bank,                   # A `ClassBank`; becomes part of the model
@@ -281,7 +281,7 @@ class LDAHead(PrototypeHead):
     @torch.inference_mode(False)
     @torch.no_grad()
     def fit_means(self):
-        "Means of the classes, whitened, and the whitener, from the rows the bank holds now"
+        "Compute the whitening matrix and the whitened class means from the stored rows"
         if len(self.bank)==0: raise MemoError("the memory is empty: train, or write to the bank, before its classes are compared with")
         f,_,y,_,_,valid = self.bank.rows()
         f,y = f[valid].float(),y[valid]
@@ -300,7 +300,7 @@ class LDAHead(PrototypeHead):
         return self._of!=self._rows_now()
 
     def scores(self, z):
-        "Minus half the squared Mahalanobis distances to the means [B,C], -inf for classes that were never seen"
+        "Minus half the squared Mahalanobis distance to each class mean [B,C]; -inf for classes never seen"
         if not torch.compiler.is_compiling() and self._stale: self.fit_means()
         with torch.autocast(z.device.type, enabled=False):
             s = torch.cdist(F.normalize(z.float())@self.whitener, self.means, compute_mode='donot_use_mm_for_euclid_dist').square()/-2

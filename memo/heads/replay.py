@@ -17,7 +17,7 @@ from ..registry import register
 # %% ../../nbs/heads/03_replay.ipynb #d2b61eb1
 @register('head', 'replay')
 class ReplayHead(MemoryHead):
-    "Sends stored features of the rarer classes to the classifier with each training batch, so that it sees all classes equally often; for a `ClassBank`"
+    "Replays stored features of rare classes to the classifier with each training batch; needs a `ClassBank`"
     needs,adds_rows,trains = ('missing','draw'),True,True
     def __init__(self,
         bank,           # A `ClassBank`; becomes part of the model
@@ -27,7 +27,7 @@ class ReplayHead(MemoryHead):
     def check_labels(self, y): self.bank.check_single(y)
 
     def fuse(self, x, z):
-        "`x` and what is replayed behind it: drawn once a step, and in the forward that its loss is of; the same again where a backward pass runs that forward again"
+        "Append the replayed features to `x`: drawn once a step, and the same again under activation checkpointing"
         s = self.step
         if s is None or not (s.adds and self.learning) or len(self.bank)==0: return x
         again = self in s.drawn

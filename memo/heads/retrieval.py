@@ -19,7 +19,7 @@ from ..registry import register
 # %% ../../nbs/heads/02_retrieval.ipynb #0cbed305
 @register('head', 'add')
 class RetrievalHead(MemoryHead):
-    "Adds to each feature what it recalls: z' = z + sum_j w_j m_j"
+    "Adds the recalled features to the query: z' = z + sum_j w_j m_j (Hoang et al. 2024)"
     trains = True
     def __init__(self,
         bank,                   # The memory; becomes part of the model

@@ -18,7 +18,7 @@ def paired(
     b, # Scores of the other, same seeds in the same order
     level:float=.95 # Of the interval
 )->dict: # mean, low, high, per_seed (floats)
-    "t interval of the paired differences `a-b`; seeds where either is nan are left out of the mean"
+    "Mean difference `a-b` over seeds with its t-interval; seeds where either is nan are left out"
     from scipy import stats
     a,b = np.asarray(a, dtype=float).ravel(),np.asarray(b, dtype=float).ravel()
     if len(a)!=len(b) or not len(a): raise MemoError(f"paired: one score per seed from each method is needed, found {len(a)} and {len(b)}")
@@ -58,7 +58,7 @@ def patient_bootstrap(
     level:float=.95, # Of the intervals
     tail=None # Ids of the rare classes
 )->dict: # macro_auc, macro_ap (and tail_auc, tail_ap): (low, high); auc, ap: [C,2]
-    "Percentile intervals over draws of patients"
+    "Bootstrap percentile intervals, resampling patients"
     s,t = _both(probs, y)
     ids,(names,group) = _tail_ids(tail, s.shape[1]),np.unique(np.asarray(groups), return_inverse=True)
     if group.shape!=(len(s),): raise MemoError(f"groups: a patient for each of {len(s)} images is needed, found {np.asarray(groups).shape}")

@@ -19,7 +19,7 @@ def shot_groups(
     many:float=100, # Many-shot classes have more than this
     few:float=20 # Few-shot classes have fewer than this
 )->dict: # `many`, `medium`, `few` -> class ids
-    "Class ids by how many training examples they have"
+    "Classes split into many-, medium- and few-shot by their number of training examples"
     n = torch.as_tensor(counts).cpu()
     if few>many: raise MemoError(f"few: {few} is above many={many}, so a class could be in both groups")
     a,c = n>many,n<few
@@ -51,7 +51,7 @@ def _ece(conf, pred, y, n_bins=15):
 
 # %% ../../nbs/metrics/01_multiclass.ipynb #cb8db212
 class TopMetric(Metric):
-    "A metric of (top probability, predicted class, label) over a whole epoch; also callable with probabilities and labels"
+    "Base of metrics that need the top probability, predicted class and label of each row of an epoch"
     def __init__(self,
         func, # `func(conf, pred, y)` -> float
         name:str # Column in the progress table
@@ -81,7 +81,7 @@ class TopMetric(Metric):
 # %% ../../nbs/metrics/01_multiclass.ipynb #6a6b9986
 @register('metric', 'balanced_accuracy', task='multiclass')
 class BalancedAccuracy(TopMetric):
-    "Mean of the classes' recalls"
+    "Balanced accuracy: the mean recall of the classes"
     def __init__(self): super().__init__(_group_recall, 'balanced_accuracy')
 
 balanced_accuracy = BalancedAccuracy()
@@ -89,7 +89,7 @@ balanced_accuracy = BalancedAccuracy()
 # %% ../../nbs/metrics/01_multiclass.ipynb #196a532b
 @register('metric', 'ece', task='multiclass')
 class CalibrationError(TopMetric):
-    "Expected calibration error"
+    "Expected calibration error: the mean gap between confidence and accuracy"
     def __init__(self): super().__init__(_ece, 'ece')
 
 ece = CalibrationError()
@@ -111,7 +111,7 @@ def longtail_scores(
     many:float=100, # Many-shot classes have more than this
     few:float=20 # Few-shot classes have fewer than this
 )->dict: # accuracy, many, medium, few, balanced_accuracy, ece, nll
-    "Scores of predictions on long-tailed classes; nan for what cannot be known"
+    "All scores of predictions on long-tailed classes; nan where undefined"
     probs,y = torch.as_tensor(probs).detach().double().cpu(),torch.as_tensor(y).cpu().long()
     if probs.ndim!=2 or y.shape!=probs.shape[:1]: raise MemoError(f"probs: [N,C] with N labels is needed, found {tuple(probs.shape)} with {tuple(y.shape)}")
     if len(counts)!=probs.shape[1]: raise MemoError(f"counts: {probs.shape[1]} classes are needed, found {len(counts)}")

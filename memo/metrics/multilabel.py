@@ -54,7 +54,7 @@ def class_ap(
 
 # %% ../../nbs/metrics/02_multilabel.ipynb #9ecd03a7
 class MultiMetric(Metric):
-    "A metric of all probabilities and labels of an epoch; also callable with them"
+    "Base of metrics that need all probabilities and labels of an epoch; can also be called with them"
     def __init__(self,
         func, # `func(probs, y)` -> float
         name:str # Column in the progress table
@@ -92,7 +92,7 @@ def calibration_bins(
     y:Tensor, # [N,C] labels, 0 or 1
     n_bins:int=10 # Equal bins of probability
 )->pd.DataFrame: # low, high, n, prob (mean), freq (share of positives); the last two nan in an empty bin
-    "What was said and what was so, by bins of probability"
+    "Predicted probability and observed frequency per bin of probability"
     p,t = (o.flatten() for o in _both(probs, y, probs=True))
     if n_bins<1: raise MemoError(f"n_bins: {n_bins!r}, a number from 1 is accepted")
     edges = torch.linspace(0, 1, n_bins+1, dtype=torch.double)
@@ -124,7 +124,7 @@ def multilabel_scores(
     tail=None, # Ids of the rare classes
     threshold:float=.5 # What counts as predicted lies above it
 )->dict: # macro_auc, macro_ap, tail_auc, tail_ap, classes, precision, recall, f1, ece, brier, nll
-    "Scores of multi-label predictions; means are over the classes that have both outcomes, nan is what cannot be known"
+    "All scores of multi-label predictions; means are over classes that have positives and negatives, nan where undefined"
     p,t = _both(probs, y, probs=True)
     ids,auc,ap = _tail_ids(tail, p.shape[1]),class_auc(p, t),class_ap(p, t)
     res = dict(macro_auc=_mean(auc), macro_ap=_mean(ap), tail_auc=_mean(auc[ids]), tail_ap=_mean(ap[ids]), classes=float((~auc.isnan()).sum()))
@@ -140,7 +140,7 @@ def class_table(
     threshold:float=.5, # What counts as predicted lies above it
     ci:dict=None # What `patient_bootstrap` returned
 )->pd.DataFrame: # finding, positives, auc, ap, precision, recall, f1 and, with `ci`, auc_low, auc_high, ap_low, ap_high
-    "Scores of each class; nan where it lacks one of the outcomes"
+    "Scores per class as a table; nan where a class has no positives or no negatives"
     p,t = _both(probs, y, probs=True)
     if len(vocab)!=p.shape[1]: raise MemoError(f"vocab: {p.shape[1]} names are needed, found {len(vocab)}")
     cols = dict(positives=t.sum(0).long(), auc=class_auc(p, t), ap=class_ap(p, t), **dict(zip(('precision','recall','f1'), _counts(p, t, threshold))))

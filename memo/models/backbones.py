@@ -155,7 +155,7 @@ def load_backbone(
 
 # %% ../../nbs/models/02_backbones.ipynb #21237d02
 class FeatureBody(nn.Module):
-    "A backbone that gives features it is given on as they are"
+    "A backbone that also accepts features and passes them on unchanged"
     def __init__(self, net):
         super().__init__()
         self.net = net.to(memory_format=torch.channels_last)
@@ -164,7 +164,7 @@ class FeatureBody(nn.Module):
         return x if x.ndim==2 else self.net(x.contiguous(memory_format=torch.channels_last))
 
 class RowNorm(nn.BatchNorm1d):
-    "`BatchNorm1d` that takes the running statistics where a batch has one row only"
+    "`BatchNorm1d` that uses its running statistics for a batch of one row"
     def forward(self, x):
         if self.training and len(x)==1: return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(x)
@@ -172,7 +172,7 @@ class RowNorm(nn.BatchNorm1d):
 def n_features(
     net:nn.Module # A timm model without classifier, or `tile_cnn`
 )->int: # Width of what it gives
-    "Number of features that a backbone gives"
+    "Width of a backbone's features"
     return getattr(net, 'head_hidden_size', None) or net.num_features
 
 def chest_head(

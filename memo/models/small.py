@@ -17,7 +17,7 @@ def small_cnn(
     c_in:int=1, # Channels of the images
     n_classes:int=10 # Outputs
 )->nn.Sequential: # Convolutions, pooling, Flatten, Linear
-    "Six convolutions, average pooling, a linear classifier on 64 features"
+    "A small network: six convolutions, average pooling, a linear classifier on 64 features"
     ns = [c_in,16,16,32,32,64,64]
     convs = [ConvLayer(a, b, bias=False) for a,b in zip(ns, ns[1:])]
     return nn.Sequential(*convs[:2], nn.MaxPool2d(2), *convs[2:4], nn.MaxPool2d(2), *convs[4:], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, n_classes))
@@ -28,7 +28,7 @@ def tile_cnn(
     c_in:int=1, # Channels of the images
     n_classes:int=0 # Outputs; 0: the 64 features
 )->nn.Sequential:
-    "Five convolutions with early max pools and a global max pool, for findings that fill a part of a small image"
+    "Five convolutions with early and global max pooling, for findings that fill a part of a small image"
     convs = [ConvLayer(a, b, bias=False) for a,b in zip([c_in,16,16,32,64], [16,16,32,64,64])]
     m = nn.Sequential(convs[0], nn.MaxPool2d(2), convs[1], nn.MaxPool2d(2), convs[2], nn.MaxPool2d(2), *convs[3:], nn.AdaptiveMaxPool2d(1), nn.Flatten())
     if n_classes: m.add_module('classifier', nn.Linear(64, n_classes))

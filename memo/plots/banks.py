@@ -68,7 +68,7 @@ def plot_bank(
     bank, # A `SlotBank` or `ClassBank`
     vocab=None # Class names
 )->Figure: # Three panels, two for a `ClassBank`
-    "What a bank holds: classes, ages, lengths"
+    "Classes, ages and feature norms of the rows in a bank"
     name = f"{type(bank).__name__}{' ('+bank.policy+')' if isinstance(getattr(bank, 'policy', None), str) else ''}"
     if len(bank)==0: return _say(f"{name}: empty, room for {bank.capacity_rows} rows")
     fig = (_plot_slots if hasattr(bank, 'stamps') else _plot_classes if hasattr(bank, 'counts') else _plot_rows)(bank, vocab)
@@ -81,7 +81,7 @@ _colors = dict(tail=_shots['few'], medium=_shots['medium'], head=_shots['many'],
 def knows_classes(
     bank # Any bank
 )->bool: # Can it say who is rare, and what a class looks like, as a `ClassBank` can?
-    "What the pictures and tables here need of a bank"
+    "Whether a bank can say which classes are rare and what they look like, as these plots need"
     return all(hasattr(bank, o) for o in 'counts capacity prototypes thresholds distribution tail medium head class_counts export_tail prompt_data'.split())
 
 def _class_bank(bank):
@@ -113,7 +113,7 @@ def plot_classbank(
     bank, # A `ClassBank`
     vocab=None # Class names
 )->Figure: # Four panels
-    "How frequent, how full and how coherent the classes are"
+    "Four panels of a `ClassBank`: class counts, sizes of tail, medium and head, fill, length of the prototypes"
     n = _class_bank(bank)
     if len(bank)==0: return _say(f'ClassBank of {bank.n_classes} classes: empty')
     seen,total = n>0,int(bank.seen)
@@ -142,7 +142,7 @@ def plot_similarity(
     vocab=None, # Class names
     most:int=60 # Of more classes than that the rarest are drawn
 )->Figure: # One panel
-    "Cosines of the class prototypes, ordered by count"
+    "Heat map of the cosines between class prototypes, ordered by count"
     n = _class_bank(bank)
     if most<1: raise MemoError(f"most: {most!r}, a number of classes from 1 is accepted")
     if len(bank)==0: return _say(f'ClassBank of {bank.n_classes} classes: empty')
@@ -184,7 +184,7 @@ def plot_stored(
     k:int=6, # Images of each
     size:float=.9 # Of an image, in inches
 )->Figure: # A row for each class
-    "Stored images of classes"
+    "Images of the items that a bank stores for some classes"
     n = _class_bank(bank)
     if k<1: raise MemoError(f"k: {k!r}, a number from 1 is accepted")
     dls = getattr(dls, 'images', dls)       # behind cached features
@@ -217,7 +217,7 @@ def show_classes(self:Learner,
     size:float=.9, # Of an image, in inches
     memory:str=None # Name of the memory; None: the only one
 )->Figure: # A row for each class
-    "The training images that the memory keeps of some classes"
+    "Show the training images behind what the memory stores of some classes"
     with no_random(): return plot_stored(memory_of(self, memory).bank, self.dls, classes, k, size)
 
 # %% ../../nbs/plots/05_banks.ipynb #07d1eb03
@@ -239,7 +239,7 @@ def bank_table(
     vocab=None, # Class names
     n:int=None # How many of the rarest; None: all, also those never seen
 )->pd.DataFrame: # class, name, seen, stored, group, prototype_norm, nearest (its number, -1 where there is none), cosine
-    "Classes, the rarest first"
+    "Table of the classes in a bank, the rarest first"
     counts = _class_bank(bank)
     cs = counts.argsort(stable=True).tolist() if n is None else _rarest(bank, n)
     norm = torch.zeros(bank.n_classes) if bank.ema is None else bank.prototypes().norm(dim=1).cpu()
@@ -264,7 +264,7 @@ def class_text(bank, vocab=None, n=20):
 def bank_summary(
     bank # Any bank
 )->str: # A few lines
-    "What a bank is, how full, how much it has seen"
+    "Summary of a bank: kind, size, fill, rows seen"
     s,d = bank.stats(),bank.dim
     kind = [s['kind'], s.get('policy'), 'width not known yet' if d is None else f'width {d}', s.get('dtype')]
     room = f"of a budget of {bank.capacity}" if isinstance(s.get('capacity'), str) else f"of {bank.capacity_rows} ({100*s['fill']:.3g} %)"

@@ -1,4 +1,4 @@
-"""Figures that are only returned: no window opens, no global state of matplotlib changes
+"""Figures that are returned and not shown: no window opens, nothing piles up in pyplot
 
 Docs: https://github.com/fastmemo/memo/plots/figure.html.md"""
 
@@ -16,7 +16,7 @@ _small = {'font.size':8, 'axes.titlesize':8, 'axes.labelsize':8, 'xtick.labelsiz
     'axes.spines.top':False, 'axes.spines.right':False, 'savefig.dpi':100, 'figure.dpi':80}
 
 class Picture(Figure):
-    "A figure outside pyplot that a notebook can show"
+    "A matplotlib figure without pyplot, shown in notebooks; never opens a window"
     def _repr_png_(self):
         b = io.BytesIO()
         self.savefig(b, format='png', dpi=80)

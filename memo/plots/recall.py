@@ -161,7 +161,7 @@ def explain(self:Learner,
     size:float=1.4, # Of an image, in inches
     memory:str=None # Name of the memory; None: the only one
 )->Figure: # A row for each item
-    "What the memory recalls for some items: each beside the training items behind the answer"
+    "Show the training items behind the model's answers to some items"
     items = _several(self, items)
     if len(items)==0: raise MemoError("explain: there are no items")
     return _drawn(self, size, k, memory, items=items)

@@ -27,7 +27,7 @@ def _result_columns(df):
 def plot_results(
     df # Table with a row for each method
 )->Figure: # A panel for each metric
-    "Rows x metrics of a table of results: dots, with intervals where there are some"
+    "Dot plot of a table of results, with intervals where there are any"
     text,cols = _result_columns(df)
     if not cols or not len(df): return _say('no results')
     rows = [' - '.join(map(str, r)) for r in df[text].itertuples(index=False)] if text else [str(o) for o in df.index]
@@ -56,7 +56,7 @@ def _dots(ax, v, low=None, high=None):
 def plot_comparison(
     table # Table of `results` or `compare`: `method`, `seeds`, and for each score its mean, `_low` and `_high`
 )->Figure: # A panel for each score
-    "Mean and interval over seeds of each row"
+    "Mean and interval over seeds of every row"
     df = table.drop(columns=[c for c in table.columns if c!='method' and table[c].isna().all()])
     fig = plot_results(df.assign(method=df.method.map(lambda o: textwrap.fill(str(o), 40))))
     if not len(df): return fig
@@ -77,7 +77,7 @@ def _bars(ax, df, col, at, height, color, left):
 def plot_classes(
     table # What `class_table` returns, or a dict name -> such a table
 )->Figure: # Two panels, AUC and average precision
-    "Each class with its interval, for one method or several"
+    "Score of each class with its interval, for one method or several"
     tables = table if isinstance(table, dict) else {'':table}
     if not tables or any(not len(t) for t in tables.values()): return _say('no classes')
     df = first(tables.values()).sort_values('positives', ascending=False, kind='stable').set_index('finding')
@@ -107,7 +107,7 @@ def plot_reliability(
     y, # [N,C] labels, 0 or 1
     n_bins:int=10 # Equal bins of probability
 )->Figure: # Curve and histogram
-    "What was said against what was so, over all labels"
+    "Reliability diagram: predicted probability against observed frequency"
     df = calibration_bins(probs, y, n_bins)
     if not df.n.sum(): return _say('no labels')
     some = df[df.n>0]

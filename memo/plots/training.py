@@ -41,7 +41,7 @@ def _stage_starts(df):
 def plot_history(
     df # Data frame with a row for each epoch, or the path of a CSV file with one
 )->Figure: # A panel each for losses, scores, memory
-    "Training curves, several stages in a row"
+    "Training curves, stage after stage"
     df = (df if isinstance(df, pd.DataFrame) else pd.read_csv(df)).reset_index(drop=True)
     groups,starts,x = _history_groups(df),_stage_starts(df),np.arange(1, len(df)+1)
     if not groups: return _say('no epoch has been trained')
@@ -74,7 +74,7 @@ def plot_counts(
     few:float=20, # Few-shot classes have fewer than this
     vocab=None # Class names
 )->Figure: # One panel
-    "Bars of class counts, coloured by many, medium, few"
+    "Bar chart of class counts, coloured by many, medium and few"
     n = torch.as_tensor(counts).cpu()
     if n.ndim!=1 or len(n)==0: raise MemoError(f"counts: one number for each class is needed, found shape {tuple(n.shape)}")
     order,names = n.argsort(descending=True, stable=True),_names(vocab, len(n))

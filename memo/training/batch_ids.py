@@ -22,7 +22,7 @@ from .tracing import _Rows,_size,_tensors,_traceable
 
 # %% ../../nbs/training/03_batch_ids.ipynb #398458b6
 def group_ids(dl, group):
-    "An id for each item's group: a column of the data frame, or what `group` says of the item"
+    "Group id of each item, from a data-frame column or a function of the item"
     ds = dl.dataset
     if isinstance(ds, TensorSet) and group=='patient':
         if ds.groups is not None: return ds.groups
@@ -59,7 +59,7 @@ def _passes(learn):
     return len(_frames(learn, Learner.all_batches))
 
 def fits_running(learn):
-    "How many fits are running now, and whether what begins or ends now is one of them (and not a validation or prediction)"
+    "Number of fits in progress, and whether the current event belongs to a fit (not to a validation or prediction)"
     fs = _frames(learn, Learner._with_events, Learner.__enter__)
     kinds = [f.f_code is Learner._with_events.__code__ and f.f_locals.get('event_type')=='fit' for f in fs]
     return sum(kinds),next((k for k,f in zip(kinds, fs) if k or f.f_code is Learner.__enter__.__code__), False)
@@ -80,7 +80,7 @@ class _Quick(Callback):
         if f is not None: f(self)
 
 class BatchReady(_Quick):
-    "The last to see a batch before it is used, and after"
+    "Companion callback of `BatchIds` that runs after all others"
     order = 10**6
     def _begin(self): self.learn.batch_ids.begin()
     before_train = before_validate = _begin
@@ -90,7 +90,7 @@ class BatchReady(_Quick):
     after_train = after_validate = _end
 
 class BatchIds(_Quick):
-    "`learn.item` and `learn.group`: whose rows the batch in flight has"
+    "Sets `learn.item` and `learn.group`, the ids of the current batch's rows"
     order,_stateattrs = -10**6,('loops','warned','known')
     def __init__(self,
         item=None,  # What names an item, if not its content: a column of the data frame, or a function of an item
@@ -100,7 +100,7 @@ class BatchIds(_Quick):
 
     @property
     def step(self):
-        "The batch in flight, None between batches"
+        "The current batch; None between batches"
         return self.loops[-1].step if self.loops else None
 
     def before_fit(self):
@@ -130,7 +130,7 @@ class BatchIds(_Quick):
     def _named(self, ids, dl, by): return _named_ids(self.learn, ids, dl, by)
 
     def begin(self):
-        "A pass over a loader begins"
+        "Start of a pass over a loader"
         dl = self.learn.dl
         self._drop(_passes(self.learn))
         self.learn.dl = t = Traced(dl)
@@ -167,7 +167,7 @@ class BatchIds(_Quick):
         return ids.index_select(0, at) if whole else ids[at].masked_fill_(at<0, -1)
 
     def take(self, i):
-        "The ids of the batch's rows `i`; -1 for those that are made of several"
+        "Select rows `i` of the batch; -1 for rows made of several"
         loop = self.loops[-1]
         i = torch.as_tensor(i).long().cpu()
         for k in ('item','group'):
@@ -182,7 +182,7 @@ class BatchIds(_Quick):
         learn.item,learn.group = loop.step.item,loop.step.group = item,group
 
     def ready(self):
-        "All callbacks have had their way with the batch"
+        "Called when all callbacks have changed the batch"
         if not self.loops or self.loops[-1].step is None: return
         loop,learn = self.loops[-1],self.learn
         xs = _tensors(learn.xb)
@@ -222,7 +222,7 @@ class BatchIds(_Quick):
         if at is not None and sys.exc_info()[0] is not None: self._drop(at)
 
     def end(self):
-        "A pass has ended; one that was cancelled is gone already"
+        "End of a pass over a loader"
         self._drop(_passes(self.learn))
         dl = getattr(self.learn, 'dl', None)
         if isinstance(dl, Traced) and all(o.traced is not dl for o in self.loops): self.learn.dl = dl.dl
@@ -233,7 +233,7 @@ _leave_batches |= {BatchIds,BatchReady}
 def reindex(self:Learner,
     i # For each row of the batch as it is now: its row in the batch as it was, or -1 where it is made of several; or which rows were kept, [B] of booleans
 ):
-    "Say, in `before_batch`, what was done to the rows of a batch, so that they keep their ids"
+    "Declare, in `before_batch`, how a callback reordered or dropped rows of the batch, so that they keep their ids"
     b = vars(self).get('batch_ids')
     loop = b.loops[-1] if b is not None and b.loops else None
     if loop is None or loop.step is None or loop.item is None: return

@@ -15,7 +15,7 @@ from .param_groups import _memory_parts
 
 # %% ../../nbs/training/09_checkpoint.ipynb #d15b665b
 def rng_state(dls=()):
-    "The random states of python, numpy and torch, and those of the loaders in `dls`"
+    "Random states of Python, numpy, torch and the loaders in `dls`"
     name,keys,pos,has,gauss = np.random.get_state()
     return dict(python=random.getstate(), torch=torch.get_rng_state(), cuda=list(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else [],
                 numpy=(name,torch.from_numpy(keys.astype(np.int64)),int(pos),int(has),float(gauss)), dls=[_dl_rng(dl).getstate() for dl in dls])
@@ -23,7 +23,7 @@ def rng_state(dls=()):
 def _dl_rng(dl): return dl.rng
 
 def set_rng_state(s, dls=()):
-    "Undo `rng_state`"
+    "Restore what `rng_state` returned"
     random.setstate(s['python'])
     torch.set_rng_state(s['torch'])
     if s['cuda'] and torch.cuda.is_available(): torch.cuda.set_rng_state_all(s['cuda'])
@@ -33,7 +33,7 @@ def set_rng_state(s, dls=()):
 
 # %% ../../nbs/training/09_checkpoint.ipynb #302b2ffb
 def plain(o):
-    "`o` with numpy scalars, `L`s and tensor subclasses turned into what `torch.load(weights_only=True)` accepts"
+    "`o` with numpy scalars, `L`s and tensor subclasses converted to what `torch.load(weights_only=True)` accepts"
     if isinstance(o, Tensor): return o.detach().as_subclass(Tensor).cpu()
     if isinstance(o, np.generic): return o.item()
     if isinstance(o, dict): return {k:plain(v) for k,v in o.items()}
@@ -46,13 +46,13 @@ def _scalar(o):
     return o.item() if isinstance(o, Tensor) and o.numel()==1 else o
 
 def save_plain(o, path):
-    "Write `o` to `path`: it is there completely or not at all"
+    "Save `o` to `path` atomically"
     buf = io.BytesIO()
     torch.save(plain(o), buf)
     with atomic_path(path) as p: Path(p).write_bytes(buf.getbuffer())
 
 def load_plain(path):
-    "Read what `save_plain` wrote"
+    "Load what `save_plain` saved"
     if not Path(path).is_file(): raise MemoError(f"{path}: no such file")
     try: return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: raise MemoError(f"{path} is damaged or no checkpoint of memo ({type(e).__name__})") from None
@@ -63,7 +63,7 @@ _pos_re = re.compile(r's(\d+)_e(\d+)\.pt$')
 def _positions(folder): return sorted((tuple(map(int, m.groups())),p) for p in Path(folder).glob('s*_e*.pt') if (m:=_pos_re.match(p.name)))
 
 def last_checkpoint(folder, log=print):
-    "The newest readable checkpoint in `folder`; None where there is none yet"
+    "The newest readable checkpoint in `folder`; None if there is none"
     ps = _positions(folder)
     for i,(pos,p) in enumerate(reversed(ps)):
         try: ck = load_plain(p)
@@ -105,7 +105,7 @@ def _same_experiment(there, here, folder):
                     f"{more}; give it as it was, or start again without resume")
 
 class Progress:
-    "Where a list of stages is: history, best epoch of the phase, checkpoints"
+    "Progress through a list of stages: history, best epoch, checkpoints"
     def __init__(self, learn, stages, checkpoint=None, log=None, experiment=None):
         store_attr()
         self.rows,self.best,self.best_file,self.best_state,self.wait,self.files = [],None,None,None,0,[]
@@ -121,7 +121,7 @@ class Progress:
             self.momenta.setdefault(b, b.momentum)
             b.momentum = v
     def reset_momentum(self):
-        "What the banks had before the recipe"
+        "Restore the banks' `momentum` from before the stages"
         for b,v in self.momenta.items(): b.momentum = v
 
     def model_state(self): return plain(get_model(self.learn.model).state_dict())
@@ -131,7 +131,7 @@ class Progress:
             raise MemoError(f"the checkpoint in {self.folder} is of another model: {' '.join(str(e).split())[:200]}") from None
 
     def new_best(self, val, epoch, stage, i):
-        "Keep the model if `val` is the best of the phase"
+        "Keep the model if `val` is the best value of the phase"
         less = _lower_is_better(stage.monitor)
         val = _scalar(val)
         d = None if self.best is None or val is None else (self.best-val if less else val-self.best)
@@ -144,7 +144,7 @@ class Progress:
         return True
 
     def load_best(self):
-        "Go back to the best epoch of the phase"
+        "Load the best epoch of the phase"
         if self.best is None: return
         distrib_barrier()
         self.load_model(self.best_state if self.folder is None else load_plain(self.folder/self.best_file))
@@ -152,7 +152,7 @@ class Progress:
     def new_phase(self): self.best,self.best_file,self.best_state,self.wait = None,None,None,0
 
     def save(self, stage, epoch, recorder=None, scaler=None):
-        "Save all that is needed to go on with `epoch` of stage number `stage`"
+        "Save a checkpoint from which `epoch` of stage number `stage` can go on"
         if self.folder is None: return
         rngs = _rank_states(self.dls)
         if not rank_distrib():
@@ -168,7 +168,7 @@ class Progress:
         distrib_barrier()
 
     def restore(self, ck):
-        "Take over the book-keeping of a checkpoint"
+        "Take over history and counters from a checkpoint"
         if ck.get('format')!=_format:
             raise MemoError(f"the checkpoint in {self.folder} is of memo 0.1.0, whose memories know their items by other ids: "
                             "finish that run with it (pip install fastmemo==0.1.0), or start again without resume")
@@ -184,7 +184,7 @@ class Progress:
         self.files = [(self.folder/f"s{ck['stage']}_e{ck['epoch']}.pt", self.best_file)]
 
     def load(self, ck):
-        "Model and optimizer of a checkpoint"
+        "Load model and optimizer from a checkpoint"
         self.load_model(ck['model'])
         if ck['opt'] is not None:
             if self.learn.opt is None: self.learn.create_opt()

@@ -1,4 +1,4 @@
-"""What the network answers and the memory sees, over a loader: to fit a memory, to encode its rows anew, to show what it recalls
+"""Run a loader through the network and keep outputs and features: to fit a head, to re-encode stored rows, to show what is recalled
 
 Docs: https://github.com/fastmemo/memo/training/collect.html.md"""
 
@@ -36,7 +36,7 @@ def _quiet(learn):
 
 # %% ../../nbs/training/04_collect.ipynb #e4d5254b
 def plain_labels(yb):
-    "Class numbers `[B]` or 0/1 targets `[B,C]`; None for anything a memory cannot file by"
+    "Labels as class numbers `[B]` or 0/1 targets `[B,C]`; None for other targets"
     if len(yb)!=1 or not torch.is_tensor(yb[0]): return None
     y = yb[0].detach().as_subclass(Tensor)
     if y.ndim==2 and y.shape[1]==1 and not y.is_floating_point(): y = y.squeeze(1)
@@ -64,7 +64,7 @@ def collect(
     own=False,      # Hide each item's own rows, and its group's, as in training
     name=None,      # Whose features; None: the only memory's
 ):                  # `logits [N,C]`, `z [N,D]` or None, `y`, `item`, `group [N]`; `raw [N,C]`, outputs before that memory answered
-    "What the network answers, and the features at a memory's place"
+    "Run a loader through the network and return outputs, and features at a memory's place"
     out,by = [],getattr(vars(learn).get('batch_ids'), 'by_group', None)
     naming = getattr(vars(learn).get('batch_ids'), 'by_item', None)
     with _quiet(learn) as model, _uncompiled(model):
@@ -93,7 +93,7 @@ def rekey(
     learn,      # A learner
     name=None   # Of the memory; None: the only one
 ) -> int:       # Rows that were changed
-    "Encode the stored items anew, by the model as it is now, in evaluation mode and without augmentation"
+    "Re-encode the stored items with the current model, in evaluation mode and without augmentation"
     head = _head(get_model(learn.model), name)
     bank = head.bank
     if bank.features is None: return 0
@@ -117,7 +117,7 @@ def recalled(
     k:int=None,     # Rows for each, at most (and by default) what the head reads
     memory:str=None, # Name of the memory; None: the only one
 ):                  # `x` inputs, `probs [n,C]` with memory, `y` or None, `item [n]`, `weight`, `similarity`, `row_label`, `row_item [n,k]`
-    "What the memory recalls for some items, and what the model answers"
+    "Recalled rows and model outputs for some items"
     head = _head(get_model(learn.model), memory)
     with _quiet(learn):
         dl = learn.dls.test_dl(items, num_workers=0) if items is not None else plain_dl(learn.dls[ds_idx])

@@ -12,13 +12,13 @@ from fastai.vision.all import *
 
 # %% ../../nbs/training/05_columns.ipynb #3c4ad0a0
 class Column(Metric):
-    "A column of the progress table, of one memory"
+    "A column that a memory adds to the progress table"
     def __init__(self, cb, name, value=None, of_batch=None): self.cb,self._name,self._value,self.of_batch,self.got,self.now = cb,name,value,of_batch,[],[]
     @property
     def name(self): return self._name
     def reset(self): self.got = []
     def look(self, learn):
-        "In training: what there is to say of a batch before its step writes over what was recalled"
+        "Called in training before a step's write changes the rows that were recalled"
         if self.of_batch is not None: self.now = [self.of_batch(learn)]
     def accumulate(self, learn):
         if self.of_batch is None: return

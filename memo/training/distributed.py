@@ -15,7 +15,7 @@ from ..core import MemoError
 # %% ../../nbs/training/11_distributed.ipynb #4159da00
 @contextlib.contextmanager
 def alone():
-    "As if this were the only process"
+    "A context in which torch sees a single process"
     was = {k:os.environ.pop(k) for k in ('WORLD_SIZE','RANK') if k in os.environ}
     try: yield
     finally: os.environ.update(was)
@@ -36,7 +36,7 @@ def wait_for_all():
     PartialState(cpu=not torch.cuda.is_available()).wait_for_everyone()
 
 def processes(learn):
-    "The context to train in: fastai's `distrib_ctx` where there are several processes"
+    "Training context: fastai's `distrib_ctx` if there are several processes"
     if num_distrib()<2: return contextlib.nullcontext()
     try: from fastai.distributed import DistributedDL   # needs accelerate, and gives learners their `distrib_ctx`
     except (ImportError,NameError): raise MemoError(_no_accelerate) from None

@@ -1,4 +1,4 @@
-"""Losses for long-tailed and multi-label targets, and the correction that needs no training
+"""Logit-adjusted cross-entropy for a long tail; weighted, focal and asymmetric losses for multi-label targets
 
 Docs: https://github.com/fastmemo/memo/training/losses.html.md"""
 
@@ -17,7 +17,7 @@ from ..registry import register
 def log_prior(
     counts # Training examples per class, [C]
 )->Tensor: # Log of the class frequencies, [C] float32
-    "Log class frequencies of a training set; a class without examples counts as one"
+    "Log class frequencies of the training set; classes without examples count as one"
     n = torch.as_tensor(counts).detach().cpu().double()
     if n.ndim!=1 or len(n)==0: raise MemoError(f"counts: one number per class is needed, found shape {tuple(n.shape)}")
     if not torch.isfinite(n).all() or (n<0).any(): raise MemoError(f"counts: numbers of examples, 0 or more, are needed, found {n.tolist()}")
@@ -30,7 +30,7 @@ def adjust_logits(
     counts, # Training examples per class, [C]
     tau:float=1. # Strength: 0 changes nothing
 )->Tensor: # Adjusted logits, same shape
-    "`logits - tau * log prior`: what the network would say if all classes were equally frequent"
+    "Post-hoc logit adjustment: `logits - tau * log prior` (Menon et al. 2021)"
     p = log_prior(counts).to(logits.device)
     if logits.shape[-1]!=len(p): raise MemoError(f"logits: {logits.shape[-1]} classes, but counts are for {len(p)}")
     return logits - tau*p
@@ -38,7 +38,7 @@ def adjust_logits(
 # %% ../../nbs/training/01_losses.ipynb #608eb81f
 @register('loss', 'logit_adjusted', task='multiclass')
 class LogitAdjustedCE(Module):
-    "Cross-entropy of `logits + tau * log prior`"
+    "Logit-adjusted loss: cross-entropy of `logits + tau * log prior` (Menon et al. 2021)"
     def __init__(self,
         counts, # Training examples per class, [C]
         tau:NonNegative=1., # Strength: 0 is plain cross-entropy
@@ -57,14 +57,14 @@ class LogitAdjustedCE(Module):
 # %% ../../nbs/training/01_losses.ipynb #48424db5
 @register('loss', 'ce', task='multiclass')
 def cross_entropy():
-    "Cross-entropy of class numbers"
+    "Cross-entropy"
     return CrossEntropyLossFlat()
 
 @register('loss', 'bce', task='multilabel')
 def binary_cross_entropy(
     pos_weight=None # Weight of the positives of each class, [C]
 ):
-    "Binary cross-entropy of each label"
+    "Binary cross-entropy, label by label"
     return BCEWithLogitsLossFlat(pos_weight=pos_weight)
 
 # %% ../../nbs/training/01_losses.ipynb #7e3d5d71
@@ -73,7 +73,7 @@ def pos_weights(
     n:int=None, # Number of items, where `y` are numbers of positives
     most:float=100. # No weight is above
 )->Tensor: # [C] float32
-    "Negatives per positive of each class, capped"
+    "Weight of the positives of each class: negatives per positive, capped"
     y = torch.as_tensor(y).detach().cpu().double()
     if y.ndim==2: n,y = len(y),y.sum(0)
     if y.ndim!=1 or n is None: raise MemoError(f"pos_weights: labels [N,C], or positives per class [C] and n, are needed; found {tuple(y.shape)} and n={n}")

@@ -50,7 +50,7 @@ def _in_added_cbs():
 
 @register('callback', 'memory')
 class MemoryCallback(Callback):
-    "Gives the learner's model a memory, and writes to it what the model is trained on"
+    "Gives the learner's model a memory and writes the training features to it"
     order,_stateattrs = MixedPrecision.order+2,('_fits',)
     def __init__(self,
         bank:Bank=None,             # The memory; None: all memories that are in the model already and have no callback
@@ -190,7 +190,7 @@ class MemoryCallback(Callback):
 
     @property
     def heads(self):
-        "Name -> head of the memories that this callback drives"
+        "Heads by memory name, for the memories this callback drives"
         if self._fits: return {m.name:m.head for m in self._fits[-1].memories}
         if self.learn is None: return {} if self._head is None else {self._name:self._head}
         found = memories(get_model(self.learn.model))
@@ -200,23 +200,23 @@ class MemoryCallback(Callback):
 
     @property
     def head(self):
-        "The head in the model; of several memories say which: `learn.memories[name]`"
+        "The head of the only memory; with several, use `learn.memories[name]`"
         hs = self.heads
         if len(hs)>1: raise MemoError(f"there are {len(hs)} memories: learn.memories[...] has {', '.join(hs)}")
         return next(iter(hs.values()), None)
     @property
     def bank(self):
-        "The bank in the model; of several memories say which: `learn.memories[name]`"
+        "The bank of the only memory; with several, use `learn.memories[name]`"
         return self.head.bank
 
     def view(self, name, learn=None):
-        "The same of one of its memories"
+        "A view of this callback for one of its memories"
         res = MemoryCallback()
         res.__dict__.update(_learn=ifnone(learn, self.learn), _name=name, names=[name])
         return res
 
     def detach(self):
-        "Take the memory out of the model; gives back the head"
+        "Remove the memory from the model; returns its head"
         learn,names = self.learn,list(self.names)
         heads = {n:detach(get_model(learn.model), n) for n in names}
         driver = first(o for o in learn.cbs if isinstance(o, MemoryCallback) and names[0] in o.names)
@@ -231,24 +231,24 @@ class MemoryCallback(Callback):
 
     @contextmanager
     def off(self):
-        "The model without this memory, for the time of a `with`"
+        "A context in which the model runs without this memory"
         with ExitStack() as s:
             for h in self.heads.values(): s.enter_context(h.off())
             yield self
 
     def collect(self, dl, memory=False, own=False):
-        "What the network answers, and the features at the memory's place (`memo.training.collect`)"
+        "Run a loader and return outputs and features at the memory's place (`memo.training.collect`)"
         return collect(self.learn, dl, memory, own, self.name)
 
     def rekey(self):
-        "Encode the stored items anew, by the model as it is now, in evaluation mode and without augmentation; gives the number of rows changed"
+        "Re-encode the stored items with the current model, without augmentation; returns the number of rows changed"
         self.head
         return rekey(self.learn, self.name)
 
     def fit(self,
         **kwargs    # To the head's `fit`, e.g. `k` and `whiten`, the choices of a `VoteHead`
     ) -> dict:      # What it chose
-        "Have the head choose what it chooses on the validation set: weight and temperature of a vote, and the like"
+        "Fit the head on the validation set: weight, temperature and the like"
         head,dls = self.head,self.learn.dls
         if type(head).fit is MemoryHead.fit: raise MemoError(f"{type(head).__name__} has nothing to fit; a memory that votes has: MemoryCallback(bank, head='vote')")
         if len(dls.loaders)<2 or len(dls.valid_ds)==0: raise MemoError("fit needs a validation set")
@@ -256,7 +256,7 @@ class MemoryCallback(Callback):
         return head.fit(AttrDict({**got, 'logits':got.raw}), **{k:v for k,v in kwargs.items() if v is not None})
 
     def fit_vote(self, k=None, whiten=None):
-        "The name that `fit` had in version 0.1"
+        "Old name of `fit` (version 0.1)"
         return self.fit(k=k, whiten=whiten)
 
     # events; what a callback looks up in its learner takes microseconds, so each is asked for what it needs once
@@ -329,7 +329,7 @@ class MemoryCallback(Callback):
         return torch.cat(ys) if ys else None
 
     def after_pred(self):
-        "What is replayed has classes too: the loss is of both"
+        "Append the labels of replayed features, so that the loss covers them"
         y = self._added() if self._fits and self.learn.training else None
         if y is None: return
         if len(self.yb)!=1 or not torch.is_tensor(self.y) or self.y.ndim!=1 or not torch.is_tensor(self.pred) or len(self.pred)!=len(self.y)+len(y):
@@ -451,14 +451,14 @@ _leave_batches.add(MemoryCallback)
 
 @patch(as_prop=True)
 def memories(self:Learner)->dict: # Name -> the callback that drives it
-    "The memories of the learner's model that a callback drives"
+    "All memories of the learner that a callback drives, by name"
     return {n:(cb if len(cb.names)==1 else cb.view(n)) for cb in self.cbs if isinstance(cb, MemoryCallback) for n in cb.names}
 
 def memory_of(
     learn,      # A learner
     name=None   # Of a memory; None: the only one
 ):              # The callback that drives it
-    "A memory of a learner"
+    "One memory of a learner, by name"
     ms = learn.memories
     if not ms: raise MemoError("this learner has no memory; add MemoryCallback(bank)")
     if name is None and len(ms)>1: raise MemoError(f"this learner has {len(ms)} memories: say which with memory=, one of {', '.join(ms)}")
@@ -473,5 +473,5 @@ def recall(self:Learner,
     k:int=None,     # Rows for each, at most (and by default) what the head reads
     memory:str=None, # Name of the memory; None: the only one
 ):                  # `x` inputs, `probs [n,C]` with memory, `y` or None, `item [n]`, `weight`, `similarity`, `row_label`, `row_item [n,k]`
-    "What the memory recalls for some items, and what the model answers"
+    "Recalled rows and model outputs for some items"
     return recalled(self, items, ds_idx, n, k, memory_of(self, memory).name)

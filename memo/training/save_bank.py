@@ -18,7 +18,7 @@ from .memory_callback import memory_of
 # %% ../../nbs/training/07_save_bank.ipynb #9df470ac
 @register('callback', 'save_bank')
 class SaveBank(Callback):
-    "Write the memory's bank every so many epochs, while training goes on"
+    "Save the memory's bank every few epochs, in the background"
     order,_stateattrs = MixedPrecision.order+3,('savers',)
     def __init__(self,
         every:Count=10,           # Epochs

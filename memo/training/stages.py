@@ -20,7 +20,7 @@ from .param_groups import *
 # %% ../../nbs/training/10_stages.ipynb #ee9e0873
 @dataclass
 class Stage:
-    "A number of epochs under one set of conditions"
+    "Some epochs of training under one set of settings"
     name:str # Shown in the history; stages of one phase share what comes before the dot (`phase1.frozen`, `phase1.all`)
     epochs:int # How many, in all of its fits
     lr:float|slice|None=None # `lr_max`; a slice gives discriminative rates
@@ -38,19 +38,19 @@ class Stage:
     @property
     def phase(self): return self.name.split('.')[0]
     def plan(self):
-        "What has to agree between a checkpoint and the recipe that goes on from it"
+        "The settings that must agree between a checkpoint and the training that resumes from it"
         fit = self.fit if isinstance(self.fit, str) else getattr(self.fit, '__qualname__', type(self.fit).__qualname__)
         return dict(name=self.name, epochs=self.epochs, lr=str(self.lr), freeze=self.freeze, momentum=self.momentum,
                     monitor=self.monitor, patience=self.patience, kw=str(sorted(self.kw.items())),
                     batches=None if self.dls is None else len(self.dls.train), fit=fit)
     def run(self, learn, cbs, start_epoch=0):
-        "Run the epochs from `start_epoch` on"
+        "Train the stage from `start_epoch` on"
         if callable(self.fit): return self.fit(learn, self, cbs, start_epoch)
         getattr(learn, self.fit)(self.epochs, self.lr, cbs=cbs, start_epoch=start_epoch, **self.kw)
 
 # %% ../../nbs/training/10_stages.ipynb #a7781ebc
 def phase1_stages(epochs, freeze_epochs, lr, name='phase1', lr_mult=100, **kwargs):
-    "The schedule of `fine_tune`: `freeze_epochs` of the head alone, then `epochs` of everything at half the rate"
+    "Stages of fastai's `fine_tune`: `freeze_epochs` of the head alone, then `epochs` of everything at half the rate"
     st = [Stage(f'{name}.frozen', freeze_epochs, slice(lr), True, kw=dict(pct_start=.99), **kwargs)] if freeze_epochs else []
     lr = lr/2
     return st + ([Stage(f'{name}.all', epochs, slice(lr/lr_mult, lr), False, kw=dict(pct_start=.3, div=5.), **kwargs)] if epochs else [])
@@ -138,7 +138,7 @@ def _enter(learn, s):
         (learn.freeze if s.freeze else learn.unfreeze)()
 
 def check_stages(learn, stages):
-    "Are monitors and ways of fitting known? Without a validation set there are no monitors"
+    "Raise a `MemoError` for unknown monitors or ways of fitting, or monitors without a validation set"
     names = ['train_loss','valid_loss',*learn.metrics.attrgot('name')]
     for s in stages:
         if not callable(s.fit) and not callable(getattr(learn, str(s.fit), None)):
@@ -184,7 +184,7 @@ def fit_stages(
     log=None, # Called with each row of the history
     experiment:dict=None # What the stages are from, plain keys and values: another one cannot be resumed
 )->pd.DataFrame: # The history: a row for every epoch
-    "Run `stages` on `learn`"
+    "Train `learn` in `stages`"
     stages = [s for s in stages if s.epochs]
     check_stages(learn, stages)
     prog,ck = Progress(learn, stages, checkpoint, log, experiment),None
@@ -222,7 +222,7 @@ def fit_two_phase(self:Learner,
     cbs=None, # Callbacks for all stages
     log=None # Called with each row of the history
 )->pd.DataFrame: # The history: a row for every epoch
-    "`fine_tune` on `dls1` with really frozen epochs, then a short unfrozen cycle on `dls2` from the best epoch, bank included"
+    "`fine_tune` on `dls1`, then a short cycle of all layers on `dls2` from the best epoch, bank included"
     if len(_pair(epochs))!=2: raise MemoError(f"epochs must be a pair (phase 1, phase 2), found {epochs}")
     if not is_listy(lr) or len(lr)!=2: raise MemoError(f"lr must be a pair (phase 1, phase 2), found {lr}")
     if self.splitter is trainable_params: self.splitter,self.opt = body_head_splitter,None

@@ -74,7 +74,7 @@ def _traceable(d):
     return not _own(dl, 'create_item') or type(dl).do_item is not DataLoader.do_item    # one that makes items of its own kind
 
 class Traced(GetAttr):
-    "A loader that knows whose rows the batch has that it gave last: `at`, positions [B], or None; `whole`: none of them is -1"
+    "A loader wrapper that knows the positions `at` [B] of the last batch in the data set (None: unknown); `whole`: none is -1"
     _default = 'dl'
     def __init__(self, dl): self.dl,self.at,self.whole = dl,None,False
     def __len__(self): return len(self.dl)
@@ -130,7 +130,7 @@ def _some(x):
 def row_marks(
     x:Tensor    # [B,...]
 )->Tensor:      # [B] long
-    "A hash of some values of each row: equal for equal rows"
+    "Fingerprint of each row from some of its values"
     return _hashed_rows(_some(_bare(x)))
 
 def _hashed_rows(v):
@@ -166,23 +166,23 @@ class _Rows:
     def _keys(xs, ys): return [(o.data_ptr(),o.shape,o.stride(),None if o.is_inference() else o._version) for o in xs+ys]
 
     def same(self, xs, yb):
-        "Is it untouched? Has torch written to other tensors, or to these; on the CPU, where that costs no waiting, inputs are looked at too"
+        "Whether the batch is unchanged since it was recorded"
         if self._keys(xs, [_bare(o) for o in yb if isinstance(o, Tensor)])!=self.keys: return False
         return not self.some or xs[0].is_cuda or all(map(torch.equal, self.looked or _looked(xs), self.some))
 
     def kept(self, yb):
-        "Has torch written nothing to the targets?"
+        "Whether the targets are unchanged"
         ys = [_bare(o) for o in yb if isinstance(o, Tensor)]
         return bool(ys) and self._keys([], ys)==self._keys([], self.ys)==self.keys[len(self.keys)-len(self.ys):]
 
     def take(self, i):
-        "What is to be expected after a callback has said that row `j` is row `i[j]` now"
+        "Apply a permutation or selection that a callback declared: row `j` is now row `i[j]`"
         i,n = i.clamp(min=0),int(i.max())
         self.some,self.ys = ([o[i] if len(o)>n else o for o in os] for os in (self.some, self.ys))
         self.keys = ()      # to be looked at in any case
 
     def places(self, xb, yb, item):
-        "For each row of the batch as it is now its row in the batch as it was, whose items are `item`; -1 where that is not known"
+        "For each current row its row in the batch as recorded; -1 if unknown"
         xs,ys = _tensors(xb),[_bare(o) for o in yb if isinstance(o, Tensor)]
         if not xs or not self.some: return torch.full((_size(xb, xs),), -1)
         x = xs[0]
