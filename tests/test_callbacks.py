@@ -247,7 +247,7 @@ def test_load_checks_the_bank(tmp_path):
     with pytest.raises(MemoError) as e: learner(tmp_path, memory(bank=SlotBank(77, policy='fifo'))).load('m')
     assert '\n' not in str(e.value) and 'size' in str(e.value)
 
-def _group(o): return int(o)//3
+def classes_in(o): return int(o)//3
 
 @pytest.mark.parametrize('head', ['add','vote',None])
 def test_export(tmp_path, head):

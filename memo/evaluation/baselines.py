@@ -6,8 +6,8 @@ Docs: https://github.com/fastmemo/memo/evaluation/baselines.html.md"""
 
 # %% auto #0
 __all__ = ['Baseline', 'fact', 'data_task', 'task_kind', 'heads_of', 'is_baseline', 'baseline', 'check_baseline', 'suits',
-           'Plain', 'BalancedSampling', 'LogitAdjusted', 'OnFeatures', 'ClassMean', 'Retrained', 'title_of',
-           'training_title', 'row_titles', 'remedies_of']
+           'Plain', 'both_phases', 'BalancedSampling', 'LogitAdjusted', 'OnFeatures', 'ClassMean', 'Retrained',
+           'title_of', 'training_title', 'row_titles', 'remedies_of']
 
 # %% ../../nbs/evaluation/03_baselines.ipynb #76563679
 from ..core import *
@@ -72,7 +72,7 @@ class Plain(Baseline):
                         "(the others compare in one training)")
     def overrides(self, cfg): return dict(memories=None)
 
-def _both(cfg, key, value):
+def both_phases(cfg, key, value):
     "A key of the training, and of its second phase if there is one"
     return {f'train.{key}':value, **({f'train.phase2.{key}':value} if cfg.train.phase2 is not None else {})}
 
@@ -83,7 +83,7 @@ class BalancedSampling(Baseline):
     def check(self, cfg, name):
         if cfg.train.sampling is not None: raise MemoError(f"compare has {name}, which train.sampling is already")
         if not takes(part('data', cfg.data.name), 'sampling'): raise MemoError(f"compare has {name}, and {cfg.data.name} takes no sampling")
-    def overrides(self, cfg): return _both(cfg, 'sampling', 'balanced')
+    def overrides(self, cfg): return both_phases(cfg, 'sampling', 'balanced')
 
 # %% ../../nbs/evaluation/03_baselines.ipynb #ec19a03a
 @register('baseline', 'logit_adjusted')

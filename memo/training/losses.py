@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/training/losses.html.md"""
 
 # %% auto #0
 __all__ = ['log_prior', 'adjust_logits', 'LogitAdjustedCE', 'cross_entropy', 'binary_cross_entropy', 'pos_weights',
-           'SigmoidFocalLoss', 'AsymmetricLoss']
+           'weighted_terms', 'SigmoidFocalLoss', 'AsymmetricLoss']
 
 # %% ../../nbs/training/01_losses.ipynb #d19ae561
 from fastai.vision.all import *
@@ -87,7 +87,7 @@ def _float32(x, y):
 
 def _focus(p, gamma): return p.clamp(min=1e-8)**gamma     # 0**gamma has no gradient below gamma=1
 
-def _weighted(pos, neg, w, reduction):
+def weighted_terms(pos, neg, w, reduction):
     "Positive and negative terms of a loss, the first weighted per class"
     if w is not None:
         if w.shape!=pos.shape[-1:]: raise MemoError(f"pos_weight: {pos.shape[-1]} classes are needed, found shape {tuple(w.shape)}")
@@ -115,7 +115,7 @@ class SigmoidFocalLoss(Module):
             x,y = _float32(x, y)
             l = F.binary_cross_entropy_with_logits(x, y, reduction='none')
             l = self.alpha*_focus(-torch.expm1(-l), self.gamma)*l
-            return _weighted(y*l, (1-y)*l, self.pos_weight, self.reduction)
+            return weighted_terms(y*l, (1-y)*l, self.pos_weight, self.reduction)
     def activation(self, x): return x.sigmoid()
     def decodes(self, x): return x>.5
 
@@ -138,6 +138,6 @@ class AsymmetricLoss(Module):
             x,y = _float32(x, y)
             m = (x.sigmoid()-self.clip).clamp(min=0)
             neg = F.logsigmoid(-x) if self.clip==0 else (1-m).clamp(min=1e-8).log()
-            return _weighted(-y*_focus((-x).sigmoid(), self.gamma_pos)*F.logsigmoid(x), -(1-y)*_focus(m, self.gamma_neg)*neg, self.pos_weight, self.reduction)
+            return weighted_terms(-y*_focus((-x).sigmoid(), self.gamma_pos)*F.logsigmoid(x), -(1-y)*_focus(m, self.gamma_neg)*neg, self.pos_weight, self.reduction)
     def activation(self, x): return x.sigmoid()
     def decodes(self, x): return x>.5

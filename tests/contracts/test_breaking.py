@@ -56,10 +56,10 @@ def finds_its_group(was): return lambda self, q, k=3, item=None, group=None, **k
 def next_row(was):
     def read(self, *args, **kwargs):
         r = was(self, *args, **kwargs)
-        return r._replace(index=torch.where(r.index>=0, (r.index+1)%max(1, len(self)), -1))
+        return r.replace_rows(index=torch.where(r.index>=0, (r.index+1)%max(1, len(self)), -1))
     return read
-def constant_value(was): return lambda self, *args, **kwargs: (r := was(self, *args, **kwargs))._replace(value=r.value.detach()*0)
-def no_gradient(was): return lambda self, *args, **kwargs: (r := was(self, *args, **kwargs))._replace(value=r.value.detach())
+def constant_value(was): return lambda self, *args, **kwargs: (r := was(self, *args, **kwargs)).replace_rows(value=r.value.detach()*0)
+def no_gradient(was): return lambda self, *args, **kwargs: (r := was(self, *args, **kwargs)).replace_rows(value=r.value.detach())
 def always_class_0(was): return lambda self, q, *args, **kwargs: (torch.zeros(len(q), dtype=torch.long), torch.ones(len(q)))
 def other_order(was):
     def rows(self):
