@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/data/chest_xray.html.md"""
 
 # %% auto #0
 __all__ = ['findings', 'read_table', 'read_targets', 'read_list', 'read_parts', 'chest_table', 'draw_share', 'chest_split',
-           'check_images_of', 'chest_dls', 'chestxray14', 'abnormal_only']
+           'check_images_of', 'finding_counts', 'chest_dls', 'chestxray14', 'abnormal_only']
 
 # %% ../../nbs/data/09_chest_xray.ipynb #2256da44
 import difflib,zlib
@@ -174,6 +174,13 @@ def check_images_of(df, root, split):
     check_images(df.path.tolist(), 'copy them again')
 
 # %% ../../nbs/data/09_chest_xray.ipynb #6aef7687
+def finding_counts(df):
+    "Positives of each finding in training, the number of training images, and the four rarest findings"
+    y = df[findings].to_numpy()
+    counts,seen = (y[o.to_numpy()].sum(0) for o in (df.part=='train', df.part!='test'))
+    tail = sorted(range(len(findings)), key=lambda i: (seen[i], i))[:4]
+    return dict(counts=tensor(counts.astype(np.int64)), n_train=int((df.part=='train').sum()), tail=tail)
+
 def chest_dls(
     df:pd.DataFrame, # As `chest_split` gives it
     size:Count=224, # Pixels
@@ -193,10 +200,7 @@ def chest_dls(
     if isinstance(sampling, str): check_choice('sampling', sampling, ['balanced'])
     cls,more = loader_for(sampling)
     if channels not in (1,3): raise MemoError(f"channels: 1 or 3 is accepted, found {channels}")
-    y = df[findings].to_numpy()
-    counts,seen = y[(df.part=='train').to_numpy()].sum(0),y[(df.part!='test').to_numpy()].sum(0)
-    tail = sorted(range(len(findings)), key=lambda i: (seen[i], i))[:4]
-    info = dict(counts=tensor(counts.astype(np.int64)), n_train=int((df.part=='train').sum()), tail=tail)
+    y,info = df[findings].to_numpy(),finding_counts(df)
     if preload: info['files'] = FileImages([], size)
     show = ResizeBatch(size, channels)
     show.order = 90                            # one channel is rotated, not three
@@ -210,8 +214,8 @@ def chest_dls(
         d = df.iloc[at]
         x = FileImages(d.path, size)
         if preload: x = x.load(workers)
-        ds = TensorSet(x, tensor(y[at].astype(np.float32)), items=item[at], vocab=findings, split_idx=int(i>0),
-            groups=tensor(d.patient.tolist(), dtype=torch.long), **info)
+        patient = tensor(d.patient.tolist(), dtype=torch.long)
+        ds = TensorSet(x, tensor(y[at].astype(np.float32)), item[at], findings, int(i>0), patient, **info)
         kwargs = dict(bs=val_bs) if i else dict(bs=bs, shuffle=True, drop_last=drop_last, **more)
         dls.append((TensorDL if i else cls)(dataset=ds, tfms=tfms if i else vary+tfms,
                                             num_workers=0 if preload else workers, **kwargs))
