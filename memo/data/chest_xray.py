@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/data/chest_xray.html.md"""
 
 # %% auto #0
 __all__ = ['findings', 'read_table', 'read_targets', 'read_list', 'read_parts', 'chest_table', 'draw_share', 'chest_split',
-           'check_images_of', 'finding_counts', 'chest_dls', 'chestxray14', 'abnormal_only']
+           'check_images_of', 'finding_counts', 'film_tfms', 'chest_dls', 'chestxray14', 'abnormal_only']
 
 # %% ../../nbs/data/09_chest_xray.ipynb #2256da44
 import difflib,zlib
@@ -181,6 +181,14 @@ def finding_counts(df):
     tail = sorted(range(len(findings)), key=lambda i: (seen[i], i))[:4]
     return dict(counts=tensor(counts.astype(np.int64)), n_train=int((df.part=='train').sum()), tail=tail)
 
+def film_tfms(size, channels, flip, rotate):
+    "Batch transforms of films: those for training alone, and those for all"
+    show = ResizeBatch(size, channels)
+    show.order = 90     # one channel is rotated, not three
+    # fastai's Rotate resamples every image, by nothing where it is not rotated: twice the time
+    vary = [Flip(p=.5)]*flip + [RandomRotate(rotate)]*(rotate>0)
+    return vary,[show, Normalize.from_stats(*(imagenet_stats if channels==3 else ([.5],[.5])), cuda=False)]
+
 def chest_dls(
     df:pd.DataFrame, # As `chest_split` gives it
     size:Count=224, # Pixels
@@ -202,11 +210,7 @@ def chest_dls(
     if channels not in (1,3): raise MemoError(f"channels: 1 or 3 is accepted, found {channels}")
     y,info = df[findings].to_numpy(),finding_counts(df)
     if preload: info['files'] = FileImages([], size)
-    show = ResizeBatch(size, channels)
-    show.order = 90                            # one channel is rotated, not three
-    # fastai's Rotate resamples every image, by nothing where it is not rotated: twice the time
-    vary = [Flip(p=.5)]*flip + [RandomRotate(rotate)]*(rotate>0)
-    tfms = [show, Normalize.from_stats(*(imagenet_stats if channels==3 else ([.5],[.5])), cuda=False)]
+    vary,tfms = film_tfms(size, channels, flip, rotate)
     normal,item,dls = ~y.any(1),tensor([hash63(o) for o in df.image], dtype=torch.long),[]
     for i,part in enumerate(('train','valid','test')):
         at = (df.part==part).to_numpy().nonzero()[0]

@@ -113,6 +113,7 @@ def read_vocab(root, c):
 
 def photo_tfms(size, min_scale, jitter, mean, std):
     "Batch transforms of photographs: cuts, changes of colour, normalisation"
+    if not 0<min_scale<=1: raise MemoError(f"min_scale: above 0 up to 1 is needed, found {min_scale}")
     colour = setup_aug_tfms([o(jitter, p=1.) for o in (Brightness,Contrast,Saturation)]) if jitter else []
     return [RandomCut(size, min_scale), CentreCut(size), *colour, Normalize.from_stats(mean, std, cuda=False)]
 
@@ -138,22 +139,21 @@ def list_dls(
     device=None # By default fastai's
 )->DataLoaders: # train, valid, test; with `counts`, `many`, `few`, `vocab`, `c`, and the table `split`
     "DataLoaders of long-tailed photographs named in list files"
-    if not 0<min_scale<=1: raise MemoError(f"min_scale: above 0 up to 1 is needed, found {min_scale}")
-    (cls,kw),x = loader_for(sampling),FileImages([], round(size*8/7), 3)
+    tfms,x = photo_tfms(size, min_scale, jitter, mean, std),FileImages([], round(size*8/7), 3)
+    cls,kw = loader_for(sampling)
     df = list_split(train, valid, test, root, split_seed)
     y,c = tensor(df.label.to_numpy(copy=True)),int(df.label.max())+1
     vocab,paths = read_vocab(root, c),np.asarray([os.path.join(root, o) for o in df.image])
     check_images(paths.tolist(), f'unpack the images in {root}, or take their lines out of the lists')
     info = dict(vocab=vocab, counts=tensor(np.bincount(df.label[df.part=='train'], minlength=c)), many=many, few=few)
     if preload: info['files'] = x
-    tfms = photo_tfms(size, min_scale, jitter, mean, std)
     item,loaders = tensor([hash63(o) for o in df.image]),[]
     for i,part in enumerate(('train','valid','test')):
         at = (df.part==part).to_numpy().nonzero()[0]
         im = x.new(paths[at])
         ds = TensorSet(im.load(workers) if preload else im, y[at], item[at], split_idx=int(i>0), **info)
-        mk = partial(TensorDL, bs=val_bs) if i else partial(cls, bs=bs, shuffle=True, **kw)
-        loaders.append(mk(dataset=ds, tfms=tfms, num_workers=0 if preload else workers))
+        kwargs = dict(dataset=ds, tfms=tfms, num_workers=0 if preload else workers)
+        loaders.append(TensorDL(bs=val_bs, **kwargs) if i else cls(bs=bs, shuffle=True, **kw, **kwargs))
     dls = DataLoaders(*loaders, device=ifnone(device, default_device()))
     dls.train.rng = random.Random(seed)
     dls.split = split_table(dls).assign(image=np.concatenate([df.image[df.part==o] for o in ('train','valid','test')]))
