@@ -58,14 +58,16 @@ class Part(NamedTuple):
         "The part's arguments that a YAML file can set"
         out = kinds[self.kind].given
         def ok(p): return from_yaml(p.type) is not None and (p.default is required or plain(p.default))
-        def typed(p): return p._replace(type=float) if p.type is Any and type(p.default) is float else p     # 1e-3 is a text in YAML
+        # 1e-3 is a text in YAML
+        def typed(p): return p._replace(type=float) if p.type is Any and type(p.default) is float else p
         return {k:typed(p) for k,p in self.params.items() if k not in out and ok(p)}
     @property
     def where(self): return f'{self.module}:{self.symbol}'
 
 # %% ../nbs/02_registry.ipynb #45030fb1
 _here = {}   # kind -> name -> (part, facts), of what was registered in this process
-_mains = {}  # part of a script or notebook -> the one that it was defined in: where another runs now in this process, it is gone
+# part of a script or notebook -> the one that it was defined in: where another runs now in this process, it is gone
+_mains = {}
 
 def _own(kind):
     def there(f): return f.__module__!='__main__' or _mains.get(f) is sys.modules.get('__main__')
@@ -159,7 +161,8 @@ def import_path(kind, path):
             if e.name and i>1 and (m==e.name or m.startswith(f'{e.name}.')): continue      # a class in a class
             where = 'it is looked for beside the YAML file and in the working folder too'
             raise MemoError(f"{kind}: {path} cannot be imported ({e}); {where}") from e
-        except (Exception,SystemExit) as e: raise MemoError(f"{kind}: {path} cannot be imported ({type(e).__name__}: {e})") from e
+        except (Exception,SystemExit) as e:
+            raise MemoError(f"{kind}: {path} cannot be imported ({type(e).__name__}: {e})") from e
         check_module(kind, path)
         try: return _attr(mod, rest)
         except AttributeError:
@@ -266,7 +269,8 @@ def make(
 ):
     "Build the part that a section names"
     f = find(section.kind, section.name)
-    if section.kind=='data' and open_ended(f): return f(**{**{k:v for k,v in given.items() if v is not None}, **section.args})
+    if section.kind=='data' and open_ended(f):
+        return f(**{**{k:v for k,v in given.items() if v is not None}, **section.args})
     return call(f, section.args, **given)
 
 # %% ../nbs/02_registry.ipynb #23d81db4

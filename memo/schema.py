@@ -35,7 +35,8 @@ def _union(ts):
 
 def union_members(t):
     "The members of a union, or the type itself"
-    return [p for o in get_args(t) for p in union_members(o)] if get_origin(t) in (typing.Union, types.UnionType) else [t]
+    return [p for o in get_args(t) for p in union_members(o)] if get_origin(t) in (typing.Union,
+        types.UnionType) else [t]
 
 def normal(t):
     "An annotation as a type the schema can check; `object` for what is no plain value"

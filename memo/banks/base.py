@@ -38,14 +38,19 @@ class Described(nn.Module):
     def config(self):
         "Current values of the constructor's arguments; tensors and modules are left out, as the state holds them"
         lost = [o for o in own_arguments(type(self)) if not hasattr(self, o)]
-        if lost: raise MemoError(f"{type(self).__name__}: an attribute for each argument is needed, as what shapes it is saved with it; {lost[0]} has none")
+        if lost:
+            raise MemoError(f"{type(self).__name__}: an attribute for each argument is needed, as what shapes it is "
+                            f"saved with it; {lost[0]} has none")
         return {o:v for o in own_arguments(type(self)) if not isinstance(v := getattr(self, o), (Tensor, nn.Module))}
 
     def describe(self):
         "Class and `config` as JSON"
-        none = [k for k,v in self._buffers.items() if v is None]     # which the state does not have, and a state without them would be less than whole
+        # which the state does not have, and a state without them would be less than whole
+        none = [k for k,v in self._buffers.items() if v is None]
         try: return json.dumps(dict(kind=kind_of(type(self)), **self.config(), none=none))
-        except (TypeError, ValueError) as e: raise MemoError(f"{type(self).__name__}: {e}; numbers, texts and lists of them can be saved as arguments") from None
+        except (TypeError, ValueError) as e:
+            raise MemoError(
+                f"{type(self).__name__}: {e}; numbers, texts and lists of them can be saved as arguments") from None
 
     def get_extra_state(self): return torch.frombuffer(bytearray(self.describe(), 'utf8'), dtype=torch.uint8)
 
@@ -63,15 +68,17 @@ class Described(nn.Module):
         return super()._apply(keep, recurse)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
-        "Take shapes from the state where there are none yet; a state from before they were known takes them away; one without this module changes nothing"
-        if (cfg := state_dict.get(prefix+'_extra_state')) is None: return super()._load_from_state_dict(state_dict, prefix, *args)
+        "Take shapes from the state where there are none yet; a state without this module changes nothing"
+        if (cfg := state_dict.get(prefix+'_extra_state')) is None:
+            return super()._load_from_state_dict(state_dict, prefix, *args)
         cfg = json.loads(bytes(cfg.cpu().tolist()))
         self.check_config(cfg)
         dev = next((o.device for o in self.buffers()), torch.device('cpu'))
         late = []
         for name,old in list(self._buffers.items()):
             new = state_dict.get(prefix+name)
-            if old is None or new is None and name in cfg.get('none', [name]): late.append((name,new))     # version 0.1 did not say which
+            # version 0.1 did not say which
+            if old is None or new is None and name in cfg.get('none', [name]): late.append((name,new))
             elif new is not None and new.shape!=old.shape: self.wrong_shape(name, new, old)
         self.build_for(state_dict, prefix, cfg)
         for name,new in late: self._buffers[name] = None if new is None else torch.zeros_like(new, device=dev)
@@ -80,19 +87,23 @@ class Described(nn.Module):
     def build_for(self, state_dict, prefix, cfg):
         "Make what is learned, where a state has it and this module has not been built yet"
         own = {*self._parameters, *self._buffers, '_extra_state'}
-        if not hasattr(self, 'build') or all(k in own for o in state_dict if o.startswith(prefix) and '.' not in (k := o[len(prefix):])): return
+        if not hasattr(self, 'build') or all(k in own for o in state_dict if o.startswith(prefix)
+                                             and '.' not in (k := o[len(prefix):])): return
         bank = state_dict.get(f'{prefix}bank._extra_state')         # a head's rows are of its bank's width
         if bank is not None: cfg = json.loads(bytes(bank.cpu().tolist()))
         if cfg.get('dim') is not None: self.build(cfg['dim'], cfg.get('n_classes'))
 
     def wrong_shape(self, name, new, old):
         rows = name=='features' and old.shape[:-1]==new.shape[:-1]
-        what = f"rows of width {new.shape[-1]}, this one's have {old.shape[-1]}" if rows else f"{name} of {tuple(new.shape)}, this one's are {tuple(old.shape)}"
-        raise MemoError(f"the saved {type(self).__name__} has {what}: make it with the same size and width, or load into a new one")
+        what = (f"rows of width {new.shape[-1]}, this one's have {old.shape[-1]}" if rows else f"{name} of "
+            f"{tuple(new.shape)}, this one's are {tuple(old.shape)}")
+        raise MemoError(f"the saved {type(self).__name__} has {what}: make it with the same size "
+                        "and width, or load into a new one")
 
     def check_config(self, cfg):
         "Raise if a saved state cannot be this one's"
-        if (kind := cfg['kind'])!=kind_of(type(self)): raise MemoError(f"the saved state is of a {kind}, not of a {kind_of(type(self))}")
+        if (kind := cfg['kind'])!=kind_of(type(self)):
+            raise MemoError(f"the saved state is of a {kind}, not of a {kind_of(type(self))}")
 
 # %% ../../nbs/banks/03_base.ipynb #687debf9
 class Bank(Described):
@@ -104,7 +115,8 @@ class Bank(Described):
         super().__init__()
         self.dim,self.n_classes = dim,n_classes
         for o in ('features','labels'): self.register_buffer(o, None)
-        for o in ('seed','seen','updates','count','replaced','refused'): self.register_buffer(o, torch.tensor(seed if o=='seed' else 0))
+        for o in ('seed','seen','updates','count','replaced','refused'):
+            self.register_buffer(o, torch.tensor(seed if o=='seed' else 0))
 
     def describe(self): return json.dumps({**json.loads(super().describe()), 'ids':'hash'})
 
@@ -112,15 +124,19 @@ class Bank(Described):
         super().set_extra_state(state)
         if 'ids' in json.loads(bytes(state.cpu().tolist())) or getattr(self, 'items', None) is None: return
         old = (self.items>=0) & (self.items<2**32)      # before version 0.2 some ids were positions
-        if bool(old.any()): warnings.warn(f"memory: {int(old.sum())} rows of a saved bank name their items by position in a list that may have changed: they are nobody's from now on")
+        if bool(old.any()):
+            warnings.warn(f"memory: {int(old.sum())} rows of a saved bank name their items by position in a list that "
+                          "may have changed: they are nobody's from now on")
         self.items.masked_fill_(old, -1)
 
     def check_config(self, cfg):
         super().check_config(cfg)
         for o in ('size','capacity'):
-            if o in cfg and cfg[o]!=getattr(self, o): raise MemoError(f"the saved {cfg['kind']} has {o} {cfg[o]}, this one's is {getattr(self, o)}")
+            if o in cfg and cfg[o]!=getattr(self, o):
+                raise MemoError(f"the saved {cfg['kind']} has {o} {cfg[o]}, this one's is {getattr(self, o)}")
         if None not in (cfg.get('dim'),self.dim) and cfg['dim']!=self.dim:
-            raise MemoError(f"the saved {cfg['kind']} has rows of width {cfg['dim']}, this one's have {self.dim}: make it with the same width")
+            raise MemoError(f"the saved {cfg['kind']} has rows of width {cfg['dim']}, this one's have {self.dim}: make "
+                            "it with the same width")
 
     def __len__(self): return int(self.count)
     def __bool__(self): return True  # an empty bank is a bank
@@ -130,12 +146,15 @@ class Bank(Described):
     def prepare(self, x, y, logits, item, group):
         "Check what is offered; drop rows that are not finite, say how many, and whose they were"
         if x.ndim!=2: raise MemoError(f"write: features are {tuple(x.shape)}, [B,D] is accepted")
-        if self.dim not in (None, x.shape[1]): raise MemoError(f"write: features have width {x.shape[1]}, this bank's rows have {self.dim}")
+        if self.dim not in (None, x.shape[1]):
+            raise MemoError(f"write: features have width {x.shape[1]}, this bank's rows have {self.dim}")
         dev,n = self.device,len(x)
         x = x.detach().to(dev, torch.float32)
-        y,logits,item,group = (None if o is None else torch.as_tensor(o).detach().to(dev) for o in (y,logits,item,group))
+        y,logits,item,group = (None if o is None else torch.as_tensor(o).detach().to(dev)
+                               for o in (y,logits,item,group))
         for name,o in dict(y=y, logits=logits, item=item, group=group).items():
-            if o is not None and (o.ndim==0 or len(o)!=n): raise MemoError(f"write: {name} is {tuple(o.shape)} for {n} features, one a row is accepted")
+            if o is not None and (o.ndim==0 or len(o)!=n):
+                raise MemoError(f"write: {name} is {tuple(o.shape)} for {n} features, one a row is accepted")
         if y is not None: y = self.check_targets(y)
         norm = x.norm(dim=1)
         ok = norm.isfinite()
@@ -143,7 +162,8 @@ class Bank(Described):
             bad = (~ok).nonzero().squeeze(1)
             who = f"of item {int(item[bad[0]])}" if item is not None else f"in row {int(bad[0])}"
             self.refused += len(bad)
-            warnings.warn(f"memory: {len(bad)} of {n} features are NaN or infinite, the first {who}; not stored ({int(self.refused)} so far)")
+            warnings.warn(f"memory: {len(bad)} of {n} features are NaN or infinite, the first {who}; not stored "
+                          f"({int(self.refused)} so far)")
             x,norm,y,logits,item,group = (None if o is None else o[ok] for o in (x,norm,y,logits,item,group))
         else: ok = None
         if len(x):
@@ -161,24 +181,30 @@ class Bank(Described):
         "Make learnable parameters for features of width `dim`; called once, when the memory is attached to a model"
 
     def check_targets(self, y):
-        if y.ndim>2: raise MemoError(f"write: labels are {tuple(y.shape)}, class numbers [B] or 0/1 targets [B,C] are accepted")
+        if y.ndim>2:
+            raise MemoError(f"write: labels are {tuple(y.shape)}, class numbers [B] or 0/1 targets [B,C] are accepted")
         if y.ndim==2 and y.shape[1]==1 and not y.is_floating_point(): y = y.squeeze(1)
         if y.ndim==2:
-            if self.n_classes not in (None, y.shape[1]): raise MemoError(f"write: targets have {y.shape[1]} classes, this bank has {self.n_classes}")
-            if self.labels is not None and self.labels.ndim==1: raise MemoError("write: 0/1 targets [B,C] were given, this bank holds class numbers [B]")
+            if self.n_classes not in (None, y.shape[1]):
+                raise MemoError(f"write: targets have {y.shape[1]} classes, this bank has {self.n_classes}")
+            if self.labels is not None and self.labels.ndim==1:
+                raise MemoError("write: 0/1 targets [B,C] were given, this bank holds class numbers [B]")
             return y.float()
-        if self.labels is not None and self.labels.ndim==2: raise MemoError("write: class numbers [B] were given, this bank holds 0/1 targets [B,C]")
-        if y.is_floating_point(): raise MemoError(f"write: labels are {y.dtype}, class numbers [B] or 0/1 targets [B,C] are accepted")
+        if self.labels is not None and self.labels.ndim==2:
+            raise MemoError("write: class numbers [B] were given, this bank holds 0/1 targets [B,C]")
+        if y.is_floating_point():
+            raise MemoError(f"write: labels are {y.dtype}, class numbers [B] or 0/1 targets [B,C] are accepted")
         if self.n_classes is not None and len(y):
             lo,hi = map(int, y.aminmax())
-            if lo<0 or hi>=self.n_classes: raise MemoError(f"write: label {lo if lo<0 else hi} is out of range, 0..{self.n_classes-1} is accepted")
+            if lo<0 or hi>=self.n_classes:
+                raise MemoError(f"write: label {lo if lo<0 else hi} is out of range, 0..{self.n_classes-1} is accepted")
         return y.long()
 
     def check_single(self, y):
         "Raise a `MemoError` if this bank cannot vote on, or replay, labels like these"
 
     def rows(self):
-        "All stored rows: `features [N,D]`, `norms`, `labels`, `items`, `groups`, and a mask of the valid rows (None: all)"
+        "What is stored: `features [N,D]`, `norms`, `labels`, `items`, `groups`, mask of the valid rows (None: all)"
         raise NotImplementedError
 
     def write(self, x, y=None, logits=None, item=None, group=None):
@@ -193,20 +219,24 @@ class Bank(Described):
         **kwargs,           # `similarity`, `normalize`, `temperature`, `rescale` of `read_rows`
     ) -> Read:              # value [B,D]; weight, index, similarity [B,k]
         "Read the `k` nearest rows of each query; where fewer are valid, zeros of weight 0"
-        if k<1 or k>self.capacity_rows: raise MemoError(f"read: k={k}, but the bank holds {self.capacity_rows} rows at most; 1..{self.capacity_rows} is accepted")
+        if k<1 or k>self.capacity_rows:
+            raise MemoError(f"read: k={k}, but the bank holds {self.capacity_rows} rows at most; "
+                            f"1..{self.capacity_rows} is accepted")
         if q.ndim!=2: raise MemoError(f"read: queries are {tuple(q.shape)}, [B,D] is accepted")
-        if self.dim not in (None, q.shape[1]): raise MemoError(f"read: queries have width {q.shape[1]}, this bank's rows have {self.dim}")
+        if self.dim not in (None, q.shape[1]):
+            raise MemoError(f"read: queries have width {q.shape[1]}, this bank's rows have {self.dim}")
         if self.features is None:
             z = q.new_zeros(len(q), k, dtype=torch.float32)
             return Read(torch.zeros_like(q, dtype=torch.float32), z, torch.full(z.shape, -1, device=q.device), z)
         f,n,_,i,g,valid = self.rows()
-        return read_rows(q, f, k, norms=n, same=[(o if o is None else o.to(q.device),p) for o,p in ((item,i),(group,g))], valid=valid, **kwargs)
+        same = [(o if o is None else o.to(q.device),p) for o,p in ((item,i),(group,g))]
+        return read_rows(q, f, k, norms=n, same=same, valid=valid, **kwargs)
 
     def classify(self,
         q:Tensor,           # Queries [B,D]
         item:Tensor=None,   # Item id of each query [B]: rows of that item are not read
         group:Tensor=None,  # Group id (patient) of each query [B]: rows of that group are not read
-    ) -> tuple:             # class [B], -1 where nothing is known (multi-label: 0/1 targets [B,C]); confidence [B], the cosine to that row
+    ) -> tuple:             # class [B], -1 for none (multi-label: 0/1 targets [B,C]); cosine to that row [B]
         "Label of the nearest row and its cosine similarity"
         r = self.read(q, 1, item, group)
         i,sure = r.index[:,0],r.similarity[:,0]
@@ -236,7 +266,9 @@ class Bank(Described):
         if y is not None:
             own,new = labels[at].reshape(len(at), -1),y[row].reshape(len(at), -1)
             same = (own==new).all(1) | (own<0).all(1)
-            if not bool(same.all()): warnings.warn(f"memory: {int((~same).sum())} of {len(at)} stored rows have another label than their item has now: they stay as they are")
+            if not bool(same.all()):
+                warnings.warn(f"memory: {int((~same).sum())} of {len(at)} stored rows have another label than their "
+                              "item has now: they stay as they are")
             at,row = at[same],row[same]
         self.replace_rows(at, x[row], norm[row])
         return len(at)
@@ -252,7 +284,9 @@ class Bank(Described):
         _,_,y,_,_,valid = self.rows()
         if y is None: return none
         if torch.compiler.is_compiling():    # a traced graph has no shape that hangs on what is stored
-            if y.ndim==1 and self.n_classes is None: raise MemoError(f"{type(self).__name__}: a graph cannot count classes that the bank does not know of; set bank.n_classes")
+            if y.ndim==1 and self.n_classes is None:
+                raise MemoError(f"{type(self).__name__}: a graph cannot count classes that the bank does not know of; "
+                                "set bank.n_classes")
             if valid is not None: y = y.masked_fill(~valid if y.ndim==1 else ~valid[:,None], -1)
             return y.gt(.5).sum(0) if y.ndim==2 else none.index_add(0, y.clamp(min=0), (y>=0).long())
         y = y if valid is None else y[valid]
@@ -268,8 +302,10 @@ class Bank(Described):
     def stats(self):
         "Statistics of the bank, as plain numbers"
         n,dev = len(self),self.device
-        return dict(kind=type(self).__name__, **self.config(), rows=n, fill=n/self.capacity_rows, seen=int(self.seen), updates=int(self.updates),
-                    replaced=int(self.replaced), refused=int(self.refused), megabytes=sum(o.nbytes for o in self.buffers())/2**20)
+        return dict(kind=type(self).__name__, **self.config(), rows=n, fill=n/self.capacity_rows, seen=int(self.seen),
+                    updates=int(self.updates),
+                    replaced=int(self.replaced), refused=int(self.refused),
+                    megabytes=sum(o.nbytes for o in self.buffers())/2**20)
 
     def saved_stats(self):
         "Statistics that `BankSaver` writes beside the bank"
@@ -298,14 +334,17 @@ class Bank(Described):
     ):
         "Load a bank that `save` wrote"
         try:
-            with safe_open(path, 'pt', device=str(device)) as f: meta,state = f.metadata() or {},{k:f.get_tensor(k) for k in f.keys()}
+            with safe_open(path, 'pt', device=str(device)) as f:
+                meta,state = f.metadata() or {},{k:f.get_tensor(k) for k in f.keys()}
         except FileNotFoundError: raise MemoError(f"there is no bank at {path}") from None
-        except (SafetensorError, OSError, struct.error) as e: raise MemoError(f"{path} is not a whole safetensors file: {str(e).splitlines()[0]}") from e
+        except (SafetensorError, OSError, struct.error) as e:
+            raise MemoError(f"{path} is not a whole safetensors file: {str(e).splitlines()[0]}") from e
         if 'memo' not in meta: raise MemoError(f"{path} is a safetensors file, but no bank that `Bank.save` wrote")
         cfg = json.loads(meta['memo'])
         kind = loaded('bank', cfg.pop('kind'), kinds)
         for o in ('ids','none'): cfg.pop(o, None)
-        if cfg.get('policy', '') is None and 'policy' not in kwargs: raise MemoError(f"the policy of the bank at {path} is a function of its owner's: pass it as policy=")
+        if cfg.get('policy', '') is None and 'policy' not in kwargs:
+            raise MemoError(f"the policy of the bank at {path} is a function of its owner's: pass it as policy=")
         bank = kind(**{**cfg, **kwargs}).to(device)
         try: bank.load_state_dict(state)
         except RuntimeError as e: raise MemoError(f"{path} is no whole bank: {' '.join(str(e).split())[:200]}") from e

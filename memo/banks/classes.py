@@ -32,10 +32,13 @@ class Scaled:
 def as_bytes(s):
     "'512MB' as a number"
     m = re.fullmatch(r'\s*(\d+(?:\.\d+)?)\s*([kMGT])i?B\s*', s, re.I)
-    if not m: raise MemoError(f"capacity: {s!r}; a number of rows for each class, or a budget as '512MB' or '2GB', is accepted")
+    if not m:
+        raise MemoError(f"capacity: {s!r}; a number of rows for each class, or a budget as "
+                        "'512MB' or '2GB', is accepted")
     return float(m[1])*2**(10*(1+'kmgt'.index(m[2].lower())))
 
-def human_bytes(n): return next((f'{n/2**p:.3g} {u}B' for p,u in ((40,'T'),(30,'G'),(20,'M'),(10,'k')) if n>=2**p), f'{n:g} B')
+def human_bytes(n):
+    return next((f'{n/2**p:.3g} {u}B' for p,u in ((40,'T'),(30,'G'),(20,'M'),(10,'k')) if n>=2**p), f'{n:g} B')
 
 def device_bytes(device):
     "Bytes that the machine, or the GPU, has in all"
@@ -54,16 +57,21 @@ class ClassBank(Bank):
         alpha:Positive=.1,        # Rate of a class of average frequency
         alpha_min:OpenFraction=.01, # Slowest rate
         alpha_max:OpenFraction=.5, # Fastest rate, below 1
-        rate:Annotated[str, OneOf('relative literal'.split())]='relative', # 'relative': alpha over the class's frequency relative to uniform; 'literal': over its share of all rows
-        dtype:Annotated[str, OneOf(dtypes)]|torch.dtype='float32', # Of the stored features: 'float32', 'float16', 'bfloat16' or 'int8'
-        tail_percentile:Annotated[float, Range(0, 50)]=20, # Classes at or below this percentile of the counts are the tail, at or above 100 minus it the head
+        # 'relative': alpha over the class's frequency relative to uniform; 'literal': over its share of all rows
+        rate:Annotated[str, OneOf('relative literal'.split())]='relative',
+        # Of the stored features: 'float32', 'float16', 'bfloat16' or 'int8'
+        dtype:Annotated[str, OneOf(dtypes)]|torch.dtype='float32',
+        # Classes at or below this percentile of the counts are the tail, at or above 100 minus it the head
+        tail_percentile:Annotated[float, Range(0, 50)]=20,
         seed:int=0,               # Of the bank's own random numbers
     ):
-        if alpha_min>alpha_max: raise MemoError(f"ClassBank: 0 < alpha_min <= alpha_max < 1 is accepted, found {alpha_min} and {alpha_max}")
+        if alpha_min>alpha_max:
+            raise MemoError(f"ClassBank: 0 < alpha_min <= alpha_max < 1 is accepted, found {alpha_min} and {alpha_max}")
         if isinstance(capacity, str): as_bytes(capacity)
         super().__init__(dim, n_classes, seed)
         self.alpha,self.alpha_min,self.alpha_max,self.tail_percentile = alpha,alpha_min,alpha_max,tail_percentile
-        self.rate,self.dtype = check_choice('rate', rate, ('relative','literal')),check_choice('dtype', str(dtype).removeprefix('torch.'), dtypes)
+        self.rate,self.dtype = check_choice('rate', rate, ('relative','literal')),check_choice('dtype',
+            str(dtype).removeprefix('torch.'), dtypes)
         for o in ('items','groups','norms','scales','ema'): self.register_buffer(o, None)
         self.register_buffer('counts', torch.zeros(n_classes, dtype=torch.long))
         self.register_buffer('mass', torch.zeros(n_classes))
@@ -74,9 +82,13 @@ class ClassBank(Bank):
     def _ids(self):
         "Room for ids, once the capacity is a number; what would not fit into memory is refused before it is asked for"
         need,has = self.row_bytes()*self.capacity_rows,device_bytes(self.device)
-        if need>has: raise MemoError(f"capacity: {self.capacity} rows for each of {self.n_classes} classes take {human_bytes(need)}, there are {human_bytes(has)} of memory; a budget such as capacity='{human_bytes(has/4).replace(' ', '')}', "
-                                     "or dtype='int8', is accepted")
-        for o,v in dict(items=-1, groups=-1, norms=0.).items(): setattr(self, o, torch.full((self.n_classes,self.capacity), v, device=self.device))
+        if need>has:
+            raise MemoError(f"capacity: {self.capacity} rows for each of {self.n_classes} classes take "
+                            f"{human_bytes(need)}, there are {human_bytes(has)} of memory; a budget such as "
+                            f"capacity='{human_bytes(has/4).replace(' ', '')}', "
+                            "or dtype='int8', is accepted")
+        for o,v in dict(items=-1, groups=-1, norms=0.).items():
+            setattr(self, o, torch.full((self.n_classes,self.capacity), v, device=self.device))
 
     def row_bytes(self): return (self.dim or 1)*dtypes[self.dtype].itemsize + 20 + 4*(self.dtype=='int8')
 
@@ -84,20 +96,28 @@ class ClassBank(Bank):
         "The buffers whose shape is known with the first row"
         if isinstance(self.capacity, str):
             k = int(as_bytes(self.capacity)//(self.n_classes*self.row_bytes()))
-            if k<1: raise MemoError(f"capacity: {self.capacity} is less than a row of width {self.dim} for each of {self.n_classes} classes; {human_bytes(math.ceil(self.n_classes*self.row_bytes()))} or more is accepted")
+            if k<1:
+                raise MemoError(f"capacity: {self.capacity} is less than a row of width {self.dim} for each of "
+                                f"{self.n_classes} classes; {human_bytes(math.ceil(self.n_classes*self.row_bytes()))} "
+                                "or more is accepted")
             self.capacity = k
         self._ids()
-        self.features = torch.zeros(self.n_classes, self.capacity, self.dim, dtype=dtypes[self.dtype], device=self.device)
+        self.features = torch.zeros(self.n_classes, self.capacity, self.dim, dtype=dtypes[self.dtype],
+                                    device=self.device)
         if self.dtype=='int8': self.scales = torch.zeros(self.n_classes, self.capacity, device=self.device)
         self.ema = torch.zeros(self.n_classes, self.dim, device=self.device)
 
     def check_config(self, cfg):
-        if isinstance(self.capacity, str) or isinstance(cfg.get('capacity'), str): cfg = {k:v for k,v in cfg.items() if k!='capacity'}
+        if isinstance(self.capacity, str) or isinstance(cfg.get('capacity'), str):
+            cfg = {k:v for k,v in cfg.items() if k!='capacity'}
         super().check_config(cfg)
-        if cfg.get('dtype', self.dtype)!=self.dtype: raise MemoError(f"the saved ClassBank has dtype {cfg['dtype']}, this one's is {self.dtype}: make it with the same")
+        if cfg.get('dtype', self.dtype)!=self.dtype:
+            raise MemoError(f"the saved ClassBank has dtype {cfg['dtype']}, this one's is "
+                            f"{self.dtype}: make it with the same")
 
     @property
-    def capacity_rows(self): return math.inf if isinstance(self.capacity, str) else self.n_classes*self.capacity   # a budget is rows once the width is known
+    # a budget is rows once the width is known
+    def capacity_rows(self): return math.inf if isinstance(self.capacity, str) else self.n_classes*self.capacity
 
     def rows(self):
         c,k,d = self.features.shape
@@ -107,10 +127,13 @@ class ClassBank(Bank):
         if self.scales is not None: f = Scaled(f, self.scales.flatten())
         return f,valid.flatten().float(),y,self.items.flatten(),self.groups.flatten(),valid.flatten()
 
-    def class_counts(self): return self.counts if isinstance(self.capacity, str) else self.counts.clamp(max=self.capacity)
+    def class_counts(self):
+        return self.counts if isinstance(self.capacity, str) else self.counts.clamp(max=self.capacity)
 
     def check_single(self, y):
-        if y.ndim==2: raise MemoError("a ClassBank files a row under one class, so it neither votes on multi-label targets nor replays them: use a SlotBank, or head=None")
+        if y.ndim==2:
+            raise MemoError("a ClassBank files a row under one class, so it neither votes on multi-label targets nor "
+                            "replays them: use a SlotBank, or head=None")
 
     def saved_stats(self): return {**self.stats(), 'updates_per_class':self.counts.tolist()}
 
@@ -136,11 +159,12 @@ class ClassBank(Bank):
     def check_class(self, c):
         try: i = int(c)
         except (TypeError, ValueError): i = -1
-        if isinstance(c, (bool,str)) or i!=c or not 0<=i<self.n_classes: raise MemoError(f"class {c!r} is out of range, a number in 0..{self.n_classes-1} is accepted")
+        if isinstance(c, (bool,str)) or i!=c or not 0<=i<self.n_classes:
+            raise MemoError(f"class {c!r} is out of range, a number in 0..{self.n_classes-1} is accepted")
         return i
 
     def classify(self, q, item=None, group=None):
-        "Class of the nearest prototype [B] (-1 while the bank is empty) and the cosine to it [B]; `item` and `group` are ignored"
+        "Class of the nearest prototype [B] (-1 while the bank is empty), and the cosine to it [B]"
         if self.features is None or not torch.compiler.is_compiling() and not bool(self.counts.any()):
             return torch.full((len(q),), -1, device=q.device),q.new_zeros(len(q), dtype=torch.float32)
         with torch.autocast(q.device.type, enabled=False):
@@ -155,7 +179,7 @@ class ClassBank(Bank):
         logits:Tensor=None,  # Not used
         item:Tensor=None,    # Id of the training item of each row [B], -1 for none
         group:Tensor=None,   # Id of its group (patient) [B], -1 for none
-    ) -> Tensor:             # The slot of each row, class x capacity + place: [B], or [B,C] for 0/1 targets; -1 where it is not stored
+    ) -> Tensor:             # Slot of each row, class x capacity + place: [B], or [B,C] for 0/1 targets; -1 for none
         "Update the prototype and the reservoir of each row's class"
         if y is None: raise MemoError("a ClassBank files features by class: write needs y=")
         x,norm,y,_,item,group,ok = self.prepare(x, y, None, item, group)
@@ -188,15 +212,17 @@ class ClassBank(Bank):
         return self.as_offered(slots, ok)
 
     def average(self, x, row, y, n, total, norm):
-        "Move the averages by the rows `row` of `x`, which are sorted by class; `n` and `total` count the rows of the class and of all when each came"
+        "Move the averages by rows `row` of `x`, sorted by class; `n` and `total` count class and all when each came"
         ratio = n.double()/total
         ratio = ratio*self.n_classes if self.rate=='relative' else ratio+1e-6
         keep = 1-(self.alpha/ratio).clamp(self.alpha_min, self.alpha_max)
         s = keep.log().cumsum(0)
-        c,i,k = y.unique_consecutive(return_inverse=True, return_counts=True)         # of a thousand classes a batch has few
+        # of a thousand classes a batch has few
+        c,i,k = y.unique_consecutive(return_inverse=True, return_counts=True)
         left = torch.zeros(len(c), dtype=s.dtype, device=s.device).index_add_(0, i, keep.log())
         w = (1-keep)*(left.cumsum(0)[i]-s).exp()/norm[row].clamp(min=1e-12)
-        new = F.embedding_bag(row, x, k.cumsum(0)-k, mode='sum', per_sample_weights=w.float())      # sums of weighted rows, without a weighted copy of them
+        # sums of weighted rows, without a weighted copy of them
+        new = F.embedding_bag(row, x, k.cumsum(0)-k, mode='sum', per_sample_weights=w.float())
         self.ema.index_copy_(0, c, new.addcmul_(self.ema[c], left.exp().float()[:,None]))
         self.mass[c] = (self.mass[c]*left.exp() - left.expm1()).float()
 
@@ -221,13 +247,13 @@ from fastcore.basics import first,patch
 @patch
 def thresholds(self:ClassBank,
     unseen:bool=False # With the classes that were never seen
-)->tuple: # (count at or below which a class is tail, count at or above which it is head); (nan, nan) where no class counts
+)->tuple: # (largest count of a tail class, smallest of a head class); (nan, nan) where no class counts
     "The two percentiles of the class counts that bound tail and head"
     n = self.counts.cpu().numpy()
     return percentiles(n if unseen else n[n>0], self.tail_percentile)
 
 def percentiles(n, p):
-    "Percentiles `p` and 100-`p` of whole numbers, between two neighbours in proportion; what np.percentile gives, in a quarter of its time"
+    "Percentiles `p` and 100-`p` of whole numbers, as np.percentile gives them, in a quarter of its time"
     if len(n)==0: return math.nan,math.nan
     at = [(len(n)-1)*q/100 for q in (p, 100-p)]
     ks = [(math.floor(o),math.ceil(o)) for o in at]
@@ -301,7 +327,8 @@ def draw(self:ClassBank,
 )->Tensor: # [M,D], with the length they had
     "Draw one stored feature for each class in the list, with replacement"
     n = self.class_counts()[y]
-    if self.features is None or bool((n==0).any()): raise MemoError(f"draw: nothing is stored of class {int(y[(n==0).nonzero()[0,0]]) if len(y) else 'any'}")
+    if self.features is None or bool((n==0).any()):
+        raise MemoError(f"draw: nothing is stored of class {int(y[(n==0).nonzero()[0,0]]) if len(y) else 'any'}")
     at = y*self.capacity + self.random_ints(len(y))%n
     return self.stored_rows(at)*self.norms.view(-1)[at][:,None]
 
@@ -315,7 +342,8 @@ def missing(self:ClassBank,
     lack = n*(p.max()-p)*(self.counts>0)
     m = int(lack.sum().round())
     if m==0: return torch.zeros(0, dtype=torch.long, device=self.device)
-    u = (self.random_ints(1).double()/2**63+torch.arange(m, device=self.device))/m        # evenly spaced, so each class has its share to one row
+    # evenly spaced, so each class has its share to one row
+    u = (self.random_ints(1).double()/2**63+torch.arange(m, device=self.device))/m
     return torch.searchsorted(lack.cumsum(0)/lack.sum(), u, right=True).clamp(max=self.n_classes-1)
 
 @patch
@@ -335,23 +363,28 @@ def similarity(self:ClassBank)->Tensor: # [C,C]; 0 for classes not seen
 @patch
 def stats(self:ClassBank,
     c:int=None # A class; None: figures of the bank
-)->dict: # class_id, ema_count, reservoir_count, total_samples, class_frequency, class_percentage, is_tail, is_head, is_medium, prototype_norm; with rows stored also buffer_mean_norm, buffer_std_norm, prototype_buffer_similarity
+)->dict: # counts, frequency, group and prototype of the class; where rows are stored, their lengths too
     "Statistics of the bank or of one class, as plain numbers"
-    if c is None: return {**Bank.stats(self), **self.usage(), **{f'{k}_classes_count':v for k,v in self.distribution().items()}}
+    if c is None:
+        return {**Bank.stats(self), **self.usage(), **{f'{k}_classes_count':v for k,v in self.distribution().items()}}
     c = self.check_class(c)
     n,total = int(self.counts[c]),int(self.seen)
     k = first(k for k,v in self.group_masks(False).items() if v[c])
     p = self.ema[c]/self.mass[c].clamp(min=1e-12) if n else torch.zeros(1)
     f = self.sample(c)
-    res = dict(class_id=c, ema_count=n, reservoir_count=len(f), total_samples=n, class_frequency=n, class_percentage=100*n/max(total, 1),
+    res = dict(class_id=c, ema_count=n, reservoir_count=len(f), total_samples=n, class_frequency=n,
+               class_percentage=100*n/max(total, 1),
                is_tail=k=='tail', is_head=k=='head', is_medium=k=='medium', prototype_norm=float(p.norm()))
     if len(f)==0: return res
     norm = self.norms[c,:len(f)]
-    return {**res, 'buffer_mean_norm':float(norm.mean()), 'buffer_std_norm':float(norm.std(correction=0)), 'prototype_buffer_similarity':float(F.cosine_similarity(f, p[None]).mean())}
+    return {**res, 'buffer_mean_norm':float(norm.mean()), 'buffer_std_norm':float(norm.std(correction=0)),
+            'prototype_buffer_similarity':float(F.cosine_similarity(f, p[None]).mean())}
 
 @patch
-def usage(self:ClassBank)->dict: # total_features_stored, total_memory_mb (all buffers), buffer_utilization (0 to 1), classes_with_data, empty_classes
+# total_features_stored, total_memory_mb (all buffers), buffer_utilization (0 to 1), classes_with_data, empty_classes
+def usage(self:ClassBank)->dict:
     "Rows, megabytes and utilisation of the bank"
     some = int((self.counts>0).sum())
-    return dict(total_features_stored=len(self), total_memory_mb=sum(o.nbytes for o in self.buffers())/2**20, buffer_utilization=len(self)/self.capacity_rows,
+    return dict(total_features_stored=len(self), total_memory_mb=sum(o.nbytes for o in self.buffers())/2**20,
+                buffer_utilization=len(self)/self.capacity_rows,
                 classes_with_data=some, empty_classes=self.n_classes-some)

@@ -32,7 +32,8 @@ class BankSaver:
         "Copy the bank now and write the copy in the background; `step` is a number, or 'final'"
         self.wait()
         name = self.folder/(f'{self.prefix}_final' if step=='final' else f'{self.prefix}_step_{step}')
-        state,meta = {k:v.detach().to('cpu', copy=True).contiguous() for k,v in self.bank.state_dict().items()},self.bank.header()
+        state,meta = {k:v.detach().to('cpu', copy=True).contiguous() for k,
+                      v in self.bank.state_dict().items()},self.bank.header()
         stats = {**self.bank.saved_stats(), 'step':step}
         self.thread = threading.Thread(target=self._write, args=(name, state, meta, stats))
         self.thread.start()
@@ -57,7 +58,8 @@ def latest_bank(
     "Path of the saved bank with the largest step, or of the final one if there is one"
     end = Path(folder)/f'{prefix}_final.safetensors'
     if end.is_file(): return end
-    steps = [(int(m[1]),p) for p in Path(folder).glob('*.safetensors') if (m := re.fullmatch(re.escape(prefix)+r'_step_(\d+)\.safetensors', p.name))]
+    steps = [(int(m[1]),p) for p in Path(folder).glob('*.safetensors')
+             if (m := re.fullmatch(re.escape(prefix)+r'_step_(\d+)\.safetensors', p.name))]
     return max(steps)[1] if steps else None
 
 # %% ../../nbs/banks/06_exchange.ipynb #ba142e29
@@ -70,11 +72,13 @@ def prompt_data(self:ClassBank,
     if c is None: return {o:self.prompt_data(o, k) for o in self.tail()}
     f,s = self.sample(c, k),self.stats(c)
     p = self.prototype(c) if self.ema is not None else f.new_zeros(self.dim or 0)
-    return dict(class_id=s['class_id'], prototype=p, features=f, is_tail=s['is_tail'], class_frequency=s['class_frequency'], class_percentage=s['class_percentage'], feature_count=len(f))
+    return dict(class_id=s['class_id'], prototype=p, features=f, is_tail=s['is_tail'],
+                class_frequency=s['class_frequency'], class_percentage=s['class_percentage'], feature_count=len(f))
 
 def as_lists(d):
     "Tensors in nested dicts as lists, for JSON"
-    return {str(k):as_lists(v) for k,v in d.items()} if isinstance(d, dict) else d.tolist() if isinstance(d, Tensor) else d
+    if isinstance(d, dict): return {str(k):as_lists(v) for k,v in d.items()}
+    return d.tolist() if isinstance(d, Tensor) else d
 
 @patch
 def export_tail(self:ClassBank,
@@ -85,9 +89,11 @@ def export_tail(self:ClassBank,
     out = {}
     for c,p in self.prompt_data(k=k).items():
         s = self.stats(c)
-        out[c] = dict(prompt_data=p, statistics=s, memory_info={o:s[o] for o in ('ema_count','reservoir_count','prototype_norm')})
-    t = self.tail()
-    write_json(path, as_lists({**out, 'summary':dict(total_tail_classes=len(t), tail_class_ids=t, total_samples=int(self.seen), export_timestamp=time.strftime('%Y-%m-%dT%H:%M:%S'))}))
+        out[c] = dict(prompt_data=p, statistics=s,
+                      memory_info={o:s[o] for o in ('ema_count','reservoir_count','prototype_norm')})
+    t,now = self.tail(),time.strftime('%Y-%m-%dT%H:%M:%S')
+    summary = dict(total_tail_classes=len(t), tail_class_ids=t, total_samples=int(self.seen), export_timestamp=now)
+    write_json(path, as_lists({**out, 'summary':summary}))
 
 # %% ../../nbs/banks/06_exchange.ipynb #fd52222b
 _keys = dict(num_classes=int, feature_dim=int, capacity_per_class=int, alpha_base=(int,float),
@@ -99,14 +105,17 @@ def to_json(self:ClassBank, path:str|Path):
     if self.features is None: raise MemoError("the bank is empty: there is nothing to export")
     n = self.counts.tolist()
     d = dict(num_classes=self.n_classes, feature_dim=self.dim, capacity_per_class=self.capacity, alpha_base=self.alpha,
-        tail_threshold_percentile=self.tail_percentile, ema_prototypes=self.prototypes().tolist(), ema_counts=n, reservoir_counts=n, class_frequencies=n,
-        total_samples=int(self.seen), tail_classes=self.tail(), head_classes=self.head(), medium_classes=self.medium(), update_history={})
+        tail_threshold_percentile=self.tail_percentile, ema_prototypes=self.prototypes().tolist(), ema_counts=n,
+        reservoir_counts=n, class_frequencies=n,
+        total_samples=int(self.seen), tail_classes=self.tail(), head_classes=self.head(), medium_classes=self.medium(),
+        update_history={})
     write_json(path, {**d, 'reservoir_buffers':{str(c):self.sample(c).tolist() for c in range(self.n_classes)}})
 
 def read_bank_json(path):
     try: d = json.loads(Path(path).read_text())
     except FileNotFoundError: raise MemoError(f"there is no bank at {path}") from None
-    except (OSError, ValueError) as e: raise MemoError(f"{path} is not a whole JSON file: {str(e).splitlines()[0]}") from None
+    except (OSError, ValueError) as e:
+        raise MemoError(f"{path} is not a whole JSON file: {str(e).splitlines()[0]}") from None
     bad = [k for k,t in _keys.items() if not isinstance(d, dict) or not isinstance(d.get(k), t)]
     if bad: raise MemoError(f"{path} is JSON, but no memory bank: {', '.join(bad)} missing or of another kind")
     return d
@@ -120,18 +129,23 @@ def bank_from_json(
     c,dim,k = d['num_classes'],d['feature_dim'],d['capacity_per_class']
     b = ClassBank(c, k, dim, d['alpha_base'], **{'tail_percentile':d.get('tail_threshold_percentile', 20.), **kwargs})
     try:
-        p,n = torch.tensor(d['ema_prototypes'], dtype=torch.float32).view(c, dim),torch.tensor(d['class_frequencies'], dtype=torch.long).view(c)
+        p,n = torch.tensor(d['ema_prototypes'], dtype=torch.float32).view(c, dim),torch.tensor(d['class_frequencies'],
+            dtype=torch.long).view(c)
         got = {int(o):torch.tensor(v, dtype=torch.float32).view(-1, dim) for o,v in d['reservoir_buffers'].items() if v}
-    except (ValueError, TypeError, RuntimeError) as e: raise MemoError(f"{path}: the numbers do not fit {c} classes of width {dim} ({str(e).splitlines()[0][:80]})") from None
+    except (ValueError, TypeError, RuntimeError) as e:
+        raise MemoError(
+            f"{path}: the numbers do not fit {c} classes of width {dim} ({str(e).splitlines()[0][:80]})") from None
     bad = [o for o,v in got.items() if not 0<=o<c or len(v)!=min(int(n[o]), k)]
     if bad or not p.isfinite().all() or not all(v.isfinite().all() for v in got.values()):
-        raise MemoError(f"{path}: class {bad[0]} holds another number of features than its count says" if bad else f"{path} holds NaN or infinite numbers")
+        raise MemoError(f"{path}: class {bad[0]} holds another number of features than its count says" if bad
+                        else f"{path} holds NaN or infinite numbers")
     b.make_room()
     b.ema.copy_(p)
     b.mass.copy_(n>0)
     b.counts.copy_(n)
     for o,v in got.items(): b.replace_rows(o*k+torch.arange(len(v)), v.clone(), v.norm(dim=1))
-    for o,v in dict(seen=d.get('total_samples', int(n.sum())), count=sum(map(len, got.values())), updates=d.get('total_samples', 0)).items(): getattr(b, o).fill_(v)
+    for o,v in dict(seen=d.get('total_samples', int(n.sum())), count=sum(map(len, got.values())),
+                    updates=d.get('total_samples', 0)).items(): getattr(b, o).fill_(v)
     return b
 
 ClassBank.from_json = staticmethod(bank_from_json)
@@ -140,7 +154,9 @@ ClassBank.from_json = staticmethod(bank_from_json)
 def which_memory(path, names, memory):
     "The memory that is meant"
     if memory is not None: return check_choice(f'{path}: memory', memory, names)
-    if len(names)>1: raise MemoError(f"{path} has {len(names)} memories: say which with memory= (memo-bank --memory NAME), one of {', '.join(names)}")
+    if len(names)>1:
+        raise MemoError(f"{path} has {len(names)} memories: say which with memory= (memo-bank --memory NAME), one of "
+                        f"{', '.join(names)}")
     return names[0]
 
 def model_bank(path, f, memory, kinds):
@@ -165,9 +181,13 @@ def file_bank(path, memory=None, kinds=()):
             if 'config' in meta: return model_bank(path, f, memory, kinds)
         return Bank.load(path, kinds=kinds)
     except MemoError: raise
-    except FileNotFoundError: raise MemoError(f"{path}: no such file or folder; a run folder, a bank's .safetensors or .json, or a model.safetensors is accepted") from None
-    except (SafetensorError,OSError) as e: raise MemoError(f"{path} is not a whole safetensors file: {str(e).splitlines()[0]}") from None
-    except (KeyError,RuntimeError,TypeError,ValueError) as e: raise MemoError(f"{path}: its header does not fit its tensors ({' '.join(str(e).split())[:100]})") from None
+    except FileNotFoundError:
+        raise MemoError(f"{path}: no such file or folder; a run folder, a bank's .safetensors or .json, or a "
+                        "model.safetensors is accepted") from None
+    except (SafetensorError,OSError) as e:
+        raise MemoError(f"{path} is not a whole safetensors file: {str(e).splitlines()[0]}") from None
+    except (KeyError,RuntimeError,TypeError,ValueError) as e:
+        raise MemoError(f"{path}: its header does not fit its tensors ({' '.join(str(e).split())[:100]})") from None
 
 def run_of(path):
     "The run folder that a file lies in"
@@ -185,8 +205,11 @@ def open_bank(
     if not (path/'config.yaml').is_file(): raise MemoError(f"{path} is no run folder: it has no config.yaml")
     if (path/'model.safetensors').is_file(): return file_bank(path/'model.safetensors', memory, kinds),path
     names = {re.sub(r'_(step_\d+|final)$', '', o.stem) for o in (path/'banks').glob('*.safetensors')}
-    if not names: raise MemoError(f"{path}: neither model.safetensors nor banks/ is there yet; is the run finished? memo-train --resume finishes it")
-    names = {o.removeprefix(f'{path.name}_'):o for o in sorted(names)}      # where there are several memories their names are in those of the files
+    if not names:
+        raise MemoError(f"{path}: neither model.safetensors nor banks/ is there yet; is the run finished? memo-train "
+                        "--resume finishes it")
+    # where there are several memories their names are in those of the files
+    names = {o.removeprefix(f'{path.name}_'):o for o in sorted(names)}
     name = first(names.values()) if len(names)==1 else names[which_memory(path, [*names], memory)]
     return file_bank(latest_bank(path/'banks', name), kinds=kinds),path
 

@@ -17,7 +17,8 @@ from torch.nn import functional as F
 from ..core import MemoError
 
 # %% ../../nbs/banks/02_policies.ipynb #30a07b2b
-Candidates = namedtuple('Candidates', 'x norm y logits')  # [B,D] features, [B] their norms, labels or None, network outputs or None
+# [B,D] features, [B] their norms, labels or None, network outputs or None
+Candidates = namedtuple('Candidates', 'x norm y logits')
 Policy = namedtuple('Policy', 'score admit evict')
 
 # %% ../../nbs/banks/02_policies.ipynb #7defdd5a
@@ -58,10 +59,12 @@ def entropy(c, bank):
 # %% ../../nbs/banks/02_policies.ipynb #02f69f73
 def difficulty(c, bank):
     "0.6 of the row's loss plus 0.4 of the prediction's uncertainty"
-    if c.logits is None or c.y is None: raise MemoError(f"policy {bank.policy_name!r} needs logits= and y= in write (it ranks rows by loss)")
+    if c.logits is None or c.y is None:
+        raise MemoError(f"policy {bank.policy_name!r} needs logits= and y= in write (it ranks rows by loss)")
     l = c.logits.float()
     if is_multilabel(c):
-        loss,unsure = F.binary_cross_entropy_with_logits(l, c.y.float(), reduction='none').mean(1),1-2*(l.sigmoid()-.5).abs().mean(1)
+        loss,unsure = F.binary_cross_entropy_with_logits(l, c.y.float(),
+                                                         reduction='none').mean(1),1-2*(l.sigmoid()-.5).abs().mean(1)
     else: loss,unsure = F.cross_entropy(l, c.y, reduction='none'),1-l.softmax(1).amax(1)
     return .6*loss + .4*unsure
 
@@ -129,4 +132,5 @@ def nothing(c, bank): return torch.zeros_like(c.norm)
 
 policies = dict(fifo=Policy(nothing, everything, oldest), reservoir=Policy(nothing, everything, algorithm_r))
 policies.update({o.__name__:Policy(o, top_share, oldest) for o in (rarity,statistical,diversity,hybrid,entropy)})
-policies.update(hard=Policy(difficulty, top_share, weakest), easy=Policy(ease, top_share, weakest), curriculum=Policy(difficulty, rising, weakest))
+policies.update(hard=Policy(difficulty, top_share, weakest), easy=Policy(ease, top_share, weakest),
+                curriculum=Policy(difficulty, rising, weakest))

@@ -30,7 +30,8 @@ def unit_rows(x):
 
 def unit_sides(similarity, normalize):
     "Whether queries and whether rows are normalised"
-    how = check_choice('normalize', normalize or similarities[check_choice('similarity', similarity, similarities)], ('both','query','memory','none'))
+    how = check_choice('normalize', normalize or similarities[check_choice('similarity', similarity, similarities)],
+                       ('both','query','memory','none'))
     return how in ('both','query'),how in ('both','memory')
 
 # %% ../../nbs/banks/01_search.ipynb #94ff8f5b
@@ -58,21 +59,23 @@ def search(
     norms:Tensor=None,      # Lengths of the rows [N], worked out if not given
     same=(),                # Pairs of ids ([B], [N]): equal ones hide a row from a query
     valid:Tensor=None,      # Rows that may be read [N]
-) -> tuple:                 # Scores that rank as the similarity does, and indices [B,k], nearest first, -1 where there is no row
+) -> tuple:                 # Scores in the similarity's order, and indices [B,k], nearest first, -1 for no row
     "Exact top-k search over all rows, in chunks of bounded memory"
     unit_q,unit_m = unit_sides(similarity, normalize)
     with torch.autocast(q.device.type, enabled=False):
         q = q.float()
         if unit_q: q = F.normalize(q)
         same = [(torch.where(a<0, torch.iinfo(a.dtype).min, a), b) for a,b in same if a is not None]
-        if torch.compiler.is_compiling(): step = max(k, len(rows))     # how many queries there are is not known in a traced graph
+        # how many queries there are is not known in a traced graph
+        if torch.compiler.is_compiling(): step = max(k, len(rows))
         else: step = max(k, _STRETCH//max(len(q), 1))
         best = None
         for lo in range(0, len(rows), step):
             o = slice(lo, lo+step)
             m = rows[o].float()       # a stretch at a time, whatever they are stored in
             n = m.norm(dim=1) if norms is None else norms[o]
-            new = best_of_chunk(q, m, n, unit_m, similarity=='euclidean', k, [(a,b[o]) for a,b in same], valid if valid is None else valid[o], lo)
+            new = best_of_chunk(q, m, n, unit_m, similarity=='euclidean', k, [(a,b[o]) for a,b in same],
+                                valid if valid is None else valid[o], lo)
             if best is None: best = new
             else:
                 s,j = torch.cat([best[0],new[0]], 1).topk(min(k, best[0].shape[1]+new[0].shape[1]))
@@ -98,7 +101,8 @@ def read_rows(
 ) -> Read:
     "The `k` nearest rows of each query and their softmax-weighted sum (Hoang et al. 2024, Eq. 5-6)"
     if q.ndim!=2 or rows.ndim!=2 or q.shape[1]!=rows.shape[1]:
-        raise MemoError(f"read: queries are {tuple(q.shape)}, rows {tuple(rows.shape)}; [B,D] and [N,D] with one D are accepted")
+        raise MemoError(f"read: queries are {tuple(q.shape)}, rows {tuple(rows.shape)}; [B,D] "
+                        "and [N,D] with one D are accepted")
     s,i = search(q, rows, k, similarity, normalize, norms, same, valid)
     unit_q,unit_m = unit_sides(similarity, normalize)
     with torch.autocast(q.device.type, enabled=False):

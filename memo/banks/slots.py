@@ -24,8 +24,10 @@ class SlotBank(Bank):
     def __init__(self,
         size:Count=512,          # Number of slots
         dim:Count=None,          # Width of the features; known after the first write if not given
-        policy:Annotated[str, OneOf(policies)]|Callable|Policy='rarity', # Name in `policies`, a function `score(c, bank)`, or a `Policy`
-        momentum:Fraction=0.,    # Share of the old content that a written slot keeps, and of the old running mean, in [0,1)
+        # Name in `policies`, a function `score(c, bank)`, or a `Policy`
+        policy:Annotated[str, OneOf(policies)]|Callable|Policy='rarity',
+        # Share of the old content that a written slot keeps, and of the old running mean, in [0,1)
+        momentum:Fraction=0.,
         threshold:Share=.2,      # Share of each batch that scored policies admit, in (0,1]
         n_classes:Count=None,    # Labels are checked against it; widths of multi-label targets set it
         seed:int=0,              # Of the bank's own random numbers
@@ -47,7 +49,9 @@ class SlotBank(Bank):
         if isinstance(v, str): self._policy,self.policy_name = policies[check_choice('policy', v, policies)],v
         elif isinstance(v, Policy): self._policy,self.policy_name = v,None
         elif callable(v): self._policy,self.policy_name = Policy(v, top_share, oldest),None
-        else: raise MemoError(f"policy: {v!r}, a name ({', '.join(policies)}), a function score(c, bank) or a Policy is accepted")
+        else:
+            raise MemoError(f"policy: {v!r}, a name ({', '.join(policies)}), a function score(c, "
+                            "bank) or a Policy is accepted")
     @property
     def momentum(self): return self._momentum
     @momentum.setter
@@ -61,7 +65,8 @@ class SlotBank(Bank):
         if not 0<v<=1: raise MemoError(f"threshold: {v!r}, the share of a batch to admit, in (0,1], is accepted")
         self._threshold = float(v)
 
-    def configure(self, cfg): super().configure({k:v for k,v in cfg.items() if k!='size' and not (k=='policy' and v is None)})
+    def configure(self, cfg):
+        super().configure({k:v for k,v in cfg.items() if k!='size' and not (k=='policy' and v is None)})
 
     def check_config(self, cfg):
         super().check_config(cfg)
@@ -70,7 +75,8 @@ class SlotBank(Bank):
 
     def rows(self):
         if torch.compiler.is_compiling():   # all slots and a mask, as a traced graph cannot hang on how many are taken
-            return self.features,self.norms,self.labels,self.items,self.groups,torch.arange(self.size, device=self.device)<self.count
+            return self.features,self.norms,self.labels,self.items,self.groups,torch.arange(self.size,
+                device=self.device)<self.count
         n = slice(0, len(self))
         y = None if self.labels is None else self.labels[n]
         return self.features[n],self.norms[n],y,self.items[n],self.groups[n],None
@@ -88,11 +94,14 @@ class SlotBank(Bank):
         if len(x)==0: return self.as_offered(torch.zeros(0, dtype=torch.long, device=self.device), ok)
         with torch.inference_mode(False):  # buffers made there could not be written outside it
             if self.features is None: self.features = torch.zeros(self.size, self.dim, device=self.device)
-            if y is not None and self.labels is None: self.labels = torch.full((self.size, *y.shape[1:]), -1, dtype=y.dtype, device=self.device)
+            if y is not None and self.labels is None:
+                self.labels = torch.full((self.size, *y.shape[1:]), -1, dtype=y.dtype, device=self.device)
         mean = norm.mean()
-        self.mean_norm.copy_(mean if self.momentum==0 or self.updates==0 else self.momentum*self.mean_norm + (1-self.momentum)*mean)
+        self.mean_norm.copy_(mean if self.momentum==0 or self.updates==0 else self.momentum*self.mean_norm
+                             + (1-self.momentum)*mean)
         self.updates += 1
-        score = torch.nan_to_num(self._policy.score(Candidates(x, norm, y, logits), self).float(), nan=0., posinf=3e38, neginf=-3e38)
+        score = torch.nan_to_num(self._policy.score(Candidates(x, norm, y, logits), self).float(), nan=0., posinf=3e38,
+                                 neginf=-3e38)
         if item is None: slot = self.offer(score)
         else:
             slot = self.match(item)
@@ -128,14 +137,16 @@ class SlotBank(Bank):
         return slot
 
     def store(self, slot, x, norm, y, item, group, score):
-        "Write rows into their slots, merging with what is there; the last row of a slot counts. Gives the slots that were written, -1 for rows that were not"
+        "Write rows into their slots, the last row of each; gives the slots that were written, -1 for other rows"
         at,res = self.rows_to_store(slot),slot
         if at is not None:
             res = torch.full_like(slot, -1).index_copy_(0, at, slot[at])
             if len(at)==0: return res
             slot,x,norm,y,item,group,score = (None if o is None else o[at] for o in (slot,x,norm,y,item,group,score))
         n,m,lo = len(self),self.momentum,int(slot[0])
-        to = slice(lo, lo+len(slot)) if int(slot[-1])-lo==len(slot)-1 and (at is None or bool((slot.diff()==1).all())) else slot  # a block is copied faster
+        # a block is copied faster
+        to = slice(lo, lo+len(slot)) if int(slot[-1])-lo==len(slot)-1 and (at is None
+            or bool((slot.diff()==1).all())) else slot
         taken = slot<n
         same = None if item is None else taken & (item>=0) & (item==self.items[to])
         self.count.copy_(torch.clamp(slot.max()+1, min=n))

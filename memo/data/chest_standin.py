@@ -18,7 +18,8 @@ from ..registry import register
 
 # %% ../../nbs/data/10_chest_standin.ipynb #db8a786d
 _digits = ['Edema','Fibrosis','Pneumonia','Hernia']     # look like digits 0 to 3; the others like Fashion-MNIST
-_share = dict(zip(findings, [.103,.042,.177,.047,.021,.022,.015,.119,.013,.030,.025,.056,.052,.002]))  # of the images of ChestX-ray14
+# of the images of ChestX-ray14
+_share = dict(zip(findings, [.103,.042,.177,.047,.021,.022,.015,.119,.013,.030,.025,.056,.052,.002]))
 
 def made_up_table(
     patients:int=3000, # How many
@@ -32,7 +33,8 @@ def made_up_table(
     has = rng.random((patients, len(findings))) < 1.6*np.array([*_share.values()])
     y = has[who] & (rng.random((len(who), len(findings)))<.625)
     label = ['|'.join(findings[i] for i in o.nonzero()[0]) or 'No Finding' for o in y]
-    return pd.DataFrame({'Image Index':[f'{p+1:08d}_{f:03d}.png' for p,f in zip(who, follow)], 'Finding Labels':label, 'Follow-up #':follow, 'Patient ID':who+1})
+    return pd.DataFrame({'Image Index':[f'{p+1:08d}_{f:03d}.png' for p,f in zip(who, follow)], 'Finding Labels':label,
+                         'Follow-up #':follow, 'Patient ID':who+1})
 
 def nih_table(
     )->pd.DataFrame|None: # The rows of Data_Entry_2017_v2020.csv; None where torchxrayvision is not installed
@@ -78,7 +80,8 @@ def read_tiles(part):
     nth = np.empty(len(dy), int)
     for c in range(10): nth[dy==c] = np.arange((dy==c).sum())
     d = d[(nth%5==4)==(part=='t10k')]          # every fifth digit is for the test
-    x,y = np.concatenate([x[:,0].numpy(), d[:,:-1].reshape(-1,28,28)]),np.concatenate([y.numpy(), 10+d[:,-1].astype(int)])
+    x,y = np.concatenate([x[:,0].numpy(), d[:,:-1].reshape(-1,28,28)]),np.concatenate([y.numpy(),
+        10+d[:,-1].astype(int)])
     return x,[(y==c).nonzero()[0] for c in range(20)]
 
 def make_mosaics(y, patient, look, part, rng, jitter):
@@ -90,8 +93,10 @@ def make_mosaics(y, patient, look, part, rng, jitter):
     rows,c = y.nonzero()
     pair,which = np.unique(patient[rows]*len(findings)+c, return_inverse=True)
     own = np.array([len(pools[look[o]]) for o in pair%len(findings)])
-    own = np.array([pools[look[o]][i] for o,i in zip(pair%len(findings), (rng.random(len(pair))*own).astype(int))], dtype=int)
-    slot = (y.cumsum(1)-1)[rows,c]                                                              # the how manieth finding of its row
+    own = np.array([pools[look[o]][i] for o,i in zip(pair%len(findings), (rng.random(len(pair))*own).astype(int))],
+                   dtype=int)
+    # the how manieth finding of its row
+    slot = (y.cumsum(1)-1)[rows,c]
     place = rng.random((n,4)).argsort(1)
     tile[rows, place[rows,slot]] = own[which]
     move = rng.integers(-jitter, jitter+1, size=(2,n,4))
@@ -112,34 +117,40 @@ def write_png(a):
     h,w = a.shape
     raw = np.zeros((h,w+1), np.uint8)
     raw[:,1:] = a
-    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 0, 0, 0, 0)) + chunk(b'IDAT', zlib.compress(raw, 1)) + chunk(b'IEND', b'')
+    return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 0, 0, 0, 0)) + chunk(b'IDAT',
+        zlib.compress(raw, 1)) + chunk(b'IEND', b'')
 
 # %% ../../nbs/data/10_chest_standin.ipynb #881f668f
-_readme = '''This is not ChestX-ray14. It is a stand-in made by memo (chest_tree, {patients} patients, seed {seed}) to try out programs on.
+_readme = '''This is not ChestX-ray14. It is a stand-in made by memo (chest_tree, {patients} patients,
+seed {seed}) to try out programs on.
 Labels, patients: {source}.
 Images: mosaics of Fashion-MNIST (Xiao et al. 2017, MIT) and MNIST digits. No pixel of an X-ray is here.
 A score on it is never a chest X-ray result. The split 77/23 by patient is random, not NIH's.
 Look: {look}.
 '''
-_head = 'Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],'.split(',')
+_head = ('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,'
+         'OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],').split(',')
 
 def chest_tree(
     out:str|Path, # Folder to make
     patients:int=2400, # How many; 2,400 have about 8,700 images
     seed:int=0, # Of the patients, the split, the tiles, and which class looks like which
-    table:pd.DataFrame=None, # Label table in NIH's columns; by default NIH's own where torchxrayvision is installed, else one made up
+    # Label table in NIH's columns; by default NIH's own where torchxrayvision is installed, else one made up
+    table:pd.DataFrame=None,
     untested:str=None, # A finding that no patient of the test has
     jitter:int=4 # Pixels that a tile is moved at most
 )->Path: # The folder
     "Write a folder in the layout of ChestX-ray14 whose images are mosaics: a stand-in for tests and tutorials"
     out = Path(out)
     if out.exists(): raise MemoError(f"{out} is there already; delete it, or choose another folder")
-    if patients<60: raise MemoError(f"patients: 60 or more are needed (four with each finding, and a test), found {patients}")
+    if patients<60:
+        raise MemoError(f"patients: 60 or more are needed (four with each finding, and a test), found {patients}")
     if untested is not None: check_choice('untested', untested, findings)
     source = 'given by the caller' if table is not None else "NIH's Data_Entry_2017_v2020.csv, out of torchxrayvision"
     df = ifnone(table, nih_table())
     if df is None:
-        warn("chest_tree: torchxrayvision is not installed, so the label table is made up; pip install --no-deps torchxrayvision has NIH's")
+        warn("chest_tree: torchxrayvision is not installed, so the label table is made up; pip install --no-deps "
+             "torchxrayvision has NIH's")
         df,source = made_up_table(max(3000, patients), seed),'made up (torchxrayvision is not installed)'
     y = read_targets('table', df['Finding Labels'])
     few = y.sum(1)<=4                           # there are four cells
@@ -148,10 +159,14 @@ def chest_tree(
     used,test = draw_patients(df, y, patients, rng, untested)
     df,y,test = df[used].reset_index(drop=True),y[used],test[used]
     plain = [k for k in findings if k not in _digits]
-    look = dict(zip(plain, rng.permutation(10).tolist() if seed else range(10))) | {k:10+i for i,k in enumerate(_digits)}
+    look = dict(zip(plain, rng.permutation(10).tolist() if seed else range(10))) | {k:10+i for i,
+        k in enumerate(_digits)}
     ims,who = np.empty((len(df),56,56), np.uint8),df['Patient ID'].to_numpy()
-    for part,at in (('train',~test),('t10k',test)): ims[at] = make_mosaics(y[at], who[at], [look[k] for k in findings], part, rng, jitter)
-    text = _readme.format(patients=patients, seed=seed, source=source, look=', '.join(f"{k} {'digit' if v>9 else 'Fashion-MNIST class'} {v%10}" for k,v in look.items()))
+    for part,at in (('train',~test),('t10k',test)):
+        ims[at] = make_mosaics(y[at], who[at], [look[k] for k in findings], part, rng, jitter)
+    text = _readme.format(patients=patients, seed=seed, source=source,
+                          look=', '.join(f"{k} {'digit' if v>9 else 'Fashion-MNIST class'} {v%10}" for k,
+                                         v in look.items()))
     write_tree(out, df, ims, test, text)
     return out
 
@@ -167,7 +182,8 @@ def write_tree(out, df, ims, test, text):
         for k,old in zip(_head[7:11], ['OriginalImage[Width','Height]','OriginalImagePixelSpacing[x','y]']):
             if old in df: cols[k] = df[old]
         cols.to_csv(tmp/'Data_Entry_2017.csv', index=False)
-        for k,at in (('train_val',~test),('test',test)): (tmp/f'{k}_list.txt').write_text('\n'.join(df['Image Index'][at])+'\n')
+        for k,at in (('train_val',~test),('test',test)):
+            (tmp/f'{k}_list.txt').write_text('\n'.join(df['Image Index'][at])+'\n')
         (tmp/'README.txt').write_text(text)
         tmp.chmod(0o755)
         os.rename(tmp, out)
@@ -194,4 +210,5 @@ def chest_mosaic(
         try: chest_tree(root, patients, seed)
         except MemoError:
             if not root.is_dir(): raise        # somebody else was faster
-    return chestxray14(root, size=size, channels=channels, rotate=rotate, workers=workers, preload=preload, seed=seed, **kwargs)
+    return chestxray14(root, size=size, channels=channels, rotate=rotate, workers=workers, preload=preload, seed=seed,
+                       **kwargs)

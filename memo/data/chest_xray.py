@@ -21,22 +21,30 @@ from .images import FileImages, cache_info, check_images, find_images, some
 from ..registry import register
 
 # %% ../../nbs/data/09_chest_xray.ipynb #427f5f0d
-findings = '''Atelectasis Consolidation Infiltration Pneumothorax Edema Emphysema Fibrosis Effusion Pneumonia Pleural_Thickening Cardiomegaly Nodule Mass
-    Hernia'''.split()
+findings = '''Atelectasis Consolidation Infiltration Pneumothorax Edema Emphysema Fibrosis
+    Effusion Pneumonia Pleural_Thickening Cardiomegaly Nodule Mass Hernia'''.split()
 _columns = dict(image='Image Index', label='Finding Labels', patient='Patient ID')
 
 # %% ../../nbs/data/09_chest_xray.ipynb #4908640c
 def read_table(root):
     "The CSV's path and its rows: image, label, patient"
-    if not root.is_dir(): raise MemoError(f"{root}: no such folder; give the folder of Data_Entry_2017.csv as root (data.root in a YAML file)")
-    ps = sorted(o for o in root.iterdir() if o.name.startswith('Data_Entry_2017') and o.name.endswith(('.csv','.csv.gz')))
-    if not ps: raise MemoError(f"{root}: no Data_Entry_2017*.csv is there; download it from NIH's ChestX-ray14 folder, or give the folder where it is")
+    if not root.is_dir():
+        raise MemoError(f"{root}: no such folder; give the folder of Data_Entry_2017.csv as root "
+                        "(data.root in a YAML file)")
+    ps = sorted(o for o in root.iterdir() if o.name.startswith('Data_Entry_2017')
+                and o.name.endswith(('.csv','.csv.gz')))
+    if not ps:
+        raise MemoError(f"{root}: no Data_Entry_2017*.csv is there; download it from NIH's ChestX-ray14 folder, or "
+                        "give the folder where it is")
     p = root/'Data_Entry_2017.csv' if root/'Data_Entry_2017.csv' in ps else ps[0]
     try: df = pd.read_csv(p, dtype=str, index_col=False, skipinitialspace=True, encoding='utf-8-sig')
-    except (OSError, ValueError, EOFError, zlib.error) as e: raise MemoError(f"cannot read {p}: {str(e).splitlines()[0]}; download it again") from e
+    except (OSError, ValueError, EOFError, zlib.error) as e:
+        raise MemoError(f"cannot read {p}: {str(e).splitlines()[0]}; download it again") from e
     df.columns = [str(o).strip() for o in df.columns]
     lack = [o for o in _columns.values() if o not in df.columns]
-    if lack: raise MemoError(f"{p}: column {', '.join(map(repr, lack))} is missing, found {some(df.columns, 12)}; use NIH's own file")
+    if lack:
+        raise MemoError(f"{p}: column {', '.join(map(repr, lack))} is missing, found "
+                        f"{some(df.columns, 12)}; use NIH's own file")
     return p,pd.DataFrame({k:df[v].fillna('').str.strip() for k,v in _columns.items()})
 
 def read_targets(p, label):
@@ -54,7 +62,8 @@ def read_targets(p, label):
         n = int(np.isin(codes, [*bad.values()]).sum())
         near = first(difflib.get_close_matches(o, [*known], 1) for o in bad)
         hint = f"; did you mean {near[0]!r}?" if near else ''
-        raise MemoError(f"{p}: {len(bad)} unknown findings in {n} rows or more (first: {some(map(repr, bad))}){hint}; No Finding, or some of {', '.join(findings)} joined by | is accepted")
+        raise MemoError(f"{p}: {len(bad)} unknown findings in {n} rows or more (first: {some(map(repr, bad))}){hint}; "
+                        f"No Finding, or some of {', '.join(findings)} joined by | is accepted")
     return y[codes]
 
 def read_list(
@@ -62,10 +71,13 @@ def read_list(
 )->np.ndarray: # Names; spaces, blank lines and Windows line ends are no matter
     "Read the image names in a list file"
     try: names = [o.strip() for o in Path(path).read_text(encoding='utf-8-sig').splitlines()]
-    except FileNotFoundError: raise MemoError(f"{path} is missing; download it from NIH's ChestX-ray14 folder, or use split='patient', which needs no lists") from None
+    except FileNotFoundError:
+        raise MemoError(f"{path} is missing; download it from NIH's ChestX-ray14 folder, or use "
+                        "split='patient', which needs no lists") from None
     except (OSError, UnicodeDecodeError) as e: raise MemoError(f"cannot read {path}: {e}; download it again") from e
     names = np.array([Path(o).name for o in names if o], dtype=object)
-    if not len(names): raise MemoError(f"{path} names no image; download it again, or use split='patient', which needs no lists")
+    if not len(names):
+        raise MemoError(f"{path} names no image; download it again, or use split='patient', which needs no lists")
     return names
 
 def read_parts(root, p, df):
@@ -77,30 +89,42 @@ def read_parts(root, p, df):
         names = pd.Index(read_list(f))
         if names.has_duplicates: names = names.unique()
         lost = names[~names.isin(rows.index)]
-        if len(lost): raise MemoError(f"{f}: {len(lost)} of {len(names)} images are not in {p.name} (first: {some(lost)}); table and lists are of different versions: download both again, or take the names out")
+        if len(lost):
+            raise MemoError(f"{f}: {len(lost)} of {len(names)} images are not in {p.name} (first: {some(lost)}); table "
+                            "and lists are of different versions: download both again, or take the names out")
         at = rows[names]
         both = df.image[at][(part[at]!='').to_numpy()]
-        if len(both): raise MemoError(f"{root}: {len(both)} images are in train_val_list.txt and in test_list.txt (first: {some(both)}); download the lists again, or take them out of one")
+        if len(both):
+            raise MemoError(f"{root}: {len(both)} images are in train_val_list.txt and in test_list.txt (first: "
+                            f"{some(both)}); download the lists again, or take them out of one")
         part[at] = k
     who = [set(df.patient[part==k]) for k in ('train_val','test')]
     both = sorted(who[0]&who[1])
-    if both: raise MemoError(f"{root}: {len(both)} patients are in both lists (first: {some(both)}), so the test would be of patients that were trained on; use NIH's lists, or split='patient'")
+    if both:
+        raise MemoError(f"{root}: {len(both)} patients are in both lists (first: {some(both)}), so the test would be "
+                        "of patients that were trained on; use NIH's lists, or split='patient'")
     return part
 
 def chest_table(
     root:str|Path, # Folder of Data_Entry_2017*.csv
     lists:bool=True # Read train_val_list.txt and test_list.txt too
-)->pd.DataFrame: # image, patient, path ('' where there is no file), part ('train_val', 'test' or ''), and a column of 0 and 1 for each finding
+)->pd.DataFrame: # image, patient, path ('': no file), part ('train_val', 'test', ''), 0 or 1 for each finding
     "Table of images, patients and findings of a ChestX-ray14 folder"
     root = Path(root)
     p,df = read_table(root)
     if not len(df): raise MemoError(f"{p}: no rows; download it again")
     twice = df.image[df.image.duplicated()].unique()
-    if len(twice): raise MemoError(f"{p}: {len(twice)} images have more than one row (first: {some(twice)}); delete the rows that are too many")
-    if (df.image=='').any(): raise MemoError(f"{p}: {(df.image=='').sum()} rows have no image name (first: row {int((df.image=='').argmax())+2}); delete them")
+    if len(twice):
+        raise MemoError(f"{p}: {len(twice)} images have more than one row (first: "
+                        f"{some(twice)}); delete the rows that are too many")
+    if (df.image=='').any():
+        raise MemoError(f"{p}: {(df.image=='').sum()} rows have no image name (first: row "
+                        f"{int((df.image=='').argmax())+2}); delete them")
     patient = pd.to_numeric(df.patient, errors='coerce')
     bad = patient.isna() | (patient<0) | (patient%1!=0)
-    if bad.any(): raise MemoError(f"{p}: {bad.sum()} rows have no patient number (first: {df.image[bad].iloc[0]}: {df.patient[bad].iloc[0]!r}); splits are by patient: fill them in, or delete the rows")
+    if bad.any():
+        raise MemoError(f"{p}: {bad.sum()} rows have no patient number (first: {df.image[bad].iloc[0]}: "
+                        f"{df.patient[bad].iloc[0]!r}); splits are by patient: fill them in, or delete the rows")
     y = read_targets(p, df.label)
     df['patient'] = patient.astype(np.int64)
     df['part'] = read_parts(root, p, df) if lists else ''
@@ -123,7 +147,8 @@ def chest_split(
     check_choice('split', split, ['official','patient'])
     if not 0<=valid<1: raise MemoError(f"valid: a share of the patients from 0 to below 1 is needed, found {valid}")
     if split=='official': df = df[df.part!='']
-    test = (df.part=='test').to_numpy() if split=='official' else df.patient.isin(draw_share(df.patient, .2, seed)).to_numpy()
+    test = (df.part=='test').to_numpy() if split=='official' else df.patient.isin(draw_share(df.patient, .2,
+        seed)).to_numpy()
     val = df.patient.isin(draw_share(df.patient[~test], valid, seed+1)).to_numpy() & ~test
     df = df.assign(part=np.where(test, 'test', np.where(val, 'valid', 'train')))
     assert df.groupby('patient').part.nunique().max()<=1
@@ -134,13 +159,18 @@ def check_images_of(df, root, split):
     n = df.part.value_counts()
     if not n.get('train', 0): raise MemoError(f"{root}: no image is left to train on; a smaller valid")
     none = [k for k in findings if not df[k][df.part=='train'].any()]
-    if none: raise MemoError(f"{root}: {some(none, 14)} is in none of the {n['train']} training images, so nothing can learn it; another split_seed, a smaller valid, or more data")
+    if none:
+        raise MemoError(f"{root}: {some(none, 14)} is in none of the {n['train']} training images, so nothing can "
+                        "learn it; another split_seed, a smaller valid, or more data")
     cache = cache_info(root)
-    if cache and not cache['whole']: raise MemoError(f"{root} is a copy that was not finished; run memo-cache again, it goes on where it stopped")
+    if cache and not cache['whole']:
+        raise MemoError(f"{root} is a copy that was not finished; run memo-cache again, it goes on where it stopped")
     lost = df.image[df.path=='']
     of = 'the two lists' if split=='official' else 'the table'
     fix = f"unpack all parts (images_*/images/*.png) there, or take the names out of {of}"
-    if len(lost): raise MemoError(f"{root}: {len(lost)} of the {len(df)} images of {of} are not there (first: {some(lost)}); {fix}")
+    if len(lost):
+        raise MemoError(f"{root}: {len(lost)} of the {len(df)} images of {of} are not there "
+                        f"(first: {some(lost)}); {fix}")
     check_images(df.path.tolist(), 'copy them again')
 
 # %% ../../nbs/data/09_chest_xray.ipynb #6aef7687
@@ -170,7 +200,8 @@ def chest_dls(
     if preload: info['files'] = FileImages([], size)
     show = ResizeBatch(size, channels)
     show.order = 90                            # one channel is rotated, not three
-    vary = [Flip(p=.5)]*flip + [RandomRotate(rotate)]*(rotate>0)   # fastai's Rotate resamples every image, by nothing where it is not rotated: twice the time
+    # fastai's Rotate resamples every image, by nothing where it is not rotated: twice the time
+    vary = [Flip(p=.5)]*flip + [RandomRotate(rotate)]*(rotate>0)
     tfms = [show, Normalize.from_stats(*(imagenet_stats if channels==3 else ([.5],[.5])), cuda=False)]
     normal,item,dls = ~y.any(1),tensor([hash63(o) for o in df.image], dtype=torch.long),[]
     for i,part in enumerate(('train','valid','test')):
@@ -182,7 +213,8 @@ def chest_dls(
         ds = TensorSet(x, tensor(y[at].astype(np.float32)), items=item[at], vocab=findings, split_idx=int(i>0),
             groups=tensor(d.patient.tolist(), dtype=torch.long), **info)
         kwargs = dict(bs=val_bs) if i else dict(bs=bs, shuffle=True, drop_last=drop_last, **more)
-        dls.append((TensorDL if i else cls)(dataset=ds, tfms=tfms if i else vary+tfms, num_workers=0 if preload else workers, **kwargs))
+        dls.append((TensorDL if i else cls)(dataset=ds, tfms=tfms if i else vary+tfms,
+                                            num_workers=0 if preload else workers, **kwargs))
     dls = DataLoaders(*dls, device=ifnone(device, default_device()))
     dls.train.rng = random.Random(seed)
     dls.split = df[['image','patient','part']].reset_index(drop=True).assign(item=item.numpy())
@@ -193,18 +225,21 @@ def chest_dls(
 @delegates(chest_dls)
 def chestxray14(
     root:str|Path=None, # Folder of Data_Entry_2017.csv; by default `chestxray14` in the settings' data folder
-    split:Annotated[str, OneOf('official','patient')]='official', # 'official': NIH's lists; 'patient': a fifth of the patients is the test set
+    # 'official': NIH's lists; 'patient': a fifth of the patients is the test set
+    split:Annotated[str, OneOf('official','patient')]='official',
     valid:Fraction=.125, # Share of the other patients; 0: an empty validation set
     split_seed:int=85, # Of the draw of patients
     size:Count=224, # Pixels
     rotate:NonNegative=10, # Rotate half of the training images by up to so many degrees
     workers:Natural=4, # Processes that read images
     **kwargs
-)->DataLoaders: # train, valid, test; with `vocab`, `c`, `counts`, `n_train`, `tail`, and `split`, which image of which patient is in which part
+)->DataLoaders: # train, valid, test; with `vocab`, `c`, `counts`, `n_train`, `tail`, and the table `split`
     "ChestX-ray14 from a folder as NIH ships it"
     root = Path(ifnone(root, settings().data/'chestxray14'))
     cache = cache_info(root)
-    if cache and size>cache['size']: raise MemoError(f"size: {size} pixels are asked for, {root} is a copy of {cache['size']}; size={cache['size']}, or the originals in {cache['source']}")
+    if cache and size>cache['size']:
+        raise MemoError(f"size: {size} pixels are asked for, {root} is a copy of {cache['size']}; "
+                        f"size={cache['size']}, or the originals in {cache['source']}")
     df = chest_split(chest_table(root, lists=split!='patient'), split, valid, split_seed)
     check_images_of(df, root, split)
     return chest_dls(df, size=size, rotate=rotate, workers=workers, **kwargs)
@@ -222,7 +257,9 @@ def abnormal_only(
             continue
         keep = (ds.y>0).any(1).as_subclass(Tensor)
         n = int(keep.sum())
-        if n==0 and len(ds): raise MemoError(f"abnormal_only: none of the {len(ds)} images of the {'validation' if i else 'training'} set has a finding; train on all of them")
+        if n==0 and len(ds):
+            raise MemoError(f"abnormal_only: none of the {len(ds)} images of the {'validation' if i else 'training'} "
+                            "set has a finding; train on all of them")
         ds = ds.subset(slice(n) if keep[:n].all() else keep.nonzero().squeeze(1))
         ds.info = ds.info | (dict(n_train=n) if i==0 else {})
         res.append(dl.new(ds))

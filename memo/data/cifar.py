@@ -18,11 +18,14 @@ from ..registry import register
 
 # %% ../../nbs/data/08_cifar.ipynb #3fbdba26
 _plain = {('numpy','ndarray'), ('numpy','dtype'), ('_codecs','encode'),
-          *((f'numpy.{core}.{m}',k) for core in ('core','_core') for m,k in (('multiarray','_reconstruct'), ('multiarray','scalar'), ('numeric','_frombuffer')))}
+          *((f'numpy.{core}.{m}',k) for core in ('core','_core') for m,
+            k in (('multiarray','_reconstruct'), ('multiarray','scalar'), ('numeric','_frombuffer')))}
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):
-        if (module,name) not in _plain: raise MemoError(f"it holds {module}.{name}, where only arrays, texts and numbers belong; do not open it otherwise")
+        if (module,name) not in _plain:
+            raise MemoError(f"it holds {module}.{name}, where only arrays, texts and numbers "
+                            "belong; do not open it otherwise")
         return super().find_class(module, name)
 
 def read_pickle(
@@ -33,29 +36,40 @@ def read_pickle(
         with open(path, 'rb') as f: d = _Unpickler(f, encoding='bytes').load()
     except MemoError as e: raise MemoError(f"{path}: {e}") from None
     except OSError as e: raise MemoError(f"cannot read {path}: {e.strerror or e}") from e
-    except Exception as e: raise MemoError(f"{path}: not a whole pickle ({first(str(e).splitlines()) or type(e).__name__}); unpack the archive again") from e
-    if not isinstance(d, dict): raise MemoError(f"{path}: a dict is needed, found {type(d).__name__}; unpack the archive again")
+    except Exception as e:
+        raise MemoError(f"{path}: not a whole pickle ({first(str(e).splitlines()) or type(e).__name__}); unpack the "
+                        "archive again") from e
+    if not isinstance(d, dict):
+        raise MemoError(f"{path}: a dict is needed, found {type(d).__name__}; unpack the archive again")
     return {k.decode(errors='replace') if isinstance(k, bytes) else str(k):v for k,v in d.items()}
 
 # %% ../../nbs/data/08_cifar.ipynb #531792ed
-_cifar = {10:dict(folder='cifar-10-batches-py', train=[f'data_batch_{i}' for i in range(1,6)], test='test_batch', meta='batches.meta', labels='labels', names='label_names',
-                  stats=((.4914,.4822,.4465), (.2023,.1994,.2010))),
-          100:dict(folder='cifar-100-python', train=['train'], test='test', meta='meta', labels='fine_labels', names='fine_label_names',
-                   stats=((.5071,.4865,.4409), (.2673,.2564,.2762)))}
+_cifar = {}     # number of classes -> files, keys in them, mean and deviation of the channels
+_cifar[10] = dict(folder='cifar-10-batches-py', train=[f'data_batch_{i}' for i in range(1,6)], test='test_batch',
+    meta='batches.meta', labels='labels', names='label_names', stats=((.4914,.4822,.4465), (.2023,.1994,.2010)))
+_cifar[100] = dict(folder='cifar-100-python', train=['train'], test='test',
+    meta='meta', labels='fine_labels', names='fine_label_names', stats=((.5071,.4865,.4409), (.2673,.2564,.2762)))
 
 def cifar_part(path, key, classes):
     "Images uint8 [N,3,32,32] and labels of one file"
     d = read_pickle(path)
     x,y = (d.get(k) for k in ('data', key))
     if not isinstance(x, np.ndarray) or x.dtype!=np.uint8 or x.ndim!=2 or x.shape[1]!=3072:
-        raise MemoError(f"{path}: 'data', uint8 [N,3072], is needed, found {f'{x.dtype} {list(x.shape)}' if isinstance(x, np.ndarray) else x if x is None else type(x).__name__}")
+        raise MemoError(
+            f"{path}: 'data', uint8 [N,3072], is needed, found "
+            f"{f'{x.dtype} {list(x.shape)}' if isinstance(x, np.ndarray) else x if x is None else type(x).__name__}")
     y = np.asarray(y)
-    if y.shape!=(len(x),) or y.dtype.kind not in 'iu': raise MemoError(f"{path}: {key!r}, a number for each of the {len(x)} images, is needed, found shape {list(y.shape)} {y.dtype}")
-    if len(y) and not 0<=y.min()<=y.max()<classes: raise MemoError(f"{path}: labels from 0 to {classes-1} are needed, found {y.min()} to {y.max()}; is it CIFAR-{classes}?")
+    if y.shape!=(len(x),) or y.dtype.kind not in 'iu':
+        raise MemoError(f"{path}: {key!r}, a number for each of the {len(x)} images, is needed, found shape "
+                        f"{list(y.shape)} {y.dtype}")
+    if len(y) and not 0<=y.min()<=y.max()<classes:
+        raise MemoError(f"{path}: labels from 0 to {classes-1} are needed, found {y.min()} to "
+                        f"{y.max()}; is it CIFAR-{classes}?")
     return torch.from_numpy(x.reshape(-1, 3, 32, 32).copy()),torch.from_numpy(y.astype(np.int64))
 
 def read_cifar(
-    root:str|Path=None, # Folder of `cifar-10-batches-py` or `cifar-100-python`, or that itself; by default the settings' data folder
+    # Folder of `cifar-10-batches-py` or `cifar-100-python`, or that itself; by default the settings' data folder
+    root:str|Path=None,
     classes:int=10 # 10 or 100
 )->tuple: # (images uint8 [N,3,32,32], labels) for training, the same for the test, names of the classes
     "Read CIFAR-10 or CIFAR-100 (fine labels) from the unpacked archive"
@@ -63,10 +77,13 @@ def read_cifar(
     c,root = _cifar[classes],Path(ifnone(root, settings().data))
     if (root/c['folder']).is_dir(): root = root/c['folder']
     lost = [o for o in (*c['train'], c['test'], c['meta']) if not (root/o).is_file()]
-    if lost: raise MemoError(f"CIFAR-{classes}: {some(lost, 7)} not in {root}; unpack cifar-{classes}-python.tar.gz there, or give its folder as root")
+    if lost:
+        raise MemoError(f"CIFAR-{classes}: {some(lost, 7)} not in {root}; unpack cifar-{classes}-python.tar.gz there, "
+                        "or give its folder as root")
     parts = [cifar_part(root/o, c['labels'], classes) for o in c['train']]
     names = read_pickle(root/c['meta']).get(c['names'])
-    if not isinstance(names, list) or len(names)!=classes: raise MemoError(f"{root/c['meta']}: {c['names']!r}, {classes} names, is needed; unpack the archive again")
+    if not isinstance(names, list) or len(names)!=classes:
+        raise MemoError(f"{root/c['meta']}: {c['names']!r}, {classes} names, is needed; unpack the archive again")
     names = [o.decode(errors='replace') if isinstance(o, bytes) else str(o) for o in names]
     return tuple(map(torch.cat, zip(*parts))),cifar_part(root/c['test'], c['labels'], classes),names
 
@@ -91,10 +108,14 @@ def cifar_lt(
     valid = ifnone(valid, 1000//classes)
     least = int(y.bincount(minlength=classes).min())
     if n_max is None: n_max = max(1, least-valid)
-    if not 0<n_max<=least-valid: raise MemoError(f"CIFAR-{classes}: {least} images a class are there, {n_max}+{valid} are asked for (n_max, valid)")
+    if not 0<n_max<=least-valid:
+        raise MemoError(f"CIFAR-{classes}: {least} images a class are there, {n_max}+{valid} are "
+                        "asked for (n_max, valid)")
     counts = longtail_counts(n_max, imbalance_ratio(ratio, imb_factor, 100), classes, imb_factor, down=True)
-    tfms = [RandomShift(shift, flip=True)]*(shift>0) + [ResizeBatch(size)]*(size!=32) + [Normalize.from_stats(*_cifar[classes]['stats'], cuda=False)]
-    dls = longtail_dls(x, y, tx, ty, counts, valid=valid, tfms=tfms, vocab=names, many=many, few=few, shuffle_classes=shuffle_classes, **kwargs)
+    norm = Normalize.from_stats(*_cifar[classes]['stats'], cuda=False)
+    tfms = [*[RandomShift(shift, flip=True)]*(shift>0), *[ResizeBatch(size)]*(size!=32), norm]
+    dls = longtail_dls(x, y, tx, ty, counts, valid=valid, tfms=tfms, vocab=names, many=many, few=few,
+                       shuffle_classes=shuffle_classes, **kwargs)
     for dl in dls.loaders: dl.dataset.info['files'] = FileImages([], 32, 3)      # so that learn.predict takes a path
     return dls
 

@@ -32,7 +32,8 @@ def absorb(h, o, depth=0):
         h.update(memoryview(t.reshape(-1).view(torch.uint8).numpy()) if t.numel() else b'')
     elif hasattr(o, 'fingerprint'): into(type(o).__qualname__, o.fingerprint())
     elif isinstance(o, Path): add('path', o, *((o.stat().st_size, o.stat().st_mtime_ns) if o.exists() else ()))
-    elif isinstance(o, pd.DataFrame): add('df', *o.columns, hashlib.blake2b(pd.util.hash_pandas_object(o).to_numpy().tobytes()).hexdigest())
+    elif isinstance(o, pd.DataFrame):
+        add('df', *o.columns, hashlib.blake2b(pd.util.hash_pandas_object(o).to_numpy().tobytes()).hexdigest())
     elif isinstance(o, dict): into([*o], [*o.values()])
     elif isinstance(o, (list, tuple, L, Pipeline)):
         o = o.fs if isinstance(o, Pipeline) else o
@@ -42,10 +43,12 @@ def absorb(h, o, depth=0):
     elif isinstance(o, types.MethodType): into('method', o.__func__, o.__self__)
     elif isinstance(o, types.FunctionType):
         add(o.__module__, o.__qualname__, o.__code__.co_code.hex())
-        into([c for c in o.__code__.co_consts if not isinstance(c, types.CodeType)], [c.cell_contents for c in (o.__closure__ or ())])
+        into([c for c in o.__code__.co_consts if not isinstance(c, types.CodeType)],
+             [c.cell_contents for c in (o.__closure__ or ())])
     elif isinstance(o, Transform):
         add(type(o).__module__, type(o).__qualname__)
-        into(getattr(type(o), 'encodes', None), {k:v for k,v in sorted(vars(o).items()) if not k.startswith('__') and k!='split_idx'})
+        into(getattr(type(o), 'encodes', None),
+             {k:v for k,v in sorted(vars(o).items()) if not k.startswith('__') and k!='split_idx'})
     elif isinstance(o, plum.Function): into([m.implementation for m in o.methods])
     else: add(type(o).__qualname__, re.sub(r' at 0x[0-9a-f]+', '', str(o)))
 
@@ -58,7 +61,8 @@ def features_key(
     h,ds = hashlib.blake2b(digest_size=12),dl.dataset
     data = [ds.x, ds.y, ds.items] if isinstance(ds, TensorSet) else [getattr(ds, 'items', ds)]
     tls = getattr(ds, 'tls', [ds] if isinstance(ds, TfmdLists) else [])
-    absorb(h, [str(model), dict(model.state_dict()), data, [tl.tfms for tl in tls], [getattr(dl, k, None) for k in ('after_item','before_batch','after_batch')]])
+    absorb(h, [str(model), dict(model.state_dict()), data, [tl.tfms for tl in tls],
+               [getattr(dl, k, None) for k in ('after_item','before_batch','after_batch')]])
     return h.hexdigest()
 
 # %% ../../nbs/data/11_features.ipynb #d833c1a8
@@ -73,7 +77,9 @@ def run_backbone(model, dl):
             for b in dl:
                 x = b[0].as_subclass(Tensor).to(dev)
                 f = model(x.contiguous(memory_format=torch.channels_last) if x.ndim==4 else x)
-                if not isinstance(f, Tensor) or f.ndim!=2: raise MemoError(f"features: the model must give [B,D], found {tuple(getattr(f, 'shape', [type(f).__name__]))}; num_classes=0 does it in timm")
+                if not isinstance(f, Tensor) or f.ndim!=2:
+                    raise MemoError("features: the model must give [B,D], found "
+                                    f"{tuple(getattr(f, 'shape', [type(f).__name__]))}; num_classes=0 does it in timm")
                 fs.append(f.float().cpu())
                 if len(b)>1: ys.append(b[1].as_subclass(Tensor).cpu())
     finally:
@@ -98,7 +104,8 @@ def cached_features(
         try:
             d = st.load_file(path)
             return d['x'],d.get('y'),d['items']
-        except (SafetensorError, OSError, ValueError, KeyError) as e: warnings.warn(f"{path} cannot be read ({str(e)[:60]}): computing the features again")
+        except (SafetensorError, OSError, ValueError, KeyError) as e:
+            warnings.warn(f"{path} cannot be read ({str(e)[:60]}): computing the features again")
     x,y = run_backbone(model, dl)
     if half and x.abs().max()<=torch.finfo(torch.float16).max: x = x.half()
     d = {k:v.contiguous() for k,v in dict(x=x, y=y, items=item_ids(dl)).items() if v is not None}
@@ -121,9 +128,13 @@ def features_dls(
         ds = dl.dataset
         if i and not len(ds): x,y,items = res[0].dataset.x[:0],ds.y,item_ids(ds)    # valid=0
         else: x,y,items = cached_features(model, dl, root, name, half)
-        info = ds.info if isinstance(ds, TensorSet) else {k:getattr(dls, k) for k in ('counts','many','few') if hasattr(dls, k)}
-        ds = TensorSet(x.float(), y, items, vocab=getattr(ds, 'vocab', None), split_idx=int(i>0), groups=getattr(ds, 'groups', None), **info)
-        cls,kw = (TensorDL,{}) if i else (BalancedDL,dict(power=dl.power)) if sampling is None and isinstance(dl, BalancedDL) else loader_for(sampling)
+        if isinstance(ds, TensorSet): info = ds.info
+        else: info = {k:getattr(dls, k) for k in ('counts','many','few') if hasattr(dls, k)}
+        ds = TensorSet(x.float(), y, items, vocab=getattr(ds, 'vocab', None), split_idx=int(i>0),
+                       groups=getattr(ds, 'groups', None), **info)
+        if i: cls,kw = TensorDL,{}
+        elif sampling is None and isinstance(dl, BalancedDL): cls,kw = BalancedDL,dict(power=dl.power)
+        else: cls,kw = loader_for(sampling)
         res.append(cls(dataset=ds, bs=ifnone(bs, dl.bs) if i==0 else dl.bs, shuffle=i==0, drop_last=dl.drop_last, **kw))
     res[0].rng = random.Random(str(dls.train.rng.getstate()))
     return with_loaders(dls, res)

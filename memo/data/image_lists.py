@@ -25,8 +25,10 @@ def read_list_file(
     "Read a list of images and class numbers; paths may contain spaces, repeated lines count once"
     path = Path(path)
     try: txt = path.read_text(encoding='utf-8-sig')
-    except FileNotFoundError: raise MemoError(f"{path} is missing; it must list the images, a line 'path number' each") from None
-    except (OSError,UnicodeDecodeError) as e: raise MemoError(f"cannot read {path}: {getattr(e, 'strerror', None) or 'not a text file'}") from e
+    except FileNotFoundError:
+        raise MemoError(f"{path} is missing; it must list the images, a line 'path number' each") from None
+    except (OSError,UnicodeDecodeError) as e:
+        raise MemoError(f"cannot read {path}: {getattr(e, 'strerror', None) or 'not a text file'}") from e
     lines = pd.Series(txt.split('\n'), dtype=object).str.strip()
     lines = lines[lines!='']
     if not len(lines): raise MemoError(f"{path} names no image; it must list them, a line 'path number' each")
@@ -34,18 +36,24 @@ def read_list_file(
     def check(bad, what):
         at = bad.to_numpy().nonzero()[0]
         shown = [f'line {lines.index[i]+1} is {lines.iloc[i][:80]!r}' for i in at[:4]]
-        if shown: raise MemoError(f"{path}: {len(at)} of {len(lines)} lines have {what} (first: {some(shown)}); a line is 'path number'")
+        if shown:
+            raise MemoError(f"{path}: {len(at)} of {len(lines)} lines have {what} (first: "
+                            f"{some(shown)}); a line is 'path number'")
     check(df[1].isna(), 'no label')
     check(~df[1].str.fullmatch(r'\d{1,9}', flags=re.ASCII).astype(bool), 'a label that is no number from 0')
-    df = pd.DataFrame(dict(image=[os.path.normpath(o) for o in df[0]], label=df[1].astype(np.int64))).drop_duplicates(ignore_index=True)
+    df = pd.DataFrame(dict(image=[os.path.normpath(o) for o in df[0]],
+                           label=df[1].astype(np.int64))).drop_duplicates(ignore_index=True)
     twice = df.image[df.image.duplicated()]
-    if len(twice): raise MemoError(f"{path}: {twice.nunique()} images have more than one label (first: {some(twice.unique()[:4])}); keep one line of each")
+    if len(twice):
+        raise MemoError(f"{path}: {twice.nunique()} images have more than one label (first: "
+                        f"{some(twice.unique()[:4])}); keep one line of each")
     return df
 
 # %% ../../nbs/data/07_image_lists.ipynb #4843f1aa
 def draw_valid(y, share, seed):
     "Which rows are for validation: a share of each class, one at least; none where a class has one or two rows"
-    order = np.lexsort((torch.rand(len(y), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).numpy(), y))
+    order = np.lexsort((torch.rand(len(y), generator=torch.Generator().manual_seed(seed), dtype=torch.float64).numpy(),
+                        y))
     n = np.bincount(y)
     take = np.where(n>2, np.minimum(np.maximum(np.rint(n*share), share>0), n-1), 0)
     nth = np.arange(len(y)) - np.repeat(n.cumsum()-n, n)
@@ -62,20 +70,29 @@ def list_split(
 )->pd.DataFrame: # image, label, part
     "Assign the images of the lists to training, validation and test"
     share = isinstance(valid, (int,float))
-    if share and not 0<=valid<1: raise MemoError(f"valid: a list, or a share of each class from 0 to below 1, is needed, found {valid}")
+    if share and not 0<=valid<1:
+        raise MemoError(f"valid: a list, or a share of each class from 0 to below 1, is needed, found {valid}")
     names = dict(train=train, test=test) if share else dict(train=train, valid=valid, test=test)
     dfs = {k:read_list_file(Path(root)/o) for k,o in names.items()}
     y = dfs['train'].label.to_numpy()
     c = int(y.max())+1
-    if c>len(y): raise MemoError(f"{names['train']}: labels run to {c-1}, but there are {len(y)} images; number the classes 0, 1, 2... without gaps")
+    if c>len(y):
+        raise MemoError(f"{names['train']}: labels run to {c-1}, but there are {len(y)} images; number the classes 0, "
+                        "1, 2... without gaps")
     none = (np.bincount(y)==0).nonzero()[0]
-    if len(none): raise MemoError(f"{names['train']}: labels run to {c-1}, but {len(none)} of these classes have no image (first: {some(none)}); number the classes without gaps")
+    if len(none):
+        raise MemoError(f"{names['train']}: labels run to {c-1}, but {len(none)} of these classes have no image "
+                        f"(first: {some(none)}); number the classes without gaps")
     for k,d in dfs.items():
         new = d.label[d.label>=c]
-        if len(new): raise MemoError(f"{names[k]}: {len(new)} images are of classes that {names['train']} does not have (first: {some(new.unique()[:4])}); it has 0 to {c-1}")
+        if len(new):
+            raise MemoError(f"{names[k]}: {len(new)} images are of classes that {names['train']} does not have (first: "
+                            f"{some(new.unique()[:4])}); it has 0 to {c-1}")
     for a,b in itertools.combinations(dfs, 2):
         both = dfs[a].image[dfs[a].image.isin(dfs[b].image)]
-        if len(both): raise MemoError(f"{len(both)} images are in {names[a]} and in {names[b]} (first: {some(both)}); take them out of one")
+        if len(both):
+            raise MemoError(f"{len(both)} images are in {names[a]} and in {names[b]} (first: "
+                            f"{some(both)}); take them out of one")
     df = pd.concat([d.assign(part=k) for k,d in dfs.items()], ignore_index=True)
     if share: df.loc[np.concatenate([draw_valid(y, valid, seed), np.zeros(len(dfs['test']), bool)]), 'part'] = 'valid'
     return df
@@ -86,9 +103,11 @@ def read_vocab(root, c):
     p = Path(root)/'classes.txt'
     if not p.is_file(): return list(range(c))
     try: names = [o.strip() for o in p.read_text(encoding='utf-8-sig').split('\n')]
-    except (OSError,UnicodeDecodeError) as e: raise MemoError(f"cannot read {p}: {getattr(e, 'strerror', None) or 'not a text file'}") from e
+    except (OSError,UnicodeDecodeError) as e:
+        raise MemoError(f"cannot read {p}: {getattr(e, 'strerror', None) or 'not a text file'}") from e
     names = [o for o in names if o]
-    if len(names)!=c: raise MemoError(f"{p}: {c} names are needed, one for each class of the training list, found {len(names)}")
+    if len(names)!=c:
+        raise MemoError(f"{p}: {c} names are needed, one for each class of the training list, found {len(names)}")
     if len({*names})<c: raise MemoError(f"{p}: {c-len({*names})} names come twice; each class needs its own")
     return names
 
@@ -108,11 +127,13 @@ def list_dls(
     workers:Natural=4, # Processes that read images
     preload:bool=False, # Read all images once, and keep them
     seed:int=0, # Of the order of the training batches
-    sampling:str|tuple=None, # None: as they are; 'balanced': every class equally often; 'sqrt': by the square root of its images; or loader class and keywords
+    # None: as they are; 'balanced': every class equally often; 'sqrt': by the square root of its images; or loader
+    # class and keywords
+    sampling:str|tuple=None,
     bs:int=64, # Size of a training batch
     val_bs:Count=128, # Size of the other batches
     device=None # By default fastai's
-)->DataLoaders: # train, valid, test; with `counts`, `many`, `few`, `vocab`, `c`, and `split`, which image is in which part
+)->DataLoaders: # train, valid, test; with `counts`, `many`, `few`, `vocab`, `c`, and the table `split`
     "DataLoaders of long-tailed photographs named in list files"
     if not 0<min_scale<=1: raise MemoError(f"min_scale: above 0 up to 1 is needed, found {min_scale}")
     (cls,kw),x = loader_for(sampling),FileImages([], round(size*8/7), 3)
@@ -142,20 +163,27 @@ _lists = dict(but=['train','valid','test'])
 @register('data', task='multiclass')
 @delegates(list_dls, **_lists)
 def imagenet_lt(
-    root:str|Path=None, # Folder of ImageNet_LT_train.txt, _val.txt, _test.txt and of the images they name; by default `imagenet_lt` in the settings' data folder
+    # Folder of ImageNet_LT_train.txt, _val.txt, _test.txt and of the images they name; by default `imagenet_lt` in the
+    # settings' data folder
+    root:str|Path=None,
     **kwargs
 )->DataLoaders: # train (115,846 images of 1,000 classes), valid (20 a class), test (50 a class)
     "ImageNet-LT (Liu et al. 2019)"
-    return list_dls(*(f'ImageNet_LT_{o}.txt' for o in ('train','val','test')), Path(ifnone(root, settings().data/'imagenet_lt')), **kwargs)
+    return list_dls(*(f'ImageNet_LT_{o}.txt' for o in ('train','val','test')),
+                    Path(ifnone(root, settings().data/'imagenet_lt')), **kwargs)
 
 @register('data', task='multiclass')
 @delegates(list_dls, **_lists)
 def inat18(
-    root:str|Path=None, # Folder of iNaturalist18_train.txt, iNaturalist18_val.txt and of the images they name; by default `inat18` in the settings' data folder
-    valid:Fraction=.05, # Share of each class of the training list that is the validation set; none of classes with one or two images
+    # Folder of iNaturalist18_train.txt, iNaturalist18_val.txt and of the images they name; by default `inat18` in the
+    # settings' data folder
+    root:str|Path=None,
+    # Share of each class of the training list that is the validation set; none of classes with one or two images
+    valid:Fraction=.05,
     mean:list=(.466,.471,.380), # Of the normalisation
     std:list=(.195,.194,.192), # Of the normalisation
     **kwargs
 )->DataLoaders: # train, valid, and the official validation set (3 a class) as the test
     "iNaturalist 2018: 437,513 training images of 8,142 species"
-    return list_dls('iNaturalist18_train.txt', valid, 'iNaturalist18_val.txt', Path(ifnone(root, settings().data/'inat18')), mean=mean, std=std, **kwargs)
+    return list_dls('iNaturalist18_train.txt', valid, 'iNaturalist18_val.txt',
+                    Path(ifnone(root, settings().data/'inat18')), mean=mean, std=std, **kwargs)

@@ -30,7 +30,8 @@ def read_image(
             im = im.convert(mode)
             w,h = im.size
             s = min(w, h)
-            if (w,h)!=(size,size): im = im.resize((size,size), Image.Resampling.BILINEAR, ((w-s)/2, (h-s)/2, (w+s)/2, (h+s)/2))
+            if (w,h)!=(size,size):
+                im = im.resize((size,size), Image.Resampling.BILINEAR, ((w-s)/2, (h-s)/2, (w+s)/2, (h+s)/2))
             return np.asarray(im)
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
         why = 'no such file' if isinstance(e, FileNotFoundError) else str(e).splitlines()[0]
@@ -52,7 +53,8 @@ class FileImages:
     ):
         if size<1: raise MemoError(f"size: 1 or more pixels are needed, found {size}")
         if channels not in (1,3): raise MemoError(f"channels: 1 or 3 is accepted, found {channels}")
-        self.paths,self.size,self.channels = np.asarray([str(o) for o in paths], dtype=str),int(size),channels # one array: workers share it
+        # one array: workers share it
+        self.paths,self.size,self.channels = np.asarray([str(o) for o in paths], dtype=str),int(size),channels
 
     @property
     def shape(self): return torch.Size((len(self), self.channels, self.size, self.size))
@@ -76,7 +78,8 @@ class FileImages:
     )->Tensor: # uint8 [N,channels,size,size]
         "Read all images into memory"
         res = torch.empty(self.shape, dtype=torch.uint8)
-        dl,lo = TensorDL(dataset=TensorSet(self), bs=64, num_workers=workers if len(self)>256 else 0, after_batch=noop),0
+        dl,lo = TensorDL(dataset=TensorSet(self), bs=64, num_workers=workers if len(self)>256 else 0,
+                         after_batch=noop),0
         for b in dl:
             res[lo:lo+len(b[0])] = b[0]
             lo += len(b[0])
@@ -84,7 +87,8 @@ class FileImages:
 
     def fingerprint(self):
         "Key of the files for a feature cache: their names, sizes and modification times"
-        return [self.size, self.channels, [(o, s.st_size, s.st_mtime_ns) for o in self.paths.tolist() for s in [os.stat(o)]]]
+        return [self.size, self.channels,
+                [(o, s.st_size, s.st_mtime_ns) for o in self.paths.tolist() for s in [os.stat(o)]]]
 
 # %% ../../nbs/data/05_images.ipynb #0e41e4e5
 _png,_jpg = b'\x89PNG\r\n\x1a\n',b'\xff\xd8\xff'
@@ -134,7 +138,9 @@ def check_images(
 ):
     "Raise a one-line `MemoError` if any file is broken"
     bad = broken_images(paths)
-    if bad: raise MemoError(f"{len(bad)} of {len(paths)} images cannot be read (first: {some(f'{p} is {why}' for p,why in bad)}); {fix}")
+    if bad:
+        raise MemoError(f"{len(bad)} of {len(paths)} images cannot be read (first: "
+                        f"{some(f'{p} is {why}' for p,why in bad)}); {fix}")
 
 # %% ../../nbs/data/05_images.ipynb #4b3c68bc
 def find_images(
@@ -145,7 +151,8 @@ def find_images(
     for part in sorted(o.path for o in os.scandir(root) if o.is_dir() and not o.name.startswith('.')):
         for d in (part, os.path.join(part, 'images')):
             if not os.path.isdir(d): continue
-            for n in sorted(o.name for o in os.scandir(d) if o.name.lower().endswith(('.png','.jpg','.jpeg')) and not o.name.startswith('.')):
+            for n in sorted(o.name for o in os.scandir(d) if o.name.lower().endswith(('.png','.jpg','.jpeg'))
+                            and not o.name.startswith('.')):
                 res.setdefault(n, os.path.join(d, n))
     return res
 
@@ -159,7 +166,8 @@ def cache_info(
     try:
         d = json.loads(p.read_text())
         return dict(size=int(d['size']), source=str(d['source']), images=int(d['images']), whole=bool(d['whole']))
-    except (ValueError, KeyError, TypeError, OSError): raise MemoError(f"{p}: not a cache.json that memo-cache wrote; make the copy anew in another folder") from None
+    except (ValueError, KeyError, TypeError, OSError):
+        raise MemoError(f"{p}: not a cache.json that memo-cache wrote; make the copy anew in another folder") from None
 
 def copy_image(src, dst, size):
     "One resized copy, under its name only when whole"
@@ -167,7 +175,8 @@ def copy_image(src, dst, size):
     try:
         Image.fromarray(read_image(src, size)).save(tmp, format='PNG')
         os.replace(tmp, dst)
-    except OSError as e: raise MemoError(f"cannot write {dst}: {e.strerror or e}; what is whole stays, call it again to go on") from e
+    except OSError as e:
+        raise MemoError(f"cannot write {dst}: {e.strerror or e}; what is whole stays, call it again to go on") from e
     finally: Path(tmp).unlink(missing_ok=True)
 
 def copy_images(pairs, size):
@@ -183,15 +192,21 @@ def resize_tree(
     "Copy all images resized to `size` pixels, with table and lists; continues an interrupted copy"
     root,out = Path(root).resolve(),Path(out).resolve()
     if not root.is_dir(): raise MemoError(f"{root}: no such folder; give the folder of Data_Entry_2017.csv")
-    if out==root or root in out.parents: raise MemoError(f"{out} lies in the data it would copy; choose a folder outside {root}")
+    if out==root or root in out.parents:
+        raise MemoError(f"{out} lies in the data it would copy; choose a folder outside {root}")
     if size<1: raise MemoError(f"size: 1 or more pixels are needed, found {size}")
     was = cache_info(out)
-    if was is None and out.is_dir() and any(out.iterdir()): raise MemoError(f"{out} is not empty and no copy of memo-cache's; choose a new folder")
-    if was and was['size']!=size: raise MemoError(f"{out} holds copies of {was['size']} pixels, {size} are asked for; choose another folder, or size={was['size']}")
-    if was and was['source']!=str(root): raise MemoError(f"{out} holds copies of {was['source']}, not of {root}; choose another folder")
+    if was is None and out.is_dir() and any(out.iterdir()):
+        raise MemoError(f"{out} is not empty and no copy of memo-cache's; choose a new folder")
+    if was and was['size']!=size:
+        raise MemoError(f"{out} holds copies of {was['size']} pixels, {size} are asked for; choose another folder, or "
+                        f"size={was['size']}")
+    if was and was['source']!=str(root):
+        raise MemoError(f"{out} holds copies of {was['source']}, not of {root}; choose another folder")
     src = find_images(root)
     tables = sorted(o for o in root.iterdir() if o.name.endswith(('.csv','.csv.gz','.txt')))
-    if not src: raise MemoError(f"{root}: no images (images_*/images/*.png) are there; give the folder of Data_Entry_2017.csv")
+    if not src:
+        raise MemoError(f"{root}: no images (images_*/images/*.png) are there; give the folder of Data_Entry_2017.csv")
     check_images([*src.values()], 'copy them again from the source; nothing has been written')
     info = dict(size=size, source=str(root), images=len(src), whole=False)
     write_json(out/'cache.json', info)
@@ -201,7 +216,8 @@ def resize_tree(
     for d in {os.path.dirname(o) for o in dst.values()}: os.makedirs(d, exist_ok=True)
     todo = [(src[n],p) for n,p in dst.items() if image_fault(p, size)]
     workers = ifnone(workers, os.cpu_count())
-    parallel(partial(copy_images, size=size), chunked(todo, 64), n_workers=workers if len(todo)>64 else 0, progress=progress)
+    parallel(partial(copy_images, size=size), chunked(todo, 64), n_workers=workers if len(todo)>64 else 0,
+             progress=progress)
     check_copy(root, out, src, dst, tables, size)
     write_json(out/'cache.json', info | dict(whole=True))
     return info | dict(whole=True, made=len(todo))
@@ -209,8 +225,13 @@ def resize_tree(
 def check_copy(root, out, src, dst, tables, size):
     "The copy has the images, the tables and the order of the source, and nothing else"
     bad = broken_images(dst.values(), size)
-    if bad: raise MemoError(f"{len(bad)} copies are not whole (first: {some(f'{p} is {why}' for p,why in bad)}); is the disk full? call it again to go on")
+    if bad:
+        raise MemoError(f"{len(bad)} copies are not whole (first: {some(f'{p} is {why}' for p,why in bad)}); is the "
+                        "disk full? call it again to go on")
     found = find_images(out)
-    if [*found.items()]!=[*dst.items()]: raise MemoError(f"{out} holds images that {root} does not (first: {some(sorted(set(found)-set(src)))}); delete them, or choose a new folder")
+    if [*found.items()]!=[*dst.items()]:
+        raise MemoError(f"{out} holds images that {root} does not (first: {some(sorted(set(found)-set(src)))}); delete "
+                        "them, or choose a new folder")
     for o in tables:
-        if (out/o.name).read_bytes()!=o.read_bytes(): raise MemoError(f"{out/o.name} is not what {o} is; has the source changed meanwhile? call it again")
+        if (out/o.name).read_bytes()!=o.read_bytes():
+            raise MemoError(f"{out/o.name} is not what {o} is; has the source changed meanwhile? call it again")

@@ -43,8 +43,10 @@ def row_hashes(
 
 # %% ../../nbs/data/01_items.ipynb #83faedf3
 class _Unknown(Exception): pass
-_named = types.ModuleType,types.FunctionType,types.BuiltinFunctionType,type,type(None)   # said by their names in the code
-_libraries = 'torch','torchvision','fastai','fastcore','fasttransform','numpy','pandas','memo','builtins','typing','abc','PIL'
+# said by their names in the code
+_named = types.ModuleType,types.FunctionType,types.BuiltinFunctionType,type,type(None)
+_libraries = ('torch','torchvision','fastai','fastcore','fasttransform','numpy','pandas','memo','builtins','typing',
+              'abc','PIL')
 def _library(cls): return cls.__module__.split('.')[0] in _libraries
 
 def _feed(h, o, depth=0):
@@ -56,11 +58,14 @@ def _feed(h, o, depth=0):
     t = type(o)
     if o is None or isinstance(o, (bool,numbers.Number,str,bytes,Path,np.generic)): add(t.__name__, repr(o))
     elif isinstance(o, (Tensor,np.ndarray)) and getattr(o, 'dtype', None)!=object:
-        if isinstance(o, Tensor): o = o.detach().as_subclass(Tensor).cpu().contiguous().reshape(-1).view(torch.uint8).numpy() if o.numel() else np.zeros(0)
+        if isinstance(o, Tensor):
+            t = o.detach().as_subclass(Tensor).cpu().contiguous().reshape(-1)
+            o = t.view(torch.uint8).numpy() if o.numel() else np.zeros(0)
         add('array', o.dtype, o.shape)
         h.update(np.ascontiguousarray(o).tobytes())
     elif hasattr(o, '__array_interface__'): into(np.asarray(o))     # a PIL image
-    elif isinstance(o, (pd.DataFrame,pd.Series)): into(o.index.tolist(), o.to_dict('list') if isinstance(o, pd.DataFrame) else o.tolist())
+    elif isinstance(o, (pd.DataFrame,pd.Series)):
+        into(o.index.tolist(), o.to_dict('list') if isinstance(o, pd.DataFrame) else o.tolist())
     elif isinstance(o, dict): into(*(p for k in o for p in (k,o[k])))
     elif isinstance(o, (set,frozenset)): into(sorted(map(repr, o)))
     elif isinstance(o, (list,tuple)) or t.__name__=='L':
@@ -72,12 +77,15 @@ def _feed(h, o, depth=0):
     elif isinstance(o, types.FunctionType):
         c = o.__code__
         add(o.__module__, o.__qualname__, c.co_code.hex(), c.co_names)
-        into([k for k in c.co_consts if not isinstance(k, types.CodeType)], [k.cell_contents for k in o.__closure__ or ()], o.__defaults__)
-        into(*(v for k in c.co_names if not isinstance(v := o.__globals__.get(k), _named)))       # what it looks up outside itself
+        into([k for k in c.co_consts if not isinstance(k, types.CodeType)],
+             [k.cell_contents for k in o.__closure__ or ()], o.__defaults__)
+        # what it looks up outside itself
+        into(*(v for k in c.co_names if not isinstance(v := o.__globals__.get(k), _named)))
     elif isinstance(o, types.BuiltinFunctionType): add(o.__module__, o.__qualname__)
     elif hasattr(o, '__dict__') and not hasattr(o, '__next__') and not hasattr(o, 'fileno'):
         add(t.__module__, t.__qualname__)
-        into({k:v for k,v in vars(o).items() if k!='_memo_ids' and not k.startswith('__')})     # fastcore keeps a signature there, once it was asked for
+        # fastcore keeps a signature there, once it was asked for
+        into({k:v for k,v in vars(o).items() if k!='_memo_ids' and not k.startswith('__')})
         into(*(f for c in t.__mro__ if not _library(c) for f in vars(c).values() if isinstance(f, types.FunctionType)))
     else: raise _Unknown
 
@@ -106,7 +114,9 @@ def position_ids(
     return hashed(torch.tensor(key), at) | 1<<32
 
 # %% ../../nbs/data/01_items.ipynb #052a1ae6
-def _plain(o): return isinstance(o, (str,Path,numbers.Number,np.generic)) or isinstance(o, (tuple,list)) and len(o)>0 and all(map(_plain, o))
+def _plain(o):
+    if isinstance(o, (tuple,list)): return len(o)>0 and all(map(_plain, o))
+    return isinstance(o, (str,Path,numbers.Number,np.generic))
 def _text(o): return isinstance(o, (str,Path,np.str_)) or isinstance(o, (tuple,list)) and any(map(_text, o))
 
 def _rows(items):
@@ -154,7 +164,8 @@ def _missing(o):
     return bool(na) if isinstance(na, (bool,np.bool_)) else False
 
 def column_ids(of):
-    ids = pd.util.hash_array(np.array([_word(o) for o in of], dtype=object)).astype(np.int64) & (2**63-1)     # banks on disk hold them
+    # banks on disk hold them
+    ids = pd.util.hash_array(np.array([_word(o) for o in of], dtype=object)).astype(np.int64) & (2**63-1)
     return torch.from_numpy(np.where([_missing(o) for o in of], -1, ids))
 
 def named_by(
@@ -163,9 +174,11 @@ def named_by(
 )->Tensor:  # [N] long, -1 where that is missing
     "Ids of items from the column or function `by`"
     items = getattr(ds, 'items', None)
-    if not isinstance(by, str) and not callable(by): raise MemoError(f"{by!r}: a column of the data frame, or a function of an item, is accepted")
+    if not isinstance(by, str) and not callable(by):
+        raise MemoError(f"{by!r}: a column of the data frame, or a function of an item, is accepted")
     if isinstance(by, str):
-        if not hasattr(items, 'columns') or by not in items.columns: raise MemoError(f"{by!r}: the items are no data frame with that column; a function of an item is accepted")
+        if not hasattr(items, 'columns') or by not in items.columns:
+            raise MemoError(f"{by!r}: the items are no data frame with that column; a function of an item is accepted")
         return column_ids(items[by].tolist())
     from fastai.torch_core import no_random
     with no_random():       # images may be opened and augmented for it
@@ -173,13 +186,14 @@ def named_by(
         return column_ids([by(o) for o in _rows(items)])
 
 def table_ids(ds, items):
-    "Of a row of a table: what stands in its input columns, and which row of its frame it is, as two people may be alike"
+    "A table row's id: its input columns, and which row of its frame it is, as two people may be alike"
     classes = getattr(ds, 'classes', None) or {}
     cols = [[str(classes[c][int(v)]) for v in items[c]] if c in classes else items[c].tolist() for c in ds.x_names]
     return torch.tensor([hash63(o) for o in zip(items.index.tolist(), *cols)])
 
 def _ids(ds):
-    if isinstance(ds, torch.utils.data.Subset): return item_ids(ds.dataset)[torch.as_tensor(list(ds.indices), dtype=torch.long)]
+    if isinstance(ds, torch.utils.data.Subset):
+        return item_ids(ds.dataset)[torch.as_tensor(list(ds.indices), dtype=torch.long)]
     if isinstance(ds, torch.utils.data.ConcatDataset): return torch.cat([item_ids(o) for o in ds.datasets])
     if isinstance(ds, torch.utils.data.TensorDataset):      # all but the last are inputs
         hs = [row_hashes(o) for o in ds.tensors[:max(1, len(ds.tensors)-1)]]
@@ -200,14 +214,16 @@ def _ids(ds):
 class _Same:
     "Elements, which are equal to the same objects in the same order"
     def __init__(self, os): self.os = list(os)
-    def __eq__(self, o): return isinstance(o, _Same) and len(o.os)==len(self.os) and all(map(operator.is_, o.os, self.os))
+    def __eq__(self, o):
+        return isinstance(o, _Same) and len(o.os)==len(self.os) and all(map(operator.is_, o.os, self.os))
 
 def item_state(o, depth=0):
-    "What changes when something that items are read from is replaced, sorted or edited in place. Nothing is read from a data set, and numbers say nothing: many sets count or cache what they are asked for"
+    "What changes when that from which items are read is replaced, sorted or edited in place (no numbers: sets count)"
     if isinstance(o, Tensor): return _Same([o]),None if o.is_inference() else o._version
     if isinstance(o, np.ndarray) and o.dtype!=object:
         flat = o.reshape(-1)
-        return o.shape,hashlib.blake2b(np.ascontiguousarray(flat if o.nbytes<2**25 else flat[::max(1, o.size//2**16)]).tobytes()).digest()
+        return o.shape,hashlib.blake2b(np.ascontiguousarray(flat if o.nbytes<2**25
+                                                            else flat[::max(1, o.size//2**16)]).tobytes()).digest()
     if isinstance(o, (list,tuple,np.ndarray)) or type(o).__name__=='L': return _Same(o)
     if isinstance(o, (pd.DataFrame,pd.Series)):
         try: return o.shape,hashlib.blake2b(pd.util.hash_pandas_object(o).to_numpy().tobytes()).digest()
@@ -217,7 +233,8 @@ def item_state(o, depth=0):
     if isinstance(o, torch.utils.data.Dataset) and depth<4: return _Same([o]),*parts_state(o, depth)
     return _Same([o])
 
-def parts_state(o, depth=0): return tuple((k,s) for k,v in vars(o).items() if k!='_memo_ids' and (s := item_state(v, depth+1)) is not None)
+def parts_state(o, depth=0):
+    return tuple((k,s) for k,v in vars(o).items() if k!='_memo_ids' and (s := item_state(v, depth+1)) is not None)
 
 def set_state(
     ds # A data set
@@ -225,7 +242,8 @@ def set_state(
     "The state of a set, to tell whether its ids are still right"
     items = getattr(ds, 'items', None)
     if items is not None: return len(ds),item_state(items)
-    return len(ds),item_state(ds) if isinstance(ds, torch.utils.data.Dataset) or not hasattr(ds, '__dict__') else parts_state(ds)
+    return len(ds),item_state(ds) if isinstance(ds, torch.utils.data.Dataset) or not hasattr(ds,
+        '__dict__') else parts_state(ds)
 
 _lists = {}     # sets with no place of their own to keep ids, as lists: id -> (set, what is kept)
 def _kept(ds):
@@ -237,7 +255,8 @@ def item_ids(
     item=None   # What names an item, if not its content: a column of the data frame, or a function of an item
 )->Tensor: # [N] long, 0 or more (-1 where `item` says nothing)
     "A stable id for each item, in the order of the data set"
-    ds = dl.dataset if hasattr(dl, 'dataset') and hasattr(dl, '__iter__') and not isinstance(dl, torch.utils.data.Dataset) else dl
+    loads = hasattr(dl, 'dataset') and hasattr(dl, '__iter__') and not isinstance(dl, torch.utils.data.Dataset)
+    ds = dl.dataset if loads else dl
     if item is not None: return named_by(ds, item)
     if hasattr(type(ds), 'item_ids'): return ds.item_ids()      # the set knows them itself
     keep = vars(ds) if hasattr(ds, '__dict__') else _kept(ds)

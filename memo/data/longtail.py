@@ -27,18 +27,25 @@ def longtail_counts(
     down:bool=False # Round down, as the published code does; else to the nearest
 )->list: # Examples by rank, largest first
     "Exponentially falling class sizes from `n_max` to `n_max/ratio`"
-    if (ratio is None)==(imb_factor is None): raise MemoError(f"ratio, imb_factor: one of them is needed (ratio=100 is imb_factor=0.01), found {'neither' if ratio is None else 'both'}")
+    if (ratio is None)==(imb_factor is None):
+        raise MemoError("ratio, imb_factor: one of them is needed (ratio=100 is imb_factor=0.01), found "
+                        f"{'neither' if ratio is None else 'both'}")
     if imb_factor is None:
-        if not 1<=ratio<math.inf: raise MemoError(f"ratio: largest/smallest, 1 or more, is needed, found {ratio}" + (f"; as smallest/largest it is imb_factor={ratio}" if 0<ratio<1 else ''))
+        if not 1<=ratio<math.inf:
+            raise MemoError(f"ratio: largest/smallest, 1 or more, is needed, found {ratio}"
+                            + (f"; as smallest/largest it is imb_factor={ratio}" if 0<ratio<1 else ''))
         what,name = ratio,'ratio'
     else:
         if not 0<imb_factor<=1:
-            raise MemoError(f"imb_factor: smallest/largest, above 0 up to 1, is needed, found {imb_factor}" + (f"; as largest/smallest it is ratio={imb_factor}" if imb_factor>1 else ''))
+            raise MemoError(f"imb_factor: smallest/largest, above 0 up to 1, is needed, found {imb_factor}"
+                            + (f"; as largest/smallest it is ratio={imb_factor}" if imb_factor>1 else ''))
         what,name,ratio = imb_factor,'imb_factor',1/imb_factor
     if n_classes<1: raise MemoError(f"n_classes: 1 or more is needed, found {n_classes}")
     res = [n_max*ratio**(-i/max(1,n_classes-1)) for i in range(n_classes)]
     res = [math.floor(o+1e-6) if down else round(o) for o in res]
-    if res[-1]<1: raise MemoError(f"{name}: {what} leaves no example of the smallest class out of n_max={n_max}; n_max must be at least {ratio:g}")
+    if res[-1]<1:
+        raise MemoError(f"{name}: {what} leaves no example of the smallest class out of n_max={n_max}; n_max must be "
+                        f"at least {ratio:g}")
     return res
 
 # %% ../../nbs/data/06_longtail.ipynb #06545629
@@ -77,7 +84,9 @@ def longtail_dls(
     ratio:float=None, # Largest / smallest
     valid:int=0, # Validation images per class
     seed:int=0, # Of the class order, the draw, and the order of the training batches
-    sampling:str|tuple=None, # None: as drawn; 'balanced': every class equally often; 'sqrt': by the square root of its examples; or loader class and keywords
+    # None: as drawn; 'balanced': every class equally often; 'sqrt': by the square root of its examples; or loader class
+    # and keywords
+    sampling:str|tuple=None,
     bs:int=64, # Size of a training batch
     val_bs:int=256, # Size of the other batches
     tfms=None, # Batch transforms
@@ -89,13 +98,14 @@ def longtail_dls(
     shuffle_classes:bool=True, # Another class order for every seed but 0
     imb_factor:float=None, # Instead of ratio: smallest / largest
     device=None # By default fastai's
-)->DataLoaders: # train, valid, test; with `counts`, `many`, `few`, `vocab`, `c`, and `split`, which item is in which part
+)->DataLoaders: # train, valid, test; with `counts`, `many`, `few`, `vocab`, `c`, and the table `split`
     "Long-tailed training set, balanced validation set, and a test set"
     (cls,kw),c = loader_for(sampling),int(y.max())+1
     counts = n_max if isinstance(n_max, (list,tuple)) else longtail_counts(n_max, ratio, c, imb_factor)
     pick = torch.Generator().manual_seed(seed+1_000_003)
     rows = [(y==i).nonzero().flatten() for i in range(c)]
-    if min(map(len, rows))<=valid: raise MemoError(f"valid: {valid} images per class are asked for, the smallest class has {min(map(len, rows))}")
+    if min(map(len, rows))<=valid:
+        raise MemoError(f"valid: {valid} images per class are asked for, the smallest class has {min(map(len, rows))}")
     rows = [r[torch.randperm(len(r), generator=pick)] for r in rows]
     val = torch.cat([r[:valid] for r in rows]).sort().values
     rest = torch.cat([r[valid:] for r in rows]).sort().values
@@ -105,10 +115,12 @@ def longtail_dls(
     info = dict(vocab=vocab or range(c), counts=counts, many=ifnone(many, auto[0]), few=ifnone(few, auto[1]))
     items = torch.arange(len(x)) if items is None else items
     test_items = len(x)+torch.arange(len(test_x)) if test_items is None else test_items
-    items,test_items = (position_ids(o, digest(x, test_x)) for o in (items,test_items))      # which say nothing about another set's
+    # which say nothing about another set's
+    items,test_items = (position_ids(o, digest(x, test_x)) for o in (items,test_items))
     def mk(x, y, items, i, cls=TensorDL, bs=val_bs, **kw):
         return cls(dataset=TensorSet(x, y, items, split_idx=int(i>0), **info), bs=bs, shuffle=i==0, tfms=tfms, **kw)
-    loaders = mk(x[trn], y[trn], items[trn], 0, cls, bs, **kw),mk(x[val], y[val], items[val], 1),mk(test_x, test_y, test_items, 2)
+    loaders = mk(x[trn], y[trn], items[trn], 0, cls, bs, **kw),mk(x[val], y[val], items[val], 1),mk(test_x, test_y,
+        test_items, 2)
     dls = DataLoaders(*loaders, device=ifnone(device, default_device()))
     dls.train.rng = random.Random(seed)
     dls.split = split_table(dls)
@@ -143,11 +155,14 @@ def digits_lt(
     from sklearn.datasets import load_digits
     d = load_digits()
     x,y = torch.from_numpy(d.images*(255/16)).round().byte()[:,None],torch.from_numpy(d.target).long()
-    if not 0<test+valid+n_max<=174: raise MemoError(f"digits: 174 images a class are there, {test}+{valid}+{n_max} are asked for (test, valid, n_max)")
+    if not 0<test+valid+n_max<=174:
+        raise MemoError(f"digits: 174 images a class are there, {test}+{valid}+{n_max} are asked "
+                        "for (test, valid, n_max)")
     tst = longtail_subset(y, [test]*10)
     rest = torch.ones(len(y), dtype=torch.bool).index_fill(0, tst, False).nonzero().flatten()
     tfms = [RandomShift(shift)]*(shift>0) + [ResizeBatch(size), Normalize.from_stats([.5], [.5], cuda=False)]
-    return longtail_dls(x[rest], y[rest], x[tst], y[tst], n_max, imbalance_ratio(ratio, imb_factor, 50), valid, items=rest, test_items=tst, tfms=tfms, bs=bs,
+    return longtail_dls(x[rest], y[rest], x[tst], y[tst], n_max, imbalance_ratio(ratio, imb_factor, 50), valid,
+                        items=rest, test_items=tst, tfms=tfms, bs=bs,
         vocab=[str(i) for i in range(10)], imb_factor=imb_factor, **kwargs)
 
 # %% ../../nbs/data/06_longtail.ipynb #f89dbcd7
@@ -160,10 +175,12 @@ def read_idx(
     "Read an array in idx format, the file format of MNIST"
     try:
         with (gzip.open if str(path).endswith('.gz') else open)(path, 'rb') as f: b = f.read()
-    except (OSError, EOFError, zlib.error) as e: raise MemoError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
+    except (OSError, EOFError, zlib.error) as e:
+        raise MemoError(f"cannot read {path}: {getattr(e, 'strerror', None) or e}") from e
     if len(b)<8 or b[:3]!=b'\0\0\x08': raise MemoError(f"{path}: not an idx file of bytes")
     shape = np.frombuffer(b, '>u4', count=b[3], offset=4).tolist() if len(b)>=4+4*b[3] else [-1]
-    if math.prod(shape)!=len(b)-4-4*b[3]: raise MemoError(f"{path}: {len(b)} bytes do not fit its header; is the file truncated?")
+    if math.prod(shape)!=len(b)-4-4*b[3]:
+        raise MemoError(f"{path}: {len(b)} bytes do not fit its header; is the file truncated?")
     return torch.frombuffer(bytearray(b), dtype=torch.uint8, offset=4+4*b[3]).reshape(shape)
 
 def read_fashion(root, part):
@@ -175,7 +192,8 @@ def read_fashion(root, part):
     for f in (f'{part}-images-idx3-ubyte', f'{part}-labels-idx1-ubyte'):
         p = first(o for o in (Path(root)/f'{f}.gz', Path(root)/f) if o.is_file())
         if p is None:
-            raise MemoError(f"Fashion-MNIST: no {f}.gz in {root}; apt-get install dataset-fashion-mnist puts it in {_fashion_deb}, or give its folder as root")
+            raise MemoError(f"Fashion-MNIST: no {f}.gz in {root}; apt-get install dataset-fashion-mnist puts it in "
+                            f"{_fashion_deb}, or give its folder as root")
         res.append(read_idx(p))
     return res[0][:,None],res[1].long()
 
@@ -183,7 +201,8 @@ def read_fashion(root, part):
 @register('data', task='multiclass')
 @delegates(longtail_dls, but=_set_here)
 def fashion_lt(
-    root:str|Path=None, # Folder of the four files; by default `fashion-mnist` in the settings' data folder, else the Debian package's
+    # Folder of the four files; by default `fashion-mnist` in the settings' data folder, else the Debian package's
+    root:str|Path=None,
     n_max:Count|list=1000, # Training examples of the largest class
     ratio:Positive=None, # Largest / smallest; by default 100
     valid:Natural=100, # Validation images per class, from training images that are not used
@@ -197,5 +216,7 @@ def fashion_lt(
 )->DataLoaders: # train, valid, test (all 10,000 test images)
     "Long-tailed Fashion-MNIST"
     (x,y),(tx,ty) = read_fashion(root, 'train'),read_fashion(root, 't10k')
-    tfms = [RandomShift(shift, flip=True)]*(shift>0) + [ResizeBatch(size, channels), Normalize.from_stats([mean]*channels, [std]*channels, cuda=False)]
-    return longtail_dls(x, y, tx, ty, n_max, imbalance_ratio(ratio, imb_factor, 100), valid, tfms=tfms, vocab=fashion_vocab, imb_factor=imb_factor, **kwargs)
+    norm = Normalize.from_stats([mean]*channels, [std]*channels, cuda=False)
+    tfms = [*[RandomShift(shift, flip=True)]*(shift>0), ResizeBatch(size, channels), norm]
+    return longtail_dls(x, y, tx, ty, n_max, imbalance_ratio(ratio, imb_factor, 100), valid, tfms=tfms,
+                        vocab=fashion_vocab, imb_factor=imb_factor, **kwargs)

@@ -32,7 +32,8 @@ def balanced_order(
 )->list: # Positions in y
     "Order of `n` draws with equal numbers (up to one) of every class and row; multi-label: by each row's rarest label"
     y = torch.as_tensor(y)
-    if y.ndim not in (1,2): raise MemoError(f"balanced sampling: labels [N] or [N,C] are needed, found shape {tuple(y.shape)}")
+    if y.ndim not in (1,2):
+        raise MemoError(f"balanced sampling: labels [N] or [N,C] are needed, found shape {tuple(y.shape)}")
     if y.ndim==2:
         check_single_label(y, power)
         y = torch.cat([y>0, (y<=0).all(1, keepdim=True)], 1).as_subclass(Tensor).double()
@@ -49,7 +50,9 @@ def balanced_order(
     return res[perm(n)].tolist()
 
 def check_single_label(y, power):
-    if power and y.ndim==2: raise MemoError("sampling: 'balanced' alone is there for rows with several labels; others are for one label a row")
+    if power and y.ndim==2:
+        raise MemoError("sampling: 'balanced' alone is there for rows with several labels; "
+                        "others are for one label a row")
 
 class BalancedDL(TensorDL):
     "A `TensorDL` that draws every class equally often when shuffling, or in proportion to a power of its size"
@@ -67,7 +70,8 @@ class BalancedDL(TensorDL):
 
     def get_idxs(self):
         if not self.shuffle: return super().get_idxs()
-        return balanced_order(self.dataset.y.cpu(), self.n, torch.Generator().manual_seed(self.rng.getrandbits(62)), self.power)
+        return balanced_order(self.dataset.y.cpu(), self.n, torch.Generator().manual_seed(self.rng.getrandbits(62)),
+                              self.power)
 
 def loader_for(
     sampling:str|None # None: as drawn; or one of `samplings`

@@ -30,7 +30,8 @@ class TensorSet:
         if not is_lazy(x): x = torch.as_tensor(x)
         if y is not None: y = torch.as_tensor(y)
         for k,o in dict(y=y, items=items, groups=groups).items():
-            if o is not None and len(o)!=len(x): raise MemoError(f"{k}: {len(x)} rows are needed, one for each of x, found {len(o)}")
+            if o is not None and len(o)!=len(x):
+                raise MemoError(f"{k}: {len(x)} rows are needed, one for each of x, found {len(o)}")
         self.x,self.y,self.split_idx,self.info = x,y,split_idx,info
         self._items = None if items is None else torch.as_tensor(items).long()
         self.groups = None if groups is None else torch.as_tensor(groups).long()
@@ -39,7 +40,9 @@ class TensorSet:
 
     @property
     def items(self):
-        if self._items is None: self._items = tensor([hash63(o) for o in self.x.paths.tolist()], dtype=torch.long) if is_lazy(self.x) else row_hashes(self.x)
+        if self._items is None:
+            self._items = tensor([hash63(o) for o in self.x.paths.tolist()],
+                                 dtype=torch.long) if is_lazy(self.x) else row_hashes(self.x)
         return self._items
     def item_ids(self): return self.items
 
@@ -70,7 +73,8 @@ class TensorSet:
 
     def new(self, x, y=None, items=None, split_idx=None, groups=None):
         "A set of other rows with the same vocabulary and attributes"
-        return type(self)(x, y, items=items, vocab=self.vocab, split_idx=ifnone(split_idx, self.split_idx), groups=groups, **self.info)
+        return type(self)(x, y, items=items, vocab=self.vocab, split_idx=ifnone(split_idx, self.split_idx),
+                          groups=groups, **self.info)
     def subset(self, i=slice(None), split_idx=None):
         x = self.x.rows(i) if is_lazy(self.x) else self.x[i]
         y,groups = (None if o is None else o[i] for o in (self.y, self.groups))
@@ -92,10 +96,13 @@ class TensorSet:
         if files is not None and self.x.ndim==4 and len(o) and isinstance(o[0], (str,Path)):
             x = files.new(o)
             return self.new(x if is_lazy(self.x) else x.load(), None if y is None else torch.as_tensor(y))
-        x = torch.stack([torch.as_tensor(np.asarray(i)) for i in o]) if not isinstance(o, Tensor) and len(o) else torch.as_tensor(o)
+        several = not isinstance(o, Tensor) and len(o)
+        x = torch.stack([torch.as_tensor(np.asarray(i)) for i in o]) if several else torch.as_tensor(o)
         if x.ndim==3 and self.x.ndim==4 and self.x.shape[1]==1: x = x[:,None]
-        if len(x) and x.shape[1:]!=self.x.shape[1:]: raise MemoError(f"items: shape {tuple(self.x.shape[1:])} is needed, found {tuple(x.shape[1:])}")
-        if x.dtype.is_floating_point!=self.x.dtype.is_floating_point: raise MemoError(f"items: values of type {self.x.dtype} are needed, found {x.dtype}")
+        if len(x) and x.shape[1:]!=self.x.shape[1:]:
+            raise MemoError(f"items: shape {tuple(self.x.shape[1:])} is needed, found {tuple(x.shape[1:])}")
+        if x.dtype.is_floating_point!=self.x.dtype.is_floating_point:
+            raise MemoError(f"items: values of type {self.x.dtype} are needed, found {x.dtype}")
         return self.new(x.to(self.x.dtype), None if y is None else torch.as_tensor(y))
 
 # %% ../../nbs/data/02_tensors.ipynb #d0c96869
@@ -123,7 +130,8 @@ class TensorDL(TfmdDL):
             if x is None: raise MemoError("TensorDL: x or dataset is needed")
             dataset = TensorSet(x, y, items=items, vocab=vocab, split_idx=split_idx)
         for k in ('after_item','before_batch'):
-            if getattr(kwargs.get(k), 'fs', kwargs.get(k)): raise MemoError(f"TensorDL: {k} transforms never see an item, as batches are sliced whole; use tfms")
+            if getattr(kwargs.get(k), 'fs', kwargs.get(k)):
+                raise MemoError(f"TensorDL: {k} transforms never see an item, as batches are sliced whole; use tfms")
         if 'after_batch' not in kwargs:
             is_im = dataset.x.ndim==4 and dataset.x.dtype==torch.uint8
             kwargs['after_batch'] = Pipeline([IntToFloatTensor()]*is_im + L(tfms))
@@ -140,7 +148,8 @@ class TensorDL(TfmdDL):
     def _one_pass(self):
         "What a batch consists of, found out on a made-up row: an empty set has no other, and no file is read"
         ds = self.dataset
-        x,y = (None if o is None else torch.zeros((1,)+tuple(o.shape[1:]), dtype=o.dtype, device=o.device) for o in (ds.x, ds.y))
+        x,y = (None if o is None else torch.zeros((1,)+tuple(o.shape[1:]), dtype=o.dtype, device=o.device)
+               for o in (ds.x, ds.y))
         b = ds.new(x, y)[tensor([0])]
         its = self.after_batch(b if self.device is None else to_device(b, self.device))
         self._n_inp,self._types = max(1, len(its)-1),explode_types(its)
@@ -158,7 +167,8 @@ def plain_dl(
     dl = dl.__dict__.get('dl', dl)          # inside a DistributedDL
     ds = dl.dataset
     if isinstance(ds, TensorSet): ds = ds.subset(split_idx=1)
-    elif isinstance(ds, Datasets): ds = same_ids(ds, Datasets(tls=[tl._new(tl.items, split_idx=1) for tl in ds.tls], n_inp=ds.n_inp))
+    elif isinstance(ds, Datasets):
+        ds = same_ids(ds, Datasets(tls=[tl._new(tl.items, split_idx=1) for tl in ds.tls], n_inp=ds.n_inp))
     elif isinstance(ds, TfmdLists): ds = same_ids(ds, ds._new(ds.items, split_idx=1))
     return dl.new(ds, **merge(dict(shuffle=False, drop_last=False), kwargs))
 

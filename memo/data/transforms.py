@@ -37,7 +37,8 @@ class RandomRotate(Transform):
         if len(at)==0: return x
         turn = torch.stack([a.cos(), -a.sin(), 0*a, a.sin(), a.cos(), 0*a], 1).view(-1,2,3)
         part = res[at]
-        res[at] = F.grid_sample(part, F.affine_grid(turn, part.shape, align_corners=False), padding_mode='reflection', align_corners=False)
+        res[at] = F.grid_sample(part, F.affine_grid(turn, part.shape, align_corners=False), padding_mode='reflection',
+                                align_corners=False)
         return res.as_subclass(type(x))
 
 class ResizeBatch(Transform):
@@ -77,4 +78,5 @@ class RandomCut(Transform):
         to[:,:,2] = (2*draw(n,2)-1)*(1-sides)
         to[:,0,0],to[:,1,1] = sides[:,0]*(draw(n).round()*2-1),sides[:,1]
         grid = F.affine_grid(to, (n, 1, self.size, self.size), align_corners=False).to(x.dtype)
-        return F.grid_sample(x.as_subclass(Tensor), grid, padding_mode='border', align_corners=False).as_subclass(type(x))
+        return F.grid_sample(x.as_subclass(Tensor), grid, padding_mode='border',
+                             align_corners=False).as_subclass(type(x))

@@ -22,10 +22,11 @@ class Baseline:
     works_on = None     # 'outputs' or 'features' of a trained network; None: a training of its own
     needs = ()          # of what is collected for `fit`: 'train', 'valid'
 
-    def check(self, cfg, name): "Raise a `MemoError` if the baseline does not suit the experiment; `name` is what the experiment calls it"
+    def check(self, cfg, name):
+        "Raise a `MemoError` if the baseline does not suit the experiment; `name` is what the experiment calls it"
     def overrides(self, cfg): return {}     # of a training of its own: dotted key -> value
     def fit(self, train, valid, dls):
-        "Fit to collected training and validation data (`logits`, `z`, `y`); returns a function from outputs or features to outputs, and its choices"
+        "Fit to collected data (`logits`, `z`, `y`); gives a function of outputs or features, and its choices"
         raise NotImplementedError
 
 # %% ../../nbs/evaluation/03_baselines.ipynb #0931f01f
@@ -82,7 +83,8 @@ class BalancedSampling(Baseline):
     title,remedy = 'balanced sampling',True
     def check(self, cfg, name):
         if cfg.train.sampling is not None: raise MemoError(f"compare has {name}, which train.sampling is already")
-        if not takes(part('data', cfg.data.name), 'sampling'): raise MemoError(f"compare has {name}, and {cfg.data.name} takes no sampling")
+        if not takes(part('data', cfg.data.name), 'sampling'):
+            raise MemoError(f"compare has {name}, and {cfg.data.name} takes no sampling")
     def overrides(self, cfg): return both_phases(cfg, 'sampling', 'balanced')
 
 # %% ../../nbs/evaluation/03_baselines.ipynb #ec19a03a
@@ -144,7 +146,7 @@ def title_of(section):
 def _words(name, between=' '): return name.rpartition('.')[2].replace('_', between)
 
 def training_title(cfg, name=''):
-    "Title of a training in tables: its baseline, and its sampling, loss and class weights where they are not the default"
+    "Title of a training in tables: its baseline; sampling, loss, class weights where they are not the default"
     t,said = cfg.train,[find('baseline', name).title or _words(name)] if name else []
     loss = t.loss if t.phase2 is None or t.phase2.loss is None else t.phase2.loss
     usual = [p.facts.get('loss') for p in known('task').values()]

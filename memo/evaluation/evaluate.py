@@ -30,9 +30,11 @@ def planned_rows(
     baselines = {s.name:baseline(s).works_on for s in cfg.compare if is_baseline(s)}
     nets = ['', *[k for k,on in baselines.items() if on=='outputs']]
     opinions = [(*used, k) for k in mixing] + [(*used, *mixing)]*(len(mixing)>1)
-    answering = [k for k in used if not fact(cfg.memories[k].head, 'adds_rows')]       # what is replayed is not there when it predicts
+    # what is replayed is not there when it predicts
+    answering = [k for k in used if not fact(cfg.memories[k].head, 'adds_rows')]
     opinions += [(*answering, s.name) for s in cfg.compare if not is_baseline(s)]
-    return [*[Row(training, n, used) for n in nets], *[Row(training, k) for k,on in baselines.items() if on=='features'],
+    return [*[Row(training, n, used) for n in nets],
+            *[Row(training, k) for k,on in baselines.items() if on=='features'],
             *[Row(training, n, o) for n in nets for o in opinions]]
 
 # %% ../../nbs/evaluation/05_evaluate.ipynb #33ceeeeb
@@ -115,7 +117,8 @@ def evaluate(
     "Score the network on the test set: alone, with its memories, and with each baseline"
     dls,answers = learn.dls,Answers(learn, cfg)
     task,own = task_of(dls, data_task(cfg), threshold=threshold, draws=draws),cfg.train.metrics
-    if threshold!=.5 and not hasattr(task, 'threshold'): raise MemoError(f"threshold is for findings; {task.name} answers have none")
+    if threshold!=.5 and not hasattr(task, 'threshold'):
+        raise MemoError(f"threshold is for findings; {task.name} answers have none")
     test,titles = answers.collected('test'),row_titles(cfg, training)
     y,rows,probs,tables = test.y.cpu(),[],{},{}
     for row in planned_rows(cfg, training):

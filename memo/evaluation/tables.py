@@ -112,7 +112,8 @@ def results(
     mem = [r for r in rows if r.memory]
     remedies = [r for r in rows if is_remedy(r) and not r.memory]
     def without(r): return next(iter(o for o in (r.network, r._replace(memory=r.memory[:-1])) if o in by), None)
-    pairs = [(r, without(r)) for r in mem if without(r) is not None] + [(r, o) for r in mem if is_own(r) for o in remedies]
+    pairs = [(r, without(r)) for r in mem if without(r) is not None] + [(r, o) for r in mem if is_own(r)
+        for o in remedies]
     names = {r:label(r, titles) for r in rows}
     if len({*names.values()})<len(rows):
         raise MemoError(f"results: two rows are called alike ({', '.join(names.values())}); "

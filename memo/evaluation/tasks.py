@@ -36,7 +36,7 @@ class Task:
         "Data frame of test predictions; `probs` maps the label of each table row to its probabilities"
         raise NotImplementedError
     def class_texts(self, name, scores, details, share):
-        "Table of scores per class: heading, titles, lines; None if there is none. `share` formats a number with its interval"
+        "Scores per class: heading, titles, lines; None if there are none. `share` formats a number with its interval"
         return None
 
 # %% ../../nbs/evaluation/01_tasks.ipynb #c226a2d2
@@ -175,8 +175,11 @@ def progress(
     res = task.metrics(dls)
     have = {getattr(m, 'name', getattr(m, '__name__', None)) for m in res}
     for s in sections:
-        twice = [] if part('metric', s.name).module.startswith('memo.') else [k for k in own_metrics(s, dls) if k in have or k in task.columns]
-        if twice: raise MemoError(f"train.metrics: {s.name} is called {twice[0]}, as a column of the task is already; give it another name")
+        twice = [] if part('metric', s.name).module.startswith('memo.') else [k for k in own_metrics(s, dls)
+            if k in have or k in task.columns]
+        if twice:
+            raise MemoError(f"train.metrics: {s.name} is called {twice[0]}, as a column of the "
+                            "task is already; give it another name")
     own = {k:m for k,m in own_parts(sections, dls).items() if k not in have}
     return [*res, *[m if isinstance(m, Metric) else MultiMetric(m, k) for k,m in own.items()]]
 

@@ -45,7 +45,8 @@ def with_key(here, e, keys):
 def build_dls(cfg, seed):
     "The loaders of an experiment (train, valid, test) for one seed"
     dls,bs = made('data', cfg.data, seed=seed, bs=cfg.train.bs, sampling=sampling_of('train', cfg.train)),cfg.train.bs
-    if dls.train.bs!=bs: raise MemoError(f"train.bs is {bs}, and {cfg.data.name} makes batches of {dls.train.bs}: it has to take bs")
+    if dls.train.bs!=bs:
+        raise MemoError(f"train.bs is {bs}, and {cfg.data.name} makes batches of {dls.train.bs}: it has to take bs")
     return full_batches(cfg, dls)
 
 def sampling_of(here, t): return None if t.sampling is None else made(f'{here}.sampling', t.sampling)
@@ -188,7 +189,8 @@ def build_stages(cfg, learn, seed, lr=None, short=None):
         for s in st: s.loss_func = build_loss('train.loss', t.loss, dls1, True, task(cfg))
     if p is None: return st
     same = p.sampling==t.sampling and p.bs in (None, t.bs)
-    dls2 = dls if same else full_batches(cfg, other_train(dls, seed, ifnone(p.bs, t.bs), sampling_of('train.phase2', p)))
+    dls2 = dls if same else full_batches(cfg,
+                                         other_train(dls, seed, ifnone(p.bs, t.bs), sampling_of('train.phase2', p)))
     loss = build_loss('train.phase2.loss', p.loss, dls, t.class_weights, task(cfg))
     return st + [Stage('phase2', p.epochs, slice(*p.lr) if not t.frozen else p.lr[1], False, dls2, p.momentum, loss,
                        p.monitor, p.patience, t.min_delta)]

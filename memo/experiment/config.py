@@ -38,7 +38,8 @@ def check_train(cfg, fail):
         fail('name', f"name must be the name of a folder, found {cfg.name!r}")
     if not t.epochs and not t.freeze_epochs: fail('train.epochs', "train.epochs must be at least 1, found 0")
     def no(key, msg): fail(f'train.{key}', msg)
-    if t.freeze_epochs and t.warmup_epochs: no('warmup_epochs', "give train.freeze_epochs or train.warmup_epochs, not both")
+    if t.freeze_epochs and t.warmup_epochs:
+        no('warmup_epochs', "give train.freeze_epochs or train.warmup_epochs, not both")
     if t.freeze_cached and not t.freeze_epochs: no('freeze_cached', "train.freeze_cached needs train.freeze_epochs")
     if p and len(p.lr)!=2: no('phase2.lr', f"train.phase2.lr must be a list of two numbers, found {p.lr}")
     for o,n in ((t,'train'), (p,'train.phase2')):
@@ -49,7 +50,8 @@ def check_task(cfg, fail):
     "Losses, samplers and metrics say which task they are for"
     t = task_kind(cfg)
     if cfg.train.sampling is not None and not takes(part('data', cfg.data.name), 'sampling'):
-        fail('train.sampling', f"train.sampling is for data that can be drawn in several ways, and {cfg.data.name} takes no sampling")
+        fail('train.sampling', "train.sampling is for data that can be drawn in several ways, "
+                               f"and {cfg.data.name} takes no sampling")
     for key,s in all_sections(cfg):
         if s.kind not in ('loss','sampler','metric') or t is None or facts(s).get('task', t)==t: continue
         fits = [n for n,p in known(s.kind).items() if p.facts.get('task', t)==t]

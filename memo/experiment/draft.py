@@ -108,8 +108,10 @@ class Draft:
         "What was said to the part `was` that the part `name` reads too, or neither"
         try: a,b = part(kind, was).keys,part(kind, name).keys
         except MemoError: return old
-        def usual(k, v): return k in a and v==default_of(a[k])      # as a file states that has been written with all its keys
-        return {k:v for k,v in old.items() if k!='name' and not usual(k, v) and (_fits(v, b[k].type) if k in b else k not in a)}
+        # as a file states that has been written with all its keys
+        def usual(k, v): return k in a and v==default_of(a[k])
+        return {k:v for k,v in old.items() if k!='name' and not usual(k, v)
+                and (_fits(v, b[k].type) if k in b else k not in a)}
 
     # memories
 
@@ -209,13 +211,15 @@ def check_complete(draft, p, key):
     "A part has to be one that a section can name"
     given = kinds[p.kind].given
     if 'name' in p.params and 'name' not in given:
-        draft.fail(key, f"{key}: {p.name} has an argument called name, which in a section is the name of the part; call it otherwise")
+        draft.fail(key, f"{key}: {p.name} has an argument called name, which in a section is the "
+                        "name of the part; call it otherwise")
     lost = [k for k,o in p.params.items() if o.default is required and k not in p.keys and k not in given]
     if p.kind=='metric': lost = []      # one asks for what it scores
     if lost: draft.fail(key, f"{key}: {p.name} needs {lost[0]}, which neither a file nor the experiment gives it")
     for k,o in p.keys.items():
         if o.default is not required and not _fits(default_of(o), from_yaml(o.type)):
-            draft.fail(key, f"{key}.{k}: the default of {p.name} is {shown(o.default)}, and {words(o.type)} is accepted")
+            draft.fail(key,
+                       f"{key}.{k}: the default of {p.name} is {shown(o.default)}, and {words(o.type)} is accepted")
 
 def _others(p, k): return [n for n,o in known(p.kind).items() if k in o.keys]
 def _no_key(p, k, key): return f"{key}.{k} is no key: {p.name} gets it from the experiment, or from Python only"
@@ -250,7 +254,8 @@ def compared_kind(draft, name, key):
         try: f = find('baseline', name)
         except MemoError as e: draft.fail(key, f"{key}{str(e).removeprefix('baseline')}")
         if getattr(f, 'mixes', False): return 'head'
-        if not hasattr(f, 'works_on'): draft.fail(key, f"{key}: {name} is no baseline, nor a head that mixes in what a memory says")
+        if not hasattr(f, 'works_on'):
+            draft.fail(key, f"{key}: {name} is no baseline, nor a head that mixes in what a memory says")
         return 'baseline'
     names = [*known('baseline'), *(k for k in known('head') if k in heads)]
     hint = near(name, names)
@@ -275,10 +280,12 @@ def memory(draft, name, raw):
     keys,loose = callback_keys(),raw.get('loose', {})
     for s in (bank,head):
         if both := [k for k in s.args if k in keys]:
-            draft.fail(key, f"{key}.{s.kind}: {s.name} has an argument called {both[0]}, which MemoryCallback reads; call it otherwise")
+            draft.fail(key, f"{key}.{s.kind}: {s.name} has an argument called {both[0]}, which "
+                            "MemoryCallback reads; call it otherwise")
     for k in loose:
         if k not in keys: draft.fail(f'{key}.{k}', why_loose(k, key, bank, head, keys))
-    said = {k:_accepted(draft, v, keys[k].type, f'{key}.{k}', 'MemoryCallback' if k!='save_every' else None) for k,v in loose.items()}
+    said = {k:_accepted(draft, v, keys[k].type, f'{key}.{k}', 'MemoryCallback' if k!='save_every' else None) for k,
+            v in loose.items()}
     return Memory(bank, head, {k:said.get(k, default_of(p)) for k,p in keys.items()})
 
 def why_loose(k, key, bank, head, keys):

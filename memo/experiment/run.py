@@ -198,7 +198,8 @@ def resume_run(
     return _run(run_config(folder), folder, True, log)
 
 def _run(cfg, folder, resume, log):
-    wait_for_all()     # the first process has made the folder by then: what another wrote or read there before would be of no run
+    # the first process has made the folder by then: what another wrote or read there before would be of no run
+    wait_for_all()
     for t in trainings(cfg, folder):
         if t.done:
             log(f'{t.cfg.name} seed {t.seed} | finished before')

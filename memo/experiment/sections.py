@@ -103,7 +103,8 @@ def facts(section):
 # %% ../../nbs/experiment/01_sections.ipynb #aa27b785
 def plain_value(v, given):
     if isinstance(v, Section): return dict(name=v.name, **{k:o for k,o in v.args.items() if not given or k in v.given})
-    if isinstance(v, Memory): return dict(bank=plain_value(v.bank, given), head=plain_value(v.head, given), **v.callback)
+    if isinstance(v, Memory):
+        return dict(bank=plain_value(v.bank, given), head=plain_value(v.head, given), **v.callback)
     if is_dataclass(v): return {f.name:plain_value(getattr(v, f.name), given) for f in fields(v)}
     if isinstance(v, dict): return {k:plain_value(o, given) for k,o in v.items()}
     return [plain_value(o, given) for o in v] if isinstance(v, list) else v

@@ -36,8 +36,10 @@ def find_place(
     for name,m in reversed(network_modules(model)):
         if isinstance(m, Flatten): return name,m,False
     m = model.get_classifier() if hasattr(model, 'get_classifier') else None
-    if not isinstance(m, nn.Module): m = next((o for _,o in reversed(network_modules(model)) if isinstance(o, nn.Linear)), None)
-    if m is None: raise MemoError(f"no nn.Linear in this {type(model).__name__}: say where the memory sits with at='module.name'")
+    if not isinstance(m, nn.Module):
+        m = next((o for _,o in reversed(network_modules(model)) if isinstance(o, nn.Linear)), None)
+    if m is None:
+        raise MemoError(f"no nn.Linear in this {type(model).__name__}: say where the memory sits with at='module.name'")
     name = next(n for n,o in model.named_modules() if o is m)
     return (name,m,True) if isinstance(m, (nn.Linear,nn.Conv2d)) else find_place(model, name)
 
@@ -92,7 +94,8 @@ class Gate:
         return out
 
     def run(self, args, kwargs):
-        for o in self.taps: args = o(self.model, args)      # of a memory in front of the whole model, whose hooks would run before the call
+        # of a memory in front of the whole model, whose hooks would run before the call
+        for o in self.taps: args = o(self.model, args)
         return self.answer(self.inner(*args, **kwargs))
 
     def answer(self, out):
@@ -107,11 +110,14 @@ class HeadGate(Gate):
         self.gate = gate
     def answer(self, out): return self.gate.answer(out)
     def __call__(self, *args, **kwargs):
-        if torch.compiler.is_compiling() or _inside(self.model) or kwargs.get('pre_logits') or True in args[1:2]: return self.inner(*args, **kwargs)
+        if torch.compiler.is_compiling() or _inside(self.model) or kwargs.get('pre_logits') or True in args[1:2]:
+            return self.inner(*args, **kwargs)
         with in_call(self.model) as call:
             out = self.inner(*args, **kwargs)
             lost = [n for n,h in memories(self.model).items() if _answers(h) and h.active and call.seen.get(h) is None]
-            if lost: warnings.warn(f"memory {', '.join(lost)}: forward_head does not know what forward_features saw, so this answer is without it; call the model instead")
+            if lost:
+                warnings.warn(f"memory {', '.join(lost)}: forward_head does not know what forward_features saw, so "
+                              "this answer is without it; call the model instead")
             call.out = out = self.answer(out)
         return out
 
@@ -120,8 +126,11 @@ class ResetGate:
     def __init__(self, model): self.model = model
     def __call__(self, *args, **kwargs):
         c = self.model.get_classifier()
-        lost = [n for n,h in memories(self.model).items() if isinstance(c, nn.Module) and any(h is o for o in c.modules())]
-        if lost: raise MemoError(f"reset_classifier would drop the memory {', '.join(lost)}, which sits at the classifier: detach(model) first, and attach it again after")
+        lost = [n for n,h in memories(self.model).items() if isinstance(c, nn.Module)
+                and any(h is o for o in c.modules())]
+        if lost:
+            raise MemoError(f"reset_classifier would drop the memory {', '.join(lost)}, which sits at the classifier: "
+                            "detach(model) first, and attach it again after")
         return type(self.model).reset_classifier(self.model, *args, **kwargs)
 
 # %% ../../nbs/heads/05_attach.ipynb #b2687463
@@ -129,11 +138,15 @@ class Tap:
     "A hook that sends a module's input or output through the memory in it"
     def __init__(self, name): self.name = name
     def through(self, module, x):
-        if not isinstance(x, torch.Tensor): raise MemoError(f"memory {self.name!r}: at its place, a {type(module).__name__}, is a {type(x).__name__}, no tensor; choose another with at=")
+        if not isinstance(x, torch.Tensor):
+            raise MemoError(f"memory {self.name!r}: at its place, a {type(module).__name__}, is a {type(x).__name__}, "
+                            "no tensor; choose another with at=")
         return getattr(module, self.name)(x)
 class TapIn(Tap):
     def __call__(self, module, args):
-        if not args: raise MemoError(f"memory {self.name!r}: its place, a {type(module).__name__}, is called by keyword; choose another with at=")
+        if not args:
+            raise MemoError(f"memory {self.name!r}: its place, a {type(module).__name__}, is "
+                            "called by keyword; choose another with at=")
         return self.through(module, args[0]),*args[1:]
 class TapOut(Tap):
     def __call__(self, module, args, out): return self.through(module, out)
@@ -150,24 +163,31 @@ def check_name(
     *owners             # What must not have an attribute of that name
 ):
     "Raise a `MemoError` if a memory cannot have this name"
-    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name): raise MemoError(f"name: {name!r}, a Python name such as 'memory' or 'rare' is accepted")
+    if not isinstance(name, str) or not name.isidentifier() or keyword.iskeyword(name):
+        raise MemoError(f"name: {name!r}, a Python name such as 'memory' or 'rare' is accepted")
     for o in owners:
-        if hasattr(o, name): raise MemoError(f"name: {type(o).__name__} has something called {name!r} already; give the memory another name=")
+        if hasattr(o, name):
+            raise MemoError(f"name: {type(o).__name__} has something called {name!r} already; "
+                            "give the memory another name=")
 
 def attach(
     model:nn.Module,        # Gets the memory
     head:MemoryHead,        # The memory
     at:str=None,            # Name of the module it sits at; by default where features enter the classifier
     name:str='memory',      # Of the memory; parameters and buffers are saved under it
-    wrap:bool=False,        # Put the module at `at` into a `Wrapped` with the memory behind, in place of a hook: where a hook is not called
+    # Put the module at `at` into a `Wrapped` with the memory behind, in place of a hook: where a hook is not called
+    wrap:bool=False,
 ) -> nn.Module:
     "Attach `head` to `model`, in place"
-    if name in memories(model): raise MemoError(f"this model has a memory called {name!r} already: give name=, or detach(model, {name!r}) first")
+    if name in memories(model):
+        raise MemoError(
+            f"this model has a memory called {name!r} already: give name=, or detach(model, {name!r}) first")
     if wrap and at is None: raise MemoError("wrap=True needs at=, the name of the module to wrap")
     where,m,front = find_place(model, at)
     if wrap: where,m = at,Wrapped(model.get_submodule(at), name)
     check_name(name, model, *([] if m is model else [m]))
-    if any(h is head for h in memories(model).values()): raise MemoError("this memory is in the model already: make one for each place")
+    if any(h is head for h in memories(model).values()):
+        raise MemoError("this memory is in the model already: make one for each place")
     if wrap:
         parent,_,key = at.rpartition('.')
         setattr(model.get_submodule(parent), key, m)
@@ -193,7 +213,8 @@ def gate_of(model):
     if isinstance(g, Gate): return g
     model.forward = g = Gate(model)
     if hasattr(type(model), 'forward_head'): model.forward_head = HeadGate(g)
-    if hasattr(type(model), 'reset_classifier') and hasattr(type(model), 'get_classifier'): model.reset_classifier = ResetGate(model)
+    if hasattr(type(model), 'reset_classifier') and hasattr(type(model), 'get_classifier'):
+        model.reset_classifier = ResetGate(model)
     return g
 
 def detach(

@@ -24,7 +24,8 @@ class Seen:
 
 class Call:
     "One forward pass through a model with memories"
-    def __init__(self, model, out=None, seen=None): self.model,self.training,self.out,self.seen = model,model.training,out,seen or {}
+    def __init__(self, model, out=None, seen=None):
+        self.model,self.training,self.out,self.seen = model,model.training,out,seen or {}
 
 class Step:
     "The current batch: item ids, groups, and the forward pass its loss is computed from"
@@ -36,7 +37,8 @@ class Step:
         open:bool=True,         # Is the next forward the one that counts?
     ):
         self.item,self.group,self.hide,self.off,self.open = item,group,hide,off,open
-        self.calls,self.drawn,self.training,self.adds = [],{},False,True    # is it one of a training loop? may heads add rows to it?
+        # is it one of a training loop? may heads add rows to it?
+        self.calls,self.drawn,self.training,self.adds = [],{},False,True
         self.yb = ()            # targets, as they were when the model was called
 
     def close(self, out=None, heads=()):
@@ -108,12 +110,17 @@ class MemoryHead(Described):
         lost = [o for o in self.needs if not hasattr(bank, o)]
         if lost:
             fit = [n for n,p in known('bank').items() if not {*self.needs}-{*p.facts.get('offers', ())}]
-            raise MemoError(f"{type(self).__name__} needs a bank with {' and '.join(self.needs)}" + (f", as {' or '.join(fit)} has" if fit else '') + f"; a {type(bank).__name__} has no {lost[0]}")
-        if int(k)!=k or k<1 or k>bank.capacity_rows: raise MemoError(f"k={k}, but the bank holds {bank.capacity_rows} rows at most; 1..{bank.capacity_rows} is accepted")
+            raise MemoError(f"{type(self).__name__} needs a bank with {' and '.join(self.needs)}"
+                            + (f", as {' or '.join(fit)} has" if fit else '')
+                            + f"; a {type(bank).__name__} has no {lost[0]}")
+        if int(k)!=k or k<1 or k>bank.capacity_rows:
+            raise MemoError(f"k={k}, but the bank holds {bank.capacity_rows} rows at most; "
+                            f"1..{bank.capacity_rows} is accepted")
         self.bank,self.k = bank,int(k)
         self._clean()
 
-    def _clean(self): vars(self).update(_step=None, _traced=None, _traced_raw=None, _offs=0)    # for traced graphs, which know no threads
+    # for traced graphs, which know no threads
+    def _clean(self): vars(self).update(_step=None, _traced=None, _traced_raw=None, _offs=0)
     def __getstate__(self): return {**self.__dict__, '_step':None, '_traced':None, '_traced_raw':None, '_offs':0}
 
     def forward(self, x):
@@ -176,7 +183,8 @@ class MemoryHead(Described):
     def loss(self, z, y): return None
     def answer(self, logits): return logits
     def fit(self, collected, **kwargs): return {}
-    def columns(self): return {}     # name -> function of a `Seen` and the labels that gives a value a row, or one; or names of methods that do
+    # name -> function of a `Seen` and the labels that gives a value a row, or one; or names of methods that do
+    def columns(self): return {}
     def build(self, dim, n_classes):
         "Make learnable parameters for features of width `dim`; called once, when the bank is attached to a model"
 
@@ -195,7 +203,8 @@ class MemoryHead(Described):
         with in_call(self):
             self._note(z=z)
             return self.answer(logits)
-    def recall(self, z, item=None, group=None): return self.bank.read(z, min(self.k, self.bank.capacity_rows), item=item, group=group)
+    def recall(self, z, item=None, group=None):
+        return self.bank.read(z, min(self.k, self.bank.capacity_rows), item=item, group=group)
 
     @contextmanager
     def off(self):
@@ -222,7 +231,8 @@ def flat(x):
     if x.ndim==2: return x
     if x.ndim==4: return x.mean((2,3))
     if x.ndim==3: return x.mean(1)
-    raise MemoError(f"memory: features are {tuple(x.shape)}; [B,D], [B,D,h,w] or [B,T,D] is accepted, choose another place with at=")
+    raise MemoError(f"memory: features are {tuple(x.shape)}; [B,D], [B,D,h,w] or [B,T,D] is "
+                    "accepted, choose another place with at=")
 
 # %% ../../nbs/heads/01_base.ipynb #cfb20a5e
 def same_labels(bank, y):
@@ -232,7 +242,7 @@ def same_labels(bank, y):
     return labels is not None and labels.ndim==y.ndim
 
 def nearest_hits(bank, read, y):
-    "Whether the nearest row has the query's label [B] (multi-label: shares a positive, or both have none); None if unknown"
+    "Whether the nearest row has the query's label [B] (multi-label: shares a positive); None if unknown"
     if read is None or not same_labels(bank, y) or len(read.index)!=len(y): return None
     i = read.index[:,0]
     got = bank.rows()[2][i.clamp(min=0)].to(y.device)

@@ -109,11 +109,15 @@ class MixHead(MemoryHead):
 
     @torch.no_grad()
     def fit(self,
-        collected,              # Outputs `logits` [V,C], features `z` [V,D], labels `y` of validation data, as `collect` gives them; with `item`, `group` [V] or None
-        **kwargs                # What there is to choose from: `k`, `whiten` of a `VoteHead`; by default what the head was made with
-    ) -> dict:                  # The choice: weight, temperature and what else was chosen; nll of the network, and of the mixture
+        # Outputs `logits` [V,C], features `z` [V,D], labels `y` of validation data, as `collect` gives them; with
+        # `item`, `group` [V] or None
+        collected,
+        # What there is to choose from: `k`, `whiten` of a `VoteHead`; by default what the head was made with
+        **kwargs
+    ) -> dict:                  # weight, temperature and other choices; nll of the network, and of the mixture
         "Choose weight, temperature and the rest by negative log-likelihood on validation data"
-        if len(self.bank)==0: raise MemoError("the memory is empty: train, or write to the bank, before its vote is fitted")
+        if len(self.bank)==0:
+            raise MemoError("the memory is empty: train, or write to the bank, before its vote is fitted")
         logits,z,y = collected['logits'],collected['z'],collected['y']
         own = {k:collected[k].to(z.device) for k in ('item','group') if collected.get(k) is not None}
         best = None
@@ -124,7 +128,8 @@ class MixHead(MemoryHead):
         for k,v in choice.items(): setattr(self, k, v)
         self.weight.fill_(w)
         self.temperature.fill_(t)
-        return dict(weight=w, temperature=t, **choice, nll_network=mixture_nll(log_probs(logits.float(), y.ndim==2), y).item(), nll_mixture=nll)
+        return dict(weight=w, temperature=t, **choice,
+                    nll_network=mixture_nll(log_probs(logits.float(), y.ndim==2), y).item(), nll_mixture=nll)
 
 # %% ../../nbs/heads/04_mixture.ipynb #2cded396
 def search_mixture(logits, votes_at, y, log_t):
@@ -153,12 +158,14 @@ class VoteHead(MixHead):
         weight:OpenFraction=.5, # Of the memory in the mixture, until `fit`
         similarity:Annotated[str, OneOf(similarities)]='cosine', # 'cosine', 'dot' or 'euclidean'
         balanced:bool=True,     # Divide votes by class counts? (classes; those for findings never are)
-        whiten:bool|list[bool]=False, # Compare whitened features (`within_whitener`)? Several: the first, until `fit` has chosen
+        # Compare whitened features (`within_whitener`)? Several: the first, until `fit` has chosen
+        whiten:bool|list[bool]=False,
     ):
         many = dict(k=listify(k), whiten=[bool(o) for o in listify(whiten)])
         if not all(many.values()): raise MemoError("k, whiten: one value or several are accepted, found none")
         super().__init__(bank, max(many['k']), temperature, weight)
-        self.candidates,self.similarity,self.balanced,self.whiten,self._white = many,similarity,balanced,many['whiten'][0],None
+        self.candidates,self.similarity,self.balanced = many,similarity,balanced
+        self.whiten,self._white = many['whiten'][0],None
         for o in ('whitener','centre'): self.register_buffer(o, None)
 
     def __getstate__(self): return {**super().__getstate__(), '_white':None}
@@ -189,7 +196,8 @@ class VoteHead(MixHead):
     def recall(self, z, item=None, group=None, temperature=None):
         t = self.temperature if temperature is None else temperature
         empty = self.bank.features is None or not torch.compiler.is_compiling() and len(self.bank)==0
-        if empty or not self.whiten: return self.bank.read(z, self.k, item, group, similarity=self.similarity, temperature=t)
+        if empty or not self.whiten:
+            return self.bank.read(z, self.k, item, group, similarity=self.similarity, temperature=t)
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
             rows,(_,_,_,i,g,valid) = self.whitened_rows(),self.bank.rows()
             return read_rows(self.white(z), rows, self.k, 'dot', temperature=t, same=[(item,i),(group,g)], valid=valid)
@@ -215,14 +223,18 @@ class VoteHead(MixHead):
         "Candidates of `k` and of whitening for `fit`: given values, or those of the constructor"
         asked = listify(self.candidates['k'] if k is None else k)
         ks = [o for o in asked if 1<=o<=self.bank.capacity_rows]
-        if not ks: raise MemoError(f"k: {asked}, but the bank holds {self.bank.capacity_rows} rows at most; 1..{self.bank.capacity_rows} is accepted")
+        if not ks:
+            raise MemoError(f"k: {asked}, but the bank holds {self.bank.capacity_rows} rows at most; "
+                            f"1..{self.bank.capacity_rows} is accepted")
         was = self.k,self.whiten
         try:
             for self.whiten in listify(self.candidates['whiten'] if whiten is None else whiten):
                 if self.whiten: self.fit_whitener()
                 self.k = max(ks)
                 r = self.recall(z, item, group)
-                for o in ks: yield dict(k=o, whiten=self.whiten),partial(self._votes_at, r.similarity[:,:o], r.index[:,:o], n_classes)
+                for o in ks:
+                    yield dict(k=o, whiten=self.whiten),partial(self._votes_at, r.similarity[:,:o], r.index[:,:o],
+                        n_classes)
         finally: self.k,self.whiten = was
 
     def _votes_at(self, sim, index, n_classes, t):
@@ -234,7 +246,8 @@ class VoteHead(MixHead):
         if not self.whiten: self.whitener,self.centre = None,None
         return res
 
-    def refit(self, collected): return self.fit(collected, k=self.k, whiten=self.whiten) if same_labels(self.bank, collected.y) else {}
+    def refit(self, collected):
+        return self.fit(collected, k=self.k, whiten=self.whiten) if same_labels(self.bank, collected.y) else {}
     def columns(self): return dict(hit=self.hits)
     def hits(self, seen, y): return nearest_hits(self.bank, seen.read, y)
 
@@ -276,26 +289,29 @@ class LDAHead(PrototypeHead):
         weight:OpenFraction=.5, # Of the memory in the mixture, until `fit`
     ):
         super().__init__(bank, k, temperature, weight)
-        for o in ('whitener','means','at'): self.register_buffer(o, None)     # `at`: how often the bank had been written to
+        # `at`: how often the bank had been written to
+        for o in ('whitener','means','at'): self.register_buffer(o, None)
         self._of = None         # the rows that they are of, where they were worked out or first used in this process
 
     @torch.inference_mode(False)
     @torch.no_grad()
     def fit_means(self):
         "Compute the whitening matrix and the whitened class means from the stored rows"
-        if len(self.bank)==0: raise MemoError("the memory is empty: train, or write to the bank, before its classes are compared with")
+        if len(self.bank)==0:
+            raise MemoError("the memory is empty: train, or write to the bank, before its classes are compared with")
         f,_,y,_,_,valid = self.bank.rows()
         f,y = f[valid].float(),y[valid]
         w = within_whitener(f, y)
         n = self.bank.class_counts().clamp(min=1)
-        self.whitener,self.means = w,(torch.zeros(self.bank.n_classes, f.shape[1], device=f.device).index_add_(0, y, f)/n[:,None])@w
+        self.whitener,self.means = w,(torch.zeros(self.bank.n_classes, f.shape[1], device=f.device).index_add_(0, y,
+            f)/n[:,None])@w
         self.at,self._of = self.bank.updates.clone(),self._rows_now()
 
     def _rows_now(self): return self.bank.features.data_ptr(),self.bank.features._version
 
     @property
     def is_stale(self):
-        "Were means and whitener worked out of other rows? A bank may be loaded or reset, and have been written to as often"
+        "Whether means and whitening matrix are of other rows: a bank may have been loaded, reset or written to"
         if self.at is None or self.bank.features is None or self.at!=self.bank.updates: return True
         if self._of is None: self._of = self._rows_now()
         return self._of!=self._rows_now()
@@ -304,7 +320,8 @@ class LDAHead(PrototypeHead):
         "Minus half the squared Mahalanobis distance to each class mean [B,C]; -inf for classes never seen"
         if not torch.compiler.is_compiling() and self.is_stale: self.fit_means()
         with torch.autocast(z.device.type, enabled=False):
-            s = torch.cdist(F.normalize(z.float())@self.whitener, self.means, compute_mode='donot_use_mm_for_euclid_dist').square()/-2
+            s = torch.cdist(F.normalize(z.float())@self.whitener, self.means,
+                            compute_mode='donot_use_mm_for_euclid_dist').square()/-2
             return s.masked_fill(self.bank.class_counts()==0, -torch.inf)
 
     def fit(self, collected, **kwargs):

@@ -31,8 +31,11 @@ class ReplayHead(MemoryHead):
         s = self.step
         if s is None or not (s.adds and self.learning) or len(self.bank)==0: return x
         again = self in s.drawn
-        if again and (self._call is not None or torch._C._current_graph_task_id()<0) or not again and not s.open: return x
-        if x.ndim!=2: raise MemoError(f"replay: features are {tuple(x.shape)}, [B,D] in front of a classifier is accepted; choose another place with at=")
+        if again and (self._call is not None or torch._C._current_graph_task_id()<0) or not again and not s.open:
+            return x
+        if x.ndim!=2:
+            raise MemoError(f"replay: features are {tuple(x.shape)}, [B,D] in front of a classifier is accepted; "
+                            "choose another place with at=")
         if not again:
             y = self.bank.missing(len(x))
             s.drawn[self] = y,self.bank.draw(y)

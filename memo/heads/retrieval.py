@@ -25,7 +25,8 @@ class RetrievalHead(MemoryHead):
         bank,                   # The memory; becomes part of the model
         k:Count=3,              # Rows to recall for each query
         similarity:Annotated[str, OneOf(similarities)]='cosine', # 'cosine', 'dot' or 'euclidean'
-        normalize:Annotated[str, OneOf('both query memory none'.split())]=None, # 'both', 'query', 'memory', 'none'; by default what the similarity means
+        # 'both', 'query', 'memory', 'none'; by default what the similarity means
+        normalize:Annotated[str, OneOf('both query memory none'.split())]=None,
         temperature:Positive=1., # Of the softmax over the k similarities
         rescale:bool=False,     # Give what is added the query's length?
     ):

@@ -21,7 +21,8 @@ def paired(
     "Mean difference `a-b` over seeds with its t-interval; seeds where either is nan are left out"
     from scipy import stats
     a,b = np.asarray(a, dtype=float).ravel(),np.asarray(b, dtype=float).ravel()
-    if len(a)!=len(b) or not len(a): raise MemoError(f"paired: one score per seed from each method is needed, found {len(a)} and {len(b)}")
+    if len(a)!=len(b) or not len(a):
+        raise MemoError(f"paired: one score per seed from each method is needed, found {len(a)} and {len(b)}")
     d = a-b
     o = d[~np.isnan(d)]
     mean = float(o.mean()) if len(o) else float('nan')
@@ -30,7 +31,7 @@ def paired(
 
 # %% ../../nbs/metrics/03_intervals.ipynb #d2b5a8a4
 def score_places(s, t, group, n_groups):
-    "Negatives [2m+1, patients] and positives [m, patients], counted at and between the m distinct scores of the positives"
+    "Negatives [2m+1, patients] and positives [m, patients] at and between the m distinct scores of positives"
     from scipy.sparse import coo_matrix
     v = s[t>0].unique()
     at = (torch.searchsorted(v, s)+torch.searchsorted(v, s, right=True)).numpy()    # odd: equal to a positive's score
@@ -61,9 +62,12 @@ def patient_bootstrap(
     "Bootstrap percentile intervals, resampling patients"
     s,t = check_scores(probs, y)
     ids,(names,group) = tail_ids(tail, s.shape[1]),np.unique(np.asarray(groups), return_inverse=True)
-    if group.shape!=(len(s),): raise MemoError(f"groups: a patient for each of {len(s)} images is needed, found {np.asarray(groups).shape}")
+    if group.shape!=(len(s),):
+        raise MemoError(f"groups: a patient for each of {len(s)} images is needed, found {np.asarray(groups).shape}")
     if len(names)<2: raise MemoError(f"groups: {len(names)} patient, at least 2 are needed to draw from")
-    if n<1 or not 0<level<1: raise MemoError(f"patient_bootstrap: n={n!r}, level={level!r}; n from 1 and a level between 0 and 1 are accepted")
+    if n<1 or not 0<level<1:
+        raise MemoError(f"patient_bootstrap: n={n!r}, level={level!r}; n from 1 and a level "
+                        "between 0 and 1 are accepted")
     g,k = torch.Generator().manual_seed(seed),len(names)
     tables,res = [score_places(a.contiguous(), b, group, k) for a,b in zip(s.T, t.T)],[]
     for i in range(0, n, 100):
@@ -72,7 +76,8 @@ def patient_bootstrap(
         w = torch.bincount(who.flatten(), minlength=b*k).view(b, k).T.double().numpy()
         res.append(np.stack([scores_of_draws(*o, w) for o in tables], 1))      # [2,C,b]
     auc,ap = torch.as_tensor(np.concatenate(res, -1)).transpose(1, 2)       # [n,C] each
-    def interval(v): return v.nanquantile(torch.tensor([(1-level)/2, (1+level)/2], dtype=torch.double), dim=0).movedim(0, -1)
+    def interval(v):
+        return v.nanquantile(torch.tensor([(1-level)/2, (1+level)/2], dtype=torch.double), dim=0).movedim(0, -1)
     out = {f'{a}_{k}':tuple(interval(v[:,i].nanmean(1)).tolist()) for a,i in (('macro',slice(None)), ('tail',ids))
            for k,v in dict(auc=auc, ap=ap).items() if a=='macro' or len(ids)}
     return dict(**out, auc=interval(auc), ap=interval(ap))

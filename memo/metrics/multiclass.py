@@ -68,7 +68,8 @@ class TopMetric(Metric):
     def accumulate(self, learn):
         act = getcallable(learn.loss_func, 'activation')
         conf,pred = top_class(act(learn.to_detach(learn.pred).float()))
-        self.rows.append((conf.as_subclass(Tensor), pred.as_subclass(Tensor), learn.to_detach(learn.y).as_subclass(Tensor).long()))
+        self.rows.append((conf.as_subclass(Tensor), pred.as_subclass(Tensor),
+                          learn.to_detach(learn.y).as_subclass(Tensor).long()))
 
     @property
     def value(self):
@@ -113,11 +114,15 @@ def longtail_scores(
 )->dict: # accuracy, many, medium, few, balanced_accuracy, ece, nll
     "All scores of predictions on long-tailed classes; nan where undefined"
     probs,y = torch.as_tensor(probs).detach().double().cpu(),torch.as_tensor(y).cpu().long()
-    if probs.ndim!=2 or y.shape!=probs.shape[:1]: raise MemoError(f"probs: [N,C] with N labels is needed, found {tuple(probs.shape)} with {tuple(y.shape)}")
+    if probs.ndim!=2 or y.shape!=probs.shape[:1]:
+        raise MemoError(f"probs: [N,C] with N labels is needed, found {tuple(probs.shape)} with {tuple(y.shape)}")
     if len(counts)!=probs.shape[1]: raise MemoError(f"counts: {probs.shape[1]} classes are needed, found {len(counts)}")
-    if not torch.isfinite(probs).all(): raise MemoError(f"probs: {int((~torch.isfinite(probs)).any(-1).sum())} rows hold NaN or infinite values")
-    if len(y) and ((y<0)|(y>=probs.shape[1])).any(): raise MemoError(f"y: labels 0 to {probs.shape[1]-1} are needed, found {int(y.min())} to {int(y.max())}")
-    if (probs<-1e-6).any() or ((probs.sum(-1)-1).abs()>1e-2).any(): raise MemoError("probs: rows must sum to 1; were these logits?")
+    if not torch.isfinite(probs).all():
+        raise MemoError(f"probs: {int((~torch.isfinite(probs)).any(-1).sum())} rows hold NaN or infinite values")
+    if len(y) and ((y<0)|(y>=probs.shape[1])).any():
+        raise MemoError(f"y: labels 0 to {probs.shape[1]-1} are needed, found {int(y.min())} to {int(y.max())}")
+    if (probs<-1e-6).any() or ((probs.sum(-1)-1).abs()>1e-2).any():
+        raise MemoError("probs: rows must sum to 1; were these logits?")
     ms = [*shot_metrics(counts, many, few), balanced_accuracy, ece]
     acc = (probs.argmax(-1)==y).double().mean()
     nll = -probs.gather(1, y[:,None]).clamp(min=1e-12).log().mean()

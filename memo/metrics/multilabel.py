@@ -17,10 +17,15 @@ from ..registry import register
 def check_scores(s, y, probs=False):
     "Scores and 0/1 labels as double tensors, or what is wrong with them"
     s,y = (torch.as_tensor(o).detach().cpu().as_subclass(Tensor).double() for o in (s, y))
-    if s.ndim!=2 or s.shape!=y.shape: raise MemoError(f"probs: [N,C] with labels [N,C] is needed, found {tuple(s.shape)} with {tuple(y.shape)}")
-    if not torch.isfinite(s).all(): raise MemoError(f"probs: {int((~torch.isfinite(s)).any(-1).sum())} of {len(s)} rows hold NaN or infinite values")
+    if s.ndim!=2 or s.shape!=y.shape:
+        raise MemoError(f"probs: [N,C] with labels [N,C] is needed, found {tuple(s.shape)} with {tuple(y.shape)}")
+    if not torch.isfinite(s).all():
+        raise MemoError(
+            f"probs: {int((~torch.isfinite(s)).any(-1).sum())} of {len(s)} rows hold NaN or infinite values")
     if not ((y==0)|(y==1)).all(): raise MemoError(f"y: labels 0 and 1 are needed, found {float(y[(y!=0)&(y!=1)][0]):g}")
-    if probs and len(s) and (s.min()<-1e-6 or s.max()>1+1e-6): raise MemoError(f"probs: found {float(s.min()):.3g} to {float(s.max()):.3g}, 0 to 1 is accepted; were these logits?")
+    if probs and len(s) and (s.min()<-1e-6 or s.max()>1+1e-6):
+        raise MemoError(f"probs: found {float(s.min()):.3g} to {float(s.max()):.3g}, 0 to 1 is "
+                        "accepted; were these logits?")
     return s,y
 
 def per_class(f, s, y):
@@ -65,7 +70,8 @@ class MultiMetric(Metric):
     def reset(self): self.rows = []
     def accumulate(self, learn):
         act = getcallable(learn.loss_func, 'activation')
-        self.rows.append(tuple(o.as_subclass(Tensor).float() for o in (act(learn.to_detach(learn.pred).float()), learn.to_detach(learn.y))))
+        self.rows.append(tuple(o.as_subclass(Tensor).float()
+                               for o in (act(learn.to_detach(learn.pred).float()), learn.to_detach(learn.y))))
     @property
     def value(self): return self.func(*map(torch.cat, zip(*self.rows))) if self.rows else float('nan')
     @property
@@ -98,7 +104,8 @@ def calibration_bins(
     edges = torch.linspace(0, 1, n_bins+1, dtype=torch.double)
     b = torch.bucketize(p, edges[1:-1])
     n,prob,freq = (torch.bincount(b, w, minlength=n_bins).double() for w in (None, p, t))
-    return pd.DataFrame(dict(low=edges[:-1].numpy(), high=edges[1:].numpy(), n=n.long().numpy(), prob=(prob/n).numpy(), freq=(freq/n).numpy()))
+    return pd.DataFrame(dict(low=edges[:-1].numpy(), high=edges[1:].numpy(), n=n.long().numpy(), prob=(prob/n).numpy(),
+                             freq=(freq/n).numpy()))
 
 def binned_error(df): return float((df.n*(df.prob-df.freq).abs()).sum()/df.n.sum()) if df.n.sum() else float('nan')
 
@@ -124,10 +131,11 @@ def multilabel_scores(
     tail=None, # Ids of the rare classes
     threshold:float=.5 # What counts as predicted lies above it
 )->dict: # macro_auc, macro_ap, tail_auc, tail_ap, classes, precision, recall, f1, ece, brier, nll
-    "All scores of multi-label predictions; means are over classes that have positives and negatives, nan where undefined"
+    "All scores of multi-label predictions; means are over classes with positives and negatives, nan if undefined"
     p,t = check_scores(probs, y, probs=True)
     ids,auc,ap = tail_ids(tail, p.shape[1]),class_auc(p, t),class_ap(p, t)
-    res = dict(macro_auc=_mean(auc), macro_ap=_mean(ap), tail_auc=_mean(auc[ids]), tail_ap=_mean(ap[ids]), classes=float((~auc.isnan()).sum()))
+    res = dict(macro_auc=_mean(auc), macro_ap=_mean(ap), tail_auc=_mean(auc[ids]), tail_ap=_mean(ap[ids]),
+               classes=float((~auc.isnan()).sum()))
     res.update(zip(('precision','recall','f1'), map(_mean, class_counts_at(p, t, threshold))))
     nll = -torch.where(t>0, p, 1-p).clamp(min=1e-12).log().mean()
     return dict(**res, ece=binned_error(calibration_bins(p, t)), brier=float(((p-t)**2).mean()), nll=float(nll))
@@ -143,6 +151,8 @@ def class_table(
     "Scores per class as a table; nan where a class has no positives or no negatives"
     p,t = check_scores(probs, y, probs=True)
     if len(vocab)!=p.shape[1]: raise MemoError(f"vocab: {p.shape[1]} names are needed, found {len(vocab)}")
-    cols = dict(positives=t.sum(0).long(), auc=class_auc(p, t), ap=class_ap(p, t), **dict(zip(('precision','recall','f1'), class_counts_at(p, t, threshold))))
-    if ci is not None: cols.update({f'{k}_{o}':torch.as_tensor(ci[k])[:,i] for k in ('auc','ap') for i,o in enumerate(('low','high'))})
+    cols = dict(positives=t.sum(0).long(), auc=class_auc(p, t), ap=class_ap(p, t),
+                **dict(zip(('precision','recall','f1'), class_counts_at(p, t, threshold))))
+    if ci is not None:
+        cols.update({f'{k}_{o}':torch.as_tensor(ci[k])[:,i] for k in ('auc','ap') for i,o in enumerate(('low','high'))})
     return pd.DataFrame(dict(finding=list(map(str, vocab)), **{k:v.numpy() for k,v in cols.items()}))

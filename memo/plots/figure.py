@@ -12,7 +12,8 @@ import io,textwrap
 from matplotlib.figure import Figure
 
 # %% ../../nbs/plots/01_figure.ipynb #bf3de384
-_small = {'font.size':8, 'axes.titlesize':8, 'axes.labelsize':8, 'xtick.labelsize':7, 'ytick.labelsize':7, 'legend.fontsize':7, 'legend.frameon':False,
+_small = {'font.size':8, 'axes.titlesize':8, 'axes.labelsize':8, 'xtick.labelsize':7, 'ytick.labelsize':7,
+          'legend.fontsize':7, 'legend.frameon':False,
     'axes.spines.top':False, 'axes.spines.right':False, 'savefig.dpi':100, 'figure.dpi':80}
 
 class Picture(Figure):

@@ -24,7 +24,8 @@ _good,_bad = '#1b7837','#b2182b'
 
 def decoded_inputs(dl):
     "First input of each item of `dl`, in the form before normalisation"
-    for b in dl: yield from (o[0] if isinstance(o, tuple) else o for o in dl.decode_batch(b, max_n=find_bs(b), full=False))
+    for b in dl:
+        yield from (o[0] if isinstance(o, tuple) else o for o in dl.decode_batch(b, max_n=find_bs(b), full=False))
 
 def training_inputs(dls, ids):
     "Inputs of the training items with these ids, by id; only those are read"
@@ -60,7 +61,8 @@ def draw_input(ax, x):
 def draw_text(ax, s, face='.85'):
     ax.set(xticks=[], yticks=[], facecolor=face)
     ax.set_box_aspect(1)
-    ax.text(.5, .5, s if '\n' in s else textwrap.fill(s, 20), ha='center', va='center', fontsize=6, transform=ax.transAxes)
+    ax.text(.5, .5, s if '\n' in s else textwrap.fill(s, 20), ha='center', va='center', fontsize=6,
+            transform=ax.transAxes)
 
 def _frame(ax, color, width=1.5): ax.spines[:].set(visible=True, color=color, linewidth=width)
 
@@ -92,7 +94,8 @@ def draw_query(ax, x, p, y, names, multi):
     draw_input(ax, x)
     right = None if y is None else bool(((p>.5)==(y>.5)).all() if multi else p.argmax()==y)
     true = '' if y is None else f'\ntrue: {label_text(y, names)}'
-    ax.set_title(textwrap.fill('pred: '+answer_text(p, names, multi), 26)+true, color='k' if right is None else _good if right else _bad)
+    ax.set_title(textwrap.fill('pred: '+answer_text(p, names, multi), 26)+true,
+                 color='k' if right is None else _good if right else _bad)
     _frame(ax, 'k', 1)
 
 def draw_row(ax, item, label, sim, weight, inputs, y, names):
@@ -121,15 +124,18 @@ def draw_memories(learn, r, size, bank):
         for j in range(k):
             item,w = int(r.row_item[i,j]),float(r.weight[i,j])
             if item<0 and w==0: continue
-            draw_row(fig.add_subplot(grid[i,j+2]), item, None if labels is None else labels[i,j], float(r.similarity[i,j]), w, inputs, y, names)
+            draw_row(fig.add_subplot(grid[i,j+2]), item, None if labels is None else labels[i,j],
+                     float(r.similarity[i,j]), w, inputs, y, names)
     return fig
 
 def recall_picture(learn, size, k, memory, **kwargs):
     "The picture of `learn.recall`, with what can go wrong told in one line"
     bank = memory_of(learn, memory).bank
-    if len(bank)==0: raise MemoError("the memory is empty: train, or load a trained model, before asking what it recalls")
+    if len(bank)==0:
+        raise MemoError("the memory is empty: train, or load a trained model, before asking what it recalls")
     if k is not None and k<1: raise MemoError(f"k: {k!r}, a number from 1 is accepted")
-    with no_random(): return draw_memories(learn, learn.recall(k=6 if k is None else k, memory=memory, **kwargs), size, bank)
+    with no_random():
+        return draw_memories(learn, learn.recall(k=6 if k is None else k, memory=memory, **kwargs), size, bank)
 
 # %% ../../nbs/plots/04_recall.ipynb #8970ce96
 @patch
@@ -142,8 +148,11 @@ def show_memories(self:Learner,
 )->Figure: # `n` rows
     "Queries beside the training items that the memory recalled for them"
     if n<1: raise MemoError(f"n: {n!r}, a number from 1 is accepted")
-    if not 0<=ds_idx<len(self.dls.loaders): raise MemoError(f"ds_idx: {ds_idx!r}, 0..{len(self.dls.loaders)-1} is accepted")
-    if len(self.dls[ds_idx].dataset)==0: raise MemoError(f"data set {ds_idx} is empty: give the learner its data (learn.dls = dls), or use learn.explain(items)")
+    if not 0<=ds_idx<len(self.dls.loaders):
+        raise MemoError(f"ds_idx: {ds_idx!r}, 0..{len(self.dls.loaders)-1} is accepted")
+    if len(self.dls[ds_idx].dataset)==0:
+        raise MemoError(f"data set {ds_idx} is empty: give the learner its data (learn.dls = dls), or use "
+                        "learn.explain(items)")
     return recall_picture(self, size, k, memory, ds_idx=ds_idx, n=n)
 
 # %% ../../nbs/plots/04_recall.ipynb #1b80bdc4

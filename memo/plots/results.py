@@ -22,7 +22,8 @@ def result_columns(df):
     nums = [c for c in df.columns if pd.api.types.is_numeric_dtype(df[c]) and c not in ('seed','seeds')]
     text = [c for c in df.columns if not pd.api.types.is_numeric_dtype(df[c]) and not c.endswith('_per_seed')]
     vals = [c for c in nums if not c.endswith(('_low','_high'))]
-    return text,{c.removesuffix('_mean'):[c]+[o for o in (f"{c.removesuffix('_mean')}_low", f"{c.removesuffix('_mean')}_high") if o in nums] for c in vals}
+    def with_ends(c): return [c, *[o for o in (f"{c.removesuffix('_mean')}{e}" for e in ('_low','_high')) if o in nums]]
+    return text,{c.removesuffix('_mean'):with_ends(c) for c in vals}
 
 @matplotlib.rc_context(_small)
 def plot_results(
@@ -83,16 +84,19 @@ def plot_classes(
     if not tables or any(not len(t) for t in tables.values()): return text_picture('no classes')
     df = first(tables.values()).sort_values('positives', ascending=False, kind='stable').set_index('finding')
     for k,t in tables.items():
-        if set(t.finding)!=set(df.index): raise MemoError(f"plot_classes: {k} has other findings than {first(tables)}; give tables of one test set")
+        if set(t.finding)!=set(df.index):
+            raise MemoError(f"plot_classes: {k} has other findings than {first(tables)}; give tables of one test set")
     n,h = len(tables),.8/len(tables)
     fig,axs = panels(1, 2, 3.2, max(1.2, .5+len(df)*max(.2, .11*n)))
     for ax,(col,title,left) in zip(axs.flat, (('auc','ROC-AUC',.5), ('ap','average precision',0))):
         bars = []
         for i,t in enumerate(tables.values()):
-            bars.append(draw_bars(ax, t.set_index('finding').loc[df.index], col, np.arange(len(df))-.4+h*(i+.5), h, _colors[i%len(_colors)], left))
+            bars.append(draw_bars(ax, t.set_index('finding').loc[df.index], col, np.arange(len(df))-.4+h*(i+.5), h,
+                                  _colors[i%len(_colors)], left))
         ax.set(title=title, ylim=(len(df)-.5,-.5), yticks=[])
         ax.axvline(left, color='.5', lw=.8)
-    axs[0,0].set_yticks(range(len(df)), [f'{textwrap.shorten(k, 24, placeholder="..")} ({v})' for k,v in df.positives.items()])
+    axs[0,0].set_yticks(range(len(df)),
+                        [f'{textwrap.shorten(k, 24, placeholder="..")} ({v})' for k,v in df.positives.items()])
     if n>1: fig.legend(bars, list(tables), loc='outside upper center', ncols=min(n, 3))
     return fig
 
@@ -117,7 +121,8 @@ def plot_reliability(
     a.plot([0,1], [0,1], color='.5', lw=.8, ls='--')
     a.vlines(some.prob, *wilson(some.freq, some.n), color=_colors[0], lw=1.5, alpha=.5)
     a.plot(some.prob, some.freq, 'o-', color=_colors[0], ms=4, lw=1)
-    a.set(ylabel='share that is positive', xlim=(0,1), ylim=(-.02,1.02), title=f'calibration error {100*binned_error(df):.2g} %')
+    a.set(ylabel='share that is positive', xlim=(0,1), ylim=(-.02,1.02),
+          title=f'calibration error {100*binned_error(df):.2g} %')
     b.bar(df.low, df.n, df.high-df.low, align='edge', color='#66ccee', ec='w', lw=.5)
     b.set(xlabel='probability', ylabel='labels', yscale='log', ylim=(.5,None))
     return fig

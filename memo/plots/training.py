@@ -21,7 +21,8 @@ def history_groups(df):
     "Columns of a history by the panel they are drawn in"
     out = dict(loss=[], score=[], memory=[])
     for c in df.columns:
-        v = pd.to_numeric(df[c], errors='coerce') if c not in ('epoch','stage','seed','seconds','time') else pd.Series(dtype=float)
+        v = pd.to_numeric(df[c], errors='coerce') if c not in ('epoch','stage','seed','seconds',
+            'time') else pd.Series(dtype=float)
         if not v.notna().any(): continue
         if c.endswith('loss'): k = 'loss'
         elif c.endswith(('_fill','_turnover','_hit')): k = 'memory'
@@ -50,7 +51,8 @@ def plot_history(
         for c in cols: ax.plot(x, pd.to_numeric(df[c], errors='coerce'), marker='.', ms=4, lw=1.2, label=c)
         for i,s in starts:
             if i: ax.axvline(i+.5, color='.6', lw=.8, ls=':')
-            if len(starts)>1 and s: ax.text(i+.6, .98, s, transform=ax.get_xaxis_transform(), fontsize=5, color='.5', rotation=90, va='top')
+            if len(starts)>1 and s:
+                ax.text(i+.6, .98, s, transform=ax.get_xaxis_transform(), fontsize=5, color='.5', rotation=90, va='top')
         ax.set(xlabel='epoch', ylabel=name if len(cols)==1 and name==cols[0] else '')
         ax.xaxis.get_major_locator().set_params(integer=True)
         ax.legend(loc='lower left', bbox_to_anchor=(0,1), ncols=2, borderpad=0, columnspacing=1)
@@ -63,7 +65,8 @@ def class_bars(ax, n, names, color, most=30):
     "A bar for each class; names and numbers where there is room"
     ax.bar(range(len(n)), n, color=color, width=.8 if len(n)<=most else 1)
     if len(n)>most: return ax.set_xlabel('class')
-    ax.set_xticks(range(len(n)), names, rotation=0 if max(map(len, names))*len(n)<30 else 60, ha='center' if max(map(len, names))*len(n)<30 else 'right')
+    ax.set_xticks(range(len(n)), names, rotation=0 if max(map(len, names))*len(n)<30 else 60,
+                  ha='center' if max(map(len, names))*len(n)<30 else 'right')
     for i,v in enumerate(n): ax.text(i, v, f'{v:g}', ha='center', va='bottom', fontsize=6)
 
 # %% ../../nbs/plots/02_training.ipynb #5b5aa035
@@ -76,7 +79,8 @@ def plot_counts(
 )->Figure: # One panel
     "Bar chart of class counts, coloured by many, medium and few"
     n = torch.as_tensor(counts).cpu()
-    if n.ndim!=1 or len(n)==0: raise MemoError(f"counts: one number for each class is needed, found shape {tuple(n.shape)}")
+    if n.ndim!=1 or len(n)==0:
+        raise MemoError(f"counts: one number for each class is needed, found shape {tuple(n.shape)}")
     order,names = n.argsort(descending=True, stable=True),short_names(vocab, len(n))
     groups = shot_groups(n, many, few)
     color = {int(c):k for k,cs in groups.items() for c in cs}
@@ -84,6 +88,7 @@ def plot_counts(
     ax = axs[0,0]
     class_bars(ax, n[order].tolist(), [names[i] for i in order], [_shots[color[int(i)]] for i in order])
     ax.set_ylabel('training items')
-    bars = [Patch(color=_shots[k], label=f"{k}: {len(cs)} class{'es'*(len(cs)>1)}, {n[cs].sum():g} items") for k,cs in groups.items() if len(cs)]
+    bars = [Patch(color=_shots[k], label=f"{k}: {len(cs)} class{'es'*(len(cs)>1)}, {n[cs].sum():g} items") for k,
+            cs in groups.items() if len(cs)]
     ax.legend(handles=bars)
     return fig

@@ -64,7 +64,8 @@ def fits_running(learn):
     kinds = [f.f_code is Learner._with_events.__code__ and f.f_locals.get('event_type')=='fit' for f in fs]
     return sum(kinds),next((k for k,f in zip(kinds, fs) if k or f.f_code is Learner.__enter__.__code__), False)
 
-_leave_batches = {CastToTensor,MixedPrecision}       # callbacks that have a `before_batch` and leave the rows of a batch as they are
+# callbacks that have a `before_batch` and leave the rows of a batch as they are
+_leave_batches = {CastToTensor,MixedPrecision}
 
 def may_change(cb):
     "May a callback do something to the rows of a batch before the model gets them?"
@@ -120,7 +121,8 @@ class BatchIds(_Quick):
     def _whose(self, dl):
         "Ids of the items of a loader, and of their groups"
         ds = getattr(dl, 'dataset', None)
-        now = None if getattr(ds, 'items', None) is None else set_state(ds)       # what other sets hold may be what they have cached
+        # what other sets hold may be what they have cached
+        now = None if getattr(ds, 'items', None) is None else set_state(ds)
         was = self.known.get(id(ds))
         if was is None or was[1]!=now:
             groups = None if self.by_group is None else self._named(group_ids, dl, self.by_group)
@@ -137,7 +139,8 @@ class BatchIds(_Quick):
         t.over = self._over
         ok = is_traceable(dl)
         if not ok and self.training:
-            self._warn("the training loader is not fastai's, or makes its batches in a way of its own, so items are not known and a query may find itself")
+            self._warn("the training loader is not fastai's, or makes its batches in a way of its own, so items are "
+                       "not known and a query may find itself")
         self.loops.append(_Loop(t, *(self._whose(dl) if ok else (None,None))))
         self.loops[-1].heads = [*memories(self.model).values()]
 
@@ -152,9 +155,11 @@ class BatchIds(_Quick):
         xs = input_tensors(learn.xb)
         at,n = loop.traced.at,batch_rows(learn.xb, xs)
         if at is not None and not loop.traced.whole and learn.training:
-            self._warn(f"the loader's before_batch makes samples anew, so of {int((at<0).sum())} of {len(at)} rows of a batch it is not known whose they are")
+            self._warn(f"the loader's before_batch makes samples anew, so of {int((at<0).sum())} of {len(at)} rows of "
+                       "a batch it is not known whose they are")
         loop.declared,loop.last = False,(vars(learn).get('item'),vars(learn).get('group'))
-        loop.item,loop.group = self._of(loop.items, at, n, loop.traced.whole),self._of(loop.groups, at, n, loop.traced.whole)
+        loop.item,loop.group = self._of(loop.items, at, n, loop.traced.whole),self._of(loop.groups, at, n,
+            loop.traced.whole)
         loop.rows = _Rows(xs, learn.yb) if loop.item is not None and any(map(may_change, learn.cbs)) else None
         loop.step = Step(loop.item, loop.group, open=False)
         loop.step.training = learn.training
@@ -188,24 +193,31 @@ class BatchIds(_Quick):
         xs = input_tensors(learn.xb)
         if loop.item is not None:
             n = batch_rows(learn.xb, xs)
-            if loop.rows is not None and (loop.item.shape[0]==n or not loop.declared) and not loop.rows.same(xs, learn.yb): self._trace(loop)
+            if loop.rows is not None and (loop.item.shape[0]==n or not loop.declared) and not loop.rows.same(xs,
+                learn.yb): self._trace(loop)
             if loop.item.shape[0]!=n:
-                self._warn(f"a callback has made a batch of {n} rows and named {len(loop.item)}, so they are nobody's: learn.reindex takes one number for each row")
+                self._warn(f"a callback has made a batch of {n} rows and named {len(loop.item)}, so they are nobody's: "
+                           "learn.reindex takes one number for each row")
                 loop.item,loop.group = (None if o is None else torch.full((n,), -1) for o in (loop.item,loop.group))
         self.publish(loop, xs)
         loop.step.open,loop.step.yb = True,learn.yb
-        for h in loop.heads: vars(h)['_step'] = loop.step       # a module's own way to set an attribute takes microseconds
+        # a module's own way to set an attribute takes microseconds
+        for h in loop.heads: vars(h)['_step'] = loop.step
 
     def _trace(self, loop):
         at = loop.rows.places(self.learn.xb, self.learn.yb, loop.item)
-        if bool(((at<0) & (loop.item[:len(at)]>=0 if len(at)==len(loop.item) else True)).any()): self._warn(f"a callback has changed {int((at<0).sum())} of {len(at)} rows of a batch beyond recognition, so they are nobody's; it can say what it did by learn.reindex(i)")
+        if bool(((at<0) & (loop.item[:len(at)]>=0 if len(at)==len(loop.item) else True)).any()):
+            self._warn(f"a callback has changed {int((at<0).sum())} of {len(at)} rows of a batch beyond recognition, "
+                       "so they are nobody's; it can say what it did by learn.reindex(i)")
         self.take(at)
 
     def after_pred(self):
         if not self.loops or self.loops[-1].step is None: return
         step = self.loops[-1].step
         step.close(self.learn.pred, self.loops[-1].heads)
-        if step.unclear: self._warn("learn.pred is the output of no single forward of the model, so what the loss was of is not known, and nothing is stored")
+        if step.unclear:
+            self._warn("learn.pred is the output of no single forward of the model, so what the loss was of is not "
+                       "known, and nothing is stored")
 
     def end_batch(self):
         if not self.loops or self.loops[-1].step is None: return
@@ -231,17 +243,23 @@ _leave_batches |= {BatchIds,BatchReady}
 
 @patch
 def reindex(self:Learner,
-    i # For each row of the batch as it is now: its row in the batch as it was, or -1 where it is made of several; or which rows were kept, [B] of booleans
+    # For each row of the batch as it is now: its row in the batch as it was, or -1 where it is made of several; or
+    # which rows were kept, [B] of booleans
+    i
 ):
     "Declare, in `before_batch`, how a callback reordered or dropped rows of the batch, so that they keep their ids"
     b = vars(self).get('batch_ids')
     loop = b.loops[-1] if b is not None and b.loops else None
     if loop is None or loop.step is None or loop.item is None: return
-    if loop.step.open or loop.step.main is not None: raise MemoError("learn.reindex: the model has been called with this batch; say what was done to its rows in before_batch")
+    if loop.step.open or loop.step.main is not None:
+        raise MemoError("learn.reindex: the model has been called with this batch; say what was "
+                        "done to its rows in before_batch")
     n,i = len(loop.item),torch.as_tensor(i).cpu()
     if i.dtype==torch.bool and len(i)==n: i = i.nonzero().squeeze(1)
     i = i.long()
-    if i.ndim!=1 or len(i)==0 or int(i.min())<-1 or int(i.max())>=n: raise MemoError(f"learn.reindex: a number from 0 to {n-1} for each row, or -1, is accepted, found {str(i.tolist())[:60]}")
+    if i.ndim!=1 or len(i)==0 or int(i.min())<-1 or int(i.max())>=n:
+        raise MemoError(f"learn.reindex: a number from 0 to {n-1} for each row, or -1, is accepted, found "
+                        f"{str(i.tolist())[:60]}")
     loop.declared = True
     b.take(i)
     if loop.rows is not None: loop.rows.take(i)

@@ -18,8 +18,10 @@ from .param_groups import memory_parts
 def rng_state(dls=()):
     "Random states of Python, numpy, torch and the loaders in `dls`"
     name,keys,pos,has,gauss = np.random.get_state()
-    return dict(python=random.getstate(), torch=torch.get_rng_state(), cuda=list(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else [],
-                numpy=(name,torch.from_numpy(keys.astype(np.int64)),int(pos),int(has),float(gauss)), dls=[_dl_rng(dl).getstate() for dl in dls])
+    return dict(python=random.getstate(), torch=torch.get_rng_state(),
+                cuda=list(torch.cuda.get_rng_state_all()) if torch.cuda.is_available() else [],
+                numpy=(name,torch.from_numpy(keys.astype(np.int64)),int(pos),int(has),float(gauss)),
+                dls=[_dl_rng(dl).getstate() for dl in dls])
 
 def _dl_rng(dl): return dl.rng
 
@@ -38,7 +40,8 @@ def plain(o):
     if isinstance(o, Tensor): return o.detach().as_subclass(Tensor).cpu()
     if isinstance(o, np.generic): return o.item()
     if isinstance(o, dict): return {k:plain(v) for k,v in o.items()}
-    if isinstance(o, tuple): return o if all(type(v) is int for v in o) else tuple(map(plain, o))     # the state of a generator has 625
+    # the state of a generator has 625
+    if isinstance(o, tuple): return o if all(type(v) is int for v in o) else tuple(map(plain, o))
     if isinstance(o, (list,L)): return [plain(v) for v in o]
     return o
 
@@ -61,7 +64,8 @@ def load_plain(path):
 # %% ../../nbs/training/09_checkpoint.ipynb #78651412
 _pos_re = re.compile(r's(\d+)_e(\d+)\.pt$')
 
-def checkpoint_positions(folder): return sorted((tuple(map(int, m.groups())),p) for p in Path(folder).glob('s*_e*.pt') if (m:=_pos_re.match(p.name)))
+def checkpoint_positions(folder):
+    return sorted((tuple(map(int, m.groups())),p) for p in Path(folder).glob('s*_e*.pt') if (m:=_pos_re.match(p.name)))
 
 def last_checkpoint(folder, log=print):
     "The newest readable checkpoint in `folder`; None if there is none"
@@ -97,12 +101,15 @@ def check_same_experiment(there, here, folder):
     "Refuse to go on with another experiment, naming what differs"
     if here is None: return
     here = as_lists_plain(here)
-    if there is None: raise MemoError(f"the checkpoint in {folder} does not say which experiment it is of: start again without resume")
+    if there is None:
+        raise MemoError(
+            f"the checkpoint in {folder} does not say which experiment it is of: start again without resume")
     bad = [k for k in {**there, **here} if there.get(k, _none)!=here.get(k, _none)]
     if not bad: return
     def say(d): return f'{d[bad[0]]!r:.80}' if bad[0] in d else 'not given'
     more = f" (and {len(bad)-1} more: {', '.join(bad[1:4])}{', ...' if len(bad)>4 else ''})" if len(bad)>1 else ''
-    raise MemoError(f"the checkpoint in {folder} is of another experiment: {bad[0]} is {say(there)} there, {say(here)} here"
+    raise MemoError(f"the checkpoint in {folder} is of another experiment: {bad[0]} is "
+                    f"{say(there)} there, {say(here)} here"
                     f"{more}; give it as it was, or start again without resume")
 
 class Progress:
@@ -129,7 +136,8 @@ class Progress:
     def load_model(self, state):
         try: get_model(self.learn.model).load_state_dict(state)
         except (RuntimeError,KeyError,MemoError) as e:
-            raise MemoError(f"the checkpoint in {self.folder} is of another model: {' '.join(str(e).split())[:200]}") from None
+            raise MemoError(
+                f"the checkpoint in {self.folder} is of another model: {' '.join(str(e).split())[:200]}") from None
 
     def new_best(self, val, epoch, stage, i):
         "Keep the model if `val` is the best value of the phase"
@@ -159,9 +167,11 @@ class Progress:
         if not rank_distrib():
             fn = self.folder/f's{stage}_e{epoch}.pt'
             opt = None if self.learn.opt is None else self.learn.opt.state_dict()
-            save_plain(dict(format=_format, stage=stage, epoch=epoch, plan=[s.plan() for s in self.stages],
-                            experiment=as_lists_plain(self.experiment), model=self.model_state(), opt=opt, rngs=rngs, rows=self.rows,
-                            best=self.best, best_file=self.best_file, wait=self.wait, recorder=recorder, scaler=scaler), fn)
+            where = dict(stage=stage, epoch=epoch, plan=[s.plan() for s in self.stages], rows=self.rows,
+                         experiment=as_lists_plain(self.experiment))
+            best = dict(best=self.best, best_file=self.best_file, wait=self.wait)
+            save_plain(dict(format=_format, **where, **best, model=self.model_state(), opt=opt, rngs=rngs,
+                            recorder=recorder, scaler=scaler), fn)
             self.files = [(f,b) for f,b in self.files if f!=fn][-1:] + [(fn,self.best_file)]
             keep = {f.name for f,_ in self.files} | {b for _,b in self.files}
             for p in self.folder.glob('*.pt'):
@@ -171,7 +181,8 @@ class Progress:
     def restore(self, ck):
         "Take over history and counters from a checkpoint"
         if ck.get('format')!=_format:
-            raise MemoError(f"the checkpoint in {self.folder} is of memo 0.1.0, whose memories know their items by other ids: "
+            raise MemoError(f"the checkpoint in {self.folder} is of memo 0.1.0, whose memories "
+                            "know their items by other ids: "
                             "finish that run with it (pip install fastmemo==0.1.0), or start again without resume")
         check_same_experiment(ck['experiment'], self.experiment, self.folder)
         for a,b in zip([s.plan() for s in self.stages], ck['plan']):
@@ -180,7 +191,8 @@ class Progress:
                 raise MemoError(f"the checkpoint in {self.folder} is of another recipe: "
                                 f"stage {b['name']} has {k}={b[k]} there, {a[k]} here")
         if len(self.stages)!=len(ck['plan']):
-            raise MemoError(f"the checkpoint in {self.folder} is of another recipe: {len(ck['plan'])} stages there, {len(self.stages)} here")
+            raise MemoError(f"the checkpoint in {self.folder} is of another recipe: {len(ck['plan'])} stages there, "
+                            f"{len(self.stages)} here")
         self.rows,self.best,self.best_file,self.wait = ck['rows'],ck['best'],ck['best_file'],ck['wait']
         self.files = [(self.folder/f"s{ck['stage']}_e{ck['epoch']}.pt", self.best_file)]
 
@@ -193,7 +205,8 @@ class Progress:
 
     def set_rng(self, ck):
         i = rank_distrib()
-        if i>=len(ck['rngs']): raise MemoError(f"the checkpoint in {self.folder} is of {len(ck['rngs'])} processes, found {num_distrib()}")
+        if i>=len(ck['rngs']):
+            raise MemoError(f"the checkpoint in {self.folder} is of {len(ck['rngs'])} processes, found {num_distrib()}")
         set_rng_state(ck['rngs'][i], self.dls)
 
 def _for_opt(sd, opt): return sd if isinstance(opt, OptimWrapper) else {**sd, 'hypers':L(sd['hypers'])}

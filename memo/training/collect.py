@@ -49,7 +49,8 @@ def _head(model, name):
 
 def uncompiled(model):
     "A compiled model as it was before: a graph keeps none of what is asked for here"
-    compiled = any(getattr(o, '_compiled_call_impl', None) is not None or hasattr(o, '_orig_mod') for o in model.modules())
+    compiled = any(getattr(o, '_compiled_call_impl', None) is not None or hasattr(o, '_orig_mod')
+                   for o in model.modules())
     return torch.compiler.set_stance('force_eager') if compiled else nullcontext()
 
 class _Constant:
@@ -63,13 +64,14 @@ def collect(
     memory=False,   # The answer with the memories, not of the network alone
     own=False,      # Hide each item's own rows, and its group's, as in training
     name=None,      # Whose features; None: the only memory's
-):                  # `logits [N,C]`, `z [N,D]` or None, `y`, `item`, `group [N]`; `raw [N,C]`, outputs before that memory answered
+):                  # `logits [N,C]`, `z [N,D]` or None, `y`, `item`, `group [N]`; `raw`: outputs without this memory
     "Run a loader through the network and return outputs, and features at a memory's place"
     out,by = [],getattr(vars(learn).get('batch_ids'), 'by_group', None)
     naming = getattr(vars(learn).get('batch_ids'), 'by_item', None)
     with evaluating(learn) as model, uncompiled(model):
         heads,head,dev = memories(model),_head(model, name),first(o.device for o in model.parameters())
-        ids,groups = (None if b is None and f is group_ids else named_ids(learn, f, dl, b) for f,b in ((item_ids,naming), (group_ids,by)))
+        ids,groups = (None if b is None and f is group_ids else named_ids(learn, f, dl, b) for f,
+                      b in ((item_ids,naming), (group_ids,by)))
         if ids is None: ids = torch.full((len(dl.dataset),), -1)       # new items that do not have what names one
         dl = Traced(dl.new(get_idxs=_Constant(list(dl.get_idxs())), shuffle=False, drop_last=False))
         n_inp = getattr(learn.dls, 'n_inp', 1)
@@ -83,7 +85,8 @@ def collect(
             step.close(o)
             seen = None if head is None else step.seen(head)
             raw = o if seen is None or seen.raw is None else seen.raw
-            out.append((*(v.as_subclass(Tensor).float() for v in (o, raw)), None if seen is None else seen.z, plain_labels(yb), item, group))
+            out.append((*(v.as_subclass(Tensor).float() for v in (o, raw)), None if seen is None else seen.z,
+                        plain_labels(yb), item, group))
     if not out: raise MemoError("collect: the loader is empty")
     logits,raw,z,y,item,group = (None if o[0] is None else torch.cat(o) for o in zip(*out))
     return AttrDict(logits=logits, raw=raw, z=None if z is None else z.float(), y=y, item=item, group=group)
@@ -116,7 +119,7 @@ def recalled(
     n:int=None,     # Only the first `n` items
     k:int=None,     # Rows for each, at most (and by default) what the head reads
     memory:str=None, # Name of the memory; None: the only one
-):                  # `x` inputs, `probs [n,C]` with memory, `y` or None, `item [n]`, `weight`, `similarity`, `row_label`, `row_item [n,k]`
+):                  # `x`, `probs [n,C]`, `y`, `item [n]`; `weight`, `similarity`, `row_label`, `row_item [n,k]`
     "Recalled rows and model outputs for some items"
     head = _head(get_model(learn.model), memory)
     with evaluating(learn):
@@ -130,5 +133,6 @@ def recalled(
     if k is not None: r = type(r)(r.value, *(o[:,:k] for o in r[1:]))
     at = r.index.clamp(min=0)
     _,_,y,stored,_,_ = head.bank.rows() if len(head.bank) else (None,None,None,torch.full((1,), -1),None,None)
-    return AttrDict(dl=dl, probs=act(got.logits).cpu(), y=got.y, item=got.item, weight=r.weight.cpu(), similarity=r.similarity.cpu(),
-                    row_label=None if y is None else y[at].cpu(), row_item=stored.to(at.device)[at].masked_fill(r.index<0, -1).cpu())
+    rows = dict(weight=r.weight.cpu(), similarity=r.similarity.cpu(), row_label=None if y is None else y[at].cpu(),
+                row_item=stored.to(at.device)[at].masked_fill(r.index<0, -1).cpu())
+    return AttrDict(dl=dl, probs=act(got.logits).cpu(), y=got.y, item=got.item, **rows)

@@ -20,7 +20,8 @@ def log_prior(
     "Log class frequencies of the training set; classes without examples count as one"
     n = torch.as_tensor(counts).detach().cpu().double()
     if n.ndim!=1 or len(n)==0: raise MemoError(f"counts: one number per class is needed, found shape {tuple(n.shape)}")
-    if not torch.isfinite(n).all() or (n<0).any(): raise MemoError(f"counts: numbers of examples, 0 or more, are needed, found {n.tolist()}")
+    if not torch.isfinite(n).all() or (n<0).any():
+        raise MemoError(f"counts: numbers of examples, 0 or more, are needed, found {n.tolist()}")
     n = n.clamp(min=1)
     return (n/n.sum()).log().float()
 
@@ -48,7 +49,8 @@ class LogitAdjustedCE(Module):
         self.register_buffer('prior', log_prior(counts), persistent=False)
 
     def forward(self, inp, targ):
-        if inp.shape[-1]!=len(self.prior): raise MemoError(f"loss: the model gives {inp.shape[-1]} logits, counts are for {len(self.prior)} classes")
+        if inp.shape[-1]!=len(self.prior):
+            raise MemoError(f"loss: the model gives {inp.shape[-1]} logits, counts are for {len(self.prior)} classes")
         return F.cross_entropy(inp.float() + self.tau*self.prior.to(inp.device), targ, reduction=self.reduction)
 
     def activation(self, x): return F.softmax(x, dim=-1)
@@ -76,13 +78,17 @@ def pos_weights(
     "Weight of the positives of each class: negatives per positive, capped"
     y = torch.as_tensor(y).detach().cpu().double()
     if y.ndim==2: n,y = len(y),y.sum(0)
-    if y.ndim!=1 or n is None: raise MemoError(f"pos_weights: labels [N,C], or positives per class [C] and n, are needed; found {tuple(y.shape)} and n={n}")
+    if y.ndim!=1 or n is None:
+        raise MemoError("pos_weights: labels [N,C], or positives per class [C] and n, are needed; found "
+                        f"{tuple(y.shape)} and n={n}")
     if not ((y>=0)&(y<=n)).all(): raise MemoError(f"pos_weights: 0 to n={n} positives are accepted, found {y.tolist()}")
     return ((n-y)/y.clamp(min=1)).clamp(max=most).float()
 
 # %% ../../nbs/training/01_losses.ipynb #38809798
 def _float32(x, y):
-    if x.shape!=y.shape: raise MemoError(f"loss: targets {tuple(y.shape)} do not fit logits {tuple(x.shape)}: 0 or 1 for each class is needed")
+    if x.shape!=y.shape:
+        raise MemoError(f"loss: targets {tuple(y.shape)} do not fit logits {tuple(x.shape)}: 0 "
+                        "or 1 for each class is needed")
     return x.as_subclass(Tensor).float(),y.as_subclass(Tensor).float()
 
 def _focus(p, gamma): return p.clamp(min=1e-8)**gamma     # 0**gamma has no gradient below gamma=1
@@ -90,7 +96,8 @@ def _focus(p, gamma): return p.clamp(min=1e-8)**gamma     # 0**gamma has no grad
 def weighted_terms(pos, neg, w, reduction):
     "Positive and negative terms of a loss, the first weighted per class"
     if w is not None:
-        if w.shape!=pos.shape[-1:]: raise MemoError(f"pos_weight: {pos.shape[-1]} classes are needed, found shape {tuple(w.shape)}")
+        if w.shape!=pos.shape[-1:]:
+            raise MemoError(f"pos_weight: {pos.shape[-1]} classes are needed, found shape {tuple(w.shape)}")
         pos = pos*w.to(pos.device)
     l = pos+neg
     return l if reduction=='none' else getattr(l, reduction)()
@@ -138,6 +145,7 @@ class AsymmetricLoss(Module):
             x,y = _float32(x, y)
             m = (x.sigmoid()-self.clip).clamp(min=0)
             neg = F.logsigmoid(-x) if self.clip==0 else (1-m).clamp(min=1e-8).log()
-            return weighted_terms(-y*_focus((-x).sigmoid(), self.gamma_pos)*F.logsigmoid(x), -(1-y)*_focus(m, self.gamma_neg)*neg, self.pos_weight, self.reduction)
+            return weighted_terms(-y*_focus((-x).sigmoid(), self.gamma_pos)*F.logsigmoid(x),
+                                  -(1-y)*_focus(m, self.gamma_neg)*neg, self.pos_weight, self.reduction)
     def activation(self, x): return x.sigmoid()
     def decodes(self, x): return x>.5

@@ -27,12 +27,15 @@ from ..schema import near,open_ended
 
 # %% ../../nbs/training/06_memory_callback.ipynb #65ebd9c9
 # what fastai, and `BatchIds`, set on a learner while it runs
-_taken = {*'model dls opt cbs item group batch_ids batch_ready lr_finder gather_preds pred xb yb loss loss_grad dl iter n_iter epoch n_epoch training smooth_loss final_record train_iter pct_train'.split(),
-          *'recorder progress cast_to_tensor train_eval logger create_mbar lock lr wd moms path model_dir loss_func opt_func splitter metrics'.split()}
+_taken = set(
+    '''model dls opt cbs item group batch_ids batch_ready lr_finder gather_preds pred xb yb loss loss_grad dl
+    iter n_iter epoch n_epoch training smooth_loss final_record train_iter pct_train recorder progress cast_to_tensor
+    train_eval logger create_mbar lock lr wd moms path model_dir loss_func opt_func splitter metrics'''.split())
 
 class _Memory:
     "What a fit keeps of one memory"
-    def __init__(self, name, head): self.name,self.head,self.kept,self.seen,self.was,self.losses,self.told = name,head,[],[],0,[],False
+    def __init__(self, name, head):
+        self.name,self.head,self.kept,self.seen,self.was,self.losses,self.told = name,head,[],[],0,[],False
 
 class _Fit:
     "What one fit keeps, and gives up at its end"
@@ -54,36 +57,51 @@ class MemoryCallback(Callback):
     order,_stateattrs = MixedPrecision.order+2,('_fits',)
     def __init__(self,
         bank:Bank=None,             # The memory; None: all memories that are in the model already and have no callback
-        k:int|list=None,            # Rows to recall for each query; by default the head's, or what the bank has room for
-        head='default',             # A head's name, a `MemoryHead` class, or None (watch only); by default what the bank says: 'add', a ClassBank watches
-        at:str=None,                # Name of the module the memory sits at; by default the features that enter the classifier
-        group=None,                 # Groups (patients) that may not find one another: a function of an item, or a column of the data frame
+        # Rows to recall for each query; by default the head's, or what the bank has room for
+        k:int|list=None,
+        # A head's name, a `MemoryHead` class, or None (watch only); by default what the bank says: 'add', a ClassBank
+        # watches
+        head='default',
+        # Name of the module the memory sits at; by default the features that enter the classifier
+        at:str=None,
+        # Groups (patients) that may not find one another: a function of an item, or a column of the data frame
+        group=None,
         item=None,                  # What names an item, if not its content: the same
         name:str='memory',          # Of the memory: `learn.<name>`, and what its columns and its parameters begin with
-        loss_weight:Fraction=0.,    # Share of the head's own loss in what is trained: (1-w) x the learner's loss + w x the head's
+        # Share of the head's own loss in what is trained: (1-w) x the learner's loss + w x the head's
+        loss_weight:Fraction=0.,
         **head_kw,                  # For the head, e.g. `temperature`, `similarity`, `weight`
     ):
-        if bank is not None and not isinstance(bank, Bank): raise MemoError(f"MemoryCallback: {bank!r} is no bank; SlotBank(512) or ClassBank(n_classes) is accepted")
+        if bank is not None and not isinstance(bank, Bank):
+            raise MemoError(f"MemoryCallback: {bank!r} is no bank; SlotBank(512) or ClassBank(n_classes) is accepted")
         check_name(name, Learner)
-        if name in _taken: raise MemoError(f"name: a learner in training calls something {name!r}; give the memory another name=")
+        if name in _taken:
+            raise MemoError(f"name: a learner in training calls something {name!r}; give the memory another name=")
         self._learn,self._fits,self._name = None,[],name
-        self.at,self.group,self.item_by,self.loss_weight,self._head,self._mine,self.names = at,group,item,loss_weight,None,False,[name]
+        self.at,self.group,self.item_by,self.loss_weight = at,group,item,loss_weight
+        self._head,self._mine,self.names = None,False,[name]
         if bank is None:
-            given = [*head_kw, *(a for a,o in dict(k=k, at=at).items() if o is not None), *(['head'] if head!='default' else [])]
-            if given: raise MemoError(f"MemoryCallback: {given[0]} says how a memory is made, and there is no bank to make one of")
+            given = [*head_kw, *(a for a,o in dict(k=k, at=at).items() if o is not None),
+                     *(['head'] if head!='default' else [])]
+            if given:
+                raise MemoError(f"MemoryCallback: {given[0]} says how a memory is made, and "
+                                "there is no bank to make one of")
             self.names = None
             return
         self._said = head!='default'
         if head=='default': head = bank.default_head
         make = find('head', 'watch' if head is None else head) if head is None or isinstance(head, str) else head
-        if not (isinstance(make, type) and issubclass(make, MemoryHead)): raise MemoError(f"head: {head!r}, a head's name, a MemoryHead class or None is accepted")
+        if not (isinstance(make, type) and issubclass(make, MemoryHead)):
+            raise MemoError(f"head: {head!r}, a head's name, a MemoryHead class or None is accepted")
         ps = inspect.signature(make).parameters
         if k is not None: head_kw['k'] = k
         elif 'k' in ps and isinstance(ps['k'].default, int): head_kw['k'] = min(ps['k'].default, bank.capacity_rows)
         if not open_ended(make):
             mine = [o for o in inspect.signature(MemoryCallback).parameters if o!='head_kw']
             for o in head_kw:
-                if o not in ps: raise MemoError(f"{o}: neither MemoryCallback nor {make.__name__} reads it{near(o, [*mine, *(k for k in ps if k!='bank')])}")
+                if o not in ps:
+                    raise MemoError(f"{o}: neither MemoryCallback nor {make.__name__} reads "
+                                    f"it{near(o, [*mine, *(k for k in ps if k!='bank')])}")
         self._head = make(bank, **head_kw)
 
     def _init_state(self): self._fits = []      # fastai calls it when a learner is loaded
@@ -105,7 +123,9 @@ class MemoryCallback(Callback):
     def _enter(self, learn):
         model = get_model(learn.model)
         if self._head is None: self._drive(learn, memories(model))
-        if self._name in vars(learn): raise MemoError(f"name: the learner has something called {self._name!r} already; give the memory another name=")
+        if self._name in vars(learn):
+            raise MemoError(f"name: the learner has something called {self._name!r} already; "
+                            "give the memory another name=")
         if self._head is not None: self._put_in(learn, model)
         self.__dict__['_learn'] = learn
         try: self._ids(learn)
@@ -118,8 +138,12 @@ class MemoryCallback(Callback):
         if self._mine or self.names is not None: found = {n:h for n,h in found.items() if n in self.names}
         self.names = [n for n in found if n not in own]
         for n in self.names:
-            if n in _taken or hasattr(Learner, n): raise MemoError(f"the model has a memory called {n!r}, as something of a learner is: detach(model, {n!r}) and attach it under another name")
-        if not self.names: raise MemoError("MemoryCallback() needs a bank: this model has no memory" + (' but those that have a callback' if own else ' yet'))
+            if n in _taken or hasattr(Learner, n):
+                raise MemoError(f"the model has a memory called {n!r}, as something of a learner is: detach(model, "
+                                f"{n!r}) and attach it under another name")
+        if not self.names:
+            raise MemoError("MemoryCallback() needs a bank: this model has no memory"
+                            + (' but those that have a callback' if own else ' yet'))
         if len(self.names)==1: self._name, = self.names
         else:
             for n in self.names:
@@ -128,7 +152,9 @@ class MemoryCallback(Callback):
     def _put_in(self, learn, model):
         old,head = find_head(model, self._name),self._head
         if old is not None and old.bank is head.bank:     # a model that came with this very memory
-            if type(old) is not type(head) and self._said: raise MemoError(f"head: this bank is in the model behind a {type(old).__name__} already; detach(model, {self._name!r}) first for a {type(head).__name__}")
+            if type(old) is not type(head) and self._said:
+                raise MemoError(f"head: this bank is in the model behind a {type(old).__name__} already; detach(model, "
+                                f"{self._name!r}) first for a {type(head).__name__}")
             self._head,self._mine = None,True
             return
         c = getattr(learn.dls, 'c', None)
@@ -136,7 +162,10 @@ class MemoryCallback(Callback):
             if head.bank.n_classes is None: head.bank.n_classes = c
             elif head.bank.n_classes<c: raise MemoError(f"the bank has {head.bank.n_classes} classes, the data has {c}")
         learned = head.bank.learned or type(head).build is not MemoryHead.build or any(True for _ in head.parameters())
-        if learned and _in_added_cbs(): raise MemoError(f"{type(head.bank).__name__}, {type(head).__name__}: what is learned has to be in the optimizer, so this memory cannot be added for one fit: give it to the Learner, cbs=MemoryCallback(...)")
+        if learned and _in_added_cbs():
+            raise MemoError(f"{type(head.bank).__name__}, {type(head).__name__}: what is learned has to be in the "
+                            "optimizer, so this memory cannot be added for one fit: give it to the Learner, "
+                            "cbs=MemoryCallback(...)")
         attach(model, head, self.at, self._name)
         self._head,self._mine = None,True
         if not learned: return
@@ -152,14 +181,17 @@ class MemoryCallback(Callback):
         dev = first(o.device for o in model.parameters()) or torch.device('cpu')
         modes = {m:m.training for m in model.modules()}
         with torch.no_grad(), no_random(), in_step([head], Step(off=True)) as step:
-            b = learn.dls.train.new(shuffle=False).one_batch()      # of a loader of its own: the order of the training stays
+            # of a loader of its own: the order of the training stays
+            b = learn.dls.train.new(shuffle=False).one_batch()
             n = getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
             model.eval()
             try: out = model(*to_device(b[:n], dev))
             finally:
                 for m,o in modes.items(): m.training = o
         step.close(out)
-        if step.seen(head) is None: raise MemoError(f"memory {self._name!r}: nothing passed its place in a forward of the model, so the width of its features is not known; choose another place with at=")
+        if step.seen(head) is None:
+            raise MemoError(f"memory {self._name!r}: nothing passed its place in a forward of the model, so the width "
+                            "of its features is not known; choose another place with at=")
         head.bank.dim = step.seen(head).z.shape[1]
         for o in (head.bank, head): o.build(head.bank.dim, head.bank.n_classes)
         head.to(dev)
@@ -183,7 +215,9 @@ class MemoryCallback(Callback):
         if 'batch_ready' not in vars(learn): learn.add_cb(BatchReady())
         for k,v in (('by_item',self.item_by), ('by_group',self.group)):
             if v is None: continue
-            if getattr(b, k) not in (None,v): raise MemoError(f"{k[3:]}: another memory of this learner has {getattr(b, k)!r}, this one {v!r}; one for all is accepted")
+            if getattr(b, k) not in (None,v):
+                raise MemoError(f"{k[3:]}: another memory of this learner has {getattr(b, k)!r}, this one {v!r}; one "
+                                "for all is accepted")
             setattr(b, k, v)
 
     # the memories
@@ -195,7 +229,9 @@ class MemoryCallback(Callback):
         if self.learn is None: return {} if self._head is None else {self._name:self._head}
         found = memories(get_model(self.learn.model))
         lost = [n for n in self.names if n not in found]
-        if lost: raise MemoError(f"the model has no memory called {lost[0]!r} any more: it was replaced, or its memory was taken out; learn.remove_cb(learn.{self._name}) and add it again")
+        if lost:
+            raise MemoError(f"the model has no memory called {lost[0]!r} any more: it was replaced, or its memory was "
+                            f"taken out; learn.remove_cb(learn.{self._name}) and add it again")
         return {n:found[n] for n in self.names}
 
     @property
@@ -250,7 +286,9 @@ class MemoryCallback(Callback):
     ) -> dict:      # What it chose
         "Fit the head on the validation set: weight, temperature and the like"
         head,dls = self.head,self.learn.dls
-        if type(head).fit is MemoryHead.fit: raise MemoError(f"{type(head).__name__} has nothing to fit; a memory that votes has: MemoryCallback(bank, head='vote')")
+        if type(head).fit is MemoryHead.fit:
+            raise MemoError(f"{type(head).__name__} has nothing to fit; a memory that votes has: "
+                            "MemoryCallback(bank, head='vote')")
         if len(dls.loaders)<2 or len(dls.valid_ds)==0: raise MemoError("fit needs a validation set")
         got = self.collect(dls.valid, memory=True)
         return head.fit(AttrDict({**got, 'logits':got.raw}), **{k:v for k,v in kwargs.items() if v is not None})
@@ -273,7 +311,9 @@ class MemoryCallback(Callback):
         f.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         mixed = any(isinstance(o, MixHandler) for o in self.learn.cbs)
         f.writing = f.real and not mixed
-        if f.real and mixed: warn("memory: images are mixed (MixUp, CutMix), so no row has a label of its own: nothing is written in this fit")
+        if f.real and mixed:
+            warn("memory: images are mixed (MixUp, CutMix), so no row has a label of its own: "
+                 "nothing is written in this fit")
         f.columns = L()
         if f.real and self.learn.create_mbar:   # False in `validate`
             for m in f.memories: f.columns += self._columns(m)
@@ -287,11 +327,14 @@ class MemoryCallback(Callback):
 
     def _columns(self, m):
         bank,name = m.head.bank,lambda o: f'{m.name}_{o}'
-        res = L(Column(self, name('fill'), lambda: len(bank)/bank.capacity_rows), Column(self, name('turnover'), lambda: int(bank.replaced-m.was)/bank.capacity_rows))
-        if self.loss_weight: res.append(Column(self, name('loss'), lambda: sum(m.losses)/len(m.losses) if m.losses else None))
+        res = L(Column(self, name('fill'), lambda: len(bank)/bank.capacity_rows),
+                Column(self, name('turnover'), lambda: int(bank.replaced-m.was)/bank.capacity_rows))
+        if self.loss_weight:
+            res.append(Column(self, name('loss'), lambda: sum(m.losses)/len(m.losses) if m.losses else None))
         own = m.head.columns() or {}
         if not isinstance(own, dict): own = {k:getattr(m.head, k) for k in own}
-        if len(own)>2: raise MemoError(f"{type(m.head).__name__}: {len(own)} columns ({', '.join(own)}); two at most are accepted")
+        if len(own)>2:
+            raise MemoError(f"{type(m.head).__name__}: {len(own)} columns ({', '.join(own)}); two at most are accepted")
         return res + L(Column(self, name(k), of_batch=partial(self._of_batch, m.head, f)) for k,f in own.items())
 
     def _of_batch(self, head, f, learn):
@@ -307,7 +350,8 @@ class MemoryCallback(Callback):
     @property
     def _fitting(self):
         "In a fit, and not in predictions made in the middle of one?"
-        return bool(self._fits) and self._fits[-1].trained and self._fits[-1].real and not hasattr(self.learn, 'gather_preds')
+        return bool(self._fits) and self._fits[-1].trained and self._fits[-1].real and not hasattr(self.learn,
+            'gather_preds')
 
     def before_validate(self):
         if self._fitting:
@@ -317,7 +361,8 @@ class MemoryCallback(Callback):
         if not (self.training and self._fits): return
         f,step = self._fits[-1],self.learn.batch_ids.step
         f.stepped = False
-        if step is not None: step.adds = f.writing      # rows of one class do not go with mixed labels, nor into `lr_find`
+        # rows of one class do not go with mixed labels, nor into `lr_find`
+        if step is not None: step.adds = f.writing
 
     def _seen(self, m):
         step = self.learn.batch_ids.step
@@ -325,15 +370,18 @@ class MemoryCallback(Callback):
 
     def _added(self):
         "Classes of the rows that heads have sent on behind the batch's own"
-        ys = [s.added for m in self._fits[-1].memories if m.head.adds_rows and (s := self._seen(m)) is not None and s.added is not None and len(s.added)]
+        ys = [s.added for m in self._fits[-1].memories if m.head.adds_rows and (s := self._seen(m)) is not None
+              and s.added is not None and len(s.added)]
         return torch.cat(ys) if ys else None
 
     def after_pred(self):
         "Append the labels of replayed features, so that the loss covers them"
         y = self._added() if self._fits and self.learn.training else None
         if y is None: return
-        if len(self.yb)!=1 or not torch.is_tensor(self.y) or self.y.ndim!=1 or not torch.is_tensor(self.pred) or len(self.pred)!=len(self.y)+len(y):
-            raise MemoError("replay: a classifier with one class number an item is needed, and the memory in front of it")
+        single = len(self.yb)==1 and torch.is_tensor(self.y) and self.y.ndim==1 and torch.is_tensor(self.pred)
+        if not single or len(self.pred)!=len(self.y)+len(y):
+            raise MemoError("replay: a classifier with one class number an item is needed, and "
+                            "the memory in front of it")
         self.learn.yb = (torch.cat([self.y, y.to(self.y.device)]),)
 
     def after_loss(self):
@@ -342,7 +390,9 @@ class MemoryCallback(Callback):
         y = self._added() if training else None
         if y is not None:
             n = len(self.pred)-len(y)
-            if any(isinstance(o, GradientAccumulation) for o in self.learn.cbs): self.learn.loss_grad *= n/len(self.pred)   # it counted what is replayed as items
+            # it counted what is replayed as items
+            if any(isinstance(o, GradientAccumulation) for o in self.learn.cbs):
+                self.learn.loss_grad *= n/len(self.pred)
             self.learn.pred,self.learn.yb = self.pred[:n],(self.y[:n],)
         if training:
             if f.columns and self.learn.recorder.train_metrics:
@@ -378,17 +428,19 @@ class MemoryCallback(Callback):
             if s is None or s.z is None: continue
             if y is not None: m.head.check_labels(y)
             z,dev = s.z.detach().float(),m.head.bank.device
-            logits = out.detach().as_subclass(Tensor)[:len(z)].float() if torch.is_tensor(out) and out.ndim==2 and len(out)>=len(z) else None
+            scores = torch.is_tensor(out) and out.ndim==2 and len(out)>=len(z)
+            logits = out.detach().as_subclass(Tensor)[:len(z)].float() if scores else None
             if why := lost or self._unknown(m, s, y, len(z), at):
                 if not m.told: warn(f"memory {m.name!r}: {why}, so nothing is stored of such batches")
                 m.told = True
                 continue
             item,group = (o.to(dev) if o is not None and len(o)==len(z) else None for o in (learn.item,learn.group))
-            if at is not None: z,logits,item,group = (None if o is None else o[at.to(o.device)] for o in (z, logits, item, group))
+            if at is not None:
+                z,logits,item,group = (None if o is None else o[at.to(o.device)] for o in (z, logits, item, group))
             m.kept.append((z, y, logits, item, group))
 
     def _of_the_loss(self, step):
-        "Rows of the forward that the loss was of (None: all, in their order), their labels, and why that is not known: callbacks may have thinned or permuted pred and y since"
+        "Rows of the forward that the loss was of (None: all), their labels, and why that is not known"
         learn,out = self.learn,step.main.out
         y,pred = plain_labels(learn.yb),learn.pred
         if pred is out or not torch.is_tensor(out) or not torch.is_tensor(pred): return None,y,None
@@ -399,7 +451,8 @@ class MemoryCallback(Callback):
             return None if whole else torch.arange(len(a)),y,None
         if a.ndim and a.shape[1:]==b.shape[1:] and len(a) and len(b):
             eq = row_marks(a)[:,None]==row_marks(b)[None]
-            if bool((eq.sum(1)==1).all()) and (y is None or len(y)==len(a)): return eq.byte().argmax(1),y,None   # equal outputs of several rows say nothing
+            # equal outputs of several rows say nothing
+            if bool((eq.sum(1)==1).all()) and (y is None or len(y)==len(a)): return eq.byte().argmax(1),y,None
         if y is None or was is not None and torch.equal(y, was): return None,y,None     # outputs that were scaled, say
         return None,y,"a callback has changed outputs and targets after the forward, and which is whose is not known"
 
@@ -452,7 +505,8 @@ _leave_batches.add(MemoryCallback)
 @patch(as_prop=True)
 def memories(self:Learner)->dict: # Name -> the callback that drives it
     "All memories of the learner that a callback drives, by name"
-    return {n:(cb if len(cb.names)==1 else cb.view(n)) for cb in self.cbs if isinstance(cb, MemoryCallback) for n in cb.names}
+    return {n:(cb if len(cb.names)==1 else cb.view(n)) for cb in self.cbs if isinstance(cb, MemoryCallback)
+            for n in cb.names}
 
 def memory_of(
     learn,      # A learner
@@ -461,7 +515,8 @@ def memory_of(
     "One memory of a learner, by name"
     ms = learn.memories
     if not ms: raise MemoError("this learner has no memory; add MemoryCallback(bank)")
-    if name is None and len(ms)>1: raise MemoError(f"this learner has {len(ms)} memories: say which with memory=, one of {', '.join(ms)}")
+    if name is None and len(ms)>1:
+        raise MemoError(f"this learner has {len(ms)} memories: say which with memory=, one of {', '.join(ms)}")
     if name is not None: check_choice('memory', name, ms)
     return ms[name] if name is not None else next(iter(ms.values()))
 
@@ -472,6 +527,6 @@ def recall(self:Learner,
     n:int=None,     # Only the first `n` items
     k:int=None,     # Rows for each, at most (and by default) what the head reads
     memory:str=None, # Name of the memory; None: the only one
-):                  # `x` inputs, `probs [n,C]` with memory, `y` or None, `item [n]`, `weight`, `similarity`, `row_label`, `row_item [n,k]`
+):                  # `x`, `probs [n,C]`, `y`, `item [n]`; `weight`, `similarity`, `row_label`, `row_item [n,k]`
     "Recalled rows and model outputs for some items"
     return recalled(self, items, ds_idx, n, k, memory_of(self, memory).name)

@@ -17,12 +17,15 @@ from ..heads.base import MemoryHead
 # %% ../../nbs/training/08_param_groups.ipynb #ba41678c
 def head_module(model):
     "The classifier of `model`: the head of a fastai model, `get_classifier` of a timm model, else the last `nn.Linear`"
-    if isinstance(model, nn.Sequential) and len(model)==2 and len(params(model[0])) and len(params(model[1])): return model[1]
+    if isinstance(model, nn.Sequential) and len(model)==2 and len(params(model[0])) and len(params(model[1])):
+        return model[1]
     if hasattr(model, 'get_classifier'):
         m = model.get_classifier()
         if isinstance(m, nn.Module) and len(params(m)): return m
     ms = [m for _,m in network_modules(model) if isinstance(m, nn.Linear)]
-    if not ms: raise MemoError(f"no head found in {type(model).__name__}: it has no nn.Linear; give the Learner a splitter of two groups")
+    if not ms:
+        raise MemoError(f"no head found in {type(model).__name__}: it has no nn.Linear; give the "
+                        "Learner a splitter of two groups")
     return ms[-1]
 
 # %% ../../nbs/training/08_param_groups.ipynb #98fd75f5
@@ -33,8 +36,10 @@ def body_head_splitter(model):
     ms = [head_module(model), *memory_parts(model)]
     ids = {id(p) for m in ms for p in m.parameters()}
     body,head = L(params(model)).filter(lambda p: id(p) not in ids),L(params(model)).filter(lambda p: id(p) in ids)
-    if not body: raise MemoError(f"{type(model).__name__} has no backbone to freeze: all its parameters are in the head")
+    if not body:
+        raise MemoError(f"{type(model).__name__} has no backbone to freeze: all its parameters are in the head")
     return L(body, head)
 
 # %% ../../nbs/training/08_param_groups.ipynb #24b999f2
-adamw = partial(OptimWrapper, opt=torch.optim.AdamW)   # torch's own AdamW: a resnet18 step is 14 % cheaper than with fastai's
+# torch's own AdamW: a resnet18 step is 14 % cheaper than with fastai's
+adamw = partial(OptimWrapper, opt=torch.optim.AdamW)

@@ -23,7 +23,8 @@ class SaveBank(Callback):
     def __init__(self,
         every:Count=10,           # Epochs
         folder:str|Path='banks', # Where the files go, below `learn.path` where it is relative
-        prefix:str='bank',      # Their name: {prefix}_step_{n}.safetensors after n epochs of all fits, and .json with the figures
+        # Their name: {prefix}_step_{n}.safetensors after n epochs of all fits, and .json with the figures
+        prefix:str='bank',
         memory:str=None,        # Name of the memory; None: the only one
     ):
         store_attr('every,folder,prefix,memory')
@@ -33,7 +34,9 @@ class SaveBank(Callback):
 
     def before_fit(self):
         real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds') and not rank_distrib()
-        self.savers.append((BankSaver(memory_of(self.learn, self.memory).bank, self.learn.path/self.folder, self.prefix) if real else None, []))    # a fit inside a fit has its own
+        # a fit inside a fit has its own
+        self.savers.append((BankSaver(memory_of(self.learn, self.memory).bank, self.learn.path/self.folder,
+                                      self.prefix) if real else None, []))
 
     def before_train(self):
         if self.savers: self.savers[-1][1].append(self.epoch)

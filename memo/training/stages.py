@@ -51,9 +51,11 @@ class Stage:
 # %% ../../nbs/training/10_stages.ipynb #a7781ebc
 def phase1_stages(epochs, freeze_epochs, lr, name='phase1', lr_mult=100, **kwargs):
     "Stages of fastai's `fine_tune`: `freeze_epochs` of the head alone, then `epochs` of everything at half the rate"
-    st = [Stage(f'{name}.frozen', freeze_epochs, slice(lr), True, kw=dict(pct_start=.99), **kwargs)] if freeze_epochs else []
+    st = [Stage(f'{name}.frozen', freeze_epochs, slice(lr), True, kw=dict(pct_start=.99),
+                **kwargs)] if freeze_epochs else []
     lr = lr/2
-    return st + ([Stage(f'{name}.all', epochs, slice(lr/lr_mult, lr), False, kw=dict(pct_start=.3, div=5.), **kwargs)] if epochs else [])
+    return st + ([Stage(f'{name}.all', epochs, slice(lr/lr_mult, lr), False, kw=dict(pct_start=.3, div=5.), **kwargs)]
+                 if epochs else [])
 
 # %% ../../nbs/training/10_stages.ipynb #5d7b3b1b
 class StageCallback(Callback):
@@ -104,7 +106,8 @@ class StageCallback(Callback):
 
     def _recorder(self):
         r = self.recorder
-        return dict(lrs=r.lrs, losses=torch.tensor(L(r.losses).map(float)), iters=r.iters, values=r.values, count=r.smooth_loss.count, val=r.smooth_loss.val)
+        return dict(lrs=r.lrs, losses=torch.tensor(L(r.losses).map(float)), iters=r.iters, values=r.values,
+                    count=r.smooth_loss.count, val=r.smooth_loss.val)
 
     def _scaler(self):
         s = getattr(getattr(self.learn, 'mixed_precision', None), 'scaler', None)
@@ -115,7 +118,8 @@ class StageCallback(Callback):
         if self.start is None: return
         o,r = self.start['recorder'],self.recorder
         r.lrs,r.iters,r.values,r.losses = list(o['lrs']),list(o['iters']),L(o['values']).map(L),list(o['losses'])
-        r.smooth_loss.count,r.smooth_loss.val = o['count'],to_device(o['val'], self.learn.smooth_loss.device if hasattr(self.learn,'smooth_loss') else 'cpu')
+        r.smooth_loss.count,r.smooth_loss.val = o['count'],to_device(o['val'],
+            self.learn.smooth_loss.device if hasattr(self.learn,'smooth_loss') else 'cpu')
         if self.start['scaler']: self.learn.mixed_precision.scaler.load_state_dict(self.start['scaler'])
         self.prog.set_rng(self.start)
 
@@ -134,7 +138,8 @@ def enter_stage(learn, s):
     if learn.opt is None: learn.create_opt()
     if s.freeze is not None:
         if s.freeze and len(learn.opt.param_lists)<2:
-            raise MemoError("freezing needs a parameter group for the backbone, found one group: create the Learner with splitter=body_head_splitter")
+            raise MemoError("freezing needs a parameter group for the backbone, found one group: create the Learner "
+                            "with splitter=body_head_splitter")
         (learn.freeze if s.freeze else learn.unfreeze)()
 
 def check_stages(learn, stages):
@@ -142,7 +147,8 @@ def check_stages(learn, stages):
     names = ['train_loss','valid_loss',*learn.metrics.attrgot('name')]
     for s in stages:
         if not callable(s.fit) and not callable(getattr(learn, str(s.fit), None)):
-            raise MemoError(f"stage {s.name}: fit={s.fit!r}; a method of the learner (fit_one_cycle, fit_flat_cos, fit) "
+            raise MemoError(f"stage {s.name}: fit={s.fit!r}; a method of the learner "
+                            "(fit_one_cycle, fit_flat_cos, fit) "
                             "or a function fit(learn, stage, cbs, start_epoch) is accepted")
         if s.monitor is None: continue
         if not _has_valid(ifnone(s.dls, learn.dls)): s.monitor = None
@@ -156,7 +162,8 @@ def run_stages(learn, prog, ck, cbs):
     else:
         prog.restore(ck)
         at,epoch = ck['stage'],ck['epoch']
-        for s in stages[:at]: enter_stage(learn, s)       # what a later stage does not say is as those before it left it
+        # what a later stage does not say is as those before it left it
+        for s in stages[:at]: enter_stage(learn, s)
         if not epoch:
             prog.load(ck)
             prog.set_rng(ck)
@@ -192,7 +199,8 @@ def fit_stages(
         try: prog.folder.mkdir(parents=True, exist_ok=True)
         except OSError as e: raise MemoError(f"cannot make the folder {prog.folder}: {e.strerror}") from None
         if not rank_distrib():
-            for p in [*prog.folder.glob('.*.part'), *([] if resume else prog.folder.glob('*.pt'))]:   # .part: a write that was killed
+            # .part: a write that was killed
+            for p in [*prog.folder.glob('.*.part'), *([] if resume else prog.folder.glob('*.pt'))]:
                 if p.suffix=='.part' or _pos_re.match(p.name) or p.name.startswith('best_s'): p.unlink()
         if resume: ck = last_checkpoint(prog.folder)
         distrib_barrier()
@@ -227,7 +235,8 @@ def fit_two_phase(self:Learner,
     if not is_listy(lr) or len(lr)!=2: raise MemoError(f"lr must be a pair (phase 1, phase 2), found {lr}")
     if self.splitter is trainable_params: self.splitter,self.opt = body_head_splitter,None
     mon,loss,pat,mom = monitor if is_listy(monitor) else (monitor,None),_pair(loss_func),_pair(patience),_pair(momentum)
-    st = phase1_stages(epochs[0], freeze_epochs, lr[0], dls=dls1, momentum=mom[0], monitor=mon[0], loss_func=loss[0], patience=pat[0], min_delta=min_delta)
+    st = phase1_stages(epochs[0], freeze_epochs, lr[0], dls=dls1, momentum=mom[0], monitor=mon[0], loss_func=loss[0],
+                       patience=pat[0], min_delta=min_delta)
     lr2 = slice(*lr[1]) if is_listy(lr[1]) else lr[1]
     st.append(Stage('phase2', epochs[1], lr2, False, ifnone(dls2, dls1), mom[1], loss[1], mon[1], pat[1], min_delta))
     if wd is not None:

@@ -19,11 +19,15 @@ def sample_positions(before, after, made):
     "Positions of the samples `after`, from those of the samples that they were `before`"
     if not isinstance(after, (list,L)): return [-1]*len(before)
     if len(after)==len(before) and all(a is b for a,b in zip(after, before)): return [made[id(o)][0] for o in before]
-    def key(p): return (p.data_ptr(),p.shape) if isinstance(p, Tensor) else id(p)      # a tensor of another type may be the same
-    def parts_of(o): return [key(p) for p in (o if isinstance(o, (tuple,list,L)) else ()) if not isinstance(p, (int,float,str,bool,bytes,type(None)))]
+    # a tensor of another type may be the same
+    def key(p): return (p.data_ptr(),p.shape) if isinstance(p, Tensor) else id(p)
+    def parts_of(o):
+        return [key(p) for p in (o if isinstance(o, (tuple,list,L)) else ())
+                if not isinstance(p, (int,float,str,bool,bytes,type(None)))]
     known,parts = {id(o):made[id(o)][0] for o in before},{}
     for o in before:
-        for k in parts_of(o): parts[k] = known[id(o)] if k not in parts else -1     # one object in two samples says nothing
+        # one object in two samples says nothing
+        for k in parts_of(o): parts[k] = known[id(o)] if k not in parts else -1
     def find(o):
         if id(o) in known: return known[id(o)]
         found = {parts[k] for k in parts_of(o) if parts.get(k, -1)>=0}
@@ -33,13 +37,14 @@ def sample_positions(before, after, made):
 def _own(dl, k): return k in vars(dl) or getattr(type(dl), k) is not getattr(DataLoader, k)
 
 def in_order(samples, batch):
-    "Has a collate function of one's own kept the samples' order? What it has not changed in shape says so, each label or number by itself"
+    "Whether a collate function of one's own kept the samples' order, as what it has not changed in shape says"
     same = []
     for j,o in enumerate(batch if isinstance(batch, (tuple,list)) else ()):
         if not isinstance(o, Tensor) or o.ndim==0 or len(o)!=len(samples): continue
         try: rows = torch.stack([torch.as_tensor(s[j]) for s in samples])
         except Exception: continue      # of several shapes, or no tensors
-        if rows.shape==o.shape: same.append(torch.equal(rows.as_subclass(Tensor), o.detach().as_subclass(Tensor).to(rows.dtype).cpu()))
+        if rows.shape==o.shape:
+            same.append(torch.equal(rows.as_subclass(Tensor), o.detach().as_subclass(Tensor).to(rows.dtype).cpu()))
     return bool(same) and all(same)
 
 class _Carrying(_FakeLoader):
@@ -48,7 +53,8 @@ class _Carrying(_FakeLoader):
         d = self.d
         dl,made = vars(d).get('dl', d),{}       # inside a DistributedDL
         if type(dl).do_item is TensorDL.do_item:
-            for at in map(torch.tensor, dl.chunkify(d.sample())): yield dl.create_batch(at),at,True     # a sample is a position until the batch is sliced
+            # a sample is a position until the batch is sliced
+            for at in map(torch.tensor, dl.chunkify(d.sample())): yield dl.create_batch(at),at,True
             return
         if dl.dataset is not None: dl.it = iter(dl.dataset)
         own = _own(dl, 'create_batch') and type(dl).create_batch is not TensorDL.create_batch
@@ -71,17 +77,20 @@ def is_traceable(d):
     if not isinstance(d, DataLoader): return False      # `show_results` goes through a list with one batch
     dl = vars(d).get('dl', d)
     if not isinstance(dl, DataLoader) or dl.prebatched or not dl.indexed or dl.n is None: return False
-    if _own(dl, 'create_batches') or _own(dl, 'do_batch') or type(d).__iter__ not in (DataLoader.__iter__, TensorDL.__iter__): return False
-    return not _own(dl, 'create_item') or type(dl).do_item is not DataLoader.do_item    # one that makes items of its own kind
+    if _own(dl, 'create_batches') or _own(dl, 'do_batch') or type(d).__iter__ not in (DataLoader.__iter__,
+        TensorDL.__iter__): return False
+    # one that makes items of its own kind
+    return not _own(dl, 'create_item') or type(dl).do_item is not DataLoader.do_item
 
 class Traced(GetAttr):
-    "A loader wrapper that knows the positions `at` [B] of the last batch in the data set (None: unknown); `whole`: none is -1"
+    "A loader that knows which samples its last batch has: positions `at` [B], or None; `whole`: none of them is -1"
     _default = 'dl'
     def __init__(self, dl): self.dl,self.at,self.whole = dl,None,False
     def __len__(self): return len(self.dl)
     over,running = noop,False   # `over` is called when a pass ends, well or not
     def __iter__(self):
-        if self.running: return (yield from self.dl)    # somebody takes another batch in the middle of a pass: the loader itself
+        # somebody takes another batch in the middle of a pass: the loader itself
+        if self.running: return (yield from self.dl)
         self.running = True
         try:
             if not is_traceable(self.dl):
@@ -141,11 +150,13 @@ def hash_rows(v):
     if v.is_floating_point(): v = v.view({1:torch.int8, 2:torch.int16, 4:torch.int32, 8:torch.int64}[v.element_size()])
     return (v.long()*(torch.arange(1, 2*v.shape[1], 2, device=v.device)*0x9E3779B97F4A7C1)).sum(1)
 
-def _bare(o): return o if type(o) is Tensor else o.as_subclass(Tensor)     # fastai's types make each look at a tensor ten times as slow
+# fastai's types make each look at a tensor ten times as slow
+def _bare(o): return o if type(o) is Tensor else o.as_subclass(Tensor)
 def input_tensors(o):
     "The tensors of a batch's inputs"
     if isinstance(o, Tensor): return [b] if (b := _bare(o)).ndim else []
-    return [t for p in (o.values() if isinstance(o, dict) else o if isinstance(o, (tuple,list,L)) else ()) for t in input_tensors(p)]
+    return [t for p in (o.values() if isinstance(o, dict) else o if isinstance(o, (tuple,list,L)) else ())
+            for t in input_tensors(p)]
 
 def batch_rows(xb, xs):
     "Rows of a batch, whose tensors are `xs`"
@@ -164,7 +175,8 @@ class _Rows:
         if not all(o.is_contiguous() for o in xs): self.looked = None       # copies, which would not change
 
     @staticmethod
-    def _keys(xs, ys): return [(o.data_ptr(),o.shape,o.stride(),None if o.is_inference() else o._version) for o in xs+ys]
+    def _keys(xs, ys):
+        return [(o.data_ptr(),o.shape,o.stride(),None if o.is_inference() else o._version) for o in xs+ys]
 
     def same(self, xs, yb):
         "Whether the batch is unchanged since it was recorded"
@@ -194,6 +206,8 @@ class _Rows:
         sure = eq.any(1) & (~eq | (item[None]==item[at][:,None])).all(1)      # equal rows of several items say nothing
         at,own = torch.where(sure, at, -1).cpu(),torch.arange(n)
         if n!=len(marks): return at
-        same = _equal(ys, self.ys) and (not (self.keys and self.ys) or self._keys([], self.ys)==self.keys[-len(self.ys):])     # nor written to since
+        # nor written to since
+        same = _equal(ys, self.ys) and (not (self.keys and self.ys)
+                                        or self._keys([], self.ys)==self.keys[-len(self.ys):])
         there = eq.diagonal().cpu() | (at<0)
         return own if same and bool(there.all()) else at
