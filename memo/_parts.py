@@ -89,7 +89,7 @@ parts = {
  'data': {
   'chest_mosaic': Part('data', 'chest_mosaic', 'memo.data.chest_standin', 'chest_mosaic', 'A stand-in for ChestX-ray14 of real tiles; made the first time', {
     'patients': Param(Count, 2400, 'How many'),
-    'root': Param(str|object|None, None, "Folder of the trees; by default `chest_mosaic` in the settings' data folder"),
+    'root': Param(str|object|None, None, "Folder of the trees; by default `chest_mosaic` in the settings' cache folder"),
     'seed': Param(int, 0, 'Of the tree, and of the order of the training batches'),
     'size': Param(Count, 56, 'Pixels; mosaics have 56'),
     'channels': Param(Count, 1, '3 for networks trained on photos'),

@@ -142,7 +142,7 @@ def _few(dls):
 
 def _features(net, dls, name, short):
     "Loaders of the features that `net` gives for the images of `dls`"
-    where = tempfile.TemporaryDirectory() if short else contextlib.nullcontext(settings().data/'features')
+    where = tempfile.TemporaryDirectory() if short else contextlib.nullcontext(settings().cache/'features')
     name = name.replace('/', '_')
     with where as root, no_random(): return features_dls(net, _few(dls) if short else dls, root, name)
 
