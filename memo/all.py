@@ -30,6 +30,7 @@ from .plots.results import plot_bank,plot_classes,plot_comparison,plot_counts,pl
 from .plots.banks import bank_table,open_bank,plot_classbank,plot_similarity,plot_stored
 from .evaluation.tables import Row,compare,format_results,results
 from .experiment.sections import to_yaml
+from .experiment.shipped import experiment_file,shipped
 from .experiment.layers import Draft
 from .experiment.config import load_config,override
 from .experiment.build import build_dls,build_learner

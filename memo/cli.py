@@ -96,9 +96,8 @@ def parts_text(kind=None):
         if k in kinds and (ps := known(k)): out.append([f'{k}: {kinds[k].help}', *_lines({n:p.help for n,p in ps.items()})])
     if kind in (None,'experiment'):
         lines = ['experiment: What memo-train trains by its name, as in: memo-train quickstart']
-        for _,block in groupby(shipped().items(), key=lambda o: o[0].rpartition('/')[0]):
-            lines += _lines({n:about(f) for n,f in block})
-        out.append(lines)
+        folders = groupby(shipped().items(), key=lambda o: o[1].parent)
+        out.append([*lines, *(l for _,fs in folders for l in _lines({n:about(f) for n,f in fs}))])
     return '\n\n'.join('\n'.join(o) for o in out)
 
 # %% ../nbs/14_cli.ipynb #dd7b2836
