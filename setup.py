@@ -1,4 +1,4 @@
-"experiments/ lies at the top of the repository and goes into the package as memo/experiments: what setup.cfg cannot say"
+"experiments/ lies at the top of the repository and goes into the package, which setup.cfg cannot say"
 import shutil
 from pathlib import Path
 from setuptools import setup

@@ -2,7 +2,8 @@
 
     python benchmarks/first_line.py [PYTHON] [--repeats 5] [--table]
 
-PYTHON is the interpreter of the environment that memo is installed in, by default this one. --table also trains the whole quickstart, once."""
+PYTHON is the interpreter of the environment that memo is installed in, by default this one. --table also trains the
+whole quickstart, once."""
 import argparse, os, statistics, subprocess, sys, tempfile, time
 from pathlib import Path
 

@@ -92,8 +92,9 @@ def parts_text(kind=None):
     from memo.registry import kinds,known
     if kind is not None: check_choice('kind', kind, [*kinds, 'experiment'])
     out = []
-    for k in kinds if kind is None else [kind]:
-        if k in kinds and (ps := known(k)): out.append([f'{k}: {kinds[k].help}', *_lines({n:p.help for n,p in ps.items()})])
+    for k in kinds if kind is None else [o for o in kinds if o==kind]:
+        ps = known(k)
+        if ps: out.append([f'{k}: {kinds[k].help}', *_lines({n:p.help for n,p in ps.items()})])
     if kind in (None,'experiment'):
         lines = ['experiment: What memo-train trains by its name, as in: memo-train quickstart']
         folders = groupby(shipped().items(), key=lambda o: o[1].parent)
@@ -133,14 +134,16 @@ def memo_train(
         if resume is not None:
             if config is not None: raise MemoError(f"--resume takes the run folder alone, as its config.yaml is in it; found {config} besides")
             if overwrite or dry_run or print_config or table: raise MemoError("--resume cannot be combined with --overwrite, --dry-run, --print-config or --table")
-        elif config is None: raise MemoError("no experiment given; accepted: memo-train NAME or FILE.yaml ... [key=value ...], as memo-train quickstart, or memo-train --resume RUN_DIR; memo-train --list shows what there is")
+        elif config is None:
+            raise MemoError("no experiment given; accepted: memo-train NAME or FILE.yaml ... [key=value ...], "
+                            "or memo-train --resume RUN_DIR; a name is one that memo-train --list experiment shows")
         elif '=' in config and not Path(config).is_file(): raise MemoError(f"the YAML file comes first, found {config!r}")
         if resume is None:
             from memo.experiment.config import load_config,to_yaml
             cfgs = [load_config(o, assigned) for o in files]
             if print_config: return _say('\n---\n'.join(to_yaml(c, comments=True).rstrip() for c in cfgs))
         if cli and os.environ.get('RANK', '0')=='0':    # of several processes one
-            for o in [f'going on with {resume}'] if resume is not None else [announcement(c, dry_run) for c in cfgs]: _say(o)
+            for o in [announcement(c, dry_run) for c in cfgs] if resume is None else [f'going on with {resume}']: _say(o)
         from memo.experiment import run as ex
         if dry_run:
             for c in cfgs: ex.dry_run(c, _say)
@@ -275,6 +278,7 @@ def memo_mosaic(
     def run():
         from memo.data.chest_standin import chest_tree
         r = chest_tree(out, patients, seed)
-        _say(f"{out}: {patients} patients; a stand-in, not chest X-rays\nmemo-train chestxray/memory_rarity_effv2s data.root={out} --dry-run")
+        _say(f"{out}: {patients} patients; a stand-in, not chest X-rays")
+        _say(f"memo-train chestxray/memory_rarity_effv2s data.root={out} --dry-run")
         return None if cli else r
     return guarded(run, cli, debug)

@@ -68,7 +68,8 @@ def test_the_first_line_is_quick(yml, tmp_path):
     wall,cpu = [],[]
     for _ in range(3):
         t = time.perf_counter()
-        with subprocess.Popen([sys.executable, Path(sys.executable).parent/'memo-train', yml, 'quickstart', f'runs={tmp_path}'], stdout=subprocess.PIPE, text=True) as p:
+        cmd = [sys.executable, Path(sys.executable).parent/'memo-train', yml, 'quickstart', f'runs={tmp_path}']
+        with subprocess.Popen(cmd, stdout=subprocess.PIPE, text=True) as p:
             first = p.stdout.readline()
             wall.append(time.perf_counter()-t)
             p.kill()

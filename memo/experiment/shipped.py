@@ -57,5 +57,5 @@ def experiment_file(
     beside = difflib.get_close_matches(own.name, sorted(o.name for o in own.parent.glob('*.yaml')), 1, .5)
     inside = [k for k in names if k.startswith(f'{bare}/')][:3]     # the name of a folder of experiments
     near = beside or inside or _near(bare.removeprefix('experiments/'), names)
-    hint = f"did you mean {' or '.join(near)}? " if near else ''
-    raise MemoError(f"{name}: no such file, and no experiment of that name; {hint}memo-train --list experiment shows all")
+    hint = f"; did you mean {' or '.join(near)}?" if near else ';'
+    raise MemoError(f"{name}: no such file, and no experiment of that name{hint} memo-train --list experiment shows all")
