@@ -43,6 +43,7 @@ from .evaluation.evaluate import evaluate
 from .plots.training import plot_counts,plot_history
 from .plots.results import plot_classes,plot_comparison,plot_reliability,plot_results
 from .plots.banks import bank_table,plot_bank,plot_classbank,plot_similarity,plot_stored
+from .experiment.shipped import experiment_file,shipped
 from .experiment.sections import to_yaml
 from .experiment.draft import Draft
 from .experiment.config import load_config,override

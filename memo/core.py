@@ -7,10 +7,10 @@ Docs: https://github.com/fastmemo/memo/core.html.md"""
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Share', 'Fraction', 'OpenFraction', 'Probability', 'MemoError',
            'check_choice', 'Range', 'OneOf', 'atomic_path', 'write_text', 'write_csv', 'write_json', 'packaged_file',
-           'settings']
+           'cache_folder', 'settings']
 
 # %% ../nbs/00_core.ipynb #fec74f64
-import configparser,difflib,importlib.util,json,math,os,tempfile
+import configparser,difflib,importlib.util,json,math,os,sys,tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -109,7 +109,8 @@ def _umask():
 def _failed_write(e):
     "torch and safetensors report a full disk as errors of their own"
     if isinstance(e, OSError): return True
-    return any(o in str(e) for o in ('PytorchStreamWriter', 'inline_container', 'No space left', 'I/O error', 'os error'))
+    return any(o in str(e) for o in ('PytorchStreamWriter', 'inline_container', 'No space left', 'I/O error',
+                                     'os error'))
 
 def _sync(path):
     "Have the file on disk before it gets its name"
@@ -134,18 +135,28 @@ def packaged_file(
     return p if p and p.is_file() else None
 
 # %% ../nbs/00_core.ipynb #e52cdf9d
+def cache_folder()->Path:
+    "The user's folder for what can be made again"
+    if sys.platform=='win32': return Path(os.environ.get('LOCALAPPDATA') or Path.home()/'AppData/Local')/'memo'
+    if sys.platform=='darwin': return Path.home()/'Library/Caches/memo'
+    xdg = Path(os.environ.get('XDG_CACHE_HOME', ''))
+    return (xdg if xdg.is_absolute() else Path.home()/'.cache')/'memo'     # a relative one is to be ignored
+
 def settings(
     path:str|Path=None, # A settings.ini; by default the nearest one above the current folder
-) -> AttrDict:          # `data` and `runs` (folders), `seed`
-    "Where data and runs live, and the default seed"
-    if path is None: path = next((o/'settings.ini' for o in [Path.cwd(), *Path.cwd().parents] if (o/'settings.ini').is_file()), None)
+) -> AttrDict:          # `data`, `runs` and `cache` (folders), `seed`
+    "Where data, runs and caches live, and the default seed"
+    if path is None:
+        path = next((o/'settings.ini' for o in [Path.cwd(), *Path.cwd().parents] if (o/'settings.ini').is_file()), None)
     found = {}
     if path is not None:
         cp = configparser.ConfigParser()
         try: cp.read_string(Path(path).read_text())
-        except (OSError, configparser.Error) as e: raise MemoError(f"cannot read {path}: {str(e).splitlines()[0]}") from e
+        except (OSError, configparser.Error) as e:
+            raise MemoError(f"cannot read {path}: {str(e).splitlines()[0]}") from e
         found = dict(cp['DEFAULT'])
     root = Path(path).resolve().parent if path else Path.cwd()
     try: seed = int(found.get('seed', 42))
     except ValueError: raise MemoError(f"{path}: seed is {found['seed']!r}, an integer is accepted") from None
-    return AttrDict(data=root/found.get('data', 'data'), runs=root/found.get('runs', 'experiments/runs'), seed=seed)
+    data,runs = root/found.get('data', 'data'),root/found.get('runs', 'experiments/runs' if path else 'runs')
+    return AttrDict(data=data, runs=runs, cache=data if path else cache_folder(), seed=seed)

@@ -195,7 +195,7 @@ def write_tree(out, df, ims, test, text):
 @delegates(chestxray14, but=['root'])
 def chest_mosaic(
     patients:Count=2400, # How many
-    root:str|Path=None, # Folder of the trees; by default `chest_mosaic` in the settings' data folder
+    root:str|Path=None, # Folder of the trees; by default `chest_mosaic` in the settings' cache folder
     seed:int=0, # Of the tree, and of the order of the training batches
     size:Count=56, # Pixels; mosaics have 56
     channels:Count=1, # 3 for networks trained on photos
@@ -205,7 +205,7 @@ def chest_mosaic(
     **kwargs
 )->DataLoaders: # train, valid, test, as `chestxray14`
     "DataLoaders of the mosaic stand-in for ChestX-ray14, which is written to disk on first use"
-    root = Path(ifnone(root, settings().data/'chest_mosaic'))/f'{patients}-{seed}'
+    root = Path(ifnone(root, settings().cache/'chest_mosaic'))/f'{patients}-{seed}'
     if not root.is_dir():
         try: chest_tree(root, patients, seed)
         except MemoError:

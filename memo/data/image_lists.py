@@ -140,8 +140,7 @@ def list_dls(
 )->DataLoaders: # train, valid, test; with `counts`, `many`, `few`, `vocab`, `c`, and the table `split`
     "DataLoaders of long-tailed photographs named in list files"
     tfms,x = photo_tfms(size, min_scale, jitter, mean, std),FileImages([], round(size*8/7), 3)
-    cls,kw = loader_for(sampling)
-    df = list_split(train, valid, test, root, split_seed)
+    (cls,kw),df = loader_for(sampling),list_split(train, valid, test, root, split_seed)
     y,c = tensor(df.label.to_numpy(copy=True)),int(df.label.max())+1
     vocab,paths = read_vocab(root, c),np.asarray([os.path.join(root, o) for o in df.image])
     check_images(paths.tolist(), f'unpack the images in {root}, or take their lines out of the lists')

@@ -146,7 +146,7 @@ def two_batches(dls):
 
 def feature_dls(net, dls, name, short):
     "Loaders of the features that `net` gives for the images of `dls`"
-    where = tempfile.TemporaryDirectory() if short else contextlib.nullcontext(settings().data/'features')
+    where = tempfile.TemporaryDirectory() if short else contextlib.nullcontext(settings().cache/'features')
     name = name.replace('/', '_')
     with where as root, no_random(): return features_dls(net, two_batches(dls) if short else dls, root, name)
 

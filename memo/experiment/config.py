@@ -6,8 +6,8 @@ Docs: https://github.com/fastmemo/memo/experiment/config.html.md"""
 
 # %% auto #0
 __all__ = ['task', 'check_train', 'check_task', 'check_model', 'check_head', 'check_compared', 'check', 'finish', 'parse_yaml',
-           'near_files', 'read_file', 'read_layers', 'own_path', 'assign', 'load_config', 'from_dict', 'override',
-           'foreign_parts', 'reads_root', 'Phase2', 'Train', 'Memory', 'Experiment', 'all_sections', 'facts', 'to_dict',
+           'read_file', 'read_layers', 'own_path', 'assign', 'load_config', 'from_dict', 'override', 'foreign_parts',
+           'reads_root', 'run_folder', 'Phase2', 'Train', 'Memory', 'Experiment', 'all_sections', 'facts', 'to_dict',
            'flat', 'to_yaml']
 
 # %% ../../nbs/experiment/03_config.ipynb #b6965434
@@ -17,8 +17,9 @@ from ..evaluation.baselines import check_baseline,task_kind
 from ..core import *
 from .draft import Draft,fill,memory,section,usual
 from ..registry import importing_from,known,part,takes
-from ..schema import near,shown
+from ..schema import shown
 from .sections import *
+from .shipped import experiment_file
 
 _all_ = ['Phase2','Train','Memory','Experiment','all_sections','facts','to_dict','flat','to_yaml']
 
@@ -152,12 +153,10 @@ def parse_yaml(text, msg):
     try: return yaml.safe_load(text)
     except Exception as e: raise MemoError(msg(e)) from None
 
-def near_files(path): return near(path.name, sorted(o.name for o in path.parent.glob('*.yaml')))
-
 def read_file(path):
     if path.is_dir(): raise MemoError(f"{path} is a folder; a YAML file is accepted")
     try: txt = path.read_text(encoding='utf-8')
-    except FileNotFoundError: raise MemoError(f"{path}: no such file{near_files(path)}") from None
+    except FileNotFoundError: raise MemoError(f"{path}: no such file") from None
     except (OSError,ValueError) as e: raise MemoError(f"{path}: cannot be read ({e})") from None
     if not txt.strip(): raise MemoError(f"{path} is empty; an experiment has name, data, model, memory and train")
     def msg(e):
@@ -188,11 +187,11 @@ def assign(draft, a, where='command line'):
     draft.set(k.strip(), parse_yaml(v, lambda e: f"{where}: {a!r} has no valid value"), where, a)
 
 def load_config(
-    path:str|Path, # YAML file
+    path:str|Path, # YAML file, or the name of an experiment that ships
     overrides=(), # Dotted assignments, as `memory.k=5`; or a dict of dotted keys
 )->Experiment:
     "Load an experiment from a YAML file, with overrides"
-    draft,layers = Draft(),list(read_layers(path))
+    draft,layers = Draft(),list(read_layers(experiment_file(path)))
     folders = [o for d,p in reversed(layers) for o in (*own_path(d, p.parent), p.parent.resolve())]
     draft.folders = list(dict.fromkeys([*folders, Path.cwd()]))
     with importing_from(*draft.folders):
@@ -236,3 +235,7 @@ def foreign_parts(cfg):
 def reads_root(cfg):
     "Whether the experiment's data set reads files from a folder"
     return 'root' in cfg.data
+
+def run_folder(cfg)->Path:
+    "Folder of an experiment's run"
+    return Path(cfg.runs if cfg.runs is not None else settings().runs)/cfg.name

@@ -6,8 +6,8 @@ Docs: https://github.com/fastmemo/memo/experiment/run.html.md"""
 
 # %% auto #0
 __all__ = ['history_line', 'found_lr', 'bank_savers', 'finish_memories', 'train', 'write_scores', 'read_metrics',
-           'from_version_0_1', 'write_results', 'run_folder', 'claim_folder', 'check_experiment', 'check_learner',
-           'run_experiment', 'begin', 'resume_run', 'shrunk', 'dry_run', 'load_run', 'evaluate_run', 'evaluate_model']
+           'from_version_0_1', 'write_results', 'claim_folder', 'check_experiment', 'check_learner', 'run_experiment',
+           'begin', 'resume_run', 'shrunk', 'dry_run', 'load_run', 'evaluate_run', 'evaluate_model']
 
 # %% ../../nbs/experiment/08_run.ipynb #e8143355
 import shutil
@@ -145,8 +145,6 @@ def write_results(cfg, folder):
     return format_results(table, diff)
 
 # %% ../../nbs/experiment/08_run.ipynb #a621f60b
-def run_folder(cfg): return Path(cfg.runs if cfg.runs is not None else settings().runs)/cfg.name
-
 def claim_folder(cfg, folder, overwrite):
     "Make the run folder of a new run"
     if folder.exists() and any(folder.iterdir()):

@@ -67,7 +67,7 @@ class Experiment:
     "Everything that an experiment's YAML file says"
     name:str = 'run' # Of the run folder
     seeds:list[int] = field(default_factory=lambda: [settings().seed]) # One training each
-    runs:str|None = None # Folder of run folders; null: that of settings.ini
+    runs:str|None = None # Folder of run folders; null: that of settings.ini, else runs in the working folder
     path:list[str] = field(default_factory=list) # Folders in which dotted paths are looked for, beside this file's
     data:Section = part_help('data') # Which images
     model:Section = part_help('model') # Which network
