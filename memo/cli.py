@@ -123,13 +123,11 @@ def check_arguments(config, resume, others):
     if resume is not None:
         if config is not None:
             raise MemoError(f"--resume takes the run folder alone, as its config.yaml is in it; found {config} besides")
-        if others:
-            raise MemoError("--resume cannot be combined with --overwrite, --dry-run, --print-config or --table")
+        if others: raise MemoError("--resume goes without --overwrite, --dry-run, --print-config and --table")
     elif config is None:
         raise MemoError("no experiment given; accepted: memo-train NAME or FILE.yaml ... [key=value ...], "
                         "or memo-train --resume RUN_DIR; a name is one that memo-train --list experiment shows")
-    elif '=' in config and not Path(config).is_file():
-        raise MemoError(f"the YAML file comes first, found {config!r}")
+    elif '=' in config and not Path(config).is_file(): raise MemoError(f"the YAML file comes first, found {config!r}")
 
 def configs(files, assigned):
     "The experiments of some names or files, each with all overrides"
