@@ -112,7 +112,7 @@ def announcement(cfg, dry_run=False):
     from memo.experiment.config import run_folder
     net = cfg.model.get('arch', cfg.model.name)
     ms = [f"{'memory' if n=='memory' else f'memory {n}'} {m.bank.name} + {m.head.name}" for n,m in cfg.memories.items()]
-    seeds = f"seed{'s'*(len(cfg.seeds)>1)} {', '.join(map(str, cfg.seeds))}"
+    seeds = f"{'seed' if len(cfg.seeds)==1 else 'seeds'} {', '.join(map(str, cfg.seeds))}"
     where = 'a dry run, nothing is written' if dry_run else f'run folder {run_folder(cfg)}'
     return f"{cfg.name}: {', '.join([f'{net} on {cfg.data.name}', *(ms or ['no memory']), seeds])}; {where}"
 

@@ -32,8 +32,8 @@ class BankSaver:
         "Copy the bank now and write the copy in the background; `step` is a number, or 'final'"
         self.wait()
         name = self.folder/(f'{self.prefix}_final' if step=='final' else f'{self.prefix}_step_{step}')
-        state,meta = {k:v.detach().to('cpu', copy=True).contiguous() for k,
-                      v in self.bank.state_dict().items()},self.bank.header()
+        state,meta = {k:v.detach().to('cpu', copy=True).contiguous()
+                      for k,v in self.bank.state_dict().items()},self.bank.header()
         stats = {**self.bank.saved_stats(), 'step':step}
         self.thread = threading.Thread(target=self._write, args=(name, state, meta, stats))
         self.thread.start()

@@ -18,8 +18,8 @@ from ..registry import register
 
 # %% ../../nbs/data/08_cifar.ipynb #3fbdba26
 _plain = {('numpy','ndarray'), ('numpy','dtype'), ('_codecs','encode'),
-          *((f'numpy.{core}.{m}',k) for core in ('core','_core') for m,
-            k in (('multiarray','_reconstruct'), ('multiarray','scalar'), ('numeric','_frombuffer')))}
+          *((f'numpy.{core}.{m}',k) for core in ('core','_core')
+            for m,k in (('multiarray','_reconstruct'), ('multiarray','scalar'), ('numeric','_frombuffer')))}
 
 class _Unpickler(pickle.Unpickler):
     def find_class(self, module, name):

@@ -29,7 +29,8 @@ def planned_rows(
     mixing = [k for k,m in cfg.memories.items() if fact(m.head, 'mixes')]
     baselines = {s.name:baseline(s).works_on for s in cfg.compare if is_baseline(s)}
     nets = ['', *[k for k,on in baselines.items() if on=='outputs']]
-    opinions = [(*used, k) for k in mixing] + [(*used, *mixing)]*(len(mixing)>1)
+    opinions = [(*used, k) for k in mixing]
+    if len(mixing)>1: opinions.append((*used, *mixing))
     # what is replayed is not there when it predicts
     answering = [k for k in used if not fact(cfg.memories[k].head, 'adds_rows')]
     opinions += [(*answering, s.name) for s in cfg.compare if not is_baseline(s)]

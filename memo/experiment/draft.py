@@ -284,8 +284,8 @@ def memory(draft, name, raw):
                             "MemoryCallback reads; call it otherwise")
     for k in loose:
         if k not in keys: draft.fail(f'{key}.{k}', why_loose(k, key, bank, head, keys))
-    said = {k:_accepted(draft, v, keys[k].type, f'{key}.{k}', 'MemoryCallback' if k!='save_every' else None) for k,
-            v in loose.items()}
+    said = {k:_accepted(draft, v, keys[k].type, f'{key}.{k}', 'MemoryCallback' if k!='save_every' else None)
+            for k,v in loose.items()}
     return Memory(bank, head, {k:said.get(k, default_of(p)) for k,p in keys.items()})
 
 def why_loose(k, key, bank, head, keys):

@@ -57,12 +57,12 @@ def trainings(
     res = []
     for i,seed in enumerate(cfg.seeds):
         one = comparing(override(cfg, {'seeds':[seed]}), posts)
-        todo = [('', '', one)] + [(k, k, with_changes(one, b.overrides(one), posts)) for k,
-                                  b in makes.items() if not b.each]
+        todo = [('', '', one)] + [(k, k, with_changes(one, b.overrides(one), posts))
+                                  for k,b in makes.items() if not b.each]
         for k,b in makes.items():
             if b.each:
-                todo += [(_joined(k, n), n, without_memory(k, with_changes(c, b.overrides(c), c.compare))) for n,_,
-                         c in todo]
+                todo += [(_joined(k, n), n, without_memory(k, with_changes(c, b.overrides(c), c.compare)))
+                         for n,_,c in todo]
         for path,name,c in todo:
             sub = _joined(path, '' if i==0 and not path else f'seed_{seed}')
             res.append(Training(name, c if not sub else override(c, {'name':f'{cfg.name}/{sub}'}), Path(folder)/sub))

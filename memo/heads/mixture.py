@@ -228,13 +228,14 @@ class VoteHead(MixHead):
                             f"1..{self.bank.capacity_rows} is accepted")
         was = self.k,self.whiten
         try:
-            for self.whiten in listify(self.candidates['whiten'] if whiten is None else whiten):
-                if self.whiten: self.fit_whitener()
+            for white in listify(self.candidates['whiten'] if whiten is None else whiten):
+                self.whiten = white         # as `recall` reads it
+                if white: self.fit_whitener()
                 self.k = max(ks)
                 r = self.recall(z, item, group)
                 for o in ks:
-                    yield dict(k=o, whiten=self.whiten),partial(self._votes_at, r.similarity[:,:o], r.index[:,:o],
-                        n_classes)
+                    votes_at = partial(self._votes_at, r.similarity[:,:o], r.index[:,:o], n_classes)
+                    yield dict(k=o, whiten=white),votes_at
         finally: self.k,self.whiten = was
 
     def _votes_at(self, sim, index, n_classes, t):

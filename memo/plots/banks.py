@@ -172,8 +172,9 @@ def plot_similarity(
     fig.colorbar(im, ax=ax, shrink=.8, label='cosine')
     names = short_names(vocab, bank.n_classes)
     named = side/len(cs)>=.12
-    ax.set(xticks=[], yticks=[], title=f'{len(cs)} rarest of {len(every)} classes seen' if len(cs)<len(every)
-           else f'{len(cs)} class{"es"*(len(cs)>1)}', ylabel='' if named else 'class, rarest last')
+    if len(cs)<len(every): title = f'{len(cs)} rarest of {len(every)} classes seen'
+    else: title = '1 class' if len(cs)==1 else f'{len(cs)} classes'
+    ax.set(xticks=[], yticks=[], title=title, ylabel='' if named else 'class, rarest last')
     if named:
         ax.set_xticks(range(len(cs)), [names[i] for i in cs], rotation=90, fontsize=6)
         ax.set_yticks(range(len(cs)), [f'{names[i]} ({n[i]})' for i in cs], fontsize=6)

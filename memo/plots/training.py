@@ -88,7 +88,6 @@ def plot_counts(
     ax = axs[0,0]
     class_bars(ax, n[order].tolist(), [names[i] for i in order], [_shots[color[int(i)]] for i in order])
     ax.set_ylabel('training items')
-    bars = [Patch(color=_shots[k], label=f"{k}: {len(cs)} class{'es'*(len(cs)>1)}, {n[cs].sum():g} items") for k,
-            cs in groups.items() if len(cs)]
-    ax.legend(handles=bars)
+    def text(k, cs): return f"{k}: {len(cs)} {'class' if len(cs)==1 else 'classes'}, {n[cs].sum():g} items"
+    ax.legend(handles=[Patch(color=_shots[k], label=text(k, cs)) for k,cs in groups.items() if len(cs)])
     return fig

@@ -70,8 +70,8 @@ def collect(
     naming = getattr(vars(learn).get('batch_ids'), 'by_item', None)
     with evaluating(learn) as model, uncompiled(model):
         heads,head,dev = memories(model),_head(model, name),first(o.device for o in model.parameters())
-        ids,groups = (None if b is None and f is group_ids else named_ids(learn, f, dl, b) for f,
-                      b in ((item_ids,naming), (group_ids,by)))
+        ids,groups = (None if b is None and f is group_ids else named_ids(learn, f, dl, b)
+                      for f,b in ((item_ids,naming), (group_ids,by)))
         if ids is None: ids = torch.full((len(dl.dataset),), -1)       # new items that do not have what names one
         dl = Traced(dl.new(get_idxs=_Constant(list(dl.get_idxs())), shuffle=False, drop_last=False))
         n_inp = getattr(learn.dls, 'n_inp', 1)
