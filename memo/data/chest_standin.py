@@ -159,14 +159,13 @@ def chest_tree(
     used,test = draw_patients(df, y, patients, rng, untested)
     df,y,test = df[used].reset_index(drop=True),y[used],test[used]
     plain = [k for k in findings if k not in _digits]
-    look = dict(zip(plain, rng.permutation(10).tolist() if seed else range(10))) | {k:10+i
-        for i,k in enumerate(_digits)}
+    look = dict(zip(plain, rng.permutation(10).tolist() if seed else range(10)))
+    look |= {k:10+i for i,k in enumerate(_digits)}
     ims,who = np.empty((len(df),56,56), np.uint8),df['Patient ID'].to_numpy()
     for part,at in (('train',~test),('t10k',test)):
         ims[at] = make_mosaics(y[at], who[at], [look[k] for k in findings], part, rng, jitter)
-    text = _readme.format(patients=patients, seed=seed, source=source,
-                          look=', '.join(f"{k} {'digit' if v>9 else 'Fashion-MNIST class'} {v%10}"
-                                         for k,v in look.items()))
+    looks = ', '.join(f"{k} {'digit' if v>9 else 'Fashion-MNIST class'} {v%10}" for k,v in look.items())
+    text = _readme.format(patients=patients, seed=seed, source=source, look=looks)
     write_tree(out, df, ims, test, text)
     return out
 
