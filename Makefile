@@ -29,6 +29,7 @@ sync: .venv/.dev
 	$(py) -m memo.registry
 	$(py) .venv/bin/nbdev-clean
 	$(py) -m nbconvert --log-level WARN --to markdown nbs/index.ipynb --output-dir=. --output=README
+	sed 's,](\.\./,](,g' README.md > README.tmp && mv README.tmp README.md    # links of nbs/index.ipynb, as seen from the top
 
 .venv/.run:
 	@[ -n "$(PYTHON)" ] || { echo "memo needs Python 3.10 or newer with venv and ensurepip (tested with 3.11): none found on PATH; make PYTHON=..."; exit 2; }

@@ -45,8 +45,8 @@ def step_bench(dev, bs, rounds):
     from fastai.vision.all import BCEWithLogitsLossFlat,DataLoaders,Learner
     from memo.models.backbones import chest_model
     from memo.training.memory_callback import MemoryCallback
-    from memo.data.longtail import TensorDL,TensorSet
-    from memo.training.stages import adamw
+    from memo.data.tensors import TensorDL,TensorSet
+    from memo.training.param_groups import adamw
     n = bs if dev.type=='cpu' else 20*bs
     x,y = torch.randn(n, 3, 224, 224),(torch.rand(n, 14)<.1).float()
     def learner(memory):
@@ -109,7 +109,7 @@ def recipe_bench(dev, bs, rounds):
     from memo.training.memory_callback import MemoryCallback
     from memo.data.chest_xray import abnormal_only,chestxray14
     from memo.data.chest_standin import chest_tree
-    from memo.training.stages import adamw,body_head_splitter
+    from memo.training.param_groups import adamw,body_head_splitter
     out = ['| both phases, 64 px, batch 64 | images | memo with memory, images/s wall / CPU | bare loop without memory | wall ratio (quartiles) | CPU ratio (quartiles) | table, checks, loading before: CPU s |','|---|---|---|---|---|---|---|']
     with tempfile.TemporaryDirectory() as d:
         root = chest_tree(Path(d)/'tree', 1420)

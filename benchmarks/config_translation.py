@@ -4,7 +4,8 @@ Both resolve their own experiments/. The table below says where each key of vers
 that they are, which is what was meant before where no key could say so. Exit status 1 where anything differs."""
 import json, subprocess, sys
 from pathlib import Path
-from memo.experiment.config import all_sections,flat,load_config
+from memo.experiment.sections import all_sections,flat
+from memo.experiment.config import load_config
 from memo.registry import part
 
 # key of 0.1.0 -> key of today, or a function of (value, old, new) that gives several; None: see the note

@@ -74,7 +74,7 @@ def step(callback, rounds=15):
     "Four training steps of resnet18 at 64 px, batch 64, with a callback and without; milliseconds a step, and the learner with it"
     import timm
     from fastai.vision.all import Learner,DataLoaders,CrossEntropyLossFlat,OptimWrapper,partial
-    from memo.data.longtail import TensorDL
+    from memo.data.tensors import TensorDL
     x,y = torch.randn(64*4,3,64,64),torch.randint(0,10,(64*4,))
     def learner(cbs=None):
         torch.manual_seed(0)

@@ -7,7 +7,8 @@ from pathlib import Path
 from speed import once,pair,step,table
 import numpy as np, torch
 from torch.nn import functional as F
-from memo.banks.classes import BankSaver,ClassBank
+from memo.banks.exchange import BankSaver
+from memo.banks.classes import ClassBank
 from memo.banks.policies import hashed
 
 C,D,K,B = 1000,2048,256,256

@@ -2,12 +2,11 @@
 # written by make sync (python -m memo.registry)
 from typing import Annotated,Any,Literal
 from memo.core import *
-from memo.registry import Part
 from memo.schema import Param,required
 
 parts = {
  'bank': {
-  'ClassBank': Part('bank', 'ClassBank', 'memo.banks.classes', 'ClassBank', 'Per class an EMA prototype and a reservoir of features', {
+  'ClassBank': ('memo.banks.classes', 'ClassBank', 'For each class an exponential-moving-average prototype and a reservoir sample of its features', {
     'n_classes': Param(Count, required, 'C'),
     'capacity': Param(Count|str, 256, "Rows kept of each class, K, or a budget for all of them, as '512MB'"),
     'dim': Param(Count|None, None, 'Width of the features; known after the first write if not given'),
@@ -18,8 +17,8 @@ parts = {
     'dtype': Param(Annotated[str, OneOf('float32', 'float16', 'bfloat16', 'int8')]|object, 'float32', "Of the stored features: 'float32', 'float16', 'bfloat16' or 'int8'"),
     'tail_percentile': Param(Annotated[float, Range(lo=0, hi=50, open_lo=False, open_hi=False)], 20, 'Classes at or below this percentile of the counts are the tail, at or above 100 minus it the head'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
-  }, {'views': True, 'default_head': 'watch', 'offers': ['build', 'capacity_rows', 'check_single', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'from_json', 'get_extra_state', 'head', 'header', 'learned', 'load', 'medium', 'missing', 'prompt_data', 'prototype', 'prototypes', 'read', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'usage', 'views', 'write', 'write_state'], 'task': 'multiclass'}),
-  'SlotBank': Part('bank', 'SlotBank', 'memo.banks.slots', 'SlotBank', 'Slots of features, filled by a write policy', {
+  }, {'views': True, 'default_head': 'watch', 'offers': ['as_offered', 'average', 'build', 'build_for', 'capacity_rows', 'check_class', 'check_config', 'check_single', 'check_targets', 'class_counts', 'classes_in', 'classify', 'config', 'configure', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'from_json', 'get_extra_state', 'group_masks', 'head', 'header', 'learned', 'load', 'make_room', 'medium', 'missing', 'prepare', 'prompt_data', 'prototype', 'prototypes', 'random_ints', 'read', 'rekey', 'replace_rows', 'reset', 'row_bytes', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'similarity', 'stats', 'stored_rows', 'tail', 'tail_features', 'thresholds', 'to_json', 'usage', 'views', 'write', 'write_state', 'wrong_shape'], 'task': 'multiclass'}),
+  'SlotBank': ('memo.banks.slots', 'SlotBank', 'A fixed number of feature slots, filled by a write policy', {
     'size': Param(Count, 512, 'Number of slots'),
     'dim': Param(Count|None, None, 'Width of the features; known after the first write if not given'),
     'policy': Param(Annotated[str, OneOf('fifo', 'reservoir', 'rarity', 'statistical', 'diversity', 'hybrid', 'entropy', 'hard', 'easy', 'curriculum')]|object, 'rarity', 'Name in `policies`, a function `score(c, bank)`, or a `Policy`'),
@@ -27,26 +26,14 @@ parts = {
     'threshold': Param(Share, 0.2, 'Share of each batch that scored policies admit, in (0,1]'),
     'n_classes': Param(Count|None, None, 'Labels are checked against it; widths of multi-label targets set it'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
-  }, {'views': False, 'default_head': 'add', 'offers': ['build', 'capacity_rows', 'check_single', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'get_extra_state', 'header', 'learned', 'load', 'momentum', 'policy', 'read', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'set_extra_state', 'stats', 'threshold', 'views', 'write', 'write_state']}),
+  }, {'views': False, 'default_head': 'add', 'offers': ['as_offered', 'build', 'build_for', 'capacity_rows', 'check_config', 'check_single', 'check_targets', 'class_counts', 'classify', 'config', 'configure', 'default_head', 'describe', 'device', 'get_extra_state', 'header', 'learned', 'load', 'match', 'momentum', 'offer', 'policy', 'prepare', 'read', 'rekey', 'replace_rows', 'reset', 'rows', 'rows_to_store', 'save', 'saved_stats', 'set_extra_state', 'stats', 'store', 'threshold', 'views', 'write', 'write_state', 'wrong_shape']}),
  },
  'head': {
-  'watch': Part('head', 'watch', 'memo.heads.base', 'MemoryHead', 'Watches: gives features on as they are', {
+  'watch': ('memo.heads.base', 'MemoryHead', 'Watches: passes features on unchanged; the base class of all heads', {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(Count, 3, 'Rows to recall for each query'),
   }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': False}),
-  'add': Part('head', 'add', 'memo.heads.base', 'RetrievalHead', "Adds to each feature what it recalls: z' = z + sum_j w_j m_j", {
-    'bank': Param(Any, required, 'The memory; becomes part of the model'),
-    'k': Param(Count, 3, 'Rows to recall for each query'),
-    'similarity': Param(Annotated[str, OneOf('cosine', 'dot', 'euclidean')], 'cosine', "'cosine', 'dot' or 'euclidean'"),
-    'normalize': Param(Annotated[str, OneOf('both', 'query', 'memory', 'none')]|None, None, "'both', 'query', 'memory', 'none'; by default what the similarity means"),
-    'temperature': Param(Positive, 1.0, 'Of the softmax over the k similarities'),
-    'rescale': Param(bool, False, "Give what is added the query's length?"),
-  }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': True}),
-  'replay': Part('head', 'replay', 'memo.heads.base', 'ReplayHead', 'Sends stored features of the rarer classes to the classifier with each training batch, so that it sees all classes equally often; for a `ClassBank`', {
-    'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
-    'k': Param(Count, 3, 'Rows that `recall` shows'),
-  }, {'needs': ['missing', 'draw'], 'mixes': False, 'adds_rows': True, 'trains': True}),
-  'vote': Part('head', 'vote', 'memo.heads.mixture', 'VoteHead', "Mixes the class votes of the nearest rows into the network's probabilities, in evaluation mode", {
+  'vote': ('memo.heads.mixture', 'VoteHead', "k-nearest-neighbour vote of the stored rows, mixed into the network's probabilities", {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(Count|list[Count], 20, 'Rows that vote; several: the most of them, until `fit` has chosen'),
     'temperature': Param(Positive, 0.07, 'Of the softmax over the k similarities, until `fit`'),
@@ -55,21 +42,33 @@ parts = {
     'balanced': Param(bool, True, 'Divide votes by class counts? (classes; those for findings never are)'),
     'whiten': Param(bool|list[bool], False, 'Compare whitened features (`within_whitener`)? Several: the first, until `fit` has chosen'),
   }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False, 'only': {'balanced': 'multiclass'}}),
-  'prototype': Part('head', 'prototype', 'memo.heads.mixture', 'PrototypeHead', "Mixes in which class's average is nearest; for a `ClassBank`", {
+  'prototype': ('memo.heads.mixture', 'PrototypeHead', 'Nearest prototype (softmax over cosines to class averages), mixed into the network; needs a `ClassBank`', {
     'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
     'k': Param(Count, 20, 'Rows that `recall` shows'),
     'temperature': Param(Positive, 0.07, 'Of the softmax over the classes, until `fit`'),
     'weight': Param(OpenFraction, 0.5, 'Of the memory in the mixture, until `fit`'),
   }, {'needs': ['prototypes'], 'mixes': True, 'adds_rows': False, 'trains': False}),
-  'lda': Part('head', 'lda', 'memo.heads.mixture', 'LDAHead', "Mixes in which class's Gaussian is nearest, one covariance for all; for a `ClassBank`", {
+  'lda': ('memo.heads.mixture', 'LDAHead', 'Linear discriminant analysis (Gaussian classes, one covariance), mixed into the network; needs a `ClassBank`', {
     'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
     'k': Param(Count, 20, 'Rows that `recall` shows'),
     'temperature': Param(Positive, 1.0, 'Of the softmax over the classes, until `fit`'),
     'weight': Param(OpenFraction, 0.5, 'Of the memory in the mixture, until `fit`'),
   }, {'needs': ['prototypes'], 'mixes': True, 'adds_rows': False, 'trains': False}),
+  'replay': ('memo.heads.replay', 'ReplayHead', 'Replays stored features of rare classes to the classifier with each training batch; needs a `ClassBank`', {
+    'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
+    'k': Param(Count, 3, 'Rows that `recall` shows'),
+  }, {'needs': ['missing', 'draw'], 'mixes': False, 'adds_rows': True, 'trains': True}),
+  'add': ('memo.heads.retrieval', 'RetrievalHead', "Adds the recalled features to the query: z' = z + sum_j w_j m_j (Hoang et al. 2024)", {
+    'bank': Param(Any, required, 'The memory; becomes part of the model'),
+    'k': Param(Count, 3, 'Rows to recall for each query'),
+    'similarity': Param(Annotated[str, OneOf('cosine', 'dot', 'euclidean')], 'cosine', "'cosine', 'dot' or 'euclidean'"),
+    'normalize': Param(Annotated[str, OneOf('both', 'query', 'memory', 'none')]|None, None, "'both', 'query', 'memory', 'none'; by default what the similarity means"),
+    'temperature': Param(Positive, 1.0, 'Of the softmax over the k similarities'),
+    'rescale': Param(bool, False, "Give what is added the query's length?"),
+  }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': True}),
  },
  'callback': {
-  'memory': Part('callback', 'memory', 'memo.training.memory_callback', 'MemoryCallback', "Gives the learner's model a memory, and writes to it what the model is trained on", {
+  'memory': ('memo.training.memory_callback', 'MemoryCallback', "Gives the learner's model a memory and writes the training features to it", {
     'bank': Param(object, None, 'The memory; None: all memories that are in the model already and have no callback'),
     'k': Param(int|list|None, None, "Rows to recall for each query; by default the head's, or what the bank has room for"),
     'head': Param(Any, 'default', "A head's name, a `MemoryHead` class, or None (watch only); by default what the bank says: 'add', a ClassBank watches"),
@@ -79,7 +78,7 @@ parts = {
     'name': Param(str, 'memory', 'Of the memory: `learn.<name>`, and what its columns and its parameters begin with'),
     'loss_weight': Param(Fraction, 0.0, "Share of the head's own loss in what is trained: (1-w) x the learner's loss + w x the head's"),
   }, {}),
-  'save_bank': Part('callback', 'save_bank', 'memo.training.memory_callback', 'SaveBank', "Write the memory's bank every so many epochs, while training goes on", {
+  'save_bank': ('memo.training.save_bank', 'SaveBank', "Save the memory's bank every few epochs, in the background", {
     'every': Param(Count, 10, 'Epochs'),
     'folder': Param(str|object, 'banks', 'Where the files go, below `learn.path` where it is relative'),
     'prefix': Param(str, 'bank', 'Their name: {prefix}_step_{n}.safetensors after n epochs of all fits, and .json with the figures'),
@@ -87,9 +86,9 @@ parts = {
   }, {}),
  },
  'data': {
-  'chest_mosaic': Part('data', 'chest_mosaic', 'memo.data.chest_standin', 'chest_mosaic', 'A stand-in for ChestX-ray14 of real tiles; made the first time', {
+  'chest_mosaic': ('memo.data.chest_standin', 'chest_mosaic', 'DataLoaders of the mosaic stand-in for ChestX-ray14, which is written to disk on first use', {
     'patients': Param(Count, 2400, 'How many'),
-    'root': Param(str|object|None, None, "Folder of the trees; by default `chest_mosaic` in the settings' data folder"),
+    'root': Param(str|object|None, None, "Folder of the trees; by default `chest_mosaic` in the settings' cache folder"),
     'seed': Param(int, 0, 'Of the tree, and of the order of the training batches'),
     'size': Param(Count, 56, 'Pixels; mosaics have 56'),
     'channels': Param(Count, 1, '3 for networks trained on photos'),
@@ -106,7 +105,7 @@ parts = {
     'drop_last': Param(bool, False, 'Leave out a last training batch that is not full'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multilabel', 'folder': 'chestxray14'}),
-  'chestxray14': Part('data', 'chestxray14', 'memo.data.chest_xray', 'chestxray14', 'ChestX-ray14 from a folder as NIH ships it', {
+  'chestxray14': ('memo.data.chest_xray', 'chestxray14', 'ChestX-ray14 from a folder as NIH ships it', {
     'root': Param(str|object|None, None, "Folder of Data_Entry_2017.csv; by default `chestxray14` in the settings' data folder"),
     'split': Param(Annotated[str, OneOf('official', 'patient')], 'official', "'official': NIH's lists; 'patient': a fifth of the patients is the test set"),
     'valid': Param(Fraction, 0.125, 'Share of the other patients; 0: an empty validation set'),
@@ -124,7 +123,7 @@ parts = {
     'drop_last': Param(bool, False, 'Leave out a last training batch that is not full'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multilabel'}),
-  'cifar10_lt': Part('data', 'cifar10_lt', 'memo.data.image_lists', 'cifar10_lt', 'Long-tailed CIFAR-10 (`cifar_lt`)', {
+  'cifar10_lt': ('memo.data.cifar', 'cifar10_lt', 'Long-tailed CIFAR-10 (`cifar_lt`)', {
     'root': Param(str|object|None, None, "Folder of `cifar-10-batches-py`; by default the settings' data folder"),
     'n_max': Param(Count|None, None, 'Training examples of the largest class; by default all, less `valid`'),
     'ratio': Param(Positive|None, None, 'Largest / smallest; by default 100'),
@@ -136,12 +135,12 @@ parts = {
     'few': Param(float, 20, 'Few-shot classes have fewer'),
     'shuffle_classes': Param(bool, False, 'Another class order for every seed but 0; the published sets have none'),
     'seed': Param(int, 0, 'Of the class order, the draw, and the order of the training batches'),
-    'sampling': Param(str|list|None, None, "None: as drawn; 'balanced': every class equally often; 'sqrt': by the square root of its examples; or loader class and keywords"),
+    'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
     'bs': Param(int, 64, 'Size of a training batch'),
     'val_bs': Param(int, 256, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multiclass'}),
-  'cifar100_lt': Part('data', 'cifar100_lt', 'memo.data.image_lists', 'cifar100_lt', 'Long-tailed CIFAR-100 (`cifar_lt`)', {
+  'cifar100_lt': ('memo.data.cifar', 'cifar100_lt', 'Long-tailed CIFAR-100 (`cifar_lt`)', {
     'root': Param(str|object|None, None, "Folder of `cifar-100-python`; by default the settings' data folder"),
     'n_max': Param(Count|None, None, 'Training examples of the largest class; by default all, less `valid`'),
     'ratio': Param(Positive|None, None, 'Largest / smallest; by default 100'),
@@ -153,12 +152,12 @@ parts = {
     'few': Param(float, 20, 'Few-shot classes have fewer'),
     'shuffle_classes': Param(bool, False, 'Another class order for every seed but 0; the published sets have none'),
     'seed': Param(int, 0, 'Of the class order, the draw, and the order of the training batches'),
-    'sampling': Param(str|list|None, None, "None: as drawn; 'balanced': every class equally often; 'sqrt': by the square root of its examples; or loader class and keywords"),
+    'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
     'bs': Param(int, 64, 'Size of a training batch'),
     'val_bs': Param(int, 256, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multiclass'}),
-  'imagenet_lt': Part('data', 'imagenet_lt', 'memo.data.image_lists', 'imagenet_lt', 'ImageNet-LT (Liu et al. 2019)', {
+  'imagenet_lt': ('memo.data.image_lists', 'imagenet_lt', 'ImageNet-LT (Liu et al. 2019)', {
     'root': Param(str|object|None, None, "Folder of ImageNet_LT_train.txt, _val.txt, _test.txt and of the images they name; by default `imagenet_lt` in the settings' data folder"),
     'size': Param(Count, 224, 'Pixels that the network sees'),
     'min_scale': Param(Share, 0.08, "Least share of an image's area that is cut out in training"),
@@ -171,12 +170,12 @@ parts = {
     'workers': Param(Natural, 4, 'Processes that read images'),
     'preload': Param(bool, False, 'Read all images once, and keep them'),
     'seed': Param(int, 0, 'Of the order of the training batches'),
-    'sampling': Param(str|list|None, None, "None: as they are; 'balanced': every class equally often; 'sqrt': by the square root of its images; or loader class and keywords"),
+    'sampling': Param(str|list|None, None, "None: as they are; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
     'bs': Param(int, 64, 'Size of a training batch'),
     'val_bs': Param(Count, 128, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multiclass'}),
-  'inat18': Part('data', 'inat18', 'memo.data.image_lists', 'inat18', 'iNaturalist 2018: 437,513 training images of 8,142 species', {
+  'inat18': ('memo.data.image_lists', 'inat18', 'iNaturalist 2018: 437,513 training images of 8,142 species', {
     'root': Param(str|object|None, None, "Folder of iNaturalist18_train.txt, iNaturalist18_val.txt and of the images they name; by default `inat18` in the settings' data folder"),
     'valid': Param(Fraction, 0.05, 'Share of each class of the training list that is the validation set; none of classes with one or two images'),
     'mean': Param(list, (0.466, 0.471, 0.38), 'Of the normalisation'),
@@ -190,12 +189,12 @@ parts = {
     'workers': Param(Natural, 4, 'Processes that read images'),
     'preload': Param(bool, False, 'Read all images once, and keep them'),
     'seed': Param(int, 0, 'Of the order of the training batches'),
-    'sampling': Param(str|list|None, None, "None: as they are; 'balanced': every class equally often; 'sqrt': by the square root of its images; or loader class and keywords"),
+    'sampling': Param(str|list|None, None, "None: as they are; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
     'bs': Param(int, 64, 'Size of a training batch'),
     'val_bs': Param(Count, 128, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multiclass'}),
-  'digits_lt': Part('data', 'digits_lt', 'memo.data.longtail', 'digits_lt', 'Long-tailed handwritten digits from scikit-learn', {
+  'digits_lt': ('memo.data.longtail', 'digits_lt', 'Long-tailed handwritten digits from scikit-learn', {
     'n_max': Param(Count|list, 100, 'Training examples of the largest class'),
     'ratio': Param(Positive|None, None, 'Largest / smallest; by default 50'),
     'valid': Param(Natural, 20, 'Validation images per class'),
@@ -205,14 +204,14 @@ parts = {
     'bs': Param(int, 32, 'Size of a training batch'),
     'imb_factor': Param(Positive|None, None, 'Instead of ratio: smallest / largest'),
     'seed': Param(int, 0, 'Of the class order, the draw, and the order of the training batches'),
-    'sampling': Param(str|list|None, None, "None: as drawn; 'balanced': every class equally often; 'sqrt': by the square root of its examples; or loader class and keywords"),
+    'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
     'val_bs': Param(int, 256, 'Size of the other batches'),
     'many': Param(float|None, None, 'Many-shot classes have more training examples; by default the three largest are'),
     'few': Param(float|None, None, 'Few-shot classes have fewer; by default the three smallest are'),
     'shuffle_classes': Param(bool, True, 'Another class order for every seed but 0'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multiclass'}),
-  'fashion_lt': Part('data', 'fashion_lt', 'memo.data.longtail', 'fashion_lt', 'Long-tailed Fashion-MNIST', {
+  'fashion_lt': ('memo.data.longtail', 'fashion_lt', 'Long-tailed Fashion-MNIST', {
     'root': Param(str|object|None, None, "Folder of the four files; by default `fashion-mnist` in the settings' data folder, else the Debian package's"),
     'n_max': Param(Count|list, 1000, 'Training examples of the largest class'),
     'ratio': Param(Positive|None, None, 'Largest / smallest; by default 100'),
@@ -224,7 +223,7 @@ parts = {
     'std': Param(Positive, 0.5, 'Of the normalisation'),
     'imb_factor': Param(Positive|None, None, 'Instead of ratio: smallest / largest'),
     'seed': Param(int, 0, 'Of the class order, the draw, and the order of the training batches'),
-    'sampling': Param(str|list|None, None, "None: as drawn; 'balanced': every class equally often; 'sqrt': by the square root of its examples; or loader class and keywords"),
+    'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
     'bs': Param(int, 64, 'Size of a training batch'),
     'val_bs': Param(int, 256, 'Size of the other batches'),
     'many': Param(float|None, None, 'Many-shot classes have more training examples; by default the three largest are'),
@@ -234,15 +233,7 @@ parts = {
   }, {'task': 'multiclass'}),
  },
  'model': {
-  'small_cnn': Part('model', 'small_cnn', 'memo.data.longtail', 'small_cnn', 'Six convolutions, average pooling, a linear classifier on 64 features', {
-    'c_in': Param(int, 1, 'Channels of the images'),
-    'n_classes': Param(int, 10, 'Outputs'),
-  }, {}),
-  'tile_cnn': Part('model', 'tile_cnn', 'memo.models.backbones', 'tile_cnn', 'Five convolutions with early max pools and a global max pool, for findings that fill a part of a small image', {
-    'c_in': Param(int, 1, 'Channels of the images'),
-    'n_classes': Param(int, 0, 'Outputs; 0: the 64 features'),
-  }, {}),
-  'chest': Part('model', 'chest', 'memo.models.backbones', 'chest_model', 'A backbone and `chest_head`', {
+  'chest': ('memo.models.backbones', 'chest_model', 'A backbone and `chest_head`', {
     'arch': Param(str, 'efficientnet_v2_s', 'For `load_backbone`'),
     'n_classes': Param(int, 14, 'Findings'),
     'pretrained': Param(bool|str|object, False, 'For `load_backbone`'),
@@ -250,31 +241,39 @@ parts = {
     'hidden': Param(Count, 512, "Width of the head's hidden layer"),
     'dropout': Param(Fraction, 0.3, "Before the head's last layer"),
   }, {'backbone': 'memo.models.backbones:load_backbone', 'classifier': 'memo.models.backbones:chest_head', 'split': True, 'full_batches': True}),
-  'timm': Part('model', 'timm', 'memo.models.backbones', 'timm_model', 'A timm network', {
+  'timm': ('memo.models.backbones', 'timm_model', 'A timm network', {
     'arch': Param(str, required, "A timm name, one of torchvision's five, or tile_cnn"),
     'pretrained': Param(bool|str|object, False, 'True: ImageNet weights; a path: weights from that file'),
     'n_classes': Param(int, 0, 'Outputs; 0: the model gives its features'),
     'c_in': Param(int, 3, 'Channels of the images'),
   }, {'backbone': 'memo.models.backbones:load_backbone', 'classifier': 'memo.models.backbones:linear_head'}),
+  'small_cnn': ('memo.models.small', 'small_cnn', 'A small network: six convolutions, average pooling, a linear classifier on 64 features', {
+    'c_in': Param(int, 1, 'Channels of the images'),
+    'n_classes': Param(int, 10, 'Outputs'),
+  }, {}),
+  'tile_cnn': ('memo.models.small', 'tile_cnn', 'Five convolutions with early and global max pooling, for findings that fill a part of a small image', {
+    'c_in': Param(int, 1, 'Channels of the images'),
+    'n_classes': Param(int, 0, 'Outputs; 0: the 64 features'),
+  }, {}),
  },
  'loss': {
-  'logit_adjusted': Part('loss', 'logit_adjusted', 'memo.training.losses', 'LogitAdjustedCE', 'Cross-entropy of `logits + tau * log prior`', {
+  'logit_adjusted': ('memo.training.losses', 'LogitAdjustedCE', 'Logit-adjusted loss: cross-entropy of `logits + tau * log prior` (Menon et al. 2021)', {
     'counts': Param(Any, required, 'Training examples per class, [C]'),
     'tau': Param(NonNegative, 1.0, 'Strength: 0 is plain cross-entropy'),
     'reduction': Param(str, 'mean', 'As in `nn.CrossEntropyLoss`'),
   }, {'task': 'multiclass'}),
-  'ce': Part('loss', 'ce', 'memo.training.losses', 'cross_entropy', 'Cross-entropy of class numbers', {
+  'ce': ('memo.training.losses', 'cross_entropy', 'Cross-entropy', {
   }, {'task': 'multiclass'}),
-  'bce': Part('loss', 'bce', 'memo.training.losses', 'binary_cross_entropy', 'Binary cross-entropy of each label', {
+  'bce': ('memo.training.losses', 'binary_cross_entropy', 'Binary cross-entropy, label by label', {
     'pos_weight': Param(Any, None, 'Weight of the positives of each class, [C]'),
   }, {'task': 'multilabel'}),
-  'focal': Part('loss', 'focal', 'memo.training.losses', 'SigmoidFocalLoss', 'Focal loss for multi-label targets (Lin et al. 2017)', {
+  'focal': ('memo.training.losses', 'SigmoidFocalLoss', 'Focal loss for multi-label targets (Lin et al. 2017)', {
     'alpha': Param(Positive, 1.0, 'Factor of the whole'),
     'gamma': Param(NonNegative, 2.0, 'Focusing: 0 is binary cross-entropy'),
     'pos_weight': Param(Any, None, 'Weight of the positives of each class, [C]'),
     'reduction': Param(str, 'mean', "'mean', 'sum' or 'none'"),
   }, {'task': 'multilabel'}),
-  'asymmetric': Part('loss', 'asymmetric', 'memo.training.losses', 'AsymmetricLoss', 'Asymmetric loss for multi-label targets, with probability shift (Ridnik et al. 2021)', {
+  'asymmetric': ('memo.training.losses', 'AsymmetricLoss', 'Asymmetric loss for multi-label targets, with probability shift (Ridnik et al. 2021)', {
     'gamma_neg': Param(NonNegative, 4, 'Focusing of the negatives'),
     'gamma_pos': Param(NonNegative, 1, 'Focusing of the positives'),
     'clip': Param(Fraction, 0.05, 'Probability below which a negative costs nothing; 0: none is'),
@@ -283,31 +282,31 @@ parts = {
   }, {'task': 'multilabel'}),
  },
  'sampler': {
-  'balanced': Part('sampler', 'balanced', 'memo.data.longtail', 'sample_balanced', 'Every class equally often', {
+  'balanced': ('memo.data.samplers', 'sample_balanced', 'Class-balanced sampling: every class equally often', {
   }, {'title': 'balanced sampling'}),
-  'sqrt': Part('sampler', 'sqrt', 'memo.data.longtail', 'sample_sqrt', 'Every class in proportion to the square root of its images', {
+  'sqrt': ('memo.data.samplers', 'sample_sqrt', 'Square-root sampling: every class in proportion to the square root of its size', {
   }, {'task': 'multiclass', 'title': 'square-root sampling'}),
  },
  'metric': {
-  'balanced_accuracy': Part('metric', 'balanced_accuracy', 'memo.metrics.multiclass', 'BalancedAccuracy', "Mean of the classes' recalls", {
+  'balanced_accuracy': ('memo.metrics.multiclass', 'BalancedAccuracy', 'Balanced accuracy: the mean recall of the classes', {
   }, {'task': 'multiclass'}),
-  'ece': Part('metric', 'ece', 'memo.metrics.multiclass', 'CalibrationError', 'Expected calibration error', {
+  'ece': ('memo.metrics.multiclass', 'CalibrationError', 'Expected calibration error: the mean gap between confidence and accuracy', {
   }, {'task': 'multiclass'}),
-  'macro_auc': Part('metric', 'macro_auc', 'memo.metrics.multilabel', 'MacroAUC', 'Mean area under the ROC curve of the classes', {
+  'macro_auc': ('memo.metrics.multilabel', 'MacroAUC', 'Mean area under the ROC curve of the classes', {
   }, {'task': 'multilabel'}),
-  'macro_ap': Part('metric', 'macro_ap', 'memo.metrics.multilabel', 'MacroAP', 'Mean average precision of the classes', {
+  'macro_ap': ('memo.metrics.multilabel', 'MacroAP', 'Mean average precision of the classes', {
   }, {'task': 'multilabel'}),
  },
  'baseline': {
-  'plain': Part('baseline', 'plain', 'memo.evaluation.baselines', 'Plain', 'The training without memory, for heads with which the network trains', {
+  'plain': ('memo.evaluation.baselines', 'Plain', 'The same training without memory; for heads that change how the network is trained', {
   }, {}),
-  'balanced_sampling': Part('baseline', 'balanced_sampling', 'memo.evaluation.baselines', 'BalancedSampling', 'Every class equally often in training', {
+  'balanced_sampling': ('memo.evaluation.baselines', 'BalancedSampling', 'Training with class-balanced sampling: every class equally often', {
   }, {}),
-  'logit_adjusted': Part('baseline', 'logit_adjusted', 'memo.evaluation.baselines', 'LogitAdjusted', "The network's outputs less the logs of the class frequencies", {
+  'logit_adjusted': ('memo.evaluation.baselines', 'LogitAdjusted', 'Post-hoc logit adjustment: the log class frequencies are subtracted from the outputs (Menon et al. 2021)', {
   }, {}),
-  'class_mean': Part('baseline', 'class_mean', 'memo.evaluation.baselines', 'ClassMean', 'The class whose mean feature is nearest', {
+  'class_mean': ('memo.evaluation.baselines', 'ClassMean', 'Nearest class mean: the class whose mean feature has the largest cosine', {
   }, {}),
-  'crt': Part('baseline', 'crt', 'memo.evaluation.baselines', 'Retrained', 'The last layer trained again, every class equally often', {
+  'crt': ('memo.evaluation.baselines', 'Retrained', 'Classifier re-training (cRT): the last layer trained again on frozen features with class-balanced sampling', {
     'steps': Param(Count, 300, 'Optimizer steps of 256 draws, or ten times through the data where that is more'),
     'wds': Param(list[NonNegative], (0.001, 0.1, 1.0, 10.0), 'Weight decays to choose from'),
   }, {}),
@@ -315,9 +314,9 @@ parts = {
  'method': {
  },
  'task': {
-  'multiclass': Part('task', 'multiclass', 'memo.evaluation.tasks', 'Multiclass', 'One class an item', {
+  'multiclass': ('memo.evaluation.tasks', 'Multiclass', 'One class for each item', {
   }, {'loss': 'ce'}),
-  'multilabel': Part('task', 'multilabel', 'memo.evaluation.tasks', 'Multilabel', 'Any number of classes an item', {
+  'multilabel': ('memo.evaluation.tasks', 'Multilabel', 'Any number of labels for each item', {
     'threshold': Param(Probability, 0.5, 'Probability above which a class counts as found'),
     'draws': Param(Count, 1000, 'Of patients, for the intervals'),
   }, {'loss': 'bce', 'empty': True}),

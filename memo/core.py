@@ -1,4 +1,4 @@
-"""What every module leans on: one-line errors, files that appear whole or not at all, project settings
+"""One-line error messages, files that are written whole or not at all, and the settings of a project
 
 Docs: https://github.com/fastmemo/memo/core.html.md"""
 
@@ -7,10 +7,10 @@ Docs: https://github.com/fastmemo/memo/core.html.md"""
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Share', 'Fraction', 'OpenFraction', 'Probability', 'MemoError',
            'check_choice', 'Range', 'OneOf', 'atomic_path', 'write_text', 'write_csv', 'write_json', 'packaged_file',
-           'settings']
+           'cache_folder', 'settings']
 
 # %% ../nbs/00_core.ipynb #fec74f64
-import configparser,difflib,importlib.util,json,math,os,tempfile
+import configparser,difflib,importlib.util,json,math,os,sys,tempfile
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +19,7 @@ from fastcore.basics import AttrDict
 
 # %% ../nbs/00_core.ipynb #4635f23e
 class MemoError(ValueError):
-    "A user's mistake, told in one line"
+    "A user's mistake, reported in one line without a traceback"
     def __init__(self, msg=''):
         super().__init__(msg)
         self.msg = str(msg)
@@ -31,7 +31,7 @@ def check_choice(
     value,      # What was found
     choices,    # What is accepted
 ):
-    "`value` if it is one of `choices`, else a `MemoError` with the nearest spelling"
+    "Return `value` if it is one of `choices`, else raise a `MemoError` with the nearest spelling"
     choices = list(choices)
     if value in choices: return value
     near = difflib.get_close_matches(str(value), [str(o) for o in choices], 1, .5)
@@ -42,7 +42,7 @@ def check_choice(
 # %% ../nbs/00_core.ipynb #3d38e80b
 @dataclass(frozen=True)
 class Range:
-    "Numbers from `lo` to `hi`, without `lo` or `hi` itself where that end is open"
+    "A range of accepted numbers, for annotations; either end may be open"
     lo:float = -math.inf
     hi:float = math.inf
     open_lo:bool = False
@@ -57,7 +57,7 @@ class Range:
         return f"{lo} {hi if self.open_lo and not self.open_hi or hi.startswith('up') else 'to '+hi}"
 
 class OneOf:
-    "Names out of a list, or the keys of a dict, which may grow"
+    "A set of accepted names, for annotations: a list, or the keys of a dict that may grow"
     def __init__(self, *names): self.names = names[0] if len(names)==1 and not isinstance(names[0], str) else names
     def __iter__(self): return iter(self.names)
     def __eq__(self, o):    # what may grow is not what may not
@@ -80,7 +80,7 @@ Probability  = Annotated[float, Range(0, 1)]
 def atomic_path(
     path:str|Path, # The file to appear
 ):
-    "A temporary name beside `path`, renamed to it if the block ends well, else removed"
+    "A temporary path, renamed to `path` if the block succeeds and removed if it fails"
     path = Path(path)
     tmp = None
     try:
@@ -109,7 +109,8 @@ def _umask():
 def _failed_write(e):
     "torch and safetensors report a full disk as errors of their own"
     if isinstance(e, OSError): return True
-    return any(o in str(e) for o in ('PytorchStreamWriter', 'inline_container', 'No space left', 'I/O error', 'os error'))
+    return any(o in str(e) for o in ('PytorchStreamWriter', 'inline_container', 'No space left', 'I/O error',
+                                     'os error'))
 
 def _sync(path):
     "Have the file on disk before it gets its name"
@@ -117,7 +118,7 @@ def _sync(path):
 
 # %% ../nbs/00_core.ipynb #25671830
 def write_text(path, txt):
-    "Write a small file, completely or not at all"
+    "Write a text file atomically"
     with atomic_path(path) as p: p.write_text(txt, encoding='utf-8')
 
 def write_csv(path, df): write_text(path, df.to_csv(index=False))
@@ -128,24 +129,34 @@ def packaged_file(
     pkg:str, # The module's name
     file:str, # Path inside it
 )->Path|None: # None where the package, or the file, is not installed
-    "A file in an installed package, without importing it"
+    "Path of a file in an installed package, found without importing the package"
     spec = importlib.util.find_spec(pkg)
     p = Path(spec.origin).parent/file if spec and spec.origin else None
     return p if p and p.is_file() else None
 
 # %% ../nbs/00_core.ipynb #e52cdf9d
+def cache_folder()->Path:
+    "The user's folder for what can be made again"
+    if sys.platform=='win32': return Path(os.environ.get('LOCALAPPDATA') or Path.home()/'AppData/Local')/'memo'
+    if sys.platform=='darwin': return Path.home()/'Library/Caches/memo'
+    xdg = Path(os.environ.get('XDG_CACHE_HOME', ''))
+    return (xdg if xdg.is_absolute() else Path.home()/'.cache')/'memo'     # a relative one is to be ignored
+
 def settings(
     path:str|Path=None, # A settings.ini; by default the nearest one above the current folder
-) -> AttrDict:          # `data` and `runs` (folders), `seed`
-    "Where data and runs live, and the default seed"
-    if path is None: path = next((o/'settings.ini' for o in [Path.cwd(), *Path.cwd().parents] if (o/'settings.ini').is_file()), None)
+) -> AttrDict:          # `data`, `runs` and `cache` (folders), `seed`
+    "Where data, runs and caches live, and the default seed"
+    if path is None:
+        path = next((o/'settings.ini' for o in [Path.cwd(), *Path.cwd().parents] if (o/'settings.ini').is_file()), None)
     found = {}
     if path is not None:
         cp = configparser.ConfigParser()
         try: cp.read_string(Path(path).read_text())
-        except (OSError, configparser.Error) as e: raise MemoError(f"cannot read {path}: {str(e).splitlines()[0]}") from e
+        except (OSError, configparser.Error) as e:
+            raise MemoError(f"cannot read {path}: {str(e).splitlines()[0]}") from e
         found = dict(cp['DEFAULT'])
     root = Path(path).resolve().parent if path else Path.cwd()
     try: seed = int(found.get('seed', 42))
     except ValueError: raise MemoError(f"{path}: seed is {found['seed']!r}, an integer is accepted") from None
-    return AttrDict(data=root/found.get('data', 'data'), runs=root/found.get('runs', 'experiments/runs'), seed=seed)
+    data,runs = root/found.get('data', 'data'),root/found.get('runs', 'experiments/runs' if path else 'runs')
+    return AttrDict(data=data, runs=runs, cache=data if path else cache_folder(), seed=seed)

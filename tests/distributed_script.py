@@ -7,7 +7,7 @@ from memo.banks.slots import SlotBank
 from memo.banks.classes import ClassBank
 from memo.training.memory_callback import MemoryCallback
 from memo.heads.base import MemoryHead
-from memo.data.longtail import TensorDL, TensorSet
+from memo.data.tensors import TensorDL, TensorSet
 
 def _broadcast(self, t, rank):
     "fastai's calls .cuda(), as nccl needs"

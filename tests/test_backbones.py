@@ -3,12 +3,14 @@ import pytest, torch, torchvision
 from fastai.vision.all import BCEWithLogitsLossFlat, DataLoaders, Learner, nn, set_seed
 from safetensors.torch import save_file
 from memo.heads.attach import find_head, find_place
-from memo.models.backbones import FeatureBody, chest_head, chest_model, features_dls, features_key, load_backbone, n_features, tile_cnn
+from memo.models.backbones import FeatureBody, chest_head, chest_model, load_backbone, n_features
+from memo.data.features import features_dls, features_key
+from memo.models.small import tile_cnn
 from memo.banks.slots import SlotBank
 from memo.training.memory_callback import MemoryCallback
 from memo.core import MemoError
-from memo.data.longtail import TensorDL, TensorSet
-from memo.training.stages import body_head_splitter
+from memo.data.tensors import TensorDL, TensorSet
+from memo.training.param_groups import body_head_splitter
 
 def _theirs(arch, seed=0):
     "torchvision's network with statistics and scales that are not those of a new one"

@@ -8,12 +8,15 @@ from fastai.vision.all import set_seed
 from safetensors.torch import save_file
 from sklearn.metrics.pairwise import cosine_similarity
 from torch import nn
-from memo.plots.banks import bank_summary, bank_table, class_text, open_bank, plot_classbank, plot_similarity, plot_stored, write_bank_json
+from memo.plots.banks import bank_summary, bank_table, class_text, plot_classbank, plot_similarity, plot_stored
+from memo.banks.exchange import open_bank, write_bank_json
 from memo.banks.slots import SlotBank
 from memo.training.memory_callback import MemoryCallback
 from memo.banks.classes import ClassBank
 from memo.core import MemoError
-from memo.data.longtail import TensorDL, digits_lt, small_cnn
+from memo.data.tensors import TensorDL
+from memo.data.longtail import digits_lt
+from memo.models.small import small_cnn
 
 def filled(n, dim=8, capacity=16, seed=0, **kwargs):
     "A bank that has seen n[c] rows of class c"

@@ -3,7 +3,8 @@ import copy, inspect, io, json, pickle, re, pytest, torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 from torch import nn
-from memo.banks.slots import Bank, SlotBank
+from memo.banks.base import Bank
+from memo.banks.slots import SlotBank
 from memo.banks.classes import ClassBank
 from memo.core import MemoError
 from memo.banks.policies import Policy, policies

@@ -8,12 +8,17 @@ from fastai.vision.all import (Callback, ColReader, CrossEntropyLossFlat, DataBl
                                SGD, TfmdDL, ToTensor, Transform, WeightedDL, accuracy, noop, nn, set_seed, tensor)
 from hypothesis import given, settings, strategies as st
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
-from memo.banks.slots import Bank, SlotBank
+from memo.banks.base import Bank
+from memo.banks.slots import SlotBank
 from memo.training.batch_ids import *
+from memo.training.tracing import *
 from memo.training.memory_callback import MemoryCallback
 from memo.banks.classes import ClassBank
 from memo.training.collect import *
-from memo.data.longtail import BalancedDL, TensorDL, TensorSet, digits_lt, small_cnn
+from memo.data.samplers import BalancedDL
+from memo.data.tensors import TensorDL, TensorSet
+from memo.data.longtail import digits_lt
+from memo.models.small import small_cnn
 from memo.data.items import *
 from sklearn.datasets import load_digits
 
@@ -414,7 +419,7 @@ def test_inputs_that_are_alike_say_nothing():
     assert same.places((cont[[1,0]],), (y[[2,0]],), twice).tolist()==[2,0], 'one item that is twice in a batch is that item'
 
 def _rows(xb, yb):
-    from memo.training.batch_ids import _Rows
+    from memo.training.tracing import _Rows
     return _Rows(list(xb), yb)
 
 @pytest.mark.parametrize('lay', ['plain','channels last','transposed','every other','half','offset'])

@@ -17,7 +17,11 @@ from memo.banks.classes import ClassBank
 from memo.training.memory_callback import MemoryCallback
 from memo.training.collect import collect
 from memo.core import MemoError
-from memo.data.longtail import BalancedDL, RandomShift, TensorDL, TensorSet, digits_lt, plain_dl, small_cnn
+from memo.data.samplers import BalancedDL
+from memo.data.transforms import RandomShift
+from memo.data.tensors import TensorDL, TensorSet, plain_dl
+from memo.data.longtail import digits_lt
+from memo.models.small import small_cnn
 from memo.data.items import item_ids
 from memo.heads.mixture import VoteHead, mix_votes
 from memo.metrics.multiclass import longtail_scores
@@ -243,7 +247,7 @@ def test_load_checks_the_bank(tmp_path):
     with pytest.raises(MemoError) as e: learner(tmp_path, memory(bank=SlotBank(77, policy='fifo'))).load('m')
     assert '\n' not in str(e.value) and 'size' in str(e.value)
 
-def _group(o): return int(o)//3
+def classes_in(o): return int(o)//3
 
 @pytest.mark.parametrize('head', ['add','vote',None])
 def test_export(tmp_path, head):

@@ -3,13 +3,14 @@ import gzip, pickle, re
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import Learner, Path, TensorMultiCategory, imagenet_stats, load_learner, nn, random, set_seed
-from memo.models.backbones import features_dls
+from memo.data.features import features_dls
 from memo.banks.slots import SlotBank
 from memo.training.batch_ids import group_ids
 from memo.training.memory_callback import MemoryCallback
 from memo.data.chest_xray import abnormal_only, chest_dls, chest_split, chest_table, chestxray14, findings, read_list
 from memo.core import MemoError
-from memo.data.longtail import BalancedDL, TensorDL, balanced_order, plain_dl
+from memo.data.samplers import BalancedDL, balanced_order
+from memo.data.tensors import TensorDL, plain_dl
 from memo.data.images import FileImages, resize_tree
 from memo.data.items import hash63, item_ids
 

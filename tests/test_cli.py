@@ -65,6 +65,21 @@ def test_help_is_quick(tool, name):
     assert r.returncode==0 and 'usage' in r.stdout
     assert min(wall)<.5 or min(cpu)<.5      # the second for a machine with other work
 
+def test_the_first_line_is_quick(yml, tmp_path):
+    "What is trained, and where that goes, is said before torch is imported"
+    wall,cpu = [],[]
+    for _ in range(3):
+        t = time.perf_counter()
+        cmd = [sys.executable, Path(sys.executable).parent/'memo-train', yml, 'quickstart', f'runs={tmp_path}']
+        with subprocess.Popen(cmd, stdout=subprocess.PIPE, text=True) as p:
+            first = p.stdout.readline()
+            wall.append(time.perf_counter()-t)
+            p.kill()
+            u = os.wait4(p.pid, 0)[2]
+            cpu.append(u.ru_utime+u.ru_stime)
+    assert first==f"tiny: small_cnn on digits_lt, memory SlotBank + vote, seed 0; run folder {tmp_path/'tiny'}\n"
+    assert min(wall)<.5 or min(cpu)<.5
+
 @pytest.mark.parametrize('args,words', [
     (['nope.yaml'], ['nope.yaml','no such file']),
     (['{yml}','memory.sise=3'], ['did you mean memory.size?']),

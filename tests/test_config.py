@@ -247,7 +247,8 @@ def test_shipped_experiments(repo):
 def test_reading_imports_no_torch_and_is_quick(repo, python):
     "CPU of a whole process, interpreter included"
     code = '''import resource, sys
-from memo.experiment.config import load_config,to_yaml
+from memo.experiment.config import load_config
+from memo.experiment.sections import to_yaml
 to_yaml(load_config(sys.argv[1]))
 u = resource.getrusage(resource.RUSAGE_SELF)
 print(u.ru_utime+u.ru_stime, 'torch' in sys.modules, 'fastai' in sys.modules)'''
@@ -263,8 +264,10 @@ from fastai.callback.core import Callback
 from fastai.losses import CrossEntropyLossFlat
 from memo.banks.slots import SlotBank
 from memo.core import Count,Fraction
-from memo.data.longtail import BalancedDL,digits_lt,small_cnn
-from memo.heads.base import RetrievalHead
+from memo.data.samplers import BalancedDL
+from memo.data.longtail import digits_lt
+from memo.models.small import small_cnn
+from memo.heads.retrieval import RetrievalHead
 from memo.evaluation.baselines import Baseline
 
 class MyBank(SlotBank):

@@ -5,9 +5,13 @@ from hypothesis import given, strategies as st
 from fastai.distributed import DistributedDL
 from fastai.vision.all import (DataLoaders, Datasets, IntToFloatTensor, Learner, Normalize, Path, TensorCategory, TensorImageBW, TfmdDL, Transform,
                                WeightedDL, accuracy, load_learner, nn, random, set_seed)
-from memo.models.backbones import cached_features, features_dls, features_key, load_backbone
+from memo.data.features import cached_features, features_dls, features_key
+from memo.models.backbones import load_backbone
 from memo.core import MemoError
-from memo.data.longtail import (BalancedDL, RandomRotate, RandomShift, ResizeBatch, TensorDL, TensorSet, balanced_order, digits_lt, fashion_lt, loader_for, longtail_counts,
+from memo.data.samplers import BalancedDL, balanced_order, loader_for
+from memo.data.transforms import RandomRotate, RandomShift, ResizeBatch
+from memo.data.tensors import TensorDL, TensorSet
+from memo.data.longtail import digits_lt, fashion_lt, longtail_counts
                        longtail_subset, plain_dl, read_idx, samplings, shot_thresholds, small_cnn)
 from memo.data.items import digest, item_ids, position_ids, row_hashes
 
@@ -578,7 +582,8 @@ def test_an_exported_learner_carries_no_image(tmp_path):
     "Nor its label, patient or path: an empty set holds no storage of the whole one"
     import io, pickle
     from fastai.learner import load_learner
-    from memo.data.longtail import digits_lt, small_cnn
+    from memo.data.longtail import digits_lt
+    from memo.models.small import small_cnn
     dls = digits_lt(seed=0, n_max=60, ratio=8, valid=6, test=40)
     learn = Learner(dls, small_cnn(1, 10))
     learn.export(tmp_path/'m.pkl')

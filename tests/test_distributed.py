@@ -85,6 +85,7 @@ def test_memo_train_in_two_processes(tmp_path, two_ranks, repo, dry):
     r = two_ranks('-m', 'memo.cli', 'train', 'experiments/quickstart.yaml', 'seeds=[0]', 'train.epochs=2', 'compare=[logit_adjusted]', f'runs={tmp_path}', *['--dry-run']*dry,
                   cwd=repo, env={}, timeout=200)
     assert r.returncode==0, r.stdout[-3000:]+r.stderr[-6000:]
+    assert r.stdout.count('quickstart: small_cnn on digits_lt')==1
     if dry: assert not list(tmp_path.iterdir())
     else:
         assert len((tmp_path/'quickstart/history.csv').read_text().splitlines())==3 and (tmp_path/'quickstart/metrics.json').exists()

@@ -361,7 +361,7 @@ def test_a_data_set_that_names_no_task(yml, tmp_path, multi):
     (tmp_path/f'unnamed_{multi}.py').write_text(f'''
 import torch
 from fastai.data.core import DataLoaders
-from memo.data.longtail import TensorDL
+from memo.data.tensors import TensorDL
 def plain_set(bs=16, seed=0, n=48):
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(n, 1, 8, 8, generator=g)

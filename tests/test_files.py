@@ -3,9 +3,9 @@ import json, os, time
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.vision.all import DataLoaders, Learner, Path, TensorImage, TensorImageBW, accuracy, load_learner, nn, random, set_seed
-from memo.models.backbones import features_key
+from memo.data.features import features_key
 from memo.core import MemoError
-from memo.data.longtail import TensorDL, TensorSet, plain_dl
+from memo.data.tensors import TensorDL, TensorSet, plain_dl
 from memo.data.images import FileImages, broken_images, cache_info, check_images, find_images, image_fault, read_image, resize_tree
 
 def _files(d, n=10, h=24, w=24, seed=0):

@@ -6,10 +6,15 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from fastai.vision.all import Learner, Path, TensorImage, accuracy, imagenet_stats, load_learner, nn, random, set_seed
 from memo.core import MemoError
-from memo.data.longtail import BalancedDL, TensorDL, longtail_counts, plain_dl, small_cnn, with_loaders
+from memo.data.samplers import BalancedDL
+from memo.data.tensors import TensorDL, plain_dl, with_loaders
+from memo.data.longtail import longtail_counts
+from memo.models.small import small_cnn
 from memo.data.images import FileImages
 from memo.data.items import digest, item_ids, position_ids
-from memo.data.image_lists import (CentreCut, RandomCut, cifar10_lt, cifar100_lt, cifar_lt, imagenet_lt, inat18, list_dls, list_split, read_cifar, read_list_file,
+from memo.data.transforms import CentreCut, RandomCut
+from memo.data.cifar import cifar10_lt, cifar100_lt, cifar_lt, read_cifar
+from memo.data.image_lists import imagenet_lt, inat18, list_dls, list_split, read_list_file
                            read_pickle)
 
 def _fails(f, *parts):

@@ -5,7 +5,9 @@ import torch.nn.functional as F
 from hypothesis import given, strategies as st
 from fastai.vision.all import BCEWithLogitsLossFlat, DataLoaders, Learner, load_learner, nn, noop, set_seed
 from memo.core import MemoError
-from memo.data.longtail import TensorDL, digits_lt, small_cnn
+from memo.data.tensors import TensorDL
+from memo.data.longtail import digits_lt
+from memo.models.small import small_cnn
 from memo.training.losses import AsymmetricLoss, LogitAdjustedCE, SigmoidFocalLoss, adjust_logits, log_prior, pos_weights
 
 counts_ = st.lists(st.integers(0,5000), min_size=2, max_size=8).filter(lambda o: sum(o)>0)

@@ -8,8 +8,10 @@ from memo.banks.slots import SlotBank
 from memo.banks.classes import ClassBank
 from memo.training.memory_callback import MemoryCallback
 from memo.core import MemoError
-from memo.data.longtail import ResizeBatch, TensorDL, TensorSet
-from memo.heads.base import RetrievalHead, Step, in_step
+from memo.data.transforms import ResizeBatch
+from memo.data.tensors import TensorDL, TensorSet
+from memo.heads.retrieval import RetrievalHead
+from memo.heads.base import Step, in_step
 
 _d = load_digits()
 X,Y = torch.from_numpy(_d.images*(255/16)).round().byte()[:,None],torch.from_numpy(_d.target).long()

@@ -8,8 +8,9 @@ from memo import registry
 from PIL import Image
 from safetensors.torch import load_file
 from memo.banks.slots import SlotBank
-from memo.banks.classes import BankSaver, ClassBank
-from memo.plots.banks import open_bank
+from memo.banks.exchange import BankSaver
+from memo.banks.classes import ClassBank
+from memo.banks.exchange import open_bank
 from memo.cli import memo_bank, options_last
 from memo.experiment.config import load_config
 from memo.core import MemoError

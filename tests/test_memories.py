@@ -3,13 +3,19 @@ import io, pickle, threading, warnings
 import pytest, timm, torch
 from fastai.vision.all import *
 from memo.heads.attach import Gate, Tap, attach, detach, memories
-from memo.banks.slots import Bank, SlotBank
-from memo.training.memory_callback import MemoryCallback, SaveBank
+from memo.banks.base import Bank
+from memo.banks.slots import SlotBank
+from memo.training.memory_callback import MemoryCallback
+from memo.training.save_bank import SaveBank
 from memo.banks.classes import ClassBank
 from memo.training.collect import *
 from memo.core import MemoError
-from memo.data.longtail import digits_lt, plain_dl, small_cnn
-from memo.heads.base import MemoryHead, ReplayHead, RetrievalHead, Step, in_step
+from memo.data.longtail import digits_lt
+from memo.data.tensors import plain_dl
+from memo.models.small import small_cnn
+from memo.heads.base import MemoryHead, Step, in_step
+from memo.heads.replay import ReplayHead
+from memo.heads.retrieval import RetrievalHead
 from memo.data.items import item_ids
 from memo.plots import results as plots
 from memo.heads.mixture import LDAHead, PrototypeHead, VoteHead
@@ -408,7 +414,7 @@ def test_one_step_of_the_mixture(w):
     "(1-w) x the learner's loss + w x the head's, with gradient accumulation too"
     torch.manual_seed(0)
     x,y = torch.randn(12, 5),torch.arange(12)%3
-    from memo.data.longtail import TensorDL
+    from memo.data.tensors import TensorDL
     def go(bs, cbs):
         d = DataLoaders(TensorDL(x, y, bs=bs), TensorDL(x, y, bs=bs), device='cpu')
         torch.manual_seed(1)
@@ -429,7 +435,7 @@ class Rows(SlotBank):
     def build(self, dim, n_classes): self.centres = nn.Parameter(torch.zeros(n_classes, dim))
 
 def test_learned_rows(dls):
-    from memo.training.stages import body_head_splitter
+    from memo.training.param_groups import body_head_splitter
     learn = learner(dls, MemoryCallback(Rows(8), head=Pull), splitter=body_head_splitter)
     p = learn.memory.bank.centres
     assert p.shape==(10, 64)
@@ -759,7 +765,7 @@ def test_hits_in_training_are_those_of_the_read(dls):
     assert row['train_memory_hit']==pytest.approx(float(torch.cat(hits).mean()))
 
 def test_a_part_of_the_model_called_in_a_step_gets_no_rows():
-    from memo.data.longtail import TensorDL
+    from memo.data.tensors import TensorDL
     torch.manual_seed(0)
     x,y = torch.randn(64, 5),torch.arange(64).clamp(max=47)%3*(torch.arange(64)<48)
     dls = DataLoaders(TensorDL(x, y, bs=32, vocab=range(3)), TensorDL(x, y, bs=32, vocab=range(3)), device='cpu')
@@ -844,7 +850,7 @@ class Plain(nn.Module):
 @pytest.mark.parametrize('model', [lambda: small_cnn(1, 10), Plain])
 def test_a_heads_own_layer_is_not_the_classifier(dls, model):
     "For freezing, for the place of the next memory, for taking it out"
-    from memo.training.stages import body_head_splitter, head_module
+    from memo.training.param_groups import body_head_splitter, head_module
     set_seed(0)
     m = model()
     m(dls.one_batch()[0].as_subclass(Tensor).cpu()[:2])

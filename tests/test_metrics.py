@@ -6,8 +6,9 @@ from scipy import stats
 from sklearn.metrics import balanced_accuracy_score, recall_score
 from fastai.vision.all import DataLoaders, Learner, accuracy, load_learner, nn, set_seed
 from memo.core import MemoError
-from memo.data.longtail import TensorDL
-from memo.metrics.multiclass import balanced_accuracy, ece, longtail_scores, paired, shot_groups, shot_metrics
+from memo.data.tensors import TensorDL
+from memo.metrics.multiclass import balanced_accuracy, ece, longtail_scores, shot_groups, shot_metrics
+from memo.metrics.intervals import paired
 
 def _case(seed, n=60, c=6, classes=6):
     g = torch.Generator().manual_seed(seed)

@@ -6,7 +6,7 @@ from fastai.vision.all import Path
 import memo.data.chest_standin
 from memo.data.chest_xray import chest_table, chestxray14, findings
 from memo.core import MemoError
-from memo.data.longtail import _fashion
+from memo.data.longtail import read_fashion
 from memo.data.chest_standin import chest_mosaic, chest_tree, made_up_table, nih_table
 
 @pytest.fixture(scope='module')
@@ -102,7 +102,7 @@ def test_what_a_finding_looks_like(tiles, nih_table, tmp_path):
 def test_test_tiles_are_others(tiles):
     a,b = memo.data.chest_standin._tiles('train')[0][60000:],memo.data.chest_standin._tiles('t10k')[0][10000:]
     assert (len(a), len(b))==(4000,1000) and not set(map(bytes, a)) & set(map(bytes, b))
-    assert np.array_equal(memo.data.chest_standin._tiles('t10k')[0][:10000], _fashion(None, 't10k')[0][:,0].numpy())
+    assert np.array_equal(memo.data.chest_standin._tiles('t10k')[0][:10000], read_fashion(None, 't10k')[0][:,0].numpy())
 
 def test_seeds(tiles, tmp_path):
     def all_of(d): return {p.relative_to(d):p.read_bytes() for p in sorted(d.rglob('*')) if p.is_file()}

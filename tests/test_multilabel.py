@@ -5,8 +5,9 @@ from hypothesis import given, strategies as st
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
 from fastai.vision.all import BCEWithLogitsLossFlat, DataLoaders, Learner, load_learner, nn, set_seed
 from memo.core import MemoError
-from memo.data.longtail import TensorDL
-from memo.metrics.multilabel import calibration_bins, class_ap, class_auc, class_table, macro_ap, macro_auc, multilabel_scores, patient_bootstrap
+from memo.data.tensors import TensorDL
+from memo.metrics.multilabel import calibration_bins, class_ap, class_auc, class_table, macro_ap, macro_auc, multilabel_scores
+from memo.metrics.intervals import patient_bootstrap
 
 def case(seed, n=60, c=5, ties=None, rate=.3):
     g = torch.Generator().manual_seed(seed)

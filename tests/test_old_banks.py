@@ -2,9 +2,11 @@
 import json, warnings
 from pathlib import Path
 import pytest, torch
-from memo.plots.banks import bank_summary, open_bank
-from memo.banks.slots import Bank, SlotBank
-from memo.banks.classes import bank_from_json
+from memo.plots.banks import bank_summary
+from memo.banks.exchange import open_bank
+from memo.banks.base import Bank
+from memo.banks.slots import SlotBank
+from memo.banks.exchange import bank_from_json
 from memo.core import MemoError
 
 golden = Path(__file__).parent/'golden'

@@ -16,8 +16,13 @@ from memo.banks.slots import SlotBank
 from memo.banks.classes import ClassBank
 from memo.training.memory_callback import MemoryCallback
 from memo.core import MemoError
-from memo.data.longtail import TensorDL, digits_lt, item_ids, small_cnn
-from memo.plots.results import plot_bank, plot_classes, plot_comparison, plot_counts, plot_history, plot_reliability, plot_results
+from memo.data.tensors import TensorDL
+from memo.data.longtail import digits_lt
+from memo.data.items import item_ids
+from memo.models.small import small_cnn
+from memo.plots.banks import plot_bank
+from memo.plots.results import plot_classes, plot_comparison, plot_reliability, plot_results
+from memo.plots.training import plot_counts, plot_history
 
 def kind(p): return Path(p).name.split('_')[0]
 def kinds(p): return [o for o,ok in dict(flower=kind(p)=='flower', odd=int(Path(p).stem.split('_')[1])%2).items() if ok]

@@ -5,9 +5,11 @@ import pytest
 from fastai.vision.all import *
 from contracts.made import StopAt
 from memo.core import MemoError
-from memo.banks.slots import Bank,SlotBank
+from memo.banks.base import Bank
+from memo.banks.slots import SlotBank
 from memo.heads.base import MemoryHead
 from memo.training.memory_callback import MemoryCallback
+from memo.training.param_groups import *
 from memo.training.stages import *
 from memo.training import stages as recipe
 for k in [k for k in globals() if k.startswith('test')]: del globals()[k]     # fastai's, which pytest would collect

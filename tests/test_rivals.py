@@ -5,8 +5,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 from torch.nn import functional as F
 from memo.core import MemoError
-from memo.data.longtail import balanced_order
-from memo.evaluation.rivals import nearest_mean, retrain_classifier
+from memo.data.samplers import balanced_order
+from memo.evaluation.classifiers import nearest_mean, retrain_classifier
 from memo.heads.mixture import class_nll
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)

@@ -5,10 +5,12 @@ import pandas as pd, pytest, torch
 from fastai.vision.all import Callback
 from memo.evaluation import evaluate as evaluation
 from memo.experiment import run as ex
-from memo.banks.slots import Bank
-from memo.banks.classes import ClassBank, latest_bank
+from memo.banks.base import Bank
+from memo.banks.classes import ClassBank
+from memo.banks.exchange import latest_bank
 from memo.heads.attach import find_head
-from memo.experiment.config import from_dict, load_config, to_dict, to_yaml
+from memo.experiment.config import from_dict, load_config
+from memo.experiment.sections import to_dict, to_yaml
 from memo.core import MemoError
 from memo.evaluation.tables import label, row_of
 from memo.experiment.jobs import trainings

@@ -3,8 +3,10 @@ import json, math, threading, time
 import numpy as np, pytest, scipy.stats, torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
-from memo.banks.slots import Bank, SlotBank
-from memo.banks.classes import BankSaver, ClassBank, Scaled, bank_from_json, dtypes, latest_bank
+from memo.banks.base import Bank
+from memo.banks.slots import SlotBank
+from memo.banks.exchange import BankSaver, bank_from_json, latest_bank
+from memo.banks.classes import ClassBank, Scaled, dtypes
 from memo.core import MemoError
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
@@ -308,8 +310,10 @@ def test_bad_rows():
 
 def test_save_bank_while_training(tmp_path):
     from fastai.learner import Learner
-    from memo.training.memory_callback import MemoryCallback, SaveBank
-    from memo.data.longtail import digits_lt, small_cnn
+    from memo.training.memory_callback import MemoryCallback
+    from memo.training.save_bank import SaveBank
+    from memo.data.longtail import digits_lt
+    from memo.models.small import small_cnn
     dls = digits_lt(n_max=20, ratio=4, valid=5, test=10, size=8)
     learn = Learner(dls, small_cnn(1, 10), path=tmp_path, cbs=[MemoryCallback(ClassBank(10, capacity=8)), SaveBank(2, prefix='d')])
     with learn.no_bar(), learn.no_logging():

@@ -9,14 +9,19 @@ from fastcore.basics import AttrDict
 from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.nn import functional as F
-from memo.banks.slots import Bank, SlotBank
+from memo.banks.base import Bank
+from memo.banks.slots import SlotBank
 from memo.heads.attach import attach, find_head
-from memo.training.memory_callback import MemoryCallback, SaveBank
-from memo.banks.classes import ClassBank, latest_bank
+from memo.training.memory_callback import MemoryCallback
+from memo.training.save_bank import SaveBank
+from memo.banks.classes import ClassBank
+from memo.banks.exchange import latest_bank
 from memo.training.collect import collect
 from memo.core import MemoError
-from memo.data.longtail import RandomShift, TensorDL, TensorSet
-from memo.heads.base import ReplayHead, Step, in_step
+from memo.data.transforms import RandomShift
+from memo.data.tensors import TensorDL, TensorSet
+from memo.heads.replay import ReplayHead
+from memo.heads.base import Step, in_step
 from memo.training.stages import Stage, fit_stages
 from memo.heads.mixture import LDAHead, PrototypeHead, VoteHead, class_nll
 from test_callbacks import Half

@@ -6,9 +6,10 @@ from fastai.data.load import DataLoader
 from fastai.metrics import accuracy
 from fastcore.basics import AttrDict
 from memo.core import MemoError
-from memo.data.longtail import TensorDL, TensorSet
+from memo.data.tensors import TensorDL, TensorSet
 from memo.metrics.multiclass import longtail_scores
-from memo.metrics.multilabel import MultiMetric, multilabel_scores, patient_bootstrap
+from memo.metrics.multilabel import MultiMetric, multilabel_scores
+from memo.metrics.intervals import patient_bootstrap
 from memo.registry import register
 from memo.evaluation.tasks import Multiclass, Multilabel, Task, class_counts, own_metrics, own_scores, progress, task_of, titles_of
 

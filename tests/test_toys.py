@@ -16,14 +16,16 @@ from toys.metric import my_metric
 from toys.model import MyModel
 from toys.sampler import Repeated, my_sampler
 from memo.heads.attach import memories
-from memo.plots.banks import open_bank
-from memo.banks.slots import Bank
+from memo.banks.exchange import open_bank
+from memo.banks.base import Bank
 from memo.training.memory_callback import MemoryCallback
 from memo.cli import memo_bank, memo_eval, memo_train
-from memo.experiment.config import flat, foreign_parts, load_config
+from memo.experiment.sections import flat
+from memo.experiment.config import foreign_parts, load_config
 from memo.core import MemoError
 from memo.experiment.run import load_run, resume_run, run_experiment
-from memo.training.stages import Stage, adamw, body_head_splitter, fit_stages
+from memo.training.stages import Stage, fit_stages
+from memo.training.param_groups import adamw, body_head_splitter
 from memo.registry import known
 
 pytestmark = pytest.mark.usefixtures('unrendered')
@@ -173,7 +175,7 @@ def test_a_file_imports_nobodys_module(run, tmp_path, python):
     code = f'''
 import sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from memo.banks.slots import Bank
+from memo.banks.base import Bank
 from memo.core import MemoError
 try: Bank.load({str(run[0]/'banks/toy_memory_final.safetensors')!r})
 except MemoError as e: print(e)

@@ -3,7 +3,8 @@ import subprocess, sys
 import pytest, yaml
 from memo.evaluation import baselines as bl
 from memo.evaluation.baselines import Baseline, check_baseline, is_baseline, remedies_of, row_titles, suits, training_title
-from memo.experiment.config import flat, load_config, override, to_dict
+from memo.experiment.sections import flat, to_dict
+from memo.experiment.config import load_config, override
 from memo.core import MemoError
 from memo.evaluation.evaluate import planned_rows
 from memo.evaluation.tables import Row, label
@@ -66,7 +67,7 @@ def test_both_phases_are_balanced(cfg):
 
 def test_an_experiment_reads_back_as_its_training(cfg, tmp_path):
     "A sub-folder's config.yaml is an experiment of that one training"
-    from memo.experiment.config import to_yaml
+    from memo.experiment.sections import to_yaml
     c = cfg(dict(seeds=[0,1], compare=['crt','balanced_sampling','logit_adjusted']))
     for t in trainings(c, 'r'):
         (tmp_path/'y.yaml').write_text(to_yaml(t.cfg))

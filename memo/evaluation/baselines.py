@@ -1,4 +1,4 @@
-"""What a memory has to beat: trainings as overrides of the experiment, and what works on a trained network
+"""The methods without memory that results are compared with: balanced sampling, logit adjustment, nearest class mean, classifier re-training
 
 Docs: https://github.com/fastmemo/memo/evaluation/baselines.html.md"""
 
@@ -6,8 +6,8 @@ Docs: https://github.com/fastmemo/memo/evaluation/baselines.html.md"""
 
 # %% auto #0
 __all__ = ['Baseline', 'fact', 'data_task', 'task_kind', 'heads_of', 'is_baseline', 'baseline', 'check_baseline', 'suits',
-           'Plain', 'BalancedSampling', 'LogitAdjusted', 'OnFeatures', 'ClassMean', 'Retrained', 'title_of',
-           'training_title', 'row_titles', 'remedies_of']
+           'Plain', 'both_phases', 'BalancedSampling', 'LogitAdjusted', 'OnFeatures', 'ClassMean', 'Retrained',
+           'title_of', 'training_title', 'row_titles', 'remedies_of']
 
 # %% ../../nbs/evaluation/03_baselines.ipynb #76563679
 from ..core import *
@@ -15,30 +15,31 @@ from ..registry import find,known,part,register,takes
 
 # %% ../../nbs/evaluation/03_baselines.ipynb #43a828b1
 class Baseline:
-    "What a memory has to beat"
+    "Base class of baselines: methods without memory that results are compared with"
     title = None        # in a table; by default its name
     remedy = False      # against rare classes: every memory on the experiment's own network is compared with it too
     each = False        # a training that every other training gets too, as the one without memory
     works_on = None     # 'outputs' or 'features' of a trained network; None: a training of its own
     needs = ()          # of what is collected for `fit`: 'train', 'valid'
 
-    def check(self, cfg, name): "Raise a MemoError where it does not suit the experiment, which calls it `name`"
+    def check(self, cfg, name):
+        "Raise a `MemoError` if the baseline does not suit the experiment; `name` is what the experiment calls it"
     def overrides(self, cfg): return {}     # of a training of its own: dotted key -> value
     def fit(self, train, valid, dls):
-        "A function from outputs or features to outputs, and what it chose; `train`, `valid` have `logits`, `z`, `y`"
+        "Fit to collected data (`logits`, `z`, `y`); gives a function of outputs or features, and its choices"
         raise NotImplementedError
 
 # %% ../../nbs/evaluation/03_baselines.ipynb #0931f01f
 def fact(section, key, default=None):
-    "What the part that a section names says of itself"
+    "Look up what the part named by a section declares about itself"
     return default if section is None else part(section.kind, section.name).facts.get(key, default)
 
 def data_task(cfg):
-    "The task that the data set names, None where it names none"
+    "The task that the data set declares; None if it declares none"
     return fact(cfg.data, 'task')
 
 def task_kind(cfg):
-    "Which task of ours that is, or a kind of; None where it is none of them or is not known before the data are"
+    "The built-in task it is or derives from; None if there is none, or if only the data can tell"
     name = data_task(cfg)
     ours = {k:p for k,p in known('task').items() if p.module.startswith('memo.')}
     if name is None or name in ours: return name
@@ -50,11 +51,11 @@ def is_baseline(section): return section.kind=='baseline'
 def baseline(section): return find('baseline', section.name)(**section.args)
 
 def check_baseline(cfg, section):
-    "Raise a MemoError where a baseline does not suit the experiment"
+    "Raise a `MemoError` if a baseline does not suit the experiment"
     baseline(section).check(cfg, section.name)
 
 def suits(cfg, section):
-    "Does a baseline, or the head of a memory, suit a training?"
+    "Whether a baseline or head can be compared in this training"
     if not is_baseline(section): return bool(cfg.memories)
     try: check_baseline(cfg, section)
     except MemoError: return False
@@ -63,7 +64,7 @@ def suits(cfg, section):
 # %% ../../nbs/evaluation/03_baselines.ipynb #f806e7dc
 @register('baseline', 'plain')
 class Plain(Baseline):
-    "The training without memory, for heads with which the network trains"
+    "The same training without memory; for heads that change how the network is trained"
     each = True
     def check(self, cfg, name):
         if any(fact(h, 'trains') for h in heads_of(cfg)): return
@@ -72,23 +73,24 @@ class Plain(Baseline):
                         "(the others compare in one training)")
     def overrides(self, cfg): return dict(memories=None)
 
-def _both(cfg, key, value):
+def both_phases(cfg, key, value):
     "A key of the training, and of its second phase if there is one"
     return {f'train.{key}':value, **({f'train.phase2.{key}':value} if cfg.train.phase2 is not None else {})}
 
 @register('baseline', 'balanced_sampling')
 class BalancedSampling(Baseline):
-    "Every class equally often in training"
+    "Training with class-balanced sampling: every class equally often"
     title,remedy = 'balanced sampling',True
     def check(self, cfg, name):
         if cfg.train.sampling is not None: raise MemoError(f"compare has {name}, which train.sampling is already")
-        if not takes(part('data', cfg.data.name), 'sampling'): raise MemoError(f"compare has {name}, and {cfg.data.name} takes no sampling")
-    def overrides(self, cfg): return _both(cfg, 'sampling', 'balanced')
+        if not takes(part('data', cfg.data.name), 'sampling'):
+            raise MemoError(f"compare has {name}, and {cfg.data.name} takes no sampling")
+    def overrides(self, cfg): return both_phases(cfg, 'sampling', 'balanced')
 
 # %% ../../nbs/evaluation/03_baselines.ipynb #ec19a03a
 @register('baseline', 'logit_adjusted')
 class LogitAdjusted(Baseline):
-    "The network's outputs less the logs of the class frequencies"
+    "Post-hoc logit adjustment: the log class frequencies are subtracted from the outputs (Menon et al. 2021)"
     title,remedy,works_on = 'logit adjustment',True,'outputs'
     def check(self, cfg, name):
         phases = [o for o in (cfg.train, cfg.train.phase2) if o is not None]
@@ -103,7 +105,7 @@ class LogitAdjusted(Baseline):
         return (lambda logits: adjust_logits(logits, n)),{}
 
 class OnFeatures(Baseline):
-    "A classifier of its own on the features that a memory sees"
+    "Base class of classifiers fitted to the features at the memory's place"
     works_on,needs = 'features',('train','valid')
     def check(self, cfg, name):
         fine = [k for k,p in known('head').items() if not p.facts.get('trains') or p.facts.get('adds_rows')]
@@ -119,32 +121,32 @@ class OnFeatures(Baseline):
 
 @register('baseline', 'class_mean')
 class ClassMean(OnFeatures):
-    "The class whose mean feature is nearest"
+    "Nearest class mean: the class whose mean feature has the largest cosine"
     title = 'nearest class mean'
     def fit(self, train, valid, dls):
-        from memo.evaluation.rivals import nearest_mean
+        from memo.evaluation.classifiers import nearest_mean
         return nearest_mean(train.z, train.y, dls.c, valid.z, valid.y)
 
 @register('baseline', 'crt')
 class Retrained(OnFeatures):
-    "The last layer trained again, every class equally often"
+    "Classifier re-training (cRT): the last layer trained again on frozen features with class-balanced sampling"
     title = 'classifier re-trained'
     def __init__(self,
         steps:Count=300, # Optimizer steps of 256 draws, or ten times through the data where that is more
         wds:list[NonNegative]=(1e-3,1e-1,1.,10.) # Weight decays to choose from
     ): self.steps,self.wds = steps,wds
     def fit(self, train, valid, dls):
-        from memo.evaluation.rivals import retrain_classifier
+        from memo.evaluation.classifiers import retrain_classifier
         return retrain_classifier(train.z, train.y, dls.c, valid.z, valid.y, steps=self.steps, wds=tuple(self.wds))
 
 # %% ../../nbs/evaluation/03_baselines.ipynb #b7656c6f
 def title_of(section):
-    "What a baseline is called in a table"
+    "Title of a baseline in tables"
     return baseline(section).title or _words(section.name)
 def _words(name, between=' '): return name.rpartition('.')[2].replace('_', between)
 
 def training_title(cfg, name=''):
-    "What a training is called in a table: its baseline; sampling, loss, class weights, where they are not the usual"
+    "Title of a training in tables: its baseline; sampling, loss, class weights where they are not the default"
     t,said = cfg.train,[find('baseline', name).title or _words(name)] if name else []
     loss = t.loss if t.phase2 is None or t.phase2.loss is None else t.phase2.loss
     usual = [p.facts.get('loss') for p in known('task').values()]
@@ -154,10 +156,10 @@ def training_title(cfg, name=''):
     return ', '.join(dict.fromkeys(said)) or 'plain network'
 
 def row_titles(cfg, training=''):
-    "Titles of what the rows of a training are of: the training, and the baselines that work on its network"
+    "Titles of a training and of the baselines that work on its network"
     return {training:training_title(cfg, training), **{s.name:title_of(s) for s in cfg.compare if is_baseline(s)}}
 
 def remedies_of(cfg, training=''):
-    "Which of them are remedies for rare classes"
+    "Names of those among them that are remedies for rare classes"
     names = [*[s.name for s in cfg.compare if is_baseline(s)], *([training] if training else [])]
     return [o for o in names if find('baseline', o).remedy]

@@ -1,4 +1,4 @@
-"""What a trained network scores on the test set: alone, with its memories, with its rivals; predictions, pictures
+"""Test scores of a trained network alone, with its memories and with each baseline, and its predictions
 
 Docs: https://github.com/fastmemo/memo/evaluation/evaluate.html.md"""
 
@@ -14,7 +14,7 @@ from fastai.vision.all import *
 from .baselines import *
 from ..training.collect import collect
 from ..core import *
-from ..data.longtail import *
+from ..data.tensors import *
 from ..registry import Section,make,part
 from .tables import *
 from .tasks import *
@@ -24,34 +24,37 @@ def planned_rows(
     cfg, # Experiment of one training
     training:str='' # Whose training it is: the name of a baseline, '' for the experiment's own
 )->list: # `Row`s, in the order in which they are scored
-    "The rows of a training"
+    "Rows of the table that a training will give"
     used = tuple(k for k,m in cfg.memories.items() if fact(m.head, 'trains'))
     mixing = [k for k,m in cfg.memories.items() if fact(m.head, 'mixes')]
-    rivals = {s.name:baseline(s).works_on for s in cfg.compare if is_baseline(s)}
-    nets = ['', *[k for k,on in rivals.items() if on=='outputs']]
-    opinions = [(*used, k) for k in mixing] + [(*used, *mixing)]*(len(mixing)>1)
-    answering = [k for k in used if not fact(cfg.memories[k].head, 'adds_rows')]       # what is replayed is not there when it predicts
+    baselines = {s.name:baseline(s).works_on for s in cfg.compare if is_baseline(s)}
+    nets = ['', *[k for k,on in baselines.items() if on=='outputs']]
+    opinions = [(*used, k) for k in mixing]
+    if len(mixing)>1: opinions.append((*used, *mixing))
+    # what is replayed is not there when it predicts
+    answering = [k for k in used if not fact(cfg.memories[k].head, 'adds_rows')]
     opinions += [(*answering, s.name) for s in cfg.compare if not is_baseline(s)]
-    return [*[Row(training, n, used) for n in nets], *[Row(training, k) for k,on in rivals.items() if on=='features'],
+    return [*[Row(training, n, used) for n in nets],
+            *[Row(training, k) for k,on in baselines.items() if on=='features'],
             *[Row(training, n, o) for n in nets for o in opinions]]
 
 # %% ../../nbs/evaluation/05_evaluate.ipynb #33ceeeeb
 def build_head(section, bank):
-    "The head that a section names, over a bank; it asks for no more rows than there are, unless told to"
+    "Build the head that a section names over a bank; its default `k` is capped by the bank's size"
     if 'k' in section and section.k==part('head', section.name).keys['k'].default:
         section = Section('head', section.name, {**section.args, 'k':min(section.k, bank.capacity_rows)})
     return make(section, bank=bank)
 
 @torch.no_grad()
 def mixture(head, o, z):
-    "The mixture of outputs `o` and of what `head` says of features `z`, in pieces"
+    "Mix outputs `o` with the head's answer to features `z`, in chunks"
     head,dev = head.eval(),head.bank.device
     return torch.cat([head.mixed(a.to(dev), b.to(dev)).cpu() for a,b in zip(o.split(1024), z.split(1024))])
 
 def _cpu(o): return AttrDict({k:v.cpu() if torch.is_tensor(v) else v for k,v in o.items()})
 
 class Answers:
-    "Outputs of each row of a training; what several of them need is worked out once"
+    "Test outputs for every row of a training; what rows share is computed once"
     def __init__(self, learn, cfg):
         store_attr()
         self.memories,self.got,self.nets,self.heads = getattr(learn, 'memories', {}),{},{},{}
@@ -61,7 +64,7 @@ class Answers:
         self.first = first([*seen, *cfg.memories])      # whose features and rows others work on
 
     def collected(self, part, name=None):
-        "Outputs with the memories that the network is trained with alone, and features at the place of memory `name`"
+        "Outputs of the network with the memories that trained with it, and the features at the place of memory `name`"
         name = name if name in self.memories else self.first
         if (part,name) not in self.got:
             d = self.learn.dls
@@ -73,7 +76,7 @@ class Answers:
         return self.got[part,name]
 
     def net(self, method):
-        "What a baseline makes of outputs or features, and what it chose"
+        "Outputs of a baseline, and what it chose on validation data"
         if not method: return noop,{}
         if method not in self.nets:
             b = baseline(self.sections[method])
@@ -82,7 +85,7 @@ class Answers:
         return self.nets[method]
 
     def head(self, method, name):
-        "The head of a memory, or another over the bank of the first, fitted to the outputs of a method"
+        "The head of a memory, or another head over the first memory's bank, fitted to a method's outputs"
         own = self.memories.get(name)
         if own is not None and not method: return own.head         # it is fitted already, and saved so
         if (method,name) not in self.heads:
@@ -94,7 +97,7 @@ class Answers:
         return self.heads[method,name]
 
     def outputs(self, row):
-        "Outputs on the test set, and what was chosen for them"
+        "Outputs of one row on the test set, and what was chosen on validation data"
         got,(f,chosen) = _cpu(self.collected('test')),self.net(row.method)
         if row.method and baseline(self.sections[row.method]).works_on=='features': return f(got.z),chosen
         o,more = f(got.logits),{}
@@ -112,10 +115,11 @@ def evaluate(
     draws:int=1000, # Of patients, for the intervals (multilabel)
     training:str='' # Whose training it is: the name of a baseline, '' for the experiment's own
 )->AttrDict: # rows (data, scores), probs and tables by label, pred (a line an image), y, what a table needs
-    "Score the network on the test set: alone, with its memories, with its rivals"
+    "Score the network on the test set: alone, with its memories, and with each baseline"
     dls,answers = learn.dls,Answers(learn, cfg)
     task,own = task_of(dls, data_task(cfg), threshold=threshold, draws=draws),cfg.train.metrics
-    if threshold!=.5 and not hasattr(task, 'threshold'): raise MemoError(f"threshold is for findings; {task.name} answers have none")
+    if threshold!=.5 and not hasattr(task, 'threshold'):
+        raise MemoError(f"threshold is for findings; {task.name} answers have none")
     test,titles = answers.collected('test'),row_titles(cfg, training)
     y,rows,probs,tables = test.y.cpu(),[],{},{}
     for row in planned_rows(cfg, training):
@@ -131,18 +135,18 @@ def evaluate(
                     task=task, columns=titles_of(task, dls, own), titles=titles, remedies=remedies_of(cfg, training))
 
 def finite(o):
-    "`o` with None for what JSON has no number for"
+    "Replace numbers that JSON cannot hold (nan, infinity) by None"
     if isinstance(o, dict): return {k:finite(v) for k,v in o.items()}
     if isinstance(o, (list,tuple)): return [finite(v) for v in o]
     return None if isinstance(o, float) and not math.isfinite(o) else o
 
 def metrics_of(seed, r):
-    "What `metrics.json` says of a training: the result `r` of `evaluate`"
+    "Contents of `metrics.json` for a training, from the result of `evaluate`"
     return finite(dict(seed=seed, task=r.task.name, columns=r.columns, digits=r.task.digits,
                        titles=r.titles, remedies=r.remedies, rows=r.rows))
 
 def class_text(r):
-    "The tables of the classes as text, a block for each row"
+    "Tables of scores per class as text, a block for each row"
     def share(v, low=np.nan, high=np.nan): return with_interval(v, low, high) or '-'
     def block(k, row): return r.task.class_texts(k, row['scores'], {**row, 'table':r.tables.get(k)}, share)
     blocks = filter(None, map(block, r.probs, r.rows))

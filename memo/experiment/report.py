@@ -1,4 +1,4 @@
-"""Pictures of a run folder: training curves, banks, recalled images, results for each class
+"""The pictures that a run folder gets: training curves, banks, recalled images, scores per class
 
 Docs: https://github.com/fastmemo/memo/experiment/report.html.md"""
 
@@ -12,30 +12,33 @@ from fastai.vision.all import *
 from ..core import *
 from ..evaluation.tasks import *
 from .build import on_images
-from ..plots import banks as bankplots,results as plots
+from ..plots.banks import *
+from ..plots.recall import *     # gives learners their `show_memories`
+from ..plots.results import *
+from ..plots.training import *
 
 # %% ../../nbs/experiment/07_report.ipynb #2acb1479
 def save_pictures(folder, **pics):
-    "Write each picture, a function that draws it, as PNG"
+    "Draw pictures and save them as PNG; `pictures` maps file names to functions that draw"
     for k,f in pics.items():
         fig = f()
         with atomic_path(Path(folder)/f'{k}.png') as p: fig.savefig(p, format='png', dpi=100)
 
 def draw_scores(r, dls, folder):
-    "Pictures of a result of `evaluate`"
-    def counts(): return plots.plot_counts(*shots(dls), list(dls.vocab))
-    def classes(): return plots.plot_classes(r.tables)
-    def reliability(): return plots.plot_reliability(last(r.probs.values()), r.y)
+    "Save the pictures of test scores"
+    def counts(): return plot_counts(*shots(dls), list(dls.vocab))
+    def classes(): return plot_classes(r.tables)
+    def reliability(): return plot_reliability(last(r.probs.values()), r.y)
     pics = {f.__name__:f for f in (counts,classes,reliability)}
     save_pictures(folder, **{k:pics[check_choice('picture', k, pics)] for k in r.task.pictures})
 
 def draw(learn, history, folder):
-    "Pictures of a training and of its memories"
+    "Save the pictures of a training and its memories"
     d = learn.dls
-    pics = dict(history=lambda: plots.plot_history(history))
+    pics = dict(history=lambda: plot_history(history))
     for k,cb in learn.memories.items():
         more,b = '' if len(learn.memories)==1 else f'_{k}',cb.bank
-        plot = bankplots.plot_classbank if hasattr(b, 'prototypes') else plots.plot_bank
+        plot = plot_classbank if hasattr(b, 'prototypes') else plot_bank
         pics[f'bank{more}'] = partial(plot, b, list(d.vocab))
         pics[f'memories{more}'] = partial(_recalled, learn, k, 1 if len(d.valid.dataset) else 2)
     save_pictures(folder, **pics)

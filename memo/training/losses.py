@@ -1,4 +1,4 @@
-"""Losses for long-tailed and multi-label targets, and the correction that needs no training
+"""Logit-adjusted cross-entropy for a long tail; weighted, focal and asymmetric losses for multi-label targets
 
 Docs: https://github.com/fastmemo/memo/training/losses.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/training/losses.html.md"""
 
 # %% auto #0
 __all__ = ['log_prior', 'adjust_logits', 'LogitAdjustedCE', 'cross_entropy', 'binary_cross_entropy', 'pos_weights',
-           'SigmoidFocalLoss', 'AsymmetricLoss']
+           'weighted_terms', 'SigmoidFocalLoss', 'AsymmetricLoss']
 
 # %% ../../nbs/training/01_losses.ipynb #d19ae561
 from fastai.vision.all import *
@@ -17,10 +17,11 @@ from ..registry import register
 def log_prior(
     counts # Training examples per class, [C]
 )->Tensor: # Log of the class frequencies, [C] float32
-    "Log class frequencies of a training set; a class without examples counts as one"
+    "Log class frequencies of the training set; classes without examples count as one"
     n = torch.as_tensor(counts).detach().cpu().double()
     if n.ndim!=1 or len(n)==0: raise MemoError(f"counts: one number per class is needed, found shape {tuple(n.shape)}")
-    if not torch.isfinite(n).all() or (n<0).any(): raise MemoError(f"counts: numbers of examples, 0 or more, are needed, found {n.tolist()}")
+    if not torch.isfinite(n).all() or (n<0).any():
+        raise MemoError(f"counts: numbers of examples, 0 or more, are needed, found {n.tolist()}")
     n = n.clamp(min=1)
     return (n/n.sum()).log().float()
 
@@ -30,7 +31,7 @@ def adjust_logits(
     counts, # Training examples per class, [C]
     tau:float=1. # Strength: 0 changes nothing
 )->Tensor: # Adjusted logits, same shape
-    "`logits - tau * log prior`: what the network would say if all classes were equally frequent"
+    "Post-hoc logit adjustment: `logits - tau * log prior` (Menon et al. 2021)"
     p = log_prior(counts).to(logits.device)
     if logits.shape[-1]!=len(p): raise MemoError(f"logits: {logits.shape[-1]} classes, but counts are for {len(p)}")
     return logits - tau*p
@@ -38,7 +39,7 @@ def adjust_logits(
 # %% ../../nbs/training/01_losses.ipynb #608eb81f
 @register('loss', 'logit_adjusted', task='multiclass')
 class LogitAdjustedCE(Module):
-    "Cross-entropy of `logits + tau * log prior`"
+    "Logit-adjusted loss: cross-entropy of `logits + tau * log prior` (Menon et al. 2021)"
     def __init__(self,
         counts, # Training examples per class, [C]
         tau:NonNegative=1., # Strength: 0 is plain cross-entropy
@@ -48,7 +49,8 @@ class LogitAdjustedCE(Module):
         self.register_buffer('prior', log_prior(counts), persistent=False)
 
     def forward(self, inp, targ):
-        if inp.shape[-1]!=len(self.prior): raise MemoError(f"loss: the model gives {inp.shape[-1]} logits, counts are for {len(self.prior)} classes")
+        if inp.shape[-1]!=len(self.prior):
+            raise MemoError(f"loss: the model gives {inp.shape[-1]} logits, counts are for {len(self.prior)} classes")
         return F.cross_entropy(inp.float() + self.tau*self.prior.to(inp.device), targ, reduction=self.reduction)
 
     def activation(self, x): return F.softmax(x, dim=-1)
@@ -57,14 +59,14 @@ class LogitAdjustedCE(Module):
 # %% ../../nbs/training/01_losses.ipynb #48424db5
 @register('loss', 'ce', task='multiclass')
 def cross_entropy():
-    "Cross-entropy of class numbers"
+    "Cross-entropy"
     return CrossEntropyLossFlat()
 
 @register('loss', 'bce', task='multilabel')
 def binary_cross_entropy(
     pos_weight=None # Weight of the positives of each class, [C]
 ):
-    "Binary cross-entropy of each label"
+    "Binary cross-entropy, label by label"
     return BCEWithLogitsLossFlat(pos_weight=pos_weight)
 
 # %% ../../nbs/training/01_losses.ipynb #7e3d5d71
@@ -73,24 +75,29 @@ def pos_weights(
     n:int=None, # Number of items, where `y` are numbers of positives
     most:float=100. # No weight is above
 )->Tensor: # [C] float32
-    "Negatives per positive of each class, capped"
+    "Weight of the positives of each class: negatives per positive, capped"
     y = torch.as_tensor(y).detach().cpu().double()
     if y.ndim==2: n,y = len(y),y.sum(0)
-    if y.ndim!=1 or n is None: raise MemoError(f"pos_weights: labels [N,C], or positives per class [C] and n, are needed; found {tuple(y.shape)} and n={n}")
+    if y.ndim!=1 or n is None:
+        raise MemoError("pos_weights: labels [N,C], or positives per class [C] and n, are needed; found "
+                        f"{tuple(y.shape)} and n={n}")
     if not ((y>=0)&(y<=n)).all(): raise MemoError(f"pos_weights: 0 to n={n} positives are accepted, found {y.tolist()}")
     return ((n-y)/y.clamp(min=1)).clamp(max=most).float()
 
 # %% ../../nbs/training/01_losses.ipynb #38809798
 def _float32(x, y):
-    if x.shape!=y.shape: raise MemoError(f"loss: targets {tuple(y.shape)} do not fit logits {tuple(x.shape)}: 0 or 1 for each class is needed")
+    if x.shape!=y.shape:
+        raise MemoError(f"loss: targets {tuple(y.shape)} do not fit logits {tuple(x.shape)}: 0 "
+                        "or 1 for each class is needed")
     return x.as_subclass(Tensor).float(),y.as_subclass(Tensor).float()
 
 def _focus(p, gamma): return p.clamp(min=1e-8)**gamma     # 0**gamma has no gradient below gamma=1
 
-def _weighted(pos, neg, w, reduction):
+def weighted_terms(pos, neg, w, reduction):
     "Positive and negative terms of a loss, the first weighted per class"
     if w is not None:
-        if w.shape!=pos.shape[-1:]: raise MemoError(f"pos_weight: {pos.shape[-1]} classes are needed, found shape {tuple(w.shape)}")
+        if w.shape!=pos.shape[-1:]:
+            raise MemoError(f"pos_weight: {pos.shape[-1]} classes are needed, found shape {tuple(w.shape)}")
         pos = pos*w.to(pos.device)
     l = pos+neg
     return l if reduction=='none' else getattr(l, reduction)()
@@ -115,7 +122,7 @@ class SigmoidFocalLoss(Module):
             x,y = _float32(x, y)
             l = F.binary_cross_entropy_with_logits(x, y, reduction='none')
             l = self.alpha*_focus(-torch.expm1(-l), self.gamma)*l
-            return _weighted(y*l, (1-y)*l, self.pos_weight, self.reduction)
+            return weighted_terms(y*l, (1-y)*l, self.pos_weight, self.reduction)
     def activation(self, x): return x.sigmoid()
     def decodes(self, x): return x>.5
 
@@ -138,6 +145,7 @@ class AsymmetricLoss(Module):
             x,y = _float32(x, y)
             m = (x.sigmoid()-self.clip).clamp(min=0)
             neg = F.logsigmoid(-x) if self.clip==0 else (1-m).clamp(min=1e-8).log()
-            return _weighted(-y*_focus((-x).sigmoid(), self.gamma_pos)*F.logsigmoid(x), -(1-y)*_focus(m, self.gamma_neg)*neg, self.pos_weight, self.reduction)
+            return weighted_terms(-y*_focus((-x).sigmoid(), self.gamma_pos)*F.logsigmoid(x),
+                                  -(1-y)*_focus(m, self.gamma_neg)*neg, self.pos_weight, self.reduction)
     def activation(self, x): return x.sigmoid()
     def decodes(self, x): return x>.5

@@ -1,7 +1,7 @@
 "What every bank does. Each check gets `make(**arguments)`, which gives a new bank"
 import copy, json, pickle, random
 import numpy as np, pytest, torch
-from memo.banks.slots import Bank
+from memo.banks.base import Bank
 from memo.core import MemoError
 from .made import CLASSES, DIM, other, refused_in_one_line, rows, state_equal
 

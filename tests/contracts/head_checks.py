@@ -8,7 +8,8 @@ from memo.heads.attach import detach, memories
 from memo.training.memory_callback import MemoryCallback
 from memo.core import MemoError
 from memo.heads.base import MemoryHead
-from memo.training.stages import Stage, body_head_splitter, fit_stages
+from memo.training.stages import Stage, fit_stages
+from memo.training.param_groups import body_head_splitter
 from memo.registry import find
 from .made import StopAt, Y, learner, other, preds_equal, quietly, refused_in_one_line, state_equal
 

@@ -9,9 +9,10 @@ from torch import nn
 import toys     # registers one part of each kind, from outside memo
 from memo.training.memory_callback import MemoryCallback
 from memo.core import MemoError
-from memo.data.longtail import TensorDL, TensorSet
-from memo.training.stages import adamw, body_head_splitter
-from memo.registry import find, known, required
+from memo.data.tensors import TensorDL, TensorSet
+from memo.training.param_groups import adamw, body_head_splitter
+from memo.registry import find, known
+from memo.schema import required
 from memo.schema import accept
 
 DIM,CLASSES = 6,3

@@ -10,10 +10,13 @@ from memo.evaluation.baselines import Baseline, baseline
 from memo.training.memory_callback import MemoryCallback
 from memo.experiment.config import from_dict, override
 from memo.core import MemoError
-from memo.data.longtail import TensorDL, digits_lt, loader_for
+from memo.data.tensors import TensorDL
+from memo.data.longtail import digits_lt
+from memo.data.samplers import loader_for
 from memo.data.items import item_ids
-from memo.training.stages import body_head_splitter
-from memo.registry import Section, find, kinds, known, part, required
+from memo.training.param_groups import body_head_splitter
+from memo.registry import Section, find, kinds, known, part
+from memo.schema import required
 from memo.evaluation.tasks import Task, own_metrics, task_of
 from .made import CLASSES, Net, build, digits, learner, other, quietly, takes
 

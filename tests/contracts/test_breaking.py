@@ -3,9 +3,12 @@ import contextlib
 import pytest, torch
 from torch import nn
 import toys.baseline, toys.bank, toys.callback, toys.head, toys.loss, toys.metric, toys.model, toys.sampler, toys.task
-from memo.banks.slots import Bank, Described, SlotBank
+from memo.banks.base import Bank, Described
+from memo.banks.slots import SlotBank
 from memo.banks.classes import ClassBank
-from memo.heads.base import MemoryHead, ReplayHead, RetrievalHead, flat
+from memo.heads.base import MemoryHead, flat
+from memo.heads.replay import ReplayHead
+from memo.heads.retrieval import RetrievalHead
 from memo.heads.mixture import LDAHead, MixHead, PrototypeHead, VoteHead
 from . import bank_checks, head_checks, other_checks, test_banks, test_heads
 
@@ -53,10 +56,10 @@ def finds_its_group(was): return lambda self, q, k=3, item=None, group=None, **k
 def next_row(was):
     def read(self, *args, **kwargs):
         r = was(self, *args, **kwargs)
-        return r._replace(index=torch.where(r.index>=0, (r.index+1)%max(1, len(self)), -1))
+        return r.replace_rows(index=torch.where(r.index>=0, (r.index+1)%max(1, len(self)), -1))
     return read
-def constant_value(was): return lambda self, *args, **kwargs: (r := was(self, *args, **kwargs))._replace(value=r.value.detach()*0)
-def no_gradient(was): return lambda self, *args, **kwargs: (r := was(self, *args, **kwargs))._replace(value=r.value.detach())
+def constant_value(was): return lambda self, *args, **kwargs: (r := was(self, *args, **kwargs)).replace_rows(value=r.value.detach()*0)
+def no_gradient(was): return lambda self, *args, **kwargs: (r := was(self, *args, **kwargs)).replace_rows(value=r.value.detach())
 def always_class_0(was): return lambda self, q, *args, **kwargs: (torch.zeros(len(q), dtype=torch.long), torch.ones(len(q)))
 def other_order(was):
     def rows(self):

@@ -4,7 +4,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 from fastai.distributed import num_distrib, rank_distrib
 from fastai.vision.all import Callback
-from memo.experiment.run import processes
+from memo.training.distributed import processes
 from contracts.made import build, learner, pairs
 
 class Written(Callback):

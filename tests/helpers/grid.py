@@ -4,6 +4,7 @@ import pytest
 
 def pairs(*axes):
     "Rows of a value of each of `axes`, as few as a greedy search finds, in which any two values of two axes meet; the same ones each time"
+    axes = [[*o] for o in axes]
     def meet(row): return {(i,j,row[i],row[j]) for i,j in combinations(range(len(axes)), 2)}
     rows = [*product(*(range(len(o)) for o in axes))]
     left,chosen = set().union(*map(meet, rows)),[]
@@ -14,5 +15,6 @@ def pairs(*axes):
 
 def grid(*axes, ids=str):
     "All combinations as pytest's parameters: those of `pairs`, and the others behind the marker `nightly`"
+    axes = [[*o] for o in axes]
     some = pairs(*axes)
     return [pytest.param(*row, id='-'.join(map(ids, row)), marks=[] if row in some else pytest.mark.nightly) for row in product(*axes)]

@@ -1,6 +1,7 @@
 "Two banks: one changes a line of memo's, one is written from nothing"
 import torch
-from memo.banks.slots import Bank, SlotBank
+from memo.banks.base import Bank
+from memo.banks.slots import SlotBank
 from memo.core import Count, MemoError, Positive
 from memo.registry import register
 
@@ -45,7 +46,7 @@ class Ring(Bank):
 
     @torch.no_grad()
     def write(self, x, y=None, logits=None, item=None, group=None):
-        x,norm,y,_,item,group,ok = self._take(x, y, logits, item, group)
+        x,norm,y,_,item,group,ok = self.prepare(x, y, logits, item, group)
         if self.features is None and len(x):
             self.features = torch.zeros(self.room, self.dim, device=self.device)
             if y is not None: self.labels = torch.full((self.room, *y.shape[1:]), -1, dtype=y.dtype, device=self.device)
@@ -63,4 +64,4 @@ class Ring(Bank):
             self.count.copy_(torch.clamp(self.count+n, max=self.room))
             self.seen += len(x)
             self.updates += 1
-        return self._as_offered(slot, ok)
+        return self.as_offered(slot, ok)

@@ -2,7 +2,8 @@
 import torch
 from fastai.data.all import DataLoaders
 from memo.core import Count
-from memo.data.longtail import TensorDL, TensorSet, loader_for
+from memo.data.tensors import TensorDL, TensorSet
+from memo.data.samplers import loader_for
 from memo.registry import register
 
 @register('data', 'toy_parity', task='toys.task.MyTask')

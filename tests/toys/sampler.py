@@ -1,6 +1,6 @@
 "A sampler"
 from memo.core import Count
-from memo.data.longtail import TensorDL
+from memo.data.tensors import TensorDL
 from memo.registry import register
 
 class Repeated(TensorDL):

@@ -1,0 +1,71 @@
+"What README, the pages of the experiments and CITATION.cff say is so: lines that run, links, commands and modules that are there"
+import configparser, re, sys, subprocess
+import pytest, yaml
+
+def _pages(repo):
+    return [*(repo/o for o in ('README.md','CONTRIBUTING.md','CHANGELOG.md')), *sorted(repo.glob('experiments/**/README.md')), repo/'benchmarks/README.md']
+
+@pytest.mark.slow
+def test_readme_runs(repo, tmp_path):
+    "README's eight lines, with a seed, in an empty folder: the memory makes the answers better, by about what their comments say"
+    code = re.search(r'```python\n(.*?)```', (repo/'README.md').read_text(encoding='utf-8'), re.S)[1]
+    assert len([o for o in code.splitlines() if o.strip()])==8
+    said = [float(o) for o in re.findall(r'# .*about (\.\d+)', code)]
+    seed = 'from fastai.vision.all import set_seed; set_seed(0)\n'
+    r = subprocess.run([sys.executable,'-c',seed+code], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    assert r.returncode==0, r.stderr[-2000:]
+    got = [float(a) for a in re.findall(r'(?:with memory|without) \[[\d.]+, ([\d.]+)\]', r.stdout)]
+    assert len(got)==len(said)==2 and got[0]>got[1]+.01, (got, said)
+    assert all(abs(a-b)<.03 for a,b in zip(got, said)), (got, said)
+
+def _links(page):
+    "Relative links and pictures, without what is in code"
+    text = re.sub(r'```.*?```|`[^`\n]*`', '', page.read_text(encoding='utf-8'), flags=re.S)
+    return [o for o in re.findall(r'\]\(([^)#\s]+)', text) if not re.match(r'\w+:', o)]
+
+def test_links(repo):
+    bad = [f'{p.relative_to(repo)}: {o}' for p in _pages(repo) for o in _links(p) if not (p.parent/o).exists()]
+    assert not bad, bad
+    assert all(_links(p) for p in (repo/'README.md', repo/'experiments/README.md'))
+
+def test_readme_picture(repo):
+    "One picture, small, at the same place for README and the notebook that README is made from"
+    found = re.findall(r'!\[(.+?)\]\((.+?)\)', (repo/'README.md').read_text(encoding='utf-8'))
+    assert len(found)==1
+    (alt,path), = found
+    png = repo/path
+    assert alt and png.read_bytes()[:8]==b'\x89PNG\r\n\x1a\n' and png.stat().st_size<120_000
+    assert f'(../{path})' in (repo/'nbs/index.ipynb').read_text(encoding='utf-8')
+
+def test_commands(repo):
+    "Experiments that a page names are there"
+    bad = []
+    for p in _pages(repo):
+        text = p.read_text(encoding='utf-8')
+        names = [f'experiments/{o}.yaml' for o in re.findall(r'\bmemo-train ([a-z0-9_/]+)(?=[\s`])', text)]
+        files = re.findall(r'\bmemo-train (experiments/[\w/*]+\.yaml)', text)
+        bad += [f'{p.relative_to(repo)}: {o}' for o in names+files if not list(repo.glob(o))]
+    assert not bad, bad
+
+def test_modules(repo):
+    "Modules that the pages name are there; of the changes those that are there now, not what was"
+    bad = []
+    for p in _pages(repo):
+        text = p.read_text(encoding='utf-8')
+        if p.name=='CHANGELOG.md': text = re.sub(r'^\| .*? \| ', '', text, flags=re.M)
+        for o in set(re.findall(r'`memo\.([\w.]+)', text)):
+            parts = o.split('.')
+            if not any((repo/'memo'/'/'.join(parts[:i])).with_suffix('.py').is_file() for i in range(1, len(parts)+1)): bad.append(f'{p.name}: memo.{o}')
+    assert not bad, bad
+
+def test_citation(repo):
+    "CITATION.cff, setup.cfg, the package and LICENSE agree"
+    import memo
+    cff = yaml.safe_load((repo/'CITATION.cff').read_text(encoding='utf-8'))
+    cfg = configparser.ConfigParser()
+    cfg.read(repo/'setup.cfg', encoding='utf-8')
+    m = cfg['metadata']
+    assert m['version']=='attr: memo.__version__' and cff['version']==memo.__version__
+    assert cff['license']==m['license']=='Apache-2.0' and 'Apache License' in (repo/'LICENSE').read_text(encoding='utf-8')[:400]
+    assert [o['name'] for o in cff['authors']]==[m['author']]
+    assert f'Repository = "{cff["repository-code"]}"' in (repo/'pyproject.toml').read_text(encoding='utf-8')
