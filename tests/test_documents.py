@@ -1,18 +1,18 @@
 "What README, the pages of the experiments and CITATION.cff say is so: lines that run, links, commands and modules that are there"
-import configparser, re, sys, subprocess
+import configparser, re
 import pytest, yaml
 
 def _pages(repo):
     return [*(repo/o for o in ('README.md','CONTRIBUTING.md','CHANGELOG.md')), *sorted(repo.glob('experiments/**/README.md')), repo/'benchmarks/README.md']
 
 @pytest.mark.slow
-def test_readme_runs(repo, tmp_path):
+def test_readme_runs(repo, python, tmp_path):
     "README's eight lines, with a seed, in an empty folder: the memory makes the answers better, by about what their comments say"
     code = re.search(r'```python\n(.*?)```', (repo/'README.md').read_text(encoding='utf-8'), re.S)[1]
     assert len([o for o in code.splitlines() if o.strip()])==8
     said = [float(o) for o in re.findall(r'# .*about (\.\d+)', code)]
     seed = 'from fastai.vision.all import set_seed; set_seed(0)\n'
-    r = subprocess.run([sys.executable,'-c',seed+code], capture_output=True, text=True, cwd=tmp_path, timeout=300)
+    r = python('-c', seed+code, cwd=tmp_path, timeout=300)
     assert r.returncode==0, r.stderr[-2000:]
     got = [float(a) for a in re.findall(r'(?:with memory|without) \[[\d.]+, ([\d.]+)\]', r.stdout)]
     assert len(got)==len(said)==2 and got[0]>got[1]+.01, (got, said)

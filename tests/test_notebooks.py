@@ -10,7 +10,7 @@ long = [p.name for p in sorted((root/'nbs').glob('5*.ipynb'))]
 @pytest.fixture
 def notebooks(python, repo):
     def _run(*args):
-        r = python('-W', 'ignore', Path(sys.executable).with_name('nbdev-test'), *args, '--n-workers', 0, cwd=repo, timeout=1200)
+        r = python('-W', 'ignore', Path(sys.executable).with_name('nbdev-test'), *args, '--n-workers', 0, cwd=repo, render=False, timeout=1200)
         assert r.returncode==0 and 'Success' in r.stdout, (r.stdout+r.stderr)[-6000:]
     return _run
 

@@ -3,6 +3,7 @@ import copy, inspect, pickle, subprocess, sys, time
 from typing import Annotated, Literal
 import numpy as np, pytest, torch
 from torch import nn
+from helpers.errors import err
 from memo.banks.slots import SlotBank
 from memo.banks.classes import ClassBank
 from memo.core import *
@@ -12,11 +13,6 @@ from memo.registry import _here,index_text
 from memo.schema import Param,arguments,checked,describe,required,source
 
 pytestmark = pytest.mark.usefixtures('ours_alone')
-
-def err(f, *args, **kwargs):
-    with pytest.raises(MemoError) as e: f(*args, **kwargs)
-    assert '\n' not in str(e.value)
-    return str(e.value)
 
 @pytest.fixture
 def clean():

@@ -2,6 +2,7 @@
 import json, warnings
 from pathlib import Path
 import pytest, torch
+from conftest import root
 from memo.plots.banks import bank_summary
 from memo.banks.exchange import open_bank
 from memo.banks.base import Bank
@@ -9,7 +10,7 @@ from memo.banks.slots import SlotBank
 from memo.banks.exchange import bank_from_json
 from memo.core import MemoError
 
-golden = Path(__file__).parent/'golden'
+golden = root/'tests/golden'
 said = json.loads((golden/'banks.json').read_text())
 names = [k for k in said if k!='query']
 

@@ -1,17 +1,18 @@
 """Runs memo-train, and kills itself with SIGKILL at a given moment: `python interrupt.py MOMENT memo-train's arguments`
 
-mid: in the second batch of the second epoch; saving: half of the second checkpoint of phase 1 is written; between: phase 1 has ended, phase 2 has not begun"""
-import os, signal, sys
+mid: in the second batch of the second epoch; ctrl_c: there, but by SIGINT; saving: half of the second checkpoint of phase 1 is written; between: phase 1 has ended, phase 2 has not begun"""
+import os, runpy, signal, sys
 from pathlib import Path
-from memo import cli
 from memo.training import stages as recipe
 
-def die(): os.kill(os.getpid(), signal.SIGKILL)
+def die(sig=signal.SIGKILL): os.kill(os.getpid(), sig)
 
-def mid():
+def mid(sig=signal.SIGKILL):
     def after_batch(self):
-        if self.training and self.epoch==1 and self.iter==1: die()
+        if self.training and self.epoch==1 and self.iter==1: die(sig)
     recipe.StageCallback.after_batch = after_batch
+
+def ctrl_c(): mid(signal.SIGINT)
 
 def saving():
     write = Path.write_bytes
@@ -21,9 +22,10 @@ def saving():
     Path.write_bytes = write_half
 
 def between():
-    enter = recipe._enter
-    def _enter(learn, s): die() if s.name=='phase2' else enter(learn, s)
-    recipe._enter = _enter
+    enter = recipe.enter_stage
+    def at_phase2(learn, s): die() if s.name=='phase2' else enter(learn, s)
+    recipe.enter_stage = at_phase2
 
-dict(mid=mid, saving=saving, between=between)[sys.argv.pop(1)]()
-cli.memo_train(*sys.argv[1:])
+dict(mid=mid, ctrl_c=ctrl_c, saving=saving, between=between)[sys.argv.pop(1)]()
+sys.argv[0] = str(Path(sys.executable).with_name('memo-train'))
+runpy.run_path(sys.argv[0], run_name='__main__')

@@ -179,8 +179,9 @@ def test_help_is_quick(tool):
     assert r.returncode==0 and '--json' in r.stdout and best<.5
 
 @pytest.mark.slow
-def test_as_a_process(tool, run, tmp_path):
-    r = tool('memo-bank', '--out', tmp_path/'out', run, '--k', 2, cold=True)
+@pytest.mark.parametrize('cold', [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_as_a_process(tool, run, tmp_path, cold):
+    r = tool('memo-bank', '--out', tmp_path/'out', run, '--k', 2, cold=cold)
     assert r.returncode==0 and r.stdout.strip().endswith(str(tmp_path/'out')) and not r.stderr
     assert names(tmp_path/'out')==sorted(pictures+tables)
     e = tool('memo-bank', tmp_path/'nope')

@@ -2,6 +2,7 @@
 import json, os, resource, signal, subprocess, sys, time
 from pathlib import Path
 import pandas as pd, pytest
+from helpers.own_parts import OWN, OWN_YAML
 from safetensors import safe_open
 
 interrupt = Path(__file__).with_name('interrupt.py')
@@ -39,7 +40,7 @@ def findings_yml(tmp_path_factory, fashion_root, nih_table, mnist_digits):
 @pytest.fixture(scope='module')
 def whole(yml, tool):
     "A run that nothing interrupted"
-    r = tool('memo-train', yml, f'runs={yml.parent}/whole', cold=True)
+    r = tool('memo-train', yml, f'runs={yml.parent}/whole')
     assert r.returncode==0, r.stderr
     return yml.parent/'whole/tiny',r
 
@@ -165,7 +166,6 @@ def test_killed_and_resumed_on_findings(tool, python, findings_yml):
 @pytest.mark.slow
 def test_parts_of_ones_own(tool, python, tmp_path):
     "A run with a part of each kind from a folder outside: trained, killed, resumed and evaluated by processes that stand elsewhere"
-    from test_config import OWN,OWN_YAML
     d = tmp_path/'elsewhere'
     (d/'pkg_h1').mkdir(parents=True)
     (d/'pkg_h1/__init__.py').write_text('')
@@ -200,14 +200,9 @@ runpy.run_path(sys.argv[0], run_name='__main__')
     assert contents(d)==contents(whole[0])
 
 @pytest.mark.slow
-def test_ctrl_c(yml):
-    p = subprocess.Popen([sys.executable, str(Path(sys.executable).parent/'memo-train'), str(yml), f'runs={yml.parent}/ctrlc', 'train.epochs=500'],
-                         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    for l in p.stdout:
-        if '| phase1 2/' in l: break
-    p.send_signal(signal.SIGINT)
-    out,err = p.communicate(timeout=300)
-    assert p.returncode==130 and 'interrupted' in err and '--resume' in err and 'Traceback' not in err
+def test_ctrl_c(python, yml):
+    r = python(interrupt, 'ctrl_c', yml, f'runs={yml.parent}/ctrlc')
+    assert r.returncode==130 and 'interrupted' in r.stderr and '--resume' in r.stderr and 'Traceback' not in r.stderr
 
 @pytest.mark.slow
 def test_the_second_process_waits_for_the_folder(two_ranks, findings_yml, tmp_path):

@@ -1,6 +1,7 @@
 "Every registered head on every registered bank that has what it needs"
 import inspect
 import pytest
+from helpers.grid import grid
 from memo.core import MemoError
 from memo.registry import find, known
 from .head_checks import checks
@@ -13,8 +14,7 @@ def run(check, bank, head, tmp_path):
     asks = inspect.signature(check).parameters
     return check(make, **{k:v for k,v in dict(params=takes('head', head), head=head, tmp_path=tmp_path).items() if k in asks})
 
-@pytest.mark.parametrize('check', checks.values(), ids=checks)
-@pytest.mark.parametrize('bank,head', pairs())
+@pytest.mark.parametrize('bank,head,check', grid(rows=[(*o, c) for o in pairs() for c in checks.values()]))
 def test_head(bank, head, check, tmp_path): run(check, bank, head, tmp_path)
 
 @pytest.mark.parametrize('head', parts('head'))

@@ -8,11 +8,12 @@ from fastai.vision.all import (DataLoaders, Datasets, IntToFloatTensor, Learner,
 from memo.data.features import cached_features, features_dls, features_key
 from memo.models.backbones import load_backbone
 from memo.core import MemoError
-from memo.data.samplers import BalancedDL, balanced_order, loader_for
+from memo.data.samplers import BalancedDL, balanced_order, loader_for, samplings
 from memo.data.transforms import RandomRotate, RandomShift, ResizeBatch
-from memo.data.tensors import TensorDL, TensorSet
-from memo.data.longtail import digits_lt, fashion_lt, longtail_counts
-                       longtail_subset, plain_dl, read_idx, samplings, shot_thresholds, small_cnn)
+from memo.data.tensors import TensorDL, TensorSet, plain_dl
+from memo.data.longtail import (digits_lt, fashion_lt, longtail_counts, longtail_subset, read_idx,
+                                shot_thresholds)
+from memo.models.small import small_cnn
 from memo.data.items import digest, item_ids, position_ids, row_hashes
 
 def _xy(n=50, c=5):

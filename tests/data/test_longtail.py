@@ -13,9 +13,8 @@ from memo.models.small import small_cnn
 from memo.data.images import FileImages
 from memo.data.items import digest, item_ids, position_ids
 from memo.data.transforms import CentreCut, RandomCut
-from memo.data.cifar import cifar10_lt, cifar100_lt, cifar_lt, read_cifar
+from memo.data.cifar import cifar10_lt, cifar100_lt, cifar_lt, read_cifar, read_pickle
 from memo.data.image_lists import imagenet_lt, inat18, list_dls, list_split, read_list_file
-                           read_pickle)
 
 def _fails(f, *parts):
     "One line, with all `parts`"

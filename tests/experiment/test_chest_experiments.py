@@ -3,6 +3,7 @@ import json, shutil
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from conftest import root
+from helpers.errors import err
 from helpers.pictures import no_rendering
 from sklearn.metrics import roc_auc_score, average_precision_score
 from memo.experiment.config import load_config
@@ -53,11 +54,6 @@ def rows(folder):
     "label -> entry of a metrics.json"
     m = json.loads((folder/'metrics.json').read_text(), parse_constant=lambda s: pytest.fail(f'{s} is no JSON'))
     return {label(row_of(r), m['titles']):r for r in m['rows']}
-
-def err(f, *args, **kwargs):
-    with pytest.raises(MemoError) as e: f(*args, **kwargs)
-    assert '\n' not in str(e.value)
-    return str(e.value)
 
 # the shipped files
 

@@ -1,6 +1,7 @@
 "What memo 0.1 left (tests/golden): the quickstart's tables byte by byte, and its run folders, read and evaluated again"
 import json, shutil, tarfile
 import pandas as pd, pytest
+from helpers.errors import err
 from memo.experiment import run as ex
 from memo.experiment.compare import run_experiments
 from memo.core import MemoError
@@ -18,11 +19,6 @@ def runs(golden, tmp_path_factory):
     d = tmp_path_factory.mktemp('old')
     with tarfile.open(golden/'runs.tar.xz') as t: t.extractall(d, filter='data')
     return d/'runs'
-
-def err(f, *args, **kwargs):
-    with pytest.raises(MemoError) as e: f(*args, **kwargs)
-    assert '\n' not in str(e.value)
-    return str(e.value)
 
 # the quickstart's table
 

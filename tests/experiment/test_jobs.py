@@ -1,6 +1,7 @@
 "Trainings as overrides of an experiment, baselines of one's own, and which keys two trainings differ in"
 import subprocess, sys
 import pytest, yaml
+from helpers.errors import err
 from memo.evaluation import baselines as bl
 from memo.evaluation.baselines import Baseline, check_baseline, is_baseline, remedies_of, row_titles, suits, training_title
 from memo.experiment.sections import flat, to_dict
@@ -36,10 +37,6 @@ def cfg(tmp_path):
     yield _cfg
     sys.modules.pop('own_baselines', None)
 
-def err(f, *args):
-    with pytest.raises(MemoError) as e: f(*args)
-    assert '\n' not in str(e.value)
-    return str(e.value)
 def names(c): return [s.name for s in c.compare]
 
 # trainings

@@ -3,6 +3,9 @@ import json
 from pathlib import Path
 import pandas as pd, pytest, torch
 from fastai.vision.all import Callback
+from conftest import root
+from helpers.errors import err
+from helpers.pictures import no_rendering
 from memo.evaluation import evaluate as evaluation
 from memo.experiment import run as ex
 from memo.banks.base import Bank
@@ -17,7 +20,7 @@ from memo.experiment.jobs import trainings
 
 pytestmark = pytest.mark.usefixtures('unrendered')
 
-tail = Path(__file__).parents[1]/'experiments/tail'
+tail = root/'experiments/tail'
 files = sorted(o.relative_to(tail).as_posix() for o in tail.rglob('*.yaml'))
 TINY = '''
 name: tail/tiny
@@ -35,11 +38,6 @@ def entries(folder):
     m = json.loads((folder/'metrics.json').read_text())
     return {label(row_of(r), m['titles']):r for r in m['rows']}
 def scores(folder): return {k:r['scores'] for k,r in entries(folder).items()}
-
-def err(f, *args):
-    with pytest.raises(MemoError) as e: f(*args)
-    assert '\n' not in str(e.value)
-    return str(e.value)
 
 # YAML
 def test_there_are_the_experiments(): assert len(files)>=20 and {'cifar10_lt.yaml','inat18.yaml','digits/replay.yaml'}<={*files}
@@ -118,7 +116,7 @@ def run(tmp_path_factory):
     d = tmp_path_factory.mktemp('runs')
     (d/'x.yaml').write_text(TINY)
     cfg = load_config(d/'x.yaml', [f'runs={json.dumps(str(d))}'])
-    return cfg,d/'tail/tiny',ex.run_experiment(cfg, log=lambda s: None)
+    with no_rendering(): return cfg,d/'tail/tiny',ex.run_experiment(cfg, log=lambda s: None)
 
 @pytest.mark.slow
 def test_every_row_is_there(run):

@@ -2,6 +2,7 @@
 import dataclasses, json, math, shutil
 from pathlib import Path
 import pandas as pd, pytest, torch, yaml
+from helpers.errors import err
 from memo.experiment.config import *
 from memo.core import MemoError
 from memo.experiment import build
@@ -31,11 +32,6 @@ def run(tmp_path_factory):
     lines = []
     table = ex.run_experiment(cfg, log=lines.append)
     return cfg,d/'tiny',table,lines
-
-def err(f, *args):
-    with pytest.raises(MemoError) as e: f(*args)
-    assert '\n' not in str(e.value)
-    return str(e.value)
 
 def test_every_key_is_read():
     "Each key of the training occurs in the code that builds from it"

@@ -24,7 +24,8 @@ from memo.heads.replay import ReplayHead
 from memo.heads.base import Step, in_step
 from memo.training.stages import Stage, fit_stages
 from memo.heads.mixture import LDAHead, PrototypeHead, VoteHead, class_nll
-from test_callbacks import Half
+from helpers.grid import grid
+from helpers.half import Half
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 def draw(*shape, seed=0): return torch.randn(*shape, generator=gen(seed))
@@ -137,8 +138,7 @@ class StopAt(Callback):
         self.n += self.training
         if self.training and self.n==self.at: raise KeyboardInterrupt
 
-@pytest.mark.parametrize('head,capacity', [(None,'50kB'),('replay','50kB'),('replay',16),('prototype',16),('lda',16),('vote',16)])
-@pytest.mark.parametrize('at', [3,9])
+@pytest.mark.parametrize('head,capacity,at', grid(rows=[(*o, at) for o in ((None,'50kB'), ('replay','50kB'), ('replay',16), ('prototype',16), ('lda',16), ('vote',16)) for at in (3,9)]))
 def test_interrupted_and_resumed_equals_whole(tmp_path, head, capacity, at):
     def mk(): return learner(tmp_path, memory(head, capacity=capacity), dls=tail_dls(tfms=[RandomShift(1)]))
     stages,got = [Stage('a', 2, 1e-2), Stage('b', 2, 5e-3)],[]

@@ -1,20 +1,25 @@
-"Which of all combinations a bare `make test` runs: some in which each two values meet; the others are nightly"
+"Which of all combinations `make test` runs: some in which each two values meet that meet in any; the others are nightly"
 from itertools import combinations, product
 import pytest
 
-def pairs(*axes):
-    "Rows of a value of each of `axes`, as few as a greedy search finds, in which any two values of two axes meet; the same ones each time"
-    axes = [[*o] for o in axes]
-    def meet(row): return {(i,j,row[i],row[j]) for i,j in combinations(range(len(axes)), 2)}
-    rows = [*product(*(range(len(o)) for o in axes))]
-    left,chosen = set().union(*map(meet, rows)),[]
+def cover(rows):
+    "Few of `rows`, tuples of one length, in which each two values at two places meet that meet in any; the same ones each time"
+    rows = [*rows]
+    ids = [{v:i for i,v in enumerate(dict.fromkeys(col))} for col in zip(*rows)]
+    meet = {r:{(i,j,ids[i][r[i]],ids[j][r[j]]) for i,j in combinations(range(len(r)), 2)} for r in rows}
+    left,chosen = set().union(*meet.values()),[]
     while left:
-        chosen.append(max(rows, key=lambda o: len(meet(o) & left)))
-        left -= meet(chosen[-1])
-    return [tuple(o[i] for o,i in zip(axes, row)) for row in chosen]
+        chosen.append(max(rows, key=lambda r: len(meet[r] & left)))
+        left -= meet[chosen[-1]]
+    return chosen
 
-def grid(*axes, ids=str):
-    "All combinations as pytest's parameters: those of `pairs`, and the others behind the marker `nightly`"
-    axes = [[*o] for o in axes]
-    some = pairs(*axes)
-    return [pytest.param(*row, id='-'.join(map(ids, row)), marks=[] if row in some else pytest.mark.nightly) for row in product(*axes)]
+def pairs(*axes):
+    "Rows of a value of each of `axes` in which any two values of two axes meet"
+    return cover(product(*axes))
+
+def grid(*axes, rows=None):
+    "All combinations, or `rows` of them, as pytest's parameters: those of `cover`, and the others behind the marker `nightly`"
+    rows = [*(product(*axes) if rows is None else rows)]
+    some = {*cover(rows)}
+    names = ['-'.join(str(getattr(o, '__name__', o)) for o in r) for r in rows]
+    return [pytest.param(*r, id=n, marks=[] if r in some else pytest.mark.nightly) for r,n in zip(rows, names)]

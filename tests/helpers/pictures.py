@@ -9,8 +9,8 @@ def no_picture(file):
 @contextlib.contextmanager
 def no_rendering():
     "Figures are drawn, and saved as empty pictures"
-    from matplotlib.figure import Figure
-    was = Figure.savefig
-    Figure.savefig = lambda self, file, **kwargs: no_picture(file)
+    from matplotlib.backend_bases import FigureCanvasBase as Canvas
+    was = Canvas.print_figure
+    Canvas.print_figure = lambda self, file, **kwargs: no_picture(file)
     try: yield
-    finally: Figure.savefig = was
+    finally: Canvas.print_figure = was

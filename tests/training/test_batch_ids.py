@@ -259,10 +259,11 @@ def test_own_data_sets():
     assert torch.equal(item_ids(ConcatDataset([a,b])), torch.cat([item_ids(a),item_ids(b)]))
     assert all((item_ids(o)>=2**32).all() for o in (a,b,c))
 
-def test_another_process(python, repo):
+@pytest.mark.parametrize('cold', [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_another_process(python, repo, cold):
     "Digests are the same there; a set that cannot be digested has other ids"
     src = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_batch_ids import *\nprint(item_ids(Own(0,5)).tolist()); print(item_ids(Closed(0,5)).tolist()); print(item_ids(TensorDataset(X[:5],Y[:5])).tolist())"
-    r = python('-W', 'ignore', '-c', src, cwd=repo, cold=True)
+    r = python('-W', 'ignore', '-c', src, cwd=repo, cold=cold)
     own,closed,tensors = map(eval, r.stdout.strip().splitlines()[-3:])
     assert own==item_ids(Own(0,5)).tolist() and tensors==item_ids(TensorDataset(X[:5],Y[:5])).tolist() and not set(closed) & set(item_ids(Closed(0,5)).tolist())
 

@@ -8,7 +8,7 @@ cases = 'fifo-add rarity-add-group reservoir-vote hard-None ClassBank-None Class
 def ranks(tmp_path_factory, two_ranks, repo):
     "What both ranks hold after training, by case"
     out = tmp_path_factory.mktemp('ranks')
-    r = two_ranks(repo/'tests/distributed_script.py', out, cwd=repo)
+    r = two_ranks(repo/'tests/training/distributed_script.py', out, cwd=repo)
     assert r.returncode==0, r.stdout[-3000:]+r.stderr[-6000:]
     return [torch.load(out/f'rank{i}.pt', weights_only=True) for i in range(2)]
 

@@ -10,6 +10,7 @@ from fastai.vision.all import (Callback, CancelBatchException, CancelStepExcepti
                                DataBlock, DataLoader, DataLoaders, ImageBlock, Learner, TfmdDL, WeightedDL, accuracy, accuracy_multi,
                                aug_transforms, first, get_c, load_learner, nn, noop, params, resnet18, set_seed, vision_learner)
 from sklearn.datasets import load_digits, load_sample_images
+from helpers.half import Half
 from memo.heads.attach import attach, find_head, memories
 from memo.banks.slots import SlotBank
 from memo.training.batch_ids import group_ids
@@ -321,16 +322,6 @@ def test_skipped_steps_are_not_written(tmp_path):
     assert truth.rows==32*2+22            # batches 0, 2, 4
     check(learn, truth)
     assert int(learn.memory.bank.seen)==truth.rows
-
-class Half(Callback):
-    "What `MixedPrecision` does, on the CPU"
-    order = MixedPrecision.order
-    def before_batch(self):
-        self.cast = torch.autocast('cpu', torch.bfloat16)
-        self.cast.__enter__()
-    def after_pred(self):
-        if not self.training or self.iter==0: self.learn.dtypes = getattr(self.learn, 'dtypes', set())|{self.pred.dtype}
-    def after_loss(self): self.cast.__exit__(None, None, None)
 
 @pytest.mark.parametrize('head', ['add','vote',None])
 def test_half_precision(tmp_path, head):
