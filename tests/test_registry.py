@@ -1,5 +1,5 @@
 "Parts found by name, the index, and the check of what they are called with"
-import copy, inspect, pickle, subprocess, sys, time
+import copy, inspect, pickle, sys, time
 from typing import Annotated, Literal
 import numpy as np, pytest, torch
 from torch import nn

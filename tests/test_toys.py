@@ -15,6 +15,7 @@ from toys.loss import MyLoss
 from toys.metric import my_metric
 from toys.model import MyModel
 from toys.sampler import Repeated, my_sampler
+from helpers.learners import quietly
 from memo.heads.attach import memories
 from memo.banks.exchange import open_bank
 from memo.banks.base import Bank
@@ -29,9 +30,6 @@ from memo.training.param_groups import adamw, body_head_splitter
 from memo.registry import known
 
 pytestmark = pytest.mark.usefixtures('unrendered')
-
-def quietly(learn, f, *args, **kwargs):
-    with learn.no_bar(), learn.no_logging(): return f(*args, **kwargs)
 
 # Python
 

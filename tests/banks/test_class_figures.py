@@ -3,13 +3,14 @@ import json, math, threading, time
 import numpy as np, pytest, scipy.stats, torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
+from helpers.tensors import gen
+from helpers.errors import err
 from memo.banks.base import Bank
 from memo.banks.slots import SlotBank
 from memo.banks.exchange import BankSaver, bank_from_json, latest_bank
 from memo.banks.classes import ClassBank, Scaled, dtypes
 from memo.core import MemoError
 
-def gen(seed=0): return torch.Generator().manual_seed(seed)
 def filled(counts, d=8, seed=0, **kw):
     "A bank that has seen so many rows of each class, in random order"
     y = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
@@ -17,10 +18,6 @@ def filled(counts, d=8, seed=0, **kw):
     b = ClassBank(len(counts), **{**dict(capacity=6, seed=seed), **kw})
     if len(y): b.write(torch.randn(len(y), d, generator=gen(seed))*3+1, y, item=torch.arange(len(y)))
     return b
-def say(f, *args, **kwargs):
-    with pytest.raises(MemoError) as e: f(*args, **kwargs)
-    assert '\n' not in str(e.value)
-    return str(e.value)
 
 # tail, medium, head
 @settings(max_examples=60)
@@ -63,7 +60,7 @@ def test_literal_rate_is_the_documents():
         b.counts[3],b.seen = round(1000*share)-1,torch.tensor(999)
         b.write(torch.ones(1, 4), torch.tensor([3]))
         assert float(b.mass[3])==pytest.approx(want, abs=2e-3)
-    assert "did you mean 'literal'" in say(ClassBank, 3, rate='litteral')
+    assert "did you mean 'literal'" in err(ClassBank, 3, rate='litteral')
 
 @pytest.mark.parametrize('rate', ['relative','literal'])
 def test_prototypes_equal_a_loop_to_a_millionth(rate):
@@ -93,7 +90,7 @@ def test_stored_in_any_dtype(dtype, tol):
     assert (r.index[:,0]==e.index[:,0]).float().mean()>.8
     assert torch.allclose(b.norms, exact.norms) and torch.equal(b.prototypes(), exact.prototypes())
     for m in (b.half(), b.to(torch.float16)): assert m.features.dtype==dtypes[dtype] and m.ema.dtype==torch.float32
-    assert say(ClassBank, 3, dtype='int4').startswith('dtype')
+    assert err(ClassBank, 3, dtype='int4').startswith('dtype')
 
 def test_scaled_rows_are_floats_where_indexed():
     s = Scaled(torch.tensor([[127,-64],[1,0]], dtype=torch.int8), torch.tensor([.01,2.]))
@@ -105,7 +102,7 @@ def test_a_budget_is_kept_and_used(c, d, dtype, kb):
     b = ClassBank(c, capacity=f'{kb}kB', dtype=dtype)
     row = d*dtypes[dtype].itemsize+20+4*(dtype=='int8')
     if c*row>kb*1024:
-        assert f'{kb}kB' in say(b.write, torch.ones(1, d), torch.tensor([0])) and b.features is None
+        assert f'{kb}kB' in err(b.write, torch.ones(1, d), torch.tensor([0])) and b.features is None
         return
     b.write(torch.ones(1, d), torch.tensor([0]))
     used = sum(o.nbytes for o in (b.features,b.items,b.groups,b.norms)) + (b.scales.nbytes if dtype=='int8' else 0)
@@ -119,12 +116,12 @@ def test_units(text, n):
     assert b.capacity==int(n//(2*(d+24)))
 
 @pytest.mark.parametrize('bad', ['512', 'a lot', 'MB', '-3MB'])
-def test_no_budget(bad): assert repr(bad) in say(ClassBank, 2, capacity=bad)
+def test_no_budget(bad): assert repr(bad) in err(ClassBank, 2, capacity=bad)
 
 def test_more_than_there_is_memory():
-    assert 'of memory' in say(ClassBank, 1000, capacity=10**10) and 'int8' in say(ClassBank, 1000, capacity=10**10)
+    assert 'of memory' in err(ClassBank, 1000, capacity=10**10) and 'int8' in err(ClassBank, 1000, capacity=10**10)
     b = ClassBank(8142, capacity=20_000)         # ids fit, features do not
-    assert 'of memory' in say(b.write, torch.ones(1, 2048), torch.tensor([0])) and b.features is None
+    assert 'of memory' in err(b.write, torch.ones(1, 2048), torch.tensor([0])) and b.features is None
 
 def test_a_bank_with_a_budget_is_loaded(tmp_path):
     b = filled([9,5,2], capacity='2kB')
@@ -137,7 +134,7 @@ def test_a_bank_with_a_budget_is_loaded(tmp_path):
     again.load_state_dict(ClassBank(3, capacity='2kB').state_dict())           # from before the width was known
     again.write(torch.ones(3, 8), torch.arange(3))
     assert again.capacity==b.capacity
-    assert 'dtype' in say(ClassBank(3, capacity=b.capacity, dtype='int8').load_state_dict, b.state_dict())
+    assert 'dtype' in err(ClassBank(3, capacity=b.capacity, dtype='int8').load_state_dict, b.state_dict())
 
 # samples
 def test_sample():
@@ -149,8 +146,8 @@ def test_sample():
     hit = (k[:,None]==s[None]).all(2)
     assert hit.any(1).all() and hit.any(0).sum()==4                             # of the stored, none twice
     assert ClassBank(3).sample(1, 5).shape[0]==0
-    for bad in (-1, 3, 1.5, 'Coat', [1,2], True): assert '0..2' in say(b.sample, bad) and '0..2' in say(b.stats, bad)
-    for bad in (-1, 2.5): assert 'k:' in say(b.sample, 0, bad)
+    for bad in (-1, 3, 1.5, 'Coat', [1,2], True): assert '0..2' in err(b.sample, bad) and '0..2' in err(b.stats, bad)
+    for bad in (-1, 2.5): assert 'k:' in err(b.sample, 0, bad)
     assert set(b.tail_features(2))==set(b.tail())
 
 def test_samples_are_uniform_and_repeatable():
@@ -171,7 +168,7 @@ def test_draws_have_the_length_they_had():
     b.write(x, torch.tensor([0,0,2]))
     got = b.draw(torch.tensor([2,2,0]))
     assert torch.allclose(got[:2], x[[2,2]]) and any(torch.allclose(got[2], o) for o in x[:2])
-    assert 'class 1' in say(b.draw, torch.tensor([0,1]))
+    assert 'class 1' in err(b.draw, torch.tensor([0,1]))
 
 @settings(max_examples=50)
 @given(st.lists(st.integers(0, 500), min_size=1, max_size=12), st.integers(1, 300))
@@ -191,7 +188,7 @@ def test_similarity():
     p = b.prototypes()
     for i in range(3):
         for j in range(3): assert float(s[i,j])==pytest.approx(float(F.cosine_similarity(p[i], p[j], dim=0)), abs=1e-6)
-    assert 'empty' in say(ClassBank(2).similarity)
+    assert 'empty' in err(ClassBank(2).similarity)
 
 # figures
 keys = {'class_id','ema_count','reservoir_count','total_samples','class_frequency','class_percentage','is_tail','is_head','is_medium','prototype_norm'}
@@ -248,12 +245,12 @@ def test_json_of_the_published_bank(tmp_path):
     for change,word in ((dict(reservoir_buffers={'0':[[1,0]],'1':[[0,1]]}),'class 0'), (dict(class_frequencies=[5,1]),'do not fit'), (dict(ema_prototypes=[[1]]),'do not fit'),
                         (dict(reservoir_buffers={'7':[[1,0]]}),'class 7'), (dict(num_classes='x'),'num_classes')):
         p.write_text(json.dumps({**d, **change}))
-        assert word in say(bank_from_json, p) and 'memory.json' in say(bank_from_json, p)
+        assert word in err(bank_from_json, p) and 'memory.json' in err(bank_from_json, p)
     p.write_text(json.dumps(d)[:200])
-    assert 'not a whole JSON' in say(bank_from_json, p)
+    assert 'not a whole JSON' in err(bank_from_json, p)
     p.write_text('[1,2]')
-    assert 'no memory bank' in say(bank_from_json, p)
-    assert 'no bank at' in say(bank_from_json, tmp_path/'nope.json')
+    assert 'no memory bank' in err(bank_from_json, p)
+    assert 'no bank at' in err(bank_from_json, tmp_path/'nope.json')
 
 def test_files_that_are_no_bank(tmp_path):
     b = filled([9,4])
@@ -261,10 +258,10 @@ def test_files_that_are_no_bank(tmp_path):
     b.save(p)
     for n in (0, 7, 60, len(p.read_bytes())-9):
         (tmp_path/'cut.safetensors').write_bytes(p.read_bytes()[:n])
-        assert 'cut.safetensors' in say(Bank.load, tmp_path/'cut.safetensors')
+        assert 'cut.safetensors' in err(Bank.load, tmp_path/'cut.safetensors')
     from safetensors.torch import save_file
     save_file(dict(a=torch.ones(2)), tmp_path/'foreign.safetensors')
-    assert 'foreign.safetensors' in say(Bank.load, tmp_path/'foreign.safetensors')
+    assert 'foreign.safetensors' in err(Bank.load, tmp_path/'foreign.safetensors')
 
 def test_saver_writes_what_was_then(tmp_path):
     b = filled([20,5,2])
@@ -287,7 +284,7 @@ def test_saver_says_what_went_wrong(tmp_path):
     (tmp_path/'file').write_text('')
     s = BankSaver(filled([3,2]), tmp_path/'file/sub')
     s.save(1)
-    assert 'cannot write' in say(s.wait)
+    assert 'cannot write' in err(s.wait)
     s.wait()                                                        # once
 
 def test_saver_takes_slot_banks(tmp_path):
@@ -300,13 +297,13 @@ def test_saver_takes_slot_banks(tmp_path):
 # what is wrong is told
 def test_bad_rows():
     b = ClassBank(3, capacity=4)
-    assert 'label 3' in say(b.write, torch.ones(1, 2), torch.tensor([3]))
+    assert 'label 3' in err(b.write, torch.ones(1, 2), torch.tensor([3]))
     b.write(torch.zeros(2, 2), torch.tensor([0,1]))                 # zero vectors: no direction, but counted
     assert b.counts.tolist()==[1,1,0] and b.prototypes().isfinite().all() and b.draw(torch.tensor([0])).tolist()==[[0,0]]
     with pytest.warns(UserWarning, match='NaN'): b.write(torch.full((1,2), math.nan), torch.tensor([2]))
     assert b.counts.tolist()==[1,1,0] and int(b.refused)==1
     for kw,word in ((dict(tail_percentile=60),'tail_percentile'), (dict(alpha=0),'alpha'), (dict(n_classes=0),'n_classes')):
-        assert word in say(lambda **k: ClassBank(**{**dict(n_classes=3), **k}), **kw)
+        assert word in err(lambda **k: ClassBank(**{**dict(n_classes=3), **k}), **kw)
 
 def test_save_bank_while_training(tmp_path):
     from fastai.learner import Learner
@@ -324,7 +321,7 @@ def test_save_bank_while_training(tmp_path):
     assert int(b.seen)*5==int(learn.memory.bank.seen)*4 and b.n_classes==10
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert (tmp_path/'banks/d_step_6.json').exists()             # epochs of all fits
-    assert 'every must be a whole number from 1, found 0' in say(SaveBank, 0)
+    assert 'every must be a whole number from 1, found 0' in err(SaveBank, 0)
     learn.export(tmp_path/'m.pkl')
     (tmp_path/'file').write_text('')
     learn.save_bank.folder = 'file'

@@ -2,13 +2,11 @@
 import copy, random, numpy as np, pytest, scipy.stats, torch
 from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from helpers.tensors import Ops, close, gen
 from memo.banks.classes import ClassBank
 from memo.core import MemoError
 
 M64 = 2**64-1
-def close(a, b, tol=1e-5): torch.testing.assert_close(torch.as_tensor(a).double(), torch.as_tensor(b).double(), atol=tol, rtol=tol)
-def gen(seed=0): return torch.Generator().manual_seed(seed)
 def splitmix(seed, n):
     z = (seed*0x94D049BB133111EB + n*0x9E3779B97F4A7C15) & M64
     z = ((z^(z>>30))*0xBF58476D1CE4E5B9) & M64
@@ -151,12 +149,6 @@ def test_bad_arguments(kw, say):
 
 def test_labels_are_needed():
     with pytest.raises(MemoError, match='y='): ClassBank(3).write(torch.ones(2, 4))
-
-class Ops(TorchDispatchMode):
-    def __init__(self): super().__init__(); self.n = 0
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.n += 1
-        return func(*args, **(kwargs or {}))
 
 @pytest.mark.parametrize('multi', [False, True])
 def test_no_loop_over_samples_or_classes(multi):

@@ -1,6 +1,5 @@
 "Banks that memo 0.1.0 wrote: read as they were, but for ids that were positions"
 import json, warnings
-from pathlib import Path
 import pytest, torch
 from conftest import root
 from memo.plots.banks import bank_summary

@@ -2,7 +2,7 @@
 import copy, math, random, numpy as np, pytest, scipy.stats, torch, warnings
 from collections import deque
 from torch.nn import functional as F
-from torch.utils._python_dispatch import TorchDispatchMode
+from helpers.tensors import Ops, close, gen
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.banks.policies import Candidates, Policy, difficulty, ease, everything, hashed, top_share, rising, oldest, algorithm_r, weakest, policies
@@ -10,8 +10,6 @@ from memo.banks.policies import rarity, statistical, diversity, hybrid, entropy
 
 names = list(policies)
 golden = torch.tensor([[3.,4],[6,8],[0,1],[5,12]])      # banks.md 1A.2: norms 5, 10, 1, 13
-def close(a, b, tol=1e-5): torch.testing.assert_close(torch.as_tensor(a).double(), torch.as_tensor(b).double(), atol=tol, rtol=tol)
-def gen(seed=0): return torch.Generator().manual_seed(seed)
 def cand(x, y=None, logits=None): return Candidates(x, x.norm(dim=1), y, logits)
 def batch(n, d=4, seed=0, items=False):
     "Everything any policy could want"
@@ -383,12 +381,6 @@ def test_two_banks_fed_alike_are_alike(name):
     same_state(a, b)
 
 # no loop over samples
-class Ops(TorchDispatchMode):
-    "Count the ops"
-    def __init__(self): super().__init__(); self.n = 0
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        self.n += 1
-        return func(*args, **(kwargs or {}))
 
 @pytest.mark.parametrize('name', names)
 @pytest.mark.parametrize('items', [False, True])

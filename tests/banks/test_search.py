@@ -4,12 +4,11 @@ from hypothesis import given, settings, strategies as st
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 import memo.banks.search as R
+from helpers.tensors import close, draw
 from memo.core import MemoError
 from memo.banks.search import read_rows, class_votes, within_whitener
 
 SIMS,NORMS = ('cosine','dot','euclidean'),(None,'both','query','memory','none')
-def close(a, b, tol=1e-5): torch.testing.assert_close(torch.as_tensor(a).double(), torch.as_tensor(b).double(), atol=tol, rtol=tol)
-def draw(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 def unit(v): return v/max(np.linalg.norm(v), 1e-12)
 def loop(q, m, k, similarity='cosine', normalize=None, temperature=1., rescale=False, hidden=None):

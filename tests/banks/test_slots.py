@@ -3,6 +3,7 @@ import copy, inspect, io, json, pickle, re, pytest, torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import save_file
 from torch import nn
+from helpers.tensors import close, draw
 from memo.banks.base import Bank
 from memo.banks.slots import SlotBank
 from memo.banks.classes import ClassBank
@@ -16,8 +17,6 @@ kinds = {**{o:(lambda o=o, **kw: SlotBank(12, policy=o, momentum=.5, threshold=.
     'multilabel': lambda **kw: SlotBank(12, policy='fifo', **kw), 'own': lambda **kw: SlotBank(12, policy=novel, **kw),
     'class': lambda **kw: ClassBank(3, capacity=4, seed=3, **kw)}
 all_kinds = pytest.mark.parametrize('kind', list(kinds))
-def close(a, b, tol=1e-5): torch.testing.assert_close(torch.as_tensor(a).double(), torch.as_tensor(b).double(), atol=tol, rtol=tol)
-def draw(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 def batch(kind, n=9, d=5, seed=0):
     g = torch.Generator().manual_seed(seed)

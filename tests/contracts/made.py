@@ -7,6 +7,7 @@ from fastai.vision.all import Callback, CrossEntropyLossFlat, set_seed
 from sklearn.datasets import load_digits
 from torch import nn
 import toys     # registers one part of each kind, from outside memo
+from helpers.learners import quietly
 from memo.training.memory_callback import MemoryCallback
 from memo.core import MemoError
 from memo.data.tensors import TensorDL, TensorSet
@@ -103,9 +104,6 @@ def learner(bank=None, head=None, multi=False, seed=0, path=None, cbs=(), **kwar
     learn = Learner(dls, Net(dls.c), loss_func=loss, opt_func=adamw, splitter=body_head_splitter, path=path or '.', cbs=list(cbs))
     if bank is not None: learn.add_cb(MemoryCallback(bank, head=head, **kwargs))
     return learn
-
-def quietly(learn, f, *args, **kwargs):
-    with learn.no_bar(), learn.no_logging(): return f(*args, **kwargs)
 
 def pairs():
     "Every head on every bank that has what it needs: (bank, head)"

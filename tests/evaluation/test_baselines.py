@@ -4,12 +4,12 @@ import numpy as np, pytest, torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import NearestCentroid
 from torch.nn import functional as F
+from helpers.tensors import gen
 from memo.core import MemoError
 from memo.data.samplers import balanced_order
 from memo.evaluation.classifiers import nearest_mean, retrain_classifier
 from memo.heads.mixture import class_nll
 
-def gen(seed=0): return torch.Generator().manual_seed(seed)
 def tail(sizes=(200,60,15,5), d=10, seed=0, noise=1.6):
     "Features of so many items of each class; the means are those of every seed"
     mu,y = torch.randn(len(sizes), d, generator=gen(99)),torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))

@@ -5,6 +5,7 @@ from fastai.data.core import DataLoaders
 from fastai.data.load import DataLoader
 from fastai.metrics import accuracy
 from fastcore.basics import AttrDict
+from helpers.tensors import gen
 from memo.core import MemoError
 from memo.data.tensors import TensorDL, TensorSet
 from memo.metrics.multiclass import longtail_scores
@@ -13,7 +14,6 @@ from memo.metrics.intervals import patient_bootstrap
 from memo.registry import register
 from memo.evaluation.tasks import Multiclass, Multilabel, Task, class_counts, own_metrics, own_scores, progress, task_of, titles_of
 
-def gen(seed=0): return torch.Generator().manual_seed(seed)
 def loaders(y, dataset=None): return DataLoaders(*[TensorDL(torch.randn(len(y), 3, generator=gen()), y, bs=4, dataset=dataset) for _ in range(3)])
 def plain(y): return DataLoaders(*[DataLoader(list(zip(torch.randn(len(y), 3), y)), bs=2) for _ in range(3)])
 one,many = torch.tensor([0,0,0,1,1,2]),(torch.rand(12, 3, generator=gen(1))<.5).float()

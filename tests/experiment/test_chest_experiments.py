@@ -1,13 +1,11 @@
 "Experiments on findings (multi-label): the shipped chest X-ray files, run folders, evaluation again, tables over several experiments"
 import json, shutil
-from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from conftest import root
 from helpers.errors import err
 from helpers.pictures import no_rendering
 from sklearn.metrics import roc_auc_score, average_precision_score
 from memo.experiment.config import load_config
-from memo.core import MemoError
 from memo.data.chest_xray import findings
 from memo.experiment import build
 from memo.experiment import run as ex

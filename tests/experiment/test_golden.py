@@ -4,7 +4,6 @@ import pandas as pd, pytest
 from helpers.errors import err
 from memo.experiment import run as ex
 from memo.experiment.compare import run_experiments
-from memo.core import MemoError
 from memo.evaluation.tables import label, results, row_of
 from memo.experiment.run_folder import run_config
 from memo.experiment.jobs import trainings

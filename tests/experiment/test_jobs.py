@@ -1,5 +1,5 @@
 "Trainings as overrides of an experiment, baselines of one's own, and which keys two trainings differ in"
-import subprocess, sys
+import sys
 import pytest, yaml
 from helpers.errors import err
 from memo.evaluation import baselines as bl

@@ -1,6 +1,5 @@
 "Experiments on a long tail: their YAML, a run with every row, its saved banks, and a run that was interrupted"
 import json
-from pathlib import Path
 import pandas as pd, pytest, torch
 from fastai.vision.all import Callback
 from conftest import root
@@ -14,7 +13,6 @@ from memo.banks.exchange import latest_bank
 from memo.heads.attach import find_head
 from memo.experiment.config import from_dict, load_config
 from memo.experiment.sections import to_dict, to_yaml
-from memo.core import MemoError
 from memo.evaluation.tables import label, row_of
 from memo.experiment.jobs import trainings
 

@@ -5,6 +5,7 @@ from fastai.layers import Flatten
 from fastai.vision.learner import create_head
 from torch import nn
 from torch.nn import functional as F
+from helpers.tensors import close, draw
 from memo.banks.slots import SlotBank
 from memo.banks.classes import ClassBank
 from memo.core import MemoError
@@ -14,8 +15,6 @@ from memo.heads.retrieval import RetrievalHead
 from memo.heads.mixture import VoteHead, mix_votes
 from memo.banks.search import read_rows, within_whitener
 
-def close(a, b, tol=1e-5): torch.testing.assert_close(torch.as_tensor(a).double(), torch.as_tensor(b).double(), atol=tol, rtol=tol)
-def draw(*shape, seed=0): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 def bank(n=12, d=4, c=3, seed=1, multi=False, **kw):
     b = SlotBank(n, policy='fifo', **kw)
     y = torch.arange(n)%c

@@ -9,6 +9,9 @@ from fastcore.basics import AttrDict
 from sklearn.datasets import load_digits
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from torch.nn import functional as F
+from helpers.tensors import gen
+from helpers.errors import err
+from helpers.learners import plain_part, quietly, same, snap
 from memo.banks.base import Bank
 from memo.banks.slots import SlotBank
 from memo.heads.attach import attach, find_head
@@ -27,12 +30,7 @@ from memo.heads.mixture import LDAHead, PrototypeHead, VoteHead, class_nll
 from helpers.grid import grid
 from helpers.half import Half
 
-def gen(seed=0): return torch.Generator().manual_seed(seed)
 def draw(*shape, seed=0): return torch.randn(*shape, generator=gen(seed))
-def say(f, *args, **kwargs):
-    with pytest.raises(MemoError) as e: f(*args, **kwargs)
-    assert '\n' not in str(e.value)
-    return str(e.value)
 
 # digits, the classes from 60 images down to 2
 _d = load_digits()
@@ -57,13 +55,8 @@ def learner(tmp_path, cbs=None, dls=None, model=None, seed=0, **kw):
     model = model or net(get_c(dls))
     return Learner(dls, model, metrics=kw.pop('metrics', accuracy), cbs=cbs, path=tmp_path, splitter=kw.pop('splitter', params), **kw)
 def memory(head='default', bank=None, capacity=16, **kw): return MemoryCallback(ClassBank(10, capacity=capacity) if bank is None else bank, head=head, **kw)
-def run(learn, f, *args, **kw):
-    with learn.no_bar(), learn.no_logging(): return getattr(learn, f)(*args, **kw)
-def snap(m): return {k:v.clone() for k,v in m.state_dict().items()}
-def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-def plain_part(sd): return {k:v for k,v in sd.items() if 'memory' not in k}
 def fitted(h, logits, z, y): return h.fit(AttrDict(logits=logits, z=z, y=y))
-def preds(learn, **kw): return run(learn, 'get_preds', **kw)[0]
+def preds(learn, **kw): return quietly(learn, 'get_preds', **kw)[0]
 
 class Seen(Callback):
     "Classes and losses of what was trained on"
@@ -83,9 +76,9 @@ def test_watching_changes_nothing(tmp_path, capacity, dtype):
         learn = learner(tmp_path, cb, dls=tail_dls(tfms=[RandomShift(1)]))
         set_seed(1)
         seen = Seen()
-        run(learn, 'fit_one_cycle', 4, 1e-2, cbs=seen)
+        quietly(learn, 'fit_one_cycle', 4, 1e-2, cbs=seen)
         rnd = torch.rand(3).tolist(),np.random.rand(),random.random(),learn.dls.train.rng.random()
-        got.append((plain_part(snap(learn.model)), seen.losses, [list(map(float, o[:3])) for o in learn.recorder.values], rnd, preds(learn), run(learn, 'validate')[:2], seen.ys))
+        got.append((plain_part(snap(learn.model)), seen.losses, [list(map(float, o[:3])) for o in learn.recorder.values], rnd, preds(learn), quietly(learn, 'validate')[:2], seen.ys))
     a,b = got
     assert same(a[0], b[0]) and a[1:4]==b[1:4] and torch.equal(a[4], b[4]) and list(a[5])==list(b[5]) and a[6]==b[6]
     bank = learn.memory.bank
@@ -103,7 +96,7 @@ def test_a_budget_in_a_learner(tmp_path):
     a.save('new')
     with a.no_bar(): a.lr_find(num_it=8, show_plot=False)
     assert a.memory.bank.features is None and a.memory.bank.capacity=='100kB' and not a.memory.bank.seen
-    run(a, 'fit', 1, 1e-2)
+    quietly(a, 'fit', 1, 1e-2)
     k = 100*1024//(10*(24*4+20))
     assert a.memory.bank.capacity==k and a.memory.bank.features.shape==(10,k,24) and len(a.recorder.values[-1])==5
     was = snap(a.model)
@@ -116,18 +109,18 @@ def test_a_budget_in_a_learner(tmp_path):
     for o in (a,b):
         o.dls.train.rng = random.Random(5)
         set_seed(2)
-        run(o, 'fit', 1, 1e-2)
+        quietly(o, 'fit', 1, 1e-2)
     assert same(snap(a.model), snap(b.model)) and not same(was, snap(a.model))
     p = preds(a)
     a.export('l.pkl')
     new = load_learner(tmp_path/'l.pkl')
     assert same(snap(a.model), snap(new.model)) and torch.equal(preds(new, dl=new.dls.test_dl(X[val])), preds(a, dl=a.dls.test_dl(X[val])))
     new.dls = tail_dls()
-    run(new, 'fit', 1, 1e-2)
+    quietly(new, 'fit', 1, 1e-2)
     assert int(new.memory.bank.seen)==3*N and new.memory.bank.capacity==k
     a.load('new')                     # back to before the first row
     assert a.memory.bank.features is None and a.memory.bank.capacity=='100kB' and not torch.equal(preds(a), p)
-    run(a, 'fit', 1, 1e-2)
+    quietly(a, 'fit', 1, 1e-2)
     assert a.memory.bank.capacity==k and int(a.memory.bank.seen)==N
 
 class StopAt(Callback):
@@ -266,8 +259,8 @@ def test_an_empty_bank_changes_nothing(head):
     m = at_place(head(ClassBank(3)))
     q = draw(4, 6)
     assert torch.equal(m.eval()(q), m.train()(q))
-    assert 'empty' in say(fitted, find_head(m), draw(4, 3), q, torch.tensor([0,1,2,0]))
-    assert 'empty' in say(find_head(m).votes, q)
+    assert 'empty' in err(fitted, find_head(m), draw(4, 3), q, torch.tensor([0,1,2,0]))
+    assert 'empty' in err(find_head(m).votes, q)
 
 @heads2
 def test_fit_lowers_the_loss(head):
@@ -316,9 +309,9 @@ def test_half_and_autocast(head):
 
 @pytest.mark.parametrize('head', ['prototype','lda','replay'])
 def test_wrong_banks_are_one_line(tmp_path, head):
-    assert 'SlotBank' in say(MemoryCallback, SlotBank(8), head=head) and 'ClassBank' in say(MemoryCallback, SlotBank(8), head=head)
+    assert 'SlotBank' in err(MemoryCallback, SlotBank(8), head=head) and 'ClassBank' in err(MemoryCallback, SlotBank(8), head=head)
     learn = learner(tmp_path, memory(head, ClassBank(3)), dls=tail_dls(multi=True), metrics=[])
-    assert 'one class' in say(run, learn, 'fit', 2, 1e-2) and len(learn.memory.bank)==0 and not learn.memory.bank.updates
+    assert 'one class' in err(run, learn, 'fit', 2, 1e-2) and len(learn.memory.bank)==0 and not learn.memory.bank.updates
 
 @heads2
 def test_gaussians_and_averages_follow_the_bank(head):
@@ -332,7 +325,7 @@ def test_gaussians_and_averages_follow_the_bank(head):
 
 def test_gaussians_are_of_the_rows_as_rekeyed(tmp_path):
     learn = learner(tmp_path, memory('lda', capacity=60), dls=tail_dls(tfms=[RandomShift(1)], valid=False))
-    run(learn, 'fit', 2, 1e-2)
+    quietly(learn, 'fit', 2, 1e-2)
     z = collect(learn, learn.dls.train).z
     was = learn.memory.head.votes(z)
     assert learn.memory.rekey()==len(learn.memory.bank)
@@ -344,7 +337,7 @@ def test_in_a_learner(tmp_path, head):
     a,b = learner(tmp_path),learner(tmp_path, memory(head, capacity=60))
     for o in (a,b):
         set_seed(1)
-        run(o, 'fit_one_cycle', 6, 2e-2)
+        quietly(o, 'fit_one_cycle', 6, 2e-2)
     assert same(plain_part(snap(a.model)), plain_part(snap(b.model)))
     with b.memory.off(): assert torch.equal(preds(a), preds(b))
     h,y = b.memory.head,Y[val]
@@ -416,7 +409,7 @@ def test_a_step_is_that_of_batch_and_replayed_rows(tmp_path):
     torch.manual_seed(0)
     dls = tail_dls()
     learn = learner(tmp_path, memory('replay'), dls=dls, model=net(p=0.), opt_func=SGD, metrics=[])
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
     class Take(Callback):
         order,run_valid,got = 60,False,None
         def before_batch(self):
@@ -425,7 +418,7 @@ def test_a_step_is_that_of_batch_and_replayed_rows(tmp_path):
         def after_backward(self):
             if self.got is None: self.got = self.before,self.learn.xb[0].clone(),self.learn.yb[0].clone(),[p.grad.clone() for p in self.learn.model.parameters()],self.learn.loss.detach().clone()
     take = Take()
-    run(learn, 'fit', 1, 1e-2, cbs=take)
+    quietly(learn, 'fit', 1, 1e-2, cbs=take)
     m,x,y,grads,loss = take.got
     bank = find_head(m).bank
     r = bank.missing(len(x))
@@ -440,14 +433,14 @@ def test_a_step_is_that_of_batch_and_replayed_rows(tmp_path):
 def test_replay_is_for_training_alone(tmp_path):
     learn = learner(tmp_path, memory('replay'))
     spy,bank = Spy(),learn.memory.bank
-    run(learn, 'fit', 3, 1e-2, cbs=spy)
+    quietly(learn, 'fit', 3, 1e-2, cbs=spy)
     assert spy.replayed[0]==0 and min(spy.replayed[2:])>0 and spy.sizes=={True} and spy.evaluated=={True,False}
     assert int(bank.seen)==3*N and bank.counts.tolist()==[3*n for n in sizes]      # what is replayed is not written again
     n = torch.bincount(torch.cat(spy.ys[6:]), minlength=10)                         # after the first epoch
     assert n.max()/n.min()<1.25 and n.sum()>3*2*N
     draws,sd = int(bank.draws),snap(learn.model)
     p = preds(learn)
-    run(learn, 'validate')
+    quietly(learn, 'validate')
     with learn.no_bar(): learn.lr_find(num_it=8, show_plot=False)
     learn.predict(X[5])
     collect(learn, learn.dls.train)
@@ -460,7 +453,7 @@ def test_replay_is_for_training_alone(tmp_path):
 
 def test_lr_find_replays_nothing(tmp_path):
     learn,spy = learner(tmp_path, memory('replay')),Spy()
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
     draws = int(learn.memory.bank.draws)
     learn.add_cb(spy)
     with learn.no_bar(): learn.lr_find(num_it=8, show_plot=False)
@@ -469,21 +462,21 @@ def test_lr_find_replays_nothing(tmp_path):
 @pytest.mark.parametrize('mix', [MixUp,CutMix])
 def test_nothing_is_replayed_where_images_are_mixed(tmp_path, mix):
     learn,spy = learner(tmp_path, memory('replay')),Spy()
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
     draws = int(learn.memory.bank.draws)
-    with pytest.warns(UserWarning, match='mixed'): run(learn, 'fit', 1, 1e-2, cbs=[mix(),spy])
+    with pytest.warns(UserWarning, match='mixed'): quietly(learn, 'fit', 1, 1e-2, cbs=[mix(),spy])
     assert set(spy.replayed)=={0} and int(learn.memory.bank.draws)==draws and int(learn.memory.bank.seen)==N
 
 def test_replay_off(tmp_path):
     learn,spy = learner(tmp_path, memory('replay')),Spy()
-    run(learn, 'fit', 1, 1e-2)
-    with learn.memory.off(): run(learn, 'fit', 1, 1e-2, cbs=spy)
+    quietly(learn, 'fit', 1, 1e-2)
+    with learn.memory.off(): quietly(learn, 'fit', 1, 1e-2, cbs=spy)
     assert set(spy.replayed)=={0}
 
 def test_training_metrics_have_the_batchs_size(tmp_path):
     learn = learner(tmp_path, memory('replay'), metrics=[accuracy])
     learn.recorder.train_metrics = True
-    run(learn, 'fit', 3, 1e-2)
+    quietly(learn, 'fit', 3, 1e-2)
     assert all(0<=float(o[1])<=1 for o in learn.recorder.values)
 
 class Every2nd(Callback):
@@ -493,7 +486,7 @@ class Every2nd(Callback):
         if self.iter%2: raise CancelBatchException
 def test_cancelled_batches(tmp_path):
     learn,spy = learner(tmp_path, [memory('replay'),Every2nd()]),Spy()
-    run(learn, 'fit', 2, 1e-2, cbs=spy)
+    quietly(learn, 'fit', 2, 1e-2, cbs=spy)
     assert sum(o>0 for o in spy.replayed)>=3 and int(learn.memory.bank.updates)==6 and len(preds(learn))==len(val)
 
 @pytest.mark.parametrize('n_acc', [32,64])
@@ -515,7 +508,7 @@ def test_gradient_accumulation(tmp_path, n_acc):
     learn = learner(tmp_path, [memory('replay'),GradientAccumulation(n_acc)], dls=tail_dls(rows=trn[:128]))
     take = Take()
     take.fresh = True
-    run(learn, 'fit', 2, 1e-3, cbs=take)
+    quietly(learn, 'fit', 2, 1e-3, cbs=take)
     assert learn.memory.bank.draws>0 and len(got)==len(want)==8*32//n_acc
     for a,b in zip(got, want):
         for p,q in zip(a, b): assert torch.allclose(p, q, rtol=1e-3, atol=1e-5)
@@ -523,7 +516,7 @@ def test_gradient_accumulation(tmp_path, n_acc):
 def test_replay_in_half_precision(tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.Linear(24,10))     # features leave a linear layer: half
     learn,spy = learner(tmp_path, [memory('replay'),Half()], model=model),Spy()
-    run(learn, 'fit', 2, 1e-2, cbs=spy)
+    quietly(learn, 'fit', 2, 1e-2, cbs=spy)
     assert max(spy.replayed)>0 and learn.memory.bank.features.dtype==torch.float32 and all(p.isfinite().all() for p in learn.model.parameters())
 
 @pytest.mark.parametrize('kind', ['frozen','fastai','timm','vit'])
@@ -535,7 +528,7 @@ def test_replay_in_other_models(tmp_path, kind):
                  timm=lambda: timm.create_model('resnet10t', in_chans=1, num_classes=10),
                  vit=lambda: timm.create_model('vit_tiny_patch16_224', in_chans=1, num_classes=10, img_size=32, depth=2))[kind]()
     learn,spy = learner(tmp_path, memory('replay'), dls=tail_dls(feats=feats, rows=trn[::4]), model=model),Spy()
-    run(learn, 'fit', 2, 1e-3, cbs=spy)
+    quietly(learn, 'fit', 2, 1e-3, cbs=spy)
     assert spy.replayed[1]>0 and spy.sizes=={True}
     p,m = preds(learn),learn.model
     learn.memory.detach()
@@ -547,29 +540,29 @@ def test_replay_with_a_frozen_body(tmp_path):
         order,run_valid = -5,False
         def before_batch(self): self.model.eval()
     learn,spy = learner(tmp_path, [memory('replay'),Held()]),Spy()
-    run(learn, 'fit', 2, 1e-2, cbs=spy)
+    quietly(learn, 'fit', 2, 1e-2, cbs=spy)
     assert max(spy.replayed)>0
 
 def test_a_place_with_maps_is_refused(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8,10))
     learn = learner(tmp_path, memory('replay', at='0'), model=model)
-    e = say(run, learn, 'fit', 2, 1e-2)
+    e = err(run, learn, 'fit', 2, 1e-2)
     assert 'at=' in e and 'replay' in e
     learn = learner(tmp_path, memory('replay', at='2'), model=nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.ReLU(), nn.Linear(24,10)))
-    run(learn, 'fit', 2, 1e-2)                     # a hidden layer is a place like another
+    quietly(learn, 'fit', 2, 1e-2)                     # a hidden layer is a place like another
 
 def test_what_cannot_be_replayed_is_one_line(tmp_path):
     dls = tail_dls()
     for o in dls.loaders: o.dataset.y = o.dataset.y.float()
     learn = learner(tmp_path, memory('replay'), dls=dls, model=net(1), loss_func=nn.functional.mse_loss, metrics=[])
-    assert 'by class' in say(run, learn, 'fit', 2, 1e-2)
+    assert 'by class' in err(run, learn, 'fit', 2, 1e-2)
 
 def test_replay_helps_the_few(tmp_path):
     "It does what it is for: with replay the rarest classes are found more often"
     got = []
     for head in (None,'replay'):
         learn = learner(tmp_path, memory(head, capacity=60))
-        run(learn, 'fit_one_cycle', 8, 1e-2)
+        quietly(learn, 'fit_one_cycle', 8, 1e-2)
         hit = preds(learn).argmax(1)==Y[val]
         got.append((hit[Y[val]>=7].float().mean().item(), hit.float().mean().item()))
     assert got[1][0]>got[0][0] and got[1][1]>got[0][1]-.02
@@ -577,31 +570,31 @@ def test_replay_helps_the_few(tmp_path):
 @pytest.mark.parametrize('head', ['replay','lda'])
 def test_exported_and_gone_on(tmp_path, head):
     learn = learner(tmp_path, memory(head))
-    run(learn, 'fit', 2, 1e-2)
+    quietly(learn, 'fit', 2, 1e-2)
     learn.export('l.pkl')
     new = load_learner(tmp_path/'l.pkl')
     assert same(snap(learn.model), snap(new.model)) and find_head(new.model).step is None
     for o in (learn,new):
         o.dls,o.opt = tail_dls(seed=3),None
         set_seed(4)
-        run(o, 'fit', 1, 1e-2)
+        quietly(o, 'fit', 1, 1e-2)
     assert same(snap(learn.model), snap(new.model))
 
 # saving meanwhile
 def test_save_bank_after_an_interrupted_fit(tmp_path):
     learn = learner(tmp_path, [memory('replay'),SaveBank(1),StopAt(9)])
-    with pytest.raises(KeyboardInterrupt): run(learn, 'fit', 3, 1e-2)
+    with pytest.raises(KeyboardInterrupt): quietly(learn, 'fit', 3, 1e-2)
     learn.remove_cb(learn.stop_at)
     learn.export('l.pkl')
     new = load_learner(tmp_path/'l.pkl')
     new.dls = tail_dls()
-    run(new, 'fit', 1, 1e-2)
+    quietly(new, 'fit', 1, 1e-2)
     b = Bank.load(latest_bank(tmp_path/'banks'))
     assert same(b.state_dict(), new.memory.bank.state_dict())
     with new.no_bar(): new.lr_find(num_it=8, show_plot=False)
     assert latest_bank(tmp_path/'banks').name=='bank_step_2.safetensors' and len(list((tmp_path/'banks').iterdir()))==4
 
-def test_save_bank_without_a_memory(tmp_path): assert 'no memory' in say(run, learner(tmp_path, SaveBank(1)), 'fit', 1, 1e-2)
+def test_save_bank_without_a_memory(tmp_path): assert 'no memory' in err(run, learner(tmp_path, SaveBank(1)), 'fit', 1, 1e-2)
 
 def test_means_are_those_of_the_rows(tmp_path):
     "Of a bank that was loaded, or reset and filled anew, with as many writes as before"

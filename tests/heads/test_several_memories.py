@@ -1,5 +1,5 @@
 "Several memories in one model: by name, their order, what a forward leaves, fits inside fits, threads, timm's other ways in, copies and traced graphs"
-import io, pickle, threading, warnings
+import io, pickle, threading
 import pytest, timm, torch
 from fastai.vision.all import *
 from memo.heads.attach import Gate, Tap, attach, detach, memories

@@ -11,6 +11,7 @@ from fastai.vision.all import (Callback, CancelBatchException, CancelStepExcepti
                                aug_transforms, first, get_c, load_learner, nn, noop, params, resnet18, set_seed, vision_learner)
 from sklearn.datasets import load_digits, load_sample_images
 from helpers.half import Half
+from helpers.learners import plain_part, quietly, same, snap
 from memo.heads.attach import attach, find_head, memories
 from memo.banks.slots import SlotBank
 from memo.training.batch_ids import group_ids
@@ -50,17 +51,10 @@ def learner(tmp_path, cbs=None, dls=None, model=None, metrics=accuracy, seed=0, 
 
 def memory(head='add', bank=None, **kw): return MemoryCallback(SlotBank(2*N, policy='fifo') if bank is None else bank, head=head, **kw)
 
-def run(learn, f, *args, **kw):
-    "Call a method of `learn` without progress or log"
-    with learn.no_bar(), learn.no_logging(): return getattr(learn, f)(*args, **kw)
-
 def at_rest(learn):
     "Is no batch in flight?"
     return learn.memory.head.step is None and learn.memory.head.z is None and learn.batch_ids.step is None and not learn.batch_ids.loops
 
-def snap(m): return {k:v.clone() for k,v in m.state_dict().items()}
-def same(a, b): return a.keys()==b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-def plain_part(sd): return {k:v for k,v in sd.items() if 'memory' not in k}
 def who(xb): return [key[x.numpy().tobytes()] for x in xb.detach().as_subclass(torch.Tensor).cpu().contiguous()]
 
 class Truth(Callback):
@@ -94,7 +88,7 @@ def check(learn, truth, y=Y):
 def trained(tmp_path):
     "A learner with memory, an epoch old"
     learn = learner(tmp_path, memory())
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
     return learn
 
 # fits
@@ -104,16 +98,16 @@ def test_fits(tmp_path, how, head):
     truth = Truth()
     learn = learner(tmp_path, [memory(head),truth])
     if how=='twice':
-        run(learn, 'fit', 1, 1e-2)
-        run(learn, 'fit_one_cycle', 1, 1e-2)
-    else: run(learn, how, 2, 1e-2)
+        quietly(learn, 'fit', 1, 1e-2)
+        quietly(learn, 'fit_one_cycle', 1, 1e-2)
+    else: quietly(learn, how, 2, 1e-2)
     check(learn, truth)
     assert truth.rows == N*(3 if how=='fine_tune' else 2)
     if head: assert not torch.equal(*_with_without(learn))
 
 def _with_without(learn):
-    got = run(learn, 'get_preds')[0]
-    with learn.memory.off(): return got,run(learn, 'get_preds')[0]
+    got = quietly(learn, 'get_preds')[0]
+    with learn.memory.off(): return got,quietly(learn, 'get_preds')[0]
 
 @pytest.mark.parametrize('head', ['add','vote',None])
 def test_lr_find_leaves_no_trace(tmp_path, head):
@@ -126,7 +120,7 @@ def test_lr_find_leaves_no_trace(tmp_path, head):
     assert not writes
     assert same(was, snap(learn.model)) and bank.features is None and bank.dim is None and len(bank)==0
     assert [o.name for o in learn.metrics]==['accuracy']
-    run(learn, 'fit', 1, 1e-2, cbs=truth)
+    quietly(learn, 'fit', 1, 1e-2, cbs=truth)
     check(learn, truth)
     was = snap(learn.model)
     with learn.no_bar(): learn.lr_find(num_it=12, show_plot=False)
@@ -139,11 +133,11 @@ def test_training_is_bit_equal_to_training_without(tmp_path, head):
     a,b = learner(tmp_path),learner(tmp_path, memory(head, SlotBank(40, policy='reservoir')))
     for learn in (a,b):
         set_seed(1)
-        run(learn, 'fit_one_cycle', 3, 1e-2)
+        quietly(learn, 'fit_one_cycle', 3, 1e-2)
     assert same(snap(a.model), plain_part(snap(b.model)))
     assert [float(o) for o in a.recorder.losses]==[float(o) for o in b.recorder.losses]
-    with b.memory.off(): assert torch.equal(run(a, 'get_preds')[0], run(b, 'get_preds')[0])
-    if head is None: assert torch.equal(run(a, 'get_preds')[0], run(b, 'get_preds')[0])
+    with b.memory.off(): assert torch.equal(quietly(a, 'get_preds')[0], quietly(b, 'get_preds')[0])
+    if head is None: assert torch.equal(quietly(a, 'get_preds')[0], quietly(b, 'get_preds')[0])
 
 @pytest.mark.parametrize('head', ['add','vote',None])
 def test_random_numbers_of_the_run_are_its_own(tmp_path, head):
@@ -151,7 +145,7 @@ def test_random_numbers_of_the_run_are_its_own(tmp_path, head):
     got = []
     for learn in (a,b):
         set_seed(1)
-        run(learn, 'fit', 2, 1e-2)
+        quietly(learn, 'fit', 2, 1e-2)
         got.append((torch.rand(3).tolist(), np.random.rand(), random.random(), learn.dls.train.rng.random()))
     assert got[0]==got[1]
 
@@ -159,9 +153,9 @@ def test_random_numbers_of_the_run_are_its_own(tmp_path, head):
 @pytest.mark.parametrize('head', ['add','vote',None])
 def test_validate(tmp_path, head, capsys):
     learn,plain = learner(tmp_path, memory(head)),learner(tmp_path)
-    got = run(learn, 'validate')       # never trained
-    assert len(got)==2 and got==run(plain, 'validate')
-    for o in (learn,plain): run(o, 'fit', 1, 1e-2)
+    got = quietly(learn, 'validate')       # never trained
+    assert len(got)==2 and got==quietly(plain, 'validate')
+    for o in (learn,plain): quietly(o, 'fit', 1, 1e-2)
     names = plain.recorder.metric_names
     was = snap(learn.model)
     for kw in (dict(), dict(ds_idx=0), dict(dl=learn.dls[2])):
@@ -169,8 +163,8 @@ def test_validate(tmp_path, head, capsys):
         assert len(got)==2
         assert list(learn.recorder.metric_names)==list(names)
     assert same(was, snap(learn.model)) and [o.name for o in learn.metrics]==['accuracy']
-    p,y = run(learn, 'get_preds')
-    assert run(learn, 'validate')[1]==pytest.approx((p.argmax(1)==y).float().mean().item())
+    p,y = quietly(learn, 'get_preds')
+    assert quietly(learn, 'validate')[1]==pytest.approx((p.argmax(1)==y).float().mean().item())
     capsys.readouterr()
     plain.validate()
     said = capsys.readouterr().out
@@ -180,27 +174,27 @@ def test_validate(tmp_path, head, capsys):
 @pytest.mark.parametrize('head', ['add','vote'])
 def test_get_preds(tmp_path, head):
     learn = learner(tmp_path, memory(head))
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
     was,m = snap(learn.model),learn.model.eval()
     for i in range(3):
         ds = learn.dls[i].dataset
         with torch.no_grad(): want = m(ds.x.float()/255).softmax(1)
-        p,y,loss = run(learn, 'get_preds', ds_idx=i, with_loss=True)
+        p,y,loss = quietly(learn, 'get_preds', ds_idx=i, with_loss=True)
         torch.testing.assert_close(p, want, rtol=1e-5, atol=1e-6)
         assert torch.equal(y.as_subclass(torch.Tensor), ds.y) and len(loss)==len(ds)
     torch.manual_seed(0)
     dl = learn.dls.train.new(shuffle=True)
-    p,y = run(learn, 'get_preds', dl=dl, reorder=False)
+    p,y = quietly(learn, 'get_preds', dl=dl, reorder=False)
     assert not torch.equal(y.as_subclass(torch.Tensor), learn.dls.train.dataset.y) and len(p)==N
-    p,y = run(learn, 'get_preds', dl=dl)
+    p,y = quietly(learn, 'get_preds', dl=dl)
     assert torch.equal(y.as_subclass(torch.Tensor), learn.dls.train.dataset.y)
     assert same(was, snap(learn.model))
 
 @pytest.mark.parametrize('head', ['add','vote'])
 def test_predict(tmp_path, head):
     learn = learner(tmp_path, memory(head))
-    run(learn, 'fit', 1, 1e-2)
-    was,p = snap(learn.model),run(learn, 'get_preds')[0]
+    quietly(learn, 'fit', 1, 1e-2)
+    was,p = snap(learn.model),quietly(learn, 'get_preds')[0]
     with learn.no_bar():
         for i in (0,7):
             c,j,probs = learn.predict(X[1000+i])
@@ -223,27 +217,27 @@ def test_save_load(tmp_path, head, bank):
         b = SlotBank(2*N, policy='reservoir') if bank=='slot' else ClassBank(10, capacity=20)
         return learner(tmp_path, memory(head, b) if cb else None, seed=len(list(tmp_path.glob('*')))+1)
     truth,a = Truth(),mk()
-    run(a, 'fit', 1, 1e-2)
+    quietly(a, 'fit', 1, 1e-2)
     a.save('m', with_opt=True)
-    was,p = snap(a.model),run(a, 'get_preds')[0]
+    was,p = snap(a.model),quietly(a, 'get_preds')[0]
     b = mk()
     b.load('m', with_opt=True)
-    assert same(was, snap(b.model)) and torch.equal(p, run(b, 'get_preds')[0])
+    assert same(was, snap(b.model)) and torch.equal(p, quietly(b, 'get_preds')[0])
     for o in (a,b):                       # both go on alike: bank, optimizer, reservoir
         o.dls.train.rng = random.Random(5)
         set_seed(2)
-        run(o, 'fit', 1, 1e-2)
+        quietly(o, 'fit', 1, 1e-2)
     assert same(snap(a.model), snap(b.model)) and not same(was, snap(a.model))
     a.load('m')                           # over a later state
-    assert same(was, snap(a.model)) and torch.equal(p, run(a, 'get_preds')[0])
+    assert same(was, snap(a.model)) and torch.equal(p, quietly(a, 'get_preds')[0])
     if bank=='slot':
-        run(a, 'fit', 1, 1e-2, cbs=truth)
+        quietly(a, 'fit', 1, 1e-2, cbs=truth)
         check(a, truth)
     with pytest.raises(RuntimeError, match='memory'): mk(cb=False).load('m')
 
 def test_load_checks_the_bank(tmp_path):
     a = learner(tmp_path, memory())
-    run(a, 'fit', 1, 1e-2)
+    quietly(a, 'fit', 1, 1e-2)
     a.save('m')
     with pytest.raises(MemoError) as e: learner(tmp_path, memory(bank=SlotBank(77, policy='fifo'))).load('m')
     assert '\n' not in str(e.value) and 'size' in str(e.value)
@@ -254,32 +248,32 @@ def classes_in(o): return int(o)//3
 def test_export(tmp_path, head):
     base = 3
     learn = learner(tmp_path, memory(head, group=lambda o: int(o)//base))     # a closure
-    run(learn, 'fit', 2, 1e-2)
-    p,was = run(learn, 'get_preds', dl=learn.dls.test_dl(X[1000:1020]))[0],snap(learn.model)
+    quietly(learn, 'fit', 2, 1e-2)
+    p,was = quietly(learn, 'get_preds', dl=learn.dls.test_dl(X[1000:1020]))[0],snap(learn.model)
     learn.export('l.pkl')
     assert same(was, snap(learn.model))
     new = load_learner(tmp_path/'l.pkl', cpu=True)
     assert same(was, snap(new.model))
-    assert torch.equal(p, run(new, 'get_preds', dl=new.dls.test_dl(X[1000:1020]))[0])
-    assert torch.equal(p, run(new, 'get_preds', dl=new.dls.test_dl(X[1000:1020]))[0]) and same(was, snap(new.model))
+    assert torch.equal(p, quietly(new, 'get_preds', dl=new.dls.test_dl(X[1000:1020]))[0])
+    assert torch.equal(p, quietly(new, 'get_preds', dl=new.dls.test_dl(X[1000:1020]))[0]) and same(was, snap(new.model))
     assert new.memory.bank is find_head(new.model).bank and at_rest(new)
     truth = Truth()                       # and on it trains
     new.dls = digit_dls(first=200)
-    run(new, 'fit', 1, 1e-2, cbs=truth)
+    quietly(new, 'fit', 1, 1e-2, cbs=truth)
     held = dict(zip(new.memory.bank.items.tolist(), new.memory.bank.features))
     assert all(torch.equal(held[k], v) for k,v in truth.held.items()) and len(new.memory.bank)==2*N
     assert list(new.recorder.metric_names)[:4]==['epoch','train_loss','valid_loss','accuracy']
-    run(learn, 'fit', 1, 1e-2)            # as does the one that was exported
+    quietly(learn, 'fit', 1, 1e-2)            # as does the one that was exported
 
 def test_export_after_an_interrupted_fit(tmp_path):
     learn = learner(tmp_path, [memory(),Stop(3)])
-    with pytest.raises(KeyboardInterrupt): run(learn, 'fit', 1, 1e-2)
+    with pytest.raises(KeyboardInterrupt): quietly(learn, 'fit', 1, 1e-2)
     learn.remove_cb(learn.stop)
     learn.export('l.pkl')
     new = load_learner(tmp_path/'l.pkl')
     assert at_rest(new) and at_rest(learner(tmp_path, memory()))
     new.dls = digit_dls()
-    assert len(run(new, 'validate'))==2
+    assert len(quietly(new, 'validate'))==2
 
 class Stop(Callback):
     "Ctrl-C in a batch, in the middle of the forward pass"
@@ -294,7 +288,7 @@ def test_a_classifier_alone(tmp_path, head):
     def mk(s, i): return TensorDL(dataset=TensorSet(X[s].flatten(1).float()/255, Y[s], torch.arange(len(X))[s], list(range(10)), i), bs=32, shuffle=i==0)
     dls = DataLoaders(mk(slice(0,N), 0), mk(slice(1000,1000+NV), 1), device='cpu')
     learn = Learner(dls, nn.Linear(64,10), metrics=accuracy, cbs=memory(head), path=tmp_path)
-    run(learn, 'fit', 2, 1e-2)
+    quietly(learn, 'fit', 2, 1e-2)
     bank,x = learn.memory.bank,dls.valid_ds.x
     assert len(bank)==N and all(torch.equal(f, X[i].flatten().float()/255) for f,i in zip(bank.features, bank.items[:N].tolist()))
     got = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
@@ -304,9 +298,9 @@ def test_a_classifier_alone(tmp_path, head):
     assert not torch.allclose(p, q, atol=1e-3)
     learn.export('l.pkl')
     new = load_learner(tmp_path/'l.pkl')
-    assert torch.equal(run(new, 'get_preds', dl=new.dls.test_dl(x))[0], p)
+    assert torch.equal(quietly(new, 'get_preds', dl=new.dls.test_dl(x))[0], p)
     learn.remove_cb(learn.memory)
-    assert torch.equal(run(learn, 'get_preds')[0], q) and list(learn.model.state_dict())==['weight','bias'] and 'forward' not in vars(learn.model)
+    assert torch.equal(quietly(learn, 'get_preds')[0], q) and list(learn.model.state_dict())==['weight','bias'] and 'forward' not in vars(learn.model)
 
 # steps that do not happen, or happen late
 class Overflow(Callback):
@@ -318,7 +312,7 @@ class Overflow(Callback):
 def test_skipped_steps_are_not_written(tmp_path):
     truth = Truth()
     learn = learner(tmp_path, [memory(),Overflow(),truth])
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
     assert truth.rows==32*2+22            # batches 0, 2, 4
     check(learn, truth)
     assert int(learn.memory.bank.seen)==truth.rows
@@ -330,19 +324,19 @@ def test_half_precision(tmp_path, head):
     learn = learner(tmp_path, [memory(head),Half(),truth], model=model, splitter=params)
     seen = []
     h = learn.memory.head.register_forward_pre_hook(lambda m,a: seen.append(a[0].dtype))
-    run(learn, 'fit', 2, 1e-2)
+    quietly(learn, 'fit', 2, 1e-2)
     h.remove()
     assert set(seen)=={torch.bfloat16}
     bank = learn.memory.bank
     assert bank.features.dtype==torch.float32 and len(bank)==N
     check(learn, truth)
-    assert torch.isfinite(run(learn, 'get_preds')[0]).all()
+    assert torch.isfinite(quietly(learn, 'get_preds')[0]).all()
 
 @pytest.mark.parametrize('n_acc', [32,64,96,100])
 def test_gradient_accumulation(tmp_path, n_acc):
     truth = Truth()
     learn = learner(tmp_path, [memory(),GradientAccumulation(n_acc),truth])
-    run(learn, 'fit', 3, 1e-2)
+    quietly(learn, 'fit', 3, 1e-2)
     check(learn, truth)
     steps,rows,n = 0,0,0
     for bs in 3*[32,32,32,32,22]:             # leftovers of an epoch go with the next one's first step
@@ -355,7 +349,7 @@ def test_each_micro_batch_is_written_once(tmp_path):
     learn = learner(tmp_path, [memory(),GradientAccumulation(64)], dls=digit_dls(shuffle=False))
     write = learn.memory.bank.write
     learn.memory.bank.write = lambda *a, **k: (writes.append(a[3].tolist()), write(*a, **k))
-    run(learn, 'fit', 2, 1e-2)
+    quietly(learn, 'fit', 2, 1e-2)
     flat = [i for w in writes for i in w]
     assert [len(w) for w in writes]==[64,64,22+32+32,64]      # 32,32,32,32,22 an epoch, a step whenever 64 have come together
     assert flat==(2*list(range(N)))[:len(flat)]
@@ -366,18 +360,18 @@ def test_each_micro_batch_is_written_once(tmp_path):
 def test_mixed_labels_are_not_written(tmp_path, mix, head, how):
     learn = learner(tmp_path, [memory(head)] + ([mix(1.)] if how=='learner' else []))
     kw = dict(cbs=mix(1.)) if how=='fit' else {}
-    run(learn, 'fit', 2, 1e-2, **kw)
+    quietly(learn, 'fit', 2, 1e-2, **kw)
     assert len(learn.memory.bank)==0 and int(learn.memory.bank.seen)==0
     assert len(learn.recorder.values)==2 and np.isfinite(learn.recorder.losses).all()
     if how=='learner': return
     truth = Truth()
-    run(learn, 'fit', 1, 1e-2, cbs=truth)     # without mixing it fills
+    quietly(learn, 'fit', 1, 1e-2, cbs=truth)     # without mixing it fills
     check(learn, truth)
     was = snap(learn.memory.bank)
-    run(learn, 'fit', 1, 1e-2, cbs=mix(1.))
+    quietly(learn, 'fit', 1, 1e-2, cbs=mix(1.))
     assert same(was, snap(learn.memory.bank))
     plain = learner(tmp_path)
-    run(plain, 'fit', 1, 1e-2, cbs=mix(1.))   # nothing special to the learner either
+    quietly(plain, 'fit', 1, 1e-2, cbs=mix(1.))   # nothing special to the learner either
     assert len(plain.recorder.values[0])==3
 
 class Cancel(Callback):
@@ -400,18 +394,18 @@ def test_cancelled_batches_are_not_written(tmp_path, event, order, at):
         def before_step(self): trained_on.append(who(self.xb[0]))
     write = bank.write
     bank.write = lambda *a, **k: (writes.append((a[3].tolist(), a[1])), write(*a, **k))
-    run(learn, 'fit', 3, 1e-2, cbs=Note())
+    quietly(learn, 'fit', 3, 1e-2, cbs=Note())
     assert [w[0] for w in writes]==trained_on and len(trained_on)==3*(5-len(at))
     assert all(torch.equal(y, Y[i]) for i,y in writes)
 
 def test_interrupted_and_fitted_again(tmp_path):
     truth = Truth()
     learn = learner(tmp_path, [memory(),Stop(3)])
-    with pytest.raises(KeyboardInterrupt): run(learn, 'fit', 2, 1e-2, cbs=truth)
+    with pytest.raises(KeyboardInterrupt): quietly(learn, 'fit', 2, 1e-2, cbs=truth)
     check(learn, truth)
     assert truth.rows==64 and len(learn.memory.bank)==64
-    assert len(run(learn, 'validate'))==2
-    run(learn, 'fit', 1, 1e-2, cbs=truth)
+    assert len(quietly(learn, 'validate'))==2
+    quietly(learn, 'fit', 1, 1e-2, cbs=truth)
     check(learn, truth)
     names = list(learn.recorder.metric_names)
     assert len(names)==len(set(names)) and len(learn.recorder.values[-1])==len(names)-2
@@ -430,7 +424,7 @@ def test_save_model_callback(tmp_path, head):
         "Validation losses as wanted: the second epoch is the best"
         order = 51
         def after_epoch(self): self.recorder.log[2] = self.learn.final_record[1] = [3.,1.,2.,4.][self.epoch]
-    run(learn, 'fit', 4, 1e-2, cbs=[Script(),SaveModelCallback(monitor='valid_loss')])
+    quietly(learn, 'fit', 4, 1e-2, cbs=[Script(),SaveModelCallback(monitor='valid_loss')])
     s = learn.snaps
     assert same(s[1], snap(learn.model)) and not same(s[3], s[1])
     keys = [k for k in s[0] if 'memory' in k]
@@ -442,22 +436,22 @@ def test_save_model_callback(tmp_path, head):
 def test_early_stopping(tmp_path):
     truth = Truth()
     learn = learner(tmp_path, [memory(),truth])
-    run(learn, 'fit', 6, 1e-2, cbs=EarlyStoppingCallback(monitor='accuracy', min_delta=2., patience=2))
+    quietly(learn, 'fit', 6, 1e-2, cbs=EarlyStoppingCallback(monitor='accuracy', min_delta=2., patience=2))
     assert len(learn.recorder.values)==3 and truth.rows==3*N
     check(learn, truth)
     assert [o.name for o in learn.metrics]==['accuracy']
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
     check(learn, truth)
 
 def test_reduce_lr_on_a_column_of_the_bank(tmp_path):
     learn = learner(tmp_path, memory())
-    run(learn, 'fit', 2, 1e-2, cbs=ReduceLROnPlateau(monitor='memory_fill', patience=1))
+    quietly(learn, 'fit', 2, 1e-2, cbs=ReduceLROnPlateau(monitor='memory_fill', patience=1))
     assert len(learn.recorder.values)==2
 
 @pytest.mark.parametrize('head', ['add',None])
 def test_csv_columns(tmp_path, head):
     learn = learner(tmp_path, memory(head))
-    run(learn, 'fit', 2, 1e-2, cbs=CSVLogger())
+    quietly(learn, 'fit', 2, 1e-2, cbs=CSVLogger())
     df = pd.read_csv(tmp_path/'history.csv')
     want = ['epoch','train_loss','valid_loss','accuracy','memory_fill','memory_turnover']+['memory_hit']*(head is not None)+['time']
     assert list(df.columns)==want and len(df)==2
@@ -466,7 +460,7 @@ def test_csv_columns(tmp_path, head):
 
 def test_hit_rate_is_right(tmp_path):
     learn = learner(tmp_path, memory(k=1))
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
     said = learn.recorder.values[-1][-1]
     m,bank = learn.model.eval(),learn.memory.bank
     with torch.no_grad(), learn.memory.off(): z = m[:5](X[1000:1000+NV].float()/255)
@@ -481,7 +475,7 @@ def test_csv_of_validate_has_the_columns_of_its_line(tmp_path):
 
 def test_history_is_intact_after_the_vote_is_fitted(tmp_path):
     learn = learner(tmp_path, memory('vote'))
-    run(learn, 'fit', 3, 1e-2)
+    quietly(learn, 'fit', 3, 1e-2)
     rec = learn.recorder
     was = copy.deepcopy((list(map(float, rec.losses)), list(rec.lrs), [list(o) for o in rec.values], list(rec.iters), list(rec.metric_names)))
     model = snap(learn.model)
@@ -494,7 +488,7 @@ def test_history_is_intact_after_the_vote_is_fitted(tmp_path):
 
 def test_vote_is_fitted_at_the_end_of_a_fit(tmp_path):
     learn = learner(tmp_path, memory('vote'))
-    run(learn, 'fit', 2, 1e-2)
+    quietly(learn, 'fit', 2, 1e-2)
     got = float(learn.memory.head.weight),float(learn.memory.head.temperature)
     want = learn.memory.fit_vote()
     assert got==pytest.approx((want['weight'],want['temperature']), rel=1e-5)
@@ -506,7 +500,7 @@ def test_vote_is_fitted_to_nothing_but_the_validation_set(tmp_path, ds):
         order = 70
         def after_epoch(self): self.learn.get_preds(ds_idx=ds, inner=True)
     learn = learner(tmp_path, memory('vote'))
-    run(learn, 'fit', 2, 1e-2, cbs=Peek())
+    quietly(learn, 'fit', 2, 1e-2, cbs=Peek())
     got = float(learn.memory.head.weight),float(learn.memory.head.temperature)
     want = learn.memory.fit_vote()
     assert got==pytest.approx((want['weight'],want['temperature']), rel=1e-5)
@@ -516,7 +510,7 @@ def test_tensorboard(tmp_path):
     from fastai.callback.tensorboard import TensorBoardCallback
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
     learn = learner(tmp_path, memory())
-    run(learn, 'fit', 2, 1e-2, cbs=TensorBoardCallback(tmp_path/'tb', trace_model=False, log_preds=False))
+    quietly(learn, 'fit', 2, 1e-2, cbs=TensorBoardCallback(tmp_path/'tb', trace_model=False, log_preds=False))
     tags = EventAccumulator(str(tmp_path/'tb')).Reload().Tags()['scalars']
     assert any('memory_fill' in t for t in tags)
 
@@ -527,7 +521,7 @@ def test_freeze_unfreeze(tmp_path):
         for o in (learn,plain): getattr(o, f)()
         assert groups(learn)==groups(plain)
         was = snap(learn.model)
-        run(learn, 'fit', 1, slice(1e-3,1e-2))
+        quietly(learn, 'fit', 1, slice(1e-3,1e-2))
         moved = any(not torch.equal(was[k], v) for k,v in learn.model.named_parameters() if k.startswith('1.'))
         assert moved==(f=='unfreeze')
     assert not any('memory' in k for k,_ in learn.model.named_parameters())
@@ -556,7 +550,7 @@ class Spy(Callback):
 def _spied(tmp_path, dls, groups=None, epochs=3, bank=None, **kw):
     spy = Spy(who, torch.arange(len(X)), groups)
     learn = learner(tmp_path, memory('add', bank=bank, **kw), dls=dls)
-    run(learn, 'fit', epochs, 1e-2, cbs=spy)
+    quietly(learn, 'fit', epochs, 1e-2, cbs=spy)
     assert spy.found>100 and spy.held>50     # it was there to be found
     f,_,y,i,g,_ = learn.memory.bank.rows()
     i,y = i[i>=0],y[i>=0]
@@ -604,7 +598,7 @@ def test_item_loaders(tmp_path, workers, weighted):
     class Note(Callback):
         run_valid = False
         def after_pred(self): twice.append(len(set(who(self.xb[0])))<len(self.xb[0]))
-    run(learn, 'fit', 2 if workers else 3, 1e-2, cbs=[spy,Note()])
+    quietly(learn, 'fit', 2 if workers else 3, 1e-2, cbs=[spy,Note()])
     assert spy.found>100 and spy.held>50 and any(twice)==weighted
     bank = learn.memory.bank
     at = {int(v):i for i,v in enumerate(ids[:N])}
@@ -619,8 +613,8 @@ def test_torch_loader_warns_once_and_trains(tmp_path, kind):
     learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=memory('vote' if kind=='labelled' else 'add'), path=tmp_path)
     with warnings.catch_warnings(record=True) as got:
         warnings.simplefilter('always')
-        run(learn, 'fit', 2, 1e-2)
-        run(learn, 'fit', 1, 1e-2)
+        quietly(learn, 'fit', 2, 1e-2)
+        quietly(learn, 'fit', 1, 1e-2)
     said = [str(o.message) for o in got if 'memory' in str(o.message)]
     assert len(said)==1 and 'items' in said[0]
     bank = learn.memory.bank
@@ -632,7 +626,7 @@ def test_iterable_set_warns_and_trains(tmp_path):
         def __len__(self): return 64
     dls = DataLoaders(DataLoader(Stream(), bs=32), DataLoader(Stream(), bs=32), device='cpu')
     learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), cbs=memory(), path=tmp_path)
-    with pytest.warns(UserWarning, match='items'): run(learn, 'fit', 1, 1e-2)
+    with pytest.warns(UserWarning, match='items'): quietly(learn, 'fit', 1, 1e-2)
     assert len(learn.memory.bank)==64
 
 def test_items_keep_their_ids_in_another_phase(tmp_path):
@@ -640,10 +634,10 @@ def test_items_keep_their_ids_in_another_phase(tmp_path):
     a,b = digit_dls(n=60),digit_dls(n=60, first=30)
     truth = Truth()
     learn = learner(tmp_path, [memory(),truth], dls=a)
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
     learn.dls = b
     spy = Spy(who, torch.arange(len(X)))
-    run(learn, 'fit', 1, 1e-2, cbs=spy)
+    quietly(learn, 'fit', 1, 1e-2, cbs=spy)
     check(learn, truth)
     assert len(learn.memory.bank)==90 and spy.held>=30
 
@@ -691,8 +685,8 @@ def test_vision_learner(tmp_path, tiles, multi):
     spy = Spy(whose, ids, torch.tensor(pd.factorize(df.patient)[0]))
     learn = vlearner(dls, tmp_path, metrics=accuracy_multi if multi else accuracy, cbs=MemoryCallback(SlotBank(64, policy='fifo'), k=3, group='patient'))
     assert learn.model[1][1].memory is learn.memory.head
-    run(learn, 'fit', 1, 1e-3, cbs=spy)
-    run(learn, 'fine_tune', 1, 1e-3, cbs=spy)
+    quietly(learn, 'fit', 1, 1e-3, cbs=spy)
+    quietly(learn, 'fine_tune', 1, 1e-3, cbs=spy)
     bank = learn.memory.bank
     assert spy.found>50 and spy.held>50 and bank.dim==1024 and len(bank)==36
     f,_,y,i,g,_ = bank.rows()
@@ -702,7 +696,7 @@ def test_vision_learner(tmp_path, tiles, multi):
     assert len(set(g.tolist()))==df.patient.nunique()==6
     assert len({(df.patient.iloc[a],int(b)) for a,b in zip(at, g)})==6
     was = snap(learn.model)
-    p,_ = run(learn, 'get_preds')
+    p,_ = quietly(learn, 'get_preds')
     with learn.no_bar():
         got = learn.predict(dls.valid.items.iloc[0])
         learn.show_results(max_n=2)
@@ -712,14 +706,14 @@ def test_vision_learner(tmp_path, tiles, multi):
     assert same(was, snap(learn.model))
     learn.export('v.pkl')
     new = load_learner(tmp_path/'v.pkl')
-    q = run(new, 'get_preds', dl=new.dls.test_dl(dls.valid.items))[0]
+    q = quietly(new, 'get_preds', dl=new.dls.test_dl(dls.valid.items))[0]
     assert torch.equal(p, q)
 
 @pytest.mark.slow
 def test_rekey_without_augmentation(tmp_path, tiles):
     dls = tile_dls(tiles, batch_tfms=aug_transforms(max_rotate=30., p_affine=1., p_lighting=1.))
     learn = vlearner(dls, tmp_path, cbs=MemoryCallback(SlotBank(64, policy='fifo')))
-    run(learn, 'fit', 1, 1e-3)
+    quietly(learn, 'fit', 1, 1e-3)
     bank,ids = learn.memory.bank,item_ids(dls.train)
     was = bank.features.clone()
     n = len(bank)                            # fastai drops the last batch that is not full
@@ -781,7 +775,7 @@ def test_rekey(tmp_path):
     dls = digit_dls(tfms=[RandomShift(2)])
     dls.train.after_batch.split_idx = 0
     learn = learner(tmp_path, memory(group=_group), dls=dls)
-    run(learn, 'fit', 2, 1e-2)
+    quietly(learn, 'fit', 2, 1e-2)
     learn.model.train()
     bank = learn.memory.bank
     was,rec = snap(learn.model),[list(o) for o in learn.recorder.values]
@@ -801,7 +795,7 @@ def test_rekey(tmp_path):
 
 def test_rekey_of_a_class_bank_and_of_a_bank_of_other_data(tmp_path):
     learn = learner(tmp_path, MemoryCallback(ClassBank(10, capacity=8)))
-    run(learn, 'fit', 2, 1e-2)
+    quietly(learn, 'fit', 2, 1e-2)
     bank = learn.memory.bank
     n = learn.memory.rekey()
     f,_,y,i,_,valid = bank.rows()
@@ -816,7 +810,7 @@ def test_rekey_of_a_class_bank_and_of_a_bank_of_other_data(tmp_path):
 # asking for it
 def test_off_is_the_plain_network(tmp_path):
     learn = learner(tmp_path, memory('add'))
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
     with_,without = _with_without(learn)
     plain = net()
     plain.load_state_dict(plain_part(snap(learn.model)))
@@ -824,55 +818,55 @@ def test_off_is_the_plain_network(tmp_path):
     assert torch.allclose(without, want, atol=1e-6) and not torch.allclose(with_, want, atol=1e-4)
     with pytest.raises(ZeroDivisionError):
         with learn.memory.off(): 1/0
-    assert torch.equal(run(learn, 'get_preds')[0], with_)
+    assert torch.equal(quietly(learn, 'get_preds')[0], with_)
 
 def test_without_the_callback_the_model_remembers(tmp_path):
     learn = learner(tmp_path, memory('vote'))
-    run(learn, 'fit', 1, 1e-2)
-    p = run(learn, 'get_preds')[0]
+    quietly(learn, 'fit', 1, 1e-2)
+    p = quietly(learn, 'get_preds')[0]
     bare = learner(tmp_path, model=learn.model)
-    assert not hasattr(bare, 'memory') and torch.equal(p, run(bare, 'get_preds')[0])
+    assert not hasattr(bare, 'memory') and torch.equal(p, quietly(bare, 'get_preds')[0])
     was = snap(find_head(bare.model).bank)
-    run(bare, 'fit', 1, 1e-2)                 # and trains on
+    quietly(bare, 'fit', 1, 1e-2)                 # and trains on
     assert same(was, snap(find_head(bare.model).bank))
     bare.add_cb(MemoryCallback())
-    run(bare, 'fit', 1, 1e-2)
+    quietly(bare, 'fit', 1, 1e-2)
     assert len(bare.memory.bank)==N and not same(was, snap(bare.memory.bank))
 
 def test_a_memory_goes_where_its_callback_goes(tmp_path):
     learn = learner(tmp_path, cb := memory('vote'))
-    run(learn, 'fit', 1, 1e-2)
-    p,head = run(learn, 'get_preds')[0],cb.head
+    quietly(learn, 'fit', 1, 1e-2)
+    p,head = quietly(learn, 'get_preds')[0],cb.head
     learn.remove_cb(cb)
     assert find_head(learn.model) is None and not hasattr(learn, 'memory') and cb.head is head
-    q = run(learn, 'get_preds')[0]
+    q = quietly(learn, 'get_preds')[0]
     learn.add_cb(cb)
-    assert find_head(learn.model) is head is learn.memory.head and torch.equal(p, run(learn, 'get_preds')[0]) and not torch.equal(p, q)
-    with learn.removed_cbs(cb): assert torch.equal(q, run(learn, 'get_preds')[0])
-    assert torch.equal(p, run(learn, 'get_preds')[0])
+    assert find_head(learn.model) is head is learn.memory.head and torch.equal(p, quietly(learn, 'get_preds')[0]) and not torch.equal(p, q)
+    with learn.removed_cbs(cb): assert torch.equal(q, quietly(learn, 'get_preds')[0])
+    assert torch.equal(p, quietly(learn, 'get_preds')[0])
     other,cb = learner(tmp_path),memory('vote')
-    run(other, 'fit', 1, 1e-2, cbs=cb)        # for one fit
+    quietly(other, 'fit', 1, 1e-2, cbs=cb)        # for one fit
     assert find_head(other.model) is None and len(cb.bank)==N and not any(m._forward_hooks or m._forward_pre_hooks for m in other.model.modules())
 
 def test_detach_gives_the_network_back(tmp_path):
     learn = learner(tmp_path, memory('vote'))
-    run(learn, 'fit', 1, 1e-2)
-    with learn.memory.off(): p = run(learn, 'get_preds')[0]
+    quietly(learn, 'fit', 1, 1e-2)
+    with learn.memory.off(): p = quietly(learn, 'get_preds')[0]
     head = learn.memory.detach()
     assert not hasattr(learn, 'memory') and find_head(learn.model) is None and isinstance(head, VoteHead)
-    assert torch.equal(p, run(learn, 'get_preds')[0])
+    assert torch.equal(p, quietly(learn, 'get_preds')[0])
     assert snap(learn.model).keys()==net().state_dict().keys()
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in learn.model.modules())
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
 
 @pytest.mark.parametrize('ds_idx', [0,1])
 def test_recall(tmp_path, ds_idx):
     learn = learner(tmp_path, memory('vote'))
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
     was = snap(learn.model)
     r = learn.recall(ds_idx=ds_idx, n=12, k=4)
     assert same(was, snap(learn.model))
-    got = run(learn, 'get_preds', ds_idx=ds_idx)[0][:12]
+    got = quietly(learn, 'get_preds', ds_idx=ds_idx)[0][:12]
     if ds_idx==0:       # a training item does not vote for itself
         assert (r.probs-got).abs().max()>1e-4
         h,c = learn.memory.head,learn.memory.collect(plain_dl(learn.dls.train))
@@ -887,14 +881,14 @@ def test_recall(tmp_path, ds_idx):
 def test_collect_is_what_fastai_predicts(tmp_path, head, multi):
     "With memory what `get_preds` says, without it the network alone; the features are those that enter the classifier"
     learn = learner(tmp_path, memory(head), digit_dls(multi=multi), metrics=[])
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
     act,was,fs = learn.loss_func.activation,snap(learn.model),[]
     hook = learn.model[5].register_forward_pre_hook(lambda m,a: fs.append(a[0].clone()), prepend=True)
     for dl in learn.dls:
         if dl is learn.dls.train: dl = plain_dl(dl)
         a,b = collect(learn, dl, memory=True),collect(learn, dl)
-        p,y = run(learn, 'get_preds', dl=dl)
-        with learn.memory.off(): q,_ = run(learn, 'get_preds', dl=dl)
+        p,y = quietly(learn, 'get_preds', dl=dl)
+        with learn.memory.off(): q,_ = quietly(learn, 'get_preds', dl=dl)
         torch.testing.assert_close(act(a.logits), p)
         torch.testing.assert_close(act(b.logits), q)
         assert torch.equal(b.y, y.as_subclass(torch.Tensor)) and torch.equal(b.item, item_ids(dl)) and b.group is None
@@ -907,17 +901,17 @@ def test_collect_is_what_fastai_predicts(tmp_path, head, multi):
 
 def test_collect_without_a_memory(tmp_path):
     learn = learner(tmp_path)
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
     h,r = learn.recorder.values,random.getstate()
     got = collect(learn, learn.dls.valid, memory=True)
     assert got.z is None and got.group is None and learn.recorder.values is h and random.getstate()==r
-    torch.testing.assert_close(got.logits.softmax(1), run(learn, 'get_preds')[0])
+    torch.testing.assert_close(got.logits.softmax(1), quietly(learn, 'get_preds')[0])
     with pytest.raises(MemoError, match='empty'): collect(learn, learn.dls.valid.new(learn.dls.valid_ds.subset(slice(0))))
 
 def test_collect_keeps_the_loaders_order(tmp_path):
     "A loader that shuffles: rows and ids go together"
     learn = learner(tmp_path, memory('add'))
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
     dl = learn.dls.valid.new(shuffle=True)
     a,b = collect(learn, dl),collect(learn, learn.dls.valid)
     assert not torch.equal(a.item, b.item) and torch.equal(a.y, Y[a.item])
@@ -942,7 +936,7 @@ def test_the_model_is_not_searched_in_every_step(tmp_path, monkeypatch):
     attach(learn.model, other)
     learn.add_cb(MemoryCallback())
     assert learn.memory.head is other
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
     assert len(other.bank)==20
 
 def test_patients_do_not_answer_for_themselves(tmp_path):
@@ -951,7 +945,7 @@ def test_patients_do_not_answer_for_themselves(tmp_path):
     dls = digit_dls()
     dls.train.dataset.groups = groups
     learn = learner(tmp_path, memory('add', group='patient'), dls)
-    run(learn, 'fit', 2, 1e-2)
+    quietly(learn, 'fit', 2, 1e-2)
     c = learn.memory.collect(plain_dl(dls.train), own=True)
     assert torch.equal(c.group, groups)
     r = learn.memory.head.recall(c.z, c.item, c.group)
@@ -960,30 +954,30 @@ def test_patients_do_not_answer_for_themselves(tmp_path):
 
 def test_off_lasts_until_its_end(tmp_path):
     learn = learner(tmp_path, memory('vote'))
-    run(learn, 'fit', 1, 1e-2)
+    quietly(learn, 'fit', 1, 1e-2)
     with learn.memory.off():
-        plain = run(learn, 'get_preds')[0]
+        plain = quietly(learn, 'get_preds')[0]
         learn.recall(n=2)
         learn.memory.rekey()
-        assert torch.equal(run(learn, 'get_preds')[0], plain)
-    assert not torch.equal(run(learn, 'get_preds')[0], plain)
+        assert torch.equal(quietly(learn, 'get_preds')[0], plain)
+    assert not torch.equal(quietly(learn, 'get_preds')[0], plain)
     for kw in (dict(k=5), dict(whiten=True), dict(k=[3,5], whiten=[False,True])): assert 0<learn.memory.fit_vote(**kw)['weight']<1
 
 def test_mistakes_are_one_line(tmp_path):
     for f in (lambda: MemoryCallback(512), lambda: learner(tmp_path, MemoryCallback()), lambda: memory(head='ad'), lambda: memory(k=9999),
               lambda: learner(tmp_path, memory(at='5.x')), lambda: learner(tmp_path, memory(bank=ClassBank(3))),
-              lambda: run(learner(tmp_path, memory(group='patient')), 'fit', 1), lambda: learner(tmp_path, memory('add')).memory.fit_vote()):
+              lambda: quietly(learner(tmp_path, memory(group='patient')), 'fit', 1), lambda: learner(tmp_path, memory('add')).memory.fit_vote()):
         with pytest.raises(MemoError) as e: f()
         assert '\n' not in str(e.value) and len(str(e.value))<250
 
 def test_batches_of_one_and_a_bank_smaller_than_a_batch(tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.ReLU(), nn.Linear(24,10))
     learn = learner(tmp_path, memory(bank=SlotBank(5, policy='fifo')), dls=digit_dls(n=20, bs=1), model=model, splitter=params)
-    run(learn, 'fit', 1, 1e-3)
+    quietly(learn, 'fit', 1, 1e-3)
     assert len(learn.memory.bank)==5
     learn = learner(tmp_path, memory(bank=SlotBank(5, policy='fifo')))
-    run(learn, 'fit', 1, 1e-3)
-    assert len(learn.memory.bank)==5 and torch.isfinite(run(learn, 'get_preds')[0]).all()
+    quietly(learn, 'fit', 1, 1e-3)
+    assert len(learn.memory.bank)==5 and torch.isfinite(quietly(learn, 'get_preds')[0]).all()
 
 def test_nan_features_are_named_and_not_stored(tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.ReLU(), nn.Linear(24,10))
@@ -999,7 +993,7 @@ def test_nan_features_are_named_and_not_stored(tmp_path):
             if self.iter==2: self.learn.pred = self.pred.nan_to_num()
         def before_step(self):
             for p in self.model.parameters(): p.grad.nan_to_num_()
-    with pytest.warns(UserWarning, match='item 67'): run(learn, 'fit', 1, 1e-3, cbs=OneBad())
+    with pytest.warns(UserWarning, match='item 67'): quietly(learn, 'fit', 1, 1e-3, cbs=OneBad())
     bank = learn.memory.bank
     assert len(bank)==N-1 and int(bank.refused)==1 and 67 not in bank.items.tolist() and torch.isfinite(bank.features).all()
 
@@ -1007,7 +1001,7 @@ def test_regression_is_let_be(tmp_path):
     "Targets that are no classes: rows without labels"
     dl = TfmdDL([(X[i].float()/255, torch.rand(())) for i in range(64)], bs=32)
     learn = Learner(DataLoaders(dl, dl, device='cpu'), nn.Sequential(net(1), nn.Flatten(0)), loss_func=nn.MSELoss(), cbs=memory('add'), path=tmp_path)
-    run(learn, 'fit', 1)
+    quietly(learn, 'fit', 1)
     assert len(learn.memory.bank)==64 and learn.memory.bank.labels is None
 
 # real training
@@ -1019,11 +1013,11 @@ def test_vote_helps_the_few(tmp_path):
         set_seed(seed)
         dls = digits_lt(n_max=100, ratio=50, seed=seed)
         learn = Learner(dls, small_cnn(1, 10), metrics=accuracy, cbs=MemoryCallback(SlotBank(512, policy='fifo'), head='vote'), path=tmp_path)
-        run(learn, 'fit_one_cycle', 12, 5e-3)
+        quietly(learn, 'fit_one_cycle', 12, 5e-3)
         learn.memory.rekey()
         learn.memory.fit_vote()
-        p,y = run(learn, 'get_preds', dl=dls[2])
-        with learn.memory.off(): q,_ = run(learn, 'get_preds', dl=dls[2])
+        p,y = quietly(learn, 'get_preds', dl=dls[2])
+        with learn.memory.off(): q,_ = quietly(learn, 'get_preds', dl=dls[2])
         a,b = (longtail_scores(o, y.as_subclass(torch.Tensor), dls.counts, many=dls.many, few=dls.few) for o in (p,q))
         got.append((a['few']-b['few'], a['accuracy']-b['accuracy']))
     few,all_ = np.mean(got, 0)
