@@ -35,19 +35,21 @@ def _warm():
 
 @pytest.fixture
 def unrendered(request):
-    "Figures are drawn, but saved as an empty picture, as most of the time of a small run is rendering; not where a test is marked `renders`"
+    "Figures are drawn, but saved as empty pictures: rendering is most of the time of a small run. Not where a test is marked `renders`"
     with contextlib.nullcontext() if request.node.get_closest_marker('renders') else no_rendering(): yield
 
 def _env(env): return {k:v for k,v in os.environ.items() if k != 'IN_TEST'} | (env or {})
 
 @pytest.fixture(scope='session')
 def python():
-    """Run Python as a process: `python('-c', code)`, `python(file, *args)`; `cold` where it has to be a new one, else it is a fork of a warm one
+    """Run Python as a process, as in `python('-c', code)` and `python(file, *args)`
 
-    What only a new process has (pipes, its own seed of hashes, an import that must not happen) needs `cold`. Without `render` a fork's pictures may be empty."""
+    It is a fork of a warm process, or a new one where it is to be `cold`: what only that has are pipes, its own seed of hashes, an
+    import that must not happen. Without `render` a fork's pictures are empty."""
     def _run(*args, cold=False, render=True, timeout=600, env=None, **kwargs):
         if cold or kwargs.keys()-{'cwd'} or not can_fork:
-            return subprocess.run([sys.executable, *map(str,args)], timeout=timeout, env=_env(env), text=True, **({'capture_output':True} | kwargs))
+            kwargs = dict(capture_output=True) | kwargs
+            return subprocess.run([sys.executable, *map(str,args)], timeout=timeout, env=_env(env), text=True, **kwargs)
         return warm.run(dict(args=args, env=_env(env), timeout=timeout, render=render, **kwargs))[0]
     return _run
 
@@ -68,14 +70,19 @@ def _port():
 def two_ranks(tool):
     """Run Python in two gloo processes on the CPU, as `accelerate launch` does, or by it where it is to be `cold`
 
-    --cpu starts one process whatever --num_processes says; --multi_gpu starts two, on the CPU where ACCELERATE_USE_CPU is set."""
+    --cpu starts one process whatever --num_processes says; --multi_gpu two, on the CPU where ACCELERATE_USE_CPU is set."""
     def _run(*args, cold=False, timeout=300, env=None, **kwargs):
         env = dict(CUDA_VISIBLE_DEVICES='') | (dict(ACCELERATE_USE_CPU='true') if env is None else env)
         port = _port()
-        if cold or not can_fork: return tool('accelerate', *launch, f'--main_process_port={port}', *args, cold=True, env=env, timeout=timeout, **kwargs)
-        env |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2', ACCELERATE_MIXED_PRECISION='no', ACCELERATE_DYNAMO_BACKEND='NO')
-        rs = warm.run(*[dict(args=args, env=_env(env|dict(RANK=str(i), LOCAL_RANK=str(i))), timeout=timeout, **kwargs) for i in range(2)])
-        return subprocess.CompletedProcess(args, next((r.returncode for r in rs if r.returncode), 0), ''.join(r.stdout for r in rs), ''.join(r.stderr for r in rs))
+        if cold or not can_fork:
+            port = f'--main_process_port={port}'
+            return tool('accelerate', *launch, port, *args, cold=True, env=env, timeout=timeout, **kwargs)
+        env |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2',
+                    ACCELERATE_MIXED_PRECISION='no', ACCELERATE_DYNAMO_BACKEND='NO')
+        def job(rank): return dict(args=args, env=_env(env|dict(RANK=rank, LOCAL_RANK=rank)), timeout=timeout, **kwargs)
+        rs = warm.run(job('0'), job('1'))
+        code = next((r.returncode for r in rs if r.returncode), 0)
+        return subprocess.CompletedProcess(args, code, ''.join(r.stdout for r in rs), ''.join(r.stderr for r in rs))
     return _run
 
 @pytest.fixture

@@ -15,4 +15,5 @@ def test_few_rows(): assert len(pairs('ab', 'cde', 'fghij', 'kl'))<=18 and len(p
 def test_the_others_are_nightly():
     ps = grid([0,1], [0,1], [0,1])
     assert len(ps)==8 and len({p.id for p in ps})==8
-    assert {p.values for p in ps if not p.marks}==set(pairs([0,1], [0,1], [0,1])) and all(m.name=='nightly' for p in ps for m in p.marks)
+    assert {p.values for p in ps if not p.marks}==set(pairs([0,1], [0,1], [0,1]))
+    assert all(m.name=='nightly' for p in ps for m in p.marks)

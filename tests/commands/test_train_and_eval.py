@@ -193,7 +193,8 @@ resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, 150_000))
 sys.argv.pop(0)
 runpy.run_path(sys.argv[0], run_name='__main__')
 """
-    one_line(python('-c', limited, Path(sys.executable).with_name('memo-train'), yml, f'runs={runs}'), 'cannot write', 's0_e0.pt')
+    r = python('-c', limited, Path(sys.executable).with_name('memo-train'), yml, f'runs={runs}')
+    one_line(r, 'cannot write', 's0_e0.pt')
     d = runs/'tiny'
     assert not list(d.rglob('*.part')) and not list(d.rglob('s0_e*.pt'))
     assert tool('memo-train', '--resume', d, render=False).returncode==0

@@ -101,8 +101,8 @@ def _of(cls):
 def test_a_broken_bank_is_noticed(cls, name, f, monkeypatch, tmp_path):
     new = f(getattr(cls, name) if not isinstance(vars(cls).get(name), property) else vars(cls)[name].fget)
     monkeypatch.setattr(cls, name, new)
-    got = (caught(bank_checks.checks, lambda check, d: test_banks.run(check, n, {}, d), _made(tmp_path/n)) for n in _of(cls))
-    assert any(got), f'{cls.__name__}.{name} is broken, and no check says so'
+    def found(n): return caught(bank_checks.checks, lambda check, d: test_banks.run(check, n, {}, d), _made(tmp_path/n))
+    assert any(map(found, _of(cls))), f'{cls.__name__}.{name} is broken, and no check says so'
 
 def _made(p):
     p.mkdir()
@@ -167,8 +167,8 @@ def test_a_broken_head_is_noticed(cls, name, f, monkeypatch, tmp_path):
         for h in {h for _,h in ps}: test_heads.test_a_bank_that_lacks_what_it_needs('SlotBank', h)
     try: lacking()
     except (Exception, pytest.fail.Exception): return
-    got = (caught(head_checks.checks, lambda check, d: test_heads.run(check, b, h, d), _made(tmp_path/f'{b}-{h}')) for b,h in ps)
-    assert any(got), f'{cls.__name__}.{name} is broken, and no check says so'
+    def found(o): return caught(head_checks.checks, lambda check, d: test_heads.run(check, *o, d), _made(tmp_path/'-'.join(o)))
+    assert any(map(found, ps)), f'{cls.__name__}.{name} is broken, and no check says so'
 
 # the others, on the toys
 

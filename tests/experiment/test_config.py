@@ -249,7 +249,8 @@ from memo.experiment.sections import to_yaml
 to_yaml(load_config(sys.argv[1]))
 u = resource.getrusage(resource.RUSAGE_SELF)
 print(u.ru_utime+u.ru_stime, 'torch' in sys.modules, 'fastai' in sys.modules)'''
-    got = [python('-c', code, repo/'experiments'/o, cold=True).stdout.split() for o in ('quickstart.yaml','tail/fashion_lt.yaml','chestxray/memory_rarity_effv2s.yaml')]
+    files = 'quickstart.yaml','tail/fashion_lt.yaml','chestxray/memory_rarity_effv2s.yaml'
+    got = [python('-c', code, repo/'experiments'/o, cold=True).stdout.split() for o in files]
     assert all(o[1:]==['False','False'] for o in got) and min(float(o[0]) for o in got)<.3, got
 
 # parts of one's own

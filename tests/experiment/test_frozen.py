@@ -5,7 +5,8 @@ pytestmark = pytest.mark.slow
 
 def test_frozen_experiment(tool, repo, tmp_path, few_fashion, lite0_weights):
     (tmp_path/'settings.ini').write_text('[DEFAULT]\ndata = data\nruns = runs\n')
-    args = [repo/'experiments/fashion_lt_frozen.yaml', 'data.size=32', 'train.epochs=3', 'compare=[logit_adjusted]', 'data.n_max=100', 'data.valid=20', f'data.root={few_fashion}']
+    args = [repo/'experiments/fashion_lt_frozen.yaml', 'data.size=32', 'train.epochs=3', 'compare=[logit_adjusted]',
+            'data.n_max=100', 'data.valid=20', f'data.root={few_fashion}']
     def run(*more, **kwargs): return tool('memo-train', *args, *more, cwd=tmp_path, timeout=400, **kwargs)
     r = run('seed=0')
     assert r.returncode==0, r.stderr[-2000:]

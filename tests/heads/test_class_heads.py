@@ -131,7 +131,9 @@ class StopAt(Callback):
         self.n += self.training
         if self.training and self.n==self.at: raise KeyboardInterrupt
 
-@pytest.mark.parametrize('head,capacity,at', grid(rows=[(*o, at) for o in ((None,'50kB'), ('replay','50kB'), ('replay',16), ('prototype',16), ('lda',16), ('vote',16)) for at in (3,9)]))
+watched = (None,'50kB'),('replay','50kB'),('replay',16),('prototype',16),('lda',16),('vote',16)
+
+@pytest.mark.parametrize('head,capacity,at', grid(rows=[(*o, at) for o in watched for at in (3,9)]))
 def test_interrupted_and_resumed_equals_whole(tmp_path, head, capacity, at):
     def mk(): return learner(tmp_path, memory(head, capacity=capacity), dls=tail_dls(tfms=[RandomShift(1)]))
     stages,got = [Stage('a', 2, 1e-2), Stage('b', 2, 5e-3)],[]
@@ -309,9 +311,11 @@ def test_half_and_autocast(head):
 
 @pytest.mark.parametrize('head', ['prototype','lda','replay'])
 def test_wrong_banks_are_one_line(tmp_path, head):
-    assert 'SlotBank' in err(MemoryCallback, SlotBank(8), head=head) and 'ClassBank' in err(MemoryCallback, SlotBank(8), head=head)
+    e = err(MemoryCallback, SlotBank(8), head=head)
+    assert 'SlotBank' in e and 'ClassBank' in e
     learn = learner(tmp_path, memory(head, ClassBank(3)), dls=tail_dls(multi=True), metrics=[])
-    assert 'one class' in err(run, learn, 'fit', 2, 1e-2) and len(learn.memory.bank)==0 and not learn.memory.bank.updates
+    assert 'one class' in err(quietly, learn, 'fit', 2, 1e-2)
+    assert len(learn.memory.bank)==0 and not learn.memory.bank.updates
 
 @heads2
 def test_gaussians_and_averages_follow_the_bank(head):
@@ -546,7 +550,7 @@ def test_replay_with_a_frozen_body(tmp_path):
 def test_a_place_with_maps_is_refused(tmp_path):
     model = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8,10))
     learn = learner(tmp_path, memory('replay', at='0'), model=model)
-    e = err(run, learn, 'fit', 2, 1e-2)
+    e = err(quietly, learn, 'fit', 2, 1e-2)
     assert 'at=' in e and 'replay' in e
     learn = learner(tmp_path, memory('replay', at='2'), model=nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.ReLU(), nn.Linear(24,10)))
     quietly(learn, 'fit', 2, 1e-2)                     # a hidden layer is a place like another
@@ -555,7 +559,7 @@ def test_what_cannot_be_replayed_is_one_line(tmp_path):
     dls = tail_dls()
     for o in dls.loaders: o.dataset.y = o.dataset.y.float()
     learn = learner(tmp_path, memory('replay'), dls=dls, model=net(1), loss_func=nn.functional.mse_loss, metrics=[])
-    assert 'by class' in err(run, learn, 'fit', 2, 1e-2)
+    assert 'by class' in err(quietly, learn, 'fit', 2, 1e-2)
 
 def test_replay_helps_the_few(tmp_path):
     "It does what it is for: with replay the rarest classes are found more often"
@@ -594,7 +598,8 @@ def test_save_bank_after_an_interrupted_fit(tmp_path):
     with new.no_bar(): new.lr_find(num_it=8, show_plot=False)
     assert latest_bank(tmp_path/'banks').name=='bank_step_2.safetensors' and len(list((tmp_path/'banks').iterdir()))==4
 
-def test_save_bank_without_a_memory(tmp_path): assert 'no memory' in err(run, learner(tmp_path, SaveBank(1)), 'fit', 1, 1e-2)
+def test_save_bank_without_a_memory(tmp_path):
+    assert 'no memory' in err(quietly, learner(tmp_path, SaveBank(1)), 'fit', 1, 1e-2)
 
 def test_means_are_those_of_the_rows(tmp_path):
     "Of a bank that was loaded, or reset and filled anew, with as many writes as before"

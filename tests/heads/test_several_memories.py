@@ -340,9 +340,11 @@ class Second(Callback):
     def before_step(self): self._go() if self.event=='before_step' else None
     def after_step(self): self._go() if self.event=='after_step' else None
 
-made = dict(vote=lambda: MemoryCallback(SlotBank(256, policy='fifo'), head='vote'), add=lambda: MemoryCallback(SlotBank(64), head='add'), replay=lambda: MemoryCallback(ClassBank(10, capacity=8), head='replay'))
+made = dict(vote=lambda: MemoryCallback(SlotBank(256, policy='fifo'), head='vote'), add=lambda: MemoryCallback(SlotBank(64), head='add'),
+            replay=lambda: MemoryCallback(ClassBank(10, capacity=8), head='replay'))
+moments = ['before_batch','after_pred','after_loss','before_step','after_step']
 
-@pytest.mark.parametrize('event,head,order', grid(['before_batch','after_pred','after_loss','before_step','after_step'], made, [-40, 60]))
+@pytest.mark.parametrize('event,head,order', grid(moments, made, [-40, 60]))
 def test_further_forwards_leave_nothing(dls, event, head, order):
     a,b = (fit(learner(dls, [made[head](), *more])) for more in ([], [Second(event, order)]))
     for k,v in a.model.state_dict().items(): assert torch.equal(v, b.model.state_dict()[k]), k
@@ -480,7 +482,8 @@ def test_an_answer_that_is_lost_is_said():
 
 kinds = ['vote','whitened','add','prototype','lda','three']       # three: one that adds, one that votes, one that watches
 
-@pytest.mark.parametrize('kind,how', [pytest.param(k, h, marks=[pytest.mark.nightly]*(h=='strict' and k not in ('three','lda'))) for k in kinds for h in ('compile','export','strict')])
+@pytest.mark.parametrize('kind,how', [pytest.param(k, h, marks=[pytest.mark.nightly]*(h=='strict' and k not in ('three','lda')))
+                                      for k in kinds for h in ('compile','export','strict')])
 def test_compiled_and_exported_models(how, kind):
     torch.manual_seed(0)
     net,z,y = small_cnn(1, 10),torch.randn(200, 64),torch.arange(200)%10
@@ -501,7 +504,10 @@ def test_compiled_and_exported_models(how, kind):
         torch.testing.assert_close(g(x), want, rtol=1e-5, atol=1e-5)
     assert not any('_traced' in vars(h) and h._traced is not None for h in memories(net).values())
 
-@pytest.mark.parametrize('how,head', [pytest.param(w, h, marks=[pytest.mark.nightly]*((w,h) not in (('before','add'), ('after','vote'), ('before',None)))) for w in ('before','after') for h in (None,'add','vote')])
+some = ('before','add'),('after','vote'),('before',None)
+
+@pytest.mark.parametrize('how,head', [pytest.param(w, h, marks=[pytest.mark.nightly]*((w,h) not in some))
+                                      for w in ('before','after') for h in (None,'add','vote')])
 def test_a_compiled_model_is_trained_as_any(dls, head, how):
     "What a traced graph saw is stored, under its items, and nobody finds himself"
     torch._dynamo.reset()
@@ -625,7 +631,8 @@ def test_learned_rows_are_saved_and_loaded(dls, tmp_path):
     net.load_state_dict(learn.model.state_dict())
     assert torch.equal(memories(net)['memory'].bank.centres, learn.memory.bank.centres)
 
-@pytest.mark.parametrize('kind,strict', [pytest.param(k, s, marks=[pytest.mark.nightly]*(s and k!='vote')) for k in ('vote','add','prototype','lda') for s in (False,True)])
+@pytest.mark.parametrize('kind,strict', [pytest.param(k, s, marks=[pytest.mark.nightly]*(s and k!='vote'))
+                                         for k in ('vote','add','prototype','lda') for s in (False,True)])
 def test_exported_for_any_batch_and_an_empty_bank(kind, strict):
     torch.manual_seed(0)
     net,z,y = small_cnn(1, 10),torch.randn(200, 64),torch.arange(200)%10

@@ -82,8 +82,8 @@ def test_several_memories_in_two_processes(ranks):
 @pytest.mark.parametrize('dry', [False,True])
 def test_memo_train_in_two_processes(tmp_path, two_ranks, repo, dry):
     "The command that the README shows, also where no variable says that there is no GPU"
-    r = two_ranks('-m', 'memo.cli', 'train', 'experiments/quickstart.yaml', 'seeds=[0]', 'train.epochs=2', 'compare=[logit_adjusted]', f'runs={tmp_path}', *['--dry-run']*dry,
-                  cwd=repo, env={}, timeout=200)
+    more = 'seeds=[0]','train.epochs=2','compare=[logit_adjusted]',f'runs={tmp_path}',*['--dry-run']*dry
+    r = two_ranks('-m', 'memo.cli', 'train', 'experiments/quickstart.yaml', *more, cwd=repo, env={}, timeout=200)
     assert r.returncode==0, r.stdout[-3000:]+r.stderr[-6000:]
     assert r.stdout.count('quickstart: small_cnn on digits_lt')==1
     if dry: assert not list(tmp_path.iterdir())
