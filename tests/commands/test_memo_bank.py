@@ -6,6 +6,7 @@ import numpy as np, pytest, torch
 import memo.data.longtail
 from memo import registry
 from PIL import Image
+from helpers.pictures import no_rendering
 from safetensors.torch import load_file
 from memo.banks.slots import SlotBank
 from memo.banks.exchange import BankSaver
@@ -15,6 +16,8 @@ from memo.cli import memo_bank, options_last
 from memo.experiment.config import load_config
 from memo.core import MemoError
 from memo.experiment.run import load_run, run_experiment
+
+pytestmark = pytest.mark.usefixtures('unrendered')
 
 TINY = '''
 name: tiny
@@ -29,7 +32,7 @@ tables = ['prompt_data.json','tail_analysis.json']
 def train(d, *overrides):
     (d/'tiny.yaml').write_text(TINY)
     cfg = load_config(d/'tiny.yaml', [f'runs={d}', *overrides])
-    run_experiment(cfg, log=lambda s: None)
+    with no_rendering(): run_experiment(cfg, log=lambda s: None)
     return d/cfg.name
 
 @pytest.fixture(scope='module')
@@ -63,6 +66,7 @@ def test_nothing_else_in_the_run_changes(copy):
     memo_bank(str(copy))
     assert files()==was and names(copy/'bank')==sorted(pictures+tables)
 
+@pytest.mark.renders
 def test_again_gives_the_same(copy):
     def same(): return {o.name:o.read_bytes() for o in (copy/'bank').iterdir() if o.name!='tail_analysis.json'}   # it says when it was written
     memo_bank(str(copy))

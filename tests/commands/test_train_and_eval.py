@@ -152,9 +152,10 @@ def test_killed_and_resumed(tool, python, yml, whole, moment):
     assert not [p for p in d.rglob('.*')]
 
 @pytest.mark.slow
-def test_killed_and_resumed_on_findings(tool, python, findings_yml):
-    yml,moments = findings_yml,('mid','between')
-    assert tool('memo-train', yml, f'runs={yml.parent}/whole', render=False).returncode==0
+@pytest.mark.parametrize('moments', [['mid'], pytest.param(['between'], marks=pytest.mark.nightly)])
+def test_killed_and_resumed_on_findings(tool, python, findings_yml, moments):
+    yml = findings_yml
+    assert tool('memo-train', yml, f'runs={yml.parent}/whole', '--overwrite', render=False).returncode==0
     for o in moments:
         r = python(interrupt, o, yml, f'runs={yml.parent}/{o}')
         assert r.returncode==-signal.SIGKILL, r.stderr
@@ -224,12 +225,12 @@ e.run_experiment(load_config({str(findings_yml)!r}, ['runs={tmp_path}/ddp']))
     assert r.returncode==0 and (tmp_path/'ddp/tiny/results.md').is_file(), r.stderr[-3000:]
 
 @pytest.mark.slow
-@pytest.mark.parametrize('which', ['yml','findings_yml'])
-def test_two_processes(tool, two_ranks, which, request):
+@pytest.mark.parametrize('which,cold', [('yml',False), ('findings_yml',False), pytest.param('yml', True, marks=pytest.mark.nightly)])
+def test_two_processes(tool, two_ranks, which, cold, request):
     "Two gloo processes on the CPU, started as the README says"
     yml = request.getfixturevalue(which)
-    runs = yml.parent/'ddp'
-    r = two_ranks('-m', 'memo.cli', 'train', yml, f'runs={runs}', cold=which=='yml')
+    runs = yml.parent/f'ddp{cold}'
+    r = two_ranks('-m', 'memo.cli', 'train', yml, f'runs={runs}', cold=cold)
     assert r.returncode==0, r.stderr[-3000:]
     assert len([o for o in r.stdout.splitlines() if '| phase' in o])==(5 if which=='yml' else 6)     # one process speaks
     m = json.loads((runs/'tiny/metrics.json').read_text())

@@ -14,14 +14,18 @@ from . import bank_checks, head_checks, other_checks, test_banks, test_heads
 
 def nothing(self, *args, **kwargs): return None
 
+_failed = {}
+
 def caught(checks, run, tmp_path):
-    "Names of the checks that fail; the first is enough"
-    for k,check in checks.items():
+    "Name of a check that fails, those first that failed last"
+    for k,check in sorted(checks.items(), key=lambda o: -_failed.get(o[0], 0)):
         d = tmp_path/k
         d.mkdir()
         try: run(check, d)
         except pytest.skip.Exception: continue
-        except (Exception, pytest.fail.Exception) as e: return k
+        except (Exception, pytest.fail.Exception):
+            _failed[k] = 1+max(_failed.values(), default=0)
+            return k
     return None
 
 def breaks(cls, name, f, as_what=None):

@@ -176,7 +176,7 @@ def test_all_rows_come_from_one_network(run, monkeypatch):
         assert find_head(l.model).__class__.__name__.lower().startswith(h)
 
 @pytest.mark.slow
-@pytest.mark.parametrize('head,extra', [('watch',()), ('replay',()), ('lda',('memory.capacity=40kB','memory.dtype=int8','compare=[crt, prototype]'))])
+@pytest.mark.parametrize('head,extra', [pytest.param('watch', (), marks=pytest.mark.nightly), ('replay',()), ('lda',('memory.capacity=40kB','memory.dtype=int8','compare=[crt, prototype]'))])
 def test_interrupted_and_resumed_is_the_whole(yml, tmp_path, monkeypatch, head, extra):
     def cfg(name): return load_config(yml(TINY), [f'memory.head={head}', 'compare=[crt, prototype, lda]', *extra, f'name={name}', f'runs={json.dumps(str(tmp_path))}'])
     table = ex.run_experiment(cfg('whole/t'), log=lambda s: None)

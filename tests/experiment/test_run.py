@@ -3,6 +3,7 @@ import dataclasses, json, math, shutil
 from pathlib import Path
 import pandas as pd, pytest, torch, yaml
 from helpers.errors import err
+from helpers.pictures import no_rendering
 from memo.experiment.config import *
 from memo.core import MemoError
 from memo.experiment import build
@@ -30,7 +31,7 @@ def run(tmp_path_factory):
     (d/'x.yaml').write_text(TINY)
     cfg = load_config(d/'x.yaml', ['seeds=[0,1]', 'compare=[logit_adjusted, balanced_sampling]', f'runs={json.dumps(str(d))}'])
     lines = []
-    table = ex.run_experiment(cfg, log=lines.append)
+    with no_rendering(): table = ex.run_experiment(cfg, log=lines.append)
     return cfg,d/'tiny',table,lines
 
 def test_every_key_is_read():
@@ -194,7 +195,6 @@ def test_no_run_folder(tmp_path):
 
 # several memories
 
-@pytest.mark.renders
 def test_several_memories(yml, tmp_path):
     "A row for each memory that mixes and one for all of them, which is what the model itself answers; each with its bank, pictures and files"
     txt = '''
@@ -310,10 +310,11 @@ def test_parts_of_ones_own(own):
     assert all(o['file']==str(d/'own_parts.py') and o['blake2b']==hashlib.blake2b(OWN.encode(), digest_size=16).hexdigest() for o in parts.values())
 
 @pytest.mark.slow
-def test_evaluated_from_anywhere(own, tool, python, tmp_path):
+@pytest.mark.parametrize('cold', [False, pytest.param(True, marks=pytest.mark.nightly)])
+def test_evaluated_from_anywhere(own, tool, python, tmp_path, cold):
     "memo-eval of the run folder finds the parts where they were; the file of a model alone imports nobody's module"
     d,out = own
-    r = tool('memo-eval', d/'runs/own', '--out', tmp_path/'e', cwd=tmp_path, cold=True)
+    r = tool('memo-eval', d/'runs/own', '--out', tmp_path/'e', cwd=tmp_path, cold=cold)
     assert r.returncode==0 and 'slower + memory' in r.stdout and 'note:' not in r.stderr, r.stderr
     assert json.loads((tmp_path/'e/metrics.json').read_text())['rows']==json.loads((d/'runs/own/metrics.json').read_text())['rows']
     r = tool('memo-eval', '--model-path', d/'runs/own/model.safetensors', '--out', tmp_path/'f', cwd=d)
