@@ -32,7 +32,7 @@ def test_unknown_names():
     assert 'did you mean' not in err(find, 'bank', 'zzz')
     assert "kind: 'bnak' is not one of" in err(find, 'bnak', 'SlotBank')
     assert 'a name or a dotted path' in err(find, 'bank', 3)
-    assert 'is no class or function' in err(find, 'bank', 'memo.data.longtail.samplings')
+    assert 'is no class or function' in err(find, 'bank', 'memo.data.samplers.samplings')
 
 def test_every_part_is_where_the_index_says():
     for kind in kinds:

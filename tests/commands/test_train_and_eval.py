@@ -214,11 +214,11 @@ def test_the_second_process_waits_for_the_folder(two_ranks, findings_yml, tmp_pa
 import time
 import memo.experiment.run as e
 from memo.experiment.config import load_config
-claim = e._claim
+claim = e.claim_folder
 def slow(*args):
     time.sleep(4)
     claim(*args)
-e._claim = slow
+e.claim_folder = slow
 e.run_experiment(load_config({str(findings_yml)!r}, ['runs={tmp_path}/ddp']))
 """)
     r = two_ranks(late)

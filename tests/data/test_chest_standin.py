@@ -85,7 +85,7 @@ def test_what_a_finding_looks_like(tiles, nih_table, tmp_path):
     look = {findings.index(k):i for i,k in enumerate(plain)} | {findings.index(k):10+i for i,k in enumerate(['Edema','Fibrosis','Pneumonia','Hernia'])}
     for part,name in (('train_val','train'),('test','t10k')):
         at = (df.part==part).to_numpy().nonzero()[0][:120]
-        x,pools = memo.data.chest_standin._tiles(name)
+        x,pools = memo.data.chest_standin.read_tiles(name)
         cls = np.empty(len(x), int)
         for c,o in enumerate(pools): cls[o] = c
         cells = ims[at].reshape(-1,2,28,2,28).transpose(0,1,3,2,4).reshape(-1,28,28)
@@ -100,9 +100,9 @@ def test_what_a_finding_looks_like(tiles, nih_table, tmp_path):
                 if cls[o]<14: assert own.setdefault((df.patient[i], cls[o]), o)==o
 
 def test_test_tiles_are_others(tiles):
-    a,b = memo.data.chest_standin._tiles('train')[0][60000:],memo.data.chest_standin._tiles('t10k')[0][10000:]
+    a,b = memo.data.chest_standin.read_tiles('train')[0][60000:],memo.data.chest_standin.read_tiles('t10k')[0][10000:]
     assert (len(a), len(b))==(4000,1000) and not set(map(bytes, a)) & set(map(bytes, b))
-    assert np.array_equal(memo.data.chest_standin._tiles('t10k')[0][:10000], read_fashion(None, 't10k')[0][:,0].numpy())
+    assert np.array_equal(memo.data.chest_standin.read_tiles('t10k')[0][:10000], read_fashion(None, 't10k')[0][:,0].numpy())
 
 def test_seeds(tiles, tmp_path):
     def all_of(d): return {p.relative_to(d):p.read_bytes() for p in sorted(d.rglob('*')) if p.is_file()}
@@ -143,15 +143,15 @@ def test_packages_are_not_imported(tiles, python, tmp_path):
     assert r.returncode==0, r.stderr
 
 def test_whole_or_not_at_all(tiles, tmp_path, monkeypatch):
-    real,n = memo.data.chest_standin._png,[0]
+    real,n = memo.data.chest_standin.write_png,[0]
     def full(a):
         n[0] += 1
         if n[0]>50: raise OSError(28, 'No space left on device')
         return real(a)
-    monkeypatch.setattr(memo.data.chest_standin, '_png', full)
+    monkeypatch.setattr(memo.data.chest_standin, 'write_png', full)
     with pytest.raises(MemoError, match='cannot write .*No space left'): chest_mosaic(60, tmp_path)
     assert [*tmp_path.iterdir()]==[]
-    monkeypatch.setattr(memo.data.chest_standin, '_png', real)
+    monkeypatch.setattr(memo.data.chest_standin, 'write_png', real)
     a = chest_mosaic(60, tmp_path)
     assert [o.name for o in tmp_path.iterdir()]==['60-0']
     was = {p:p.stat().st_mtime_ns for p in tmp_path.rglob('*')}

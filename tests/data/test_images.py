@@ -216,15 +216,15 @@ def test_copy_is_what_would_have_been_read(tree, tmp_path, workers):
 
 def test_copy_goes_on_where_it_stopped(tree, tmp_path, monkeypatch):
     import memo.data.images as m
-    real,n = m._copy_image,[0]
+    real,n = m.copy_image,[0]
     def stop(*a):
         n[0] += 1
         if n[0]>4: raise KeyboardInterrupt
         real(*a)
-    monkeypatch.setattr(m, '_copy_image', stop)
+    monkeypatch.setattr(m, 'copy_image', stop)
     with pytest.raises(KeyboardInterrupt): resize_tree(tree, tmp_path/'out', 16, workers=0)
     assert not cache_info(tmp_path/'out')['whole']
-    monkeypatch.setattr(m, '_copy_image', real)
+    monkeypatch.setattr(m, 'copy_image', real)
     done = [*find_images(tmp_path/'out').values()]
     Path(done[0]).write_bytes(b'\x89PNG')                    # half-written by another program
     times = {o:os.stat(o).st_mtime_ns for o in done[1:]}

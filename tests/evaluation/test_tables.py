@@ -31,7 +31,7 @@ def test_label(row, text): assert label(row, titles)==text
 def test_rows_are_data():
     "From a metrics.json and back: no text is read"
     got = json.loads(json.dumps(m(3, {own:.1, mem:.2, bal_mem:.3})))
-    assert list(rows_of(got))==[o.replace_rows(seed=3) for o in (own,mem,bal_mem)]
+    assert list(rows_of(got))==[o._replace(seed=3) for o in (own,mem,bal_mem)]
     assert row_of(got['rows'][1])==mem and mem.network==own and bal_mem.network==bal
 
 def test_a_title_with_memory_in_it_is_no_memory():

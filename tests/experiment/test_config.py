@@ -407,7 +407,7 @@ def shapes(tmp_path, monkeypatch):
     ('train: {cbs: [{name: shapes.Depth, width: 3}]}', 'width must be one of 1, 2, found 3'),
     ('train: {cbs: [{name: shapes.Some, n: 0}]}', 'n must be a whole number from 1 or null, found 0'),
     ('memory: {head: shapes.Weighted}', 'has an argument called loss_weight, which MemoryCallback reads'),
-    ('compare: [memo.heads.base.RetrievalHead]', 'is no baseline, nor a head that mixes in'),
+    ('compare: [memo.heads.retrieval.RetrievalHead]', 'is no baseline, nor a head that mixes in'),
     ('compare: [memo.training.losses.SigmoidFocalLoss]', 'is no baseline, nor a head that mixes in'),
     ('memory: {k: 7, head: {name: vote, k: 5}}', 'give memory.k or memory.head.k, not both'),
     ('memory: {size: 5}\nmemories: {memory: {size: 9}}', 'give memory or memories.memory, not both'),

@@ -105,7 +105,7 @@ def test_two_phase_brings_the_splitter():
 
 def test_phase1_is_fine_tune():
     a = make()
-    recipe._warm(a.dls.loaders)       # fit_stages does, and it draws random numbers
+    recipe.warm_loaders(a.dls.loaders)       # fit_stages does, and it draws random numbers
     with quiet(a): a.fine_tune(2, 1e-2, freeze_epochs=1)
     b = make()
     with quiet(b): fit_stages(b, phase1_stages(2, 1, 1e-2))
@@ -287,7 +287,7 @@ def test_real_save_is_exact_after_best_and_patience(tmp_path):
 
 def test_fit_by_name():
     a = make()
-    recipe._warm(a.dls.loaders)
+    recipe.warm_loaders(a.dls.loaders)
     with quiet(a): a.fit_flat_cos(3, 1e-2, pct_start=.5)
     b = make()
     with quiet(b): h = fit_stages(b, [Stage('flat', 3, 1e-2, fit='fit_flat_cos', kw=dict(pct_start=.5))])
