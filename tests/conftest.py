@@ -35,7 +35,7 @@ def _warm():
 
 @pytest.fixture
 def unrendered(request):
-    "Figures are drawn, but saved as empty pictures: rendering is most of the time of a small run. Not where a test is marked `renders`"
+    "Figures are drawn but saved as empty pictures, as rendering takes longest; not where a test is marked `renders`"
     with contextlib.nullcontext() if request.node.get_closest_marker('renders') else no_rendering(): yield
 
 def _env(env): return {k:v for k,v in os.environ.items() if k != 'IN_TEST'} | (env or {})
@@ -44,8 +44,8 @@ def _env(env): return {k:v for k,v in os.environ.items() if k != 'IN_TEST'} | (e
 def python():
     """Run Python as a process, as in `python('-c', code)` and `python(file, *args)`
 
-    It is a fork of a warm process, or a new one where it is to be `cold`: what only that has are pipes, its own seed of hashes, an
-    import that must not happen. Without `render` a fork's pictures are empty."""
+    It is a fork of a warm process, or a new one where it is to be `cold`: what only that has are pipes, its own seed of
+    hashes, an import that must not happen. Without `render` a fork's pictures are empty."""
     def _run(*args, cold=False, render=True, timeout=600, env=None, **kwargs):
         if cold or kwargs.keys()-{'cwd'} or not can_fork:
             kwargs = dict(capture_output=True) | kwargs
@@ -70,7 +70,7 @@ def _port():
 def two_ranks(tool):
     """Run Python in two gloo processes on the CPU, as `accelerate launch` does, or by it where it is to be `cold`
 
-    --cpu starts one process whatever --num_processes says; --multi_gpu two, on the CPU where ACCELERATE_USE_CPU is set."""
+    --cpu starts one process whatever --num_processes says; --multi_gpu two, on CPUs where ACCELERATE_USE_CPU is set."""
     def _run(*args, cold=False, timeout=300, env=None, **kwargs):
         env = dict(CUDA_VISIBLE_DEVICES='') | (dict(ACCELERATE_USE_CPU='true') if env is None else env)
         port = _port()

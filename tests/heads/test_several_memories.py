@@ -516,7 +516,7 @@ def test_compiled_and_exported_models(how, kind):
         torch.testing.assert_close(g(x), want, rtol=1e-5, atol=1e-5)
     assert not any('_traced' in vars(h) and h._traced is not None for h in memories(net).values())
 
-some = ('before','add'),('after','vote'),('before',None)
+some = ('before','add'),('after','vote')
 
 @pytest.mark.parametrize('how,head', [pytest.param(w, h, marks=[pytest.mark.nightly]*((w,h) not in some))
                                       for w in ('before','after') for h in (None,'add','vote')])

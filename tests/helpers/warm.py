@@ -1,8 +1,8 @@
-"""Processes in forks of an interpreter that has imported torch and fastai already: a command for .1 s of CPU instead of 6
+"""Processes in forks of an interpreter that has imported torch and fastai: a command for .1 s of CPU instead of 6
 
-Run as a script it is that interpreter. It imports nothing of memo or of the tests (a child does that anew), trains nothing and starts
-no threads, and so may be forked. A child gets its arguments, working folder, environment and random seeds as a process does; only the
-order of sets is the same in all children."""
+Run as a script it is that interpreter. It imports nothing of memo or of the tests (a child does that anew), trains nothing
+and starts no threads, and so may be forked. A child gets its arguments, working folder, environment and random seeds as a
+process does; only the order of sets is the same in all children."""
 import atexit, contextlib, gc, json, os, random, runpy, select, signal, subprocess
 import sys, tempfile, threading, time, traceback, types
 from pathlib import Path
@@ -107,17 +107,18 @@ class Warm:
     def __init__(self): self.process,self.cpu,self.dir = None,0.,tempfile.TemporaryDirectory()
     def start(self):
         log = Path(self.dir.name)/'log'
-        with log.open('w') as f: self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                                                 stderr=f, text=True, start_new_session=True)
+        with log.open('w') as f:
+            self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=f,
+                                            text=True, start_new_session=True)
         assert self.process.stdout.readline()=='"ready"\n', log.read_text()
     def run(self, *jobs):
-        "Run processes at the same time, each a dict of args and what `job` takes besides; what subprocess.run gives, of each"
+        "Run processes at the same time, each a dict of what `job` takes; of each, what subprocess.run gives"
         if self.process is None: self.start()
         d = Path(tempfile.mkdtemp(dir=self.dir.name))
         def job(i, args, cwd='.', env=None, timeout=600, render=True):
             for o in ('out','err'): (d/f'{o}{i}').touch()
-            return dict(args=[*map(str, args)], cwd=os.path.abspath(cwd), env={**os.environ} if env is None else env, timeout=timeout,
-                        render=render, out=str(d/f'out{i}'), err=str(d/f'err{i}'))
+            return dict(args=[*map(str, args)], cwd=os.path.abspath(cwd), env={**os.environ} if env is None else env,
+                        timeout=timeout, render=render, out=str(d/f'out{i}'), err=str(d/f'err{i}'))
         jobs = [job(i, **o) for i,o in enumerate(jobs)]
         self.process.stdin.write(json.dumps(jobs)+'\n')
         self.process.stdin.flush()
@@ -125,7 +126,7 @@ class Warm:
         for o,(code,cpu,late) in zip(jobs, ended):
             out,err = (Path(o[k]).read_text() for k in ('out','err'))
             self.cpu += cpu
-            if late and not any(o[0] for o in ended if not o[2]):       # else another one failed, and this waited for it
+            if late and not any(o[0] for o in ended if not o[2]):       # else another failed, and this waited for it
                 raise subprocess.TimeoutExpired(o['args'], o['timeout'], out, err)
             res.append(subprocess.CompletedProcess(o['args'], code, out, err))
         return res

@@ -31,6 +31,9 @@ backbones = dict(   # maker, where the features enter the classifier, width
     efficientnet_lite0 = (lambda c: timm.create_model('tf_efficientnet_lite0', num_classes=c), 'classifier', 1280),
     vit_tiny = (lambda c: timm.create_model('vit_tiny_patch16_224', num_classes=c, img_size=32), 'head', 192),
     plain = (Plain, 'out', 20))
+heads = 'add','vote',None
+large = 'densenet121','efficientnet_lite0'      # which take most of the time: one test of each
+of_large = ('classes','vote','efficientnet_lite0',False),('slot','add','densenet121',True)
 banks = dict(slot=lambda c: SlotBank(2*N, policy='fifo'), classes=lambda c: ClassBank(c, capacity=N))
 
 def dls(multi):
@@ -64,7 +67,8 @@ def learner(bank, head, backbone, multi, path, seed=0):
                    cbs=MemoryCallback(banks[bank](d.c), head=head, k=3))
 
 @pytest.mark.slow
-@pytest.mark.parametrize('bank,head,backbone,multi', grid(banks, ['add','vote',None], backbones, [False,True]))
+@pytest.mark.parametrize('bank,head,backbone,multi', [*grid(banks, heads, ['resnet18','vit_tiny','plain'], [False,True]),
+                                                      *grid(banks, heads, large, [False,True], some=of_large)])
 def test_matrix(tmp_path, bank, head, backbone, multi):
     _,at,width = backbones[backbone]
     learn = learner(bank, head, backbone, multi, tmp_path)
