@@ -18,7 +18,7 @@ def pairs(*axes):
     return cover(product(*axes))
 
 def grid(*axes, rows=None, some=None):
-    "All combinations, or `rows`, as pytest's parameters: those of `cover`, or `some`, and the others behind the marker `nightly`"
+    "Combinations, or `rows`, as pytest's parameters: those of `cover`, or `some`, and the others as `nightly`"
     rows = [*(product(*axes) if rows is None else rows)]
     some = {*(cover(rows) if some is None else some)}
     assert some<={*rows}

@@ -1,8 +1,8 @@
 """Processes in forks of an interpreter that has imported torch and fastai: a command for .1 s of CPU instead of 6
 
-Run as a script it is that interpreter. It imports nothing of memo or of the tests (a child does that anew), trains nothing
-and starts no threads, and so may be forked. A child gets its arguments, working folder, environment and random seeds as a
-process does; only the order of sets is the same in all children."""
+Run as a script it is that interpreter. It imports nothing of memo or of the tests (a child does that anew), trains
+nothing and starts no threads, and so may be forked. A child gets its arguments, working folder, environment and random
+seeds as a process does; only the order of sets is the same in all children."""
 import atexit, contextlib, gc, json, os, random, runpy, select, signal, subprocess
 import sys, tempfile, threading, time, traceback, types
 from pathlib import Path
@@ -108,8 +108,8 @@ class Warm:
     def start(self):
         log = Path(self.dir.name)/'log'
         with log.open('w') as f:
-            self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=f,
-                                            text=True, start_new_session=True)
+            self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                                            stderr=f, text=True, start_new_session=True)
         assert self.process.stdout.readline()=='"ready"\n', log.read_text()
     def run(self, *jobs):
         "Run processes at the same time, each a dict of what `job` takes; of each, what subprocess.run gives"

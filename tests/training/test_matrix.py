@@ -67,7 +67,9 @@ def learner(bank, head, backbone, multi, path, seed=0):
                    cbs=MemoryCallback(banks[bank](d.c), head=head, k=3))
 
 @pytest.mark.slow
-@pytest.mark.parametrize('bank,head,backbone,multi', [*grid(banks, heads, ['resnet18','vit_tiny','plain'], [False,True]),
+small = 'resnet18','vit_tiny','plain'
+
+@pytest.mark.parametrize('bank,head,backbone,multi', [*grid(banks, heads, small, [False,True]),
                                                       *grid(banks, heads, large, [False,True], some=of_large)])
 def test_matrix(tmp_path, bank, head, backbone, multi):
     _,at,width = backbones[backbone]
