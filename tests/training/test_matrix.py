@@ -32,6 +32,7 @@ backbones = dict(   # maker, where the features enter the classifier, width
     vit_tiny = (lambda c: timm.create_model('vit_tiny_patch16_224', num_classes=c, img_size=32), 'head', 192),
     plain = (Plain, 'out', 20))
 heads = 'add','vote',None
+small = 'resnet18','vit_tiny','plain'
 large = 'densenet121','efficientnet_lite0'      # which take most of the time: one test of each
 of_large = ('classes','vote','efficientnet_lite0',False),('slot','add','densenet121',True)
 banks = dict(slot=lambda c: SlotBank(2*N, policy='fifo'), classes=lambda c: ClassBank(c, capacity=N))
@@ -67,8 +68,6 @@ def learner(bank, head, backbone, multi, path, seed=0):
                    cbs=MemoryCallback(banks[bank](d.c), head=head, k=3))
 
 @pytest.mark.slow
-small = 'resnet18','vit_tiny','plain'
-
 @pytest.mark.parametrize('bank,head,backbone,multi', [*grid(banks, heads, small, [False,True]),
                                                       *grid(banks, heads, large, [False,True], some=of_large)])
 def test_matrix(tmp_path, bank, head, backbone, multi):
