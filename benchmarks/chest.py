@@ -1,8 +1,12 @@
-"""What the chest X-ray recipe costs. `python benchmarks/chest.py [step|recipe] [--device cuda] [--bs 8] [--rounds 15]`; ours and the bare version in turn in one run,
-the ratio is the median over the pairs, with its quartiles. CPU time is of all threads together; on a GPU look at wall time. Writes benchmarks/chest.md, or chest_cuda.md.
+"""What the chest X-ray recipe costs. `python benchmarks/chest.py [step|recipe] [--device cuda] [--bs 8] [--rounds
+15]`; ours and the bare version in turn in one run,
+the ratio is the median over the pairs, with its quartiles. CPU time is of all threads together; on a GPU look at wall
+time. Writes benchmarks/chest.md, or chest_cuda.md.
 
-step: EfficientNetV2-S at 224 px, a training step and a forward, with a memory (512 slots, rarity, z + sum w m of the 3 nearest) and without, beside their FLOPs.
-recipe: both phases on 5,000 mosaics at 64 px with a small network, with that memory, by memo and by a bare PyTorch loop without it: same files, decoder, model, batches, AdamW, schedule."""
+step: EfficientNetV2-S at 224 px, a training step and a forward, with a memory (512 slots, rarity, z + sum w m of the
+3 nearest) and without, beside their FLOPs.
+recipe: both phases on 5,000 mosaics at 64 px with a small network, with that memory, by memo and by a bare PyTorch
+loop without it: same files, decoder, model, batches, AdamW, schedule."""
 import argparse,os,tempfile,time,warnings
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # before torch: idle threads sleep instead of counting as CPU time
 from pathlib import Path
@@ -32,7 +36,8 @@ def memory_of(width, dev=None):
     from memo.banks.slots import SlotBank
     bank = SlotBank(512, policy='rarity', n_classes=14)
     while width and len(bank)<512:      # full from the start
-        bank.write(torch.rand(256, width)*torch.rand(256, 1), y=(torch.rand(256, 14)<.1).float(), item=torch.randint(10**6, 10**7, (256,)), group=torch.randint(10**6, 10**7, (256,)))
+        bank.write(torch.rand(256, width)*torch.rand(256, 1), y=(torch.rand(256, 14)<.1).float(),
+                   item=torch.randint(10**6, 10**7, (256,)), group=torch.randint(10**6, 10**7, (256,)))
     return bank
 
 def gflops(f, n):
@@ -51,9 +56,11 @@ def step_bench(dev, bs, rounds):
     x,y = torch.randn(n, 3, 224, 224),(torch.rand(n, 14)<.1).float()
     def learner(memory):
         torch.manual_seed(0)
-        mk = lambda k, i: TensorDL(dataset=TensorSet(x[:k], y[:k], split_idx=i, groups=torch.arange(k)), bs=bs, shuffle=i==0)
+        mk = lambda k, i: TensorDL(dataset=TensorSet(x[:k], y[:k], split_idx=i, groups=torch.arange(k)), bs=bs,
+                                   shuffle=i==0)
         cb = MemoryCallback(memory_of(1280), k=3, head='add', group='patient') if memory else None
-        return Learner(DataLoaders(mk(n, 0), mk(1, 1), device=dev), chest_model().to(dev), loss_func=BCEWithLogitsLossFlat(), opt_func=adamw, cbs=cb)
+        return Learner(DataLoaders(mk(n, 0), mk(1, 1), device=dev), chest_model().to(dev),
+                       loss_func=BCEWithLogitsLossFlat(), opt_func=adamw, cbs=cb)
     with_,without = learner(True),learner(False)
     xb,yb = x[:bs].to(dev),y[:bs].to(dev)
     bank,z = with_.memory.bank.to(dev),torch.rand(bs, 1280, device=dev)
@@ -62,7 +69,8 @@ def step_bench(dev, bs, rounds):
         with_.memory.head.fuse(q, q).sum().backward()
         bank.write(z, y=yb)
     net = gflops(lambda: without.model.eval()(xb), bs)
-    mem = [gflops(read_write, bs),gflops(lambda: with_.memory.head.fuse(z, z), bs)]     # the counter is wrong for the backward of grouped convolutions: 2 forwards
+    # the counter is wrong for the backward of grouped convolutions: 2 forwards
+    mem = [gflops(read_write, bs),gflops(lambda: with_.memory.head.fuse(z, z), bs)]
     def fit(l):
         with l.no_bar(),l.no_logging(): l.fit(1, 1e-4)
     rows = []
@@ -75,13 +83,16 @@ def step_bench(dev, bs, rounds):
         for _ in range(reps): l.model(xb)
     rows.append(('forward', reps, net+mem[1], net, pair(lambda: fwd(with_), lambda: fwd(without), rounds, dev)))
     own = own_cost(with_.memory.head, z, yb, dev)
-    out = ['| EfficientNetV2-S, 224 px | GFLOPs an image, with / without | more FLOPs | wall ms, with / without | CPU ms, with / without | wall ratio (quartiles) | CPU ratio (quartiles) | read and write by themselves, wall / CPU ms |',
+    out = ['| EfficientNetV2-S, 224 px | GFLOPs an image, with / without | more FLOPs | wall ms, '
+           'with / without | CPU ms, with / without | wall ratio (quartiles) | CPU ratio '
+           '(quartiles) | read and write by themselves, wall / CPU ms |',
            '|---|---|---|---|---|---|---|---|']
     q = lambda o: f'{o[1]:.3f} ({o[0]:.3f}-{o[2]:.3f})'
     for (name,k,fa,fb,(a,b,ratio)),(w,c) in zip(rows, own):
         t = lambda i: f'{a[i]/k*1e3:.1f} / {b[i]/k*1e3:.1f}'
         part = f'{w:.2f} / {c:.2f} ({100*w*k/b[0]/1e3:.2f} / {100*c*k/b[1]/1e3:.2f} %)'
-        out.append(f'| {name}, batch {bs} | {fa:.4f} / {fb:.4f} | {100*(fa/fb-1):.3f} % | {t(0)} | {t(1)} | {q(ratio[0])} | {q(ratio[1])} | {part} |')
+        out.append(f'| {name}, batch {bs} | {fa:.4f} / {fb:.4f} | {100*(fa/fb-1):.3f} % | {t(0)} | {t(1)} | '
+                   f'{q(ratio[0])} | {q(ratio[1])} | {part} |')
     return '\n'.join(out)+'\n'
 
 def own_cost(head, z, y, dev, n=50):
@@ -110,46 +121,56 @@ def recipe_bench(dev, bs, rounds):
     from memo.data.chest_xray import abnormal_only,chestxray14
     from memo.data.chest_standin import chest_tree
     from memo.training.param_groups import adamw,body_head_splitter
-    out = ['| both phases, 64 px, batch 64 | images | memo with memory, images/s wall / CPU | bare loop without memory | wall ratio (quartiles) | CPU ratio (quartiles) | table, checks, loading before: CPU s |','|---|---|---|---|---|---|---|']
+    out = ['| both phases, 64 px, batch 64 | images | memo with memory, images/s wall / CPU | bare loop without memory '
+           '| wall ratio (quartiles) | CPU ratio (quartiles) | table, checks, loading before: CPU s |',
+           '|---|---|---|---|---|---|---|']
     with tempfile.TemporaryDirectory() as d:
         root = chest_tree(Path(d)/'tree', 1420)
         for arch,preload in (('tile_cnn',True),('tile_cnn',False),('resnet10t',False)):
-            w,dls = time.process_time(),chestxray14(root, size=64, channels=1, rotate=10, workers=0, preload=preload, device=dev)
+            w,dls = time.process_time(),chestxray14(root, size=64, channels=1, rotate=10, workers=0, preload=preload,
+                                                    device=dev)
             w = time.process_time()-w
             def ours(ck=Path(d)/'ours'):
                 set_seed(0)
                 cb = MemoryCallback(memory_of(0), k=3, head='add', group='patient')
-                learn = Learner(dls, chest_model(arch, in_chans=1), loss_func=BCEWithLogitsLossFlat(), opt_func=adamw, splitter=body_head_splitter, cbs=cb)
+                learn = Learner(dls, chest_model(arch, in_chans=1), loss_func=BCEWithLogitsLossFlat(), opt_func=adamw,
+                                splitter=body_head_splitter, cbs=cb)
                 with learn.no_bar(),learn.no_logging():
                     learn.fit_two_phase(abnormal_only(dls), dls, epochs=(1,1), freeze_epochs=1, checkpoint=ck)
-            sets = [[(dl.dataset.x if preload else dl.dataset.x.paths,dl.dataset.y.as_subclass(torch.Tensor)) for dl in list(o)[:2]] for o in (abnormal_only(dls),dls)]
+            sets = [[(dl.dataset.x if preload else dl.dataset.x.paths,dl.dataset.y.as_subclass(torch.Tensor))
+                     for dl in list(o)[:2]] for o in (abnormal_only(dls),dls)]
             def bare(): bare_two_phase(sets, chest_model(arch, in_chans=1), dev, preload, Path(d)/'bare.pt')
             n = 2*len(sets[0][0][1])+len(sets[1][0][1])
             a,b,ratio = pair(ours, bare, rounds, dev)
             inv = [sorted(1/o for o in r) for r in ratio]
             q = lambda o: f'{o[1]:.2f} ({o[0]:.2f}-{o[2]:.2f})'
             name = f"{arch}, images {'in memory' if preload else 'decoded every epoch'}"
-            out.append(f"| {name} | {sum(len(dl.dataset) for dl in dls)} | {n/a[0]:.0f} / {n/a[1]:.0f} | {n/b[0]:.0f} / {n/b[1]:.0f} | {q(inv[0])} | {q(inv[1])} | {w:.1f} |")
+            out.append(f"| {name} | {sum(len(dl.dataset) for dl in dls)} | {n/a[0]:.0f} / {n/a[1]:.0f} | {n/b[0]:.0f} "
+                       f"/ {n/b[1]:.0f} | {q(inv[0])} | {q(inv[1])} | {w:.1f} |")
             print(out[-1], flush=True)
     return '\n'.join(out)+'\n'
 
 def bare_two_phase(sets, model, dev, preload, ck, bs=64, val_bs=128):
-    "One frozen epoch and one of everything on abnormal images, one on all, the best epoch of phase 1 kept; what `fit_two_phase` does, by hand and without memory"
+    """One frozen epoch and one of everything on abnormal images, one on all, the best epoch of phase 1 kept; what
+    `fit_two_phase` does, by hand and without memory"""
     from PIL import Image
     def read(p):
         with Image.open(p) as im: return np.asarray(im.convert('L').resize((64,64), Image.Resampling.BILINEAR))
     def images(paths): return torch.from_numpy(np.stack([read(p) for p in paths]))[:,None]
     model = model.to(dev)
-    def batch(x, y, i): return (x[i] if preload else images(x[i.numpy()])).to(dev).float().div(255).sub(.5).div(.5),y[i].to(dev)
+    def batch(x, y, i):
+        return (x[i] if preload else images(x[i.numpy()])).to(dev).float().div(255).sub(.5).div(.5),y[i].to(dev)
     def rotate(x):
         a = torch.deg2rad((torch.rand(len(x))*20-10)*(torch.rand(len(x))<.5))
         t = torch.stack([a.cos(), -a.sin(), 0*a, a.sin(), a.cos(), 0*a], 1).view(-1,2,3).to(dev)
-        return nn.functional.grid_sample(x, nn.functional.affine_grid(t, x.shape, align_corners=False), padding_mode='reflection', align_corners=False)
+        return nn.functional.grid_sample(x, nn.functional.affine_grid(t, x.shape, align_corners=False),
+                                         padding_mode='reflection', align_corners=False)
     lossf,norms = nn.BCEWithLogitsLoss(),(nn.BatchNorm2d,nn.BatchNorm1d)
     body,head = list(model[0].parameters()),list(model[1].parameters())
     learns = {id(p) for m in model.modules() if isinstance(m, norms) for p in m.parameters()}
     best,best_state = float('inf'),None
-    for (train,valid),epochs,lrs,frozen in ((sets[0],1,(1e-4,1e-4),True),(sets[0],1,(5e-7,5e-5),False),(sets[1],1,(2e-5,8e-5),False)):
+    for (train,valid),epochs,lrs,frozen in ((sets[0],1,(1e-4,1e-4),True),(sets[0],1,(5e-7,5e-5),False),
+                                            (sets[1],1,(2e-5,8e-5),False)):
         if train is sets[1][0] and best_state is not None: model.load_state_dict(best_state)
         for p in body: p.requires_grad_(not frozen or id(p) in learns)
         opt = torch.optim.AdamW([dict(params=body, lr=lrs[0]),dict(params=head, lr=lrs[1])], weight_decay=.01)
@@ -166,7 +187,8 @@ def bare_two_phase(sets, model, dev, preload, ck, bs=64, val_bs=128):
                 loss.item()         # a progress bar shows it
             model.eval()
             with torch.no_grad():
-                out = [(lossf(model(x), y).item(),len(i)) for i in torch.arange(len(valid[1])).split(val_bs) for x,y in (batch(*valid, i),)]
+                out = [(lossf(model(x), y).item(),len(i)) for i in torch.arange(len(valid[1])).split(val_bs)
+                       for x,y in (batch(*valid, i),)]
             val = sum(a*n for a,n in out)/len(valid[1])
             if val<best: best,best_state = val,{k:v.clone() for k,v in model.state_dict().items()}
             torch.save(dict(model=model.state_dict(), opt=opt.state_dict(), best=best_state), ck)
@@ -184,9 +206,11 @@ if __name__=='__main__':
     path = Path(a.out) if a.out else Path(__file__).with_name('chest.md' if dev.type=='cpu' else f'chest_{dev.type}.md')
     parts = {}
     for o in a.what or ['step','recipe']:
-        r = dict(step=lambda: step_bench(dev, a.bs or (8 if dev.type=='cpu' else 64), a.rounds or 25), recipe=lambda: recipe_bench(dev, 64, a.rounds or 7))[o]()
+        r = dict(step=lambda: step_bench(dev, a.bs or (8 if dev.type=='cpu' else 64), a.rounds or 25),
+                 recipe=lambda: recipe_bench(dev, 64, a.rounds or 7))[o]()
         print(r, flush=True)
-        head = f"## {o}\n\n`python benchmarks/chest.py {o}{'' if dev.type=='cpu' else f' --device {a.device}'}`, torch {torch.__version__}, {on}\n\n"
+        head = (f"## {o}\n\n`python benchmarks/chest.py {o}{'' if dev.type=='cpu' else f' --device {a.device}'}`, "
+                f"torch {torch.__version__}, {on}\n\n")
         old = path.read_text() if path.exists() else ''
         parts = {s.split('\n',1)[0]:s for s in ('\n'+old).split('\n## ')[1:]}
         parts[o] = (head+r)[3:]

@@ -1,6 +1,9 @@
-"""What ids and marks add to a training step beside a small batch: microseconds of CPU, the paired median with quartiles.
-The same fit of a small network without a memory, with `BatchIds` (ids out of the loader, marks of every batch) and without,
-in turn; then with a memory that watches. `python benchmarks/ids.py OLD` also runs the fit with that memory in the checkout OLD,
+"""What ids and marks add to a training step beside a small batch: microseconds of CPU, the paired median with
+quartiles.
+The same fit of a small network without a memory, with `BatchIds` (ids out of the loader, marks of every batch) and
+without,
+in turn; then with a memory that watches. `python benchmarks/ids.py OLD` also runs the fit with that memory in the
+checkout OLD,
 a process for each, in turn: what the memory as a whole costs before and after."""
 import os,subprocess,sys,time
 for k in ('OMP_NUM_THREADS','MKL_NUM_THREADS'): os.environ.setdefault(k, '1')
@@ -64,9 +67,11 @@ if __name__=='__main__':
                   f'{median(a for a,_ in got):.0f} with; {spread([a-b for a,b in got])} more', flush=True)
         if len(sys.argv)>1:
             def run(folder):
-                r = subprocess.run([sys.executable, '-W', 'ignore', __file__, '--steps'], capture_output=True, text=True,
+                r = subprocess.run([sys.executable, '-W', 'ignore', __file__, '--steps'], capture_output=True,
+                                   text=True,
                                    env={**os.environ, 'PYTHONPATH':str(folder)}, check=True)
                 return float(r.stdout.split()[-1])
             got = in_turn(lambda: run(here), lambda: run(sys.argv[1]), 7)
-            print(f'with a memory that watches, {sys.argv[1]} and here, a process each: {median(b for _,b in got):.0f} and '
+            print(f'with a memory that watches, {sys.argv[1]} and here, a process each: '
+                  f'{median(b for _,b in got):.0f} and '
                   f'{median(a for a,_ in got):.0f} us; {spread([a-b for a,b in got])} more')

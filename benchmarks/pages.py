@@ -1,7 +1,10 @@
-"""The tables of experiments/README.md, experiments/chestxray/README.md and experiments/tail/README.md from finished runs:
-for n in quickstart fashion_lt fashion_lt_frozen; do memo-train experiments/$n.yaml; done; memo-train experiments/chestxray/small/*.yaml;
+"""The tables of experiments/README.md, experiments/chestxray/README.md and experiments/tail/README.md from finished
+runs:
+for n in quickstart fashion_lt fashion_lt_frozen; do memo-train experiments/$n.yaml; done; memo-train
+experiments/chestxray/small/*.yaml;
 for n in digits fashion fashion_frozen; do memo-train experiments/tail/$n/*.yaml; done; python benchmarks/pages.py
-A folder of runs may be named: python benchmarks/pages.py DIR. What has not been run keeps its table; the text around the tables is written by hand."""
+A folder of runs may be named: python benchmarks/pages.py DIR. What has not been run keeps its table; the text around
+the tables is written by hand."""
 import re,sys
 from pathlib import Path
 import pandas as pd
@@ -14,7 +17,8 @@ here = Path(__file__).parents[1]/'experiments'
 def put(page, name, table):
     "Put `table` between the marks `<!-- name -->` and `<!-- end -->` of a page"
     f = here/page
-    text,n = re.subn(f'(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)', lambda m: m[1]+table.strip()+m[2], f.read_text(), flags=re.S)
+    text,n = re.subn(f'(<!-- {name} -->\n\n).*?(\n\n<!-- end -->)', lambda m: m[1]+table.strip()+m[2], f.read_text(),
+                     flags=re.S)
     assert n==1, f'{f} has {n} places for {name}'
     f.write_text(text)
 
@@ -25,8 +29,10 @@ def tail_tables(f):
     df = pd.read_csv(f)
     diff = df.rival.fillna('')!=''
     cols = 'accuracy many medium few'.split()
-    means = [[r.method, *[cell(r, k) for k in cols], with_interval(r.ece, r.ece_low, r.ece_high)] for _,r in df[~diff].iterrows()]
-    rivals = {'its own network':None, 'logit adjustment':'plain: logit adjustment', 'balanced sampling':'balanced: balanced sampling'}
+    means = [[r.method, *[cell(r, k) for k in cols], with_interval(r.ece, r.ece_low, r.ece_high)]
+             for _,r in df[~diff].iterrows()]
+    rivals = {'its own network':None, 'logit adjustment':'plain: logit adjustment',
+              'balanced sampling':'balanced: balanced sampling'}
     rows = []
     for m,g in df[diff].groupby('method', sort=False):
         row = [m]
@@ -35,13 +41,15 @@ def tail_tables(f):
             row += [cell(r.iloc[0], c, '+') if len(r) else '' for c in ('accuracy','few')]
         rows.append(row)
     titles = ['', *[f'{c}: minus {k}' for k in rivals for c in ('accuracy','few')]]
-    return f"{md_table(means, ['', *cols, 'calibration err.'])}\n\nDifferences, paired by seed:\n\n{md_table(rows, titles)}"
+    return (f"{md_table(means, ['', *cols, 'calibration err.'])}\n\nDifferences, paired by "
+            f"seed:\n\n{md_table(rows, titles)}")
 
 def page(f): return f.read_text().split('\n', 1)[1]      # without its heading
 
 for name,f,table,to in [
     *[(n, runs/n/'results.md', page, 'README.md') for n in ('quickstart','fashion_lt','fashion_lt_frozen')],
     ('chest', runs/'chest_small/comparison/comparison.md', page, 'chestxray/README.md'),
-    *[(n, runs/f'tail/{n}/comparison/comparison.csv', tail_tables, 'tail/README.md') for n in ('fashion','fashion_frozen','digits')]]:
+    *[(n, runs/f'tail/{n}/comparison/comparison.csv', tail_tables, 'tail/README.md')
+      for n in ('fashion','fashion_frozen','digits')]]:
     if f.is_file(): put(to, name, table(f))
     else: print(f'{f}: not run, its table stays')

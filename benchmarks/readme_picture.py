@@ -1,4 +1,5 @@
-"""README's picture: test images beside the training images that the memory recalls for them, after the quickstart's training (seed 0).
+"""README's picture: test images beside the training images that the memory recalls for them, after the quickstart's
+training (seed 0).
 python benchmarks/readme_picture.py [FILE]     # by default nbs/images/recalled.png; half a minute"""
 import sys
 from pathlib import Path
@@ -19,7 +20,8 @@ with learn.no_bar(), learn.memory.off(): alone,y = learn.get_preds(2)
 few,mixed = (dls.counts<=dls.few)[y],r.probs
 right = lambda p: p.argmax(1)==y
 gained,lost = few & ~right(alone) & right(mixed),right(alone) & ~right(mixed)
-print(f'{len(y)} test images: {int(gained.sum())} of a rare digit are wrong without the memory and right with it; {int(lost.sum())} of all went the other way')
+print(f'{len(y)} test images: {int(gained.sum())} of a rare digit are wrong without the memory and right with it; '
+      f'{int(lost.sum())} of all went the other way')
 # of each rare digit the image that the memory puts right with the largest probability
 sure = mixed.amax(1)*gained
 shown = [int((sure*(y==c)).argmax()) for c in y[gained].unique()]
@@ -38,7 +40,8 @@ def image(x, y, size, px, color, width=2.2):
 def pixels(dl, i): return dl.dataset.x[i][0].float().cpu()
 at = {int(o):j for j,o in enumerate(item_ids(plain_dl(dls.train)).tolist())}
 
-for x,s in ((.6,'new image'), (1.87,'network alone'), (4.82,'what the memory recalls: training images, nearest first'), (8.2,'with the memory')):
+for x,s in ((.6,'new image'), (1.87,'network alone'), (4.82,'what the memory recalls: training images, nearest first'),
+            (8.2,'with the memory')):
     text(x, .22, s, color=grey)
 for n,i in enumerate(shown):
     top = first_row+step*n

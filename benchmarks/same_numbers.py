@@ -1,4 +1,5 @@
-"""Are the numbers of two run folders the same, to the last bit? Those of metrics.json, history.csv and predictions.csv, `seconds` and `item` apart.
+"""Are the numbers of two run folders the same, to the last bit? Those of metrics.json, history.csv and
+predictions.csv, `seconds` and `item` apart.
 
     python benchmarks/same_numbers.py OLD/quickstart NEW/quickstart
 
@@ -8,7 +9,10 @@ import json, sys
 from pathlib import Path
 import pandas as pd
 
-def table(p): return pd.read_csv(p).drop(columns=['seconds','item'], errors='ignore').rename(columns=lambda c: 'memory_'+c.removeprefix('bank_') if c.startswith('bank_') else c)
+def table(p):
+    return pd.read_csv(p).drop(columns=['seconds','item'],
+                               errors='ignore').rename(columns=lambda c: 'memory_'+c.removeprefix('bank_')
+                                                       if c.startswith('bank_') else c)
 
 def rows(p):
     "label -> scores, chosen; of either form"

@@ -1,5 +1,7 @@
-"""What a memory costs. One command, `python benchmarks/speed.py [read|write|step]`; every figure is ours against a bare version in the same run, the
-two in turn. CPU time is of all threads together; the ratio is the median over the pairs, with its quartiles. Writes benchmarks/read.md, write.md, step.md."""
+"""What a memory costs. One command, `python benchmarks/speed.py [read|write|step]`; every figure is ours against a
+bare version in the same run, the
+two in turn. CPU time is of all threads together; the ratio is the median over the pairs, with its quartiles. Writes
+benchmarks/read.md, write.md, step.md."""
 import os,sys,time,warnings
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')  # before torch: idle threads sleep instead of counting as CPU time
 from pathlib import Path
@@ -22,7 +24,8 @@ def pair(ours, bare, n=20, rounds=25):
         else:   a.append(once(ours, n)); b.append(once(bare, n))
     ratios = [x[1]/y[1] for x,y in zip(a,b)]
     q = quantiles(ratios, n=4)
-    return dict(ours_cpu=median(x[1] for x in a), bare_cpu=median(x[1] for x in b), ours_wall=median(x[0] for x in a), bare_wall=median(x[0] for x in b),
+    return dict(ours_cpu=median(x[1] for x in a), bare_cpu=median(x[1] for x in b), ours_wall=median(x[0] for x in a),
+                bare_wall=median(x[0] for x in b),
                 ratio=median(ratios), low=q[0], high=q[2])
 
 def read_bench():
@@ -45,7 +48,8 @@ def read_bench():
                 q = q0.clone().requires_grad_(back)
                 v = bank.read(q, 3).value
                 if back: v.sum().backward()
-            rows.append((f"read top 3 of {n} x 1280, batch {bs}{', forward + backward' if back else ''}", pair(ours, bare, *((20,25) if n==512 else (2,9)))))
+            rows.append((f"read top 3 of {n} x 1280, batch {bs}{', forward + backward' if back else ''}",
+                         pair(ours, bare, *((20,25) if n==512 else (2,9)))))
     return rows
 
 def write_bench():
@@ -71,7 +75,8 @@ def write_bench():
     return rows
 
 def step(callback, rounds=15):
-    "Four training steps of resnet18 at 64 px, batch 64, with a callback and without; milliseconds a step, and the learner with it"
+    """Four training steps of resnet18 at 64 px, batch 64, with a callback and without; milliseconds a step, and
+    the learner with it"""
     import timm
     from fastai.vision.all import Learner,DataLoaders,CrossEntropyLossFlat,OptimWrapper,partial
     from memo.data.tensors import TensorDL
@@ -79,7 +84,8 @@ def step(callback, rounds=15):
     def learner(cbs=None):
         torch.manual_seed(0)
         dls = DataLoaders(TensorDL(x, y, bs=64, shuffle=True),TensorDL(x[:1], y[:1], vocab=range(10)))
-        return Learner(dls, timm.create_model('resnet18', num_classes=10), loss_func=CrossEntropyLossFlat(), opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), cbs=cbs)
+        return Learner(dls, timm.create_model('resnet18', num_classes=10), loss_func=CrossEntropyLossFlat(),
+                       opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), cbs=cbs)
     with_,without = learner(callback),learner()
     def fit(l):
         with l.no_bar(),l.no_logging(): l.fit(1, 1e-4)
@@ -89,12 +95,17 @@ def step(callback, rounds=15):
 def step_bench():
     from memo.banks.slots import SlotBank
     from memo.training.memory_callback import MemoryCallback
-    kinds = {'rarity, z + sum w m':('rarity',{}), 'fifo, z + sum w m':('fifo',{}), 'fifo, vote':('fifo',dict(head='vote'))}
-    return [(f"training step, resnet18, 64 px, batch 64: {name}", step(MemoryCallback(SlotBank(512, policy=p), **kw))[0]) for name,(p,kw) in kinds.items()]
+    kinds = {'rarity, z + sum w m':('rarity',{}), 'fifo, z + sum w m':('fifo',{}),
+             'fifo, vote':('fifo',dict(head='vote'))}
+    return [(f"training step, resnet18, 64 px, batch 64: {name}",
+             step(MemoryCallback(SlotBank(512, policy=p), **kw))[0]) for name,(p,kw) in kinds.items()]
 
 def table(rows):
-    out = ['| | memo, CPU ms | bare, CPU ms | memo, wall ms | bare, wall ms | CPU ratio (quartiles) |','|---|---|---|---|---|---|']
-    for n,r in rows: out.append(f"| {n} | {r['ours_cpu']:.2f} | {r['bare_cpu']:.2f} | {r['ours_wall']:.2f} | {r['bare_wall']:.2f} | {r['ratio']:.2f} ({r['low']:.2f}-{r['high']:.2f}) |")
+    out = ['| | memo, CPU ms | bare, CPU ms | memo, wall ms | bare, wall ms | CPU ratio (quartiles) |',
+           '|---|---|---|---|---|---|']
+    for n,r in rows:
+        out.append(f"| {n} | {r['ours_cpu']:.2f} | {r['bare_cpu']:.2f} | {r['ours_wall']:.2f} | {r['bare_wall']:.2f} | "
+                   f"{r['ratio']:.2f} ({r['low']:.2f}-{r['high']:.2f}) |")
     return '\n'.join(out)
 
 if __name__=='__main__':

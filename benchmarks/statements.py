@@ -1,5 +1,6 @@
 """How much there is: statements (`ast.stmt` nodes) of each module of two checkouts, as a Markdown table.
-`python benchmarks/statements.py OLD [NEW]`: a module that only one of them has stands alone; generated indexes (names with a
+`python benchmarks/statements.py OLD [NEW]`: a module that only one of them has stands alone; generated indexes (names
+with a
 leading underscore) are apart, as nobody writes them."""
 import ast,sys
 from pathlib import Path

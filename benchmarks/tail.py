@@ -1,7 +1,10 @@
-"""What a ClassBank costs. `python benchmarks/tail.py [write|classify|step|save]`; ours and the bare version in turn in one run, as in speed.py. Writes benchmarks/tail.md.
+"""What a ClassBank costs. `python benchmarks/tail.py [write|classify|step|save]`; ours and the bare version in turn
+in one run, as in speed.py. Writes benchmarks/tail.md.
 
-write: 256 rows of a Zipf-distributed stream into 1,000 classes x 256 rows x 2,048, full, against loops over the rows that give the same bank: the bank's own write row by row, a plain loop, and
-the plain loop that also sorts the classes into tail and head after each row, as published. classify: tail, medium and head of 8,142 classes. step: a watched training step. save: the same bank to disk."""
+write: 256 rows of a Zipf-distributed stream into 1,000 classes x 256 rows x 2,048, full, against loops over the rows
+that give the same bank: the bank's own write row by row, a plain loop, and
+the plain loop that also sorts the classes into tail and head after each row, as published. classify: tail, medium and
+head of 8,142 classes. step: a watched training step. save: the same bank to disk."""
 import sys,tempfile,time
 from pathlib import Path
 from speed import once,pair,step,table
@@ -58,7 +61,8 @@ def write_bench():
     def one():
         x,y = batch()
         for i in range(B): single.write(x[i:i+1], y[i:i+1])
-    for name,f in (('the plain loop, which sorts the classes after each row',lambda: sorting.write(*batch())), ('the plain loop',lambda: loop.write(*batch())), ('its own write, row by row',one)):
+    for name,f in (('the plain loop, which sorts the classes after each row',lambda: sorting.write(*batch())),
+                   ('the plain loop',lambda: loop.write(*batch())), ('its own write, row by row',one)):
         r = pair(lambda: ours.write(*batch()), f, 1, 15)
         rows.append((f'write 256 x 2048 to 1000 classes x 256, full; bare: {name} (x {1/r["ratio"]:.0f})', r))
     return rows
@@ -69,7 +73,8 @@ def classify_bench():
     def sort():
         s = bank.counts.sort().values
         return s[len(s)//5],s[-len(s)//5]
-    return [(f'{k} of 8,142 classes; bare: sorting the counts', pair(f, sort, 50, 25)) for k,f in (('tail',bank.tail), ('tail, medium and head',bank.distribution))]
+    return [(f'{k} of 8,142 classes; bare: sorting the counts', pair(f, sort, 50, 25))
+            for k,f in (('tail',bank.tail), ('tail, medium and head',bank.distribution))]
 
 def step_bench():
     from memo.training.memory_callback import MemoryCallback
@@ -86,11 +91,14 @@ def save_bench():
         w = time.perf_counter(); s.save(1); held = time.perf_counter()-w
         s.wait()
         done,n = time.perf_counter()-w,Path(f'{d}/a.safetensors').stat().st_size
-    print(f'A bank of {n/2**30:.2f} GiB: saved in {whole:.1f} s; with BankSaver training waits {held:.2f} s for the copy, the file is there after {done:.1f} s.')
+    print(f'A bank of {n/2**30:.2f} GiB: saved in {whole:.1f} s; with BankSaver training waits {held:.2f} s for the '
+          f'copy, the file is there after {done:.1f} s.')
     return []
 
 if __name__=='__main__':
-    rows = [r for o in sys.argv[1:] or ['write','classify','step','save'] for r in dict(write=write_bench, classify=classify_bench, step=step_bench, save=save_bench)[o]()]
+    rows = [r for o in sys.argv[1:] or ['write','classify','step','save']
+            for r in dict(write=write_bench, classify=classify_bench, step=step_bench, save=save_bench)[o]()]
     print(table(rows), flush=True)
     if len(sys.argv)==1:
-        Path(__file__).with_name('tail.md').write_text(f"`python benchmarks/tail.py`, torch {torch.__version__}, {torch.get_num_threads()} threads\n\n{table(rows)}\n")
+        Path(__file__).with_name('tail.md').write_text(f"`python benchmarks/tail.py`, torch {torch.__version__}, "
+                                                       f"{torch.get_num_threads()} threads\n\n{table(rows)}\n")

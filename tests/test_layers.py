@@ -9,7 +9,8 @@ folders = 'metrics banks data heads layers models training continual evaluation 
 
 def _exp(nb):
     "The module that notebook `nb` exports, `None` for a page"
-    src = '\n'.join(''.join(c['source']) for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type']=='code')
+    src = '\n'.join(''.join(c['source']) for c in json.loads(nb.read_text(encoding='utf-8'))['cells']
+                    if c['cell_type']=='code')
     m = re.search(r'^#\|\s*default_exp\s+(\S+)', src, re.M)
     return m and m.group(1)
 
@@ -20,7 +21,8 @@ def _resolve(n, package):
     if n.level:
         up = ['memo',*package][:1+len(package)-(n.level-1)]
         base = '.'.join([*up, *([base] if base else [])])
-    return [f'{base}.{a.name}' if base=='memo' or base.removeprefix('memo.') in folders else base for a in n.names] if base.split('.')[0]=='memo' else []
+    return [f'{base}.{a.name}' if base=='memo' or base.removeprefix('memo.') in folders else base
+            for a in n.names] if base.split('.')[0]=='memo' else []
 
 def _imports(src, package=()):
     "Modules of memo that `src` imports, inside functions too"
@@ -33,20 +35,23 @@ def _imports(src, package=()):
 def _notebooks():
     "Of modules, from the ground up"
     top = sorted((root/'nbs').glob('*.ipynb'))
-    return [*[o for o in top if o.name<'1'], *[o for f in folders for o in sorted((root/'nbs'/f).glob('*.ipynb'))], *[o for o in top if o.name>='1']]
+    return [*[o for o in top if o.name<'1'], *[o for f in folders for o in sorted((root/'nbs'/f).glob('*.ipynb'))],
+            *[o for o in top if o.name>='1']]
 
 modules = [m for m in map(_exp, _notebooks()) if m]
 def _file(m): return root/'memo'/Path(*m.split('.')).with_suffix('.py')
 def _src(m): return _file(m).read_text(encoding='utf-8')
 
 def test_imports_are_found():
-    src = 'from memo.banks.slots import *\nfrom .base import attach\nfrom ..plots import results\nimport memo.data.longtail as d\n'
+    src = ('from memo.banks.slots import *\nfrom .base import attach\nfrom ..plots import results\nimport '
+           'memo.data.longtail as d\n')
     src += 'def f(): from memo import cli\nimport torch, memo\nfrom ..core import MemoError'
     assert sorted(_imports(src, ['heads'])) == ['banks.slots','cli','core','data.longtail','heads.base','plots.results']
 
 def test_every_folder_has_its_place():
     for d in ('memo','nbs'):
-        own = {o.name for o in (root/d).iterdir() if o.is_dir() and list(o.glob('*.py'))+list(o.glob('*.ipynb')) and not o.name.startswith(('_','.'))}
+        own = {o.name for o in (root/d).iterdir() if o.is_dir() and list(o.glob('*.py'))+list(o.glob('*.ipynb'))
+               and not o.name.startswith(('_','.'))}
         assert own<={*folders}, f'{d}/{own-{*folders}} stands nowhere in the order of folders'
 
 @pytest.mark.parametrize('m', modules)

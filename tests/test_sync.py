@@ -8,12 +8,14 @@ def _files(d):
 
 @pytest.fixture(scope='module')
 def fresh(repo, tool, python, tmp_path_factory):
-    "A copy of the notebooks, exported and cleaned, and the index of their parts; of memo/ only what is written by hand is copied"
+    """A copy of the notebooks, exported and cleaned, and the index of their parts; of memo/ only what is written
+    by hand is copied"""
     d = tmp_path_factory.mktemp('sync')
     for f in ('pyproject.toml','setup.cfg','settings.ini'): shutil.copy(repo/f, d)
     shutil.copytree(repo/'nbs', d/'nbs', ignore=shutil.ignore_patterns('.ipynb_checkpoints','runs'))
     (d/'memo').mkdir()
-    for f in ('__init__.py','all.py'): shutil.copy(repo/'memo'/f, d/'memo')
+    (d/'memo'/'banks').mkdir()
+    for f in ('__init__.py','all.py','banks/__init__.py'): shutil.copy(repo/'memo'/f, d/'memo'/f)
     for c in ('nbdev-export','nbdev-clean'):
         r = tool(c, cwd=d)
         assert r.returncode == 0, f'{c}: {r.stdout}{r.stderr}'

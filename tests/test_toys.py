@@ -1,4 +1,5 @@
-"Parts from a package outside memo: used in Python, named in a YAML, saved, loaded, exported, resumed, evaluated, all of them in one learner and one experiment"
+"""Parts from a package outside memo: used in Python, named in a YAML, saved, loaded, exported, resumed, evaluated,
+all of them in one learner and one experiment"""
 import copy, json, pickle, shutil, sys
 from pathlib import Path
 import pytest, torch, yaml
@@ -36,8 +37,10 @@ pytestmark = pytest.mark.usefixtures('unrendered')
 def learner(seed=0, path='.', cbs=()):
     set_seed(seed)
     dls = my_data(sampling=my_sampler(2))
-    return Learner(dls, MyModel(1, 2, width=16), loss_func=MyLoss(.05), metrics=my_metric, opt_func=adamw, splitter=body_head_splitter, path=path,
-                   cbs=[MemoryCallback(MyBank(20, stretch=2.), head=MyHead, share=.2, k=3, loss_weight=.3), MemoryCallback(Ring(10), head=MyHead, name='ring', at='hidden'), MyCallback(2), *cbs])
+    return Learner(dls, MyModel(1, 2, width=16), loss_func=MyLoss(.05), metrics=my_metric, opt_func=adamw,
+                   splitter=body_head_splitter, path=path,
+                   cbs=[MemoryCallback(MyBank(20, stretch=2.), head=MyHead, share=.2, k=3, loss_weight=.3),
+                        MemoryCallback(Ring(10), head=MyHead, name='ring', at='hidden'), MyCallback(2), *cbs])
 
 @pytest.fixture(scope='module')
 def trained():
@@ -48,10 +51,13 @@ def trained():
 def preds(learn): return quietly(learn, learn.get_preds)[0]
 
 def test_python(trained):
-    assert type(trained.dls.train) is Repeated and type(trained.memory.bank) is MyBank and type(trained.ring.head) is MyHead and trained.my.n==2*2*3
+    assert type(trained.dls.train) is Repeated and type(trained.memory.bank) is MyBank and type(
+        trained.ring.head) is MyHead and trained.my.n==2*2*3
     names = trained.recorder.metric_names
-    assert {'my_metric','memory_fill','memory_loss','memory_right','ring_fill','ring_right'}<=set(names) and len(trained.memory.bank)==20 and len(trained.ring.bank)==10
-    assert {'memory.second.weight','ring.second.weight'}<={'.'.join(k.split('.')[-3:]) for k in trained.model.state_dict()}
+    assert {'my_metric','memory_fill','memory_loss','memory_right','ring_fill',
+            'ring_right'}<=set(names) and len(trained.memory.bank)==20 and len(trained.ring.bank)==10
+    assert {'memory.second.weight',
+            'ring.second.weight'}<={'.'.join(k.split('.')[-3:]) for k in trained.model.state_dict()}
     assert set(trained.memory.fit())=={'share','nll'} and preds(trained).shape==(32,2)
     p = preds(trained)
     with trained.memory.off(), trained.ring.off(): assert not torch.equal(preds(trained), p)
@@ -65,7 +71,8 @@ def test_saved_and_loaded(trained, tmp_path):
     assert torch.equal(preds(new), p) and new.memory.bank.config()==trained.memory.bank.config()
     for cls,cb in ((MyBank,trained.memory), (Ring,trained.ring)):
         cb.bank.save(tmp_path/'b.safetensors')
-        for b in (Bank.load(tmp_path/'b.safetensors'), Bank.load(tmp_path/'b.safetensors', kinds=[cls])): assert type(b) is cls and all(torch.equal(v, cb.bank.state_dict()[k]) for k,v in b.state_dict().items())
+        for b in (Bank.load(tmp_path/'b.safetensors'), Bank.load(tmp_path/'b.safetensors', kinds=[cls])):
+            assert type(b) is cls and all(torch.equal(v, cb.bank.state_dict()[k]) for k,v in b.state_dict().items())
 
 def test_exported(trained, tmp_path):
     trained.export(tmp_path/'e.pkl')
@@ -77,11 +84,14 @@ def test_exported(trained, tmp_path):
 def test_resumed(tmp_path):
     def run(folder, resume=False, cbs=None):
         learn = learner()
-        return learn,quietly(learn, fit_stages, learn, [Stage('a', 2, 1e-2, freeze=True), Stage('b', 2, 1e-3, freeze=False)], checkpoint=folder, resume=resume, cbs=cbs)
+        return learn,quietly(learn, fit_stages, learn,
+                             [Stage('a', 2, 1e-2, freeze=True), Stage('b', 2, 1e-3, freeze=False)], checkpoint=folder,
+                             resume=resume, cbs=cbs)
     a,h = run(tmp_path/'a')
     with pytest.raises(KeyboardInterrupt): run(tmp_path/'b', cbs=StopAt(8))
     b,h2 = run(tmp_path/'b', resume=True)
-    assert h.drop(columns='seconds').equals(h2.drop(columns='seconds')) and all(torch.equal(v, b.model.state_dict()[k]) for k,v in a.model.state_dict().items())
+    assert h.drop(columns='seconds').equals(h2.drop(columns='seconds')) and all(torch.equal(v, b.model.state_dict()[k])
+        for k,v in a.model.state_dict().items())
 
 # YAML
 
@@ -124,7 +134,9 @@ def test_yaml(run):
     cfg = load_config(folder/'config.yaml')
     assert flat(cfg)['train.loss.eps']==.05 and flat(cfg)['memory.bank.stretch']==2.
     env = json.loads((folder/'env.json').read_text())
-    assert {'toys.bank.MyBank','toys.baseline.Cooler'}<=set(env['parts']) and env['parts']['toys.bank.MyBank']['file'].endswith('toys/bank.py') and len(env['parts']['toys.bank.MyBank']['blake2b'])==32
+    assert {'toys.bank.MyBank',
+            'toys.baseline.Cooler'}<=set(env['parts']) and env['parts']['toys.bank.MyBank']['file'].endswith(
+                'toys/bank.py') and len(env['parts']['toys.bank.MyBank']['blake2b'])==32
 
 def test_evaluated_again(run, tmp_path):
     folder,text = run
@@ -136,7 +148,8 @@ def test_evaluated_again(run, tmp_path):
 def test_memo_bank(run):
     folder,_ = run
     assert 'MyBank' in memo_bank(str(folder), memory='memory') and 'Ring' in memo_bank(str(folder), memory='ring')
-    assert type(open_bank(folder, 'memory')[0]) is MyBank and type(open_bank(folder/'banks/toy_memory_final.safetensors')[0]) is MyBank
+    assert type(open_bank(folder, 'memory')[0]) is MyBank and type(
+        open_bank(folder/'banks/toy_memory_final.safetensors')[0]) is MyBank
 
 def test_interrupted_and_resumed(run, tmp_path, monkeypatch):
     folder,text = run
@@ -156,8 +169,14 @@ def test_interrupted_and_resumed(run, tmp_path, monkeypatch):
     same = [json.loads((d/'metrics.json').read_text()) for d in (folder,tmp_path/'toy')]
     assert same[0]==same[1] and (folder/'predictions.csv').read_text()==(tmp_path/'toy/predictions.csv').read_text()
 
-@pytest.mark.parametrize('line,msg', [('memories.memory.bank.strech=2', 'strech.*stretch'), ('memories.memory.bank.stretch=-1', 'stretch must be a number above 0'), ('train.loss.eps=1', 'eps must be'), ('memories.memory.bank=toys.bank.MyBnk', 'MyBnk.*MyBank'),
-    ('data.name=toys.dat.my_data', 'toys has no dat.my_data; did you mean data'), ('memories.memory.head.share=2', 'share must be'), ('train.cbs=[{name: toys.callback.MyCallback, stpe: 1}]', 'stpe.*step')])
+@pytest.mark.parametrize('line,msg',
+                         [('memories.memory.bank.strech=2', 'strech.*stretch'),
+                          ('memories.memory.bank.stretch=-1', 'stretch must be a number above 0'),
+                          ('train.loss.eps=1', 'eps must be'),
+                          ('memories.memory.bank=toys.bank.MyBnk', 'MyBnk.*MyBank'),
+    ('data.name=toys.dat.my_data', 'toys has no dat.my_data; did you mean data'),
+    ('memories.memory.head.share=2', 'share must be'),
+    ('train.cbs=[{name: toys.callback.MyCallback, stpe: 1}]', 'stpe.*step')])
 def test_mistakes_in_ones_own_sections_are_one_line(tmp_path, line, msg):
     "They have the same errors as memo's"
     with pytest.raises(MemoError, match=msg) as e: load_config(write(tmp_path), [line])
@@ -166,7 +185,8 @@ def test_mistakes_in_ones_own_sections_are_one_line(tmp_path, line, msg):
 def test_the_config_prints_their_comments(tmp_path, capsys):
     memo_train(str(write(tmp_path)), print_config=True)
     out = capsys.readouterr().out
-    assert all(o in out for o in ('# Factor of the length','# How smooth','# What one batch counts','# Of the hidden layer','# How often','# Of the second classifier'))
+    assert all(o in out for o in ('# Factor of the length','# How smooth','# What one batch counts',
+                                  '# Of the hidden layer','# How often','# Of the second classifier'))
 
 def test_a_file_imports_nobodys_module(run, tmp_path, python):
     "A bank's file, a model's: one line says what to import"
@@ -203,7 +223,9 @@ def test_as_processes_from_another_folder(tmp_path, tool):
         assert e.returncode==0 and 'cooler outputs' in e.stdout, e.stderr[-3000:]
         b = tool('memo-bank', out/'toy', '--memory', 'memory', cwd=cwd, render=False)
         assert b.returncode==0 and 'MyBank' in b.stdout, b.stderr[-3000:]
-    assert (tmp_path/'runs_a folder/toy/metrics.json').read_text()==(tmp_path/f'runs_{tmp_path.name}/toy/metrics.json').read_text()
+    assert (tmp_path/'runs_a folder/toy/metrics.json').read_text()==(
+        tmp_path/f'runs_{tmp_path.name}/toy/metrics.json').read_text()
 
 def test_one_of_each_kind():
-    assert all(any(p.module.startswith('toys') for p in known(k).values()) for k in ('bank','head','data','model','loss','sampler','baseline','metric','task','callback'))
+    assert all(any(p.module.startswith('toys') for p in known(k).values())
+               for k in ('bank','head','data','model','loss','sampler','baseline','metric','task','callback'))

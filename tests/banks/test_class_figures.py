@@ -35,8 +35,10 @@ def test_groups_are_disjoint_and_by_percentile(counts, p, unseen):
     n = [counts[c] for c in known]
     lo,hi = np.percentile(n, p),np.percentile(n, 100-p)
     assert b.thresholds(unseen)==pytest.approx((lo,hi))
-    for g,c in ((g,c) for g,cs in (('t',t),('m',m),('h',h)) for c in cs):      # classes as frequent as each other are together
-        assert {'t':t,'m':m,'h':h}[g].count(c)==1 and all(k in {'t':t,'m':m,'h':h}[g] for k in known if counts[k]==counts[c])
+    # classes as frequent as each other are together
+    for g,c in ((g,c) for g,cs in (('t',t),('m',m),('h',h)) for c in cs):
+        assert {'t':t,'m':m,'h':h}[g].count(c)==1 and all(k in {'t':t,'m':m,'h':h}[g] for k in known
+                                                          if counts[k]==counts[c])
     if lo<hi: assert t==[c for c in known if counts[c]<=lo] and h==[c for c in known if counts[c]>=hi]
 
 def test_b3_balanced_classes_are_all_medium():
@@ -44,7 +46,8 @@ def test_b3_balanced_classes_are_all_medium():
     assert filled([5]*10).distribution()==dict(tail=0, medium=10, head=0)
     assert filled([5,0,0]).distribution()==dict(tail=0, medium=1, head=0)
     b = ClassBank(4)
-    assert b.tail()==b.head()==b.medium()==[] and b.distribution()==dict(tail=0, medium=0, head=0) and b.tail(unseen=True)==[]
+    assert b.tail()==b.head()==b.medium()==[] and b.distribution()==dict(tail=0, medium=0,
+        head=0) and b.tail(unseen=True)==[]
     assert filled([10]*9+[1]).tail()==[9] and filled([1]*9+[10]).head()==[9]
 
 def test_b4_nothing_is_classified_while_training(monkeypatch):
@@ -94,7 +97,8 @@ def test_stored_in_any_dtype(dtype, tol):
 
 def test_scaled_rows_are_floats_where_indexed():
     s = Scaled(torch.tensor([[127,-64],[1,0]], dtype=torch.int8), torch.tensor([.01,2.]))
-    assert s[0].tolist()==pytest.approx([1.27,-.64]) and s[torch.tensor([[0,1]])].shape==(1,2,2) and s[torch.tensor([False,True])].tolist()==[[2.,0.]] and len(s[:1])==1
+    assert s[0].tolist()==pytest.approx([1.27,-.64]) and s[torch.tensor([[0,1]])].shape==(1,2,
+        2) and s[torch.tensor([False,True])].tolist()==[[2.,0.]] and len(s[:1])==1
 
 @settings(max_examples=30)
 @given(st.integers(1, 40), st.integers(1, 300), st.sampled_from(list(dtypes)), st.integers(20, 4000))
@@ -158,7 +162,8 @@ def test_samples_are_uniform_and_repeatable():
     assert scipy.stats.chisquare(hits).pvalue>1e-3
     import copy
     one,two = copy.deepcopy(b),copy.deepcopy(b)
-    assert torch.equal(one.sample(0, 3), two.sample(0, 3)) and torch.equal(one.sample(0, 3), two.sample(0, 3)) and int(one.draws)>int(b.draws)
+    assert torch.equal(one.sample(0, 3), two.sample(0, 3)) and torch.equal(one.sample(0, 3),
+        two.sample(0, 3)) and int(one.draws)>int(b.draws)
     was = torch.get_rng_state()
     b.sample(0, 3)
     assert torch.equal(torch.get_rng_state(), was)
@@ -191,35 +196,44 @@ def test_similarity():
     assert 'empty' in err(ClassBank(2).similarity)
 
 # figures
-keys = {'class_id','ema_count','reservoir_count','total_samples','class_frequency','class_percentage','is_tail','is_head','is_medium','prototype_norm'}
+keys = {'class_id','ema_count','reservoir_count','total_samples','class_frequency','class_percentage','is_tail',
+        'is_head','is_medium','prototype_norm'}
 def test_figures_of_a_class():
     b = filled([30,12,6,1,0])
     for c in range(5):
         s = b.stats(c)
         json.dumps(s, allow_nan=False)
         assert set(s)==keys | ({'buffer_mean_norm','buffer_std_norm','prototype_buffer_similarity'} if c<4 else set())
-        assert s['class_frequency']==[30,12,6,1,0][c] and s['reservoir_count']==min(6, s['class_frequency']) and s['class_percentage']==pytest.approx(100*s['class_frequency']/49)
+        assert s['class_frequency']==[30,12,6,1,0][c] and s['reservoir_count']==min(6,
+            s['class_frequency']) and s['class_percentage']==pytest.approx(100*s['class_frequency']/49)
         assert (s['is_tail'],s['is_medium'],s['is_head'])==(c in b.tail(), c in b.medium(), c in b.head())
     one = b.stats(3)
-    assert one['buffer_std_norm']==0 and one['prototype_buffer_similarity']==pytest.approx(1, abs=1e-5)      # B3: nan, from a class with one sample
+    # B3: nan, from a class with one sample
+    assert one['buffer_std_norm']==0 and one['prototype_buffer_similarity']==pytest.approx(1, abs=1e-5)
     assert b.stats(4)['prototype_norm']==0 and not any(b.stats(4)[k] for k in ('is_tail','is_head','is_medium'))
     f = b.norms[0]
-    assert b.stats(0)['buffer_mean_norm']==pytest.approx(f.mean().item()) and b.stats(0)['buffer_std_norm']==pytest.approx(f.numpy().std(), abs=1e-4)
+    assert b.stats(0)['buffer_mean_norm']==pytest.approx(f.mean().item()) and b.stats(0)[
+        'buffer_std_norm']==pytest.approx(f.numpy().std(), abs=1e-4)
     whole = b.stats()
     json.dumps(whole, allow_nan=False)
-    assert whole['seen']==49 and whole['classes_with_data']==4 and whole['empty_classes']==1 and whole['total_features_stored']==len(b)==6+6+6+1
+    assert whole['seen']==49 and whole['classes_with_data']==4 and whole['empty_classes']==1 and whole[
+        'total_features_stored']==len(b)==6+6+6+1
     assert whole['buffer_utilization']==pytest.approx(19/30) and whole['tail_classes_count']==len(b.tail())
     json.dumps(ClassBank(3, capacity='1MB').stats(), allow_nan=False)
 
 def test_prompt_data_and_export(tmp_path):
     b = filled([30,12,6,2,2])
     d = b.prompt_data(3, k=1)
-    assert set(d)=={'class_id','prototype','features','is_tail','class_frequency','class_percentage','feature_count'} and d['is_tail'] and d['feature_count']==1 and d['features'].shape==(1,8)
+    assert set(d)=={'class_id','prototype','features','is_tail','class_frequency','class_percentage',
+                    'feature_count'} and d['is_tail'] and d['feature_count']==1 and d['features'].shape==(1,8)
     assert set(b.prompt_data(k=2))==set(b.tail())=={3,4}
     b.export_tail(tmp_path/'tail.json')
     got = json.loads((tmp_path/'tail.json').read_text())
-    assert set(got)=={'3','4','summary'} and set(got['3'])=={'prompt_data','statistics','memory_info'} and len(got['3']['prompt_data']['features'])==2
-    assert got['summary']['tail_class_ids']==[3,4] and got['summary']['total_tail_classes']==2 and got['summary']['total_samples']==52 and 'export_timestamp' in got['summary']
+    assert set(got)=={'3','4','summary'} and set(got['3'])=={'prompt_data','statistics',
+        'memory_info'} and len(got['3']['prompt_data']['features'])==2
+    assert got['summary']['tail_class_ids']==[3,
+                                              4] and got['summary']['total_tail_classes']==2 and got['summary'][
+                                                  'total_samples']==52 and 'export_timestamp' in got['summary']
     assert set(got['3']['memory_info'])=={'ema_count','reservoir_count','prototype_norm'}
     empty = ClassBank(3)
     empty.export_tail(tmp_path/'none.json')
@@ -228,21 +242,26 @@ def test_prompt_data_and_export(tmp_path):
 # files
 def test_json_of_the_published_bank(tmp_path):
     "Written by hand in the layout of the document, as its MemoryBank.save does"
-    d = dict(num_classes=3, feature_dim=2, capacity_per_class=2, alpha_base=.1, tail_threshold_percentile=30., ema_prototypes=[[.6,.8],[0,.9],[0,0]], ema_counts=[5,1,0], reservoir_counts=[5,1,0],
-             class_frequencies=[5,1,0], total_samples=6, tail_classes=[1,2], head_classes=[0], medium_classes=[], update_history={'0':[dict(step=1, alpha=.5, feature_norm=1.)]},
+    d = dict(num_classes=3, feature_dim=2, capacity_per_class=2, alpha_base=.1, tail_threshold_percentile=30.,
+             ema_prototypes=[[.6,.8],[0,.9],[0,0]], ema_counts=[5,1,0], reservoir_counts=[5,1,0],
+             class_frequencies=[5,1,0], total_samples=6, tail_classes=[1,2], head_classes=[0], medium_classes=[],
+             update_history={'0':[dict(step=1, alpha=.5, feature_norm=1.)]},
              reservoir_buffers={'0':[[.6,.8],[1,0]], '1':[[0,1]], '2':[]})
     p = tmp_path/'memory.json'
     p.write_text(json.dumps(d))
     b = ClassBank.from_json(p)
-    assert torch.allclose(b.prototypes(), torch.tensor(d['ema_prototypes'])) and b.counts.tolist()==[5,1,0] and len(b)==3 and b.tail_percentile==30 and int(b.seen)==6
+    assert torch.allclose(b.prototypes(), torch.tensor(d['ema_prototypes'])) and b.counts.tolist()==[5,1,
+        0] and len(b)==3 and b.tail_percentile==30 and int(b.seen)==6
     assert b.sample(0).tolist()==pytest.approx(torch.tensor([[.6,.8],[1,0]])) and (b.items==-1).all()
     b.write(torch.ones(4, 2), torch.tensor([0,1,2,2]))             # B5: going on raised a KeyError
     assert b.counts.tolist()==[6,2,2]
     b.to_json(p)
     again = json.loads(p.read_text())
-    assert set(d)==set(again) and again['class_frequencies']==[6,2,2] and all(isinstance(k, str) for k in again['reservoir_buffers'])
+    assert set(d)==set(again) and again['class_frequencies']==[6,2,
+        2] and all(isinstance(k, str) for k in again['reservoir_buffers'])
     assert torch.allclose(ClassBank.from_json(p).prototypes(), b.prototypes(), atol=1e-6)
-    for change,word in ((dict(reservoir_buffers={'0':[[1,0]],'1':[[0,1]]}),'class 0'), (dict(class_frequencies=[5,1]),'do not fit'), (dict(ema_prototypes=[[1]]),'do not fit'),
+    for change,word in ((dict(reservoir_buffers={'0':[[1,0]],'1':[[0,1]]}),'class 0'),
+                        (dict(class_frequencies=[5,1]),'do not fit'), (dict(ema_prototypes=[[1]]),'do not fit'),
                         (dict(reservoir_buffers={'7':[[1,0]]}),'class 7'), (dict(num_classes='x'),'num_classes')):
         p.write_text(json.dumps({**d, **change}))
         assert word in err(bank_from_json, p) and 'memory.json' in err(bank_from_json, p)
@@ -273,8 +292,10 @@ def test_saver_writes_what_was_then(tmp_path):
     assert torch.equal(Bank.load(p).features, was) and not torch.equal(was, b.features)
     assert latest_bank(tmp_path, 'x').name=='x_step_100.safetensors'
     BankSaver(b, tmp_path, 'x_final').save(7)                       # B: the prefix x also matched x_final
-    while threading.active_count()>1 and any(t.name.startswith('Thread') for t in threading.enumerate()): time.sleep(.01)
-    assert latest_bank(tmp_path, 'x').name=='x_step_100.safetensors' and latest_bank(tmp_path, 'x_final').name=='x_final_step_7.safetensors' and latest_bank(tmp_path, 'y') is None
+    while threading.active_count()>1 and any(t.name.startswith('Thread') for t in threading.enumerate()):
+        time.sleep(.01)
+    assert latest_bank(tmp_path, 'x').name=='x_step_100.safetensors' and latest_bank(tmp_path,
+        'x_final').name=='x_final_step_7.safetensors' and latest_bank(tmp_path, 'y') is None
     info = json.loads((tmp_path/'x_step_100.json').read_text())
     assert info['step']==100 and info['updates_per_class']==b.counts.tolist() and info['rows']==len(b)
     s.save('final'); s.wait()
@@ -299,10 +320,12 @@ def test_bad_rows():
     b = ClassBank(3, capacity=4)
     assert 'label 3' in err(b.write, torch.ones(1, 2), torch.tensor([3]))
     b.write(torch.zeros(2, 2), torch.tensor([0,1]))                 # zero vectors: no direction, but counted
-    assert b.counts.tolist()==[1,1,0] and b.prototypes().isfinite().all() and b.draw(torch.tensor([0])).tolist()==[[0,0]]
+    assert b.counts.tolist()==[1,1,
+                               0] and b.prototypes().isfinite().all() and b.draw(torch.tensor([0])).tolist()==[[0,0]]
     with pytest.warns(UserWarning, match='NaN'): b.write(torch.full((1,2), math.nan), torch.tensor([2]))
     assert b.counts.tolist()==[1,1,0] and int(b.refused)==1
-    for kw,word in ((dict(tail_percentile=60),'tail_percentile'), (dict(alpha=0),'alpha'), (dict(n_classes=0),'n_classes')):
+    for kw,word in ((dict(tail_percentile=60),'tail_percentile'), (dict(alpha=0),'alpha'),
+                    (dict(n_classes=0),'n_classes')):
         assert word in err(lambda **k: ClassBank(**{**dict(n_classes=3), **k}), **kw)
 
 def test_save_bank_while_training(tmp_path):
@@ -312,11 +335,13 @@ def test_save_bank_while_training(tmp_path):
     from memo.data.longtail import digits_lt
     from memo.models.small import small_cnn
     dls = digits_lt(n_max=20, ratio=4, valid=5, test=10, size=8)
-    learn = Learner(dls, small_cnn(1, 10), path=tmp_path, cbs=[MemoryCallback(ClassBank(10, capacity=8)), SaveBank(2, prefix='d')])
+    learn = Learner(dls, small_cnn(1, 10), path=tmp_path,
+                    cbs=[MemoryCallback(ClassBank(10, capacity=8)), SaveBank(2, prefix='d')])
     with learn.no_bar(), learn.no_logging():
         learn.fit(5)
         learn.validate(); learn.get_preds()
-    assert sorted(p.name for p in (tmp_path/'banks').iterdir())==['d_step_2.json','d_step_2.safetensors','d_step_4.json','d_step_4.safetensors']
+    assert sorted(p.name for p in (tmp_path/'banks').iterdir())==['d_step_2.json','d_step_2.safetensors',
+        'd_step_4.json','d_step_4.safetensors']
     b = Bank.load(latest_bank(tmp_path/'banks', 'd'))
     assert int(b.seen)*5==int(learn.memory.bank.seen)*4 and b.n_classes==10
     with learn.no_bar(), learn.no_logging(): learn.fit(1)

@@ -33,11 +33,14 @@ class Loop:
                 if j<self.k:
                     self.slots[c][j:j+1],self.ids[c][j:j+1] = [u],[-1 if item is None else int(item[i])]
         return self
-    def prototypes(self, d): return torch.stack([torch.zeros(d).double() if self.n[c]==0 else self.ema[c]/(1-self.left[c]) for c in range(self.c)])
+    def prototypes(self, d):
+        return torch.stack([torch.zeros(d).double() if self.n[c]==0 else self.ema[c]/(1-self.left[c])
+                            for c in range(self.c)])
 
 def same(b, o, d):
     close(b.prototypes(), o.prototypes(d), 2e-4)
-    assert b.counts.tolist()==o.n and int(b.seen)==o.total and len(b)==sum(map(len, o.slots))==int(b.class_counts().sum())
+    assert b.counts.tolist()==o.n and int(b.seen)==o.total and len(b)==sum(map(len,
+        o.slots))==int(b.class_counts().sum())
     for c in range(o.c):
         n = len(o.slots[c])
         if n: close(b.features[c,:n], torch.stack(o.slots[c]), 1e-5)
@@ -70,7 +73,8 @@ def test_multilabel_rows_go_to_each_of_their_classes():
     assert len(b)==n and int(b.seen)==o.total
 
 @settings(max_examples=25)
-@given(st.lists(st.lists(st.integers(0, 3), min_size=0, max_size=9), min_size=1, max_size=4), st.integers(1, 4), st.integers(0, 99))
+@given(st.lists(st.lists(st.integers(0, 3), min_size=0, max_size=9), min_size=1, max_size=4), st.integers(1, 4),
+       st.integers(0, 99))
 def test_any_order_of_classes(batches, capacity, seed):
     b,o = ClassBank(4, capacity=capacity, seed=seed),Loop(4, capacity, seed=seed)
     for i,y in enumerate(batches):
@@ -85,7 +89,8 @@ def test_whole_is_one_at_a_time():
         x,y = stream(50, 4, seed=i, tail=True)
         whole.write(x, y, group=torch.arange(50))
         for j in range(50): single.write(x[j:j+1], y[j:j+1], group=torch.arange(50)[j:j+1])
-    for k in ('features','items','groups','counts','count','seen'): assert torch.equal(getattr(whole, k), getattr(single, k)), k
+    for k in ('features','items','groups','counts','count','seen'):
+        assert torch.equal(getattr(whole, k), getattr(single, k)), k
     close(whole.prototypes(), single.prototypes())
 
 def test_long_streams_stay_exact():
@@ -113,7 +118,8 @@ def test_reservoirs_are_uniform():
     for o in (*counts, np.concatenate(counts)):
         z = ((o-trials*p)**2).sum()/(trials*p*(1-p))*(1-1/n)
         assert scipy.stats.chi2.sf(z, len(o)-len(o)//n)>1e-3
-    assert abs(scipy.stats.pearsonr(counts[0][order[order<n]], counts[1][order[order>=n]-n])[0])<.4   # classes draw apart
+    # classes draw apart
+    assert abs(scipy.stats.pearsonr(counts[0][order[order<n]], counts[1][order[order>=n]-n])[0])<.4
 
 def test_a_class_does_not_touch_another():
     b = ClassBank(3, capacity=4)
@@ -143,7 +149,9 @@ def test_features_have_unit_length():
     close(b.features[0,0], [.6,.8])
     assert not b.features[0,1].any() and b.prototypes().isfinite().all()
 
-@pytest.mark.parametrize('kw,say', [(dict(n_classes=0),'n_classes .*found 0'), (dict(capacity=0),'capacity .*found 0'), (dict(alpha_min=.6),'alpha_min'), (dict(alpha_max=1.),'alpha_max')])
+@pytest.mark.parametrize('kw,say',
+                         [(dict(n_classes=0),'n_classes .*found 0'), (dict(capacity=0),'capacity .*found 0'),
+                          (dict(alpha_min=.6),'alpha_min'), (dict(alpha_max=1.),'alpha_max')])
 def test_bad_arguments(kw, say):
     with pytest.raises(MemoError, match=say): ClassBank(**{**dict(n_classes=3, capacity=4), **kw})
 
@@ -164,7 +172,8 @@ def test_no_loop_over_samples_or_classes(multi):
 
 # the published faults (banks.md 2C)
 def test_b1_the_rate_is_not_stuck_at_its_clamp():
-    "A share of C classes is 1/C, not 1: against the plain share every rate was .5, and a prototype its class's last two rows"
+    """A share of C classes is 1/C, not 1: against the plain share every rate was .5, and a prototype its class's
+    last two rows"""
     c,d,n = 50,16,4000
     centre = torch.randn(c, d, generator=gen(1))
     _,y = stream(n, c, tail=True)
@@ -208,7 +217,8 @@ def test_b2_bias_correction():
     close(b.prototypes()[0,0], .1*.9**9/(1-.9**10), 1e-5); close(b.prototypes()[0,0], .0595, 1e-3)
     one = ClassBank(3, capacity=2)
     one.write(a, torch.tensor([1]))
-    close(one.prototypes()[1], a[0], 1e-4)                         # a first row is its class's prototype, whatever the rate
+    # a first row is its class's prototype, whatever the rate
+    close(one.prototypes()[1], a[0], 1e-4)
 
 def test_b2_a_constant_stream_has_itself_as_prototype():
     b = ClassBank(3, capacity=2)
@@ -233,9 +243,21 @@ def test_b8_bad_rows_and_bad_labels():
     x,y = stream(6, 3)
     x[2,1] = float('nan')
     with pytest.warns(UserWarning, match='1 of 6.*row 2'): b.write(x, y)
-    assert int(b.counts.sum())==5==int(b.seen) and int(b.refused)==1 and b.features.isfinite().all() and b.ema.isfinite().all()
+    assert int(b.counts.sum())==5==int(b.seen) and int(b.refused)==1 and b.features.isfinite().all() and b.ema.isfinite(
+        ).all()
     was = copy.deepcopy(b.state_dict())
     for bad in (-1, 3):
         y[4] = bad
         with pytest.raises(MemoError, match=f'label {bad} .*0..2'): b.write(torch.ones(6, 4), y)
     assert all(torch.equal(v, b.state_dict()[k]) for k,v in was.items())
+
+def test_confidence_is_the_cosine_to_the_prototype():
+    g = torch.Generator().manual_seed(0)
+    b,y = ClassBank(5, capacity=8),torch.arange(60)%4           # the last class was never seen
+    b.write(torch.randn(60, 9, generator=g)+3*F.one_hot(y, 9), y)
+    q = 7*torch.randn(12, 9, generator=g)
+    c,sure = b.classify(q)
+    want = F.cosine_similarity(q[:,None], b.prototypes()[None,:4], dim=-1)
+    torch.testing.assert_close(sure, want.amax(1))
+    assert torch.equal(c, want.argmax(1))
+    torch.testing.assert_close(b.classify(b.prototypes()[:4])[1], torch.ones(4))

@@ -14,7 +14,8 @@ said = json.loads((golden/'banks.json').read_text())
 names = [k for k in said if k!='query']
 
 def load(name):
-    with pytest.warns(UserWarning, match='name their items by position') as w: b = Bank.load(golden/f'{name}.safetensors')
+    with pytest.warns(UserWarning, match='name their items by position') as w:
+        b = Bank.load(golden/f'{name}.safetensors')
     assert len(w)==1
     return b
 
@@ -25,13 +26,15 @@ def test_it_answers_as_it_did(name):
     r = b.read(torch.tensor(said['query']), 2)
     assert r.value.tolist()==s['value'] and r.index.tolist()==s['index']
     new = b.stats()
-    assert all(new[k]==v for k,v in s['stats'].items()), [(k,new.get(k),v) for k,v in s['stats'].items() if new.get(k)!=v]
+    assert all(new[k]==v for k,v in s['stats'].items()), [(k,new.get(k),v) for k,v in s['stats'].items()
+                                                          if new.get(k)!=v]
 
 @pytest.mark.parametrize('name', names)
 def test_positions_are_nobody(name):
     b = load(name)
     assert (torch.tensor(said[name]['items'])>=0).any() and (b.rows()[3]==-1).all()
-    assert torch.equal(b.read(torch.tensor(said['query']), 2, item=torch.arange(4)).index, b.read(torch.tensor(said['query']), 2).index)
+    assert torch.equal(b.read(torch.tensor(said['query']), 2, item=torch.arange(4)).index,
+                       b.read(torch.tensor(said['query']), 2).index)
 
 @pytest.mark.parametrize('name', names)
 def test_it_is_this_versions_when_saved_again(name, tmp_path):
@@ -83,5 +86,6 @@ def test_an_interrupted_run_is_refused_in_one_line(tmp_path):
     import tarfile
     from memo.experiment.run import resume_run
     with tarfile.open(golden/'runs.tar.xz') as t: t.extractall(tmp_path, filter='data')
-    with pytest.raises(MemoError, match='memo 0.1.0.*pip install fastmemo==0.1.0') as e: resume_run(tmp_path/'runs/cut', log=lambda s: None)
+    with pytest.raises(MemoError, match='memo 0.1.0.*pip install fastmemo==0.1.0') as e:
+        resume_run(tmp_path/'runs/cut', log=lambda s: None)
     assert '\n' not in str(e.value)

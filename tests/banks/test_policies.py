@@ -1,11 +1,13 @@
-"What a bank takes in and gives up: the published scores, ranks that never admit nothing, a ring that is one, a reservoir that is one"
+"""What a bank takes in and gives up: the published scores, ranks that never admit nothing, a ring that is one, a
+reservoir that is one"""
 import copy, math, random, numpy as np, pytest, scipy.stats, torch, warnings
 from collections import deque
 from torch.nn import functional as F
 from helpers.tensors import Ops, close, gen
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
-from memo.banks.policies import Candidates, Policy, difficulty, ease, everything, hashed, top_share, rising, oldest, algorithm_r, weakest, policies
+from memo.banks.policies import Candidates, Policy, difficulty, ease, everything, hashed, top_share, rising, oldest
+from memo.banks.policies import algorithm_r, weakest, policies
 from memo.banks.policies import rarity, statistical, diversity, hybrid, entropy
 
 names = list(policies)
@@ -14,7 +16,8 @@ def cand(x, y=None, logits=None): return Candidates(x, x.norm(dim=1), y, logits)
 def batch(n, d=4, seed=0, items=False):
     "Everything any policy could want"
     g = gen(seed)
-    kw = dict(x=torch.randn(n, d, generator=g), y=torch.randint(0, 3, (n,), generator=g), logits=torch.randn(n, 3, generator=g))
+    kw = dict(x=torch.randn(n, d, generator=g), y=torch.randint(0, 3, (n,), generator=g),
+              logits=torch.randn(n, 3, generator=g))
     return {**kw, **(dict(item=seed*1000+torch.arange(n)) if items else {})}
 def rows(b): return b.features[:len(b)]
 def sorted_rows(x): return sorted(map(tuple, x.tolist()))
@@ -24,7 +27,8 @@ def same_state(a, b):
     for k in a: assert torch.equal(a[k], b[k]), k
 
 def test_there_are_ten():
-    assert set(names)=={'fifo','reservoir','rarity','diversity','hybrid','statistical','entropy','hard','easy','curriculum'}
+    assert set(names)=={'fifo','reservoir','rarity','diversity','hybrid','statistical','entropy','hard','easy',
+                        'curriculum'}
 
 # scores
 rare = [.31034,.37931,.86207,.79310]
@@ -162,12 +166,14 @@ def test_fifo_is_a_deque(size, sizes):
 def test_batched_is_one_at_a_time(name, momentum):
     "No slot is drawn twice in a batch of fifo that fits; a reservoir overwrites, so it is compared without momentum"
     if name=='reservoir': momentum = 0.
-    whole,single = SlotBank(16, policy=name, momentum=momentum, seed=3),SlotBank(16, policy=name, momentum=momentum, seed=3)
+    whole,single = SlotBank(16, policy=name, momentum=momentum, seed=3),SlotBank(16, policy=name, momentum=momentum,
+        seed=3)
     for i,n in enumerate((3, 16, 9, 1, 16, 11, *((50,) if momentum==0 else ()))):
         d = batch(n, seed=i, items=True)
         whole.write(**d)
         for j in range(n): single.write(**{k:v[j:j+1] for k,v in d.items()})
-    for k in ('features','norms','labels','items','groups','shares','ptr','count','seen'): assert torch.equal(getattr(whole, k), getattr(single, k)), k
+    for k in ('features','norms','labels','items','groups','shares','ptr','count','seen'):
+        assert torch.equal(getattr(whole, k), getattr(single, k)), k
 
 def test_fifo_larger_than_the_bank_keeps_the_last():
     b = SlotBank(4, policy='fifo')
@@ -233,7 +239,8 @@ def test_weakest_keeps_the_best():
         x = torch.rand(n, 1, generator=gen(i))+1
         b.write(x); seen += x[:,0].tolist()
         assert len(b)==min(5, len(seen))
-        assert sorted(rows(b)[:,0].tolist())==sorted(seen)[-5:]    # a few writes' decay is less than the gaps between these
+        # a few writes' decay is less than the gaps between these
+        assert sorted(rows(b)[:,0].tolist())==sorted(seen)[-5:]
 
 def test_weakest_halves_every_hundred_writes():
     for offer,stays in ((.51,False), (.49,True)):
@@ -257,7 +264,8 @@ def test_momentum_9_and_9999_differ():
             b = SlotBank(20, policy=name, threshold=1.)
             b.write(1+.1*batch(20)['x'].abs(), y=batch(20)['y'], logits=batch(20)['logits'])
             b.momentum = m
-            for i in range(1, 5): b.write(5+batch(20, seed=i)['x'].abs(), y=batch(20)['y'], logits=10*batch(20, seed=i)['logits'])
+            for i in range(1, 5):
+                b.write(5+batch(20, seed=i)['x'].abs(), y=batch(20)['y'], logits=10*batch(20, seed=i)['logits'])
             got[m,name] = b.features.mean().item()
     for name in names:
         if name!='easy': assert got[.9,name]>got[.9999,name]+.1, name
@@ -273,7 +281,8 @@ def test_momentum_merges_what_replaces():
 @pytest.mark.parametrize('momentum', [0., .3, .5, .9])
 @pytest.mark.parametrize('seed', range(3))
 def test_momentum_row_by_row(momentum, seed):
-    "The rule in words, in dicts: matched or replacing, f <- m f + (1-m) z; a slot is his who has the larger share of it"
+    """The rule in words, in dicts: matched or replacing, f <- m f + (1-m) z; a slot is his who has the larger
+    share of it"""
     size,slots,ptr = 3,{},0
     b = SlotBank(size, policy='fifo', momentum=momentum)
     ids = torch.randint(-1, 6, (40,), generator=gen(seed)).tolist()
@@ -327,8 +336,12 @@ def test_any_admission_goes_with_any_eviction(admit, evict):
         assert (b.stamps[:len(b)]>0).all() and (b.norms[:len(b)]>0).all() and not b.stamps[len(b):].any()
     assert len(b)==8
 
-@pytest.mark.parametrize('kw,say', [(dict(policy='rarety'),"did you mean 'rarity'"), (dict(policy=3),'policy: 3'), (dict(size=0),'size must be a whole number from 1, found 0'), (dict(size=2.5),'size .*found 2.5'),
-    (dict(momentum=1.),'momentum .*found 1.0'), (dict(momentum=-.1),'momentum'), (dict(threshold=0.),'threshold'), (dict(threshold=1.1),'threshold')])
+@pytest.mark.parametrize('kw,say',
+                         [(dict(policy='rarety'),"did you mean 'rarity'"), (dict(policy=3),'policy: 3'),
+                          (dict(size=0),'size must be a whole number from 1, found 0'),
+                          (dict(size=2.5),'size .*found 2.5'),
+    (dict(momentum=1.),'momentum .*found 1.0'), (dict(momentum=-.1),'momentum'), (dict(threshold=0.),'threshold'),
+    (dict(threshold=1.1),'threshold')])
 def test_bad_arguments(kw, say):
     with pytest.raises(MemoError, match=say): SlotBank(**{**dict(size=4), **kw})
 
@@ -366,7 +379,9 @@ def test_duplicates_in_one_batch():
 # the run's other random numbers
 @pytest.mark.parametrize('name', names)
 def test_no_global_random_number_is_drawn(name):
-    def state(): return random.getstate(),np.random.get_state()[1].tolist(),np.random.get_state()[2:],torch.get_rng_state().tolist()
+    def state():
+        return random.getstate(),np.random.get_state()[1].tolist(),np.random.get_state()[2:],torch.get_rng_state(
+            ).tolist()
     was = state()
     b = SlotBank(5, policy=name)
     for i in range(3): b.write(**batch(7, seed=i, items=True))
@@ -391,13 +406,15 @@ def test_no_loop_over_samples(name, items):
         d = batch(n, seed=99, items=items)
         with Ops() as o: b.write(**d); b.read(d['x'], item=d.get('item'))
         return o.n
-    assert abs(ops(16)-ops(256))<=40 and ops(256)<250              # a block of neighbouring slots takes fewer ops; a loop over 240 more rows would take 240 more
+    # a block of neighbouring slots takes fewer ops; a loop over 240 more rows would take 240 more
+    assert abs(ops(16)-ops(256))<=40 and ops(256)<250
 
 # the published faults (banks.md 2A), each beside the rule that has it
 def faulty_keep(s, t=.2): return s < torch.quantile(s, t)
 
 def test_q1_diversity_stores_a_first_row():
-    assert not faulty_keep(torch.zeros(8)).any()                   # an empty bank scored everything 0, and 0 < 0 is false, for ever
+    # an empty bank scored everything 0, and 0 < 0 is false, for ever
+    assert not faulty_keep(torch.zeros(8)).any()
     b = SlotBank(16, policy='diversity')
     b.write(batch(8)['x'])
     assert len(b)==2
@@ -420,7 +437,8 @@ def test_q2_rarity_keeps_the_rare(name):
 def test_q3_the_pointer_is_not_the_count(name):
     b = SlotBank(8, policy=name, threshold=1.)
     for i in range(2): b.write(**batch(8, seed=i))
-    assert int(b.seen)%8==0 and len(b)==8                          # "the first `index` rows are valid" left none of a ring just full
+    # "the first `index` rows are valid" left none of a ring just full
+    assert int(b.seen)%8==0 and len(b)==8
     assert (b.read(batch(3)['x'], k=8).index>=0).all()
     b.write(**batch(3, seed=1))
     assert len(b)==8 and (b.read(batch(3)['x'], k=8).index>=0).all()
@@ -432,7 +450,8 @@ def test_q4_a_batch_larger_than_the_bank(name):
     b = SlotBank(4, policy=name, threshold=1.)
     b.write(**batch(25))
     assert len(b)==4
-    if name not in ('hard','easy','reservoir','curriculum'): assert sorted_rows(rows(b))==sorted_rows(batch(25)['x'][-4:])
+    if name not in ('hard','easy','reservoir','curriculum'):
+        assert sorted_rows(rows(b))==sorted_rows(batch(25)['x'][-4:])
 
 def test_q9_reservoir_is_one():
     "Thinning into a ring prefers the late rows"

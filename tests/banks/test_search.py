@@ -44,7 +44,8 @@ def test_read_is_the_loop(similarity, normalize, temperature, rescale):
     kw = dict(similarity=similarity, normalize=normalize, temperature=temperature, rescale=rescale)
     q,m = draw(7, 6),draw(30, 6, seed=1)*torch.linspace(.2, 3, 30)[:,None]
     same_read(read_rows(q, m, 4, **kw), loop(q, m, 4, **kw))
-    same_read(read_rows(q, m, 4, norms=m.norm(dim=1), **kw), loop(q, m, 4, **kw))  # lengths that are known are not worked out again
+    # lengths that are known are not worked out again
+    same_read(read_rows(q, m, 4, norms=m.norm(dim=1), **kw), loop(q, m, 4, **kw))
 
 def test_golden():
     "The published example (banks.md 1A.2); its second query is row 0 itself"
@@ -57,7 +58,8 @@ def test_masks_by_item_and_group():
     q,m = draw(6, 5),draw(20, 5, seed=1)
     qi,mi = torch.tensor([0,3,-1,7,-1,19]),torch.cat([torch.arange(15), torch.full((5,), -1)])
     qg,mg = torch.tensor([-1,2,-1,1,0,0]),torch.arange(20)%4-1
-    hide = [[(a>=0 and a==c) or (b>=0 and b==d) for c,d in zip(mi.tolist(), mg.tolist())] for a,b in zip(qi.tolist(), qg.tolist())]
+    hide = [[(a>=0 and a==c) or (b>=0 and b==d) for c,d in zip(mi.tolist(), mg.tolist())]
+            for a,b in zip(qi.tolist(), qg.tolist())]
     assert any(map(any, hide))
     same_read(read_rows(q, m, 5, same=[(qi,mi),(qg,mg)]), loop(q, m, 5, hidden=hide))
     same_read(read_rows(q, m, 5, same=[(None,mi),(None,mg)]), loop(q, m, 5))
@@ -75,7 +77,8 @@ def test_negative_ids_match_nothing():
 @pytest.mark.parametrize('stretch', [1, 8, 40, 63])
 def test_stretches_change_nothing(monkeypatch, similarity, stretch):
     q,m = draw(4, 5),draw(37, 5, seed=1)
-    kw = dict(k=6, similarity=similarity, same=[(torch.tensor([1,-1,9,30]), torch.arange(37))], valid=torch.arange(37)%5!=0)
+    kw = dict(k=6, similarity=similarity, same=[(torch.tensor([1,-1,9,30]), torch.arange(37))],
+              valid=torch.arange(37)%5!=0)
     whole = read_rows(q, m, **kw)
     monkeypatch.setattr(R, '_STRETCH', stretch)
     for a,b in zip(whole, read_rows(q, m, **kw)): close(a, b)
@@ -113,7 +116,8 @@ def test_more_rows_than_can_be_read():
 def test_empty(b, n):
     q = draw(b, 4).requires_grad_()
     r = read_rows(q, draw(n, 4), 3)
-    assert r.value.shape==(b,4) and r.weight.shape==r.index.shape==r.similarity.shape==(b,3) and r.index.dtype==torch.long
+    assert r.value.shape==(b,4) and r.weight.shape==r.index.shape==r.similarity.shape==(b,
+        3) and r.index.dtype==torch.long
     assert not r.value.any() and not r.weight.any() and (r.index==-1).all()
     (q+r.value).sum().backward()
     assert (q.grad==1).all()
@@ -173,7 +177,8 @@ def test_gradient_is_the_slope():
 def test_gradient_of_similarity_and_weight():
     q,m = draw(4, 6).requires_grad_(),draw(12, 6, seed=1)
     r = read_rows(q, m, 3)
-    for o in (r.similarity, r.weight.square()): assert torch.autograd.grad(o.sum(), q, retain_graph=True)[0].abs().max()>0
+    for o in (r.similarity, r.weight.square()):
+        assert torch.autograd.grad(o.sum(), q, retain_graph=True)[0].abs().max()>0
     assert not r.index.is_floating_point()
 
 @pytest.mark.parametrize('rescale', [False, True])
@@ -199,7 +204,8 @@ small = st.integers(-2, 2)
 def test_properties(data):
     "Ties and zero rows included, so the found are compared by their similarities"
     b,n,d,k = (data.draw(st.integers(*o)) for o in ((0,4),(0,7),(1,3),(1,5)))
-    grid = lambda *s: torch.tensor(data.draw(st.lists(small, min_size=math.prod(s), max_size=math.prod(s))), dtype=torch.float32).view(s)
+    grid = lambda *s: torch.tensor(data.draw(st.lists(small, min_size=math.prod(s), max_size=math.prod(s))),
+                                   dtype=torch.float32).view(s)
     q,m,qi,mi = grid(b,d),grid(n,d),grid(b).long(),grid(n).long()
     similarity,t = data.draw(st.sampled_from(SIMS)),data.draw(st.sampled_from([.1,1.]))
     r = read_rows(q, m, k, similarity, temperature=t, same=[(qi,mi)])
@@ -207,7 +213,8 @@ def test_properties(data):
     found = r.index>=0
     assert found.sum(1).tolist()==(n-hide.sum(1)).clamp(max=k).tolist()
     assert (found.int().diff(dim=1)<=0).all()                                        # what is missing is last
-    for o,row in zip(hide, r.index): assert not any(o[j] for j in row.tolist() if j>=0) and len(set(row.tolist())-{-1})==int((row>=0).sum())
+    for o,row in zip(hide, r.index):
+        assert not any(o[j] for j in row.tolist() if j>=0) and len(set(row.tolist())-{-1})==int((row>=0).sum())
     close(r.weight.sum(1), found.any(1)); assert not r.weight[~found].any()
     if b: close(r.similarity, loop(q, m, k, similarity, hidden=hide.tolist())[3], 1e-4)
     if n: close(r.value, (r.weight[...,None]*m[r.index.clamp(min=0)]).sum(1), 1e-4)
@@ -252,7 +259,8 @@ def multi_loop(labels, weight, index, counts=None, total=None):
 def test_multilabel_votes_are_the_loop(balanced):
     y = (draw(12, 3, seed=5)>.4).float()
     y[:,2] = 0                                          # a class without positives
-    r = read_rows(draw(6, 4), draw(12, 4, seed=1), 5, temperature=.2, same=[(torch.arange(6)-1, torch.zeros(12).long())])
+    r = read_rows(draw(6, 4), draw(12, 4, seed=1), 5, temperature=.2,
+                  same=[(torch.arange(6)-1, torch.zeros(12).long())])
     n = y.sum(0).long() if balanced else None
     v = class_votes(y, r.weight, r.index, 3, n, 12)
     close(v, multi_loop(y, r.weight, r.index, n, 12))
@@ -296,7 +304,8 @@ def test_whitener_is_numpys(shrink):
 def test_whitener_of_odd_data():
     "Fewer rows than dimensions, one row a class, a constant column, half precision, multi-label targets"
     x = draw(3, 6)
-    for a,y in [(x,torch.tensor([0,1,2])), (x,torch.tensor([0,0,5])), (torch.ones(4, 3),torch.zeros(4).long()), (x.half(),torch.tensor([0,1,1]))]:
+    for a,y in [(x,torch.tensor([0,1,2])), (x,torch.tensor([0,0,5])), (torch.ones(4, 3),torch.zeros(4).long()),
+                (x.half(),torch.tensor([0,1,1]))]:
         assert within_whitener(a, y).isfinite().all()
     close(within_whitener(x, torch.eye(3)), within_whitener(x, torch.zeros(3).long()))
     with pytest.raises(MemoError, match='labelled'): within_whitener(x, torch.full((3,), -1))

@@ -22,7 +22,8 @@ def batch(kind, n=9, d=5, seed=0):
     g = torch.Generator().manual_seed(seed)
     y = torch.randint(0, 3, (n,), generator=g)
     if kind=='multilabel': y = nn.functional.one_hot(y, 3).float()
-    return dict(x=torch.randn(n, d, generator=g)+seed/9, y=y, logits=torch.randn(n, 3, generator=g), item=torch.randint(0, 40, (n,), generator=g).unique().sort().values[torch.arange(n)%4],
+    return dict(x=torch.randn(n, d, generator=g)+seed/9, y=y, logits=torch.randn(n, 3, generator=g),
+                item=torch.randint(0, 40, (n,), generator=g).unique().sort().values[torch.arange(n)%4],
         group=torch.randint(0, 4, (n,), generator=g))
 def offer(b, kind, *seeds, n=9):
     for s in seeds: b.write(**batch(kind, n, seed=s))
@@ -46,12 +47,15 @@ def by_pickle(b, kind, tmp): return pickle.loads(pickle.dumps(b))
 def by_torch(b, kind, tmp):
     f = io.BytesIO(); torch.save(b.state_dict(), f); f.seek(0)
     n = kinds[kind](); n.load_state_dict(torch.load(f, weights_only=True)); return n
-def by_file(b, kind, tmp): b.save(tmp/'bank.safetensors'); return Bank.load(tmp/'bank.safetensors', **(dict(policy=novel) if kind=='own' else {}))
+def by_file(b, kind, tmp):
+    b.save(tmp/'bank.safetensors'); return Bank.load(tmp/'bank.safetensors',
+                                                     **(dict(policy=novel) if kind=='own' else {}))
 def by_to(b, kind, tmp): return copy.deepcopy(b).to(devices[-1]).to('cpu')
 def by_model(b, kind, tmp):
     a,n = nn.Sequential(nn.Linear(2, 2), b),nn.Sequential(nn.Linear(2, 2), kinds[kind]())
     n.load_state_dict(a.state_dict()); return n[1]
-ways = pytest.mark.parametrize('way', [by_dict, by_copy, by_pickle, by_torch, by_file, by_to, by_model], ids=lambda o: o.__name__)
+ways = pytest.mark.parametrize('way', [by_dict, by_copy, by_pickle, by_torch, by_file, by_to, by_model],
+                               ids=lambda o: o.__name__)
 
 @all_kinds
 @ways
@@ -71,7 +75,8 @@ def test_goes_on_as_if_nothing_had_happened(kind, way, writes, tmp_path):
 def test_a_loaded_bank_takes_the_settings_along(kind):
     "Momentum, threshold, policy, alpha: what shapes a bank is in its state"
     b = offer(kinds[kind](), kind, 0)
-    n = ClassBank(3, capacity=4, alpha=.3) if kind=='class' else SlotBank(12, policy=novel if kind=='own' else 'hybrid', momentum=.1, threshold=.9)
+    n = ClassBank(3, capacity=4, alpha=.3) if kind=='class' else SlotBank(12, policy=novel if kind=='own' else 'hybrid',
+        momentum=.1, threshold=.9)
     n.load_state_dict(b.state_dict())
     assert n.config()==b.config()
     if kind!='class': assert (n.momentum,n.threshold)==(b.momentum,b.threshold)
@@ -102,7 +107,8 @@ def test_all_state_is_in_persistent_buffers(kind):
     assert not [k for k,v in vars(b).items() if isinstance(v, torch.Tensor)]
     assert {k for k,_ in b.named_buffers()} <= set(b.state_dict())
     offer(b, kind, 2)
-    plain = {k:v for k,v in vars(b).items() if isinstance(v, (int,float,str,list,dict,tuple)) and not k.startswith(('_buffers','_modules','_parameters'))}
+    plain = {k:v for k,v in vars(b).items() if isinstance(v, (int,float,str,list,dict,tuple))
+             and not k.startswith(('_buffers','_modules','_parameters'))}
     offer(b, kind, 3, 4)
     assert {k:vars(b)[k] for k in plain}==plain                    # no counter outside the buffers
 
@@ -133,7 +139,8 @@ def test_a_state_without_a_bank_leaves_it_alone(kind):
     m,was = nn.Sequential(nn.Linear(2, 2), b),copy.deepcopy(b)
     m.load_state_dict({k:v for k,v in m.state_dict().items() if k.startswith('0.')}, strict=False)
     same_state(b, was)
-    with pytest.raises(RuntimeError, match='Missing key'): m.load_state_dict({k:v for k,v in m.state_dict().items() if k.startswith('0.')})
+    with pytest.raises(RuntimeError, match='Missing key'):
+        m.load_state_dict({k:v for k,v in m.state_dict().items() if k.startswith('0.')})
     same_state(b, was)
 
 def test_states_that_do_not_fit():
@@ -145,7 +152,8 @@ def test_states_that_do_not_fit():
     assert '13' in unchanged(b, lambda: b.load_state_dict(large.state_dict()))
     unchanged(b, lambda: b.load_state_dict(SlotBank(13, policy='fifo').state_dict()))
     c = offer(ClassBank(3, capacity=4), 'class', 0)
-    assert 'ClassBank' in unchanged(c, lambda: c.load_state_dict(offer(ClassBank(4, capacity=4), 'class', 0).state_dict()))
+    assert 'ClassBank' in unchanged(c,
+                                    lambda: c.load_state_dict(offer(ClassBank(4, capacity=4), 'class', 0).state_dict()))
     unchanged(c, lambda: c.load_state_dict(b.state_dict()))
     unchanged(b, lambda: b.load_state_dict(c.state_dict()))
 
@@ -231,8 +239,11 @@ def test_a_batch_without_a_finite_row(kind):
     assert not b.read(draw(2, 5)).value.any()
     assert len(offer(b, kind, 1))>0
 
-@pytest.mark.parametrize('y,say', [([0,3,1],'label 3 is out of range, 0..2'), ([0,-2,1],'label -2'), ([0.,1.,2.],'float32'), ([[0,1],[1,0],[0,0]],'2 classes.*3')])
-@pytest.mark.parametrize('make', [lambda: SlotBank(5, n_classes=3, policy='fifo'), lambda: ClassBank(3, capacity=4)], ids=['slots','class'])
+@pytest.mark.parametrize('y,say',
+                         [([0,3,1],'label 3 is out of range, 0..2'), ([0,-2,1],'label -2'), ([0.,1.,2.],'float32'),
+                          ([[0,1],[1,0],[0,0]],'2 classes.*3')])
+@pytest.mark.parametrize('make', [lambda: SlotBank(5, n_classes=3, policy='fifo'), lambda: ClassBank(3, capacity=4)],
+                         ids=['slots','class'])
 def test_labels_out_of_range(make, y, say):
     b = make()
     b.write(draw(3, 4), y=torch.tensor([0,1,2]))
@@ -267,8 +278,10 @@ def test_one_bank_has_one_kind_of_label(multi_first):
 def test_wrong_shapes(kind):
     d = batch(kind)
     b = offer(kinds[kind](), kind, 0)
-    for k,v,say in [('x',d['x'][:,:4],'width 4.*5'), ('x',d['x'][0],r'\(5,\)'), ('x',d['x'][:,:,None],r'\(9, 5, 1\)'), ('y',d['y'][:4],'y is .* 9 features'),
-                    ('logits',d['logits'][:4],'logits'), ('item',d['item'][:8],'item'), ('group',torch.tensor(1),'group')]:
+    for k,v,say in [('x',d['x'][:,:4],'width 4.*5'), ('x',d['x'][0],r'\(5,\)'), ('x',d['x'][:,:,None],r'\(9, 5, 1\)'),
+                    ('y',d['y'][:4],'y is .* 9 features'),
+                    ('logits',d['logits'][:4],'logits'), ('item',d['item'][:8],'item'),
+                    ('group',torch.tensor(1),'group')]:
         if kind=='class' and k=='logits': continue
         assert re.search(say, unchanged(b, lambda: b.write(**{**d, k:v}))), (k, say)
     assert 'width 3' in unchanged(b, lambda: b.read(draw(2, 3)))
@@ -299,7 +312,8 @@ def test_an_empty_bank(kind, state):
     if state=='reset': b.reset(); assert len(b)==0
     if state=='masked': b.groups.fill_(2); kw = dict(group=torch.full((3,), 2))
     r = b.read(q, k=4, **kw)
-    assert r.value.shape==(3,5) and r.weight.shape==r.similarity.shape==(3,4) and not r.value.any() and not r.weight.any() and not r.similarity.any()
+    assert r.value.shape==(3,5) and r.weight.shape==r.similarity.shape==(3,
+        4) and not r.value.any() and not r.weight.any() and not r.similarity.any()
     assert (r.index==-1).all() and r.index.dtype==torch.long and r.value.dtype==torch.float32
     (q+r.value).sum().backward()
     assert (q.grad==1).all()
@@ -319,7 +333,8 @@ def test_reset(kind):
 
 # reading
 @pytest.mark.parametrize('device', devices)
-@pytest.mark.parametrize('kw', [{}, dict(similarity='euclidean', temperature=.1), dict(normalize='query', rescale=True)])
+@pytest.mark.parametrize('kw',
+                         [{}, dict(similarity='euclidean', temperature=.1), dict(normalize='query', rescale=True)])
 def test_read_is_a_loop_over_the_rows(kw, device):
     b = offer(SlotBank(12, policy='fifo'), 'fifo', 0, 1).to(device)
     q,ids,grp = draw(6, 5).to(device),torch.arange(6).to(device),torch.tensor([-1,0,1,2,3,-1]).to(device)
@@ -411,7 +426,8 @@ def test_stats_are_plain_numbers(kind):
     assert b.stats()['fill']==0
     s = offer(b, kind, 0, 1).stats()
     json.dumps(s)
-    assert s['rows']==len(b) and s['fill']==len(b)/12 and s['updates']==2 and s['megabytes']>0 and s['kind']==type(b).__name__
+    assert s['rows']==len(b) and s['fill']==len(b)/12 and s['updates']==2 and s['megabytes']>0 and s['kind']==type(
+        b).__name__
     assert all(type(v) in (int,float,str,type(None)) for v in s.values())
 
 def test_replaced_counts_what_was_given_up():
@@ -421,19 +437,23 @@ def test_replaced_counts_what_was_given_up():
     b.write(draw(2, 2)); assert int(b.replaced)==3
 
 @settings(max_examples=25)
-@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), max_size=6), st.sampled_from(list(policies)), st.integers(1, 7), st.sampled_from([0.,.4,.9]))
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 99)), max_size=6), st.sampled_from(list(policies)),
+       st.integers(1, 7), st.sampled_from([0.,.4,.9]))
 def test_whatever_is_written(writes, policy, size, momentum):
     "Counts in range, ids of owners unique, lengths right, nothing behind the count"
     b,n = SlotBank(size, policy=policy, momentum=momentum),0
     for bs,seed in writes:
         g = torch.Generator().manual_seed(seed)
         items = torch.randint(-1, 12, (bs,), generator=g)
-        b.write(torch.randn(bs, 3, generator=g), y=torch.randint(0, 3, (bs,), generator=g), logits=torch.randn(bs, 3, generator=g), item=items)
+        b.write(torch.randn(bs, 3, generator=g), y=torch.randint(0, 3, (bs,), generator=g),
+                logits=torch.randn(bs, 3, generator=g), item=items)
         assert n<=len(b)<=size; n = len(b)
         held = b.items[:n][b.items[:n]>=0]
         assert len(held.unique())==len(held) and (b.items[n:]==-1).all()
     if b.features is not None:
-        close(b.norms, b.features.norm(dim=1)); assert not b.features[n:].any() and (b.labels[:n]>=0).all() and 0<=int(b.ptr)<max(size, 1)
+        close(b.norms,
+              b.features.norm(dim=1)); assert not b.features[n:].any() and (b.labels[:n]>=0).all() and 0<=int(
+                  b.ptr)<max(size, 1)
 
 # the published faults (banks.md 2A)
 def test_q5_normalisation_options_differ():
@@ -480,7 +500,8 @@ def test_q11_a_ring_just_full_is_read_whole():
     assert int(b.ptr)==0 and sorted(b.read(draw(1, 3, seed=1), k=8).index[0].tolist())==list(range(8))
 
 def test_q13_clip_has_an_effect():
-    "Asymmetric loss as published (ICCV 21): the probability shift was written down and not used, so clip .05 and .9 gave one loss"
+    """Asymmetric loss as published (ICCV 21): the probability shift was written down and not used, so clip .05 and
+    .9 gave one loss"""
     from memo.training.losses import AsymmetricLoss
     x,y = torch.tensor([[2.,-1],[0,3]]),torch.tensor([[1.,0],[1,0]])
     def asl(clip):

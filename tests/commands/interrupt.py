@@ -1,6 +1,7 @@
 """Runs memo-train, and kills itself with SIGKILL at a given moment: `python interrupt.py MOMENT memo-train's arguments`
 
-mid: in the second batch of the second epoch; ctrl_c: there, but by SIGINT; saving: half of the second checkpoint of phase 1 is
+mid: in the second batch of the second epoch; ctrl_c: there, but by SIGINT; saving: half of the second checkpoint of
+phase 1 is
 written; between: phase 1 has ended, phase 2 has not begun"""
 import os, runpy, signal, sys
 from pathlib import Path

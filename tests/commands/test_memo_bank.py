@@ -1,4 +1,5 @@
-"memo-bank: what it prints and writes of a run, of a run without its data or not yet finished, and of files; mistakes are one line"
+"""memo-bank: what it prints and writes of a run, of a run without its data or not yet finished, and of files;
+mistakes are one line"""
 import json, os, resource, shutil
 from functools import wraps
 from pathlib import Path
@@ -50,10 +51,12 @@ def rows(text): return [l.split() for l in text.split('\n\n')[1].splitlines()[1:
 def test_what_is_printed_is_the_bank(run, bank, tmp_path):
     text = memo_bank(str(run), out=str(tmp_path/'out'))
     n = bank.counts
-    assert [r[0] for r in rows(text)]==[str(c) for c in n.argsort(stable=True).tolist() if n[c]] and [int(r[1]) for r in rows(text)]==n.sort().values.tolist()
+    assert [r[0] for r in rows(text)]==[str(c) for c in n.argsort(stable=True).tolist() if n[c]] and [int(r[1])
+        for r in rows(text)]==n.sort().values.tolist()
     assert [int(r[2]) for r in rows(text)]==bank.class_counts()[n.argsort(stable=True)].tolist()
     assert f'{len(bank)} of 160' in text and f'{len(bank.tail())} tail' in text and f'{int(bank.seen)} rows' in text
-    assert names(tmp_path/'out')==sorted(pictures+tables) and all(Image.open(tmp_path/'out'/o).size[0]>100 for o in pictures)
+    assert names(tmp_path/'out')==sorted(pictures+tables) and all(Image.open(tmp_path/'out'/o).size[0]>100
+        for o in pictures)
     assert [int(c) for c in json.loads((tmp_path/'out/prompt_data.json').read_text())]==bank.tail()
 
 def test_a_run_is_read_by_its_model_too(run, tmp_path):
@@ -61,14 +64,16 @@ def test_a_run_is_read_by_its_model_too(run, tmp_path):
     assert a==b and names(tmp_path/'out')==sorted(pictures+tables)
 
 def test_nothing_else_in_the_run_changes(copy):
-    def files(): return {o.relative_to(copy):o.read_bytes() for o in copy.rglob('*') if o.is_file() and o.parent!=copy/'bank'}
+    def files():
+        return {o.relative_to(copy):o.read_bytes() for o in copy.rglob('*') if o.is_file() and o.parent!=copy/'bank'}
     was = files()
     memo_bank(str(copy))
     assert files()==was and names(copy/'bank')==sorted(pictures+tables)
 
 @pytest.mark.renders
 def test_again_gives_the_same(copy):
-    def same(): return {o.name:o.read_bytes() for o in (copy/'bank').iterdir() if o.name!='tail_analysis.json'}   # it says when it was written
+    # it says when it was written
+    def same(): return {o.name:o.read_bytes() for o in (copy/'bank').iterdir() if o.name!='tail_analysis.json'}
     memo_bank(str(copy))
     was = same()
     memo_bank(str(copy))
@@ -83,13 +88,15 @@ def test_without_the_data(copy, capsys, monkeypatch):
     m['classes'] = dict(zip('zero one two three four five six seven eight nine'.split(), m['classes'].values()))
     (copy/'metrics.json').write_text(json.dumps(m))
     text = memo_bank(str(copy))
-    assert names(copy/'bank')==sorted({*pictures,*tables}-{'classes.png'}) and [r[:2] for r in rows(text)][0]==['9','nine'] and len(rows(text))==10
+    assert names(copy/'bank')==sorted({*pictures,*tables}-{'classes.png'}) and [r[:2] for r in rows(text)][0]==['9',
+        'nine'] and len(rows(text))==10
     assert capsys.readouterr().err.splitlines()[-1]=='note: no classes.png, as data: the folder of images is not there'
 
 def test_a_model_that_was_taken_away(run, tmp_path):
     shutil.copy(run/'model.safetensors', tmp_path/'m.safetensors')
     text = memo_bank(str(tmp_path/'m.safetensors'))
-    assert rows(text)==rows(memo_bank(str(run), out=str(tmp_path/'o'))) and 'classes.png' not in names(tmp_path/'m_bank')
+    assert rows(text)==rows(memo_bank(str(run),
+                                      out=str(tmp_path/'o'))) and 'classes.png' not in names(tmp_path/'m_bank')
 
 def test_a_run_that_is_not_finished(copy, bank):
     (copy/'model.safetensors').unlink()
@@ -128,11 +135,14 @@ def test_more_classes_than_are_listed(tmp_path):
     b.save(tmp_path/'b.safetensors')
     few,every = (memo_bank(str(tmp_path/'b.safetensors'), all=o) for o in (False,True))
     assert few.endswith('... 5 more: --all') and len(rows(few))==21
-    assert [r[0] for r in rows(every)]==[str(c) for c in (*range(25,30),*range(25))] and 'classes.png' not in names(tmp_path/'b_bank')
+    assert [r[0] for r in rows(every)]==[str(c)
+                                         for c in (*range(25,30),*range(25))] and 'classes.png' not in names(
+                                             tmp_path/'b_bank')
 
 def test_empty_bank(tmp_path):
     ClassBank(3, 4).save(tmp_path/'b.safetensors')
-    assert '0 of 3 seen' in memo_bank(str(tmp_path/'b.safetensors')) and json.loads((tmp_path/'b_bank/prompt_data.json').read_text())=={}
+    assert '0 of 3 seen' in memo_bank(str(tmp_path/'b.safetensors')) and json.loads(
+        (tmp_path/'b_bank/prompt_data.json').read_text())=={}
 
 def test_slots_have_a_summary(tmp_path):
     b = SlotBank(8, policy='fifo')
@@ -144,15 +154,20 @@ def test_slots_have_a_summary(tmp_path):
 @pytest.fixture(scope='module')
 def two(tmp_path_factory):
     "A run of two memories"
-    return train(tmp_path_factory.mktemp('two'), 'memory=null', 'memories={rare: {bank: ClassBank, capacity: 8, head: watch, save_every: 1}, near: {bank: SlotBank, size: 16, policy: fifo, head: vote, k: 3, save_every: 1}}')
+    return train(tmp_path_factory.mktemp('two'), 'memory=null', 'memories={rare: {bank: ClassBank, capacity: 8, head: '
+                                                                'watch, save_every: 1}, near: {bank: SlotBank, size: '
+                                                                '16, policy: fifo, head: vote, k: 3, save_every: 1}}')
 
 def test_which_memory(two, tmp_path, capsys):
-    with pytest.raises(MemoError, match=r'2 memories: say which with memory= \(memo-bank --memory NAME\), one of (rare, near|near, rare)'): memo_bank(str(two))
-    with pytest.raises(MemoError, match="'raer' is not one of .*did you mean 'rare'"): memo_bank(str(two), memory='raer')
+    with pytest.raises(MemoError, match=r'2 memories: say which with memory= \(memo-bank --memory NAME\), one of '
+                                        r'(rare, near|near, rare)'): memo_bank(str(two))
+    with pytest.raises(MemoError, match="'raer' is not one of .*did you mean 'rare'"):
+        memo_bank(str(two), memory='raer')
     assert '16 of 16' in memo_bank(str(two), memory='near')
     text = memo_bank(str(two), memory='rare', out=str(tmp_path))
     assert 'ClassBank' in text and names(tmp_path)==sorted(pictures+tables)
-    for o in ('near','rare'): assert open_bank(two, o)[0].state_dict().keys()==open_bank(two/'model.safetensors', o)[0].state_dict().keys()
+    for o in ('near','rare'):
+        assert open_bank(two, o)[0].state_dict().keys()==open_bank(two/'model.safetensors', o)[0].state_dict().keys()
     with pytest.raises(MemoError, match='2 memories'): open_bank(two)
     assert options_last(['memo-bank','--memory','rare','RUN'])==['memo-bank','RUN','--memory','rare']
 
@@ -167,7 +182,9 @@ def test_mistakes(copy, tmp_path):
     (copy/'model.safetensors').write_bytes((copy/'model.safetensors').read_bytes()[:3000])
     (tmp_path/'folder').mkdir()
     (tmp_path/'x.txt').write_text('no bank')
-    for o,m in ((copy,'model.safetensors is not a whole'), (tmp_path/'folder','no run folder'), (tmp_path/'x.txt','not a whole'), (tmp_path/'nope','no such file or folder'), (None,'give a run folder')):
+    for o,m in ((copy,'model.safetensors is not a whole'), (tmp_path/'folder','no run folder'),
+                (tmp_path/'x.txt','not a whole'), (tmp_path/'nope','no such file or folder'),
+                (None,'give a run folder')):
         with pytest.raises(MemoError, match=m) as e: memo_bank(None if o is None else str(o))
         assert '\n' not in str(e.value)
     d = train(tmp_path, 'memory=null')
@@ -189,4 +206,5 @@ def test_as_a_process(tool, run, tmp_path, cold):
     assert r.returncode==0 and r.stdout.strip().endswith(str(tmp_path/'out')) and not r.stderr
     assert names(tmp_path/'out')==sorted(pictures+tables)
     e = tool('memo-bank', tmp_path/'nope')
-    assert e.returncode==2 and len(e.stderr.strip().splitlines())==1 and e.stderr.startswith('error: ') and 'nope' in e.stderr
+    assert e.returncode==2 and len(e.stderr.strip().splitlines())==1 and e.stderr.startswith(
+        'error: ') and 'nope' in e.stderr

@@ -48,7 +48,8 @@ def contents(d):
     "Everything in a run folder that must not depend on interruptions"
     h = pd.read_csv(d/'history.csv').drop(columns='seconds')
     with safe_open(d/'model.safetensors', 'pt') as f: w = {k:f.get_tensor(k).tolist() for k in f.keys()}
-    return (d/'metrics.json').read_text(),h.to_csv(),w,(d/'predictions.csv').read_text(),(d/'results.md').read_text(),(d/'results.csv').read_text()
+    return (d/'metrics.json').read_text(),h.to_csv(),w,(d/'predictions.csv').read_text(),(d/'results.md').read_text(),(
+        d/'results.csv').read_text()
 
 def one_line(r, *words):
     assert r.returncode==2, (r.returncode, r.stdout, r.stderr)
@@ -90,7 +91,8 @@ def test_the_first_line_is_quick(yml, tmp_path):
     (['--resume','/nope'], ['/nope','no such run folder']),
     (['{yml}','--resume','/nope'], ['takes the run folder alone']),
 ])
-def test_mistakes_are_one_line(tool, yml, args, words): one_line(tool('memo-train', *[a.format(yml=yml) for a in args]), *words)
+def test_mistakes_are_one_line(tool, yml, args, words):
+    one_line(tool('memo-train', *[a.format(yml=yml) for a in args]), *words)
 
 def test_bad_yaml(tool, tmp_path):
     (tmp_path/'x.yaml').write_text('a: [1,\nb: 2')
@@ -110,7 +112,8 @@ def test_print_config_reads_back(tool, yml, tmp_path):
 
 def test_print_config_says_what_keys_are_for(tool, yml):
     r = tool('memo-train', yml, '--print-config')
-    assert '    size: 64  # Number of slots' in r.stdout.splitlines() and '  lr: 0.01  # Peak of the cycle; find: the valley of lr_find' in r.stdout.splitlines()
+    assert '    size: 64  # Number of slots' in r.stdout.splitlines(
+        ) and '  lr: 0.01  # Peak of the cycle; find: the valley of lr_find' in r.stdout.splitlines()
 
 def test_module(python, yml):
     r = python('-m', 'memo.cli', 'train', yml, '--print-config')
@@ -128,11 +131,13 @@ def test_dry_run(tool, yml, tmp_path):
 def test_a_run_and_its_evaluation(tool, whole):
     d,r = whole
     lines = [o for o in r.stdout.splitlines() if ' | ' in o]
-    assert len(lines)==5 and 'phase1 1/3' in lines[0] and 'phase2 2/2' in lines[4] and 'valid_loss' in lines[0] and 'memory_fill' in lines[0]
+    assert len(lines)==5 and 'phase1 1/3' in lines[0] and 'phase2 2/2' in lines[4] and 'valid_loss' in lines[
+        0] and 'memory_fill' in lines[0]
     assert 'plain network + memory - plain network' in r.stdout and 'Warning' not in r.stderr
     e = tool('memo-eval', d)
     text,where = e.stdout.strip().rsplit('\n\n', 1)
-    assert e.returncode==0 and text in r.stdout and (Path(where)/'predictions.csv').read_text()==(d/'predictions.csv').read_text()
+    assert e.returncode==0 and text in r.stdout and (Path(where)/'predictions.csv').read_text()==(
+        d/'predictions.csv').read_text()
     one_line(tool('memo-train', d.parents[1]/'tiny.yaml', f'runs={d.parent}'), 'is finished', '--overwrite', 'name=')
 
 @pytest.mark.slow
@@ -161,12 +166,14 @@ def test_killed_and_resumed_on_findings(tool, python, findings_yml, moments):
         assert r.returncode==-signal.SIGKILL, r.stderr
         r = tool('memo-train', '--resume', yml.parent/o/'tiny', render=False)
         assert r.returncode==0, r.stderr
-        for f in ('lr.json','classes.csv','split.csv'): assert (yml.parent/o/'tiny'/f).read_bytes()==(yml.parent/'whole/tiny'/f).read_bytes()
+        for f in ('lr.json','classes.csv','split.csv'):
+            assert (yml.parent/o/'tiny'/f).read_bytes()==(yml.parent/'whole/tiny'/f).read_bytes()
         assert contents(yml.parent/o/'tiny')==contents(yml.parent/'whole/tiny')
 
 @pytest.mark.slow
 def test_parts_of_ones_own(tool, python, tmp_path):
-    "A run with a part of each kind from a folder outside: trained, killed, resumed and evaluated by processes that stand elsewhere"
+    """A run with a part of each kind from a folder outside: trained, killed, resumed and evaluated by processes
+    that stand elsewhere"""
     d = tmp_path/'elsewhere'
     (d/'pkg_h1').mkdir(parents=True)
     (d/'pkg_h1/__init__.py').write_text('')
@@ -225,16 +232,19 @@ e.run_experiment(load_config({str(findings_yml)!r}, ['runs={tmp_path}/ddp']))
     assert r.returncode==0 and (tmp_path/'ddp/tiny/results.md').is_file(), r.stderr[-3000:]
 
 @pytest.mark.slow
-@pytest.mark.parametrize('which,cold', [('yml',False), ('findings_yml',False), pytest.param('yml', True, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize('which,cold',
+                         [('yml',False), ('findings_yml',False), pytest.param('yml', True, marks=pytest.mark.nightly)])
 def test_two_processes(tool, two_ranks, which, cold, request):
     "Two gloo processes on the CPU, started as the README says"
     yml = request.getfixturevalue(which)
     runs = yml.parent/f'ddp{cold}'
     r = two_ranks('-m', 'memo.cli', 'train', yml, f'runs={runs}', cold=cold)
     assert r.returncode==0, r.stderr[-3000:]
-    assert len([o for o in r.stdout.splitlines() if '| phase' in o])==(5 if which=='yml' else 6)     # one process speaks
+    # one process speaks
+    assert len([o for o in r.stdout.splitlines() if '| phase' in o])==(5 if which=='yml' else 6)
     m = json.loads((runs/'tiny/metrics.json').read_text())
     assert sum(m['classes'].values())>0 and json.loads((runs/'tiny/env.json').read_text())['processes']==2
     e = tool('memo-eval', runs/'tiny', render=False)
     *_,text,where = e.stdout.strip().split('\n\n')
-    assert e.returncode==0 and text in r.stdout and (Path(where)/'predictions.csv').read_text()==(runs/'tiny/predictions.csv').read_text()
+    assert e.returncode==0 and text in r.stdout and (Path(where)/'predictions.csv').read_text()==(
+        runs/'tiny/predictions.csv').read_text()

@@ -29,7 +29,8 @@ def write_gives_slots(make):
         at = slot>=0
         assert bool((slot<b.capacity_rows).all()) and len(slot[at].unique())==int(at.sum())
         if valid is not None: assert valid[slot[at]].all()
-        for got,want in ((y[slot[at]],r['y'][at]), (item[slot[at]],r['item'][at]), (group[slot[at]],r['group'][at])): assert torch.equal(got, want)
+        for got,want in ((y[slot[at]],r['y'][at]), (item[slot[at]],r['item'][at]), (group[slot[at]],r['group'][at])):
+            assert torch.equal(got, want)
         close(unit(f[slot[at]]), unit(r['x'][at]), b)
         stored += int(at.sum())
     assert stored>=len(b)>0
@@ -43,16 +44,19 @@ def write_is_counted(make):
     assert int(b.seen)==21 and int(b.updates)==3 and 0<len(b)<=b.capacity_rows and bool(b)
 
 def write_refuses_what_is_no_feature(make):
-    "NaN and infinite rows are not stored, and said once a write; other shapes and labels are one line, and change nothing"
+    """NaN and infinite rows are not stored, and said once a write; other shapes and labels are one line, and
+    change nothing"""
     b = make()
     b.write(**rows(6))
     r = rows(4, 5)
     r['x'][1,2],r['x'][3,0] = float('nan'),float('inf')
     with pytest.warns(UserWarning, match='2 of 4'): slot = b.write(**r)
-    assert slot.shape==(4,) and slot[1]==slot[3]==-1 and not torch.isin(b.rows()[3], r['item'][[1,3]]).any() and int(b.refused)==2
+    assert slot.shape==(4,) and slot[1]==slot[3]==-1 and not torch.isin(b.rows()[3],
+        r['item'][[1,3]]).any() and int(b.refused)==2
     was = copy.deepcopy(b)
     good = rows(4, 6)
-    for bad in (dict(good, x=good['x'][:,:-1]), dict(good, x=good['x'][0]), dict(good, y=good['y'][:-1]), dict(good, y=good['y']+CLASSES), dict(good, y=good['y'].float())):
+    for bad in (dict(good, x=good['x'][:,:-1]), dict(good, x=good['x'][0]), dict(good, y=good['y'][:-1]),
+                dict(good, y=good['y']+CLASSES), dict(good, y=good['y'].float())):
         with pytest.raises(MemoError) as e: b.write(**bad)
         assert '\n' not in str(e.value)
     state_equal(b, was)
@@ -138,7 +142,8 @@ def goes_on(a, b):
         assert torch.equal(a.write(**rows(9, i)), b.write(**rows(9, i)))
         state_equal(a, b)
         x,y = a.read(q, 2),b.read(q, 2)
-        assert all(torch.equal(m, n) for m,n in zip(x, y)) and all(torch.equal(m, n) for m,n in zip(a.classify(q), b.classify(q)))
+        assert all(torch.equal(m, n) for m,n in zip(x, y)) and all(torch.equal(m, n)
+            for m,n in zip(a.classify(q), b.classify(q)))
 
 def saved_and_loaded(make, tmp_path):
     for n in (0,2):
@@ -183,7 +188,8 @@ def reset_forgets(make):
     assert len(b)==0 and int(b.seen)==int(b.updates)==0 and (b.read(torch.randn(2, DIM), 1).index==-1).all()
     new = make()
     for i in (3,4): assert torch.equal(b.write(**rows(9, i)), new.write(**rows(9, i)))
-    for m,n in zip(b.rows(), new.rows()): assert m is n is None or torch.equal(torch.as_tensor(m[:]), torch.as_tensor(n[:]))
+    for m,n in zip(b.rows(), new.rows()):
+        assert m is n is None or torch.equal(torch.as_tensor(m[:]), torch.as_tensor(n[:]))
 
 def config_is_the_signature(make, params):
     "Each argument that a file can give is an attribute, in the description, and saved"
@@ -193,7 +199,8 @@ def config_is_the_signature(make, params):
         except MemoError: continue      # with the others as they are it is not to be had
         cfg = b.config()
         if k in cfg: assert cfg[k]==v and json.loads(b.describe())[k]==v, (k, cfg[k], v)
-        else: assert torch.is_tensor(getattr(b, k)) and getattr(b, k)==v, f'{k} is neither in the config nor in the state'
+        else:
+            assert torch.is_tensor(getattr(b, k)) and getattr(b, k)==v, f'{k} is neither in the config nor in the state'
         new = pickle.loads(pickle.dumps(b))
         assert new.config()==cfg
         new = type(b)(**cfg)
@@ -209,7 +216,9 @@ def looking_changes_nothing(make):
     b = filled(make)
     was,draws = copy.deepcopy(b),random_state()
     q = rows(4, 3)
-    b.read(q['x'], 2, q['item'], q['group']); b.classify(q['x']); b.stats(); repr(b); len(b); b.rows(); b.class_counts(); b.config(); b.header(); b.saved_stats()
+    b.read(q['x'], 2, q['item'],
+           q['group']); b.classify(q['x']); b.stats(); repr(b); len(b); b.rows(); b.class_counts(); b.config(
+               ); b.header(); b.saved_stats()
     state_equal(b, was)
     assert random_state()==draws
 
@@ -247,6 +256,10 @@ def figures_are_plain(make):
     assert torch.equal(n, torch.bincount(y if valid is None else y[valid], minlength=CLASSES))
     assert type(b).__name__ in repr(b)
 
-checks = {f.__name__:f for f in (write_gives_slots, an_item_has_its_row, write_is_counted, write_refuses_what_is_no_feature, writes_of_no_rows, reads_are_right, reads_never_find_themselves, reads_of_an_empty_bank,
-    reads_have_a_gradient, classify_is_the_nearest_row, saved_and_loaded, state_is_all, state_is_in_place, copied, stays_float32, reset_forgets, config_is_the_signature,
-    wrong_arguments_are_one_line, looking_changes_nothing, random_numbers_are_its_own, rekey_puts_fresh_features, figures_are_plain)}
+checks = {f.__name__:f for f in (write_gives_slots, an_item_has_its_row, write_is_counted,
+                                 write_refuses_what_is_no_feature, writes_of_no_rows, reads_are_right,
+                                 reads_never_find_themselves, reads_of_an_empty_bank,
+    reads_have_a_gradient, classify_is_the_nearest_row, saved_and_loaded, state_is_all, state_is_in_place, copied,
+    stays_float32, reset_forgets, config_is_the_signature,
+    wrong_arguments_are_one_line, looking_changes_nothing, random_numbers_are_its_own, rekey_puts_fresh_features,
+    figures_are_plain)}

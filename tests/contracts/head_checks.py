@@ -1,4 +1,5 @@
-"What every head does on every bank that has what it needs. Each check gets `make(**arguments)`, which gives a learner with that memory, not trained yet"
+"""What every head does on every bank that has what it needs. Each check gets `make(**arguments)`, which gives a
+learner with that memory, not trained yet"""
 import copy, json, pickle, random, threading
 import pytest, torch
 from fastai.learner import load_learner
@@ -26,13 +27,17 @@ def comes_and_goes(make):
     learn,plain = make(),learner()
     net,own,x = learn.model,plain.model,learn.dls.valid.one_batch()[0]
     def hooks(model): return [(len(m._forward_hooks),len(m._forward_pre_hooks),set(vars(m))) for m in model.modules()]
-    assert list(memories(net))==['memory'] and learn.memories['memory'].head is memories(net)['memory'] and [*net.state_dict()]!=[*own.state_dict()]
+    assert list(memories(net))==['memory'] and learn.memories['memory'].head is memories(net)['memory'] and [
+        *net.state_dict()]!=[*own.state_dict()]
     head = learn.memory.detach()
-    assert isinstance(head, MemoryHead) and not memories(net) and [*net.state_dict()]==[*own.state_dict()] and hooks(net)==hooks(own)
+    assert isinstance(head,
+                      MemoryHead) and not memories(net) and [*net.state_dict()]==[*own.state_dict()] and hooks(
+                          net)==hooks(own)
     assert torch.equal(net.eval()(x), own.eval()(x)) and not learn.cbs.filter(lambda o: isinstance(o, MemoryCallback))
 
 def fills_its_bank(make):
-    "With what was trained on: its items, with their classes; columns have the memory's name in front, two at most are the head's own"
+    """With what was trained on: its items, with their classes; columns have the memory's name in front, two at
+    most are the head's own"""
     learn = trained(make, 2)
     bank,head = learn.memory.bank,learn.memory.head
     _,_,y,item,_,valid = bank.rows()
@@ -103,7 +108,8 @@ def mixes_its_loss(make):
             head,y = self.learn.memory.head,self.y
             own = head.loss(self.learn.batch_ids.step.seen(head).z, y)
             net = self.loss_func(self.pred, y)
-            self.got.append((float(self.loss_grad.detach()), float(net.detach()), None if own is None else float(own.detach())))
+            self.got.append((float(self.loss_grad.detach()), float(net.detach()),
+                             None if own is None else float(own.detach())))
     see = See()
     see.got = []
     trained(make, loss_weight=.25, cbs=[see])
@@ -132,13 +138,15 @@ def fits_what_it_chooses(make):
     for b in cb.head.buffers(recurse=False): b.fill_(.9)        # whatever was chosen before
     got = cb.fit()
     json.dumps(got); json.dumps(cb.head.chosen())
-    assert cb.head.chosen() and all(got[k]==pytest.approx(v) for k,v in cb.head.chosen().items() if k in got) and set(got)&set(cb.head.chosen())
+    assert cb.head.chosen() and all(got[k]==pytest.approx(v) for k,v in cb.head.chosen().items()
+                                    if k in got) and set(got)&set(cb.head.chosen())
     c = cb.collect(learn.dls.valid)
     with torch.no_grad(): mixed = cb.head.mixed(c.logits, c.z)
     n = torch.bincount(c.y, minlength=10)
     def nll(l): return sum(float(F.cross_entropy(l[c.y==i], c.y[c.y==i])) for i in range(10) if n[i])
     assert nll(mixed)<=nll(c.logits)+.35, 'the choice is worse than the network alone'
-    torch.testing.assert_close(mixed.softmax(1), preds(learn), rtol=1e-4, atol=1e-5)       # what evaluation mixes is what the model answers
+    # what evaluation mixes is what the model answers
+    torch.testing.assert_close(mixed.softmax(1), preds(learn), rtol=1e-4, atol=1e-5)
 
 def chooses_after_each_epoch(make):
     "What `fit` chooses is chosen on the validation set while training goes on"
@@ -158,12 +166,14 @@ def hides_own_rows(make):
     read = bank.read
     def spy(q, k=3, item=None, group=None, **kw):
         r = read(q, k, item, group, **kw)
-        if learn.model.training: seen.append((item, bank.items.flatten()[r.index.clamp(min=0)].masked_fill(r.index<0, -9)))
+        if learn.model.training:
+            seen.append((item, bank.items.flatten()[r.index.clamp(min=0)].masked_fill(r.index<0, -9)))
         return r
     bank.read = spy
     quietly(learn, learn.fit, 2, 1e-2)
     for item,found in seen: assert item is not None and len(item)==len(found) and not (found==item[:,None]).any()
-    assert seen or not learn.memory.head.trains or learn.memory.head.adds_rows, 'it reads in training, and nothing was read'
+    reads = learn.memory.head.trains and not learn.memory.head.adds_rows
+    assert seen or not reads, 'it reads in training, and nothing was read'
     del bank.read
     assert learn.memory.collect(learn.dls.train, memory=True, own=True).logits.isfinite().all()
     r = learn.recall(ds_idx=0)
@@ -238,7 +248,8 @@ def recalls(make):
     r = learn.recall(n=5)
     k = r.weight.shape[1]
     assert r.row_item.shape==r.similarity.shape==(5,k) and r.item.shape==(5,) and r.probs.shape==(5,10)
-    assert ((r.row_item==-1) | torch.isin(r.row_item, learn.memory.bank.items)).all() and ((r.weight>=0) & (r.weight<=1+1e-5)).all()
+    assert ((r.row_item==-1) | torch.isin(r.row_item,
+                                          learn.memory.bank.items)).all() and ((r.weight>=0) & (r.weight<=1+1e-5)).all()
     torch.testing.assert_close(r.probs, preds(learn)[:5], rtol=1e-5, atol=1e-6)
 
 def encoded_anew(make):
@@ -260,7 +271,8 @@ def beside_another(make):
     assert list(learn.memories)==['memory','other'] and {'memory_fill','other_fill'}<=set(learn.recorder.metric_names)
     one = trained(make)
     state = one.model.state_dict()
-    assert all(torch.equal(learn.model.state_dict()[k], v) for k,v in state.items())        # a memory that watches changes nothing
+    # a memory that watches changes nothing
+    assert all(torch.equal(learn.model.state_dict()[k], v) for k,v in state.items())
     assert any('other.bank' in k for k in learn.model.state_dict())
     learn.other.detach()
     state_equal(learn.model, one.model)
@@ -283,7 +295,9 @@ def config_is_the_signature(make, params, head):
         h = make(**{k:v}).memory.head
         cfg = h.config()
         if k in cfg: assert cfg[k]==v and json.loads(h.describe())[k]==v, (k, cfg[k], v)
-        else: assert torch.is_tensor(getattr(h, k)) and float(getattr(h, k))==pytest.approx(v), f'{k} is neither in the config nor in the state'
+        else:
+            assert torch.is_tensor(getattr(h, k)) and float(getattr(h,
+                k))==pytest.approx(v), f'{k} is neither in the config nor in the state'
         new = find('head', head)(copy.deepcopy(h.bank), **cfg)
         assert new.config()==cfg
 
@@ -292,6 +306,8 @@ def wrong_arguments_are_one_line(make, params):
         for v in (-1, 0, 'nonsense', float('nan'), [], 1.5):
             if k!='bank': refused_in_one_line(make, k, params[k], v)
 
-checks = {f.__name__:f for f in (comes_and_goes, fills_its_bank, is_nothing_while_empty, off_is_the_network, says_what_it_does, adds_rows_only_if_it_says_so, loss_is_a_number, mixes_its_loss,
-    parameters_are_trained, fits_what_it_chooses, chooses_after_each_epoch, hides_own_rows, saved_and_loaded, exported, resumed, two_threads, nothing_of_a_call_stays, recalls, encoded_anew, beside_another,
+checks = {f.__name__:f for f in (comes_and_goes, fills_its_bank, is_nothing_while_empty, off_is_the_network,
+                                 says_what_it_does, adds_rows_only_if_it_says_so, loss_is_a_number, mixes_its_loss,
+    parameters_are_trained, fits_what_it_chooses, chooses_after_each_epoch, hides_own_rows, saved_and_loaded, exported,
+    resumed, two_threads, nothing_of_a_call_stays, recalls, encoded_anew, beside_another,
     several_labels, config_is_the_signature, wrong_arguments_are_one_line)}

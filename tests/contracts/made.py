@@ -18,8 +18,10 @@ from memo.schema import accept
 
 DIM,CLASSES = 6,3
 # what an experiment would know, and what a test may choose; a part gets those that its signature has
-given = dict(n_classes=CLASSES, num_classes=CLASSES, n_out=CLASSES, c_in=1, in_chans=1, counts=torch.tensor([30,6,2]), seed=0, bs=8, arch='resnet18', pretrained=False,
-             size=16, capacity=8, policy='fifo', n_max=20, ratio=5, valid=5, test=5, val_bs=16, device='cpu', patients=60, draws=20, steps=20)
+given = dict(n_classes=CLASSES, num_classes=CLASSES, n_out=CLASSES, c_in=1, in_chans=1, counts=torch.tensor([30,6,2]),
+             seed=0, bs=8, arch='resnet18', pretrained=False,
+             size=16, capacity=8, policy='fifo', n_max=20, ratio=5, valid=5, test=5, val_bs=16, device='cpu',
+             patients=60, draws=20, steps=20)
 
 class StopAt(Callback):
     "Ctrl-C after `n` training batches"
@@ -41,7 +43,8 @@ def build(kind, name, **more):
 
 def values(p):
     "Values to try for an argument"
-    return [v for v in (2, 7, .25, .75, 40., True, False, 'cosine', 'euclidean', 'none', 'float16', 'literal', 'reservoir', 'a_text', [2,3]) if _accepts(p, v)]
+    return [v for v in (2, 7, .25, .75, 40., True, False, 'cosine', 'euclidean', 'none', 'float16', 'literal',
+                        'reservoir', 'a_text', [2,3]) if _accepts(p, v)]
 
 def _accepts(p, v):
     try: accept(v, p.type, 'argument')
@@ -84,7 +87,8 @@ def digits(multi=False, n=48, seed=0):
     "Loaders of real digits: 10 classes, or four properties of a digit"
     y = torch.stack([Y%2==0, Y>4, Y%3==0, Y==7], 1).float() if multi else Y
     vocab = list('abcd') if multi else list(range(10))
-    def mk(a, b, i, **kw): return TensorDL(dataset=TensorSet(X[a:b], y[a:b], torch.arange(a, b)+10**12, vocab, i), bs=16, **kw)
+    def mk(a, b, i, **kw):
+        return TensorDL(dataset=TensorSet(X[a:b], y[a:b], torch.arange(a, b)+10**12, vocab, i), bs=16, **kw)
     dls = DataLoaders(mk(0, n, 0, shuffle=True), mk(1000, 1032, 1), device='cpu')
     dls.train.rng = random.Random(seed)
     return dls
@@ -101,11 +105,14 @@ def learner(bank=None, head=None, multi=False, seed=0, path=None, cbs=(), **kwar
     set_seed(seed)
     dls = digits(multi, seed=seed)
     loss = nn.BCEWithLogitsLoss() if multi else CrossEntropyLossFlat()
-    learn = Learner(dls, Net(dls.c), loss_func=loss, opt_func=adamw, splitter=body_head_splitter, path=path or '.', cbs=list(cbs))
+    learn = Learner(dls, Net(dls.c), loss_func=loss, opt_func=adamw, splitter=body_head_splitter, path=path or '.',
+                    cbs=list(cbs))
     if bank is not None: learn.add_cb(MemoryCallback(bank, head=head, **kwargs))
     return learn
 
 def pairs():
     "Every head on every bank that has what it needs: (bank, head)"
-    def has(bank, head): return all(o in known('bank')[bank].facts['offers'] or hasattr(build('bank', bank), o) for o in find('head', head).needs)
+    def has(bank, head):
+        return all(o in known('bank')[bank].facts['offers'] or hasattr(build('bank', bank), o)
+                   for o in find('head', head).needs)
     return [(b,h) for b in parts('bank') for h in parts('head') if has(b, h)]

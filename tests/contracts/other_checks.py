@@ -1,4 +1,5 @@
-"What every loss, sampler, data set, model, metric, baseline, task and callback does; the first argument is the name of the part"
+"""What every loss, sampler, data set, model, metric, baseline, task and callback does; the first argument is the
+name of the part"""
 import inspect, json, math, pickle
 import pytest, torch
 from fastai.data.all import DataLoaders
@@ -40,7 +41,8 @@ def _takes_any(name, kind, make):
 def _kinds(name):
     "The labels that a loss, metric or baseline is for: by the task it names, else any it takes"
     t = known('loss').get(name) or known('metric').get(name)
-    return [t.facts['task']=='multilabel'] if t is not None and t.facts.get('task') in ('multiclass','multilabel') else [False]
+    return [t.facts['task']=='multilabel'] if t is not None and t.facts.get('task') in ('multiclass',
+        'multilabel') else [False]
 
 def loss_is_differentiable(name):
     def of(f):
@@ -82,8 +84,10 @@ def sampler_draws(name):
         was = torch.get_rng_state()
         xb,yb = next(iter(dls.train))
         idxs = list(dls.train.get_idxs())
-        assert len(xb)==8 and len(idxs)==dls.train.n and 0<=min(idxs) and max(idxs)<len(dls.train.dataset) and len(set(idxs))>1
-        again = [digits_lt(n_max=20, ratio=5, valid=5, test=5, size=8, bs=8, seed=o, sampling=s, device='cpu').train.get_idxs() for o in (0,0,1)]
+        assert len(xb)==8 and len(idxs)==dls.train.n and 0<=min(idxs) and max(idxs)<len(dls.train.dataset) and len(
+            set(idxs))>1
+        again = [digits_lt(n_max=20, ratio=5, valid=5, test=5, size=8, bs=8, seed=o, sampling=s,
+                           device='cpu').train.get_idxs() for o in (0,0,1)]
         assert list(again[0])==list(again[1])!=list(again[2])
         assert sorted(dls.train.new(shuffle=False, cls=TensorDL).get_idxs())==list(range(len(dls.train.dataset)))
     of(build('sampler', name))
@@ -109,7 +113,8 @@ def data_has_three_parts(name):
         x,y = dl.one_batch()
         assert x.dtype==torch.float32 or x.dtype==torch.uint8
         assert x.isfinite().all() and len(x)==len(y)<=16
-    for a,b in ((0,1),(0,2),(1,2)): assert not set(item_ids(dls[a]).tolist()) & set(item_ids(dls[b]).tolist()), 'an item is in two parts'
+    for a,b in ((0,1),(0,2),(1,2)):
+        assert not set(item_ids(dls[a]).tolist()) & set(item_ids(dls[b]).tolist()), 'an item is in two parts'
 
 def data_suits_its_task(name):
     "That it names, or that its labels mean"
@@ -122,7 +127,9 @@ def data_is_repeatable(name):
     "The same seed, the same batches; ids say the same in another process's set; another seed is another order"
     a,b,c = loaders(name),loaders(name),loaders(name, seed=1)
     for i in range(3):
-        assert torch.equal(item_ids(a[i]), item_ids(b[i])) and len(item_ids(a[i]).unique())==len(item_ids(a[i])) and (item_ids(a[i])>=0).all()
+        assert torch.equal(item_ids(a[i]),
+                           item_ids(b[i])) and len(item_ids(a[i]).unique())==len(item_ids(a[i])) and (
+                               item_ids(a[i])>=0).all()
     assert torch.equal(next(iter(a.train))[1], next(iter(b.train))[1])
     set_seed(0); x = next(iter(loaders(name).valid))[0]
     set_seed(1); assert torch.equal(x, next(iter(loaders(name).valid))[0]), 'validation is augmented'
@@ -130,7 +137,9 @@ def data_is_repeatable(name):
 
 def data_takes_samplers(name):
     dls = loaders(name)
-    if 'sampling' not in takes('data', name) or task_of(dls, known('data')[name].facts.get('task')).suits(torch.zeros(2, 3)): return
+    if 'sampling' not in takes('data', name) or task_of(dls,
+                                                        known('data')[name].facts.get('task')).suits(torch.zeros(2,
+                                                            3)): return
     cls,kw = loader_for(build('sampler', 'balanced'))
     assert type(loaders(name, sampling=(cls,kw)).train) is cls
 
@@ -139,9 +148,12 @@ def data_is_trained_on(name, tmp_path):
     dls = loaders(name)
     multi = task_of(dls, known('data')[name].facts.get('task')).suits(torch.zeros(2, 3))
     width = dls.one_batch()[0][0].numel()
-    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(width, dls.c)), loss_func=nn.BCEWithLogitsLoss() if multi else CrossEntropyLossFlat(), cbs=MemoryCallback(SlotBank(16, policy='fifo'), head=None))
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(width, dls.c)),
+                    loss_func=nn.BCEWithLogitsLoss() if multi else CrossEntropyLossFlat(),
+                    cbs=MemoryCallback(SlotBank(16, policy='fifo'), head=None))
     quietly(learn, learn.fit, 1, 1e-3)
-    assert torch.isin(learn.memory.bank.items[:len(learn.memory.bank)], item_ids(dls.train)).all() and len(learn.memory.bank)==16
+    assert torch.isin(learn.memory.bank.items[:len(learn.memory.bank)],
+                      item_ids(dls.train)).all() and len(learn.memory.bank)==16
 
 # models
 
@@ -166,7 +178,8 @@ def model_takes_a_memory(name):
     m = build('model', name, n_classes=10, n_out=10, num_classes=10)
     big = sum(p.numel() for p in m.parameters())>1e6
     dls = digits_lt(n_max=8, ratio=2, valid=2, test=2, size=64 if big else 16, bs=8, device='cpu')
-    learn = Learner(dls, m, loss_func=CrossEntropyLossFlat(), splitter=body_head_splitter, cbs=MemoryCallback(SlotBank(16, policy='fifo'), head='add'))
+    learn = Learner(dls, m, loss_func=CrossEntropyLossFlat(), splitter=body_head_splitter,
+                    cbs=MemoryCallback(SlotBank(16, policy='fifo'), head='add'))
     learn.freeze()
     class Short(Callback):
         def after_batch(self):
@@ -195,29 +208,36 @@ def metric_measures(name):
             assert isinstance(m, Metric)
     learn = learner(multi=multi)
     from memo.evaluation.tasks import progress
-    learn.metrics = L(progress(task_of(dls), dls, [Section('metric', name, {k:p.default for k,p in known('metric')[name].keys.items()})]))
+    learn.metrics = L(progress(task_of(dls), dls,
+                               [Section('metric', name, {k:p.default for k,p in known('metric')[name].keys.items()})]))
     quietly(learn, learn.fit, 1, 1e-3)
     assert set(ms)<=set(learn.recorder.metric_names)
 
 def metric_is_exported(name, tmp_path):
     multi, = _kinds(name)
     learn = learner(multi=multi)
-    learn.metrics = L(own_metrics(Section('metric', name, {k:p.default for k,p in known('metric')[name].keys.items()}), learn.dls).values())
+    learn.metrics = L(own_metrics(Section('metric', name, {k:p.default for k,p in known('metric')[name].keys.items()}),
+                                  learn.dls).values())
     learn.export(tmp_path/'e.pkl')
     assert len(load_learner(tmp_path/'e.pkl').metrics)==len(learn.metrics)
 
 # baselines
 
 def experiment(**kw):
-    return from_dict(dict(name='x', seeds=[0], data=dict(name='digits_lt', n_max=20, ratio=5, valid=5, test=5, size=8), memory=dict(bank='ClassBank', capacity=4, head='watch'), train=dict(epochs=1, bs=8), **kw), 'test')
+    return from_dict(dict(name='x', seeds=[0], data=dict(name='digits_lt', n_max=20, ratio=5, valid=5, test=5, size=8),
+                          memory=dict(bank='ClassBank', capacity=4, head='watch'), train=dict(epochs=1, bs=8), **kw),
+                          'test')
 
 def some_baseline(name):
     p = known('baseline')[name]
-    return find('baseline', name)(**{k:o.default for k,o in p.keys.items() if o.default is not required} | ({'steps':5} if 'steps' in p.params else {}))
+    return find('baseline', name)(**{k:o.default for k,o in p.keys.items() if o.default is not required} | ({'steps':5}
+        if 'steps' in p.params else {}))
 
 def baseline_is_one(name):
     b = some_baseline(name)
-    assert isinstance(b, Baseline) and b.works_on in (None,'outputs','features') and (b.title is None or b.title.strip()) and set(b.needs)<={'train','valid'}
+    assert isinstance(b, Baseline) and b.works_on in (None,'outputs',
+                                                      'features') and (b.title is None
+                                                          or b.title.strip()) and set(b.needs)<={'train','valid'}
 
 def baseline_checks_in_one_line(name):
     for mem in (dict(bank='ClassBank', head='watch'), dict(bank='SlotBank', head='add'), None):
@@ -253,7 +273,10 @@ def baseline_works_on_what_it_says(name):
 # tasks
 
 def _task_data(name):
-    for o in (digits(), digits(True), *(build('data', n) for n,p in known('data').items() if p.facts.get('task') in (name, f"{known('task')[name].module}.{known('task')[name].symbol}") and p.module.split('.')[0]!='memo')):
+    for o in (digits(), digits(True),
+              *(build('data', n) for n,p in known('data').items()
+                if p.facts.get('task') in (name, f"{known('task')[name].module}.{known('task')[name].symbol}")
+                and p.module.split('.')[0]!='memo')):
         t = find('task', name)()
         if t.suits(o.train_ds.y): return o,task_of(o, name)
     raise AssertionError(f'no data here suits {name}')
@@ -268,7 +291,8 @@ def task_scores(name):
     d = t.details(p, y, with_third(dls))
     assert isinstance(d, dict)
     df = t.predictions(dict(plain=p, memory=p), y, with_third(dls), torch.arange(len(y)))
-    assert len(df)==len(y) and 'item' in df.columns and any('plain' in c for c in df.columns) and any('memory' in c for c in df.columns)
+    assert len(df)==len(y) and 'item' in df.columns and any('plain' in c for c in df.columns) and any('memory' in c
+        for c in df.columns)
 
 def with_third(dls):
     res = DataLoaders(*dls.loaders[:2], dls.valid, device='cpu')
@@ -281,13 +305,16 @@ def task_is_trained(name):
     loss = part('task', name).facts.get('loss')
     assert loss is None or loss in known('loss')
     multi = dls.train_ds.y.ndim==2
-    learn = Learner(dls, Net(dls.c), loss_func=build('loss', loss) if loss else CrossEntropyLossFlat(), metrics=t.metrics(dls), cbs=MemoryCallback(SlotBank(16, policy='fifo'), head='vote'))
+    learn = Learner(dls, Net(dls.c), loss_func=build('loss', loss) if loss else CrossEntropyLossFlat(),
+                    metrics=t.metrics(dls), cbs=MemoryCallback(SlotBank(16, policy='fifo'), head='vote'))
     quietly(learn, learn.fit, 1, 1e-3)
-    assert len(learn.recorder.metric_names)>=3+len(t.metrics(dls)) and all(v is None or math.isfinite(float(v)) for v in learn.recorder.values[-1][:2])
+    assert len(learn.recorder.metric_names)>=3+len(t.metrics(dls)) and all(v is None or math.isfinite(float(v))
+        for v in learn.recorder.values[-1][:2])
 
 def task_suits_one_kind(name):
     t = find('task', name)()
-    assert not t.suits(torch.randn(4)) and not t.suits(torch.randn(4, 1)) and sum(t.suits(y) for y in (torch.tensor([0,1]), torch.ones(2, 3)))==1
+    assert not t.suits(torch.randn(4)) and not t.suits(torch.randn(4, 1)) and sum(t.suits(y)
+        for y in (torch.tensor([0,1]), torch.ones(2, 3)))==1
 
 # callbacks
 
@@ -322,9 +349,16 @@ def callback_leaves_the_network_alone(name, tmp_path):
     assert not learn.cbs.filter(lambda o: o is cb)
 
 checks = {}
-for _k,_fs in dict(loss=(loss_is_differentiable, loss_is_pickled, loss_says_probabilities), sampler=(sampler_draws, sampler_is_pickled),
-        data=(data_has_three_parts, data_suits_its_task, data_is_repeatable, data_takes_samplers, data_is_trained_on), model=(model_answers, model_takes_a_memory),
-        metric=(metric_measures, metric_is_exported), baseline=(baseline_is_one, baseline_checks_in_one_line, baseline_of_its_own_is_an_override, baseline_works_on_what_it_says),
-        task=(task_scores, task_is_trained, task_suits_one_kind), callback=(callback_is_used, callback_leaves_the_network_alone)).items(): checks[_k] = {f.__name__:f for f in _fs}
+for _k,_fs in dict(loss=(loss_is_differentiable, loss_is_pickled, loss_says_probabilities),
+                   sampler=(sampler_draws, sampler_is_pickled),
+        data=(data_has_three_parts, data_suits_its_task, data_is_repeatable, data_takes_samplers, data_is_trained_on),
+        model=(model_answers, model_takes_a_memory),
+        metric=(metric_measures, metric_is_exported),
+        baseline=(baseline_is_one, baseline_checks_in_one_line, baseline_of_its_own_is_an_override,
+                  baseline_works_on_what_it_says),
+        task=(task_scores, task_is_trained, task_suits_one_kind),
+        callback=(callback_is_used, callback_leaves_the_network_alone)).items(): checks[_k] = {f.__name__:f
+            for f in _fs}
 
-def run(check, name, tmp_path): return check(name, **dict(tmp_path=tmp_path) if 'tmp_path' in inspect.signature(check).parameters else {})
+def run(check, name, tmp_path):
+    return check(name, **dict(tmp_path=tmp_path) if 'tmp_path' in inspect.signature(check).parameters else {})

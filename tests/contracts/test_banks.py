@@ -19,7 +19,8 @@ def _names(t): return [o for m in getattr(t, '__metadata__', ()) if not hasattr(
 def run(check, name, kw, tmp_path):
     def make(**more): return build('bank', name, **{**kw, **more})
     asks = inspect.signature(check).parameters
-    return check(make, **dict(params=takes('bank', name)) if 'params' in asks else {}, **dict(tmp_path=tmp_path) if 'tmp_path' in asks else {})
+    return check(make, **dict(params=takes('bank', name)) if 'params' in asks else {},
+                 **dict(tmp_path=tmp_path) if 'tmp_path' in asks else {})
 
 every = [(n,kw) for n,kw in variants()]
 named = [f"{n}{''.join(f'-{v}' for v in kw.values())}" for n,kw in every]

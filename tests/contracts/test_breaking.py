@@ -53,7 +53,8 @@ def draws_global_numbers(was):
     def write(self, x, *args, **kwargs): return was(self, x+.01*torch.rand(len(x), 1), *args, **kwargs)
     return write
 def forgets_items(was): return lambda self, x, y=None, logits=None, item=None, group=None: was(self, x, y, logits)
-def forgets_groups(was): return lambda self, x, y=None, logits=None, item=None, group=None: was(self, x, y, logits, item)
+def forgets_groups(was):
+    return lambda self, x, y=None, logits=None, item=None, group=None: was(self, x, y, logits, item)
 def takes_nan(was): return lambda self, x, *args, **kwargs: was(self, torch.nan_to_num(x), *args, **kwargs)
 def finds_itself(was): return lambda self, q, k=3, item=None, group=None, **kw: was(self, q, k, None, group, **kw)
 def finds_its_group(was): return lambda self, q, k=3, item=None, group=None, **kw: was(self, q, k, item, None, **kw)
@@ -62,9 +63,12 @@ def next_row(was):
         r = was(self, *args, **kwargs)
         return r._replace(index=torch.where(r.index>=0, (r.index+1)%max(1, len(self)), -1))
     return read
-def constant_value(was): return lambda self, *args, **kwargs: (r := was(self, *args, **kwargs))._replace(value=r.value.detach()*0)
-def no_gradient(was): return lambda self, *args, **kwargs: (r := was(self, *args, **kwargs))._replace(value=r.value.detach())
-def always_class_0(was): return lambda self, q, *args, **kwargs: (torch.zeros(len(q), dtype=torch.long), torch.ones(len(q)))
+def constant_value(was):
+    return lambda self, *args, **kwargs: (r := was(self, *args, **kwargs))._replace(value=r.value.detach()*0)
+def no_gradient(was):
+    return lambda self, *args, **kwargs: (r := was(self, *args, **kwargs))._replace(value=r.value.detach())
+def always_class_0(was):
+    return lambda self, q, *args, **kwargs: (torch.zeros(len(q), dtype=torch.long), torch.ones(len(q)))
 def other_order(was):
     def rows(self):
         f,*rest = was(self)
@@ -89,12 +93,24 @@ def changed_by_looking(was):
         return was(self, *args, **kwargs)
     return read
 
-by_each = [(slots_are_positions,'write'), (stores_nothing,'write'), (counts_outside,'write'), (makes_new_buffers,'write'), (draws_global_numbers,'write'), (forgets_items,'write'), (forgets_groups,'write'), (takes_nan,'write'), (other_order,'rows'), (one,'capacity_rows')]
-by_all = [(finds_itself,'read'), (finds_its_group,'read'), (next_row,'read'), (constant_value,'read'), (no_gradient,'read'), (changed_by_looking,'read'), (always_class_0,'classify'), (only_the_count,'reset'), (of_an_empty_one,'save'), (without_rows,'load'), (tensors,'stats'), (zeros,'class_counts'), (empty,'config')]
-bank_cases = [breaks(c, n, f, f.__name__) for c in (SlotBank,ClassBank,toys.bank.Ring) for f,n in by_each] + [breaks(Bank, n, f, f.__name__) for f,n in by_all] + [breaks(Described, '_apply', half)]
-bank_cases += [breaks(c, n, lambda was: nothing, 'nothing') for c in (SlotBank,ClassBank,toys.bank.Ring) for n in ('write','rows')]
-bank_cases += [breaks(Bank, n, lambda was: nothing, 'nothing') for n in 'read classify reset stats save rekey class_counts config header describe prepare __len__ __repr__'.split() if n!='__repr__']
-bank_cases += [breaks(Bank, 'load', lambda was: staticmethod(nothing), 'nothing'), breaks(Described, '_load_from_state_dict', lambda was: nn.Module._load_from_state_dict), breaks(ClassBank, 'replace_rows', lambda was: nothing, 'nothing'), breaks(SlotBank, 'match', lambda was: lambda self, item: torch.full_like(item, -1))]
+by_each = [(slots_are_positions,'write'), (stores_nothing,'write'), (counts_outside,'write'),
+           (makes_new_buffers,'write'), (draws_global_numbers,'write'), (forgets_items,'write'),
+           (forgets_groups,'write'), (takes_nan,'write'), (other_order,'rows'), (one,'capacity_rows')]
+by_all = [(finds_itself,'read'), (finds_its_group,'read'), (next_row,'read'), (constant_value,'read'),
+          (no_gradient,'read'), (changed_by_looking,'read'), (always_class_0,'classify'), (only_the_count,'reset'),
+          (of_an_empty_one,'save'), (without_rows,'load'), (tensors,'stats'), (zeros,'class_counts'), (empty,'config')]
+bank_cases = [breaks(c, n, f, f.__name__) for c in (SlotBank,ClassBank,toys.bank.Ring)
+              for f,n in by_each] + [breaks(Bank, n, f, f.__name__)
+                                     for f,n in by_all] + [breaks(Described, '_apply', half)]
+bank_cases += [breaks(c, n, lambda was: nothing, 'nothing') for c in (SlotBank,ClassBank,toys.bank.Ring)
+               for n in ('write','rows')]
+bank_cases += [breaks(Bank, n, lambda was: nothing, 'nothing')
+               for n in ('read','classify','reset','stats','save','rekey','class_counts','config','header','describe',
+                         'prepare','__len__')]
+bank_cases += [breaks(Bank, 'load', lambda was: staticmethod(nothing), 'nothing'),
+               breaks(Described, '_load_from_state_dict', lambda was: nn.Module._load_from_state_dict),
+               breaks(ClassBank, 'replace_rows', lambda was: nothing, 'nothing'),
+               breaks(SlotBank, 'match', lambda was: lambda self, item: torch.full_like(item, -1))]
 
 def _of(cls):
     "Parts to try it on: those of that class"
@@ -144,16 +160,29 @@ def not_built(was): return lambda self, dim, n_classes: setattr(self, 'second', 
 def any_labels(was): return lambda self, y: None
 def constant(was): return lambda self, z, item=None, group=None: was(self, torch.zeros_like(z))
 
-head_cases = [breaks(RetrievalHead, 'fuse', plus_one), breaks(RetrievalHead, 'fuse', answers_for_others, 'shared'), breaks(RetrievalHead, 'fuse', lambda was: lambda self, x, z: x, 'same'), breaks(RetrievalHead, 'fuse', lambda was: nothing, 'nothing'),
-    breaks(MemoryHead, 'fuse', plus_one), breaks(MemoryHead, 'own', on_itself), breaks(MemoryHead, 'off', stays_on), breaks(MemoryHead, 'forward', keeps_features), breaks(MemoryHead, 'columns', three),
-    breaks(MemoryHead, 'config', empty), breaks(MemoryHead, 'loss', not_a_number), breaks(MemoryHead, 'recall', lambda was: nothing, 'nothing'),
-    *[breaks(c, k, flipped, 'flipped') for c,k in ((RetrievalHead,'trains'),(ReplayHead,'adds_rows'),(ReplayHead,'trains'),(MixHead,'mixes'),(MemoryHead,'mixes'),(MemoryHead,'trains'),(MemoryHead,'adds_rows'),(toys.head.MyHead,'mixes'))],
+head_cases = [breaks(RetrievalHead, 'fuse', plus_one), breaks(RetrievalHead, 'fuse', answers_for_others, 'shared'),
+              breaks(RetrievalHead, 'fuse', lambda was: lambda self, x, z: x, 'same'),
+              breaks(RetrievalHead, 'fuse', lambda was: nothing, 'nothing'),
+    breaks(MemoryHead, 'fuse', plus_one), breaks(MemoryHead, 'own', on_itself), breaks(MemoryHead, 'off', stays_on),
+    breaks(MemoryHead, 'forward', keeps_features), breaks(MemoryHead, 'columns', three),
+    breaks(MemoryHead, 'config', empty), breaks(MemoryHead, 'loss', not_a_number),
+    breaks(MemoryHead, 'recall', lambda was: nothing, 'nothing'),
+    *[breaks(c, k, flipped, 'flipped')
+      for c,k in ((RetrievalHead,'trains'),(ReplayHead,'adds_rows'),(ReplayHead,'trains'),(MixHead,'mixes'),
+                  (MemoryHead,'mixes'),(MemoryHead,'trains'),(MemoryHead,'adds_rows'),(toys.head.MyHead,'mixes'))],
     *[breaks(c, 'needs', none_needed) for c in (ReplayHead,PrototypeHead)],
     breaks(ReplayHead, 'fuse', lambda was: MemoryHead.fuse, 'watches'), breaks(MixHead, 'check_labels', any_labels),
-    breaks(MixHead, 'answer', of_nan), breaks(MixHead, 'answer', same), breaks(MixHead, 'answer', lambda was: nothing, 'nothing'), breaks(MixHead, 'mixed', unmixed), breaks(MixHead, 'fit', chooses_nothing), breaks(MixHead, 'chosen', empty),
-    breaks(MixHead, 'refit', chooses_nothing), breaks(VoteHead, 'refit', chooses_nothing), breaks(VoteHead, 'columns', three), breaks(VoteHead, 'hits', lambda was: lambda self, seen, y: torch.full((len(y),), 2.)), breaks(VoteHead, 'recall', constant),
+    breaks(MixHead, 'answer', of_nan), breaks(MixHead, 'answer', same),
+    breaks(MixHead, 'answer', lambda was: nothing, 'nothing'), breaks(MixHead, 'mixed', unmixed),
+    breaks(MixHead, 'fit', chooses_nothing), breaks(MixHead, 'chosen', empty),
+    breaks(MixHead, 'refit', chooses_nothing), breaks(VoteHead, 'refit', chooses_nothing),
+    breaks(VoteHead, 'columns', three),
+    breaks(VoteHead, 'hits', lambda was: lambda self, seen, y: torch.full((len(y),), 2.)),
+    breaks(VoteHead, 'recall', constant),
     breaks(LDAHead, 'rekeyed', lambda was: nothing, 'nothing'),
-    breaks(toys.head.MyHead, 'build', not_built), breaks(toys.head.MyHead, 'loss', detached), breaks(toys.head.MyHead, 'loss', not_a_number, 'float'), breaks(toys.head.MyHead, 'fit', chooses_nothing), breaks(toys.head.MyHead, 'answer', same)]
+    breaks(toys.head.MyHead, 'build', not_built), breaks(toys.head.MyHead, 'loss', detached),
+    breaks(toys.head.MyHead, 'loss', not_a_number, 'float'), breaks(toys.head.MyHead, 'fit', chooses_nothing),
+    breaks(toys.head.MyHead, 'answer', same)]
 
 def _heads_of(cls):
     from memo.registry import find
@@ -173,33 +202,58 @@ def test_a_broken_head_is_noticed(cls, name, f, monkeypatch, tmp_path):
             for h in {h for _,h in ps}: test_heads.test_a_bank_that_lacks_what_it_needs('SlotBank', h)
         except (Exception, pytest.fail.Exception): return True
         return False
-    def found(o): return caught(head_checks.checks, lambda check, d: test_heads.run(check, *o, d), _made(tmp_path/'-'.join(o)))
+    def found(o):
+        return caught(head_checks.checks, lambda check, d: test_heads.run(check, *o, d), _made(tmp_path/'-'.join(o)))
     assert any(map(found, ps)) or lacking(), f'{cls.__name__}.{name} is broken, and no check says so'
 
 # the others, on the toys
 
 def returns(v): return lambda was: lambda *args, **kwargs: v
-other_cases = [('loss','toy_smooth',toys.loss.MyLoss,n,f) for n,f in (('forward',returns(None)), ('forward',lambda was: lambda self, x, y: was(self, x, y).detach()), ('forward',lambda was: lambda self, x, y: -was(self, x, y)),
-        ('activation',lambda was: lambda self, x: x), ('decodes',lambda was: lambda self, x: x), ('__reduce__',lambda was: lambda self: 1/0))]
-other_cases += [('sampler','toy_repeated',toys.sampler.Repeated,n,f) for n,f in (('get_idxs',lambda was: lambda self: [0]*self.n), ('get_idxs',lambda was: lambda self: was(self)[:3]), ('get_idxs',lambda was: lambda self: list(range(self.n))))]
-other_cases += [('model','toy_mlp',toys.model.MyModel,'forward',f) for f in (returns(None), lambda was: lambda self, x: was(self, x)[:,:-1], lambda was: lambda self, x: was(self, x)*float('nan'))]
-other_cases += [('baseline','toy_no_decay',toys.baseline.NoDecay,'overrides',f) for f in (returns({}), returns({'train.nonsense':1}), returns({'train.epochs':-1}))]
-other_cases += [('baseline','toy_cooler',toys.baseline.Cooler,n,f) for n,f in (('fit',returns((lambda l: l*float('nan'),{}))), ('fit',returns((lambda l: -l,{}))), ('fit',returns((lambda l: l[:,:3],{}))), ('works_on',lambda was: 'magic'),
+other_cases = [('loss','toy_smooth',toys.loss.MyLoss,n,f)
+               for n,f in (('forward',returns(None)),
+                           ('forward',lambda was: lambda self, x, y: was(self, x, y).detach()),
+                           ('forward',lambda was: lambda self, x, y: -was(self, x, y)),
+        ('activation',lambda was: lambda self, x: x), ('decodes',lambda was: lambda self, x: x),
+        ('__reduce__',lambda was: lambda self: 1/0))]
+other_cases += [('sampler','toy_repeated',toys.sampler.Repeated,n,f)
+                for n,f in (('get_idxs',lambda was: lambda self: [0]*self.n),
+                            ('get_idxs',lambda was: lambda self: was(self)[:3]),
+                            ('get_idxs',lambda was: lambda self: list(range(self.n))))]
+other_cases += [('model','toy_mlp',toys.model.MyModel,'forward',f)
+                for f in (returns(None), lambda was: lambda self, x: was(self, x)[:,:-1], lambda was: lambda self,
+                          x: was(self, x)*float('nan'))]
+other_cases += [('baseline','toy_no_decay',toys.baseline.NoDecay,'overrides',f)
+                for f in (returns({}), returns({'train.nonsense':1}), returns({'train.epochs':-1}))]
+other_cases += [('baseline','toy_cooler',toys.baseline.Cooler,n,f)
+                for n,f in (('fit',returns((lambda l: l*float('nan'),{}))), ('fit',returns((lambda l: -l,{}))),
+                            ('fit',returns((lambda l: l[:,:3],{}))), ('works_on',lambda was: 'magic'),
         ('fit',lambda was: lambda self, train, valid, dls: ((lambda l: l), dict(x=torch.tensor(1.)))))]
-other_cases += [('task','toy_parity',toys.task.MyTask,n,f) for n,f in (('suits',returns(True)), ('suits',returns(False)), ('scores',lambda was: lambda self, *a: {k:v for k,v in was(self, *a).items() if k!='first'}),
-        ('scores',lambda was: lambda self, *a: {**was(self, *a), 'first':torch.tensor(1.)}), ('predictions',lambda was: lambda self, *a: was(self, *a)[:3]), ('activation',lambda was: lambda self, l: l), ('metrics',returns(None)))]
-other_cases += [('callback','toy_counter',toys.callback.MyCallback,n,f) for n,f in (('after_batch',lambda was: lambda self: 1/0), ('__getstate__',lambda was: lambda self: 1/0))]
+other_cases += [('task','toy_parity',toys.task.MyTask,n,f)
+                for n,f in (('suits',returns(True)), ('suits',returns(False)),
+                            ('scores',lambda was: lambda self,
+                             *a: {k:v for k,v in was(self, *a).items() if k!='first'}),
+        ('scores',lambda was: lambda self, *a: {**was(self, *a), 'first':torch.tensor(1.)}),
+        ('predictions',lambda was: lambda self, *a: was(self, *a)[:3]), ('activation',lambda was: lambda self, l: l),
+        ('metrics',returns(None)))]
+other_cases += [('callback','toy_counter',toys.callback.MyCallback,n,f)
+                for n,f in (('after_batch',lambda was: lambda self: 1/0),
+                            ('__getstate__',lambda was: lambda self: 1/0))]
 
 def _lambda(was): return was
 
-@pytest.mark.parametrize('kind,part,cls,name,f', other_cases, ids=[f'{c.__name__}.{n}-{i}' for i,(_,_,c,n,_) in enumerate(other_cases)])
+@pytest.mark.parametrize('kind,part,cls,name,f', other_cases,
+                         ids=[f'{c.__name__}.{n}-{i}' for i,(_,_,c,n,_) in enumerate(other_cases)])
 def test_another_broken_part_is_noticed(kind, part, cls, name, f, monkeypatch, tmp_path):
     monkeypatch.setattr(cls, name, f(getattr(cls, name, None)), raising=False)
-    assert caught(other_checks.checks[kind], lambda check, d: other_checks.run(check, part, d), tmp_path), f'{cls.__name__}.{name} is broken, and no check says so'
+    assert caught(other_checks.checks[kind], lambda check, d: other_checks.run(check, part, d),
+                  tmp_path), f'{cls.__name__}.{name} is broken, and no check says so'
 
 def _whole_data(**kw): return toys.data.my_data(**kw)
-data_cases = dict(two_parts=lambda dls: dls.loaders.pop(), same_items=lambda dls: setattr(dls.valid.dataset, 'items', dls.train.dataset.items[:32]), no_order=lambda dls: setattr(dls.train, 'shuffle', False),
-    floats=lambda dls: setattr(dls.train.dataset, 'y', dls.train.dataset.y.float()), nan=lambda dls: setattr(dls.valid.dataset, 'x', dls.valid.dataset.x.float()*float('nan')))
+data_cases = dict(two_parts=lambda dls: dls.loaders.pop(),
+                  same_items=lambda dls: setattr(dls.valid.dataset, 'items', dls.train.dataset.items[:32]),
+                  no_order=lambda dls: setattr(dls.train, 'shuffle', False),
+    floats=lambda dls: setattr(dls.train.dataset, 'y', dls.train.dataset.y.float()),
+    nan=lambda dls: setattr(dls.valid.dataset, 'x', dls.valid.dataset.x.float()*float('nan')))
 
 @pytest.mark.parametrize('how', data_cases.values(), ids=data_cases)
 def test_a_broken_data_set_is_noticed(how, monkeypatch, tmp_path):
@@ -216,7 +270,11 @@ def test_a_broken_data_set_is_noticed(how, monkeypatch, tmp_path):
 
 def test_nothing_is_broken(tmp_path):
     "What is whole passes, with the same runner"
-    assert caught(bank_checks.checks, lambda check, d: test_banks.run(check, 'SlotBank', {}, d), _made(tmp_path/'bank')) is None
-    assert caught(other_checks.checks['loss'], lambda check, d: other_checks.run(check, 'toy_smooth', d), _made(tmp_path/'loss')) is None
-    assert caught(other_checks.checks['data'], lambda check, d: other_checks.run(check, 'toy_parity', d), _made(tmp_path/'data')) is None
-    assert caught(head_checks.checks, lambda check, d: test_heads.run(check, 'SlotBank', 'toy_second', d), _made(tmp_path/'head')) is None
+    assert caught(bank_checks.checks, lambda check, d: test_banks.run(check, 'SlotBank', {}, d),
+                  _made(tmp_path/'bank')) is None
+    assert caught(other_checks.checks['loss'], lambda check, d: other_checks.run(check, 'toy_smooth', d),
+                  _made(tmp_path/'loss')) is None
+    assert caught(other_checks.checks['data'], lambda check, d: other_checks.run(check, 'toy_parity', d),
+                  _made(tmp_path/'data')) is None
+    assert caught(head_checks.checks, lambda check, d: test_heads.run(check, 'SlotBank', 'toy_second', d),
+                  _made(tmp_path/'head')) is None

@@ -12,7 +12,8 @@ def run(check, bank, head, tmp_path):
         own = {k:kw.pop(k) for k in [*kw] if k in ('multi','seed','cbs')}
         return learner(build('bank', bank, n_classes=4 if own.get('multi') else 10), head, **own, **kw)
     asks = inspect.signature(check).parameters
-    return check(make, **{k:v for k,v in dict(params=takes('head', head), head=head, tmp_path=tmp_path).items() if k in asks})
+    return check(make, **{k:v for k,v in dict(params=takes('head', head), head=head, tmp_path=tmp_path).items()
+                          if k in asks})
 
 @pytest.mark.parametrize('bank,head,check', grid(rows=[(*o, c) for o in pairs() for c in checks.values()]))
 def test_head(bank, head, check, tmp_path): run(check, bank, head, tmp_path)
@@ -30,5 +31,6 @@ def test_a_bank_that_lacks_what_it_needs(bank, head):
     quietly(learn, learn.fit, 1, 1e-2)
 
 def test_there_is_something_to_try():
-    assert {('SlotBank','vote'),('ClassBank','lda'),('ClassBank','replay'),('MyBank','toy_second'),('toy_ring','add'),('ClassBank','toy_second')}<=set(pairs())
+    assert {('SlotBank','vote'),('ClassBank','lda'),('ClassBank','replay'),('MyBank','toy_second'),('toy_ring','add'),
+            ('ClassBank','toy_second')}<=set(pairs())
     assert ('SlotBank','lda') not in pairs() and known('head')['toy_second'].module.startswith('toys')

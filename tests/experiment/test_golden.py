@@ -37,17 +37,20 @@ def test_the_quickstarts_table(golden, quick, form):
     "Labels, order, differences, numbers: the same bytes, from files of then and from rows as data"
     if form=='of now':
         new_form(quick)
-        assert all('rows' in json.loads(p.read_text()) and 'methods' not in json.loads(p.read_text()) for p in quick.rglob('metrics.json'))
+        assert all('rows' in json.loads(p.read_text()) and 'methods' not in json.loads(p.read_text())
+                   for p in quick.rglob('metrics.json'))
     cfg = run_config(quick)
     ex.write_results(cfg, quick)
     for f in ('results.md','results.csv'): assert (quick/f).read_bytes()==(golden/'quickstart'/f).read_bytes(), f
 
 def test_its_rows(quick):
     cfg = run_config(quick)
-    assert [(t.name,t.folder.name) for t in trainings(cfg, quick)]==[(n,f) for s in range(3) for n,f in (('','quickstart' if s==0 else f'seed_{s}'), ('balanced_sampling',f'balanced_sampling_seed_{s}'))]
+    assert [(t.name,t.folder.name) for t in trainings(cfg, quick)]==[(n,f) for s in range(3)
+        for n,f in (('','quickstart' if s==0 else f'seed_{s}'), ('balanced_sampling',f'balanced_sampling_seed_{s}'))]
     new_form(quick)
     m = json.loads((quick/'balanced_sampling_seed_1/metrics.json').read_text())
-    assert [(r['training'],r['method'],r['memory']) for r in m['rows']]==[('balanced_sampling','',[]), ('balanced_sampling','',['memory'])] and m['remedies']==['balanced_sampling']
+    assert [(r['training'],r['method'],r['memory']) for r in m['rows']]==[('balanced_sampling','',[]),
+        ('balanced_sampling','',['memory'])] and m['remedies']==['balanced_sampling']
     assert 0<m['rows'][1]['chosen']['weight']<1
 
 def test_a_row_that_nobody_knows_is_told(quick):
@@ -60,7 +63,9 @@ def test_a_row_that_nobody_knows_is_told(quick):
 
 # run folders
 
-def rows_of_table(text): return [o.split('|')[1].strip() for o in text.splitlines() if o.startswith('| ') and not o.startswith(('| method','| ---'))]
+def rows_of_table(text):
+    return [o.split('|')[1].strip() for o in text.splitlines() if o.startswith('| ')
+            and not o.startswith(('| method','| ---'))]
 
 @pytest.mark.parametrize('name', ['whole','rivals','watch','replay','lda','none'])
 def test_evaluated_again(runs, name, tmp_path):

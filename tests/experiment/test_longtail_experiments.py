@@ -38,7 +38,8 @@ def entries(folder):
 def scores(folder): return {k:r['scores'] for k,r in entries(folder).items()}
 
 # YAML
-def test_there_are_the_experiments(): assert len(files)>=20 and {'cifar10_lt.yaml','inat18.yaml','digits/replay.yaml'}<={*files}
+def test_there_are_the_experiments():
+    assert len(files)>=20 and {'cifar10_lt.yaml','inat18.yaml','digits/replay.yaml'}<={*files}
 
 @pytest.mark.parametrize('name', files)
 def test_every_file_loads_and_reads_back(name, tmp_path):
@@ -59,25 +60,34 @@ CB = 'bank: ClassBank'
     ('memory: {head: replay}', 'memory.head replay needs memory.bank ClassBank'),
     ('memory: {head: watch}\ncompare: [prototype]', 'compare prototype needs memory.bank ClassBank, found SlotBank'),
     ('memory: {bank: ClassBank, head: watch, whiten: true}', 'memory.whiten is read by the head vote only'),
-    ('memory: {bank: ClassBank, head: replay}\ndata: {name: chest_mosaic}', 'memory.head replay with a ClassBank is for classes, and chest_mosaic has findings'),
-    ('memory: {bank: ClassBank, head: vote}\ndata: {name: chest_mosaic}', 'memory.head vote with a ClassBank is for classes'),
-    ('memory: {bank: ClassBank, head: watch}\ndata: {name: chest_mosaic}\ncompare: [class_mean]', 'compare class_mean is for classes'),
+    ('memory: {bank: ClassBank, head: replay}\ndata: {name: chest_mosaic}', 'memory.head replay with a ClassBank is '
+        'for classes, and chest_mosaic has findings'),
+    ('memory: {bank: ClassBank, head: vote}\ndata: {name: chest_mosaic}',
+     'memory.head vote with a ClassBank is for classes'),
+    ('memory: {bank: ClassBank, head: watch}\ndata: {name: chest_mosaic}\ncompare: [class_mean]',
+     'compare class_mean is for classes'),
     ('memory: {bank: ClassBank, head: lda}\ncompare: [vote, lda]', 'compare has lda, which memory.head is already'),
     ('memory: {head: vote}\ncompare: [vote]', 'compare has vote, which memory.head is already'),
     ('memory: null\ncompare: [class_mean]', 'compare has class_mean, which needs the features that a memory sees'),
     ('memory: null\ncompare: [crt]', 'compare has crt, which needs the features'),
     ('memory: {head: add}\ncompare: [vote]', 'compare has vote, which needs'),
     ('memory: {head: watch}\ncompare: [plain]', 'compare has plain'),
-    ('memory: {bank: ClassBank, head: lda}\ndata: {name: digits_lt, valid: 0}', 'memory.head lda is fitted on validation data, and data.valid is 0'),
-    ('memory: {bank: ClassBank, head: watch}\ncompare: [crt]\ndata: {name: digits_lt, valid: 0}', 'compare crt is fitted on validation data, and data.valid is 0'),
+    ('memory: {bank: ClassBank, head: lda}\ndata: {name: digits_lt, valid: 0}', 'memory.head lda is fitted on '
+        'validation data, and data.valid is 0'),
+    ('memory: {bank: ClassBank, head: watch}\ncompare: [crt]\ndata: {name: digits_lt, valid: 0}', 'compare crt is '
+        'fitted on validation data, and data.valid is 0'),
     ('memory: {bank: ClassBank, save_every: 0}', 'memory.save_every must be a whole number from 1 or null, found 0'),
-    ('memory: {bank: ClassBank, save_every: 1.5}', 'memory.save_every must be a whole number from 1 or null, found 1.5'),
-    ('memory: {bank: ClassBank, dtype: int4}', "memory.dtype must be one of float32, float16, bfloat16, int8, found 'int4'; did you mean 'int8'?"),
+    ('memory: {bank: ClassBank, save_every: 1.5}',
+     'memory.save_every must be a whole number from 1 or null, found 1.5'),
+    ('memory: {bank: ClassBank, dtype: int4}', "memory.dtype must be one of float32, float16, bfloat16, int8, found "
+                                               "'int4'; did you mean 'int8'?"),
     ('memory: {dtype: int8}', 'memory.dtype is read by the bank ClassBank only'),
     ('memory: {bank: ClassBank, capacity: 0}', 'memory.capacity must be a whole number from 1 or a text, found 0'),
     ('memory: {bank: ClassBank, capacity: 1.5}', 'memory.capacity must be a whole number from 1 or a text, found 1.5'),
-    ('memory: {bank: ClassBank, tail_percentile: 60}', 'memory.tail_percentile must be a number from 0 up to 50, found 60'),
-    ('memory: {bank: ClassBank, tail_percentile: -1}', 'memory.tail_percentile must be a number from 0 up to 50, found -1'),
+    ('memory: {bank: ClassBank, tail_percentile: 60}', 'memory.tail_percentile must be a number '
+                                                       'from 0 up to 50, found 60'),
+    ('memory: {bank: ClassBank, tail_percentile: -1}', 'memory.tail_percentile must be a number '
+                                                       'from 0 up to 50, found -1'),
     ('memory: {bank: ClassBank, alpha: 0}', 'memory.alpha must be a number above 0, found 0'),
     ('memory: {alpha: .2}', 'memory.alpha is read by the bank ClassBank only'),
     ('memory: {bank: ClassBank, head: prototype, k: [1, 2]}', 'memory.k must be a whole number from 1, found [1, 2]'),
@@ -93,10 +103,14 @@ def test_wrong_combinations(yml, txt, msg):
 
 @pytest.mark.parametrize('capacity', ["'12'",'512XB'])
 def test_a_budget_that_is_none_is_told_before_anything_is_written(yml, tmp_path, capacity):
-    cfg = load_config(yml(f'memory: {{bank: ClassBank, capacity: {capacity}}}\nruns: {json.dumps(str(tmp_path/"runs"))}'))
-    assert f"memory.bank.capacity: {capacity.strip(chr(39))!r}" in err(ex.run_experiment, cfg) and not (tmp_path/'runs').exists()
+    cfg = load_config(
+        yml(f'memory: {{bank: ClassBank, capacity: {capacity}}}\nruns: {json.dumps(str(tmp_path/"runs"))}'))
+    assert f"memory.bank.capacity: {capacity.strip(chr(39))!r}" in err(ex.run_experiment,
+        cfg) and not (tmp_path/'runs').exists()
 
-@pytest.mark.parametrize('over', [['memory.head=prototype','compare=[vote, lda]'], ['memory.head=vote','compare=[class_mean, crt]'], ['memory.capacity=1MB','memory.dtype=int8'],
+@pytest.mark.parametrize('over',
+                         [['memory.head=prototype','compare=[vote, lda]'],
+                          ['memory.head=vote','compare=[class_mean, crt]'], ['memory.capacity=1MB','memory.dtype=int8'],
                                   ['compare=[vote, balanced_sampling, crt]'], ['train.sampling=sqrt','compare=[vote]']])
 def test_what_is_allowed(yml, over):
     cfg = load_config(yml(TINY), over)
@@ -143,7 +157,8 @@ def same_bank(a, b):
 @pytest.mark.slow
 def test_saved_banks(run):
     cfg,folder,_ = run
-    assert sorted(o.name for o in (folder/'banks').iterdir())==[f'tiny_{s}.{e}' for s in ('final','step_2') for e in ('json','safetensors')]
+    assert sorted(o.name for o in (folder/'banks').iterdir())==[f'tiny_{s}.{e}' for s in ('final','step_2')
+        for e in ('json','safetensors')]
     own = ex.load_run(folder).memory.bank
     end = Bank.load(latest_bank(folder/'banks', 'tiny'))
     assert isinstance(end, ClassBank) and same_bank(end, own) and end.config()==own.config()
@@ -153,7 +168,8 @@ def test_saved_banks(run):
     counts = json.loads((folder/'metrics.json').read_text())['classes']
     assert own.counts.tolist()==[3*counts[str(c)] for c in range(10)]
     fig = json.loads((folder/'banks/tiny_final.json').read_text())
-    assert fig['updates_per_class']==own.counts.tolist() and fig['step']=='final' and fig['tail_classes_count']==len(own.tail())
+    assert fig['updates_per_class']==own.counts.tolist() and fig['step']=='final' and fig['tail_classes_count']==len(
+        own.tail())
 
 @pytest.mark.slow
 def test_all_rows_come_from_one_network(run, monkeypatch):
@@ -168,17 +184,24 @@ def test_all_rows_come_from_one_network(run, monkeypatch):
     m = scores(folder)
     vote = '{name: vote, k: [3, 5], whiten: [false, true]}'
     for h in ('vote','prototype','lda'):
-        over = [f'memory.head={vote if h=="vote" else h}', f'compare=[{", ".join(dict(vote=vote).get(o, o) for o in ("vote","prototype","lda") if o!=h)}]', f'name=tail/{h}']
+        over = [f'memory.head={vote if h=="vote" else h}',
+                f'compare=[{", ".join(dict(vote=vote).get(o, o) for o in ("vote","prototype","lda") if o!=h)}]',
+                f'name=tail/{h}']
         c = load_config(folder.parents[1]/'x.yaml', [*over, f'runs={json.dumps(str(folder.parents[1]))}'])
         l = ex.train(trainings(c, ex.run_folder(c))[0], log=lambda s: None)
         got = scores(ex.run_folder(c))
-        assert got['plain network']==m['plain network'] and got['plain network + memory']==pytest.approx(m[f'plain network + memory: {h}'])
+        assert got['plain network']==m['plain network'] and got['plain network + memory']==pytest.approx(
+            m[f'plain network + memory: {h}'])
         assert find_head(l.model).__class__.__name__.lower().startswith(h)
 
 @pytest.mark.slow
-@pytest.mark.parametrize('head,extra', [pytest.param('watch', (), marks=pytest.mark.nightly), ('replay',()), ('lda',('memory.capacity=40kB','memory.dtype=int8','compare=[crt, prototype]'))])
+@pytest.mark.parametrize('head,extra',
+                         [pytest.param('watch', (), marks=pytest.mark.nightly), ('replay',()),
+                          ('lda',('memory.capacity=40kB','memory.dtype=int8','compare=[crt, prototype]'))])
 def test_interrupted_and_resumed_is_the_whole(yml, tmp_path, monkeypatch, head, extra):
-    def cfg(name): return load_config(yml(TINY), [f'memory.head={head}', 'compare=[crt, prototype, lda]', *extra, f'name={name}', f'runs={json.dumps(str(tmp_path))}'])
+    def cfg(name):
+        return load_config(yml(TINY), [f'memory.head={head}', 'compare=[crt, prototype, lda]', *extra, f'name={name}',
+                                       f'runs={json.dumps(str(tmp_path))}'])
     table = ex.run_experiment(cfg('whole/t'), log=lambda s: None)
     n = []
     def log(s):
@@ -199,8 +222,11 @@ def test_interrupted_and_resumed_is_the_whole(yml, tmp_path, monkeypatch, head, 
 
 @pytest.mark.slow
 def test_slots_are_saved_too(yml, tmp_path):
-    cfg = load_config(yml('name: s\nseeds: [0]\ndata: {name: digits_lt, n_max: 20, ratio: 4, valid: 5, test: 10, size: 8}\nmemory: {size: 40, head: vote, k: 3, save_every: 1}\n'
-                          'train: {epochs: 2, bs: 16}\ncompare: [class_mean, crt]'), [f'runs={json.dumps(str(tmp_path))}'])
+    cfg = load_config(yml('name: s\nseeds: [0]\ndata: {name: digits_lt, n_max: 20, ratio: 4, valid: 5, test: 10, size: '
+                          '8}\nmemory: {size: 40, head: vote, k: 3, save_every: 1}\n'
+                          'train: {epochs: 2, bs: 16}\ncompare: [class_mean, crt]'),
+                          [f'runs={json.dumps(str(tmp_path))}'])
     ex.run_experiment(cfg, log=lambda s: None)
-    assert same_bank(Bank.load(latest_bank(tmp_path/'s/banks', 's')), ex.load_run(tmp_path/'s').memory.bank) and len(list((tmp_path/'s/banks').iterdir()))==6
+    assert same_bank(Bank.load(latest_bank(tmp_path/'s/banks', 's')),
+                     ex.load_run(tmp_path/'s').memory.bank) and len(list((tmp_path/'s/banks').iterdir()))==6
     assert ex.evaluate_run(tmp_path/'s')[1]==[]

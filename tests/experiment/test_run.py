@@ -1,4 +1,5 @@
-"Experiments: learners, run folders, tables, evaluation again, parts of one's own; what a YAML may say is in test_config"
+"""Experiments: learners, run folders, tables, evaluation again, parts of one's own; what a YAML may say is in
+test_config"""
 import dataclasses, json, math, shutil
 from pathlib import Path
 import pandas as pd, pytest, torch, yaml
@@ -29,7 +30,8 @@ def run(tmp_path_factory):
     "A small finished run with a rival and two seeds"
     d = tmp_path_factory.mktemp('runs')
     (d/'x.yaml').write_text(TINY)
-    cfg = load_config(d/'x.yaml', ['seeds=[0,1]', 'compare=[logit_adjusted, balanced_sampling]', f'runs={json.dumps(str(d))}'])
+    cfg = load_config(d/'x.yaml', ['seeds=[0,1]', 'compare=[logit_adjusted, balanced_sampling]',
+                                   f'runs={json.dumps(str(d))}'])
     lines = []
     with no_rendering(): table = ex.run_experiment(cfg, log=lines.append)
     return cfg,d/'tiny',table,lines
@@ -49,34 +51,43 @@ def test_the_same_call_gives_the_same_learner(yml):
         return [p.detach() for p in learn.model.parameters()] + [learn.dls.one_batch()[0]]
     for p,q in zip(go(), go()): assert torch.equal(p, q)
 
-def test_unknown_arch(yml): assert 'resnet18' in err(ex.build_learner, load_config(yml(TINY), ['model={name: timm, arch: resnet_18}']), 0)
+def test_unknown_arch(yml):
+    assert 'resnet18' in err(ex.build_learner, load_config(yml(TINY), ['model={name: timm, arch: resnet_18}']), 0)
 
 def test_dry_run_writes_nothing(yml, tmp_path):
-    cfg = load_config(yml(TINY), [f'runs={json.dumps(str(tmp_path/"runs"))}', 'train.phase2.epochs=2', 'train.freeze_epochs=1'])
+    cfg = load_config(yml(TINY), [f'runs={json.dumps(str(tmp_path/"runs"))}', 'train.phase2.epochs=2',
+                                  'train.freeze_epochs=1'])
     lines = []
     ex.dry_run(cfg, lines.append)
     assert not (tmp_path/'runs').exists() and 'phase1.frozen, phase1.all, phase2: ok' in lines[0]
 
-@pytest.mark.parametrize('over', [['memory.bank=ClassBank'], ['memory=null'], ['train.loss=logit_adjusted','train.sampling=balanced','compare=[]']])
+@pytest.mark.parametrize('over',
+                         [['memory.bank=ClassBank'], ['memory=null'],
+                          ['train.loss=logit_adjusted','train.sampling=balanced','compare=[]']])
 def test_other_settings_run(yml, tmp_path, over):
     cfg = load_config(yml(TINY), [*over, f'runs={json.dumps(str(tmp_path/"runs"))}'])
     assert 'accuracy' in ex.run_experiment(cfg, log=lambda s: None)
 
 def test_add_head_has_a_plain_training(yml, tmp_path):
-    txt = 'name: t\nseeds: [0]\ndata: {n_max: 30, ratio: 6, valid: 5, test: 10, size: 8}\nmemory: {head: add, k: 2, size: 32}\ntrain: {epochs: 1, bs: 16}\ncompare: [plain, logit_adjusted]'
+    txt = ('name: t\nseeds: [0]\ndata: {n_max: 30, ratio: 6, valid: 5, test: 10, size: 8}\nmemory: {head: add, k: 2, '
+           'size: 32}\ntrain: {epochs: 1, bs: 16}\ncompare: [plain, logit_adjusted]')
     cfg = load_config(yml(txt), [f'runs={json.dumps(str(tmp_path/"runs"))}'])
     table = ex.run_experiment(cfg, log=lambda s: None)
     assert (tmp_path/'runs/t/plain_seed_0/model.safetensors').exists()
-    for o in ('plain network ','plain network + memory ','logit adjustment ','logit adjustment + memory '): assert f'\n{o}' in table
+    for o in ('plain network ','plain network + memory ','logit adjustment ','logit adjustment + memory '):
+        assert f'\n{o}' in table
 
 # run folder
 
 def test_run_folder(run):
     cfg,d,table,lines = run
-    for f in 'config.yaml env.json history.csv metrics.json predictions.csv model.safetensors results.csv results.md history.png counts.png bank.png memories.png'.split():
+    for f in '''config.yaml env.json history.csv metrics.json predictions.csv model.safetensors results.csv results.md
+            history.png counts.png bank.png memories.png'''.split():
         assert (d/f).stat().st_size>0, f
-    assert sorted(o.name for o in d.iterdir() if o.is_dir())==['balanced_sampling_seed_0','balanced_sampling_seed_1','checkpoints','seed_1']
-    for s in ('seed_1','balanced_sampling_seed_0'): assert (d/s/'metrics.json').exists() and (d/s/'config.yaml').exists()
+    assert sorted(o.name for o in d.iterdir() if o.is_dir())==['balanced_sampling_seed_0','balanced_sampling_seed_1',
+        'checkpoints','seed_1']
+    for s in ('seed_1','balanced_sampling_seed_0'):
+        assert (d/s/'metrics.json').exists() and (d/s/'config.yaml').exists()
     assert not [o for o in d.rglob('*') if o.suffix in ('.pkl','.pth','.part')]
     env = json.loads((d/'env.json').read_text())
     assert env['seed']==0 and env['torch']==torch.__version__
@@ -89,18 +100,23 @@ def scores(folder):
 
 def test_metrics_are_plain_floats(run):
     m = json.loads((run[1]/'metrics.json').read_text(), parse_constant=lambda s: pytest.fail(f'{s} is no JSON'))
-    assert list(scores(run[1]))==['plain network','logit adjustment','plain network + memory','logit adjustment + memory']
-    assert [(r['training'],r['method'],r['memory']) for r in m['rows']]==[('','',[]), ('','logit_adjusted',[]), ('','',['memory']), ('','logit_adjusted',['memory'])]
+    assert list(scores(run[1]))==['plain network','logit adjustment','plain network + memory',
+                                  'logit adjustment + memory']
+    assert [(r['training'],r['method'],r['memory']) for r in m['rows']]==[('','',[]), ('','logit_adjusted',[]),
+        ('','',['memory']), ('','logit_adjusted',['memory'])]
     assert all(type(v) is float for r in m['rows'] for v in r['scores'].values())
     assert 0<m['rows'][2]['chosen']['weight']<1 and 'chosen' not in m['rows'][0]
     even = json.loads((run[1]/'balanced_sampling_seed_0/metrics.json').read_text())
-    assert [(r['training'],r['memory']) for r in even['rows']]==[('balanced_sampling',[]), ('balanced_sampling',['memory'])]
+    assert [(r['training'],r['memory']) for r in even['rows']]==[('balanced_sampling',[]),
+        ('balanced_sampling',['memory'])]
 
 def test_no_nan_in_json(yml, tmp_path):
     "What cannot be known is null, not a word that JSON has not"
-    cfg = load_config(yml(TINY), ['data.test=1', f'runs={json.dumps(str(tmp_path/"runs"))}', 'data.many=10000', 'train.epochs=1'])
+    cfg = load_config(yml(TINY), ['data.test=1', f'runs={json.dumps(str(tmp_path/"runs"))}', 'data.many=10000',
+                                  'train.epochs=1'])
     ex.run_experiment(cfg, log=lambda s: None)
-    m = json.loads((tmp_path/'runs/tiny/metrics.json').read_text(), parse_constant=lambda s: pytest.fail(f'{s} is no JSON'))
+    m = json.loads((tmp_path/'runs/tiny/metrics.json').read_text(),
+                   parse_constant=lambda s: pytest.fail(f'{s} is no JSON'))
     assert all(r['scores']['many'] is None for r in m['rows']) and ex.evaluate_run(tmp_path/'runs/tiny')[1]==[]
 
 def test_metrics_agree_with_predictions(run):
@@ -134,7 +150,8 @@ def test_load_run(run):
     assert abs((p.argmax(1)==y).float().mean().item()-scores(run[1])['plain network + memory']['accuracy'])<1e-6
 
 def test_the_vote_was_fitted_on_the_rows_as_they_are(run):
-    "The choice in the file is that of a fit on the validation set after training, rows encoded anew, all candidates tried"
+    """The choice in the file is that of a fit on the validation set after training, rows encoded anew, all
+    candidates tried"""
     learn = ex.load_run(run[1])
     m = next(r for r in read_json(run[1]/'metrics.json')['rows'] if r['memory'] and not r['method'])
     was = learn.memory.head.chosen()
@@ -196,7 +213,8 @@ def test_no_run_folder(tmp_path):
 # several memories
 
 def test_several_memories(yml, tmp_path):
-    "A row for each memory that mixes and one for all of them, which is what the model itself answers; each with its bank, pictures and files"
+    """A row for each memory that mixes and one for all of them, which is what the model itself answers; each with
+    its bank, pictures and files"""
     txt = '''
 name: both
 seeds: [0]
@@ -210,11 +228,15 @@ compare: [logit_adjusted, class_mean]
 '''
     cfg = load_config(yml(txt), [f'runs={json.dumps(str(tmp_path/"runs"))}'])
     table,d = ex.run_experiment(cfg, log=lambda s: None),tmp_path/'runs/both'
-    names = ['plain network','plain network + memory: early','plain network + memory: rare','plain network + memory: early, rare']
-    assert list(scores(d))==[names[0],'logit adjustment','nearest class mean',*names[1:],*(o.replace('plain network','logit adjustment') for o in names[1:])]
+    names = ['plain network','plain network + memory: early','plain network + memory: rare',
+             'plain network + memory: early, rare']
+    assert list(scores(d))==[names[0],'logit adjustment','nearest class mean',*names[1:],
+                             *(o.replace('plain network','logit adjustment') for o in names[1:])]
     assert all(f'\n{o}' in table for o in names)
-    for f in ('bank_early','bank_rare','bank_seen','memories_early','memories_rare'): assert (d/f'{f}.png').stat().st_size>0
-    assert {*read_json(d/'metrics.json')['banks']}=={'early','rare','seen'} and (d/'banks/both_early_step_1.safetensors').is_file()
+    for f in ('bank_early','bank_rare','bank_seen','memories_early','memories_rare'):
+        assert (d/f'{f}.png').stat().st_size>0
+    assert {*read_json(d/'metrics.json')['banks']}=={'early','rare',
+                                                     'seen'} and (d/'banks/both_early_step_1.safetensors').is_file()
     learn = ex.load_run(d)
     with learn.no_bar(): p,y = learn.get_preds(dl=learn.dls[2])
     assert abs((p.argmax(1)==y).float().mean().item()-scores(d)[names[3]]['accuracy'])<1e-6
@@ -225,10 +247,13 @@ compare: [logit_adjusted, class_mean]
 
 def test_a_memory_in_the_network_takes_part_in_every_row(yml, tmp_path):
     "Rows with `add` in the middle: the network's answer with it; what mixes at the end comes on top"
-    txt = TINY.replace('memory: {size: 64, policy: reservoir, head: vote, k: [3, 5], whiten: [false, true]}', "memories: {mid: {size: 32, head: add, k: 2, at: '7'}, late: {size: 64, policy: fifo, head: vote, k: 3}}").replace('[logit_adjusted]', '[plain]')
+    txt = TINY.replace('memory: {size: 64, policy: reservoir, head: vote, k: [3, 5], whiten: [false, true]}',
+                       "memories: {mid: {size: 32, head: add, k: 2, at: '7'}, late: {size: 64, "
+                       "policy: fifo, head: vote, k: 3}}").replace('[logit_adjusted]', '[plain]')
     cfg = load_config(yml(txt), [f'runs={json.dumps(str(tmp_path/"runs"))}'])
     table,d = ex.run_experiment(cfg, log=lambda s: None),tmp_path/'runs/tiny'
-    assert list(scores(d))==['plain network + memory: mid','plain network + memory: mid, late'] and list(scores(d/'plain_seed_0'))==['plain network']
+    assert list(scores(d))==['plain network + memory: mid',
+                             'plain network + memory: mid, late'] and list(scores(d/'plain_seed_0'))==['plain network']
     learn = ex.load_run(d)
     with learn.late.off(), learn.no_bar(): p,y = learn.get_preds(dl=learn.dls[2])
     assert abs((p.argmax(1)==y).float().mean().item()-scores(d)['plain network + memory: mid']['accuracy'])<1e-6
@@ -298,16 +323,22 @@ def own(tmp_path_factory, tool):
 def test_parts_of_ones_own(own):
     d,out = own
     m = json.loads((d/'runs/own/metrics.json').read_text())
-    assert m['task']=='own_parts.Parity' and list(m['columns'])==['parity','accuracy','top'] and list(m['rows'][0]['scores'])==['parity','accuracy','top']
-    assert list(scores(d/'runs/own'))==['plain network','logit adjustment','nearest neighbour','plain network + memory','logit adjustment + memory']
-    assert list(scores(d/'runs/own/own_parts.Wide_seed_0'))==['slower','logit adjustment, slower','nearest neighbour, slower','slower + memory','logit adjustment, slower + memory']
-    assert 'even or odd' in out and 'slower + memory - slower' in out and 'top' in pd.read_csv(d/'runs/own/history.csv').columns
+    assert m['task']=='own_parts.Parity' and list(m['columns'])==['parity','accuracy',
+        'top'] and list(m['rows'][0]['scores'])==['parity','accuracy','top']
+    assert list(scores(d/'runs/own'))==['plain network','logit adjustment','nearest neighbour','plain network + memory',
+                                        'logit adjustment + memory']
+    assert list(scores(d/'runs/own/own_parts.Wide_seed_0'))==['slower','logit adjustment, slower',
+        'nearest neighbour, slower','slower + memory','logit adjustment, slower + memory']
+    assert 'even or odd' in out and 'slower + memory - slower' in out and 'top' in pd.read_csv(
+        d/'runs/own/history.csv').columns
     p = pd.read_csv(d/'runs/own/predictions.csv')
-    assert math.isclose((p['nearest neighbour']%2==p.target%2).mean(), scores(d/'runs/own')['nearest neighbour']['parity'])
+    assert math.isclose((p['nearest neighbour']%2==p.target%2).mean(),
+                        scores(d/'runs/own')['nearest neighbour']['parity'])
     parts = json.loads((d/'runs/own/env.json').read_text())['parts']
     assert {*parts}=={f'own_parts.{o}' for o in ('small_digits','Wide','Nearest','top','Loud')}
     import hashlib
-    assert all(o['file']==str(d/'own_parts.py') and o['blake2b']==hashlib.blake2b(OWN.encode(), digest_size=16).hexdigest() for o in parts.values())
+    assert all(o['file']==str(d/'own_parts.py')
+               and o['blake2b']==hashlib.blake2b(OWN.encode(), digest_size=16).hexdigest() for o in parts.values())
 
 @pytest.mark.slow
 @pytest.mark.parametrize('cold', [False, pytest.param(True, marks=pytest.mark.nightly)])
@@ -316,10 +347,12 @@ def test_evaluated_from_anywhere(own, tool, python, tmp_path, cold):
     d,out = own
     r = tool('memo-eval', d/'runs/own', '--out', tmp_path/'e', cwd=tmp_path, cold=cold)
     assert r.returncode==0 and 'slower + memory' in r.stdout and 'note:' not in r.stderr, r.stderr
-    assert json.loads((tmp_path/'e/metrics.json').read_text())['rows']==json.loads((d/'runs/own/metrics.json').read_text())['rows']
+    assert json.loads((tmp_path/'e/metrics.json').read_text())['rows']==json.loads(
+        (d/'runs/own/metrics.json').read_text())['rows']
     r = tool('memo-eval', '--model-path', d/'runs/own/model.safetensors', '--out', tmp_path/'f', cwd=d)
     assert r.returncode==2 and 'import own_parts first' in r.stderr and len(r.stderr.strip().splitlines())==1
-    code = f"import own_parts; from memo.experiment.run import evaluate_model; print(evaluate_model({str(d/'runs/own/model.safetensors')!r}))"
+    code = ("import own_parts; from memo.experiment.run import evaluate_model; "
+            f"print(evaluate_model({str(d/'runs/own/model.safetensors')!r}))")
     r = python('-W', 'ignore', '-c', code, cwd=d)
     assert r.returncode==0 and 'even or odd' in r.stdout, r.stderr
 
@@ -331,25 +364,34 @@ def test_a_file_of_ones_own_that_is_gone(own, tool, tmp_path):
     r = tool('memo-eval', tmp_path/'moved/runs/own', cwd='/')
     (d/'other.py').rename(d/'own_parts.py')
     assert r.returncode==2 and 'own_parts' in r.stderr and len(r.stderr.strip().splitlines())==1
-    r = tool('memo-eval', tmp_path/'moved/runs/own', '--out', tmp_path/'e', cwd=tmp_path/'moved')       # the working folder counts too
+    # the working folder counts too
+    r = tool('memo-eval', tmp_path/'moved/runs/own', '--out', tmp_path/'e', cwd=tmp_path/'moved')
     assert r.returncode==0, r.stderr
 
 @pytest.mark.slow
 def test_several_files_with_parts_of_ones_own(own, tool, tmp_path):
-    "Begun in one folder, gone on with in another: the same experiment, though its parts are looked for in other places too"
+    """Begun in one folder, gone on with in another: the same experiment, though its parts are looked for in other
+    places too"""
     d,_ = own
     shutil.copytree(d, tmp_path/'x')
-    (tmp_path/'x/runs/own/config.yaml').write_text((d/'runs/own/config.yaml').read_text().replace(str(d), str(tmp_path/'x')))
+    (tmp_path/'x/runs/own/config.yaml').write_text((d/'runs/own/config.yaml').read_text().replace(str(d),
+        str(tmp_path/'x')))
     r = tool('memo-train', tmp_path/'x/own.yaml', f'runs={tmp_path}/x/runs', '--table', tmp_path/'t', cwd=tmp_path)
-    assert r.returncode==0 and r.stdout.count('finished before')==2 and 'own: slower + memory - own: slower' in r.stdout, r.stderr
+    assert r.returncode==0 and r.stdout.count(
+        'finished before')==2 and 'own: slower + memory - own: slower' in r.stdout, r.stderr
 
 def test_what_would_fail_at_the_end_is_told_at_once(yml, tmp_path):
-    (tmp_path/'two_loaders.py').write_text('from memo.data.longtail import digits_lt\nfrom memo.data.longtail import with_loaders\n'
-                                           'def two(bs, seed):\n    dls = digits_lt(n_max=30, ratio=6, valid=5, test=10, size=8, bs=bs, seed=seed)\n    return with_loaders(dls, dls.loaders[:2])\n')
+    (tmp_path/'two_loaders.py').write_text('from memo.data.longtail import digits_lt\nfrom '
+                                           'memo.data.longtail import with_loaders\n'
+                                           'def two(bs, seed):\n    dls = digits_lt(n_max=30, ratio=6, valid=5, '
+                                           'test=10, size=8, bs=bs, seed=seed)\n    return with_loaders(dls, '
+                                           'dls.loaders[:2])\n')
     runs = f'runs={json.dumps(str(tmp_path/"runs"))}'
     for f in (ex.run_experiment,ex.dry_run):
-        assert 'two_loaders.two: 2 loaders, three are needed' in err(f, load_config(yml(TINY), [runs, 'data={name: two_loaders.two}']))
-        assert "train.monitor: 'acuracy' is not one of" in err(f, load_config(yml(TINY), [runs, 'train.monitor=acuracy']))
+        assert 'two_loaders.two: 2 loaders, three are needed' in err(f,
+            load_config(yml(TINY), [runs, 'data={name: two_loaders.two}']))
+        assert "train.monitor: 'acuracy' is not one of" in err(f,
+            load_config(yml(TINY), [runs, 'train.monitor=acuracy']))
     assert not (tmp_path/'runs').exists()
 
 @pytest.mark.parametrize('multi', [False,True])
@@ -365,11 +407,15 @@ def plain_set(bs=16, seed=0, n=48):
     y = {'(torch.rand(n, 3, generator=g)<.4).float()' if multi else 'torch.arange(n)%3'}
     return DataLoaders(*[TensorDL(x, y, bs=bs, shuffle=i==0, vocab=list('abc'), split_idx=min(i, 1)) for i in range(3)])
 ''')
-    txt = f'name: u\nseeds: [0]\ndata: {{name: unnamed_{multi}.plain_set}}\nmemory: {{size: 16, policy: fifo, head: vote, k: 3}}\ntrain: {{epochs: 1, bs: 16}}\ncompare: [{"" if multi else "logit_adjusted"}]'
+    txt = (f'name: u\nseeds: [0]\ndata: {{name: unnamed_{multi}.plain_set}}\nmemory: {{size: 16, policy: fifo, head: '
+           f'vote, k: 3}}\ntrain: {{epochs: 1, bs: 16}}\ncompare: [{"" if multi else "logit_adjusted"}]')
     ex.run_experiment(load_config(yml(txt), [f'runs={json.dumps(str(tmp_path/"runs"))}']), log=lambda s: None)
     m = read_json(tmp_path/'runs/u/metrics.json')
-    assert m['task']==('multilabel' if multi else 'multiclass') and ('macro_auc' if multi else 'accuracy') in m['rows'][0]['scores']
-    assert list(scores(tmp_path/'runs/u'))==(['plain network','plain network + memory'] if multi else ['plain network','logit adjustment','plain network + memory','logit adjustment + memory'])
+    assert m['task']==('multilabel' if multi else 'multiclass') and ('macro_auc' if multi
+        else 'accuracy') in m['rows'][0]['scores']
+    assert list(scores(tmp_path/'runs/u'))==(['plain network','plain network + memory'] if multi
+                                             else ['plain network','logit adjustment','plain network + memory',
+                                                   'logit adjustment + memory'])
     assert ex.evaluate_run(tmp_path/'runs/u')[1]==[]
 
 # what a file says and nothing reads
@@ -380,11 +426,14 @@ def _module(folder, name, text):
 
 def test_data_that_do_not_take_what_the_training_says(yml, tmp_path):
     "A set that draws in one way, in batches of one size: another way and another size are refused, not passed over"
-    _module(tmp_path, 'one_way', 'from memo.data.longtail import digits_lt\ndef one(seed): return digits_lt(n_max=30, ratio=6, valid=5, test=10, size=8, bs=32, seed=seed)\n')
+    _module(tmp_path, 'one_way', 'from memo.data.longtail import digits_lt\ndef one(seed): return digits_lt(n_max=30, '
+                                 'ratio=6, valid=5, test=10, size=8, bs=32, seed=seed)\n')
     data,runs = 'data={name: one_way.one}',f'runs={json.dumps(str(tmp_path/"runs"))}'
     def load(*more): return load_config(yml(TINY), [runs, data, *more])
-    assert 'train.sampling is for data that can be drawn in several ways, and one_way.one takes no sampling' in err(load, 'train.sampling=balanced')
-    assert 'compare has balanced_sampling, and one_way.one takes no sampling' in err(load, 'compare=[balanced_sampling]')
+    assert 'train.sampling is for data that can be drawn in several ways, and one_way.one takes no sampling' in err(
+        load, 'train.sampling=balanced')
+    assert 'compare has balanced_sampling, and one_way.one takes no sampling' in err(load,
+        'compare=[balanced_sampling]')
     assert 'train.bs is 16, and one_way.one makes batches of 32' in err(ex.run_experiment, load())
     cfg = load('train.bs=32', 'compare=[]', 'seeds=[0]')
     ex.dry_run(cfg, log=lambda s: None)
@@ -392,20 +441,27 @@ def test_data_that_do_not_take_what_the_training_says(yml, tmp_path):
 
 def test_data_that_pass_on_what_they_are_given(yml, tmp_path):
     "A function over one of ours, with `**kwargs`: seed, batch size and sampling arrive"
-    _module(tmp_path, 'passes_on', 'from memo.data.longtail import digits_lt\ndef digits(n=30, **kwargs): return digits_lt(n_max=n, ratio=6, valid=5, test=10, size=8, **kwargs)\n')
-    cfg = load_config(yml(TINY), ['data={name: passes_on.digits, n: 25}', 'train.sampling=balanced', 'train.bs=12', 'compare=[]'])
+    _module(tmp_path, 'passes_on', 'from memo.data.longtail import digits_lt\ndef digits(n=30, **kwargs): return '
+                                   'digits_lt(n_max=n, ratio=6, valid=5, test=10, size=8, **kwargs)\n')
+    cfg = load_config(yml(TINY), ['data={name: passes_on.digits, n: 25}', 'train.sampling=balanced', 'train.bs=12',
+                                  'compare=[]'])
     a,b,c = (build.build_dls(cfg, s) for s in (0,0,1))
     assert a.train.bs==12 and 'Balanced' in type(a.train).__name__
     assert torch.equal(a.train.dataset.x, b.train.dataset.x) and not torch.equal(a.train.dataset.x, c.train.dataset.x)
 
 def test_a_baseline_of_every_training_takes_the_memory_away(yml, tmp_path):
-    _module(tmp_path, 'each_wd', "from memo.evaluation.baselines import Baseline\nclass Wd(Baseline):\n    each = True\n    def overrides(self, cfg): return {'train.wd':.1}\n")
-    cfg = load_config(yml(TINY), ['memory={size: 16, head: add}', 'compare=[{name: each_wd.Wd}]', f'runs={json.dumps(str(tmp_path/"runs"))}'])
-    assert 'compare has each_wd.Wd, a training beside each other one: it has to take the memory away' in err(ex.run_experiment, cfg)
+    _module(tmp_path, 'each_wd', "from memo.evaluation.baselines import Baseline\nclass Wd(Baseline):\n    each = "
+                                 "True\n    def overrides(self, cfg): return {'train.wd':.1}\n")
+    cfg = load_config(yml(TINY), ['memory={size: 16, head: add}', 'compare=[{name: each_wd.Wd}]',
+                                  f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    assert 'compare has each_wd.Wd, a training beside each other one: it has to take the memory away' in err(
+        ex.run_experiment, cfg)
 
 def test_what_is_resumed_is_what_was_begun(yml, tmp_path):
-    "A training whose head is another than the experiment's is the same from the user's file and from the one that was written"
-    _module(tmp_path, 'voting', "from memo.evaluation.baselines import Baseline\nclass Voting(Baseline):\n    def overrides(self, cfg): return {'memory.head':'vote'}\n")
+    """A training whose head is another than the experiment's is the same from the user's file and from the one
+    that was written"""
+    _module(tmp_path, 'voting', "from memo.evaluation.baselines import Baseline\nclass Voting(Baseline):\n    def "
+                                "overrides(self, cfg): return {'memory.head':'vote'}\n")
     for over in (['memory={size: 16, head: add}'], ['memory={size: 16, head: add, k: 5, temperature: .5}']):
         cfg = load_config(yml(TINY), [*over, 'seeds=[0]', 'compare=[{name: voting.Voting}]'])
         (tmp_path/'run').mkdir(exist_ok=True)
@@ -423,7 +479,8 @@ class Bare(Multiclass): pass
 @register('data', 'bare_digits', task='lossless.Bare')
 def bare(seed, bs): return digits_lt(n_max=30, ratio=6, valid=5, test=10, size=8, bs=bs, seed=seed)
 """)
-    cfg = load_config(yml(TINY), ['data={name: lossless.bare}', 'compare=[]', f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    cfg = load_config(yml(TINY), ['data={name: lossless.bare}', 'compare=[]',
+                                  f'runs={json.dumps(str(tmp_path/"runs"))}'])
     assert 'train.loss is needed: the task lossless.Bare has no usual loss' in err(ex.run_experiment, cfg)
     assert ex.run_experiment(override(cfg, {'train.loss':'ce', 'seeds':[0]}), log=lambda s: None)
 
@@ -434,7 +491,8 @@ def test_a_metric_of_ones_own_that_is_called_like_a_column(yml, tmp_path):
 
 def test_callbacks_write_into_the_run_folder(yml, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    cfg = load_config(yml(TINY), ['train.cbs=[{name: save_bank, every: 1}]', 'seeds=[0, 1]', 'compare=[]', f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    cfg = load_config(yml(TINY), ['train.cbs=[{name: save_bank, every: 1}]', 'seeds=[0, 1]', 'compare=[]',
+                                  f'runs={json.dumps(str(tmp_path/"runs"))}'])
     ex.dry_run(cfg, log=lambda s: None)
     assert not (tmp_path/'banks').exists() and not (tmp_path/'runs').exists()
     ex.run_experiment(cfg, log=lambda s: None)
@@ -442,13 +500,17 @@ def test_callbacks_write_into_the_run_folder(yml, tmp_path, monkeypatch):
     assert all(list((tmp_path/'runs/tiny'/o/'banks').glob('*.safetensors')) for o in ('','seed_1'))
 
 def test_a_threshold_where_there_is_none(yml, tmp_path):
-    cfg = load_config(yml(TINY), ['seeds=[0]', 'compare=[]', 'train.epochs=1', f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    cfg = load_config(yml(TINY), ['seeds=[0]', 'compare=[]', 'train.epochs=1',
+                                  f'runs={json.dumps(str(tmp_path/"runs"))}'])
     ex.run_experiment(cfg, log=lambda s: None)
-    assert 'threshold is for findings; multiclass answers have none' in err(ex.evaluate_run, tmp_path/'runs/tiny', None, None, .9)
+    assert 'threshold is for findings; multiclass answers have none' in err(ex.evaluate_run, tmp_path/'runs/tiny', None,
+        None, .9)
 
 def test_no_more_rows_are_asked_for_than_there_are(yml, tmp_path):
     "A rival's default k over a small bank, which is only known when it is built"
-    cfg = load_config(yml(TINY), ['memory={bank: ClassBank, capacity: 1, head: watch}', 'seeds=[0]', 'compare=[prototype, vote]', 'train.epochs=1', f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    cfg = load_config(yml(TINY), ['memory={bank: ClassBank, capacity: 1, head: watch}', 'seeds=[0]',
+                                  'compare=[prototype, vote]', 'train.epochs=1',
+                                  f'runs={json.dumps(str(tmp_path/"runs"))}'])
     ex.run_experiment(cfg, log=lambda s: None)
     assert {'plain network + memory: prototype','plain network + memory: vote'} <= {*scores(tmp_path/'runs/tiny')}
 
@@ -467,7 +529,8 @@ class Answers(MemoryHead):
 """)
     runs = f'runs={json.dumps(str(tmp_path/"runs"))}'
     for head,rows in (('Fuses',['plain network + memory']), ('Answers',['plain network','plain network + memory'])):
-        cfg = load_config(yml(TINY), [f'name={head}', 'seeds=[0]', 'compare=[]', f'memory={{policy: fifo, size: 64, head: bare_heads.{head}}}', runs])
+        cfg = load_config(yml(TINY), [f'name={head}', 'seeds=[0]', 'compare=[]', f'memory={{policy: fifo, size: 64, '
+            f'head: bare_heads.{head}}}', runs])
         ex.run_experiment(cfg, log=lambda s: None)
         d = tmp_path/'runs'/head
         assert list(scores(d))==rows and ex.evaluate_run(d)[1]==[]
@@ -477,7 +540,10 @@ class Answers(MemoryHead):
 
 def test_what_is_compared_beside_a_memory_that_trains(yml, tmp_path):
     "Its row says which memories it was scored with, and it is compared with them alone"
-    cfg = load_config(yml(TINY), ['seeds=[0]', 'memory=null', 'memories={early: {size: 32, head: add, at: "4"}, late: {bank: ClassBank, head: watch}}', 'compare=[lda]', f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    cfg = load_config(yml(TINY), ['seeds=[0]', 'memory=null', 'memories={early: {size: 32, head: add, at: "4"}, late: '
+                                                              '{bank: ClassBank, head: watch}}', 'compare=[lda]',
+                                                              f'runs={json.dumps(str(tmp_path/"runs"))}'])
     ex.run_experiment(cfg, log=lambda s: None)
     assert list(scores(tmp_path/'runs/tiny'))==['plain network + memory: early','plain network + memory: early, lda']
-    assert 'plain network + memory: early, lda - plain network + memory: early' in (tmp_path/'runs/tiny/results.md').read_text()
+    assert 'plain network + memory: early, lda - plain network + memory: early' in (
+        tmp_path/'runs/tiny/results.md').read_text()

@@ -29,7 +29,9 @@ def test_every_experiment_has_a_name_and_a_line(repo, empty):
         assert any(l.split(maxsplit=1)==[k, about(f)] for l in lines), k
     assert len(lines)==1+len(files) and parts_text().endswith(parts_text('experiment'))
 
-@pytest.mark.parametrize('name', 'quickstart quickstart.yaml tail/cifar10_lt chestxray/small/vote.yaml tail/digits/sqrt'.split())
+@pytest.mark.parametrize('name',
+                         'quickstart quickstart.yaml tail/cifar10_lt chestxray/small/vote.yaml tail/digits/sqrt'.split(
+                             ))
 def test_by_name_as_by_path(repo, empty, name):
     by_path = load_config(repo/'experiments'/f"{name.removesuffix('.yaml')}.yaml", ['seed=3'])
     assert load_config(name, ['seed=3'])==by_path and run_folder(load_config(name))==run_folder(by_path)

@@ -2,7 +2,8 @@
 
     PYTHONPATH=CHECKOUT OMP_NUM_THREADS=1 python tests/golden/make.py OUT
 
-`runs.tar.xz`: run folders of small experiments, pictures left out. Most weights of their convolutions are zero and none is trained, so that the files stay small;
+`runs.tar.xz`: run folders of small experiments, pictures left out. Most weights of their convolutions are zero and
+none is trained, so that the files stay small;
 `sparse` below makes the network, and a test that goes on with one of the runs has to make it likewise."""
 import json,random,shutil,sys,tarfile,torch
 from pathlib import Path
@@ -31,8 +32,10 @@ vote = '{bank: SlotBank, size: 16, policy: fifo, head: vote, k: [3, 5], whiten: 
 runs = dict(
     whole=(vote, 2, '[logit_adjusted]'),
     cut=(vote, 2, '[logit_adjusted]'),              # interrupted in its second epoch
-    rivals=('{bank: SlotBank, size: 16, policy: reservoir, head: add, k: 3}', 1, '[plain, logit_adjusted, balanced_sampling]'),
-    watch=('{bank: ClassBank, capacity: 4, head: watch, k: 3}', 1, '[logit_adjusted, class_mean, crt, vote, prototype, lda]'),
+    rivals=('{bank: SlotBank, size: 16, policy: reservoir, head: add, k: 3}', 1,
+            '[plain, logit_adjusted, balanced_sampling]'),
+    watch=('{bank: ClassBank, capacity: 4, head: watch, k: 3}', 1,
+           '[logit_adjusted, class_mean, crt, vote, prototype, lda]'),
     replay=('{bank: ClassBank, capacity: 4, head: replay}', 1, '[]'),
     lda=('{bank: ClassBank, capacity: 4, head: lda}', 1, '[]'),
     none=('null', 1, '[logit_adjusted]'))
@@ -53,9 +56,12 @@ def make_runs(out):
         if name=='cut': del recipe.StageCallback.after_batch
         (out/f'{name}.yaml').unlink()
     assert after_batch is None
-    for p in [*(out/'runs').rglob('*.png'), *(p for p in (out/'runs').rglob('checkpoints/*.pt') if '/cut/' not in str(p))]: p.unlink()
-    for p in (out/'runs').rglob('config.yaml'): p.write_text(p.read_text().replace(f'{out}/runs', 'runs'))     # where this was made is nobody's business
-    for p in (out/'runs').rglob('env.json'): p.write_text(json.dumps({**json.loads(p.read_text()), 'platform':'Linux'}, indent=1)+'\n')
+    for p in [*(out/'runs').rglob('*.png'),
+              *(p for p in (out/'runs').rglob('checkpoints/*.pt') if '/cut/' not in str(p))]: p.unlink()
+    # where this was made is nobody's business
+    for p in (out/'runs').rglob('config.yaml'): p.write_text(p.read_text().replace(f'{out}/runs', 'runs'))
+    for p in (out/'runs').rglob('env.json'):
+        p.write_text(json.dumps({**json.loads(p.read_text()), 'platform':'Linux'}, indent=1)+'\n')
     with tarfile.open(out/'runs.tar.xz', 'w:xz') as t:
         for p in sorted(o for o in (out/'runs').rglob('*') if o.is_file()):
             i = t.gettarinfo(p, p.relative_to(out).as_posix())
@@ -71,12 +77,16 @@ def make_banks(out):
     g = torch.Generator().manual_seed(0)
     x,y = torch.randn(30,6,generator=g),torch.randint(0,3,(30,),generator=g)
     said = dict(query=x[:4].tolist())
-    for name,bank in dict(slots=SlotBank(12, policy='reservoir', momentum=.5, n_classes=3, seed=3), findings=SlotBank(12, policy='fifo'), classes=ClassBank(3, capacity=5), bytes=ClassBank(3, capacity='1kB', dtype='int8')).items():
+    for name,bank in dict(slots=SlotBank(12, policy='reservoir', momentum=.5, n_classes=3, seed=3),
+                          findings=SlotBank(12, policy='fifo'), classes=ClassBank(3, capacity=5),
+                          bytes=ClassBank(3, capacity='1kB', dtype='int8')).items():
         t = torch.nn.functional.one_hot(y, 3).float() if name=='findings' else y
-        for i in (slice(0,20),slice(20,30)): bank.write(x[i], t[i], item=torch.arange(30)[i], group=torch.arange(30)[i]//3)
+        for i in (slice(0,20),slice(20,30)):
+            bank.write(x[i], t[i], item=torch.arange(30)[i], group=torch.arange(30)[i]//3)
         bank.save(out/f'{name}.safetensors')
         r = bank.read(x[:4], 2)
-        said[name] = dict(text=repr(bank), rows=len(bank), value=r.value.tolist(), index=r.index.tolist(), counts=bank.class_counts().tolist(), items=bank.rows()[3].tolist(),
+        said[name] = dict(text=repr(bank), rows=len(bank), value=r.value.tolist(), index=r.index.tolist(),
+                          counts=bank.class_counts().tolist(), items=bank.rows()[3].tolist(),
                           stats={k:v for k,v in bank.stats().items() if isinstance(v, (int,float,str,type(None)))})
         if name=='classes': bank.to_json(out/'classes.json')
     (out/'banks.json').write_text(json.dumps(said)+'\n')

@@ -35,7 +35,8 @@ def watched(model, head, x, **kw):
 def fitted(h, logits, z, y, **kw): return h.fit(AttrDict(logits=logits, z=z, y=y), **kw)
 
 # z + sum w m
-@pytest.mark.parametrize('kw', [{}, dict(temperature=.1, similarity='euclidean'), dict(normalize='query', rescale=True)])
+@pytest.mark.parametrize('kw',
+                         [{}, dict(temperature=.1, similarity='euclidean'), dict(normalize='query', rescale=True)])
 def test_retrieval_head_is_the_formula(kw):
     b,z = bank(),draw(5, 4)
     h = RetrievalHead(b, k=3, **kw).eval()
@@ -58,8 +59,10 @@ def test_nobody_recalls_himself_in_training():
     b.groups.copy_(group)
     seen = watched(h, h, z, group=group)[1]; assert (b.groups[seen.read.index.squeeze(1)]!=group).all()
     h.eval()
-    seen = watched(h, h, z, item=me, group=group)[1]; assert (seen.read.index.squeeze(1)==me).all()  # at inference there is nobody to hide
-    seen = watched(h, h, z, item=me, hide=True)[1]; assert (seen.read.index.squeeze(1)!=me).all()    # unless that is asked for
+    # at inference there is nobody to hide
+    seen = watched(h, h, z, item=me, group=group)[1]; assert (seen.read.index.squeeze(1)==me).all()
+    # unless that is asked for
+    seen = watched(h, h, z, item=me, hide=True)[1]; assert (seen.read.index.squeeze(1)!=me).all()
 
 def test_gradient_goes_through_the_feature_and_the_weights():
     b,z = bank(),draw(5, 4).requires_grad_()
@@ -106,15 +109,23 @@ def test_nothing_of_a_forward_stays_on_the_model():
         m(draw(3, 6))
         out,seen = watched(m, h, draw(3, 6))
         assert seen.z.shape==(3,4) and h.z is None and h.step is None
-        for n,o in m.named_modules(): assert vars(o).keys()==was[n].keys() and all(v is was[n][k] for k,v in vars(o).items() if not isinstance(v, dict)), n
+        for n,o in m.named_modules():
+            assert vars(o).keys()==was[n].keys() and all(v is was[n][k] for k,v in vars(o).items()
+                                                         if not isinstance(v, dict)), n
         shut = Step(open=False)
         with in_step([h], shut): m(draw(3, 6))
         assert shut.close() is None and shut.seen(h) is None
 
-@pytest.mark.parametrize('make,say', [(lambda b: RetrievalHead(b, k=13),'k=13.*1..12'), (lambda b: RetrievalHead(b, k=0),'k must be a whole number from 1, found 0'), (lambda b: RetrievalHead(b, temperature=0),'temperature'),
-    (lambda b: RetrievalHead(b, temperature=-1),'temperature'), (lambda b: VoteHead(b, k=3, weight=0.),'weight'), (lambda b: VoteHead(b, k=3, weight=1),'weight'),
-    (lambda b: VoteHead(b, k=3, temperature=0),'temperature'), (lambda b: RetrievalHead(b, similarity='cosin'),"did you mean 'cosine'"),
-    (lambda b: RetrievalHead(b, normalize='quer'),"did you mean 'query'"), (lambda b: VoteHead(b, k=3, similarity='euclid'),"did you mean 'euclidean'")])
+@pytest.mark.parametrize('make,say',
+                         [(lambda b: RetrievalHead(b, k=13),'k=13.*1..12'),
+                          (lambda b: RetrievalHead(b, k=0),'k must be a whole number from 1, found 0'),
+                          (lambda b: RetrievalHead(b, temperature=0),'temperature'),
+    (lambda b: RetrievalHead(b, temperature=-1),'temperature'), (lambda b: VoteHead(b, k=3, weight=0.),'weight'),
+    (lambda b: VoteHead(b, k=3, weight=1),'weight'),
+    (lambda b: VoteHead(b, k=3, temperature=0),'temperature'),
+    (lambda b: RetrievalHead(b, similarity='cosin'),"did you mean 'cosine'"),
+    (lambda b: RetrievalHead(b, normalize='quer'),"did you mean 'query'"),
+    (lambda b: VoteHead(b, k=3, similarity='euclid'),"did you mean 'euclidean'")])
 def test_bad_arguments(make, say):
     "When the head is made, not in the middle of the first epoch"
     with pytest.raises(MemoError, match=say): make(bank())
@@ -123,7 +134,8 @@ def test_bad_arguments(make, say):
 def nll(p, y): return torch.stack([-p[y==c,c].log().mean() for c in y.unique()]).mean()
 
 @pytest.mark.parametrize('balanced', [False, True])
-@pytest.mark.parametrize('make', [lambda: bank(), lambda: bank(n_classes=5), lambda: ClassBank(3, 4)], ids=['slots','more','class'])
+@pytest.mark.parametrize('make', [lambda: bank(), lambda: bank(n_classes=5), lambda: ClassBank(3, 4)],
+                         ids=['slots','more','class'])
 def test_vote_is_the_mixture(balanced, make):
     b = make()
     if isinstance(b, ClassBank): b.write(draw(9, 4), y=torch.arange(9)%3)
@@ -207,7 +219,8 @@ def test_fit_lowers_the_loss(multi):
     out = mix_votes(logits, h.votes(zv), h.weight, multi)          # what the model would now say
     loss = F.binary_cross_entropy_with_logits(out, yv).item() if multi else nll(out.exp(), yv).item()
     close(got['nll_mixture'], loss, 1e-3)
-    close(got['nll_network'], F.binary_cross_entropy_with_logits(logits, yv).item() if multi else nll(logits.softmax(1), yv).item())
+    close(got['nll_network'], F.binary_cross_entropy_with_logits(logits, yv).item() if multi
+          else nll(logits.softmax(1), yv).item())
     for w in (.05, .3, .5, .8):                                    # nothing on a coarse grid is better
         for t in (.02, .07, .3, 1.):
             o = mix_votes(logits, h.votes(zv, temperature=torch.tensor(t)), w, multi)
@@ -226,7 +239,8 @@ def test_fit_weighs_what_helps():
 def test_fit_chooses_k_and_whitening():
     x,y = blobs(120, 1)
     zv,yv = blobs(60, 2)
-    loud = torch.eye(6); loud[0,0] = 30                            # one direction that says nothing, thirty times as loud
+    # one direction that says nothing, thirty times as loud
+    loud = torch.eye(6); loud[0,0] = 30
     b = SlotBank(120, policy='fifo')
     x[:,0],zv[:,0] = draw(120, seed=11),draw(60, seed=12)
     b.write(x@loud, y=y)
@@ -245,7 +259,8 @@ def test_fit_chooses_k_and_whitening():
     assert not h.whiten and h.whitener is None
 
 def test_fit_of_an_empty_memory():
-    with pytest.raises(MemoError, match='empty'): fitted(VoteHead(SlotBank(30)), draw(3, 2), draw(3, 4), torch.tensor([0,1,1]))
+    with pytest.raises(MemoError, match='empty'):
+        fitted(VoteHead(SlotBank(30)), draw(3, 2), draw(3, 4), torch.tensor([0,1,1]))
 
 @pytest.mark.parametrize('make', [lambda: bank(30, 5), lambda: ClassBank(3, 12)], ids=['slots','class'])
 def test_whitened_read_is_the_cosine_of_whitened_features(make):
@@ -300,7 +315,8 @@ def test_a_vote_is_left_alone_by_a_plain_state():
     assert torch.equal(m(draw(4, 6)), was)
 
 # where it sits
-archs = {'resnet18':{}, 'densenet121':{}, 'efficientnet_b0':{}, 'tf_efficientnet_lite0':{}, 'vit_tiny_patch16_224':dict(img_size=32)}
+archs = {'resnet18':{}, 'densenet121':{}, 'efficientnet_b0':{}, 'tf_efficientnet_lite0':{},
+         'vit_tiny_patch16_224':dict(img_size=32)}
 @pytest.fixture(scope='module')
 def made():
     "timm models, made once"
@@ -328,7 +344,8 @@ def there_and_back(m, x, z, head, at=None, c=3):
     with head.off(): assert torch.equal(m(x), plain)
     with pytest.raises(MemoError, match='already'): attach(m, head, at)
     assert detach(m) is head and find_head(m) is None and detach(m) is None
-    assert torch.equal(m(x), plain) and list(m.state_dict())==names and [n for n,_ in m.named_modules()]==mods and hooks()==was
+    assert torch.equal(m(x), plain) and list(m.state_dict())==names and [n
+        for n,_ in m.named_modules()]==mods and hooks()==was
     assert not hasattr(m, '_ddp_params_and_buffers_to_ignore')
 
 @pytest.mark.parametrize('arch', list(archs))
@@ -391,7 +408,8 @@ def test_at(made):
     there_and_back(v, x, v.norm(v.blocks(v._pos_embed(v.patch_embed(x)))).mean(1), new(), 'norm')
     n = Vision().eval()
     x = draw(2, 3, 9, 9)
-    there_and_back(n, x, n.features(x).mean((2,3)), new(), 'classifier.0')            # in front of a linear layer in a Sequential
+    # in front of a linear layer in a Sequential
+    there_and_back(n, x, n.features(x).mean((2,3)), new(), 'classifier.0')
     there_and_back(n, x, n.features(x).mean((2,3)), new(), 'features')
 
 def test_at_misspelt():
@@ -425,7 +443,8 @@ def test_a_copy_taken_in_the_middle_of_a_batch_is_clean(copied):
         other = find_head(n)
         assert other.step is None and other.z is None and other.on
         n(x)
-    assert step.close().model is m and step.seen(other) is None and not any(o is n for o in (c.model for c in step.calls))
+    assert step.close().model is m and step.seen(other) is None and not any(o is n
+        for o in (c.model for c in step.calls))
 
 @pytest.mark.parametrize('training', [True, False])
 def test_a_head_is_in_the_mode_of_its_model(training):
@@ -446,4 +465,5 @@ def test_parameters_are_the_models():
     attach(m, RetrievalHead(bank(), k=1))
     assert sum(p.numel() for p in m.parameters())==n
     names = m._ddp_params_and_buffers_to_ignore
-    assert set(names)=={k for k,_ in m.named_buffers()}|{k for k in names if 'memory' in k} and {k for k,_ in m.named_buffers()}<=set(names)
+    assert set(names)=={k for k,_ in m.named_buffers()}|{k for k in names if 'memory' in k} and {k
+        for k,_ in m.named_buffers()}<=set(names)

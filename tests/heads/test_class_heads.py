@@ -1,9 +1,11 @@
-"What is done with a ClassBank in a learner: watching changes nothing, prototypes and Gaussians vote, rare classes are replayed"
+"""What is done with a ClassBank in a learner: watching changes nothing, prototypes and Gaussians vote, rare
+classes are replayed"""
 import copy, random
 import numpy as np, pytest, timm, torch
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.training import GradientAccumulation
-from fastai.vision.all import (Callback, CancelBatchException, CrossEntropyLossFlat, DataLoaders, Flatten, Learner, SGD, accuracy, create_head, get_c, load_learner,
+from fastai.vision.all import (Callback, CancelBatchException, CrossEntropyLossFlat, DataLoaders, Flatten, Learner, SGD,
+                               accuracy, create_head, get_c, load_learner,
                                nn, params, set_seed)
 from fastcore.basics import AttrDict
 from sklearn.datasets import load_digits
@@ -43,18 +45,23 @@ N = len(trn)
 def tail_dls(bs=32, seed=0, multi=False, tfms=None, valid=True, feats=None, rows=trn):
     y = torch.stack([Y%2==0, Y>4, Y%3==0], 1).float() if multi else Y
     x = X if feats is None else feats
-    def mk(i, s, **k): return TensorDL(dataset=TensorSet(x[i], y[i], torch.arange(len(X))[i], list('abc') if multi else list(range(10)), s), bs=bs, **k)
+    def mk(i, s, **k):
+        return TensorDL(dataset=TensorSet(x[i], y[i], torch.arange(len(X))[i],
+                                          list('abc') if multi else list(range(10)), s), bs=bs, **k)
     dls = DataLoaders(mk(rows, 0, shuffle=True, tfms=tfms), mk(val if valid else val[:0], 1), device='cpu')
     dls.train.rng = random.Random(seed)
     return dls
 
-def net(c=10, p=.3): return nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(p), nn.Linear(24,c))
+def net(c=10, p=.3):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(p), nn.Linear(24,c))
 def learner(tmp_path, cbs=None, dls=None, model=None, seed=0, **kw):
     set_seed(seed)
     dls = dls or tail_dls()
     model = model or net(get_c(dls))
-    return Learner(dls, model, metrics=kw.pop('metrics', accuracy), cbs=cbs, path=tmp_path, splitter=kw.pop('splitter', params), **kw)
-def memory(head='default', bank=None, capacity=16, **kw): return MemoryCallback(ClassBank(10, capacity=capacity) if bank is None else bank, head=head, **kw)
+    return Learner(dls, model, metrics=kw.pop('metrics', accuracy), cbs=cbs, path=tmp_path,
+                   splitter=kw.pop('splitter', params), **kw)
+def memory(head='default', bank=None, capacity=16, **kw):
+    return MemoryCallback(ClassBank(10, capacity=capacity) if bank is None else bank, head=head, **kw)
 def fitted(h, logits, z, y): return h.fit(AttrDict(logits=logits, z=z, y=y))
 def preds(learn, **kw): return quietly(learn, 'get_preds', **kw)[0]
 
@@ -78,11 +85,15 @@ def test_watching_changes_nothing(tmp_path, capacity, dtype):
         seen = Seen()
         quietly(learn, 'fit_one_cycle', 4, 1e-2, cbs=seen)
         rnd = torch.rand(3).tolist(),np.random.rand(),random.random(),learn.dls.train.rng.random()
-        got.append((plain_part(snap(learn.model)), seen.losses, [list(map(float, o[:3])) for o in learn.recorder.values], rnd, preds(learn), quietly(learn, 'validate')[:2], seen.ys))
+        got.append((plain_part(snap(learn.model)), seen.losses,
+                    [list(map(float, o[:3])) for o in learn.recorder.values], rnd, preds(learn),
+                    quietly(learn, 'validate')[:2], seen.ys))
     a,b = got
     assert same(a[0], b[0]) and a[1:4]==b[1:4] and torch.equal(a[4], b[4]) and list(a[5])==list(b[5]) and a[6]==b[6]
     bank = learn.memory.bank
-    assert bank.counts.tolist()==torch.bincount(torch.tensor(b[6]), minlength=10).tolist()==[4*n for n in sizes] and int(bank.seen)==4*N and int(bank.updates)==4*6
+    assert bank.counts.tolist()==torch.bincount(torch.tensor(b[6]),
+                                                minlength=10).tolist()==[4*n
+                                                    for n in sizes] and int(bank.seen)==4*N and int(bank.updates)==4*6
     assert bank.tail()==[8,9] and bank.head()==[0,1] and bank.draws==0
     k = 16 if capacity==16 else 4*60
     assert bank.class_counts().tolist()==[min(4*n, k) for n in sizes]
@@ -114,7 +125,8 @@ def test_a_budget_in_a_learner(tmp_path):
     p = preds(a)
     a.export('l.pkl')
     new = load_learner(tmp_path/'l.pkl')
-    assert same(snap(a.model), snap(new.model)) and torch.equal(preds(new, dl=new.dls.test_dl(X[val])), preds(a, dl=a.dls.test_dl(X[val])))
+    assert same(snap(a.model), snap(new.model)) and torch.equal(preds(new, dl=new.dls.test_dl(X[val])),
+        preds(a, dl=a.dls.test_dl(X[val])))
     new.dls = tail_dls()
     quietly(new, 'fit', 1, 1e-2)
     assert int(new.memory.bank.seen)==3*N and new.memory.bank.capacity==k
@@ -180,11 +192,13 @@ def test_prototype_votes_are_those_of_numpy():
     z,b = F.normalize(x),ClassBank(3, alpha_min=1e-9, alpha_max=1e-9)   # at a vanishing rate an average is the mean
     b.write(x, y=y)
     means = np.stack([z[y==c].double().numpy().mean(0) for c in range(3)])
-    np.testing.assert_allclose(PrototypeHead(b, temperature=.2).votes(q).numpy(), np_softmax(nprm(q.double().numpy())@nprm(means).T/.2), atol=1e-3)
+    np.testing.assert_allclose(PrototypeHead(b, temperature=.2).votes(q).numpy(),
+                               np_softmax(nprm(q.double().numpy())@nprm(means).T/.2), atol=1e-3)
 
 @pytest.mark.parametrize('c', [2,3,7])
 def test_lda_is_that_of_sklearn(c):
-    "Classes of one size: the answers agree, and the probabilities at temperature (N-C)/N, as sklearn divides the covariance by N"
+    """Classes of one size: the answers agree, and the probabilities at temperature (N-C)/N, as sklearn divides the
+    covariance by N"""
     h,x,y = filled(LDAHead, 20, c, 9)
     z,q = F.normalize(x).double().numpy(),F.normalize(blobs(30, 9, c, seed=5)[0])
     sk = LinearDiscriminantAnalysis(solver='lsqr', shrinkage=.1, priors=[1/c]*c).fit(z, y.numpy())
@@ -207,7 +221,8 @@ def test_lda_of_unequal_classes_has_no_prior():
     s = d.T@d/(len(z)-3)
     s = .9*s+.1*np.trace(s)/6*np.eye(6)
     dist = np.einsum('qcd,de,qce->qc', q[:,None]-mu, np.linalg.inv(s), q[:,None]-mu)
-    np.testing.assert_allclose(LDAHead(b, temperature=3.).votes(torch.tensor(q).float()).numpy(), np_softmax(-dist/2/3), atol=1e-4)
+    np.testing.assert_allclose(LDAHead(b, temperature=3.).votes(torch.tensor(q).float()).numpy(), np_softmax(-dist/2/3),
+                               atol=1e-4)
 
 heads2 = pytest.mark.parametrize('head', [PrototypeHead,LDAHead])
 
@@ -234,7 +249,8 @@ def test_one_class_only(head):
     assert torch.equal(h.votes(draw(5, 6)), torch.tensor([[1.,0,0,0]]).expand(5, 4))
     h = head(ClassBank(4))
     h.bank.write(torch.ones(1, 6), y=torch.tensor([2]))             # one row of one class
-    assert torch.equal(h.votes(draw(5, 6)).argmax(1), torch.full((5,), 2)) and h.votes(torch.zeros(2, 6)).isfinite().all()
+    assert torch.equal(h.votes(draw(5, 6)).argmax(1),
+                       torch.full((5,), 2)) and h.votes(torch.zeros(2, 6)).isfinite().all()
     got = fitted(h, draw(6, 4), draw(6, 6, seed=1), torch.tensor([0,1,2,3,2,2]))
     assert np.isfinite(got['nll_mixture'])
 
@@ -271,7 +287,8 @@ def test_fit_lowers_the_loss(head):
     logits = draw(len(yv), 3, seed=9)               # a network that knows nothing
     def nll(): return class_nll(((1-h.weight)*logits.softmax(1)+h.weight*h.votes(zv)).clamp(min=1e-12).log(), yv).item()
     before,got = nll(),fitted(h, logits, zv, yv)
-    assert nll()==pytest.approx(got['nll_mixture'], abs=1e-5) and nll()<min(before, got['nll_network']-.2) and got['weight']>.8
+    assert nll()==pytest.approx(got['nll_mixture'], abs=1e-5) and nll()<min(before,
+        got['nll_network']-.2) and got['weight']>.8
     assert h.chosen()==dict(weight=pytest.approx(got['weight']), temperature=pytest.approx(got['temperature']))
     other = (yv+1)%3
     assert fitted(h, F.one_hot(other, 3)*9., zv, other)['weight']<.05   # and one that knows better
@@ -288,13 +305,17 @@ def test_state_goes_round(head, tmp_path):
     new[0].weight.data.zero_()
     new.load_state_dict(copy.deepcopy(m.state_dict()))
     assert torch.equal(new.eval()(q), was)
-    if head is LDAHead: assert torch.equal(find_head(new).means, h.means) and torch.equal(find_head(new).whitener, h.whitener)
+    if head is LDAHead:
+        assert torch.equal(find_head(new).means, h.means) and torch.equal(find_head(new).whitener, h.whitener)
     torch.save(m, tmp_path/'m.pt')
-    assert torch.equal(torch.load(tmp_path/'m.pt', weights_only=False).eval()(q), was) and torch.equal(copy.deepcopy(m)(q), was)
+    assert torch.equal(torch.load(tmp_path/'m.pt', weights_only=False).eval()(q),
+                       was) and torch.equal(copy.deepcopy(m)(q), was)
     fresh = at_place(head(ClassBank(3, capacity=20), k=3)).state_dict()
     m.load_state_dict(fresh)                        # a state from before the first row
     assert len(h.bank)==0 and (head is PrototypeHead or h.means is None)
-    with pytest.raises(MemoError, match='not of a'): m.load_state_dict(at_place((LDAHead if head is PrototypeHead else PrototypeHead)(ClassBank(3, capacity=20), k=3)).state_dict())
+    with pytest.raises(MemoError, match='not of a'):
+        m.load_state_dict(at_place((LDAHead if head is PrototypeHead else PrototypeHead)(ClassBank(3, capacity=20),
+            k=3)).state_dict())
 
 @heads2
 def test_half_and_autocast(head):
@@ -420,7 +441,9 @@ def test_a_step_is_that_of_batch_and_replayed_rows(tmp_path):
             self.before = copy.deepcopy(self.learn.model)
             self.draws = int(find_head(self.before).bank.draws)
         def after_backward(self):
-            if self.got is None: self.got = self.before,self.learn.xb[0].clone(),self.learn.yb[0].clone(),[p.grad.clone() for p in self.learn.model.parameters()],self.learn.loss.detach().clone()
+            if self.got is None:
+                self.got = self.before,self.learn.xb[0].clone(),self.learn.yb[0].clone(),[p.grad.clone()
+                    for p in self.learn.model.parameters()],self.learn.loss.detach().clone()
     take = Take()
     quietly(learn, 'fit', 1, 1e-2, cbs=take)
     m,x,y,grads,loss = take.got
@@ -439,7 +462,8 @@ def test_replay_is_for_training_alone(tmp_path):
     spy,bank = Spy(),learn.memory.bank
     quietly(learn, 'fit', 3, 1e-2, cbs=spy)
     assert spy.replayed[0]==0 and min(spy.replayed[2:])>0 and spy.sizes=={True} and spy.evaluated=={True,False}
-    assert int(bank.seen)==3*N and bank.counts.tolist()==[3*n for n in sizes]      # what is replayed is not written again
+    # what is replayed is not written again
+    assert int(bank.seen)==3*N and bank.counts.tolist()==[3*n for n in sizes]
     n = torch.bincount(torch.cat(spy.ys[6:]), minlength=10)                         # after the first epoch
     assert n.max()/n.min()<1.25 and n.sum()>3*2*N
     draws,sd = int(bank.draws),snap(learn.model)
@@ -453,7 +477,8 @@ def test_replay_is_for_training_alone(tmp_path):
     assert int(bank.draws)==draws and find_head(learn.model).step is None
     learn.model.load_state_dict(sd)
     head = learn.memory.detach()
-    assert isinstance(head, ReplayHead) and torch.equal(preds(learn), p)           # in evaluation it is the network alone
+    # in evaluation it is the network alone
+    assert isinstance(head, ReplayHead) and torch.equal(preds(learn), p)
 
 def test_lr_find_replays_nothing(tmp_path):
     learn,spy = learner(tmp_path, memory('replay')),Spy()
@@ -502,12 +527,14 @@ def test_gradient_accumulation(tmp_path, n_acc):
         def after_pred(self): self.pair = self.learn.pred,self.learn.yb[0],len(self.learn.xb[0])
         def before_backward(self):
             p,y,n = self.pair
-            own = torch.autograd.grad(F.cross_entropy(p, y.as_subclass(torch.Tensor))*n/n_acc, list(self.model.parameters()), retain_graph=True)
+            own = torch.autograd.grad(F.cross_entropy(p, y.as_subclass(torch.Tensor))*n/n_acc,
+                                      list(self.model.parameters()), retain_graph=True)
             want.append([a+b for a,b in zip(own, want.pop())] if want and self.fresh is False else own)
             self.fresh = False
         def before_step(self):
             got.append([p.grad.clone() for p in self.model.parameters()])
-            assert torch.allclose(self.learn.loss_grad.detach(), self.learn.loss.detach(), rtol=1e-5)      # what is logged is the loss
+            # what is logged is the loss
+            assert torch.allclose(self.learn.loss_grad.detach(), self.learn.loss.detach(), rtol=1e-5)
         def after_step(self): self.fresh = True
     learn = learner(tmp_path, [memory('replay'),GradientAccumulation(n_acc)], dls=tail_dls(rows=trn[:128]))
     take = Take()
@@ -521,16 +548,20 @@ def test_replay_in_half_precision(tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.Linear(24,10))     # features leave a linear layer: half
     learn,spy = learner(tmp_path, [memory('replay'),Half()], model=model),Spy()
     quietly(learn, 'fit', 2, 1e-2, cbs=spy)
-    assert max(spy.replayed)>0 and learn.memory.bank.features.dtype==torch.float32 and all(p.isfinite().all() for p in learn.model.parameters())
+    assert max(spy.replayed)>0 and learn.memory.bank.features.dtype==torch.float32 and all(p.isfinite().all()
+        for p in learn.model.parameters())
 
 @pytest.mark.parametrize('kind', ['frozen','fastai','timm','vit'])
 def test_replay_in_other_models(tmp_path, kind):
     torch.manual_seed(0)
-    feats = dict(frozen=lambda: X.flatten(1).float()/255, timm=lambda: F.interpolate(X.float()/255, 32), vit=lambda: F.interpolate(X.float()/255, 32), fastai=lambda: None)[kind]()
-    model = dict(frozen=lambda: nn.Sequential(Flatten(), nn.BatchNorm1d(64, affine=False), nn.Dropout(.5), nn.Linear(64,10)),
+    feats = dict(frozen=lambda: X.flatten(1).float()/255, timm=lambda: F.interpolate(X.float()/255, 32),
+                 vit=lambda: F.interpolate(X.float()/255, 32), fastai=lambda: None)[kind]()
+    model = dict(frozen=lambda: nn.Sequential(Flatten(), nn.BatchNorm1d(64, affine=False), nn.Dropout(.5),
+                                              nn.Linear(64,10)),
                  fastai=lambda: nn.Sequential(nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU()), create_head(8, 10)),
                  timm=lambda: timm.create_model('resnet10t', in_chans=1, num_classes=10),
-                 vit=lambda: timm.create_model('vit_tiny_patch16_224', in_chans=1, num_classes=10, img_size=32, depth=2))[kind]()
+                 vit=lambda: timm.create_model('vit_tiny_patch16_224', in_chans=1, num_classes=10, img_size=32,
+                                               depth=2))[kind]()
     learn,spy = learner(tmp_path, memory('replay'), dls=tail_dls(feats=feats, rows=trn[::4]), model=model),Spy()
     quietly(learn, 'fit', 2, 1e-3, cbs=spy)
     assert spy.replayed[1]>0 and spy.sizes=={True}
@@ -539,7 +570,8 @@ def test_replay_in_other_models(tmp_path, kind):
     assert torch.equal(preds(learn), p)
 
 def test_replay_with_a_frozen_body(tmp_path):
-    "A body that is held in evaluation mode, as fastai's frozen layers without batch norm are not; the part the memory sits in too"
+    """A body that is held in evaluation mode, as fastai's frozen layers without batch norm are not; the part the
+    memory sits in too"""
     class Held(Callback):
         order,run_valid = -5,False
         def before_batch(self): self.model.eval()
@@ -552,7 +584,8 @@ def test_a_place_with_maps_is_refused(tmp_path):
     learn = learner(tmp_path, memory('replay', at='0'), model=model)
     e = err(quietly, learn, 'fit', 2, 1e-2)
     assert 'at=' in e and 'replay' in e
-    learn = learner(tmp_path, memory('replay', at='2'), model=nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.ReLU(), nn.Linear(24,10)))
+    learn = learner(tmp_path, memory('replay', at='2'),
+                    model=nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.ReLU(), nn.Linear(24,10)))
     quietly(learn, 'fit', 2, 1e-2)                     # a hidden layer is a place like another
 
 def test_what_cannot_be_replayed_is_one_line(tmp_path):
@@ -624,7 +657,8 @@ def test_means_are_those_of_the_rows(tmp_path):
         torch.testing.assert_close(h.scores(cb), LDAHead(a).scores(cb))
         assert h.scores(cb).argmax(1).tolist()==[0,1,2]
 
-@pytest.mark.parametrize('make', [lambda: ClassBank(3, capacity=4), lambda: SlotBank(8), lambda: SlotBank(8, n_classes=3)])
+@pytest.mark.parametrize('make',
+                         [lambda: ClassBank(3, capacity=4), lambda: SlotBank(8), lambda: SlotBank(8, n_classes=3)])
 def test_an_emptied_bank_knows_nothing(make):
     b,x,y = make(),draw(9, 4),torch.arange(9)%3
     b.write(x, y)

@@ -1,4 +1,5 @@
-"Several memories in one model: by name, their order, what a forward leaves, fits inside fits, threads, timm's other ways in, copies and traced graphs"
+"""Several memories in one model: by name, their order, what a forward leaves, fits inside fits, threads, timm's
+other ways in, copies and traced graphs"""
 import io, pickle, threading
 import pytest, timm, torch
 from fastai.vision.all import *
@@ -41,8 +42,10 @@ def fit(learn, n=2, **kw):
     with quiet(learn): learn.fit(n, 1e-2, **kw)
     return learn
 
-def bare(model): return not memories(model) and not any(isinstance(f, Tap) for m in model.modules() for h in (m._forward_hooks, m._forward_pre_hooks) for f in h.values()) \
-    and 'forward' not in vars(model) and not hasattr(model, '_ddp_params_and_buffers_to_ignore')
+def bare(model):
+    return not memories(model) and not any(isinstance(f, Tap) for m in model.modules()
+                                           for h in (m._forward_hooks, m._forward_pre_hooks) for f in h.values()) \
+and 'forward' not in vars(model) and not hasattr(model, '_ddp_params_and_buffers_to_ignore')
 
 # three at once
 
@@ -50,7 +53,8 @@ def test_each_has_its_bank_its_columns_and_its_callback(dls):
     learn = fit(learner(dls, three()))
     assert list(learn.memories)==['rare','early','memory'] and learn.memories['early'] is learn.early
     names = learn.recorder.metric_names
-    assert [o for o in names if '_' in o and 'loss' not in o]==['rare_fill','rare_turnover','early_fill','early_turnover','early_hit','memory_fill','memory_turnover','memory_hit']
+    assert [o for o in names if '_' in o and 'loss' not in o]==['rare_fill','rare_turnover','early_fill',
+        'early_turnover','early_hit','memory_fill','memory_turnover','memory_hit']
     row = dict(zip(names[1:], learn.recorder.values[-1]))
     assert row['early_fill']==1 and row['memory_fill']==len(learn.memory.bank)/256 and 0<row['memory_hit']<=1
     assert len(learn.rare.bank)>0 and learn.early.bank.dim!=learn.memory.bank.dim
@@ -116,7 +120,8 @@ def test_detach_gives_back_the_network(dls):
         attach(net, vote, name='b')
         assert not torch.equal(net(x), want)
         for n in order: assert detach(net, n) is not None
-        assert bare(net) and list(net.state_dict())==list(was) and all(torch.equal(v, was[k]) for k,v in net.state_dict().items()) and torch.equal(net(x), want)
+        assert bare(net) and list(net.state_dict())==list(was) and all(torch.equal(v, was[k])
+            for k,v in net.state_dict().items()) and torch.equal(net(x), want)
     assert detach(net) is None
 
 def test_wrapping_a_block(dls):
@@ -135,7 +140,11 @@ def test_wrapping_a_block(dls):
         assert torch.equal(net(x), want) and list(net.state_dict())==keys and bare(net)
     with pytest.raises(MemoError, match='needs at='): attach(net, MemoryHead(SlotBank(4)), wrap=True)
 
-@pytest.mark.parametrize('name,say', [('model','calls something'), ('fit','already'), ('dls','calls something'), ('opt','calls something'), ('recorder','calls something'), ('item','calls something'), ('lr_finder','calls something'), ('my memory','Python name'), ('class','Python name'), (3,'name'), ('bank','')])
+@pytest.mark.parametrize('name,say',
+                         [('model','calls something'), ('fit','already'), ('dls','calls something'),
+                          ('opt','calls something'), ('recorder','calls something'), ('item','calls something'),
+                          ('lr_finder','calls something'), ('my memory','Python name'), ('class','Python name'),
+                          (3,'name'), ('bank','')])
 def test_names(dls, name, say):
     m = small_cnn(1, 10)
     m.bank = 1
@@ -144,7 +153,8 @@ def test_names(dls, name, say):
 
 def test_the_same_name_twice(dls):
     m = small_cnn(1, 10)
-    with pytest.raises(MemoError, match="something called 'memory' already.*name="): Learner(dls, m, cbs=[MemoryCallback(SlotBank(8)), MemoryCallback(SlotBank(8))])
+    with pytest.raises(MemoError, match="something called 'memory' already.*name="):
+        Learner(dls, m, cbs=[MemoryCallback(SlotBank(8)), MemoryCallback(SlotBank(8))])
     assert list(memories(m))==['memory']
     with pytest.raises(MemoError, match='is in the model already'): attach(m, memories(m)['memory'], '1', 'other')
 
@@ -173,7 +183,8 @@ def test_a_memory_for_one_fit(dls):
     learn = learner(dls, None)
     keys,cb = list(learn.model.state_dict()),MemoryCallback(SlotBank(64, policy='fifo'), head='add')
     fit(learn, 1, cbs=cb)
-    assert bare(learn.model) and list(learn.model.state_dict())==keys and not hasattr(learn, 'memory') and not hasattr(learn, 'batch_ids')
+    assert bare(learn.model) and list(learn.model.state_dict())==keys and not hasattr(learn,
+        'memory') and not hasattr(learn, 'batch_ids')
     assert len(cb.bank)==64
     n = int(cb.bank.seen)
     fit(learn, 1, cbs=cb)
@@ -229,12 +240,14 @@ class Draws(Callback):
         set_seed(self.epoch, reproducible=True)
         self.dls.train.rng = random.Random(self.epoch)
 
-made = dict(vote=lambda: MemoryCallback(SlotBank(256, policy='fifo'), head='vote'), add=lambda: MemoryCallback(SlotBank(64), head='add'),
+made = dict(vote=lambda: MemoryCallback(SlotBank(256, policy='fifo'), head='vote'),
+            add=lambda: MemoryCallback(SlotBank(64), head='add'),
             replay=lambda: MemoryCallback(ClassBank(10, capacity=8), head='replay'))
 # the others are of the same code
 often = {('add','get_preds'),('add','validate'),('replay','get_preds'),('replay','validate'),('replay','inner')}
 
-@pytest.mark.parametrize('head,what', [pytest.param(h, w, marks=[pytest.mark.nightly]*(h!='vote' and (h,w) not in often))
+@pytest.mark.parametrize('head,what',
+                         [pytest.param(h, w, marks=[pytest.mark.nightly]*(h!='vote' and (h,w) not in often))
                                        for h in made for w in ('get_preds','inner','predict','validate','fails')])
 def test_a_prediction_inside_a_fit_changes_nothing(dls, what, head, tmp_path):
     def go(inside):
@@ -249,7 +262,9 @@ def test_a_prediction_inside_a_fit_changes_nothing(dls, what, head, tmp_path):
     assert a.recorder.metric_names==b.recorder.metric_names and len(b.metrics)==1
     a,b = ([[e,*row] for e,_,*row in o.draws.said] for o in (a,b))     # fastai begins its smoothed training loss anew
     assert len(b)==3 and a==b
-    if what!='inner': assert sorted(o.name for o in (tmp_path/'banksTrue').iterdir())==sorted(o.name for o in (tmp_path/'banksFalse').iterdir())
+    if what!='inner':
+        assert sorted(o.name for o in (tmp_path/'banksTrue').iterdir())==sorted(o.name
+            for o in (tmp_path/'banksFalse').iterdir())
 
 def test_a_fit_inside_a_fit(dls):
     class Again(Callback):
@@ -261,7 +276,8 @@ def test_a_fit_inside_a_fit(dls):
             self.learn.n_epoch = 3
     learn = learner(dls, [*three(), Again()])
     fit(learn, 3)
-    assert int(learn.memory.bank.updates)==4*len(dls.train) and learn.recorder.metric_names[-2]=='memory_hit' and len(learn.metrics)==1
+    assert int(learn.memory.bank.updates)==4*len(dls.train) and learn.recorder.metric_names[-2]=='memory_hit' and len(
+        learn.metrics)==1
     assert not learn.batch_ids.loops and not learn.memory._fits and getattr(learn, 'item', None) is None
 
 def test_lr_find_writes_nothing(dls):
@@ -287,7 +303,10 @@ def test_nothing_stays_after_a_forward(make):
     with pytest.raises(ZeroDivisionError): net(torch.randn(4,1,16,16))
     assert not _thread.calls
 
-@pytest.mark.parametrize('make', [lambda: (SlotBank(256, policy='fifo', n_classes=10), VoteHead), lambda: (ClassBank(10, capacity=16), PrototypeHead), lambda: (ClassBank(10, capacity=16), LDAHead)])
+@pytest.mark.parametrize('make',
+                         [lambda: (SlotBank(256, policy='fifo', n_classes=10), VoteHead),
+                          lambda: (ClassBank(10, capacity=16), PrototypeHead),
+                          lambda: (ClassBank(10, capacity=16), LDAHead)])
 def test_threads_get_the_sequential_answers(make):
     torch.manual_seed(0)
     bank,cls = make()
@@ -376,7 +395,9 @@ class SAM(Callback):
         with torch.no_grad():
             for p,e in zip(ps, es): p.sub_(e)
 
-@pytest.mark.parametrize('make', [lambda: MemoryCallback(SlotBank(256, policy='fifo'), head='add'), lambda: MemoryCallback(ClassBank(10, capacity=8), head='replay')])
+@pytest.mark.parametrize('make',
+                         [lambda: MemoryCallback(SlotBank(256, policy='fifo'), head='add'),
+                          lambda: MemoryCallback(ClassBank(10, capacity=8), head='replay')])
 def test_sharpness_aware(dls, make):
     learn = fit(learner(dls, [make(), SAM()]))
     assert int(learn.memory.bank.updates)==2*len(dls.train)
@@ -387,7 +408,9 @@ class Checkpointed(nn.Module):
         z = self.body(x)
         return torch.utils.checkpoint.checkpoint(self.tail, z, use_reentrant=False) if self.on else self.tail(z)
 
-@pytest.mark.parametrize('make', [lambda: MemoryCallback(SlotBank(64), head='add'), lambda: MemoryCallback(ClassBank(10, capacity=8), head='replay')])
+@pytest.mark.parametrize('make',
+                         [lambda: MemoryCallback(SlotBank(64), head='add'),
+                          lambda: MemoryCallback(ClassBank(10, capacity=8), head='replay')])
 def test_gradient_checkpointing(dls, make):
     "The memory's part runs again in the backward pass, and says the same"
     def go(on):
@@ -397,7 +420,8 @@ def test_gradient_checkpointing(dls, make):
         m.on = on
         return fit(Learner(dls, m, metrics=accuracy, cbs=make()))
     a,b = go(False),go(True)
-    for k,v in a.model.state_dict().items(): torch.testing.assert_close(v, b.model.state_dict()[k], rtol=0, atol=0, msg=k)
+    for k,v in a.model.state_dict().items():
+        torch.testing.assert_close(v, b.model.state_dict()[k], rtol=0, atol=0, msg=k)
 
 def test_a_models_copy_in_the_same_step_stores_nothing(dls):
     class Teacher(Callback):
@@ -421,7 +445,8 @@ def test_a_heads_loss_is_mixed_in(dls):
     assert 'memory_loss' in half.recorder.metric_names and 'memory_loss' not in plain.recorder.metric_names
     row = dict(zip(half.recorder.metric_names[1:], half.recorder.values[-1]))
     assert 0<row['memory_loss']<1
-    with pytest.raises(MemoError, match='loss_weight must be a number'): MemoryCallback(SlotBank(8), head=Pull, loss_weight=1.5)
+    with pytest.raises(MemoError, match='loss_weight must be a number'):
+        MemoryCallback(SlotBank(8), head=Pull, loss_weight=1.5)
 
 @pytest.mark.parametrize('w', [0., .3])
 def test_one_step_of_the_mixture(w):
@@ -432,7 +457,8 @@ def test_one_step_of_the_mixture(w):
     def go(bs, cbs):
         d = DataLoaders(TensorDL(x, y, bs=bs), TensorDL(x, y, bs=bs), device='cpu')
         torch.manual_seed(1)
-        return Learner(d, nn.Sequential(nn.Linear(5,4), nn.Linear(4,3)), CrossEntropyLossFlat(), opt_func=SGD, cbs=[MemoryCallback(SlotBank(8), head=Pull, loss_weight=w), *cbs])
+        return Learner(d, nn.Sequential(nn.Linear(5,4), nn.Linear(4,3)), CrossEntropyLossFlat(), opt_func=SGD,
+                       cbs=[MemoryCallback(SlotBank(8), head=Pull, loss_weight=w), *cbs])
     for bs,cbs in ((12,[]), (4,[GradientAccumulation(12)])):
         learn = go(bs, cbs)
         m = nn.Sequential(nn.Linear(5,4), nn.Linear(4,3))
@@ -440,7 +466,8 @@ def test_one_step_of_the_mixture(w):
         l = (1-w)*F.cross_entropy(m(x), y) + w*m[0](x).pow(2).mean()
         l.backward()
         with learn.no_bar(), learn.no_logging(): learn.fit(1, .1, wd=0.)
-        for p,(k,q) in zip(m.parameters(), learn.model.named_parameters()): torch.testing.assert_close(p-.1*p.grad, q, rtol=1e-4, atol=1e-6)
+        for p,(k,q) in zip(m.parameters(), learn.model.named_parameters()):
+            torch.testing.assert_close(p-.1*p.grad, q, rtol=1e-4, atol=1e-6)
 
 # what is learned is made at its place
 
@@ -456,7 +483,8 @@ def test_learned_rows(dls):
     learn.create_opt()
     assert any(p is o for o in learn.opt.param_lists[-1])
     none = learner(dls, None)
-    with pytest.raises(MemoError, match='cannot be added for one fit'), quiet(none): none.fit(1, cbs=MemoryCallback(Rows(8), head=Pull))
+    with pytest.raises(MemoError, match='cannot be added for one fit'), quiet(none):
+        none.fit(1, cbs=MemoryCallback(Rows(8), head=Pull))
     assert bare(none.model)
 
 # timm
@@ -473,7 +501,8 @@ def test_timms_other_ways_in(arch):
         with_memory = m(x)
         assert not torch.allclose(with_memory, plain)
         assert torch.equal(m.forward_head(m.forward_features(x)), with_memory)
-        assert torch.equal(m.forward_head(m.forward_features(x), pre_logits=True), pre) and torch.equal(m.forward_head(m.forward_features(x), True), pre)
+        assert torch.equal(m.forward_head(m.forward_features(x), pre_logits=True),
+                           pre) and torch.equal(m.forward_head(m.forward_features(x), True), pre)
     with pytest.raises(MemoError, match='reset_classifier would drop the memory memory'): m.reset_classifier(7)
     detach(m)
     m.reset_classifier(7)
@@ -492,7 +521,8 @@ def test_an_answer_that_is_lost_is_said():
 
 # traced graphs
 
-kinds = ['vote','whitened','add','prototype','lda','three']       # three: one that adds, one that votes, one that watches
+# three: one that adds, one that votes, one that watches
+kinds = ['vote','whitened','add','prototype','lda','three']
 
 @pytest.mark.parametrize('kind,how', [pytest.param(k, h, marks=[pytest.mark.nightly]*(h=='strict' and k!='three'))
                                       for k in kinds for h in ('compile','export','strict')])
@@ -505,7 +535,9 @@ def test_compiled_and_exported_models(how, kind):
         early = SlotBank(64, policy='fifo')
         early.write(torch.randn(40, 32))
         attach(net, RetrievalHead(early), '4', 'early')
-    if kind!='add': attach(net, dict(vote=VoteHead, three=VoteHead, prototype=PrototypeHead, lda=LDAHead, whitened=partial(VoteHead, whiten=True))[kind](b))
+    if kind!='add':
+        attach(net, dict(vote=VoteHead, three=VoteHead, prototype=PrototypeHead, lda=LDAHead,
+                         whitened=partial(VoteHead, whiten=True))[kind](b))
     if kind=='three': attach(net, MemoryHead(ClassBank(10)), name='rare')
     x = torch.randn(4,1,16,16)
     net.eval()
@@ -532,7 +564,8 @@ def test_a_compiled_model_is_trained_as_any(dls, head, how):
         if compiled and how=='after': learn.model.compile(backend='eager')
         return fit(learn)
     a,b = go(False),go(True)
-    assert len(b.memory.bank)==len(dls.train_ds)==len(a.memory.bank) and torch.equal(a.memory.bank.items, b.memory.bank.items)
+    assert len(b.memory.bank)==len(dls.train_ds)==len(a.memory.bank) and torch.equal(a.memory.bank.items,
+        b.memory.bank.items)
     torch.testing.assert_close(a.memory.bank.features, b.memory.bank.features, rtol=1e-3, atol=1e-3)
     if head=='vote': assert float(b.memory.head.weight)==float(a.memory.head.weight)!=.5
     assert all(h._traced is None and h._traced_raw is None for h in memories(b.model).values())
@@ -568,13 +601,15 @@ def test_a_prediction_of_another_thread_takes_no_replay(dls):
             x,got = self.x[:3].clone(),{}
             def go():
                 with torch.no_grad(): got['n'] = len(self.learn.model(x))
-            m = [(o,o.running_mean.clone(),o.running_var.clone(),o.num_batches_tracked.clone()) for o in self.learn.model.modules() if isinstance(o, nn.BatchNorm2d)]
+            m = [(o,o.running_mean.clone(),o.running_var.clone(),o.num_batches_tracked.clone())
+                 for o in self.learn.model.modules() if isinstance(o, nn.BatchNorm2d)]
             t = threading.Thread(target=go)
             t.start()
             t.join()
             for o,a,b,c in m: o.running_mean.copy_(a); o.running_var.copy_(b); o.num_batches_tracked.copy_(c)
             assert got['n']==3
-    a,b = (fit(learner(dls, [MemoryCallback(ClassBank(10, capacity=8), head='replay'), *more])) for more in ([], [Other()]))
+    a,b = (fit(learner(dls, [MemoryCallback(ClassBank(10, capacity=8), head='replay'), *more]))
+           for more in ([], [Other()]))
     for k,v in a.model.state_dict().items(): assert torch.equal(v, b.model.state_dict()[k]), k
 
 class OHEM(Callback):
@@ -594,7 +629,8 @@ def test_pred_and_targets_that_are_changed_after_the_forward(dls, how, head):
     bank,ds = learn.memory.bank,dls.train_ds
     label = dict(zip(item_ids(ds).tolist(), ds.y.tolist()))
     n = len(bank)
-    assert (n==len(ds) if how=='permuted' else len(ds)/2<=n<len(ds)) and all(label[int(i)]==int(y) for i,y in zip(bank.items[:n], bank.labels[:n]))
+    assert (n==len(ds) if how=='permuted' else len(ds)/2<=n<len(ds)) and all(label[int(i)]==int(y)
+        for i,y in zip(bank.items[:n], bank.labels[:n]))
 
 class TwoViews(nn.Module):
     "A backbone that sees the batch and its mirror image, at once or one after the other"
@@ -613,7 +649,8 @@ def test_a_memory_inside_and_one_outside(dls):
     "A part of a model that came with a memory of its own"
     body = small_cnn(1, 10)[:-1]
     attach(body, MemoryHead(SlotBank(300, policy='fifo')), '4', 'inner')
-    learn = Learner(dls, nn.Sequential(body, nn.Linear(64, 10)), metrics=accuracy, cbs=[MemoryCallback(SlotBank(300, policy='fifo'), head='vote', name='outer'), MemoryCallback()])
+    learn = Learner(dls, nn.Sequential(body, nn.Linear(64, 10)), metrics=accuracy,
+                    cbs=[MemoryCallback(SlotBank(300, policy='fifo'), head='vote', name='outer'), MemoryCallback()])
     fit(learn, 1)
     n = len(dls.train_ds)
     assert {k:len(o.bank) for k,o in learn.memories.items()}=={'outer':n, 'inner':n} and learn.inner.rekey()==n
@@ -631,7 +668,8 @@ def test_parameters_of_a_head_are_trained_whenever_it_is_added(dls):
     fit(learn, 1)
     assert float(learn.memory.head.scale)!=1
     none = learner(dls, None)
-    with pytest.raises(MemoError, match='cannot be added for one fit'), quiet(none): none.fit(1, cbs=MemoryCallback(SlotBank(64), head=Scale))
+    with pytest.raises(MemoError, match='cannot be added for one fit'), quiet(none):
+        none.fit(1, cbs=MemoryCallback(SlotBank(64), head=Scale))
 
 def test_learned_rows_are_saved_and_loaded(dls, tmp_path):
     learn = fit(learner(dls, MemoryCallback(Rows(8), head=Pull)), 1)
@@ -681,7 +719,8 @@ def test_rows_that_the_loss_never_saw_are_not_stored(dls):
     learn = fit(learner(dls, [MemoryCallback(SlotBank(256, policy='fifo'), head=None), Some()]), 1)
     bank,label = learn.memory.bank,dict(zip(item_ids(dls.train_ds).tolist(), dls.train_ds.y.tolist()))
     n = len(bank)
-    assert 0<n==sum(y!=0 for y in label.values()) and all(label[int(i)]==int(y)!=0 for i,y in zip(bank.items[:n], bank.labels[:n]))
+    assert 0<n==sum(y!=0 for y in label.values()) and all(label[int(i)]==int(y)!=0
+                                                          for i,y in zip(bank.items[:n], bank.labels[:n]))
 
 def test_an_output_of_several_forwards_stores_nothing(dls):
     class Both(Learner):
@@ -714,7 +753,9 @@ def test_three_memories_resume_to_the_same_numbers(dls, tmp_path):
 
 # what is encoded and fitted is what the model sees and answers
 
-def two(early='add'): return [MemoryCallback(SlotBank(64, policy='fifo'), head=early, at='4', name='early'), MemoryCallback(SlotBank(256, policy='fifo'), head='vote')]
+def two(early='add'):
+    return [MemoryCallback(SlotBank(64, policy='fifo'), head=early, at='4', name='early'),
+            MemoryCallback(SlotBank(256, policy='fifo'), head='vote')]
 
 def test_rows_are_encoded_as_queries_are(dls):
     "Behind a memory that changes the features, too"
@@ -736,7 +777,8 @@ def test_a_vote_is_fitted_to_what_it_answers_to(dls):
     assert chosen['nll_network']==pytest.approx(float(class_nll(p.log_softmax(1), y.as_subclass(Tensor))), rel=1e-4)
     two_votes = fit(learner(dls, two('vote')), 2)
     with two_votes.memory.off(), quiet(two_votes): p,y = two_votes.get_preds(act=noop)
-    assert two_votes.memory.fit()['nll_network']==pytest.approx(float(class_nll(p.log_softmax(1), y.as_subclass(Tensor))), rel=1e-4)
+    assert two_votes.memory.fit()['nll_network']==pytest.approx(float(class_nll(p.log_softmax(1),
+        y.as_subclass(Tensor))), rel=1e-4)
 
 def test_a_compiled_model_is_asked_the_same(dls):
     "rekey, fit, recall and collect look at the model itself"
@@ -763,7 +805,9 @@ def test_the_share_of_a_heads_loss_is_its_share(dls):
     class Looks(Callback):
         order = 10**5
         def after_loss(self):
-            if self.training: got.append((float(self.loss_grad), float(self.learn.loss), float(self.learn.memory._fits[-1].memories[0].losses[-1])))
+            if self.training:
+                got.append((float(self.loss_grad), float(self.learn.loss),
+                            float(self.learn.memory._fits[-1].memories[0].losses[-1])))
     fit(learner(dls, [MemoryCallback(SlotBank(8), head=Pull, loss_weight=.5), Penalty(), Looks()]), 1)
     for grad,loss,own in got: assert grad==pytest.approx(loss+.5*40, rel=1e-5) and 0<own<2*loss
 
@@ -792,7 +836,8 @@ def test_a_part_of_the_model_called_in_a_step_gets_no_rows():
     class Calls(Callback):
         def after_loss(self):
             if self.training: sizes.append(len(self.learn.model[-1](torch.zeros(7, 4))))
-    fit(Learner(dls, nn.Sequential(nn.Linear(5,4), nn.Linear(4,3)), CrossEntropyLossFlat(), cbs=[MemoryCallback(ClassBank(3, capacity=8), head='replay'), Calls()]), 2)
+    fit(Learner(dls, nn.Sequential(nn.Linear(5,4), nn.Linear(4,3)), CrossEntropyLossFlat(),
+                cbs=[MemoryCallback(ClassBank(3, capacity=8), head='replay'), Calls()]), 2)
     assert sizes==[7]*4
 
 # names, places
@@ -805,7 +850,8 @@ def test_one_of_several_is_taken_out(dls):
     for o in ('rare','early','memory'): assert o in memories(export.model)
     export.add_cb(MemoryCallback())
     head = export.early.detach()
-    assert isinstance(head, RetrievalHead) and list(memories(export.model))==['rare','memory'] and list(export.memories)==['rare','memory']
+    assert isinstance(head, RetrievalHead) and list(memories(export.model))==['rare',
+        'memory'] and list(export.memories)==['rare','memory']
     fit(export, 1)
     assert not hasattr(export, 'early')
 
@@ -821,17 +867,20 @@ def test_a_bank_that_is_in_the_model_behind_another_head(dls):
     learn = fit(learner(dls, MemoryCallback(SlotBank(64), head='add')), 1)
     bank,model = learn.memory.bank,learn.model
     other = Learner(dls, model, metrics=accuracy)
-    with pytest.raises(MemoError, match='behind a RetrievalHead already'): other.add_cb(MemoryCallback(bank, head='vote'))
+    with pytest.raises(MemoError, match='behind a RetrievalHead already'):
+        other.add_cb(MemoryCallback(bank, head='vote'))
     fit(Learner(dls, model, metrics=accuracy, cbs=MemoryCallback(bank, head='add')), 1)
 
 class Keyword(nn.Module):
-    def __init__(self): super().__init__(); self.body,self.fc = nn.Sequential(nn.Flatten(), nn.Linear(64,8)),nn.Linear(8,10)
+    def __init__(self):
+        super().__init__(); self.body,self.fc = nn.Sequential(nn.Flatten(), nn.Linear(64,8)),nn.Linear(8,10)
     def forward(self, x): return self.fc(input=self.body(x[:,:,::2,::2] if x.shape[-1]>8 else x))
 class Recurrent(nn.Module):
     def __init__(self): super().__init__(); self.rnn,self.fc = nn.LSTM(8, 8, batch_first=True),nn.Linear(8,10)
     def forward(self, x): return self.fc(self.rnn(x.flatten(1).reshape(len(x),-1,8))[0][:,-1])
 
-@pytest.mark.parametrize('model,at,say', [(Keyword,None,'is called by keyword'), (Recurrent,'rnn','is a tuple, no tensor')])
+@pytest.mark.parametrize('model,at,say',
+                         [(Keyword,None,'is called by keyword'), (Recurrent,'rnn','is a tuple, no tensor')])
 def test_places_without_a_tensor(model, at, say):
     m = model()
     attach(m, MemoryHead(SlotBank(8)), at=at)
@@ -844,12 +893,16 @@ def test_new_items_need_no_patient(tmp_path):
     from sklearn.datasets import load_digits
     d = load_digits()
     for i in range(24): Image.fromarray((d.images[i]*15).astype('uint8')).resize((32,32)).save(tmp_path/f'{i}.png')
-    df = pd.DataFrame(dict(image=[f'{i}.png' for i in range(24)], label=[str(o) for o in d.target[:24]], patient=[i//2 for i in range(24)], valid=[i>=16 for i in range(24)]))
-    dls = ImageDataLoaders.from_df(df, tmp_path, fn_col='image', label_col='label', valid_col='valid', bs=8, device='cpu', num_workers=0)
-    learn = fit(Learner(dls, small_cnn(3, dls.c), cbs=MemoryCallback(SlotBank(16, policy='fifo'), head='vote', k=2, group='patient')), 1)
+    df = pd.DataFrame(dict(image=[f'{i}.png' for i in range(24)], label=[str(o) for o in d.target[:24]],
+                           patient=[i//2 for i in range(24)], valid=[i>=16 for i in range(24)]))
+    dls = ImageDataLoaders.from_df(df, tmp_path, fn_col='image', label_col='label', valid_col='valid', bs=8,
+                                   device='cpu', num_workers=0)
+    learn = fit(Learner(dls, small_cnn(3, dls.c),
+                        cbs=MemoryCallback(SlotBank(16, policy='fifo'), head='vote', k=2, group='patient')), 1)
     assert learn.recall([tmp_path/'20.png', tmp_path/'21.png']).weight.shape==(2,2)
     with quiet(learn): learn.get_preds(dl=dls.test_dl([tmp_path/'20.png']))
-    by_name = fit(Learner(dls, small_cnn(3, dls.c), cbs=MemoryCallback(SlotBank(16, policy='fifo'), head='vote', k=2, item='image')), 1)
+    by_name = fit(Learner(dls, small_cnn(3, dls.c),
+                          cbs=MemoryCallback(SlotBank(16, policy='fifo'), head='vote', k=2, item='image')), 1)
     got = by_name.recall([tmp_path/'20.png', tmp_path/'21.png'])
     assert got.item.tolist()==[-1,-1] and (got.row_item>=0).all()
 
@@ -863,7 +916,9 @@ class Layered(RetrievalHead):
     def fuse(self, x, z): return x + self.lin(x)*.1
 
 class Plain(nn.Module):
-    def __init__(self): super().__init__(); self.body,self.classifier = nn.Sequential(nn.Flatten(1), nn.LazyLinear(64), nn.ReLU()),nn.Linear(64, 10)
+    def __init__(self):
+        super().__init__(); self.body,self.classifier = nn.Sequential(nn.Flatten(1), nn.LazyLinear(64),
+            nn.ReLU()),nn.Linear(64, 10)
     def forward(self, x): return self.classifier(self.body(x))
 
 @pytest.mark.parametrize('model', [lambda: small_cnn(1, 10), Plain])
@@ -874,7 +929,8 @@ def test_a_heads_own_layer_is_not_the_classifier(dls, model):
     m = model()
     m(dls.one_batch()[0].as_subclass(Tensor).cpu()[:2])
     last = head_module(m)
-    cbs = [MemoryCallback(SlotBank(32), head=Layered), MemoryCallback(SlotBank(32, policy='fifo'), head=None, name='second')]
+    cbs = [MemoryCallback(SlotBank(32), head=Layered),
+           MemoryCallback(SlotBank(32, policy='fifo'), head=None, name='second')]
     learn = Learner(dls, m, metrics=accuracy, cbs=cbs, splitter=body_head_splitter)
     assert head_module(learn.model) is last
     learn.create_opt()
@@ -896,13 +952,18 @@ class OnlyAnswers(MemoryHead):
 
 def test_what_a_head_does_not_say_follows_from_what_it_has(dls):
     assert (OnlyFuses.trains,OnlyFuses.mixes,OnlyAnswers.trains,OnlyAnswers.mixes)==(True,False,False,True)
-    assert (MemoryHead.trains,MemoryHead.mixes,VoteHead.trains,VoteHead.mixes,ReplayHead.trains,RetrievalHead.mixes)==(False,False,False,True,True,False)
+    assert (MemoryHead.trains,MemoryHead.mixes,VoteHead.trains,VoteHead.mixes,ReplayHead.trains,
+            RetrievalHead.mixes)==(False,False,False,True,True,False)
     learn = fit(learner(dls, MemoryCallback(SlotBank(64, policy='fifo'), head=OnlyAnswers)), 1)
     got = learn.memory.collect(dls.valid)
-    with torch.no_grad(): torch.testing.assert_close(learn.memory.head.eval().mixed(got.logits, got.z), learn.memory.collect(dls.valid, memory=True).logits)
+    with torch.no_grad():
+        torch.testing.assert_close(learn.memory.head.eval().mixed(got.logits, got.z),
+                                   learn.memory.collect(dls.valid, memory=True).logits)
 
 def test_misspelt_arguments_name_who_reads_them():
-    for kw,say in ((dict(hed='vote'), 'hed: neither MemoryCallback nor RetrievalHead reads it; did you mean head?'), (dict(gropu='p'), 'did you mean group?'),
-                   (dict(loss_wieght=.1), 'did you mean loss_weight?'), (dict(temperatur=.1), 'did you mean temperature?'), (dict(nmae='x'), 'did you mean name?')):
+    for kw,say in ((dict(hed='vote'), 'hed: neither MemoryCallback nor RetrievalHead reads it; did you mean head?'),
+                   (dict(gropu='p'), 'did you mean group?'),
+                   (dict(loss_wieght=.1), 'did you mean loss_weight?'),
+                   (dict(temperatur=.1), 'did you mean temperature?'), (dict(nmae='x'), 'did you mean name?')):
         with pytest.raises(MemoError) as e: MemoryCallback(SlotBank(8), **kw)
         assert say in str(e.value) and 'self' not in str(e.value)

@@ -50,7 +50,8 @@ def test_scores_of_a_known_case():
     pred = torch.tensor([0,0,0,1,1,0,2,2])
     p = torch.full((8,4), .1).scatter(1, pred[:,None], .7)
     s = longtail_scores(p, y, [500,50,5,2])
-    assert s['accuracy']==6/8 and s['many']==.75 and s['medium']==.5 and s['few']==1.       # class 3 is not there: no part of few
+    # class 3 is not there: no part of few
+    assert s['accuracy']==6/8 and s['many']==.75 and s['medium']==.5 and s['few']==1.
     assert s['balanced_accuracy']==pytest.approx(.75) and s['ece']==pytest.approx(.05, abs=1e-6)
     assert s['nll']==pytest.approx(-(6*math.log(.7)+2*math.log(.1))/8, rel=1e-5)
     assert all(type(v) is float for v in s.values())
@@ -61,8 +62,11 @@ def test_empty_group_is_nan_and_alone():
     assert math.isnan(s['many']) and math.isnan(s['few'])
     assert s['medium']==pytest.approx(s['balanced_accuracy'])
 
-@pytest.mark.parametrize('kw,msg', [(dict(counts=[1,2]), 'counts'), (dict(y=torch.zeros(3).long()), 'labels|with'), (dict(probs=torch.randn(60,6)), 'sum to 1'),
-                                    (dict(probs=torch.full((60,6), float('nan'))), '60 rows'), (dict(y=torch.full((60,), 6)), 'labels 0 to 5')])
+@pytest.mark.parametrize('kw,msg',
+                         [(dict(counts=[1,2]), 'counts'), (dict(y=torch.zeros(3).long()), 'labels|with'),
+                          (dict(probs=torch.randn(60,6)), 'sum to 1'),
+                                    (dict(probs=torch.full((60,6), float('nan'))), '60 rows'),
+                                    (dict(y=torch.full((60,), 6)), 'labels 0 to 5')])
 def test_bad_input(kw, msg):
     p,y = _case(0)
     with pytest.raises(MemoError, match=msg): longtail_scores(**{**dict(probs=p, y=y, counts=[1]*6), **kw})
@@ -95,7 +99,8 @@ def test_paired():
     a,b = [.7,.6,.8,.75],[.6,.55,.72,.7]
     r,d = paired(a,b),np.subtract(a,b)
     ci = stats.ttest_rel(a,b).confidence_interval()
-    assert (r['mean'],r['low'],r['high'])==pytest.approx((d.mean(),ci.low,ci.high)) and r['per_seed']==pytest.approx(d.tolist())
+    assert (r['mean'],r['low'],r['high'])==pytest.approx((d.mean(),ci.low,
+                                                          ci.high)) and r['per_seed']==pytest.approx(d.tolist())
 
 def test_paired_corners():
     assert paired([.5,.6],[.4,.5])['low']==pytest.approx(.1)            # equal differences: no width

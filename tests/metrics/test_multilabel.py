@@ -6,7 +6,8 @@ from sklearn.metrics import average_precision_score, f1_score, precision_score, 
 from fastai.vision.all import BCEWithLogitsLossFlat, DataLoaders, Learner, load_learner, nn, set_seed
 from memo.core import MemoError
 from memo.data.tensors import TensorDL
-from memo.metrics.multilabel import calibration_bins, class_ap, class_auc, class_table, macro_ap, macro_auc, multilabel_scores
+from memo.metrics.multilabel import calibration_bins, class_ap, class_auc, class_table, macro_ap, macro_auc
+from memo.metrics.multilabel import multilabel_scores
 from memo.metrics.intervals import patient_bootstrap
 
 def case(seed, n=60, c=5, ties=None, rate=.3):
@@ -23,7 +24,8 @@ def test_classes_are_sklearns(seed, n, ties, rate):
     auc,ap,ok = class_auc(p,y),class_ap(p,y),has_both(y)
     assert (~auc.isnan()).tolist()==(~ap.isnan()).tolist()==ok
     for i in np.flatnonzero(ok):
-        assert float(auc[i])==pytest.approx(roc_auc_score(y[:,i],p[:,i]))==pytest.approx(auc_by_hand(p[:,i].tolist(), y[:,i].tolist()))
+        assert float(auc[i])==pytest.approx(roc_auc_score(y[:,i],p[:,i]))==pytest.approx(auc_by_hand(p[:,i].tolist(),
+            y[:,i].tolist()))
         assert float(ap[i])==pytest.approx(average_precision_score(y[:,i],p[:,i]))
     if any(ok): assert macro_auc(p,y)==pytest.approx(np.mean([float(auc[i]) for i in np.flatnonzero(ok)]))
     else: assert math.isnan(macro_auc(p,y)) and math.isnan(macro_ap(p,y))
@@ -38,8 +40,10 @@ def test_one_missing_class_poisons_nothing():
     want = multilabel_scores(p[:,:3], y[:,:3])
     y[:,3],y[:,4] = 0,1
     s = multilabel_scores(p, y, tail=[3,2])
-    assert s['classes']==3 and s['macro_auc']==want['macro_auc'] and s['macro_ap']==want['macro_ap'] and s['f1']==pytest.approx(want['f1'])
-    assert s['tail_auc']==pytest.approx(roc_auc_score(y[:,2],p[:,2])) and math.isnan(multilabel_scores(p, y, tail=[3])['tail_auc'])
+    assert s['classes']==3 and s['macro_auc']==want['macro_auc'] and s['macro_ap']==want['macro_ap'] and s[
+        'f1']==pytest.approx(want['f1'])
+    assert s['tail_auc']==pytest.approx(roc_auc_score(y[:,2],p[:,2])) and math.isnan(multilabel_scores(p, y,
+        tail=[3])['tail_auc'])
     assert math.isnan(multilabel_scores(p, y)['tail_ap']) and all(type(v) is float for v in s.values())
 
 @given(st.integers(0,10**6), st.sampled_from([.1,.5,.9,1.]))
@@ -47,7 +51,8 @@ def test_thresholded_scores_are_sklearns(seed, threshold):
     p,y = case(seed, rate=.2)
     ok = has_both(y)
     s,kw = multilabel_scores(p, y, threshold=threshold),dict(average='macro', zero_division=0)
-    for k,f in dict(precision=precision_score, recall=recall_score, f1=f1_score).items(): assert s[k]==pytest.approx(f(y[:,ok], p[:,ok]>threshold, **kw)), k
+    for k,f in dict(precision=precision_score, recall=recall_score, f1=f1_score).items():
+        assert s[k]==pytest.approx(f(y[:,ok], p[:,ok]>threshold, **kw)), k
 
 @given(st.integers(0,10**6), st.integers(1,12), st.sampled_from([None,10]))
 def test_calibration_by_hand(seed, n_bins, ties):
@@ -73,7 +78,8 @@ def naive_bootstrap(p, y, groups, n, seed):
     "Copies the images of the drawn patients"
     ids,g = np.unique(groups),torch.Generator().manual_seed(seed)
     rows = [np.flatnonzero(np.asarray(groups)==i) for i in ids]
-    at = [np.concatenate([rows[j] for j in who]) for who in torch.cat([torch.randint(len(ids), (min(100,n-i),len(ids)), generator=g) for i in range(0,n,100)])]
+    at = [np.concatenate([rows[j] for j in who])
+          for who in torch.cat([torch.randint(len(ids), (min(100,n-i),len(ids)), generator=g) for i in range(0,n,100)])]
     return [torch.stack([f(p[i],y[i]) for i in at]) for f in (class_auc, class_ap)]
 
 @pytest.mark.parametrize('ties,rate', [(None,.3), (5,.3), (None,.03)])
@@ -109,7 +115,8 @@ def test_interval_covers():
     want,n,g = torch.distributions.Normal(0,1).cdf(torch.tensor(1/2**.5)).item(),0,torch.Generator().manual_seed(0)
     for i in range(100):
         y = (torch.rand(120,1,generator=g)<.4).float()
-        low,high = patient_bootstrap(torch.randn(120,1,generator=g)+y, y, torch.arange(120)//3, n=200, seed=i, level=.9)['macro_auc']
+        low,high = patient_bootstrap(torch.randn(120,1,generator=g)+y, y, torch.arange(120)//3, n=200, seed=i,
+                                     level=.9)['macro_auc']
         n += low<=want<=high
     assert 80<=n<=97
 
@@ -124,7 +131,9 @@ def test_table():
     assert df.f1[0]==pytest.approx(f1_score(y[:,0], p[:,0]>.5)) and len(class_table(p, y, list('abcde')).columns)==7
 
 @pytest.mark.parametrize('f', [class_auc, multilabel_scores, lambda p,y: patient_bootstrap(p, y, range(len(p)))])
-@pytest.mark.parametrize('bad,msg', [((torch.rand(4,2),torch.zeros(4)), r'\(4, 2\) with \(4,\)'), ((torch.full((4,2), float('nan')),torch.zeros(4,2)), '4 of 4 rows'),
+@pytest.mark.parametrize('bad,msg',
+                         [((torch.rand(4,2),torch.zeros(4)), r'\(4, 2\) with \(4,\)'),
+                          ((torch.full((4,2), float('nan')),torch.zeros(4,2)), '4 of 4 rows'),
     ((torch.rand(4,2),torch.full((4,2), -1)), 'found -1'), ((torch.rand(4,2),torch.full((4,2), .5)), 'found 0.5')])
 def test_bad_input(f, bad, msg):
     with pytest.raises(MemoError, match=msg) as e: f(*bad)
@@ -132,8 +141,12 @@ def test_bad_input(f, bad, msg):
 
 def test_more_bad_input():
     p,y = case(0)
-    wrong = {'logits':lambda: multilabel_scores(p*5-2, y), 'tail: class ids 0 to 4':lambda: multilabel_scores(p, y, tail=[5]), 'threshold: 2':lambda: multilabel_scores(p, y, threshold=2),
-        'vocab: 5 names':lambda: class_table(p, y, ['a']), 'groups: a patient for each of 60':lambda: patient_bootstrap(p, y, [1,2]), 'at least 2':lambda: patient_bootstrap(p, y, [1]*60),
+    wrong = {'logits':lambda: multilabel_scores(p*5-2, y),
+             'tail: class ids 0 to 4':lambda: multilabel_scores(p, y, tail=[5]),
+             'threshold: 2':lambda: multilabel_scores(p, y, threshold=2),
+        'vocab: 5 names':lambda: class_table(p, y, ['a']),
+        'groups: a patient for each of 60':lambda: patient_bootstrap(p, y, [1,2]),
+        'at least 2':lambda: patient_bootstrap(p, y, [1]*60),
         'n=0':lambda: patient_bootstrap(p, y, range(60), n=0), 'n_bins: 0':lambda: calibration_bins(p, y, 0)}
     for m,f in wrong.items():
         with pytest.raises(MemoError, match=m) as e: f()
@@ -151,7 +164,8 @@ def test_in_a_learner_equals_the_whole(rare, tmp_path):
     y = torch.cat([(x[:,:2]+torch.randn(40,2)>.5).float(), torch.zeros(40,1)], 1)
     if rare: y[7,2] = 1
     dls = DataLoaders(*[TensorDL(x, y, bs=7, vocab=list('abc')) for _ in range(2)])
-    learn = Learner(dls, nn.Linear(3,3), loss_func=BCEWithLogitsLossFlat(), metrics=[macro_auc, macro_ap], path=tmp_path)
+    learn = Learner(dls, nn.Linear(3,3), loss_func=BCEWithLogitsLossFlat(), metrics=[macro_auc, macro_ap],
+                    path=tmp_path)
     with learn.no_bar(), learn.no_logging(): learn.fit(2)
     got = dict(zip(learn.recorder.metric_names[1:-1], learn.recorder.values[-1]))
     s = multilabel_scores(*learn.get_preds())

@@ -1,4 +1,5 @@
-"Torchvision's networks under their names, weights from its files, caches and nowhere, the chest head, a body that takes cached features"
+"""Torchvision's networks under their names, weights from its files, caches and nowhere, the chest head, a body
+that takes cached features"""
 import pytest, torch, torchvision
 from fastai.vision.all import BCEWithLogitsLossFlat, DataLoaders, Learner, nn, set_seed
 from safetensors.torch import save_file
@@ -26,12 +27,14 @@ def _theirs(arch, seed=0):
 def _old_names(sd):
     "DenseNet's names of 2017: norm.1 for norm1"
     import re
-    return {re.sub(r'(denselayer\d+\.(?:norm|conv))([12]\.)', r'\1.\2', k):v for k,v in sd.items() if 'num_batches' not in k}
+    return {re.sub(r'(denselayer\d+\.(?:norm|conv))([12]\.)', r'\1.\2', k):v for k,v in sd.items()
+            if 'num_batches' not in k}
 
 @pytest.mark.parametrize('arch', ['efficientnet_v2_s','resnet50','densenet121',
     *(pytest.param(o, marks=pytest.mark.nightly) for o in ('efficientnet_v2_m','efficientnet_v2_l'))])
 def test_torchvisions_numbers(arch, tmp_path):
-    "The same weights, from files that keep their order and that do not, give torchvision's own numbers; without classifier its pooled features"
+    """The same weights, from files that keep their order and that do not, give torchvision's own numbers; without
+    classifier its pooled features"""
     theirs,x = _theirs(arch),torch.randn(2,3,64,64)
     torch.save(theirs.state_dict(), tmp_path/'a.pth')
     save_file(theirs.state_dict(), tmp_path/'b.safetensors')
@@ -39,7 +42,8 @@ def test_torchvisions_numbers(arch, tmp_path):
     ours = load_backbone(arch, tmp_path/'a.pth', num_classes=1000).eval()
     with torch.no_grad():
         assert torch.equal(ours(x), want)
-        if arch!='efficientnet_v2_l': assert torch.equal(load_backbone(arch, tmp_path/'b.safetensors', 1000).eval()(x), want)
+        if arch!='efficientnet_v2_l':
+            assert torch.equal(load_backbone(arch, tmp_path/'b.safetensors', 1000).eval()(x), want)
         body = load_backbone(arch, tmp_path/'a.pth').eval()
         f = body(x)
         last = theirs.fc if arch=='resnet50' else theirs.classifier.eval()
@@ -47,19 +51,24 @@ def test_torchvisions_numbers(arch, tmp_path):
 
 def test_as_random_as_torchvisions():
     "Stochastic depth in training, of the same rates in the same order"
-    theirs = [o.p for o in torchvision.models.efficientnet_v2_s().modules() if isinstance(o, torchvision.ops.StochasticDepth)]
+    theirs = [o.p for o in torchvision.models.efficientnet_v2_s().modules()
+              if isinstance(o, torchvision.ops.StochasticDepth)]
     ours = [o.drop_prob for o in load_backbone('efficientnet_v2_s').modules() if type(o).__name__=='DropPath']
-    assert len(ours)==len([p for p in theirs if p]) and torch.allclose(torch.tensor(ours), torch.tensor([p for p in theirs if p]))
+    assert len(ours)==len([p for p in theirs if p]) and torch.allclose(torch.tensor(ours),
+        torch.tensor([p for p in theirs if p]))
 
 def test_old_densenet_names(tmp_path):
     theirs,x = _theirs('densenet121'),torch.randn(1,3,64,64)
     torch.save(_old_names(theirs.state_dict()), tmp_path/'a.pth')
-    with torch.no_grad(): assert torch.equal(load_backbone('densenet121', tmp_path/'a.pth', num_classes=1000).eval()(x), theirs(x))
+    with torch.no_grad():
+        assert torch.equal(load_backbone('densenet121', tmp_path/'a.pth', num_classes=1000).eval()(x), theirs(x))
 
 def test_timms_names_are_taken_too(tmp_path):
     m = load_backbone('efficientnet_v2_s')
     save_file(m.state_dict(), tmp_path/'a.safetensors')
-    assert all(torch.equal(a,b) for a,b in zip(m.state_dict().values(), load_backbone('efficientnet_v2_s', tmp_path/'a.safetensors').state_dict().values()))
+    assert all(torch.equal(a,b) for a,b in zip(m.state_dict().values(),
+                                               load_backbone('efficientnet_v2_s',
+                                                   tmp_path/'a.safetensors').state_dict().values()))
 
 def test_another_network_is_refused(tmp_path):
     torch.save(torchvision.models.efficientnet_v2_s().state_dict(), tmp_path/'a.pth')
@@ -83,7 +92,9 @@ def test_weights_from_torch_hubs_cache(tmp_path, monkeypatch):
     torch.save(theirs.state_dict(), tmp_path/'hub/checkpoints/resnet50-0676ba61.pth')
     with torch.no_grad(): assert torch.equal(load_backbone('resnet50', True, num_classes=1000).eval()(x), theirs(x))
 
-@pytest.mark.parametrize('arch,says', [('efficientnet_v2_s','hub/checkpoints/efficientnet_v2_s-dd5fe13b.pth'), ('resnet50','resnet50-0676ba61.pth'),
+@pytest.mark.parametrize('arch,says',
+                         [('efficientnet_v2_s','hub/checkpoints/efficientnet_v2_s-dd5fe13b.pth'),
+                          ('resnet50','resnet50-0676ba61.pth'),
     ('densenet121','densenet121-a639ec97.pth'), ('resnet10t','timm/resnet10t.c3_in1k')])
 def test_without_network_one_line_says_which_file(arch, says, tmp_path, monkeypatch):
     from urllib.error import URLError
@@ -125,14 +136,16 @@ def test_a_last_batch_of_one_image():
     h(x).sum().backward()
     assert torch.equal(h[1].running_mean, was) and torch.equal(h[1].running_var, b.running_var)
 
-@pytest.mark.parametrize('arch', ['tile_cnn','resnet10t','mobilenetv3_small_050','efficientnet_v2_s','resnet50','densenet121'])
+@pytest.mark.parametrize('arch',
+                         ['tile_cnn','resnet10t','mobilenetv3_small_050','efficientnet_v2_s','resnet50','densenet121'])
 def test_chest_model(arch):
     "Memory at the pooled features, two parameter groups, whatever the backbone"
     m = chest_model(arch, 5, in_chans=1).eval()
     name,mod,_ = find_place(m)
     assert mod is m[1][0] and m[1][1].num_features==n_features(m[0].net)
     body,head = body_head_splitter(m)
-    assert {id(p) for p in body}=={id(p) for p in m[0].parameters()} and {id(p) for p in head}=={id(p) for p in m[1].parameters()}
+    assert {id(p) for p in body}=={id(p) for p in m[0].parameters()} and {id(p) for p in head}=={id(p)
+        for p in m[1].parameters()}
     x = torch.randn(2,1,64,64)
     with torch.no_grad():
         z = m[0](x)
@@ -141,14 +154,18 @@ def test_chest_model(arch):
 def _dls(n=60, c=5):
     g = torch.Generator().manual_seed(0)
     x,y = torch.randint(256, (n,1,56,56), generator=g).byte(),(torch.rand(n, c, generator=g)<.3).float()
-    return DataLoaders(TensorDL(dataset=TensorSet(x[:40], y[:40], split_idx=0, groups=torch.arange(40)//4), bs=10, shuffle=True), TensorDL(dataset=TensorSet(x[40:], y[40:], items=range(40,n), split_idx=1), bs=20))
+    return DataLoaders(TensorDL(dataset=TensorSet(x[:40], y[:40], split_idx=0, groups=torch.arange(40)//4), bs=10,
+                                shuffle=True),
+                                TensorDL(dataset=TensorSet(x[40:], y[40:], items=range(40,n), split_idx=1), bs=20))
 
 def test_frozen_stage_on_features(tmp_path):
-    "One model, its memory in place: a stage on cached features leaves the backbone alone to the bit, the next one trains on images"
+    """One model, its memory in place: a stage on cached features leaves the backbone alone to the bit, the next
+    one trains on images"""
     set_seed(0)
     dls = _dls()
     model = chest_model('tile_cnn', 5, in_chans=1)
-    learn = Learner(dls, model, loss_func=BCEWithLogitsLossFlat(), splitter=body_head_splitter, cbs=MemoryCallback(SlotBank(20, policy='fifo'), k=3))
+    learn = Learner(dls, model, loss_func=BCEWithLogitsLossFlat(), splitter=body_head_splitter,
+                    cbs=MemoryCallback(SlotBank(20, policy='fifo'), k=3))
     with torch.no_grad(): want = model.eval()[0](torch.cat([b[0] for b in dls.valid]))
     was = {k:v.clone() for k,v in model[0].state_dict().items()}
     learn.dls = features_dls(FeatureBody(model[0].net), dls, tmp_path, half=False)

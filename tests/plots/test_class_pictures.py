@@ -1,4 +1,5 @@
-"Pictures and tables of a ClassBank: the numbers are the bank's, the images are those of its items, files are read or refused by name"
+"""Pictures and tables of a ClassBank: the numbers are the bank's, the images are those of its items, files are
+read or refused by name"""
 import io, json
 import numpy as np, pytest, torch
 import matplotlib.pyplot as plt
@@ -23,7 +24,9 @@ def filled(n, dim=8, capacity=16, seed=0, **kwargs):
     g = torch.Generator().manual_seed(seed)
     y = torch.arange(len(n)).repeat_interleave(torch.tensor(n))
     b = ClassBank(len(n), capacity, **kwargs)
-    if len(y): b.write(torch.randn(len(n), dim, generator=g)[y]+.3*torch.randn(len(y), dim, generator=g), y, item=torch.arange(len(y)))
+    if len(y):
+        b.write(torch.randn(len(n), dim, generator=g)[y]+.3*torch.randn(len(y), dim, generator=g), y,
+                item=torch.arange(len(y)))
     return b
 
 @pytest.fixture(scope='module')
@@ -42,12 +45,17 @@ def saved(fig):
 def test_panels_count_every_class(bank):
     a,b,c,d = saved(plot_classbank(bank, list('abcdef'))).axes
     lo,hi = bank.thresholds()
-    assert [sum(p.get_height() for p in o.patches) for o in (a,c,d)]==[5,6,5]         # a class that was not seen has no share and no prototype
-    assert [l.get_xdata()[0] for l in a.lines]==pytest.approx([100*lo/87, 100*hi/87]) and legend(a)==[f'tail: at most {lo:.6g} rows', f'head: at least {hi:.6g} rows']
-    assert ticks(b.xaxis)==['tail','medium','head','unseen'] and [p.get_height() for p in b.patches]==[*bank.distribution().values(), 1] and texts(b)=='1 3 1 1'
+    # a class that was not seen has no share and no prototype
+    assert [sum(p.get_height() for p in o.patches) for o in (a,c,d)]==[5,6,5]
+    assert [l.get_xdata()[0] for l in a.lines]==pytest.approx([100*lo/87,
+        100*hi/87]) and legend(a)==[f'tail: at most {lo:.6g} rows', f'head: at least {hi:.6g} rows']
+    assert ticks(b.xaxis)==['tail','medium','head',
+                            'unseen'] and [p.get_height() for p in b.patches]==[*bank.distribution().values(),
+                                1] and texts(b)=='1 3 1 1'
     norm = bank.prototypes().norm(dim=1)[bank.counts>0]
     edges = [d.patches[0].get_x(), d.patches[-1].get_x()+d.patches[-1].get_width()]
-    assert edges==pytest.approx([float(norm.min()), float(norm.max())], rel=1e-4) and (c.patches[0].get_x(),c.patches[-1].get_x()+c.patches[-1].get_width())==pytest.approx((0,100))
+    assert edges==pytest.approx([float(norm.min()), float(norm.max())], rel=1e-4) and (c.patches[0].get_x(),
+        c.patches[-1].get_x()+c.patches[-1].get_width())==pytest.approx((0,100))
     title = a.figure._suptitle.get_text()
     assert '5 of 6 classes seen' in title and 'rarest: b (3), e (7), d (12)' in title
 
@@ -59,8 +67,10 @@ def test_all_rows_of_utilisation_are_where_they_belong():
 def test_few_and_equal_classes(n):
     b = filled(n)
     fig = saved(plot_classbank(b))
-    assert sum(p.get_height() for p in fig.axes[0].patches)==sum(o>0 for o in n) and all(np.isfinite(a.get_xlim()).all() for a in fig.axes)
-    assert legend(fig.axes[0])==[f'tail: below {max(n)} rows', f'head: above {max(n)} rows']    # nothing is tail or head among equals
+    assert sum(p.get_height() for p in fig.axes[0].patches)==sum(o>0
+        for o in n) and all(np.isfinite(a.get_xlim()).all() for a in fig.axes)
+    # nothing is tail or head among equals
+    assert legend(fig.axes[0])==[f'tail: below {max(n)} rows', f'head: above {max(n)} rows']
     assert saved(plot_similarity(b)).axes
 
 def test_zero_vectors():
@@ -73,9 +83,11 @@ def test_zero_vectors():
 def test_eight_thousand_classes():
     n = (2000/torch.arange(1, 8143)).long()
     b = ClassBank(8142, 2)
-    b.write(torch.randn(int(n.sum()), 4, generator=torch.Generator().manual_seed(0)), torch.arange(8142).repeat_interleave(n))
+    b.write(torch.randn(int(n.sum()), 4, generator=torch.Generator().manual_seed(0)),
+            torch.arange(8142).repeat_interleave(n))
     fig = saved(plot_classbank(b))
-    assert fig.axes[0].get_xscale()=='log' and sum(p.get_height() for p in fig.axes[0].patches)==2000 and '6142' in texts(fig.axes[1])
+    assert fig.axes[0].get_xscale()=='log' and sum(p.get_height()
+                                                   for p in fig.axes[0].patches)==2000 and '6142' in texts(fig.axes[1])
     ax = saved(plot_similarity(b)).axes[0]
     assert images(ax.figure)[0].shape==(60,60) and ax.get_title()=='60 rarest of 2000 classes seen'
     assert not ticks(saved(plot_similarity(b, most=500)).axes[0].yaxis)      # no room for names
@@ -100,7 +112,8 @@ def test_similarity_is_ordered_by_count(bank):
     fig = plot_similarity(bank, list('abcdef'))
     order = [0,5,3,4,1]
     np.testing.assert_allclose(images(fig)[0], cosine_similarity(bank.prototypes()[order]), atol=1e-5)
-    assert ticks(fig.axes[0].xaxis)==list('afdeb') and ticks(fig.axes[0].yaxis)==['a (40)','f (25)','d (12)','e (7)','b (3)']
+    assert ticks(fig.axes[0].xaxis)==list('afdeb') and ticks(fig.axes[0].yaxis)==['a (40)','f (25)','d (12)','e (7)',
+        'b (3)']
     few = plot_similarity(bank, most=2)
     assert ticks(few.axes[0].xaxis)==['4','1'] and images(few)[0].shape==(2,2)
 
@@ -108,23 +121,31 @@ def test_similarity_is_ordered_by_count(bank):
 def test_table(dtype):
     b = filled([40,3,0,12,7,25], dtype=dtype)
     df = bank_table(b, list('abcdef'))
-    assert df['class'].tolist()==[2,1,4,3,5,0] and df.name.tolist()==list('cbedfa') and df.seen.tolist()==[0,3,7,12,25,40] and df.stored.tolist()==[0,3,7,12,16,16]
+    assert df['class'].tolist()==[2,1,4,3,5,0] and df.name.tolist()==list('cbedfa') and df.seen.tolist()==[0,3,7,12,25,
+        40] and df.stored.tolist()==[0,3,7,12,16,16]
     assert df.group.tolist()==['unseen','tail','medium','medium','medium','head']
     s = cosine_similarity(b.prototypes())
     np.fill_diagonal(s, -9)
     s[:,2] = -9
     seen = df['class'].tolist()[1:]
-    assert df.nearest.tolist()==[-1]+s.argmax(1)[seen].tolist() and np.isnan(df.cosine[0]) and df.cosine[1:].tolist()==pytest.approx(s.max(1)[seen].tolist(), abs=1e-5)
+    assert df.nearest.tolist()==[-1]+s.argmax(1)[seen].tolist() and np.isnan(df.cosine[0]) and df.cosine[1:].tolist(
+        )==pytest.approx(s.max(1)[seen].tolist(), abs=1e-5)
     assert df.prototype_norm.tolist()==pytest.approx(b.prototypes().norm(dim=1)[df['class'].tolist()].tolist())
-    assert bank_table(b, n=2)['class'].tolist()==[1,4] and len(bank_table(ClassBank(3, 4)))==3 and len(bank_table(ClassBank(3, 4), n=2))==0
+    assert bank_table(b, n=2)['class'].tolist()==[1,
+                                                  4] and len(bank_table(ClassBank(3, 4)))==3 and len(
+                                                      bank_table(ClassBank(3, 4), n=2))==0
 
 def test_text(bank):
     t = class_text(bank, ['ant','bee','cat','dog','eel','a fox of more than eighteen letters'], 4)
-    assert [l.split()[:2] for l in t.splitlines()[1:5]]==[['1','bee'],['4','eel'],['3','dog'],['5','a']] and 'a fox of more th..' in t and t.endswith('... 1 more: --all')
-    assert class_text(bank, None, 1).splitlines()[1].split()[0]=='1' and class_text(ClassBank(3, 4))=='no class was seen'
+    assert [l.split()[:2] for l in t.splitlines()[1:5]]==[['1','bee'],['4','eel'],['3','dog'],
+                                                          ['5','a']] and 'a fox of more th..' in t and t.endswith(
+                                                              '... 1 more: --all')
+    assert class_text(bank, None, 1).splitlines()[1].split()[0]=='1' and class_text(ClassBank(3,
+        4))=='no class was seen'
     s = bank_summary(bank)
     lo,hi = bank.thresholds()
-    assert all(o in s for o in ('ClassBank','width 8','54 of 96','87 rows in 1 writes','5 of 6 seen',f'1 tail (at most {lo:.6g} rows)',f'1 head (at least {hi:.6g} rows)'))
+    assert all(o in s for o in ('ClassBank','width 8','54 of 96','87 rows in 1 writes','5 of 6 seen',
+                                f'1 tail (at most {lo:.6g} rows)',f'1 head (at least {hi:.6g} rows)'))
     assert 'budget of 1MB' in bank_summary(ClassBank(3, '1MB')) and '0 of 3 seen' in bank_summary(ClassBank(3, 4))
 
 def test_summary_of_slots():
@@ -152,9 +173,12 @@ def test_images_are_those_of_the_items(digits):
     bank,fig = digits.memory.bank,saved(digits.show_classes())
     tail = sorted(bank.tail(), key=lambda c: int(bank.counts[c]))
     labels = [texts(a) for a in fig.axes if not a.images]
-    assert [o.split('\n')[0] for o in labels]==[str(digits.dls.vocab[c]) for c in tail] and f'of {bank.counts[tail[0]]} kept' in labels[0] and labels[0].endswith('tail')
+    assert [o.split('\n')[0] for o in labels]==[str(digits.dls.vocab[c])
+                                                for c in tail] and f'of {bank.counts[tail[0]]} kept' in labels[
+                                                    0] and labels[0].endswith('tail')
     want = [original(digits, i) for c in tail for i in kept(bank, c)[:6]]
-    assert all(f'{len(kept(bank, c))} images' in o for c,o in zip(tail, labels))       # an image that was kept in several epochs is shown once
+    # an image that was kept in several epochs is shown once
+    assert all(f'{len(kept(bank, c))} images' in o for c,o in zip(tail, labels))
     for a,b in zip(images(fig), want, strict=True): np.testing.assert_allclose(a, b, atol=6e-3)
 
 def test_stored_images_have_the_class_they_are_shown_for(digits):
@@ -189,7 +213,8 @@ def test_at_most_eight_classes_of_the_tail(digits):
 
 def test_without_memory_or_with_slots(digits):
     with pytest.raises(MemoError, match='no memory'): Learner(digits.dls, small_cnn()).show_classes()
-    with pytest.raises(MemoError, match='ClassBank is needed'): Learner(digits.dls, small_cnn(), cbs=MemoryCallback(SlotBank(8))).show_classes()
+    with pytest.raises(MemoError, match='ClassBank is needed'):
+        Learner(digits.dls, small_cnn(), cbs=MemoryCallback(SlotBank(8))).show_classes()
 
 def test_looking_changes_nothing(digits):
     def state(): return torch.get_rng_state().tolist(), digits.dls.train.rng.getstate(), int(digits.memory.bank.draws)
@@ -200,8 +225,10 @@ def test_looking_changes_nothing(digits):
 def test_multi_label_vectors():
     set_seed(0)
     x,y = torch.randn(40,12),torch.randint(0, 2, (40,3)).float()
-    dls = DataLoaders(TensorDL(x, y, bs=8, shuffle=True, split_idx=0), TensorDL(x[:8], y[:8], items=torch.arange(40,48), split_idx=1))
-    learn = Learner(dls, nn.Sequential(nn.Linear(12,16), nn.ReLU(), nn.Linear(16,3)), loss_func=nn.BCEWithLogitsLoss(), cbs=MemoryCallback(ClassBank(3, 4)))
+    dls = DataLoaders(TensorDL(x, y, bs=8, shuffle=True, split_idx=0),
+                      TensorDL(x[:8], y[:8], items=torch.arange(40,48), split_idx=1))
+    learn = Learner(dls, nn.Sequential(nn.Linear(12,16), nn.ReLU(), nn.Linear(16,3)), loss_func=nn.BCEWithLogitsLoss(),
+                    cbs=MemoryCallback(ClassBank(3, 4)))
     with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
     assert len(saved(learn.show_classes([0,1,2], k=2)).axes)==3*(1+2)
 
@@ -218,7 +245,8 @@ def test_json_files(tmp_path):
     b = filled([40,3,0,12,7,25])
     write_bank_json(b, tmp_path/'new/folder', 4, whole=True)
     p = json.loads((tmp_path/'new/folder/prompt_data.json').read_text())
-    assert list(p)==['1'] and np.shape(p['1']['features'])==(3,8) and p['1']['prototype']==pytest.approx(b.prototype(1).tolist())
+    assert list(p)==['1'] and np.shape(p['1']['features'])==(3,
+        8) and p['1']['prototype']==pytest.approx(b.prototype(1).tolist())
     t = json.loads((tmp_path/'new/folder/tail_analysis.json').read_text())
     assert t['summary']['tail_class_ids']==[1] and t['1']['statistics']['class_frequency']==3
     got,_ = open_bank(tmp_path/'new/folder/memory.json')
@@ -237,8 +265,11 @@ def test_foreign_files_are_refused_by_name(tmp_path):
     (tmp_path/'x.json').write_text('{"a": 1}')
     (tmp_path/'y.json').write_text('{"a": ')
     (tmp_path/'folder').mkdir()
-    said = {'cut.safetensors':'not a whole safetensors', 'text.safetensors':'not a whole safetensors', 'none.safetensors':'not a whole safetensors', 'foreign.safetensors':'no bank',
-        'plain.safetensors':'no memory', 'part.safetensors':'no whole bank', 'x.json':'no memory bank', 'y.json':'not a whole JSON', 'folder':'no config.yaml', 'nope.safetensors':'no such file', 'nope':'no such file'}
+    said = {'cut.safetensors':'not a whole safetensors', 'text.safetensors':'not a whole safetensors',
+            'none.safetensors':'not a whole safetensors', 'foreign.safetensors':'no bank',
+        'plain.safetensors':'no memory', 'part.safetensors':'no whole bank', 'x.json':'no memory bank',
+        'y.json':'not a whole JSON', 'folder':'no config.yaml', 'nope.safetensors':'no such file',
+        'nope':'no such file'}
     for name,m in said.items():
         with pytest.raises(MemoError, match=m) as e: open_bank(tmp_path/name)
         assert name in str(e.value) and '\n' not in str(e.value)

@@ -4,9 +4,11 @@ import numpy as np, pandas as pd, pytest, torch
 import matplotlib.pyplot as plt
 from pathlib import Path
 from torch import nn
-from fastai.data.all import CategoryBlock, DataBlock, DataLoaders, FuncSplitter, MultiCategoryBlock, Normalize, Transform, get_image_files
+from fastai.data.all import CategoryBlock, DataBlock, DataLoaders, FuncSplitter, MultiCategoryBlock, Normalize
+from fastai.data.all import Transform, get_image_files
 from fastai.learner import Learner, load_learner
-from fastai.vision.all import (ImageBlock, ImageDataLoaders, PILImage, Resize, aug_transforms, imagenet_stats, resnet18, set_seed,
+from fastai.vision.all import (ImageBlock, ImageDataLoaders, PILImage, Resize, aug_transforms, imagenet_stats, resnet18,
+                               set_seed,
     vision_learner)
 from matplotlib.figure import Figure
 from PIL import Image
@@ -44,12 +46,14 @@ def tiles(tmp_path_factory):
     "48 tiles of 32 x 32 out of each of scikit-learn's two photos"
     d = tmp_path_factory.mktemp('tiles')
     for name,im in zip(('china','flower'), load_sample_images().images):
-        for i in range(48): Image.fromarray(im[32*(i//8):32*(i//8)+32, 32*(i%8)+150:32*(i%8)+182]).save(d/f'{name}_{i:02}.png')
+        for i in range(48):
+            Image.fromarray(im[32*(i//8):32*(i//8)+32, 32*(i%8)+150:32*(i%8)+182]).save(d/f'{name}_{i:02}.png')
     return d
 
 def image_dls(tiles, multi=False):
     blocks = ImageBlock, MultiCategoryBlock if multi else CategoryBlock
-    db = DataBlock(blocks, get_items=get_image_files, get_y=kinds if multi else kind, splitter=FuncSplitter(last_third), item_tfms=Count(),
+    db = DataBlock(blocks, get_items=get_image_files, get_y=kinds if multi else kind, splitter=FuncSplitter(last_third),
+                   item_tfms=Count(),
         batch_tfms=[*aug_transforms(size=32), Normalize.from_stats(*imagenet_stats)])
     return db.dataloaders(tiles, bs=16, num_workers=0)
 
@@ -74,10 +78,12 @@ def files(dl): return {i:np.asarray(Image.open(f))/255 for i,f in zip(item_ids(d
 # pictures of tables
 
 def test_history_of_stages():
-    df = pd.DataFrame(dict(stage=['a.frozen','a.all','a.all','b'], epoch=[0,0,1,0], train_loss=[2.,1,.9,.8], valid_loss=[2.,1,np.nan,.8], accuracy=[.1,.2,.3,.4],
+    df = pd.DataFrame(dict(stage=['a.frozen','a.all','a.all','b'], epoch=[0,0,1,0], train_loss=[2.,1,.9,.8],
+                           valid_loss=[2.,1,np.nan,.8], accuracy=[.1,.2,.3,.4],
         perplexity=[9.,8,7,6], bank_fill=[.5,1,1,1], bank_hit=[None]*4, seconds=[1.]*4))
     fig = plot_history(df)
-    assert [[l.get_label() for l in a.lines if not l.get_label().startswith('_')] for a in fig.axes] == [['train_loss','valid_loss'],['accuracy'],['bank_fill'],['perplexity']]
+    assert [[l.get_label() for l in a.lines if not l.get_label().startswith('_')]
+            for a in fig.axes] == [['train_loss','valid_loss'],['accuracy'],['bank_fill'],['perplexity']]
     assert {'a.frozen','a.all','b'} == {t.get_text() for t in fig.axes[0].texts}
     assert fig.axes[0].lines[0].get_xdata().tolist() == [1,2,3,4]
 
@@ -92,11 +98,13 @@ def test_counts():
     assert [p.get_height() for p in ax.patches] == [500,50,3]
     assert [t.get_text() for t in ax.get_xticklabels()] == ['common','some','rare']
     assert len({p.get_facecolor() for p in ax.patches}) == 3
-    assert [t.get_text() for t in ax.get_legend().get_texts()] == ['many: 1 class, 500 items','medium: 1 class, 50 items','few: 1 class, 3 items']
+    assert [t.get_text() for t in ax.get_legend().get_texts()] == ['many: 1 class, 500 items',
+        'medium: 1 class, 50 items','few: 1 class, 3 items']
     plot_counts(torch.arange(100)).savefig(io.BytesIO())
     with pytest.raises(MemoError, match='counts'): plot_counts([])
 
-@pytest.mark.parametrize('y', [torch.arange(30)%4, None, (torch.rand(30,5, generator=torch.Generator().manual_seed(0))>.5).float()])
+@pytest.mark.parametrize('y', [torch.arange(30)%4, None,
+                               (torch.rand(30,5, generator=torch.Generator().manual_seed(0))>.5).float()])
 def test_slot_bank(y):
     bank = SlotBank(20, policy='fifo')
     assert 'empty' in texts(plot_bank(bank))
@@ -121,7 +129,8 @@ def test_class_bank():
     assert [p.get_height() for p in a.patches]==[4,3,0] and [p.get_height() for p in b.patches]==[6,3,0]
 
 def test_results():
-    df = pd.DataFrame(dict(method=['a','b'], rival=['c','c'], seeds=[3,3], few_mean=[.1,.2], few_low=[0.,.1], few_high=[.2,.3], few_per_seed=['+1','+2'], ece=[.3,np.nan]))
+    df = pd.DataFrame(dict(method=['a','b'], rival=['c','c'], seeds=[3,3], few_mean=[.1,.2], few_low=[0.,.1],
+                           few_high=[.2,.3], few_per_seed=['+1','+2'], ece=[.3,np.nan]))
     fig = plot_results(df)
     assert [a.get_title() for a in fig.axes] == ['few','ece']
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()] == ['a - c','b - c']
@@ -129,14 +138,19 @@ def test_results():
     fig.savefig(io.BytesIO())
     assert 'no results' in texts(plot_results(df[:0]))
 
-def _table(**kw): return pd.DataFrame({**dict(finding=['rare','never','common'], positives=[3,0,90], auc=[.7,np.nan,.8], ap=[.1,np.nan,.5]), **kw})
+def _table(**kw):
+    return pd.DataFrame({**dict(finding=['rare','never','common'], positives=[3,0,90], auc=[.7,np.nan,.8],
+                                ap=[.1,np.nan,.5]), **kw})
 
 def test_classes_are_in_the_order_of_their_positives():
-    fig = plot_classes(_table(auc_low=[.6,np.nan,.7], auc_high=[.8,np.nan,.9], ap_low=[0,np.nan,.4], ap_high=[.2,np.nan,.6]))
+    fig = plot_classes(_table(auc_low=[.6,np.nan,.7], auc_high=[.8,np.nan,.9], ap_low=[0,np.nan,.4],
+                              ap_high=[.2,np.nan,.6]))
     auc,ap = fig.axes
     assert [t.get_text() for t in auc.get_yticklabels()]==['common (90)','rare (3)','never (0)'] and not fig.legends
-    assert [round(p.get_x()+p.get_width(), 6) for p in auc.patches][:2]==[.8,.7] and [p.get_width() for p in ap.patches][:2]==[.5,.1]
-    assert [s[:,0].tolist() for s in auc.collections[0].get_segments()]==[[.7,.9],[.6,.8]] and texts(fig).count('cannot be scored')==2
+    assert [round(p.get_x()+p.get_width(), 6) for p in auc.patches][:2]==[.8,
+        .7] and [p.get_width() for p in ap.patches][:2]==[.5,.1]
+    assert [s[:,0].tolist() for s in auc.collections[0].get_segments()]==[[.7,.9],
+        [.6,.8]] and texts(fig).count('cannot be scored')==2
     fig.savefig(io.BytesIO())
 
 def test_classes_side_by_side():
@@ -144,7 +158,8 @@ def test_classes_side_by_side():
     a = _table()
     fig = plot_classes(dict(network=a, memory=a.assign(ap=a.ap+.1).iloc[::-1]))
     h = [p.get_width() for p in fig.axes[1].patches]
-    assert h[:2]+h[3:5]==pytest.approx([.5,.1,.6,.2]) and [t.get_text() for t in fig.legends[0].get_texts()]==['network','memory']
+    assert h[:2]+h[3:5]==pytest.approx([.5,.1,.6,.2]) and [t.get_text()
+                                                           for t in fig.legends[0].get_texts()]==['network','memory']
     assert len({round(p.get_y(), 6) for p in fig.axes[1].patches})==6
     fig.savefig(io.BytesIO())
     with pytest.raises(MemoError, match='other findings'): plot_classes(dict(a=a, b=a[:2]))
@@ -163,7 +178,9 @@ def test_reliability():
     assert 'no labels' in texts(plot_reliability(p[:0], y[:0]))
 
 def test_comparison():
-    df = pd.DataFrame(dict(method=['a','b '*40], seeds=[3,2], macro_auc=[.9,.8], macro_auc_low=[.8,np.nan], macro_auc_high=[1.,np.nan], tail_auc=[np.nan]*2, tail_auc_low=[np.nan]*2, tail_auc_high=[np.nan]*2))
+    df = pd.DataFrame(dict(method=['a','b '*40], seeds=[3,2], macro_auc=[.9,.8], macro_auc_low=[.8,np.nan],
+                           macro_auc_high=[1.,np.nan], tail_auc=[np.nan]*2, tail_auc_low=[np.nan]*2,
+                           tail_auc_high=[np.nan]*2))
     fig = plot_comparison(df)
     assert [a.get_title() for a in fig.axes]==['macro auc'] and '2-3 seeds' in fig._suptitle.get_text()
     assert fig.axes[0].collections[0].get_segments()[0][:,0].tolist()==[.8,1.]
@@ -181,8 +198,10 @@ def test_images_are_the_files(photos):
     assert isinstance(fig, Figure) and len(fig.axes)==4*4
     r = photos.recall(n=4, k=3)
     trn = files(photos.dls.train)
-    want = [o for f,ids in zip(photos.dls.valid.items[:4], r.row_item.tolist()) for o in [np.asarray(Image.open(f))/255, *(trn[i] for i in ids)]]
-    for a,b in zip(images(fig), want, strict=True): np.testing.assert_allclose(a, b, atol=.0041)   # IntToFloatTensor rounds down
+    want = [o for f,ids in zip(photos.dls.valid.items[:4], r.row_item.tolist())
+            for o in [np.asarray(Image.open(f))/255, *(trn[i] for i in ids)]]
+    # IntToFloatTensor rounds down
+    for a,b in zip(images(fig), want, strict=True): np.testing.assert_allclose(a, b, atol=.0041)
 
 def test_titles_say_what_was_recalled(photos):
     fig,r,v = photos.show_memories(2), photos.recall(n=2, k=3), photos.dls.vocab
@@ -190,7 +209,8 @@ def test_titles_say_what_was_recalled(photos):
     for i in range(2):
         c = int(r.probs[i].argmax())
         assert ts[4*i] == f'pred: {v[c]}  {r.probs[i,c]:.2f}\ntrue: {v[int(r.y[i])]}'
-        for j in range(3): assert ts[4*i+1+j] == f'{v[int(r.row_label[i,j])]}\nsim {r.similarity[i,j]:.2f}  w {r.weight[i,j]:.2f}'
+        for j in range(3):
+            assert ts[4*i+1+j] == f'{v[int(r.row_label[i,j])]}\nsim {r.similarity[i,j]:.2f}  w {r.weight[i,j]:.2f}'
 
 def test_only_what_is_shown_is_read(photos):
     Count.n = 0
@@ -199,7 +219,9 @@ def test_only_what_is_shown_is_read(photos):
 
 def test_nothing_else_is_touched(photos):
     plt.close('all')
-    def rngs(): return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(), photos.dls.train.rng.getstate()
+    def rngs():
+        return random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist(
+            ), photos.dls.train.rng.getstate()
     was,model = rngs(),{k:v.clone() for k,v in photos.model.state_dict().items()}
     photos.show_memories(2)
     photos.explain(photos.dls.valid.items[:1])
@@ -232,7 +254,8 @@ def test_item_that_is_not_in_the_training_set(photos):
 
 def test_fewer_than_k(tiles):
     learn = image_learner(tiles, bank=SlotBank(128, policy='fifo'))
-    z,y,item = learn.memory.bank.features[:2].clone(), learn.memory.bank.labels[:2].clone(), learn.memory.bank.items[:2].clone()
+    z,y,item = learn.memory.bank.features[:2].clone(), learn.memory.bank.labels[:2].clone(), learn.memory.bank.items[
+        :2].clone()
     learn.memory.bank.reset()
     learn.memory.bank.write(z, y, item=item)
     assert len(learn.show_memories(2, k=3).axes) == 2*(1+2)
@@ -270,7 +293,8 @@ def test_data_frame(tiles):
     learn = fit(vision_learner(dls, resnet18, pretrained=False, cbs=MemoryCallback(SlotBank(64, policy='fifo'), k=2)))
     assert len(images(learn.show_memories(2))) == 6
     rows = learn.dls.valid.items[:2]
-    assert len(images(learn.explain(rows)))==6 and titles(learn.explain(rows.iloc[0]))[0]==titles(learn.explain(rows))[0]
+    assert len(images(learn.explain(rows)))==6 and titles(learn.explain(rows.iloc[0]))[0]==titles(learn.explain(rows))[
+        0]
 
 def test_tensors(digits):
     fig,r = digits.show_memories(2), digits.recall(n=2, k=3)
@@ -293,7 +317,8 @@ def test_feature_vectors(multi):
     set_seed(0)
     x,c = torch.randn(60,12), torch.arange(60)%3
     y = torch.nn.functional.one_hot(c, 3).float() if multi else c
-    dls = DataLoaders(TensorDL(x[:40], y[:40], bs=8, shuffle=True, split_idx=0), TensorDL(x[40:], y[40:], items=torch.arange(40,60), split_idx=1))
+    dls = DataLoaders(TensorDL(x[:40], y[:40], bs=8, shuffle=True, split_idx=0),
+                      TensorDL(x[40:], y[40:], items=torch.arange(40,60), split_idx=1))
     model = nn.Sequential(nn.Linear(12,16), nn.ReLU(), nn.Linear(16,3))
     learn = fit(Learner(dls, model, cbs=MemoryCallback(SlotBank(64, policy='fifo'), k=2, head='vote')))
     fig = learn.show_memories(2)
@@ -305,8 +330,10 @@ def test_mistakes_are_one_line(digits):
     bare = Learner(digits.dls, small_cnn())
     empty = Learner(digits.dls, small_cnn(), cbs=MemoryCallback(SlotBank(8)))
     x = digits.dls[2].dataset.x
-    wrong = {'no memory':lambda: bare.explain(x[:1]), 'this learner':bare.show_memories, 'the memory is empty':empty.show_memories,
-        'k: 0':lambda: digits.show_memories(k=0), 'n: 0':lambda: digits.show_memories(0), 'ds_idx':lambda: digits.show_memories(ds_idx=7),
+    wrong = {'no memory':lambda: bare.explain(x[:1]), 'this learner':bare.show_memories,
+             'the memory is empty':empty.show_memories,
+        'k: 0':lambda: digits.show_memories(k=0), 'n: 0':lambda: digits.show_memories(0),
+        'ds_idx':lambda: digits.show_memories(ds_idx=7),
         'no items':lambda: digits.explain(x[:0])}
     for m,f in wrong.items():
         with pytest.raises(MemoError, match=m) as e: f()

@@ -19,7 +19,8 @@ class MyBank(SlotBank):
         super().__init__(size, dim, policy, n_classes=n_classes, seed=seed)
         self.stretch = stretch
 
-    def write(self, x, y=None, logits=None, item=None, group=None): return super().write(x*self.stretch, y, logits, item, group)
+    def write(self, x, y=None, logits=None, item=None, group=None):
+        return super().write(x*self.stretch, y, logits, item, group)
 
 @register('bank', 'toy_ring')
 class Ring(Bank):
@@ -42,7 +43,8 @@ class Ring(Bank):
 
     def rows(self):
         n = slice(0, len(self))
-        return self.features[n],self.norms[n],None if self.labels is None else self.labels[n],self.items[n],self.groups[n],None
+        return self.features[n],self.norms[n],None if self.labels is None else self.labels[n],self.items[n],self.groups[
+            n],None
 
     @torch.no_grad()
     def write(self, x, y=None, logits=None, item=None, group=None):

@@ -23,7 +23,8 @@ def my_data(
     parts = at[:n],at[n:n+32],at[-64:]
     (cls,kw) = loader_for(sampling)
     info = dict(vocab=['even','odd'], counts=torch.bincount(y[parts[0]], minlength=2), many=n, few=0)
-    dls = DataLoaders(*[(cls if i==0 else TensorDL)(dataset=TensorSet(x[o], y[o], o, split_idx=int(i>0), **info), bs=bs, shuffle=i==0, **(kw if i==0 else {}))
+    dls = DataLoaders(*[(cls if i==0 else TensorDL)(dataset=TensorSet(x[o], y[o], o, split_idx=int(i>0), **info), bs=bs,
+                                                    shuffle=i==0, **(kw if i==0 else {}))
                         for i,o in enumerate(parts)], device=device or 'cpu')
     dls.train.rng = random.Random(seed)
     return dls

@@ -39,14 +39,16 @@ class MyHead(MemoryHead):
 
     def mixed(self, logits, z, item=None, group=None):
         mine = self.outputs(z, item, group)
-        if self.bank.rows()[2] is not None and self.bank.rows()[2].ndim==2: return torch.lerp(logits, mine, self.chosen_share)
+        if self.bank.rows()[2] is not None and self.bank.rows()[2].ndim==2:
+            return torch.lerp(logits, mine, self.chosen_share)
         return torch.lerp(logits.softmax(1), mine.softmax(1), self.chosen_share).clamp(min=1e-9).log()
 
     @torch.no_grad()
     def fit(self, collected, shares=(.1,.3,.5,.9)):
         l,z,y = collected['logits'],collected['z'],collected['y']
         if y.ndim==2 or len(self.bank)==0: return {}
-        def nll(s): return F.nll_loss(torch.lerp(l.softmax(1), self.outputs(z).softmax(1), s).clamp(min=1e-9).log(), y).item()
+        def nll(s):
+            return F.nll_loss(torch.lerp(l.softmax(1), self.outputs(z).softmax(1), s).clamp(min=1e-9).log(), y).item()
         best = min(shares, key=nll)
         self.chosen_share.fill_(best)
         return dict(share=best, nll=nll(best))

@@ -13,5 +13,9 @@ class MyModel(nn.Module):
         width:Count=24      # Of the hidden layer
     ):
         super().__init__()
-        self.pool,self.hidden,self.norm,self.last = nn.AdaptiveAvgPool2d(8),nn.Linear(64*c_in, width),nn.BatchNorm1d(width),nn.Linear(width, n_classes)
-    def forward(self, x): return self.last(torch.relu(self.norm(self.hidden(self.pool(x.float()/255 if x.dtype==torch.uint8 else x.float()).flatten(1)))))
+        self.pool,self.hidden,self.norm,self.last = nn.AdaptiveAvgPool2d(8),nn.Linear(64*c_in,
+            width),nn.BatchNorm1d(width),nn.Linear(width, n_classes)
+    def forward(self, x):
+        return self.last(
+            torch.relu(
+                self.norm(self.hidden(self.pool(x.float()/255 if x.dtype==torch.uint8 else x.float()).flatten(1)))))

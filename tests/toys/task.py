@@ -7,4 +7,5 @@ class MyTask(Multiclass):
     "Two classes, and how often the first is named"
     columns = {**Multiclass.columns, 'first':'first'}
     def suits(self, y): return super().suits(y)
-    def scores(self, probs, y, dls): return {**super().scores(probs, y, dls), 'first':float((probs.argmax(1)==0).float().mean())}
+    def scores(self, probs, y, dls):
+        return {**super().scores(probs, y, dls), 'first':float((probs.argmax(1)==0).float().mean())}

@@ -1,7 +1,8 @@
 "Run by test_distributed.py on two gloo ranks: trains with `distrib_ctx`, and leaves in OUT what every rank has"
 import random, sys, torch
 from fastai.distributed import DistributedDL, num_distrib, rank_distrib
-from fastai.vision.all import Callback, CancelStepException, DataLoaders, GradientAccumulation, Learner, accuracy, nn, set_seed
+from fastai.vision.all import Callback, CancelStepException, DataLoaders, GradientAccumulation, Learner, accuracy, nn
+from fastai.vision.all import set_seed
 from sklearn.datasets import load_digits
 from memo.banks.slots import SlotBank
 from memo.banks.classes import ClassBank
@@ -30,12 +31,15 @@ def dls():
     return res
 
 class Seen(Callback):
-    "What this rank trained on: features before the memory, seen by a hook of its own; items and labels by the images themselves"
+    """What this rank trained on: features before the memory, seen by a hook of its own; items and labels by the
+    images themselves"""
     order,run_valid = 100,False
     def __init__(self): self.steps,self.now,self.own = [],[],0
     def before_fit(self): self.now = []
     def _last(self): return [m for m in self.model.modules() if isinstance(m, nn.Linear)][-1]
-    def before_batch(self): self.hook = self._last().register_forward_pre_hook(lambda m,a: setattr(self, 'f', a[0].detach().clone()), prepend=True)
+    def before_batch(self):
+        self.hook = self._last().register_forward_pre_hook(lambda m,a: setattr(self, 'f', a[0].detach().clone()),
+                                                           prepend=True)
     def after_pred(self):
         self.hook.remove()
         head,i = self.learn.memory.head,who(self.xb[0])
@@ -43,7 +47,8 @@ class Seen(Callback):
             found = head.bank.items.flatten()[read.index.clamp(min=0)].masked_fill(read.index<0, -2)
             assert not (found==i[:,None]).any(), 'a query found its own item'
             self.own += torch.isin(i, head.bank.items).sum().item()
-        self.now.append((self.f, Y[i], self.pred.detach()[:len(i)].clone(), i, i//7))     # replayed rows come behind the batch's
+        # replayed rows come behind the batch's
+        self.now.append((self.f, Y[i], self.pred.detach()[:len(i)].clone(), i, i//7))
     def after_cancel_step(self): self.now = []
     def after_batch(self):
         if self.now and not getattr(self.learn, 'held', False):
@@ -61,10 +66,13 @@ class Overflow(Callback):
     def before_step(self):
         if self.iter==1: raise CancelStepException
 
-banks = dict(rarity=lambda: SlotBank(60, policy='rarity', momentum=.5), fifo=lambda: SlotBank(60, policy='fifo'), reservoir=lambda: SlotBank(40, policy='reservoir', seed=3),
+banks = dict(rarity=lambda: SlotBank(60, policy='rarity', momentum=.5), fifo=lambda: SlotBank(60, policy='fifo'),
+             reservoir=lambda: SlotBank(40, policy='reservoir', seed=3),
              hard=lambda: SlotBank(50, policy='hard'), ClassBank=lambda: ClassBank(10, capacity=6))
 
-def net(bn): return nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.BatchNorm1d(24) if bn else nn.Identity(), nn.ReLU(), nn.Linear(24,10))
+def net(bn):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.BatchNorm1d(24) if bn else nn.Identity(), nn.ReLU(),
+                         nn.Linear(24,10))
 
 def one(name, head, how=()):
     "Train on this rank; give what it holds"
@@ -76,7 +84,8 @@ def one(name, head, how=()):
     with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(sync_bn=False):
         learn.fit(2, 1e-2)
         learn.fit_one_cycle(1, 1e-2)
-    return dict(model=learn.model.state_dict(), steps=learn.seen.steps, own=learn.seen.own, names=list(learn.recorder.metric_names),
+    return dict(model=learn.model.state_dict(), steps=learn.seen.steps, own=learn.seen.own,
+                names=list(learn.recorder.metric_names),
                 values=[list(o) for o in learn.recorder.values], grouped='group' in how)
 
 class Pull(MemoryHead):
@@ -88,16 +97,20 @@ def several():
     "Three memories in one model, one of which learns its rows"
     set_seed(0)
     learn = Learner(dls(), net(False), metrics=accuracy, cbs=[MemoryCallback(ClassBank(10, capacity=6), name='rare'),
-        MemoryCallback(SlotBank(60, policy='fifo'), head='add', at='1', name='early'), MemoryCallback(SlotBank(200, policy='fifo'), head='vote'),
+        MemoryCallback(SlotBank(60, policy='fifo'), head='add', at='1', name='early'),
+        MemoryCallback(SlotBank(200, policy='fifo'), head='vote'),
         MemoryCallback(SlotBank(20), head=Pull, at='3', name='pull', loss_weight=.2)])
     with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(sync_bn=False): learn.fit(2, 1e-2)
-    return dict(model=learn.model.state_dict(), names=list(learn.recorder.metric_names), values=[list(o) for o in learn.recorder.values],
-                items={n:o.bank.items.flatten().tolist() for n,o in learn.memories.items()}, seen={n:int(o.bank.updates) for n,o in learn.memories.items()})
+    return dict(model=learn.model.state_dict(), names=list(learn.recorder.metric_names),
+                values=[list(o) for o in learn.recorder.values],
+                items={n:o.bank.items.flatten().tolist() for n,o in learn.memories.items()},
+                seen={n:int(o.bank.updates) for n,o in learn.memories.items()})
 
 if __name__=='__main__':
     out = sys.argv[1]
     res = {'several':several()}
-    for name,head,*how in [('fifo','add'), ('rarity','add','group'), ('reservoir','vote'), ('hard',None), ('ClassBank',None), ('ClassBank','vote'), ('ClassBank','replay'),
+    for name,head,*how in [('fifo','add'), ('rarity','add','group'), ('reservoir','vote'), ('hard',None),
+                           ('ClassBank',None), ('ClassBank','vote'), ('ClassBank','replay'),
                            ('fifo','vote','accumulate'), ('fifo','add','overflow'), ('reservoir','add','bn')]:
         res['-'.join(map(str, (name,head,*how)))] = one(name, head, how)
     assert num_distrib()==2, num_distrib()

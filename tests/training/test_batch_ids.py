@@ -4,7 +4,9 @@ from operator import itemgetter
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from fastai.data.load import SkipItemException
-from fastai.vision.all import (Callback, ColReader, CrossEntropyLossFlat, DataBlock, DataLoaders, Datasets, ImageBlock, CategoryBlock, ImageDataLoaders, ItemTransform, Learner, MixUp, PILImageBW, RandomSplitter, RegressionBlock,
+from fastai.vision.all import (Callback, ColReader, CrossEntropyLossFlat, DataBlock, DataLoaders, Datasets, ImageBlock,
+                               CategoryBlock, ImageDataLoaders, ItemTransform, Learner, MixUp, PILImageBW,
+                               RandomSplitter, RegressionBlock,
                                SGD, TfmdDL, ToTensor, Transform, WeightedDL, accuracy, noop, nn, set_seed, tensor)
 from hypothesis import given, settings, strategies as st
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
@@ -29,7 +31,8 @@ N = 60
 def net(): return nn.Sequential(nn.Flatten(), nn.Linear(64,16), nn.ReLU(), nn.Linear(16,10))
 
 class Truth(Callback):
-    "Checks each stored row: its feature is what the network's body made of the item that it names, in the step in which it was written"
+    """Checks each stored row: its feature is what the network's body made of the item that it names, in the step
+    in which it was written"""
     order = 10**7
     def __init__(self, ids, x, y): self.of,self.x,self.y,self.checked = {int(i):k for k,i in enumerate(ids)},x,y,0
     def before_step(self):
@@ -40,12 +43,15 @@ class Truth(Callback):
                     if i<0: continue
                     k = self.of[i]
                     with torch.no_grad(): want = self.learn.model[:3](self.x[k][None].to(z.device))[0]
-                    assert torch.allclose(zi, want, atol=1e-5) and int(yi)==int(self.y[k]), f'a row is said to be item {k}, and is not'
+                    assert torch.allclose(zi, want,
+                                          atol=1e-5) and int(yi)==int(
+                                              self.y[k]), f'a row is said to be item {k}, and is not'
                     self.checked += 1
 
 def run(dls, ids, *cbs, n=1, x=X, y=Y):
     set_seed(0)
-    learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), opt_func=SGD, metrics=accuracy, cbs=[MemoryCallback(SlotBank(500, policy='fifo'), head=None), Truth(ids, x, y), *cbs])
+    learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), opt_func=SGD, metrics=accuracy,
+                    cbs=[MemoryCallback(SlotBank(500, policy='fifo'), head=None), Truth(ids, x, y), *cbs])
     with learn.no_bar(), learn.no_logging(): learn.fit(n, 1e-3)
     return learn
 
@@ -70,8 +76,12 @@ def twice(b): return b+b[:3]
 def unknown(b): return [(o[0].clone(),o[1].clone()) for o in reversed(b)]
 
 @pytest.mark.parametrize('workers', [0,2])
-@pytest.mark.parametrize('kw', [{}, dict(after_item=skip), dict(before_batch=by_brightness), dict(before_batch=in_place), dict(before_batch=rebuilt), dict(before_batch=fewer), dict(before_batch=twice), dict(after_item=skip, before_batch=rebuilt),
-                                dict(drop_last=True)], ids=lambda o: '-'.join(getattr(v, '__name__', str(v)) for v in o.values()) if isinstance(o, dict) else str(o))
+@pytest.mark.parametrize('kw',
+                         [{}, dict(after_item=skip), dict(before_batch=by_brightness), dict(before_batch=in_place),
+                          dict(before_batch=rebuilt), dict(before_batch=fewer), dict(before_batch=twice),
+                          dict(after_item=skip, before_batch=rebuilt),
+                                dict(drop_last=True)], ids=lambda o: '-'.join(getattr(v, '__name__', str(v))
+                                    for v in o.values()) if isinstance(o, dict) else str(o))
 def test_loaders_that_skip_sort_and_regroup(kw, workers):
     dls = loaders(num_workers=workers, **kw)
     learn = run(dls, ids_of(dls), n=2)
@@ -89,9 +99,14 @@ def test_the_same_numbers_are_drawn():
     a.train.rng,b.train.rng = random.Random(3),random.Random(3)
     for _ in range(2):
         one,two = [o[1] for o in a.train],[o[1] for o in Traced(b.train)]
-        assert all(torch.equal(p, q) for p,q in zip(one, two)) and len(one)==len(two) and a.train.rng.getstate()==b.train.rng.getstate()
+        assert all(torch.equal(p, q) for p,q in zip(one,
+                                                    two)) and len(one)==len(two) and a.train.rng.getstate(
+                                                        )==b.train.rng.getstate()
 
-@pytest.mark.parametrize('make', [lambda ds: TensorDL(dataset=ds, bs=16, shuffle=True), lambda ds: BalancedDL(dataset=ds, bs=16, shuffle=True), lambda ds: TensorDL(dataset=ds, bs=16, shuffle=True, num_workers=2),
+@pytest.mark.parametrize('make',
+                         [lambda ds: TensorDL(dataset=ds, bs=16, shuffle=True),
+                          lambda ds: BalancedDL(dataset=ds, bs=16, shuffle=True),
+                          lambda ds: TensorDL(dataset=ds, bs=16, shuffle=True, num_workers=2),
                                   lambda ds: WeightedDL(ds, bs=16, wgts=np.arange(N)+1.)])
 def test_other_loaders(make):
     ds = TensorSet(X[:N], Y[:N])
@@ -101,7 +116,8 @@ def test_other_loaders(make):
 
 def test_a_loader_of_another_kind_is_said_once():
     from torch.utils.data import DataLoader
-    dls = DataLoaders(DataLoader(TensorDataset(X[:N], Y[:N]), batch_size=16, shuffle=True), DataLoader(TensorDataset(X[N:80], Y[N:80]), batch_size=16), device='cpu')
+    dls = DataLoaders(DataLoader(TensorDataset(X[:N], Y[:N]), batch_size=16, shuffle=True),
+                      DataLoader(TensorDataset(X[N:80], Y[N:80]), batch_size=16), device='cpu')
     with warnings.catch_warnings(record=True) as w:
         warnings.simplefilter('always')
         learn = run(dls, [], n=3)
@@ -120,7 +136,10 @@ class Changes(Callback):
         self.learn.xb,self.learn.yb = (self.x[i],),(self.y[i],)
         if self.say: self.learn.reindex(i)
 
-ways = dict(thin=lambda n: torch.arange(0, n, 2), permute=lambda n: torch.randperm(n), double=lambda n: torch.arange(2*n)%n, pad=lambda n: torch.cat([torch.arange(n), torch.zeros(3, dtype=torch.long)]), one=lambda n: torch.tensor([n-1]),
+ways = dict(thin=lambda n: torch.arange(0, n, 2), permute=lambda n: torch.randperm(n),
+            double=lambda n: torch.arange(2*n)%n,
+            pad=lambda n: torch.cat([torch.arange(n), torch.zeros(3, dtype=torch.long)]),
+            one=lambda n: torch.tensor([n-1]),
             same=lambda n: torch.arange(n))
 
 @pytest.mark.parametrize('say', [False,True])
@@ -136,7 +155,8 @@ def test_an_augmentation_keeps_its_ids():
         def before_batch(self): self.learn.xb = (self.x+.01*torch.randn_like(self.x),)
     dls = loaders()
     set_seed(0)
-    learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), cbs=[MemoryCallback(SlotBank(100, policy='fifo'), head=None), Noise()])
+    learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(),
+                    cbs=[MemoryCallback(SlotBank(100, policy='fifo'), head=None), Noise()])
     with warnings.catch_warnings(), learn.no_bar(), learn.no_logging():
         warnings.simplefilter('error', UserWarning)
         learn.fit(2)
@@ -161,13 +181,16 @@ class Strange(Callback):
     def before_batch(self):
         if not self.training: return
         if self.how=='new': self.learn.xb,self.learn.yb = (torch.rand_like(self.x),),((self.y+1)%10,)
-        if self.how=='in front': self.learn.xb,self.learn.yb = (torch.cat([torch.rand_like(self.x), self.x]),),(torch.cat([(self.y+1)%10, self.y]),)
+        if self.how=='in front':
+            self.learn.xb,self.learn.yb = (torch.cat([torch.rand_like(self.x), self.x]),
+                                           ),(torch.cat([(self.y+1)%10, self.y]),)
         if self.how=='wrong number': self.learn.reindex([0,1])
         if self.how=='joined':
             self.learn.xb = ((self.x+self.x.flip(0))/2,)
             self.learn.reindex(torch.full((len(self.y),), -1))
 
-@pytest.mark.parametrize('how,own,warned', [('new',0,True), ('in front',N,True), ('wrong number',0,True), ('joined',0,False)])
+@pytest.mark.parametrize('how,own,warned',
+                         [('new',0,True), ('in front',N,True), ('wrong number',0,True), ('joined',0,False)])
 def test_strange_rows_are_nobodys(how, own, warned):
     dls = loaders()
     with warnings.catch_warnings(record=True) as w:
@@ -181,13 +204,16 @@ def test_strange_rows_are_nobodys(how, own, warned):
 def test_item_and_group_are_of_the_batch_in_flight():
     seen = []
     class Look(Callback):
-        def after_loss(self): seen.append((self.training, self.learn.item.clone(), self.learn.group.clone(), len(self.y)))
+        def after_loss(self):
+            seen.append((self.training, self.learn.item.clone(), self.learn.group.clone(), len(self.y)))
     ds = [TensorSet(X[a:b], Y[a:b], items=torch.arange(a,b)) for a,b in ((0,N),(N,80))]
     dls = DataLoaders(TensorDL(dataset=ds[0], bs=16, shuffle=True), TensorDL(dataset=ds[1], bs=16), device='cpu')
-    learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), cbs=[MemoryCallback(SlotBank(100), head='add', group=lambda o: int(o)//7), Look()])
+    learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(),
+                    cbs=[MemoryCallback(SlotBank(100), head='add', group=lambda o: int(o)//7), Look()])
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     train = torch.cat([i for t,i,_,_ in seen if t])
-    assert sorted(train.tolist())==list(range(N)) and torch.cat([i for t,i,_,_ in seen if not t]).tolist()==list(range(N,80))
+    assert sorted(train.tolist())==list(range(N)) and torch.cat([i for t,
+        i,_,_ in seen if not t]).tolist()==list(range(N,80))
     groups = {int(i):int(g) for _,a,b,_ in seen for i,g in zip(a, b)}
     assert all((groups[i]==groups[j])==(i//7==j//7) for i in range(80) for j in range(80))
     assert getattr(learn, 'item', None) is None
@@ -201,10 +227,12 @@ def test_item_and_group_are_of_the_batch_in_flight():
     assert len(torch.cat(seen))==80
 
 @settings(max_examples=25)
-@given(n=st.integers(1,12), seed=st.integers(0,999), dtype=st.sampled_from([torch.float32,torch.uint8,torch.float16,torch.bool,torch.int64]))
+@given(n=st.integers(1,12), seed=st.integers(0,999),
+       dtype=st.sampled_from([torch.float32,torch.uint8,torch.float16,torch.bool,torch.int64]))
 def test_marks_find_rows(n, seed, dtype):
     g = torch.Generator().manual_seed(seed)
-    x = torch.randint(0, 2, (n,3,70), generator=g).to(dtype) if dtype==torch.bool else (torch.rand(n,3,70, generator=g)*200).to(dtype)
+    x = torch.randint(0, 2, (n,3,70),
+                      generator=g).to(dtype) if dtype==torch.bool else (torch.rand(n,3,70, generator=g)*200).to(dtype)
     i = torch.randint(0, n, (7,), generator=g)
     assert torch.equal(row_marks(x[i]), row_marks(x)[i])
     assert len(row_marks(x).unique())==len(x.flatten(1).unique(dim=0))
@@ -216,12 +244,15 @@ def test_another_split_recalls_its_own_items(tmp_path):
     whole = TensorDataset(X[:400], Y[:400])
     def split(seed):
         p = torch.randperm(400, generator=torch.Generator().manual_seed(seed))
-        return DataLoaders(*(TfmdDL(Subset(whole, o.tolist()), bs=32, shuffle=i==0) for i,o in enumerate((p[:300], p[300:]))), device='cpu')
+        return DataLoaders(*(TfmdDL(Subset(whole, o.tolist()), bs=32, shuffle=i==0)
+                             for i,o in enumerate((p[:300], p[300:]))), device='cpu')
     set_seed(0)
-    learn = Learner(split(0), net(), loss_func=CrossEntropyLossFlat(), cbs=MemoryCallback(SlotBank(300, policy='fifo'), head='vote'))
+    learn = Learner(split(0), net(), loss_func=CrossEntropyLossFlat(),
+                    cbs=MemoryCallback(SlotBank(300, policy='fifo'), head='vote'))
     with learn.no_bar(), learn.no_logging(): learn.fit(2)
     learn.memory.bank.save(tmp_path/'b.safetensors')
-    again = Learner(split(1), net(), loss_func=CrossEntropyLossFlat(), cbs=MemoryCallback(Bank.load(tmp_path/'b.safetensors'), head='vote'))
+    again = Learner(split(1), net(), loss_func=CrossEntropyLossFlat(),
+                    cbs=MemoryCallback(Bank.load(tmp_path/'b.safetensors'), head='vote'))
     bank,ids = again.memory.bank,item_ids(whole)
     n = again.memory.rekey()
     place = {int(k):i for i,k in enumerate(ids)}
@@ -229,9 +260,11 @@ def test_another_split_recalls_its_own_items(tmp_path):
 
 def test_two_phases_on_disjoint_subsets():
     whole = TensorDataset(X[:200], Y[:200])
-    one,two = (DataLoaders(TfmdDL(Subset(whole, list(r)), bs=20, shuffle=True), TfmdDL(Subset(whole, list(r)), bs=20), device='cpu') for r in (range(100), range(100,200)))
+    one,two = (DataLoaders(TfmdDL(Subset(whole, list(r)), bs=20, shuffle=True), TfmdDL(Subset(whole, list(r)), bs=20),
+                           device='cpu') for r in (range(100), range(100,200)))
     set_seed(0)
-    learn = Learner(one, net(), loss_func=CrossEntropyLossFlat(), cbs=MemoryCallback(SlotBank(200, policy='fifo'), head=None))
+    learn = Learner(one, net(), loss_func=CrossEntropyLossFlat(),
+                    cbs=MemoryCallback(SlotBank(200, policy='fifo'), head=None))
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
         learn.dls = two
@@ -250,9 +283,12 @@ class Closed(Own):
 
 def test_own_data_sets():
     a,b = Own(0,50),Own(50,100)
-    assert torch.equal(item_ids(a), item_ids(Own(0,50))) and not set(item_ids(a).tolist()) & set(item_ids(b).tolist()) and not set(item_ids(a).tolist()) & set(item_ids(Own(0,50,1)).tolist())
+    assert torch.equal(item_ids(a),
+                       item_ids(Own(0,50))) and not set(item_ids(a).tolist()) & set(item_ids(b).tolist()) and not set(
+                           item_ids(a).tolist()) & set(item_ids(Own(0,50,1)).tolist())
     c = Closed(0,50)
-    assert torch.equal(item_ids(c), item_ids(c)) and not set(item_ids(c).tolist()) & set(item_ids(Closed(0,50)).tolist())
+    assert torch.equal(item_ids(c),
+                       item_ids(c)) and not set(item_ids(c).tolist()) & set(item_ids(Closed(0,50)).tolist())
     was = item_ids(a).clone()
     a.x[:] = a.x.flip(0)
     assert not set(was.tolist()) & set(item_ids(a).tolist()), 'changed in place: other items'
@@ -262,10 +298,13 @@ def test_own_data_sets():
 @pytest.mark.parametrize('cold', [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_another_process(python, repo, cold):
     "Digests are the same there; a set that cannot be digested has other ids"
-    src = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_batch_ids import *\nprint(item_ids(Own(0,5)).tolist()); print(item_ids(Closed(0,5)).tolist()); print(item_ids(TensorDataset(X[:5],Y[:5])).tolist())"
+    src = (f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r})\nfrom test_batch_ids import "
+           "*\nprint(item_ids(Own(0,5)).tolist()); print(item_ids(Closed(0,5)).tolist()); "
+           "print(item_ids(TensorDataset(X[:5],Y[:5])).tolist())")
     r = python('-W', 'ignore', '-c', src, cwd=repo, cold=cold)
     own,closed,tensors = map(eval, r.stdout.strip().splitlines()[-3:])
-    assert own==item_ids(Own(0,5)).tolist() and tensors==item_ids(TensorDataset(X[:5],Y[:5])).tolist() and not set(closed) & set(item_ids(Closed(0,5)).tolist())
+    assert own==item_ids(Own(0,5)).tolist() and tensors==item_ids(TensorDataset(X[:5],
+        Y[:5])).tolist() and not set(closed) & set(item_ids(Closed(0,5)).tolist())
 
 def test_sorting_a_list_in_place_moves_its_ids():
     items = [Path(f'{i}.png') for i in (3,1,2)]
@@ -281,14 +320,18 @@ def test_duplicates_are_one_item(tmp_path):
         PILImageBW.create((X[i,0].numpy()*255).astype(np.uint8)).save(tmp_path/f'{i}.png')
         fs.append(tmp_path/f'{i}.png')
     rare = fs[:2]*3
-    dls = ImageDataLoaders.from_lists(tmp_path, fs+rare, Y[:12].tolist()+Y[:2].tolist()*3, valid_pct=.2, seed=0, bs=4, num_workers=0)
-    ids = dict(zip(map(str, dls.train_ds.items), item_ids(dls.train).tolist())) if not isinstance(dls.train_ds.items[0], tuple) else {str(o[0]):i for o,i in zip(dls.train_ds.items, item_ids(dls.train).tolist())}
+    dls = ImageDataLoaders.from_lists(tmp_path, fs+rare, Y[:12].tolist()+Y[:2].tolist()*3, valid_pct=.2, seed=0, bs=4,
+                                      num_workers=0)
+    ids = dict(zip(map(str, dls.train_ds.items), item_ids(dls.train).tolist())) if not isinstance(dls.train_ds.items[0],
+        tuple) else {str(o[0]):i for o,i in zip(dls.train_ds.items, item_ids(dls.train).tolist())}
     both = [(str(o[0]) if isinstance(o, tuple) else str(o)) for o in dls.train_ds.items]
     assert len(set(item_ids(dls.train).tolist()))==len(set(both))<len(both)
 
 def frame(): return pd.DataFrame(dict(file=[f'{i}.png' for i in range(8)], label=[0,1]*4, site=list('abcdabcd')))
 
-@pytest.mark.parametrize('getter', [ColReader('file'), ColReader('file', pref='x/'), lambda r: r['file'], lambda r: Path('d')/r.file])
+@pytest.mark.parametrize('getter',
+                         [ColReader('file'), ColReader('file', pref='x/'), lambda r: r['file'],
+                          lambda r: Path('d')/r.file])
 def test_a_data_frame_that_gets_a_column_or_a_corrected_label(getter):
     df = frame()
     def ids(df): return item_ids(Datasets(df, [[getter], [ColReader('label')]]))
@@ -310,12 +353,14 @@ def test_old_positions_are_nobodys(tmp_path):
     b = SlotBank(8, policy='fifo')
     b.write(torch.randn(4, 3), item=torch.tensor([3, 2**40, 7, -1]))
     b.save(tmp_path/'new.safetensors')
-    assert Bank.load(tmp_path/'new.safetensors').items[:4].tolist()==[3, 2**40, 7, -1], 'numbers that a user gave himself stay'
+    assert Bank.load(tmp_path/'new.safetensors').items[:4].tolist()==[3, 2**40, 7,
+        -1], 'numbers that a user gave himself stay'
     sd = load_file(tmp_path/'new.safetensors')
     old = {k:v for k,v in json.loads(b.describe()).items() if k!='ids'}
     sd['_extra_state'] = torch.frombuffer(bytearray(json.dumps(old), 'utf8'), dtype=torch.uint8)
     save_file(sd, tmp_path/'old.safetensors', metadata=dict(memo=json.dumps(old)))
-    with pytest.warns(UserWarning, match='2 rows of a saved bank name their items by position'): again = Bank.load(tmp_path/'old.safetensors')
+    with pytest.warns(UserWarning, match='2 rows of a saved bank name their items by position'):
+        again = Bank.load(tmp_path/'old.safetensors')
     assert again.items[:4].tolist()==[-1, 2**40, -1, -1]
 
 def test_lists_of_objects():
@@ -348,7 +393,8 @@ def test_a_set_that_counts_keeps_its_ids():
     ds = Counts(0, 50)
     dls = DataLoaders(TfmdDL(ds, bs=10, shuffle=True), TfmdDL(Own(50,70), bs=10), device='cpu')
     set_seed(0)
-    learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), cbs=MemoryCallback(SlotBank(200, policy='fifo'), head='vote'))
+    learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(),
+                    cbs=MemoryCallback(SlotBank(200, policy='fifo'), head='vote'))
     with learn.no_bar(), learn.no_logging():
         learn.fit(1)
         learn.fit(1)
@@ -403,11 +449,13 @@ def test_sets_that_read_what_is_outside_of_them():
 def test_rekey_puts_no_feature_under_another_label():
     b = SlotBank(8, policy='fifo')
     b.write(torch.zeros(4,3)+1, torch.tensor([0,1,2,3]), item=torch.arange(4))
-    with pytest.warns(UserWarning, match='2 of 4 stored rows have another label'): n = b.rekey(torch.full((4,3), 5.), torch.arange(4), torch.tensor([0,1,3,2]))
+    with pytest.warns(UserWarning, match='2 of 4 stored rows have another label'):
+        n = b.rekey(torch.full((4,3), 5.), torch.arange(4), torch.tensor([0,1,3,2]))
     assert n==2 and b.features[:4,0].tolist()==[5,5,1,1]
 
 def test_inputs_that_are_alike_say_nothing():
-    "Categories of a table: rows of several items look the same there; all inputs are looked at, and what is still alike is nobody's"
+    """Categories of a table: rows of several items look the same there; all inputs are looked at, and what is
+    still alike is nobody's"""
     cat,cont,y = torch.zeros(30, 2, dtype=torch.long),torch.arange(30.)[:,None].repeat(1,3),torch.arange(30)%5
     rows = _rows((cat, cont), (y,))
     i = torch.randperm(30, generator=torch.Generator().manual_seed(0))
@@ -417,7 +465,8 @@ def test_inputs_that_are_alike_say_nothing():
     assert torch.equal(alike.places((cat+1,), (y,), torch.arange(30)), torch.arange(30)), 'an augmentation'
     twice = torch.tensor([7,7,8])
     same = _rows((cont[[0,0,1]],), (y[:3],))
-    assert same.places((cont[[1,0]],), (y[[2,0]],), twice).tolist()==[2,0], 'one item that is twice in a batch is that item'
+    assert same.places((cont[[1,0]],), (y[[2,0]],), twice).tolist()==[2,
+        0], 'one item that is twice in a batch is that item'
 
 def _rows(xb, yb):
     from memo.training.tracing import _Rows
@@ -428,7 +477,8 @@ def test_written_to_where_torch_does_not_see_it(lay):
     "Through numpy, in batches of any layout in memory"
     x = torch.arange(4*3*8*8.).reshape(4,3,8,8)
     x = {'channels last':lambda: x.contiguous(memory_format=torch.channels_last), 'transposed':lambda: x.transpose(2,3),
-         'every other':lambda: x.repeat_interleave(2, 0)[::2], 'half':x.half, 'offset':lambda: torch.cat([x,x])[2:6]}.get(lay, lambda: x)()
+         'every other':lambda: x.repeat_interleave(2, 0)[::2], 'half':x.half,
+         'offset':lambda: torch.cat([x,x])[2:6]}.get(lay, lambda: x)()
     y = torch.arange(4)
     rows = _rows((x,), (y,))
     assert rows.same([x], (y,)) and rows.same([x], (y,))
@@ -443,7 +493,8 @@ class Also(Changes): order = 6
 def test_one_says_so_and_another_does_not(first, second):
     "What is declared does not switch the watch off"
     dls = loaders()
-    learn = run(dls, ids_of(dls), Changes(ways['thin'] if first else ways['permute'], first), Also(ways['permute'], second), n=2)
+    learn = run(dls, ids_of(dls), Changes(ways['thin'] if first else ways['permute'], first),
+                Also(ways['permute'], second), n=2)
     assert learn.truth.checked>0
 
 def test_permuted_where_torch_does_not_see_it():
@@ -474,11 +525,14 @@ def test_another_batch_in_the_middle(event, how):
     learn = run(dls, ids_of(dls), Takes(), n=2)
     assert learn.truth.checked==2*N and int(learn.memory.bank.updates)==2*len(dls.train)
 
-@pytest.mark.parametrize('i,say', [(torch.ones(3), 'from 0 to'), ([], 'from 0 to'), ([99]*16, 'from 0 to'), ([-2]*16, 'from 0 to'), ('late', 'in before_batch')])
+@pytest.mark.parametrize('i,say',
+                         [(torch.ones(3), 'from 0 to'), ([], 'from 0 to'), ([99]*16, 'from 0 to'),
+                          ([-2]*16, 'from 0 to'), ('late', 'in before_batch')])
 def test_reindex_that_cannot_be(i, say):
     from memo.core import MemoError
     class Say(Callback):
-        def before_batch(self): self.learn.reindex(i if not isinstance(i, torch.Tensor) else 17+i) if not isinstance(i, str) else None
+        def before_batch(self):
+            self.learn.reindex(i if not isinstance(i, torch.Tensor) else 17+i) if not isinstance(i, str) else None
         def after_pred(self): self.learn.reindex([0]*len(self.y)) if isinstance(i, str) else None
     dls = loaders()
     with pytest.raises(MemoError, match=say): run(dls, ids_of(dls), Say())
@@ -497,10 +551,14 @@ def test_which_rows_were_kept():
 
 def test_an_item_is_all_its_inputs():
     user,item,y = torch.arange(12)//4,torch.arange(12)%4,torch.arange(12)%2
-    assert len(item_ids(TensorDataset(user, item, y)).unique())==12 and len(item_ids(TensorDataset(user, y)).unique())==3
+    assert len(item_ids(TensorDataset(user, item, y)).unique())==12 and len(item_ids(TensorDataset(user,
+        y)).unique())==3
     df = pd.DataFrame(dict(a=['x','x','y'], b=['1','2','1'], y=[0,1,0]))
     two = Datasets(df, [[ColReader('a')], [ColReader('b')], [ColReader('y')]], n_inp=2)
-    assert len(item_ids(two).unique())==3 and torch.equal(item_ids(two), item_ids(Datasets(df.assign(y=1), [[ColReader('a')], [ColReader('b')], [ColReader('y')]], n_inp=2)))
+    assert len(item_ids(two).unique())==3 and torch.equal(item_ids(two),
+                                                          item_ids(Datasets(df.assign(y=1),
+                                                              [[ColReader('a')], [ColReader('b')], [ColReader('y')]],
+                                                              n_inp=2)))
 
 def test_columns_by_number_are_columns():
     "Not the index of the frame"
@@ -518,7 +576,9 @@ def test_a_getter_that_opens_or_draws_is_tried_once():
     asked.clear()
     was = torch.get_rng_state(),random.getstate()
     ids = item_ids(ds)
-    assert len(asked)==1 and torch.equal(torch.get_rng_state(), was[0]) and random.getstate()==was[1] and torch.equal(ids, torch.tensor([hash63(f'{i}.npy') for i in range(9)]))
+    assert len(asked)==1 and torch.equal(torch.get_rng_state(),
+                                         was[0]) and random.getstate()==was[1] and torch.equal(ids,
+                                             torch.tensor([hash63(f'{i}.npy') for i in range(9)]))
 
 def test_samples_that_share_a_part():
     "One label object for all of a class; samples made anew around the same inputs"
@@ -536,7 +596,8 @@ def test_unknown_samples_are_said():
 def test_rows_of_a_table():
     "By what stands in them, not by its code; two people may be alike"
     from fastai.tabular.all import Categorify, TabularPandas
-    def ids(df): return item_ids(TabularPandas(df, [Categorify], cat_names=['a','b'], y_names='y').dataloaders(bs=4).train)
+    def ids(df):
+        return item_ids(TabularPandas(df, [Categorify], cat_names=['a','b'], y_names='y').dataloaders(bs=4).train)
     df = pd.DataFrame(dict(a=list('xxyyzz'), b=list('uvuvuu'), y=[0,1]*3))
     assert len(ids(df).unique())==6 and torch.equal(ids(df.assign(y=[1,0]*3)), ids(df))
     assert not set(ids(df).tolist()) & set(ids(df.assign(a=list('ppqqrr'))).tolist())
@@ -602,7 +663,8 @@ class Mines(Callback):
     def after_pred(self):
         if not self.training: return
         n = len(self.y)
-        i = torch.arange(1, n, 2) if self.how=='half' else torch.arange(n-1, -1, -1) if self.how=='reversed' else torch.arange(n)
+        i = torch.arange(1, n, 2) if self.how=='half' else torch.arange(n-1, -1,
+            -1) if self.how=='reversed' else torch.arange(n)
         self.learn.pred,self.learn.yb = self.pred[i],(self.y[i],)
 
 @pytest.mark.parametrize('how', ['half','reversed','as they are'])
@@ -613,11 +675,13 @@ def test_equal_outputs_say_nothing(how):
     m = net()
     for p in m[3].parameters(): nn.init.zeros_(p)
     truth = Truth(ids_of(dls), X, Y)
-    learn = Learner(dls, m, loss_func=CrossEntropyLossFlat(), opt_func=SGD, cbs=[MemoryCallback(SlotBank(500, policy='fifo'), head=None), truth, Mines(how)])
+    learn = Learner(dls, m, loss_func=CrossEntropyLossFlat(), opt_func=SGD,
+                    cbs=[MemoryCallback(SlotBank(500, policy='fifo'), head=None), truth, Mines(how)])
     with learn.no_bar(), learn.no_logging(), warnings.catch_warnings(record=True) as w:
         warnings.simplefilter('always')
         learn.fit(1, 0.)        # all batches
-    assert truth.checked==(N if how=='as they are' else 0) and any('which is whose is not known' in str(o.message) for o in w)!=(how=='as they are')
+    assert truth.checked==(N if how=='as they are' else 0) and any('which is whose is not known' in str(o.message)
+        for o in w)!=(how=='as they are')
     learn = run(dls, ids_of(dls), Mines(how))        # outputs that differ: they can
     assert learn.truth.checked==(sum(n//2 for n in (16,16,16,12)) if how=='half' else N)
 
@@ -638,7 +702,8 @@ def test_a_validation_in_the_middle_of_a_batch(event, how):
             l = self.learn
             self.busy,kept = True,(l.dl,l.xb,l.yb,l.pred,l.loss,l.iter,l.n_iter,l.training)
             try:
-                with l.no_bar(), l.no_logging(): l.validate(cbs={'whole':None, 'cut short':ShortEpochCallback(.3)}.get(how, Stops()))
+                with l.no_bar(), l.no_logging():
+                    l.validate(cbs={'whole':None, 'cut short':ShortEpochCallback(.3)}.get(how, Stops()))
             except ZeroDivisionError: pass
             l.dl,l.xb,l.yb,l.pred,l.loss,l.iter,l.n_iter,l.training = kept
             l.model.train()
@@ -647,7 +712,8 @@ def test_a_validation_in_the_middle_of_a_batch(event, how):
     dls = loaders()
     dls.valid.bs = 4
     learn = run(dls, ids_of(dls), Looks(), n=2)
-    assert int(learn.memory.bank.updates)==2*len(dls.train) and learn.truth.checked==2*N and not isinstance(learn.dl, Traced)
+    assert int(learn.memory.bank.updates)==2*len(dls.train) and learn.truth.checked==2*N and not isinstance(learn.dl,
+        Traced)
 
 class Overrides(Callback):
     "Sees its events in a way of its own"
@@ -677,7 +743,8 @@ def test_what_names_an_item():
     "Arrays by their content, whole numbers alike whether a column has a gap or not; nothing of the run is drawn"
     ims = [torch.rand(40, 40) for _ in range(30)]
     ds = [(o,0) for o in ims]
-    for f in (lambda o: o, lambda o: o.numpy(), lambda o: (o*255).byte()): assert len(named_by(type('S', (), dict(items=ims, __len__=len))(), f).unique())==30
+    for f in (lambda o: o, lambda o: o.numpy(), lambda o: (o*255).byte()):
+        assert len(named_by(type('S', (), dict(items=ims, __len__=len))(), f).unique())==30
     a = pd.DataFrame(dict(image=list('abcd'), patient=[1,2,3,1]))
     b = pd.DataFrame(dict(image=list('abcde'), patient=[1,2,3,1,None]))
     one,two = (item_ids(Datasets(o, [[ColReader('image')]]), 'patient') for o in (a,b))
@@ -696,7 +763,8 @@ def test_numbers_that_a_getter_gives():
     def ids(df): return item_ids(Datasets(df, [[ColReader('image')], [ColReader('label')]]))
     was,other = ids(df),df.copy()
     other.loc[0,'label'] += 1
-    assert torch.equal(was, ids(df.copy())) and torch.equal(was, ids(other)) and torch.equal(was, ids(df.assign(more=1.5)))
+    assert torch.equal(was, ids(df.copy())) and torch.equal(was, ids(other)) and torch.equal(was,
+        ids(df.assign(more=1.5)))
     other.loc[0,'image'] = 999
     assert not (was==ids(other)).any(), 'numbers mean something within one set only'
 

@@ -2,7 +2,8 @@
 import pytest, torch
 from distributed_script import banks, N
 
-cases = 'fifo-add rarity-add-group reservoir-vote hard-None ClassBank-None ClassBank-vote ClassBank-replay fifo-vote-accumulate fifo-add-overflow reservoir-add-bn'.split()
+cases = '''fifo-add rarity-add-group reservoir-vote hard-None ClassBank-None ClassBank-vote ClassBank-replay
+    fifo-vote-accumulate fifo-add-overflow reservoir-add-bn'''.split()
 
 @pytest.fixture(scope='module')
 def ranks(tmp_path_factory, two_ranks, repo):
@@ -58,7 +59,8 @@ def test_no_rank_finds_itself(ranks, case):
 
 @pytest.mark.parametrize('case', [o for o in cases if 'vote' in o])
 def test_vote_is_fitted_equally(ranks, case):
-    w = [{k:v.item() for k,v in r[case]['model'].items() if k.endswith(('memory.weight','memory.temperature'))} for r in ranks]
+    w = [{k:v.item() for k,v in r[case]['model'].items() if k.endswith(('memory.weight','memory.temperature'))}
+         for r in ranks]
     assert w[0]==w[1] and len(w[0])==2 and list(w[0].values())!=[.5,.07] and .5 not in w[0].values()
 
 @pytest.mark.parametrize('case', cases)
@@ -66,7 +68,8 @@ def test_columns_are_equal(ranks, case):
     a,b = (r[case] for r in ranks)
     assert a['names']==b['names'] and 'memory_fill' in a['names']
     i = a['names'].index('valid_loss')-1
-    assert torch.allclose(torch.tensor(a['values'], dtype=torch.float64)[:,i:], torch.tensor(b['values'], dtype=torch.float64)[:,i:], atol=1e-6)
+    assert torch.allclose(torch.tensor(a['values'], dtype=torch.float64)[:,i:],
+                          torch.tensor(b['values'], dtype=torch.float64)[:,i:], atol=1e-6)
 
 def test_several_memories_in_two_processes(ranks):
     "Every rank holds the same rows of the same items, in every memory; what is learned is trained as any parameter"
@@ -88,5 +91,6 @@ def test_memo_train_in_two_processes(tmp_path, two_ranks, repo, dry):
     assert r.stdout.count('quickstart: small_cnn on digits_lt')==1
     if dry: assert not list(tmp_path.iterdir())
     else:
-        assert len((tmp_path/'quickstart/history.csv').read_text().splitlines())==3 and (tmp_path/'quickstart/metrics.json').exists()
+        assert len((tmp_path/'quickstart/history.csv').read_text().splitlines())==3 and (
+            tmp_path/'quickstart/metrics.json').exists()
         assert r.stdout.count('train 2/2')==1         # one process speaks

@@ -1,4 +1,5 @@
-"Logit adjustment against its formulas (Menon et al. 2021, eq. 9 and 10), multi-label losses against theirs, and all as fastai losses"
+"""Logit adjustment against its formulas (Menon et al. 2021, eq. 9 and 10), multi-label losses against theirs, and
+all as fastai losses"""
 import math
 import pytest, torch
 import torch.nn.functional as F
@@ -8,7 +9,8 @@ from memo.core import MemoError
 from memo.data.tensors import TensorDL
 from memo.data.longtail import digits_lt
 from memo.models.small import small_cnn
-from memo.training.losses import AsymmetricLoss, LogitAdjustedCE, SigmoidFocalLoss, adjust_logits, log_prior, pos_weights
+from memo.training.losses import AsymmetricLoss, LogitAdjustedCE, SigmoidFocalLoss, adjust_logits, log_prior
+from memo.training.losses import pos_weights
 
 counts_ = st.lists(st.integers(0,5000), min_size=2, max_size=8).filter(lambda o: sum(o)>0)
 
@@ -32,7 +34,8 @@ def test_loss_is_eq_10(counts, tau, seed):
 def test_post_hoc_undoes_what_training_adds(counts, tau):
     z = torch.randn(4, len(counts))
     y = torch.zeros(4, dtype=torch.long)
-    assert torch.allclose(LogitAdjustedCE(counts, tau)(adjust_logits(z, counts, tau), y), F.cross_entropy(z, y), atol=1e-4)
+    assert torch.allclose(LogitAdjustedCE(counts, tau)(adjust_logits(z, counts, tau), y), F.cross_entropy(z, y),
+                          atol=1e-4)
 
 def test_post_hoc_is_bayes():
     "Adjusted probabilities are the posterior under equal priors, up to normalisation: p(y|x)/p(y)"
@@ -53,7 +56,8 @@ def test_bad_counts(bad):
     with pytest.raises(MemoError, match='^counts'): log_prior(bad)
 
 def test_wrong_number_of_classes():
-    with pytest.raises(MemoError, match='4 logits, counts are for 3'): LogitAdjustedCE([1,2,3])(torch.zeros(1,4), torch.tensor([0]))
+    with pytest.raises(MemoError, match='4 logits, counts are for 3'):
+        LogitAdjustedCE([1,2,3])(torch.zeros(1,4), torch.tensor([0]))
     with pytest.raises(MemoError, match='4 classes'): adjust_logits(torch.zeros(1,4), [1,2,3])
 
 def test_in_a_learner(tmp_path):
@@ -63,7 +67,8 @@ def test_in_a_learner(tmp_path):
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     z,y = learn.get_preds(act=noop)
     p,y2,d,losses = learn.get_preds(with_decoded=True, with_loss=True)
-    assert torch.allclose(p, z.softmax(-1), atol=1e-6) and (d==z.argmax(-1)).all()      # raw logits: no prior at inference
+    # raw logits: no prior at inference
+    assert torch.allclose(p, z.softmax(-1), atol=1e-6) and (d==z.argmax(-1)).all()
     assert torch.allclose(losses, LogitAdjustedCE(dls.counts, reduction='none')(z,y), atol=1e-5)
     assert not any('prior' in k for k in learn.model.state_dict())
     learn.export(tmp_path/'a.pkl')
@@ -77,7 +82,9 @@ def _xy(seed, n=7, c=4):
     return torch.randn(n,c,generator=g)*3,(torch.rand(n,c,generator=g)<.3).float()
 
 golden = torch.tensor([[2.,-1],[0,3]]),torch.tensor([[1.,0],[1,0]])
-@pytest.mark.parametrize('loss,want', [(BCEWithLogitsLossFlat(), 1.045481), (SigmoidFocalLoss(), .741007), (AsymmetricLoss(clip=0), .718365), (AsymmetricLoss(), .476916)])
+@pytest.mark.parametrize('loss,want',
+                         [(BCEWithLogitsLossFlat(), 1.045481), (SigmoidFocalLoss(), .741007),
+                          (AsymmetricLoss(clip=0), .718365), (AsymmetricLoss(), .476916)])
 def test_golden(loss, want): assert float(loss(*golden))==pytest.approx(want, abs=1e-6)
 
 def _by_hand(name, x, y, w, gamma, gamma_pos, clip):
@@ -86,13 +93,16 @@ def _by_hand(name, x, y, w, gamma, gamma_pos, clip):
     m = max(p-clip, 0)
     return -w*(1-p)**gamma_pos*math.log(p) if y else -m**gamma*math.log(1-m)
 
-@given(st.sampled_from(['focal','asymmetric']), st.integers(0,999), st.floats(0,5), st.floats(0,3), st.sampled_from([0,.05,.3]), st.booleans())
+@given(st.sampled_from(['focal','asymmetric']), st.integers(0,999), st.floats(0,5), st.floats(0,3),
+       st.sampled_from([0,.05,.3]), st.booleans())
 def test_losses_are_their_formulas(name, seed, gamma, gamma_pos, clip, weighted):
     x,y = _xy(seed)
     w = torch.tensor([1.,2,.5,30]) if weighted else None
-    loss = SigmoidFocalLoss(2., gamma, w, 'none') if name=='focal' else AsymmetricLoss(gamma, gamma_pos, clip, w, 'none')
+    loss = SigmoidFocalLoss(2., gamma, w, 'none') if name=='focal' else AsymmetricLoss(gamma, gamma_pos, clip, w,
+        'none')
     ws = (torch.ones(4) if w is None else w).tolist()
-    want = [[(2 if name=='focal' else 1)*_by_hand(name, a, b, v, gamma, gamma_pos, clip) for a,b,v in zip(r,s,ws)] for r,s in zip(x.tolist(), y.tolist())]
+    want = [[(2 if name=='focal' else 1)*_by_hand(name, a, b, v, gamma, gamma_pos, clip) for a,b,v in zip(r,s,ws)]
+            for r,s in zip(x.tolist(), y.tolist())]
     assert torch.allclose(loss(x,y), torch.tensor(want), rtol=1e-3, atol=1e-5)
     for red in ('mean','sum'):
         loss.reduction = red
@@ -101,16 +111,20 @@ def test_losses_are_their_formulas(name, seed, gamma, gamma_pos, clip, weighted)
 def test_focal_is_torchvisions():
     from torchvision.ops import sigmoid_focal_loss
     x,y = _xy(0)
-    assert torch.allclose(SigmoidFocalLoss(reduction='none')(x,y), sigmoid_focal_loss(x, y, alpha=-1, gamma=2), atol=1e-6)
+    assert torch.allclose(SigmoidFocalLoss(reduction='none')(x,y), sigmoid_focal_loss(x, y, alpha=-1, gamma=2),
+                          atol=1e-6)
 
-@pytest.mark.parametrize('loss', [SigmoidFocalLoss(gamma=.5), SigmoidFocalLoss(), AsymmetricLoss(), AsymmetricLoss(.5,.5), AsymmetricLoss(clip=0), AsymmetricLoss(clip=1e-9)])
+@pytest.mark.parametrize('loss',
+                         [SigmoidFocalLoss(gamma=.5), SigmoidFocalLoss(), AsymmetricLoss(), AsymmetricLoss(.5,.5),
+                          AsymmetricLoss(clip=0), AsymmetricLoss(clip=1e-9)])
 def test_saturated_logits_have_finite_gradients(loss):
     x = torch.tensor([[-1e4,-200,-50,-20,0,20,50,200,1e4]]*2, requires_grad=True)
     y = torch.tensor([[0.]*9,[1]*9])
     v = loss(x,y)
     v.backward()
     assert torch.isfinite(v) and torch.isfinite(x.grad).all()
-    if loss is not None: assert float(loss(torch.tensor([[-1e4,1e4]]), torch.tensor([[0.,1]])))==pytest.approx(0, abs=1e-6)
+    if loss is not None:
+        assert float(loss(torch.tensor([[-1e4,1e4]]), torch.tensor([[0.,1]])))==pytest.approx(0, abs=1e-6)
 
 def test_margin_costs_nothing():
     x = torch.tensor([[-4.,-3]], requires_grad=True)    # probabilities .018 and .047, below the margin
@@ -143,8 +157,12 @@ def test_half_precision(f):
 
 def test_bad_arguments():
     x,y = _xy(0)
-    wrong = {'gamma must be a number from 0, found -1':lambda: SigmoidFocalLoss(gamma=-1), 'alpha must be a number above 0':lambda: SigmoidFocalLoss(0), 'reduction':lambda: SigmoidFocalLoss(reduction='avg'), 'gamma_neg must be':lambda: AsymmetricLoss(-2),
-        'clip must be a number from 0 to below 1, found 1':lambda: AsymmetricLoss(clip=1), r'targets \(7,\)':lambda: AsymmetricLoss()(x, y[:,0]), 'pos_weight: 4 classes':lambda: SigmoidFocalLoss(pos_weight=[1,2])(x, y),
+    wrong = {'gamma must be a number from 0, found -1':lambda: SigmoidFocalLoss(gamma=-1),
+             'alpha must be a number above 0':lambda: SigmoidFocalLoss(0),
+             'reduction':lambda: SigmoidFocalLoss(reduction='avg'), 'gamma_neg must be':lambda: AsymmetricLoss(-2),
+        'clip must be a number from 0 to below 1, found 1':lambda: AsymmetricLoss(clip=1),
+        r'targets \(7,\)':lambda: AsymmetricLoss()(x, y[:,0]),
+        'pos_weight: 4 classes':lambda: SigmoidFocalLoss(pos_weight=[1,2])(x, y),
         'n=None':lambda: pos_weights([1,2]), 'found .*20':lambda: pos_weights([1,20], 10)}
     for m,f in wrong.items():
         with pytest.raises(MemoError, match=m) as e: f()
@@ -162,7 +180,10 @@ def test_multi_label_learner(f, tmp_path):
     with learn.no_bar(), learn.no_logging(): learn.fit(8)
     assert float(learn.loss_func(learn.model(x), y)) < .7*was
     p,_,d,l = learn.get_preds(with_decoded=True, with_loss=True)
-    assert torch.allclose(p, learn.model(x).sigmoid(), atol=1e-6) and (d==(p>.5)).all() and l.shape==(60,) and float(l.mean())==pytest.approx(float(learn.loss_func(learn.model(x), y).detach()))
+    assert torch.allclose(p, learn.model(x).sigmoid(), atol=1e-6) and (d==(p>.5)).all() and l.shape==(60,
+        ) and float(l.mean())==pytest.approx(float(learn.loss_func(learn.model(x), y).detach()))
     learn.export(tmp_path/'a.pkl')
     l2 = load_learner(tmp_path/'a.pkl')
-    assert torch.equal(l2.get_preds(dl=dls[1])[0], p) and float(l2.loss_func(learn.model(x), y))==pytest.approx(float(learn.loss_func(learn.model(x), y)))
+    assert torch.equal(l2.get_preds(dl=dls[1])[0],
+                       p) and float(l2.loss_func(learn.model(x),
+                                                 y))==pytest.approx(float(learn.loss_func(learn.model(x), y)))

@@ -1,4 +1,5 @@
-"Every bank, head, kind of backbone and kind of target: one small fit, and the bank is right (a ClassBank does not vote on multi-label targets: one line says so)"
+"""Every bank, head, kind of backbone and kind of target: one small fit, and the bank is right (a ClassBank does
+not vote on multi-label targets: one line says so)"""
 import random, pytest, timm, torch
 from fastai.vision.all import Callback, DataLoaders, Learner, accuracy, accuracy_multi, nn, params, set_seed
 from sklearn.datasets import load_digits
@@ -22,7 +23,8 @@ class Plain(nn.Module):
     "Somebody's own network: no Flatten module, no timm, and a name for everything"
     def __init__(self, c):
         super().__init__()
-        self.conv,self.bn,self.mid,self.out = nn.Conv2d(3, 12, 3, stride=2),nn.BatchNorm2d(12),nn.Linear(12, 20),nn.Linear(20, c)
+        self.conv,self.bn,self.mid,self.out = nn.Conv2d(3, 12, 3, stride=2),nn.BatchNorm2d(12),nn.Linear(12,
+            20),nn.Linear(20, c)
     def forward(self, x): return self.out(self.mid(torch.relu(self.bn(self.conv(x))).mean((2,3))).relu())
 
 backbones = dict(   # maker, where the features enter the classifier, width
@@ -40,7 +42,9 @@ banks = dict(slot=lambda c: SlotBank(2*N, policy='fifo'), classes=lambda c: Clas
 def dls(multi):
     y = M if multi else Y
     vocab = list('abcd') if multi else list(range(10))
-    def mk(i, s, **kw): return TensorDL(dataset=TensorSet(X[i], y[i], torch.arange(len(X))[i], vocab, s), bs=8, tfms=[ResizeBatch(32, 3)], **kw)
+    def mk(i, s, **kw):
+        return TensorDL(dataset=TensorSet(X[i], y[i], torch.arange(len(X))[i], vocab, s), bs=8,
+                        tfms=[ResizeBatch(32, 3)], **kw)
     res = DataLoaders(mk(slice(0,N), 0, shuffle=True), mk(slice(1000,1008), 1), device='cpu')
     res.train.rng = random.Random(0)
     return res
@@ -49,7 +53,9 @@ class Rows(Callback):
     "Features that enter the classifier, by item; the order of an epoch is read off the labels' images"
     order,run_valid = 100,False
     def __init__(self, at): self.at,self.held,self.n = at,{},0
-    def before_batch(self): self.hook = self.model.get_submodule(self.at).register_forward_pre_hook(lambda m,a: setattr(self, 'f', a[0].detach().clone()), prepend=True)
+    def before_batch(self):
+        self.hook = self.model.get_submodule(self.at).register_forward_pre_hook(lambda m,
+            a: setattr(self, 'f', a[0].detach().clone()), prepend=True)
     def after_pred(self):
         self.hook.remove()
         small = self.xb[0].as_subclass(torch.Tensor).mean(1)
@@ -64,7 +70,8 @@ class Rows(Callback):
 def learner(bank, head, backbone, multi, path, seed=0):
     set_seed(seed)
     d = dls(multi)
-    return Learner(d, backbones[backbone][0](d.c), metrics=accuracy_multi if multi else accuracy, path=path, splitter=params,
+    return Learner(d, backbones[backbone][0](d.c), metrics=accuracy_multi if multi else accuracy, path=path,
+                   splitter=params,
                    cbs=MemoryCallback(banks[bank](d.c), head=head, k=3))
 
 @pytest.mark.slow

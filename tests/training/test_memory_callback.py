@@ -6,9 +6,12 @@ from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import CSVLogger
 from fastai.callback.tracker import EarlyStoppingCallback, ReduceLROnPlateau, SaveModelCallback
 from fastai.callback.training import GradientAccumulation
-from fastai.vision.all import (Callback, CancelBatchException, CancelStepException, CategoryBlock, ColReader, CrossEntropyLossFlat,
-                               DataBlock, DataLoader, DataLoaders, ImageBlock, Learner, TfmdDL, WeightedDL, accuracy, accuracy_multi,
-                               aug_transforms, first, get_c, load_learner, nn, noop, params, resnet18, set_seed, vision_learner)
+from fastai.vision.all import (Callback, CancelBatchException, CancelStepException, CategoryBlock, ColReader,
+                               CrossEntropyLossFlat,
+                               DataBlock, DataLoader, DataLoaders, ImageBlock, Learner, TfmdDL, WeightedDL, accuracy,
+                               accuracy_multi,
+                               aug_transforms, first, get_c, load_learner, nn, noop, params, resnet18, set_seed,
+                               vision_learner)
 from sklearn.datasets import load_digits, load_sample_images
 from helpers.half import Half
 from helpers.learners import plain_part, quietly, same, snap
@@ -36,36 +39,44 @@ key = {x.float().div(255).numpy().tobytes():i for i,x in enumerate(X)}    # an i
 def digit_dls(n=N, bs=32, shuffle=True, cls=TensorDL, seed=0, multi=False, first=0, **kw):
     y = torch.stack([Y%2==0, Y>4, Y%3==0], 1).float() if multi else Y
     vocab = list('abc') if multi else list(range(10))
-    def mk(i, s, **k): return (cls if s==0 else TensorDL)(dataset=TensorSet(X[i], y[i], torch.arange(len(X))[i], vocab, s), bs=bs, **k)
-    dls = DataLoaders(mk(slice(first,first+n), 0, shuffle=shuffle, **kw), mk(slice(1000,1000+NV), 1), mk(slice(1100,1130), 2), device='cpu')
+    def mk(i, s, **k):
+        return (cls if s==0 else TensorDL)(dataset=TensorSet(X[i], y[i], torch.arange(len(X))[i], vocab, s), bs=bs, **k)
+    dls = DataLoaders(mk(slice(first,first+n), 0, shuffle=shuffle, **kw), mk(slice(1000,1000+NV), 1),
+                      mk(slice(1100,1130), 2), device='cpu')
     dls.train.rng = random.Random(seed)
     return dls
 
-def net(c=10): return nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(.2), nn.Linear(24,c))
+def net(c=10):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.BatchNorm1d(24), nn.ReLU(), nn.Dropout(.2), nn.Linear(24,c))
 def split(m): return [params(m[:4]),params(m[4:])]
 
 def learner(tmp_path, cbs=None, dls=None, model=None, metrics=accuracy, seed=0, **kw):
     set_seed(seed)
     dls = dls or digit_dls()
-    return Learner(dls, model or net(get_c(dls)), metrics=metrics, cbs=cbs, path=tmp_path, splitter=kw.pop('splitter', split), **kw)
+    return Learner(dls, model or net(get_c(dls)), metrics=metrics, cbs=cbs, path=tmp_path,
+                   splitter=kw.pop('splitter', split), **kw)
 
-def memory(head='add', bank=None, **kw): return MemoryCallback(SlotBank(2*N, policy='fifo') if bank is None else bank, head=head, **kw)
+def memory(head='add', bank=None, **kw):
+    return MemoryCallback(SlotBank(2*N, policy='fifo') if bank is None else bank, head=head, **kw)
 
 def at_rest(learn):
     "Is no batch in flight?"
-    return learn.memory.head.step is None and learn.memory.head.z is None and learn.batch_ids.step is None and not learn.batch_ids.loops
+    return (learn.memory.head.step is None and learn.memory.head.z is None and learn.batch_ids.step is None
+            and not learn.batch_ids.loops)
 
 def who(xb): return [key[x.numpy().tobytes()] for x in xb.detach().as_subclass(torch.Tensor).cpu().contiguous()]
 
 class Truth(Callback):
-    "What a bank with room for everything must hold: for each item the features of the last step taken on it, seen by a hook of its own"
+    """What a bank with room for everything must hold: for each item the features of the last step taken on it,
+    seen by a hook of its own"""
     order,run_valid = 100,False
     def __init__(self, who=who): self.who,self.held,self.pending,self.rows = who,{},[],0
     def _params(self): return torch.cat([p.detach().flatten() for p in self.model.parameters()])
     def before_fit(self): self.pending = []
     def before_batch(self):
         last = [m for m in self.model.modules() if isinstance(m, nn.Linear)][-1]
-        self.hook = last.register_forward_pre_hook(lambda m,a: setattr(self, 'f', a[0].detach().float().clone()), prepend=True)
+        self.hook = last.register_forward_pre_hook(lambda m,a: setattr(self, 'f', a[0].detach().float().clone()),
+                                                   prepend=True)
         self.was = self._params()
     def after_loss(self): self.pending.append((self.who(self.xb[0]), self.f))
     def after_cancel_step(self): self.pending = []
@@ -285,12 +296,15 @@ class Stop(Callback):
 @pytest.mark.parametrize('head', ['add','vote'])
 def test_a_classifier_alone(tmp_path, head):
     "A linear layer on features: the memory is in front of the model itself"
-    def mk(s, i): return TensorDL(dataset=TensorSet(X[s].flatten(1).float()/255, Y[s], torch.arange(len(X))[s], list(range(10)), i), bs=32, shuffle=i==0)
+    def mk(s, i):
+        return TensorDL(dataset=TensorSet(X[s].flatten(1).float()/255, Y[s], torch.arange(len(X))[s], list(range(10)),
+                                          i), bs=32, shuffle=i==0)
     dls = DataLoaders(mk(slice(0,N), 0), mk(slice(1000,1000+NV), 1), device='cpu')
     learn = Learner(dls, nn.Linear(64,10), metrics=accuracy, cbs=memory(head), path=tmp_path)
     quietly(learn, 'fit', 2, 1e-2)
     bank,x = learn.memory.bank,dls.valid_ds.x
-    assert len(bank)==N and all(torch.equal(f, X[i].flatten().float()/255) for f,i in zip(bank.features, bank.items[:N].tolist()))
+    assert len(bank)==N and all(torch.equal(f, X[i].flatten().float()/255)
+                                for f,i in zip(bank.features, bank.items[:N].tolist()))
     got = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
     sim = nn.functional.normalize(x) @ nn.functional.normalize(bank.features[:N]).T
     assert got['memory_hit']==pytest.approx((bank.labels[sim.argmax(1)]==dls.valid_ds.y).float().mean().item())
@@ -300,7 +314,8 @@ def test_a_classifier_alone(tmp_path, head):
     new = load_learner(tmp_path/'l.pkl')
     assert torch.equal(quietly(new, 'get_preds', dl=new.dls.test_dl(x))[0], p)
     learn.remove_cb(learn.memory)
-    assert torch.equal(quietly(learn, 'get_preds')[0], q) and list(learn.model.state_dict())==['weight','bias'] and 'forward' not in vars(learn.model)
+    assert torch.equal(quietly(learn, 'get_preds')[0], q) and list(learn.model.state_dict())==['weight',
+        'bias'] and 'forward' not in vars(learn.model)
 
 # steps that do not happen, or happen late
 class Overflow(Callback):
@@ -351,7 +366,8 @@ def test_each_micro_batch_is_written_once(tmp_path):
     learn.memory.bank.write = lambda *a, **k: (writes.append(a[3].tolist()), write(*a, **k))
     quietly(learn, 'fit', 2, 1e-2)
     flat = [i for w in writes for i in w]
-    assert [len(w) for w in writes]==[64,64,22+32+32,64]      # 32,32,32,32,22 an epoch, a step whenever 64 have come together
+    # 32,32,32,32,22 an epoch, a step whenever 64 have come together
+    assert [len(w) for w in writes]==[64,64,22+32+32,64]
     assert flat==(2*list(range(N)))[:len(flat)]
 
 @pytest.mark.parametrize('mix', [MixUp,CutMix])
@@ -383,7 +399,9 @@ class Cancel(Callback):
     def _go(self):
         if self.iter in self.at: raise CancelBatchException
 
-@pytest.mark.parametrize('event,order', [('before_batch',0), ('before_batch',99), ('after_pred',0), ('after_loss',0), ('after_loss',99), ('before_backward',0), ('before_backward',99)])
+@pytest.mark.parametrize('event,order',
+                         [('before_batch',0), ('before_batch',99), ('after_pred',0), ('after_loss',0),
+                          ('after_loss',99), ('before_backward',0), ('before_backward',99)])
 @pytest.mark.parametrize('at', [(0,),(1,3)])
 def test_cancelled_batches_are_not_written(tmp_path, event, order, at):
     writes = []
@@ -453,7 +471,8 @@ def test_csv_columns(tmp_path, head):
     learn = learner(tmp_path, memory(head))
     quietly(learn, 'fit', 2, 1e-2, cbs=CSVLogger())
     df = pd.read_csv(tmp_path/'history.csv')
-    want = ['epoch','train_loss','valid_loss','accuracy','memory_fill','memory_turnover']+['memory_hit']*(head is not None)+['time']
+    want = ['epoch','train_loss','valid_loss','accuracy','memory_fill',
+            'memory_turnover']+['memory_hit']*(head is not None)+['time']
     assert list(df.columns)==want and len(df)==2
     assert df.memory_fill.tolist()==pytest.approx([.5,.5]) and df.memory_turnover.tolist()==[0,0]
     if head: assert df.memory_hit.between(.3, 1).all()
@@ -477,11 +496,13 @@ def test_history_is_intact_after_the_vote_is_fitted(tmp_path):
     learn = learner(tmp_path, memory('vote'))
     quietly(learn, 'fit', 3, 1e-2)
     rec = learn.recorder
-    was = copy.deepcopy((list(map(float, rec.losses)), list(rec.lrs), [list(o) for o in rec.values], list(rec.iters), list(rec.metric_names)))
+    was = copy.deepcopy((list(map(float, rec.losses)), list(rec.lrs), [list(o) for o in rec.values], list(rec.iters),
+                         list(rec.metric_names)))
     model = snap(learn.model)
     rnd = torch.get_rng_state()
     got = learn.memory.fit_vote(k=(5,20), whiten=(False,True))
-    assert was==(list(map(float, rec.losses)), list(rec.lrs), [list(o) for o in rec.values], list(rec.iters), list(rec.metric_names))
+    assert was==(list(map(float, rec.losses)), list(rec.lrs), [list(o) for o in rec.values], list(rec.iters),
+                 list(rec.metric_names))
     assert len(was[2])==3 and 0<got['weight']<1
     assert same(plain_part(model), plain_part(snap(learn.model))) and torch.equal(rnd, torch.get_rng_state())
     rec.plot_loss()
@@ -558,13 +579,15 @@ def _spied(tmp_path, dls, groups=None, epochs=3, bank=None, **kw):
     assert torch.equal(y, Y[i])
     return learn,spy
 
-@pytest.mark.parametrize('kw', [dict(), dict(shuffle=False), dict(drop_last=True), dict(bs=7), dict(cls=BalancedDL)], ids=str)
+@pytest.mark.parametrize('kw', [dict(), dict(shuffle=False), dict(drop_last=True), dict(bs=7), dict(cls=BalancedDL)],
+                         ids=str)
 def test_never_finds_itself(tmp_path, kw): _spied(tmp_path, digit_dls(**kw))
 
 def test_never_finds_itself_in_a_class_bank(tmp_path): _spied(tmp_path, digit_dls(), bank=ClassBank(10, capacity=16))
 
 @pytest.mark.parametrize('policy', ['rarity','reservoir','hard'])
-def test_never_finds_itself_whatever_the_policy(tmp_path, policy): _spied(tmp_path, digit_dls(), bank=SlotBank(60, policy=policy, momentum=.5))
+def test_never_finds_itself_whatever_the_policy(tmp_path, policy):
+    _spied(tmp_path, digit_dls(), bank=SlotBank(60, policy=policy, momentum=.5))
 
 def test_never_finds_its_group(tmp_path):
     learn,_ = _spied(tmp_path, digit_dls(), groups=torch.arange(len(X))//20, group=lambda o: int(o)//20)
@@ -610,7 +633,8 @@ def test_torch_loader_warns_once_and_trains(tmp_path, kind):
     ds = torch.utils.data.TensorDataset(X[:N].float()/255, Y[:N])
     dl = torch.utils.data.DataLoader(ds, batch_size=32, shuffle=True)
     dls = DataLoaders(dl, torch.utils.data.DataLoader(ds, batch_size=32))
-    learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=memory('vote' if kind=='labelled' else 'add'), path=tmp_path)
+    learn = Learner(dls, net(), loss_func=CrossEntropyLossFlat(), metrics=accuracy,
+                    cbs=memory('vote' if kind=='labelled' else 'add'), path=tmp_path)
     with warnings.catch_warnings(record=True) as got:
         warnings.simplefilter('always')
         quietly(learn, 'fit', 2, 1e-2)
@@ -653,12 +677,14 @@ def tiles(tmp_path_factory):
             f = out/name/f'{n:02}.png'
             f.parent.mkdir(exist_ok=True)
             Image.fromarray(im[120*i:120*i+48, 72*j:72*j+48]).save(f)
-            rows.append(dict(file=str(f), label=name, tags=f'{name} {"top" if i==0 else "low"}', patient=f'{name}{i}', valid=j>5))
+            rows.append(dict(file=str(f), label=name, tags=f'{name} {"top" if i==0 else "low"}', patient=f'{name}{i}',
+                             valid=j>5))
     return pd.DataFrame(rows).sample(frac=1, random_state=0, ignore_index=True)
 
 def tile_dls(tiles, multi=False, batch_tfms=None, bs=8):
     from fastai.vision.all import ColSplitter, MultiCategoryBlock
-    block = DataBlock((ImageBlock, MultiCategoryBlock if multi else CategoryBlock), get_x=ColReader('file'), get_y=ColReader('tags', label_delim=' ') if multi else ColReader('label'),
+    block = DataBlock((ImageBlock, MultiCategoryBlock if multi else CategoryBlock), get_x=ColReader('file'),
+                      get_y=ColReader('tags', label_delim=' ') if multi else ColReader('label'),
                       splitter=ColSplitter('valid'), batch_tfms=batch_tfms)
     set_seed(0)                              # the loaders' orders
     return block.dataloaders(tiles, bs=bs, num_workers=0)
@@ -670,7 +696,8 @@ def vlearner(dls, path, **kw):
 def _content(dl):
     "Finds the position of an image of a loader by its pixels"
     ks = {}
-    for b in dl.new(shuffle=False, drop_last=False): ks.update({x.numpy().tobytes():len(ks)+i for i,x in enumerate(b[0].as_subclass(torch.Tensor))})
+    for b in dl.new(shuffle=False, drop_last=False):
+        ks.update({x.numpy().tobytes():len(ks)+i for i,x in enumerate(b[0].as_subclass(torch.Tensor))})
     return ks,lambda xb: [ks[x.numpy().tobytes()] for x in xb.detach().as_subclass(torch.Tensor).contiguous()]
 
 @pytest.mark.slow
@@ -683,7 +710,8 @@ def test_vision_learner(tmp_path, tiles, multi):
     df,ids = dls.train.items,item_ids(dls.train)
     assert len(ks)==len(df)==36 and len(set(ids.tolist()))==36
     spy = Spy(whose, ids, torch.tensor(pd.factorize(df.patient)[0]))
-    learn = vlearner(dls, tmp_path, metrics=accuracy_multi if multi else accuracy, cbs=MemoryCallback(SlotBank(64, policy='fifo'), k=3, group='patient'))
+    learn = vlearner(dls, tmp_path, metrics=accuracy_multi if multi else accuracy,
+                     cbs=MemoryCallback(SlotBank(64, policy='fifo'), k=3, group='patient'))
     assert learn.model[1][1].memory is learn.memory.head
     quietly(learn, 'fit', 1, 1e-3, cbs=spy)
     quietly(learn, 'fine_tune', 1, 1e-3, cbs=spy)
@@ -748,7 +776,8 @@ def test_other_items_keep_their_ids_in_another_subset():
     assert a[10:].tolist()==b[:10].tolist() and len(set(a.tolist()+b.tolist()))==30
 
 def test_numbers_mean_something_within_one_set_only():
-    "Item 5 of a list of numbers may be anything in the next one: no id is shared, and the same set has the same ids again"
+    """Item 5 of a list of numbers may be anything in the next one: no id is shared, and the same set has the same
+    ids again"""
     a,b,c = (item_ids(Images(list(range(lo,lo+20)))) for lo in (0,10,0))
     assert len(set(a.tolist()+b.tolist()))==40 and torch.equal(a, c)
     s = item_ids(torch.utils.data.Subset(Images(list(range(20))), [3,7]))
@@ -762,7 +791,8 @@ def test_unknown_patients_are_not_one_patient(tmp_path, tiles, unknown):
     assert none.any() and (g[none]==-1).all() and (g[~none]>=0).all()
     bank = SlotBank(4, policy='fifo')
     bank.write(torch.eye(3), item=torch.arange(3), group=torch.tensor([-1,-1,5]))
-    assert (bank.read(torch.eye(3), 3, item=torch.arange(3), group=torch.tensor([-1,-1,5])).index>=0).sum(1).tolist()==[2,2,2]
+    assert (bank.read(torch.eye(3), 3, item=torch.arange(3),
+                      group=torch.tensor([-1,-1,5])).index>=0).sum(1).tolist()==[2,2,2]
 
 def _group(o): return int(o)//3
 
@@ -782,11 +812,14 @@ def test_rekey(tmp_path):
     bank = learn.memory.bank
     was,rec = snap(learn.model),[list(o) for o in learn.recorder.values]
     modes = {n:m.training for n,m in learn.model.named_modules()}
-    def rnd(): return torch.get_rng_state().tolist(),np.random.get_state()[1].tolist(),random.getstate(),[dl.rng.getstate() for dl in learn.dls]
+    def rnd():
+        return torch.get_rng_state().tolist(),np.random.get_state()[1].tolist(),random.getstate(),[dl.rng.getstate()
+            for dl in learn.dls]
     r = rnd()
     n = learn.memory.rekey()
     assert n==len(bank)==N and rnd()==r
-    assert modes=={n:m.training for n,m in learn.model.named_modules()} and rec==[list(o) for o in learn.recorder.values]
+    assert modes=={n:m.training for n,m in learn.model.named_modules()} and rec==[list(o)
+        for o in learn.recorder.values]
     now = snap(learn.model)
     changed = {k for k in now if not torch.equal(now[k], was[k])}
     assert changed=={k for k in now if k.endswith(('bank.features','bank.norms'))}
@@ -843,12 +876,14 @@ def test_a_memory_goes_where_its_callback_goes(tmp_path):
     assert find_head(learn.model) is None and not hasattr(learn, 'memory') and cb.head is head
     q = quietly(learn, 'get_preds')[0]
     learn.add_cb(cb)
-    assert find_head(learn.model) is head is learn.memory.head and torch.equal(p, quietly(learn, 'get_preds')[0]) and not torch.equal(p, q)
+    assert find_head(learn.model) is head is learn.memory.head and torch.equal(p,
+        quietly(learn, 'get_preds')[0]) and not torch.equal(p, q)
     with learn.removed_cbs(cb): assert torch.equal(q, quietly(learn, 'get_preds')[0])
     assert torch.equal(p, quietly(learn, 'get_preds')[0])
     other,cb = learner(tmp_path),memory('vote')
     quietly(other, 'fit', 1, 1e-2, cbs=cb)        # for one fit
-    assert find_head(other.model) is None and len(cb.bank)==N and not any(m._forward_hooks or m._forward_pre_hooks for m in other.model.modules())
+    assert find_head(other.model) is None and len(cb.bank)==N and not any(m._forward_hooks or m._forward_pre_hooks
+        for m in other.model.modules())
 
 def test_detach_gives_the_network_back(tmp_path):
     learn = learner(tmp_path, memory('vote'))
@@ -875,7 +910,8 @@ def test_recall(tmp_path, ds_idx):
         got = mix_votes(c.logits[:12], h.votes(c.z[:12], c.item[:12]), h.weight).softmax(1)
     torch.testing.assert_close(r.probs, got, rtol=1e-5, atol=1e-6)
     lo = 1000 if ds_idx else 0
-    assert r.item.tolist()==list(range(lo,lo+12)) and torch.equal(r.row_label, Y[r.row_item]) and r.row_item.shape==(12,4)
+    assert r.item.tolist()==list(range(lo,lo+12)) and torch.equal(r.row_label, Y[r.row_item]) and r.row_item.shape==(12,
+        4)
     assert (r.row_item!=r.item[:,None]).all() and (r.similarity[:,:-1]>=r.similarity[:,1:]).all()
 
 @pytest.mark.parametrize('head', ['add','vote',None])
@@ -908,7 +944,8 @@ def test_collect_without_a_memory(tmp_path):
     got = collect(learn, learn.dls.valid, memory=True)
     assert got.z is None and got.group is None and learn.recorder.values is h and random.getstate()==r
     torch.testing.assert_close(got.logits.softmax(1), quietly(learn, 'get_preds')[0])
-    with pytest.raises(MemoError, match='empty'): collect(learn, learn.dls.valid.new(learn.dls.valid_ds.subset(slice(0))))
+    with pytest.raises(MemoError, match='empty'):
+        collect(learn, learn.dls.valid.new(learn.dls.valid_ds.subset(slice(0))))
 
 def test_collect_keeps_the_loaders_order(tmp_path):
     "A loader that shuffles: rows and ids go together"
@@ -927,7 +964,8 @@ def test_the_model_is_not_searched_in_every_step(tmp_path, monkeypatch):
         calls.append(1)
         return memories(m)
     learn = learner(tmp_path, memory('add'))
-    for o in (memo.heads.attach,memo.training.batch_ids,memo.training.memory_callback): monkeypatch.setattr(o, 'memories', counted)
+    for o in (memo.heads.attach,memo.training.batch_ids,memo.training.memory_callback):
+        monkeypatch.setattr(o, 'memories', counted)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(1, 1e-2)
     n,steps = len(calls),len(learn.dls.train)
     calls.clear()
@@ -952,7 +990,8 @@ def test_patients_do_not_answer_for_themselves(tmp_path):
     assert torch.equal(c.group, groups)
     r = learn.memory.head.recall(c.z, c.item, c.group)
     _,_,_,_,g,_ = learn.memory.bank.rows()
-    assert (g[r.index]!=c.group[:,None]).all() and torch.equal(learn.memory.bank.rows()[4], groups[learn.memory.bank.rows()[3]])
+    assert (g[r.index]!=c.group[:,None]).all() and torch.equal(learn.memory.bank.rows()[4],
+        groups[learn.memory.bank.rows()[3]])
 
 def test_off_lasts_until_its_end(tmp_path):
     learn = learner(tmp_path, memory('vote'))
@@ -963,18 +1002,22 @@ def test_off_lasts_until_its_end(tmp_path):
         learn.memory.rekey()
         assert torch.equal(quietly(learn, 'get_preds')[0], plain)
     assert not torch.equal(quietly(learn, 'get_preds')[0], plain)
-    for kw in (dict(k=5), dict(whiten=True), dict(k=[3,5], whiten=[False,True])): assert 0<learn.memory.fit_vote(**kw)['weight']<1
+    for kw in (dict(k=5), dict(whiten=True), dict(k=[3,5], whiten=[False,True])):
+        assert 0<learn.memory.fit_vote(**kw)['weight']<1
 
 def test_mistakes_are_one_line(tmp_path):
-    for f in (lambda: MemoryCallback(512), lambda: learner(tmp_path, MemoryCallback()), lambda: memory(head='ad'), lambda: memory(k=9999),
+    for f in (lambda: MemoryCallback(512), lambda: learner(tmp_path, MemoryCallback()), lambda: memory(head='ad'),
+              lambda: memory(k=9999),
               lambda: learner(tmp_path, memory(at='5.x')), lambda: learner(tmp_path, memory(bank=ClassBank(3))),
-              lambda: quietly(learner(tmp_path, memory(group='patient')), 'fit', 1), lambda: learner(tmp_path, memory('add')).memory.fit_vote()):
+              lambda: quietly(learner(tmp_path, memory(group='patient')), 'fit', 1),
+              lambda: learner(tmp_path, memory('add')).memory.fit_vote()):
         with pytest.raises(MemoError) as e: f()
         assert '\n' not in str(e.value) and len(str(e.value))<250
 
 def test_batches_of_one_and_a_bank_smaller_than_a_batch(tmp_path):
     model = nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.ReLU(), nn.Linear(24,10))
-    learn = learner(tmp_path, memory(bank=SlotBank(5, policy='fifo')), dls=digit_dls(n=20, bs=1), model=model, splitter=params)
+    learn = learner(tmp_path, memory(bank=SlotBank(5, policy='fifo')), dls=digit_dls(n=20, bs=1), model=model,
+                    splitter=params)
     quietly(learn, 'fit', 1, 1e-3)
     assert len(learn.memory.bank)==5
     learn = learner(tmp_path, memory(bank=SlotBank(5, policy='fifo')))
@@ -997,12 +1040,14 @@ def test_nan_features_are_named_and_not_stored(tmp_path):
             for p in self.model.parameters(): p.grad.nan_to_num_()
     with pytest.warns(UserWarning, match='item 67'): quietly(learn, 'fit', 1, 1e-3, cbs=OneBad())
     bank = learn.memory.bank
-    assert len(bank)==N-1 and int(bank.refused)==1 and 67 not in bank.items.tolist() and torch.isfinite(bank.features).all()
+    assert len(bank)==N-1 and int(bank.refused)==1 and 67 not in bank.items.tolist() and torch.isfinite(
+        bank.features).all()
 
 def test_regression_is_let_be(tmp_path):
     "Targets that are no classes: rows without labels"
     dl = TfmdDL([(X[i].float()/255, torch.rand(())) for i in range(64)], bs=32)
-    learn = Learner(DataLoaders(dl, dl, device='cpu'), nn.Sequential(net(1), nn.Flatten(0)), loss_func=nn.MSELoss(), cbs=memory('add'), path=tmp_path)
+    learn = Learner(DataLoaders(dl, dl, device='cpu'), nn.Sequential(net(1), nn.Flatten(0)), loss_func=nn.MSELoss(),
+                    cbs=memory('add'), path=tmp_path)
     quietly(learn, 'fit', 1)
     assert len(learn.memory.bank)==64 and learn.memory.bank.labels is None
 
@@ -1015,7 +1060,8 @@ def test_vote_helps_the_few(tmp_path, seeds):
     for seed in range(seeds):
         set_seed(seed)
         dls = digits_lt(n_max=100, ratio=50, seed=seed)
-        learn = Learner(dls, small_cnn(1, 10), metrics=accuracy, cbs=MemoryCallback(SlotBank(512, policy='fifo'), head='vote'), path=tmp_path)
+        learn = Learner(dls, small_cnn(1, 10), metrics=accuracy,
+                        cbs=MemoryCallback(SlotBank(512, policy='fifo'), head='vote'), path=tmp_path)
         quietly(learn, 'fit_one_cycle', 12, 5e-3)
         learn.memory.rekey()
         learn.memory.fit_vote()

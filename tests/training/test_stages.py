@@ -27,11 +27,14 @@ def make(seed=0, bs=8, cbs=None, splitter=body_head_splitter, opt_func=adamw, me
     dls.c = 3
     m = nn.Sequential(nn.Linear(4,8), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(.2), nn.Linear(8,3))
     cbs = L(cbs) + ([MemoryCallback(SlotBank(20, policy='reservoir', n_classes=3), k=3, head='add')] if memory else [])
-    return Learner(dls, m, loss_func=CrossEntropyLossFlat(), opt_func=opt_func, splitter=splitter, metrics=accuracy, cbs=cbs)
+    return Learner(dls, m, loss_func=CrossEntropyLossFlat(), opt_func=opt_func, splitter=splitter, metrics=accuracy,
+                   cbs=cbs)
 
 def quiet(learn): return ContextManagers([learn.no_bar(), learn.no_logging()])
 def two_phase(learn, dls2=None, **kw):
-    with quiet(learn): return learn.fit_two_phase(learn.dls, dls2, **{**dict(epochs=(2,2), freeze_epochs=1, lr=(1e-2,(1e-4,1e-3))), **kw})
+    with quiet(learn):
+        return learn.fit_two_phase(learn.dls, dls2,
+                                   **{**dict(epochs=(2,2), freeze_epochs=1, lr=(1e-2,(1e-4,1e-3))), **kw})
 def same(h, h2): pd.testing.assert_frame_equal(h.drop(columns='seconds'), h2.drop(columns='seconds'), check_exact=True)
 def same_model(a, b):
     a,b = a.model.state_dict(),b.model.state_dict()
@@ -81,7 +84,8 @@ def test_freeze_freezes(opt):
     now = learn.model.state_dict()
     assert torch.equal(was['0.weight'], now['0.weight']) and torch.equal(was['0.bias'], now['0.bias'])
     assert not torch.equal(was['4.weight'], now['4.weight'])
-    assert not torch.equal(was['1.weight'], now['1.weight'])          # batch norm of a frozen body trains on, as in fastai
+    # batch norm of a frozen body trains on, as in fastai
+    assert not torch.equal(was['1.weight'], now['1.weight'])
     with quiet(learn): fit_stages(learn, [Stage('b', 1, 1e-2, freeze=False)])
     assert not torch.equal(was['0.weight'], learn.model.state_dict()['0.weight'])
 
@@ -94,7 +98,8 @@ def test_discriminative_rates():
 
 def test_one_group_is_an_error():
     learn = make(splitter=trainable_params)
-    with pytest.raises(MemoError, match='body_head_splitter'), quiet(learn): fit_stages(learn, [Stage('a', 1, 1e-2, freeze=True)])
+    with pytest.raises(MemoError, match='body_head_splitter'), quiet(learn):
+        fit_stages(learn, [Stage('a', 1, 1e-2, freeze=True)])
 
 def test_two_phase_brings_the_splitter():
     learn = make(splitter=trainable_params)
@@ -124,7 +129,8 @@ def test_momentum_without_memory(): assert len(two_phase(make()))==5
 
 @pytest.mark.parametrize('stop', [None,3,25])
 def test_momentum_is_put_back(tmp_path, stop):
-    "Of every memory in the model, and whether the recipe ends or is stopped; a resumed one knows what was there before the first stage"
+    """Of every memory in the model, and whether the recipe ends or is stopped; a resumed one knows what was there
+    before the first stage"""
     def two():
         learn = make(memory=True)
         learn.model.add_module('second', nn.Identity())
@@ -154,7 +160,8 @@ def test_another_loss_for_each_phase():
 def test_phase2_starts_from_the_best(tmp_path, folder):
     learn,states,starts = make(memory=True),[],[]
     vals = iter([.3, .9, .5])
-    learn.metrics = L(AvgMetric(lambda p,y: next(vals) if len(states)<3 and len(p) else 0.)) # one batch of validation an epoch
+    # one batch of validation an epoch
+    learn.metrics = L(AvgMetric(lambda p,y: next(vals) if len(states)<3 and len(p) else 0.))
     learn.dls[1].bs = 16
     class See(Callback):
         order = 50
@@ -162,7 +169,8 @@ def test_phase2_starts_from_the_best(tmp_path, folder):
         def before_fit(self): starts.append({k:v.clone() for k,v in self.model.state_dict().items()})
     two_phase(learn, monitor='<lambda>', cbs=See(), checkpoint=tmp_path/'c' if folder else None)
     for k in states[1]:
-        if 'extra_state' not in k: assert torch.equal(starts[2][k], states[1][k]), k    # the momentum is phase 2's already
+        # the momentum is phase 2's already
+        if 'extra_state' not in k: assert torch.equal(starts[2][k], states[1][k]), k
     assert not torch.equal(starts[2]['0.weight'], states[2]['0.weight'])
     if folder: assert not list((tmp_path/'c').glob('best*'))      # the last phase has no monitor
 
@@ -204,14 +212,16 @@ def test_resume_is_exact(tmp_path, whole, n, opt):
     same(h, h2); same_model(a, c)
     assert L(a.recorder.losses).map(float)==L(c.recorder.losses).map(float) and a.recorder.lrs==c.recorder.lrs
 
-def test_checkpoints_change_nothing(tmp_path): same(two_phase(make(memory=True)), two_phase(make(memory=True), checkpoint=tmp_path/'a'))
+def test_checkpoints_change_nothing(tmp_path):
+    same(two_phase(make(memory=True)), two_phase(make(memory=True), checkpoint=tmp_path/'a'))
 
 def test_resume_of_a_finished_run(tmp_path):
     a,b = make(),make()
     h = two_phase(a, checkpoint=tmp_path)
     same(h, two_phase(b, checkpoint=tmp_path, resume=True)); same_model(a, b)
 
-def test_resume_without_checkpoint_starts(tmp_path): same(two_phase(make()), two_phase(make(), checkpoint=tmp_path/'none', resume=True))
+def test_resume_without_checkpoint_starts(tmp_path):
+    same(two_phase(make()), two_phase(make(), checkpoint=tmp_path/'none', resume=True))
 
 def test_checkpoints_hold_plain_values(tmp_path):
     two_phase(make(memory=True), checkpoint=tmp_path)
@@ -236,7 +246,8 @@ def test_all_checkpoints_damaged(tmp_path):
 
 def test_another_recipe(tmp_path):
     with pytest.raises(KeyboardInterrupt): two_phase(make(), checkpoint=tmp_path, cbs=StopAt(8))
-    with pytest.raises(MemoError, match='another recipe: stage phase1.all has epochs=2 there, 3 here'): two_phase(make(), epochs=(3,2), checkpoint=tmp_path, resume=True)
+    with pytest.raises(MemoError, match='another recipe: stage phase1.all has epochs=2 there, 3 here'):
+        two_phase(make(), epochs=(3,2), checkpoint=tmp_path, resume=True)
 
 def test_another_model(tmp_path):
     with pytest.raises(KeyboardInterrupt): two_phase(make(), checkpoint=tmp_path, cbs=StopAt(8))
@@ -265,7 +276,8 @@ def test_checkpoint_is_a_file(tmp_path):
     (tmp_path/'f').write_text('x')
     with pytest.raises(MemoError, match='cannot make the folder'): two_phase(make(), checkpoint=tmp_path/'f')
 
-@pytest.mark.parametrize('kw,msg', [(dict(lr=1e-3),'lr must be a pair'), (dict(epochs=(1,2,3)),'epochs must be a pair')])
+@pytest.mark.parametrize('kw,msg',
+                         [(dict(lr=1e-3),'lr must be a pair'), (dict(epochs=(1,2,3)),'epochs must be a pair')])
 def test_bad_arguments(kw, msg):
     with pytest.raises(MemoError, match=msg): two_phase(make(), **kw)
 
@@ -297,7 +309,8 @@ def test_fit_by_name():
 @pytest.mark.parametrize('fit', ['fit_one_cylce','dls',None])
 def test_unknown_way_of_fitting(fit):
     learn = make()
-    with pytest.raises(MemoError, match='stage odd: fit=.*is accepted'), quiet(learn): fit_stages(learn, [Stage('odd', 1, fit=fit)])
+    with pytest.raises(MemoError, match='stage odd: fit=.*is accepted'), quiet(learn):
+        fit_stages(learn, [Stage('odd', 1, fit=fit)])
 
 def parts(learn, n=3):
     "A stream: the same items in loaders of their own, which shuffle by their own random states"
@@ -317,7 +330,8 @@ def stream(parts, epochs):
 
 def stages_of(learn):
     ps = parts(learn)
-    return [Stage('before', 1, 1e-2, True), Stage('stream', 6, fit=stream(ps, 2), loaders=ps, freeze=False, momentum=.5), Stage('after', 1, 1e-3)]
+    return [Stage('before', 1, 1e-2, True),
+            Stage('stream', 6, fit=stream(ps, 2), loaders=ps, freeze=False, momentum=.5), Stage('after', 1, 1e-3)]
 
 def run_stream(folder=None, resume=False, cbs=None):
     learn = make(memory=True)
@@ -348,7 +362,8 @@ def test_another_way_of_fitting_is_another_recipe(tmp_path):
 # a fit in which others are made
 
 class Look(Callback):
-    "Predicts or validates in the middle of the fit, in the event it is told; not in epochs that are skipped, where fastai itself cannot"
+    """Predicts or validates in the middle of the fit, in the event it is told; not in epochs that are skipped,
+    where fastai itself cannot"""
     def __init__(self, event, order, call):
         self.order,self.busy,self.n,self.trained = order,False,0,False
         setattr(self, event, partial(self.look, call))
@@ -365,7 +380,9 @@ def test_a_prediction_inside_is_no_epoch(tmp_path, event, order, call):
     def run(cbs, folder, resume=False, stop=None):
         learn = make()
         learn.metrics = L()
-        with quiet(learn): h = fit_stages(learn, [Stage('a', 3, 1e-2), Stage('b', 2, 1e-3)], checkpoint=folder, cbs=L(cbs)+L(stop), resume=resume)
+        with quiet(learn):
+            h = fit_stages(learn, [Stage('a', 3, 1e-2), Stage('b', 2, 1e-3)], checkpoint=folder, cbs=L(cbs)+L(stop),
+                           resume=resume)
         return h
     look = Look(event, order, call)
     h = run(look, tmp_path/'a')
@@ -377,20 +394,27 @@ def test_a_prediction_inside_is_no_epoch(tmp_path, event, order, call):
 
 def begun(folder, experiment):
     learn = make()
-    with pytest.raises(KeyboardInterrupt), quiet(learn): fit_stages(learn, [Stage('a', 3, 1e-2)], checkpoint=folder, cbs=StopAt(8), experiment=experiment)
+    with pytest.raises(KeyboardInterrupt), quiet(learn):
+        fit_stages(learn, [Stage('a', 3, 1e-2)], checkpoint=folder, cbs=StopAt(8), experiment=experiment)
 def go_on(folder, experiment):
     learn = make()
-    with quiet(learn): return fit_stages(learn, [Stage('a', 3, 1e-2)], checkpoint=folder, resume=True, experiment=experiment)
+    with quiet(learn):
+        return fit_stages(learn, [Stage('a', 3, 1e-2)], checkpoint=folder, resume=True, experiment=experiment)
 
-here = {'train.lr':.01, 'data.name':'digits_lt', 'memory.bank.size':512, 'memory.head.k':(5,10), 'runs':Path('a/b'), 'train.loss':None}
+here = {'train.lr':.01, 'data.name':'digits_lt', 'memory.bank.size':512, 'memory.head.k':(5,10), 'runs':Path('a/b'),
+        'train.loss':None}
 
 def test_the_same_experiment_goes_on(tmp_path):
     begun(tmp_path, here)
     assert len(go_on(tmp_path, {**here, 'memory.head.k':[5,10], 'runs':'a/b'}))==3
 
-@pytest.mark.parametrize('other,msg', [({**here, 'train.lr':.02}, 'train.lr is 0.01 there, 0.02 here'), ({**here, 'memory.head.k':[5,20]}, r'memory.head.k is \[5, 10\] there, \[5, 20\] here'),
-    ({k:v for k,v in here.items() if k!='train.loss'}, 'train.loss is None there, not given here'), ({**here, 'memory.bank.momentum':.9}, 'memory.bank.momentum is not given there, 0.9 here'),
-    ({**here, 'train.lr':.02, 'runs':'x'*9000, 'data.name':'fashion_lt'}, r"train.lr is 0.01 there, 0.02 here \(and 2 more: data.name, runs\)")])
+@pytest.mark.parametrize('other,msg',
+                         [({**here, 'train.lr':.02}, 'train.lr is 0.01 there, 0.02 here'),
+                          ({**here, 'memory.head.k':[5,20]}, r'memory.head.k is \[5, 10\] there, \[5, 20\] here'),
+    ({k:v for k,v in here.items() if k!='train.loss'}, 'train.loss is None there, not given here'),
+    ({**here, 'memory.bank.momentum':.9}, 'memory.bank.momentum is not given there, 0.9 here'),
+    ({**here, 'train.lr':.02, 'runs':'x'*9000, 'data.name':'fashion_lt'}, r"train.lr is 0.01 there, 0.02 here \(and 2 "
+        r"more: data.name, runs\)")])
 def test_another_experiment_is_refused_by_its_key(tmp_path, other, msg):
     begun(tmp_path, here)
     was = {p.name:p.read_bytes() for p in tmp_path.iterdir()}
@@ -405,15 +429,20 @@ def test_a_checkpoint_that_does_not_say(tmp_path):
 def test_checkpoints_of_the_last_version_are_refused_in_one_line(tmp_path, repo):
     with tarfile.open(repo/'tests/golden/runs.tar.xz') as t: t.extractall(tmp_path, filter='data')
     learn = make()
-    with pytest.raises(MemoError, match='memo 0.1.0') as e, quiet(learn): fit_stages(learn, [Stage('train', 2, 1e-2)], checkpoint=tmp_path/'runs/cut/checkpoints', resume=True)
-    assert '\n' not in str(e.value) and 'pip install fastmemo==0.1.0' in str(e.value) and 'without resume' in str(e.value)
+    with pytest.raises(MemoError, match='memo 0.1.0') as e, quiet(learn):
+        fit_stages(learn, [Stage('train', 2, 1e-2)], checkpoint=tmp_path/'runs/cut/checkpoints', resume=True)
+    assert '\n' not in str(e.value) and 'pip install fastmemo==0.1.0' in str(e.value) and 'without resume' in str(
+        e.value)
 
 # what a later stage does not say
 
 @pytest.mark.parametrize('n', [14,20])
 def test_resume_knows_what_earlier_stages_left(tmp_path, n):
-    "Loss, loaders and freezing of a stage that says none are those of the stages before it, also in a process that never ran them"
-    def stages(): return [Stage('a', 1, 1e-2, True, loss_func=LabelSmoothingCrossEntropyFlat(eps=.3), dls=make(bs=6).dls), Stage('b', 1, 1e-2), Stage('c', 1, 1e-2)]
+    """Loss, loaders and freezing of a stage that says none are those of the stages before it, also in a process
+    that never ran them"""
+    def stages():
+        return [Stage('a', 1, 1e-2, True, loss_func=LabelSmoothingCrossEntropyFlat(eps=.3), dls=make(bs=6).dls),
+                Stage('b', 1, 1e-2), Stage('c', 1, 1e-2)]
     def run(folder, resume=False, cbs=None):
         learn = make()
         with quiet(learn): return learn,fit_stages(learn, stages(), checkpoint=folder, resume=resume, cbs=cbs)
