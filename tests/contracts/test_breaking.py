@@ -194,9 +194,11 @@ def _heads_of(cls):
 # where to look first, as all checks on all heads take long; another one will do
 likely = dict(own=('SlotBank','add','hides_own_rows'), off=('SlotBank','vote','off_is_the_network'),
               fuse=('ClassBank','add','two_threads'),
-              check_labels=('ClassBank','prototype','several_labels'), chosen=('ClassBank','prototype','fits_what_it_chooses'),
+              check_labels=('ClassBank','prototype','several_labels'),
+              chosen=('ClassBank','prototype','fits_what_it_chooses'),
               refit=('ClassBank','prototype','chooses_after_each_epoch'), rekeyed=('ClassBank','lda','encoded_anew'),
-              config=('ClassBank','watch','config_is_the_signature'), forward=('ClassBank','watch','nothing_of_a_call_stays'))
+              config=('ClassBank','watch','config_is_the_signature'),
+              forward=('ClassBank','watch','nothing_of_a_call_stays'))
 
 @pytest.mark.slow
 @pytest.mark.parametrize('cls,name,f', head_cases)
@@ -215,11 +217,8 @@ def test_a_broken_head_is_noticed(cls, name, f, monkeypatch, tmp_path):
         return False
     def found(o):
         return caught(head_checks.checks, lambda check, d: test_heads.run(check, *o, d), _made(tmp_path/'-'.join(o)))
-<<<<<<< HEAD
-    assert any(map(found, ps)) or lacking(), f'{cls.__name__}.{name} is broken, and no check says so'
-=======
-    assert name=='needs' and lacking() or any(map(found, ps)) or lacking(), f'{cls.__name__}.{name} is broken, and no check says so'
->>>>>>> refs/heads/tests
+    said = name=='needs' and lacking() or any(map(found, ps)) or lacking()
+    assert said, f'{cls.__name__}.{name} is broken, and no check says so'
 
 # the others, on the toys
 
