@@ -233,7 +233,7 @@ e.run_experiment(load_config({str(findings_yml)!r}, ['runs={tmp_path}/ddp']))
 
 @pytest.mark.slow
 @pytest.mark.parametrize('which,cold',
-                         [('yml',False), ('findings_yml',False), pytest.param('yml', True, marks=pytest.mark.nightly)])
+                         [('findings_yml',False), *(pytest.param('yml', o, marks=pytest.mark.nightly) for o in (False,True))])
 def test_two_processes(tool, two_ranks, which, cold, request):
     "Two gloo processes on the CPU, started as the README says"
     yml = request.getfixturevalue(which)
