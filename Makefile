@@ -17,7 +17,7 @@ quickstart: .venv/.run
 test: .venv/.dev
 	$(py) -m pytest -m "not nightly" -n 2 --dist loadfile $(ARGS)
 
-# what make test leaves out: the rest of each grid of which it runs some in which any two values meet, the largest networks, long repeats
+# what make test leaves out: the rest of each grid of which it runs some in which any two values meet, the largest networks, new processes instead of forks
 nightly: .venv/.dev
 	$(py) -m pytest -m nightly -n 2 --dist loadfile $(ARGS)
 

@@ -1,5 +1,5 @@
-"""README's picture: test images beside the training images that the memory recalls for them, after the quickstart's
-training (seed 0).
+"""README's picture: test images beside the training images that the memory recalls for them, after a training like the
+quickstart's, on one thread (sums in another order give another network).
 python benchmarks/readme_picture.py [FILE]     # by default nbs/images/recalled.png; half a minute"""
 import sys
 from pathlib import Path
@@ -7,6 +7,7 @@ from fastai.vision.all import *
 from memo.all import *
 from PIL import Image
 
+torch.set_num_threads(1)
 dls = digits_lt(seed=0)
 set_seed(0, reproducible=True)
 learn = Learner(dls, small_cnn(1, dls.c), opt_func=adamw, cbs=MemoryCallback(SlotBank(512, policy='fifo'), head='vote'))

@@ -99,7 +99,8 @@ def parts_text(kind=None):
     out = []
     for k in kinds if kind is None else [o for o in kinds if o==kind]:
         ps = known(k)
-        if ps: out.append([f'{k}: {kinds[k].help}', *_lines({n:p.help for n,p in ps.items()})])
+        lines = _lines({n:p.help for n,p in ps.items()}) if ps else ['  (none yet)']
+        if ps or kind: out.append([f'{k}: {kinds[k].help}', *lines])
     if kind in (None,'experiment'):
         lines = ['experiment: What memo-train trains by its name, as in: memo-train quickstart']
         folders = groupby(shipped().items(), key=lambda o: o[1].parent)
@@ -113,7 +114,7 @@ def announcement(cfg, dry_run=False):
     net = cfg.model.get('arch', cfg.model.name)
     ms = [f"{'memory' if n=='memory' else f'memory {n}'} {m.bank.name} + {m.head.name}" for n,m in cfg.memories.items()]
     seeds = f"{'seed' if len(cfg.seeds)==1 else 'seeds'} {', '.join(map(str, cfg.seeds))}"
-    where = 'a dry run, nothing is written' if dry_run else f'run folder {run_folder(cfg)}'
+    where = 'a dry run, no run is written' if dry_run else f'run folder {run_folder(cfg)}'
     return f"{cfg.name}: {', '.join([f'{net} on {cfg.data.name}', *(ms or ['no memory']), seeds])}; {where}"
 
 # %% ../nbs/90_cli.ipynb #f3ff27fb
@@ -123,6 +124,9 @@ def check_arguments(config, resume, others):
     if resume is not None:
         if config is not None:
             raise MemoError(f"--resume takes the run folder alone, as its config.yaml is in it; found {config} besides")
+        if not Path(resume).is_dir(): raise MemoError(f"{resume}: no such run folder")
+        if not Path(resume, 'config.yaml').is_file():
+            raise MemoError(f"{resume or repr(resume)} is no run folder: it has no config.yaml")
         if others: raise MemoError("--resume goes without --overwrite, --dry-run, --print-config and --table")
     elif config is None:
         raise MemoError("no experiment given; accepted: memo-train NAME or FILE.yaml ... [key=value ...], "
@@ -170,9 +174,9 @@ def memo_train(
         if list: return _say(parts_text(config))
         more = [o for o in overrides if '=' not in o or Path(o).is_file()]
         check_arguments(config, resume, overwrite or dry_run or print_config or table)
-        cfgs = [] if resume else configs([config, *more], [o for o in overrides if o not in more])
+        cfgs = [] if resume is not None else configs([config, *more], [o for o in overrides if o not in more])
         if print_config: return _say('\n---\n'.join(to_text(c).rstrip() for c in cfgs))
-        if cli and os.environ.get('RANK', '0')=='0':    # of several processes one
+        if cli and os.environ.get('RANK') in (None,'','0'):    # of several processes one
             for o in [announcement(c, dry_run) for c in cfgs] or [f'going on with {resume}']: _say(o)
         text,where = train_all(cfgs, resume, table, overwrite, dry_run)
         if text: _say(f'\n{text}\n\n{where}')

@@ -137,10 +137,12 @@ def packaged_file(
 # %% ../nbs/00_core.ipynb #e52cdf9d
 def cache_folder()->Path:
     "The user's folder for what can be made again"
-    if sys.platform=='win32': return Path(os.environ.get('LOCALAPPDATA') or Path.home()/'AppData/Local')/'memo'
-    if sys.platform=='darwin': return Path.home()/'Library/Caches/memo'
+    try: home = Path.home()
+    except RuntimeError: home = Path(tempfile.gettempdir())     # a user without a home, as some containers have
+    if sys.platform=='win32': return Path(os.environ.get('LOCALAPPDATA') or home/'AppData/Local')/'memo'
+    if sys.platform=='darwin': return home/'Library/Caches/memo'
     xdg = Path(os.environ.get('XDG_CACHE_HOME', ''))
-    return (xdg if xdg.is_absolute() else Path.home()/'.cache')/'memo'     # a relative one is to be ignored
+    return (xdg if xdg.is_absolute() else home/'.cache')/'memo'     # a relative one is to be ignored
 
 def settings(
     path:str|Path=None, # A settings.ini; by default the nearest one above the current folder

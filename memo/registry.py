@@ -111,7 +111,8 @@ def _index():
     "The parts of this package, from the index"
     try: from memo._parts import parts
     except ImportError: return {}    # while the index is made for the first time
-    return {kind:{n:Part(kind, n, *o) for n,o in ps.items()} for kind,ps in parts.items()}
+    try: return {kind:{n:Part(kind, n, *o) for n,o in ps.items()} for kind,ps in parts.items()}
+    except TypeError: return {}      # one of another version: make sync makes it anew
 
 def describe_part(kind, name, f, facts):
     old = _index().get(kind, {}).get(name)
@@ -306,3 +307,4 @@ def write_index():
     "Write the index, memo/_parts.py"
     import memo
     write_text(Path(memo.__path__[0])/'_parts.py', index_text())
+    _index.cache_clear()

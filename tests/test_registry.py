@@ -29,7 +29,8 @@ def test_ours_by_name_and_by_class_name():
         'RetrievalHead') and find('loss', 'focal') is SigmoidFocalLoss
 
 def test_unknown_names():
-    assert err(find, 'bank', 'SlotBnk')==(f"bank: 'SlotBnk' is not one of {', '.join(known('bank'))}; did you mean SlotBank? "
+    assert err(find, 'bank', 'SlotBnk')==("bank: 'SlotBnk' is not one of "
+                                          f"{', '.join(known('bank'))}; did you mean SlotBank? "
                                           "(one of your own is named by its dotted path)")
     assert 'did you mean' not in err(find, 'bank', 'zzz')
     assert "kind: 'bnak' is not one of" in err(find, 'bnak', 'SlotBank')

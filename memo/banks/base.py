@@ -56,10 +56,10 @@ class Described(nn.Module):
 
     def set_extra_state(self, state):
         cfg = json.loads(bytes(state.cpu().tolist()))
-        self.check_config(cfg)
-        self.configure({k:v for k,v in cfg.items() if k in own_arguments(type(self))})
+        self._accept(cfg)
+        self._configure({k:v for k,v in cfg.items() if k in own_arguments(type(self))})
 
-    def configure(self, cfg):
+    def _configure(self, cfg):
         for k,v in cfg.items(): setattr(self, k, v)
 
     def _apply(self, fn, recurse=True):
@@ -72,19 +72,19 @@ class Described(nn.Module):
         if (cfg := state_dict.get(prefix+'_extra_state')) is None:
             return super()._load_from_state_dict(state_dict, prefix, *args)
         cfg = json.loads(bytes(cfg.cpu().tolist()))
-        self.check_config(cfg)
+        self._accept(cfg)
         dev = next((o.device for o in self.buffers()), torch.device('cpu'))
         late = []
         for name,old in list(self._buffers.items()):
             new = state_dict.get(prefix+name)
             # version 0.1 did not say which
             if old is None or new is None and name in cfg.get('none', [name]): late.append((name,new))
-            elif new is not None and new.shape!=old.shape: self.wrong_shape(name, new, old)
-        self.build_for(state_dict, prefix, cfg)
+            elif new is not None and new.shape!=old.shape: self._wrong_shape(name, new, old)
+        self._build_for(state_dict, prefix, cfg)
         for name,new in late: self._buffers[name] = None if new is None else torch.zeros_like(new, device=dev)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def build_for(self, state_dict, prefix, cfg):
+    def _build_for(self, state_dict, prefix, cfg):
         "Make what is learned, where a state has it and this module has not been built yet"
         own = {*self._parameters, *self._buffers, '_extra_state'}
         if not hasattr(self, 'build') or all(k in own for o in state_dict if o.startswith(prefix)
@@ -93,14 +93,14 @@ class Described(nn.Module):
         if bank is not None: cfg = json.loads(bytes(bank.cpu().tolist()))
         if cfg.get('dim') is not None: self.build(cfg['dim'], cfg.get('n_classes'))
 
-    def wrong_shape(self, name, new, old):
+    def _wrong_shape(self, name, new, old):
         rows = name=='features' and old.shape[:-1]==new.shape[:-1]
         what = (f"rows of width {new.shape[-1]}, this one's have {old.shape[-1]}" if rows else f"{name} of "
             f"{tuple(new.shape)}, this one's are {tuple(old.shape)}")
         raise MemoError(f"the saved {type(self).__name__} has {what}: make it with the same size "
                         "and width, or load into a new one")
 
-    def check_config(self, cfg):
+    def _accept(self, cfg):
         "Raise if a saved state cannot be this one's"
         if (kind := cfg['kind'])!=kind_of(type(self)):
             raise MemoError(f"the saved state is of a {kind}, not of a {kind_of(type(self))}")
@@ -129,8 +129,8 @@ class Bank(Described):
                           "may have changed: they are nobody's from now on")
         self.items.masked_fill_(old, -1)
 
-    def check_config(self, cfg):
-        super().check_config(cfg)
+    def _accept(self, cfg):
+        super()._accept(cfg)
         for o in ('size','capacity'):
             if o in cfg and cfg[o]!=getattr(self, o):
                 raise MemoError(f"the saved {cfg['kind']} has {o} {cfg[o]}, this one's is {getattr(self, o)}")
@@ -143,7 +143,7 @@ class Bank(Described):
     @property
     def device(self): return self.seen.device
 
-    def prepare(self, x, y, logits, item, group):
+    def _take(self, x, y, logits, item, group):
         "Check what is offered; drop rows that are not finite, say how many, and whose they were"
         if x.ndim!=2: raise MemoError(f"write: features are {tuple(x.shape)}, [B,D] is accepted")
         if self.dim not in (None, x.shape[1]):
@@ -155,7 +155,7 @@ class Bank(Described):
         for name,o in dict(y=y, logits=logits, item=item, group=group).items():
             if o is not None and (o.ndim==0 or len(o)!=n):
                 raise MemoError(f"write: {name} is {tuple(o.shape)} for {n} features, one a row is accepted")
-        if y is not None: y = self.check_targets(y)
+        if y is not None: y = self._labels(y)
         norm = x.norm(dim=1)
         ok = norm.isfinite()
         if not ok.all():
@@ -172,15 +172,15 @@ class Bank(Described):
         return x,norm,y,logits,item,group,ok
 
     @staticmethod
-    def as_offered(slot, ok):
-        "Slots of the rows as they were offered: -1 for those that `prepare` refused"
+    def _as_offered(slot, ok):
+        "Slots of the rows as they were offered: -1 for those that `_take` refused"
         if ok is None: return slot
         return slot.new_full((len(ok), *slot.shape[1:]), -1).index_copy_(0, ok.nonzero().squeeze(1), slot)
 
     def build(self, dim, n_classes):
         "Make learnable parameters for features of width `dim`; called once, when the memory is attached to a model"
 
-    def check_targets(self, y):
+    def _labels(self, y):
         if y.ndim>2:
             raise MemoError(f"write: labels are {tuple(y.shape)}, class numbers [B] or 0/1 targets [B,C] are accepted")
         if y.ndim==2 and y.shape[1]==1 and not y.is_floating_point(): y = y.squeeze(1)
@@ -255,7 +255,7 @@ class Bank(Described):
         if self.features is None: return 0
         _,_,labels,stored,_,valid = self.rows()
         if labels is None or y is not None and y.ndim!=labels.ndim: y = None
-        x,norm,y,_,item,_,_ = self.prepare(x, y, None, item, None)
+        x,norm,y,_,item,_,_ = self._take(x, y, None, item, None)
         if len(x)==0: return 0
         s,order = item.sort()
         pos = torch.searchsorted(s, stored).clamp(max=len(s)-1)
@@ -270,10 +270,10 @@ class Bank(Described):
                 warnings.warn(f"memory: {int((~same).sum())} of {len(at)} stored rows have another label than their "
                               "item has now: they stay as they are")
             at,row = at[same],row[same]
-        self.replace_rows(at, x[row], norm[row])
+        self._replace(at, x[row], norm[row])
         return len(at)
 
-    def replace_rows(self, at, x, norm):
+    def _replace(self, at, x, norm):
         self.features.index_copy_(0, at, x)
         if hasattr(self, 'norms'): self.norms[at] = norm
 

@@ -81,7 +81,7 @@ class ClassBank(Bank):
 
     def _ids(self):
         "Room for ids, once the capacity is a number; what would not fit into memory is refused before it is asked for"
-        need,has = self.row_bytes()*self.capacity_rows,device_bytes(self.device)
+        need,has = self._row_bytes()*self.capacity_rows,device_bytes(self.device)
         if need>has:
             raise MemoError(f"capacity: {self.capacity} rows for each of {self.n_classes} classes take "
                             f"{human_bytes(need)}, there are {human_bytes(has)} of memory; a budget such as "
@@ -90,15 +90,15 @@ class ClassBank(Bank):
         for o,v in dict(items=-1, groups=-1, norms=0.).items():
             setattr(self, o, torch.full((self.n_classes,self.capacity), v, device=self.device))
 
-    def row_bytes(self): return (self.dim or 1)*dtypes[self.dtype].itemsize + 20 + 4*(self.dtype=='int8')
+    def _row_bytes(self): return (self.dim or 1)*dtypes[self.dtype].itemsize + 20 + 4*(self.dtype=='int8')
 
-    def make_room(self):
+    def _room(self):
         "The buffers whose shape is known with the first row"
         if isinstance(self.capacity, str):
-            k = int(as_bytes(self.capacity)//(self.n_classes*self.row_bytes()))
+            k = int(as_bytes(self.capacity)//(self.n_classes*self._row_bytes()))
             if k<1:
                 raise MemoError(f"capacity: {self.capacity} is less than a row of width {self.dim} for each of "
-                                f"{self.n_classes} classes; {human_bytes(math.ceil(self.n_classes*self.row_bytes()))} "
+                                f"{self.n_classes} classes; {human_bytes(math.ceil(self.n_classes*self._row_bytes()))} "
                                 "or more is accepted")
             self.capacity = k
         self._ids()
@@ -107,10 +107,10 @@ class ClassBank(Bank):
         if self.dtype=='int8': self.scales = torch.zeros(self.n_classes, self.capacity, device=self.device)
         self.ema = torch.zeros(self.n_classes, self.dim, device=self.device)
 
-    def check_config(self, cfg):
+    def _accept(self, cfg):
         if isinstance(self.capacity, str) or isinstance(cfg.get('capacity'), str):
             cfg = {k:v for k,v in cfg.items() if k!='capacity'}
-        super().check_config(cfg)
+        super()._accept(cfg)
         if cfg.get('dtype', self.dtype)!=self.dtype:
             raise MemoError(f"the saved ClassBank has dtype {cfg['dtype']}, this one's is "
                             f"{self.dtype}: make it with the same")
@@ -137,7 +137,7 @@ class ClassBank(Bank):
 
     def saved_stats(self): return {**self.stats(), 'updates_per_class':self.counts.tolist()}
 
-    def replace_rows(self, at, x, norm):
+    def _replace(self, at, x, norm):
         "Put rows, of any length, into flat slots; `x` is scaled in place"
         x.mul_(norm.clamp(min=1e-12).reciprocal()[:,None])
         self.norms.view(-1)[at] = norm
@@ -154,9 +154,9 @@ class ClassBank(Bank):
 
     def prototype(self, c):
         "Bias-corrected prototype [D] of class `c`"
-        return self.prototypes()[self.check_class(c)]
+        return self.prototypes()[self._known(c)]
 
-    def check_class(self, c):
+    def _known(self, c):
         try: i = int(c)
         except (TypeError, ValueError): i = -1
         if isinstance(c, (bool,str)) or i!=c or not 0<=i<self.n_classes:
@@ -182,18 +182,18 @@ class ClassBank(Bank):
     ) -> Tensor:             # Slot of each row, class x capacity + place: [B], or [B,C] for 0/1 targets; -1 for none
         "Update the prototype and the reservoir of each row's class"
         if y is None: raise MemoError("a ClassBank files features by class: write needs y=")
-        x,norm,y,_,item,group,ok = self.prepare(x, y, None, item, group)
+        x,norm,y,_,item,group,ok = self._take(x, y, None, item, group)
         slots = torch.full(y.shape, -1, device=self.device)
         if multi := y.ndim==2: row,y = y.gt(.5).nonzero(as_tuple=True)
         else: row = torch.arange(len(y), device=self.device)
-        if len(y)==0: return self.as_offered(slots, ok)
+        if len(y)==0: return self._as_offered(slots, ok)
         with torch.inference_mode(False):
-            if self.features is None: self.make_room()
+            if self.features is None: self._room()
         y,order = y.sort(stable=True)
         row = row[order]
         nth = rank_within(y)+1
         n = self.counts[y]+nth
-        self.average(x, row, y, n, self.seen+order+1, norm)
+        self._average(x, row, y, n, self.seen+order+1, norm)
         k = self.capacity
         slot = torch.where(n<=k, n-1, hashed(self.seed, (y<<40)+n) % n)
         at = (slot<k).nonzero().squeeze(1)
@@ -202,16 +202,16 @@ class ClassBank(Bank):
         to,row = flat[at],row[at]
         slots[(row,y[at]) if multi else row] = to
         self.replaced += (n[at]>k).sum()
-        self.replace_rows(to, x[row], norm[row])
+        self._replace(to, x[row], norm[row])
         self.items.view(-1)[to] = -1 if item is None else item[row]
         self.groups.view(-1)[to] = -1 if group is None else group[row]
         self.counts += torch.bincount(y, minlength=self.n_classes)
         self.count.copy_(self.counts.clamp(max=k).sum())
         self.seen += len(y)
         self.updates += 1
-        return self.as_offered(slots, ok)
+        return self._as_offered(slots, ok)
 
-    def average(self, x, row, y, n, total, norm):
+    def _average(self, x, row, y, n, total, norm):
         "Move the averages by rows `row` of `x`, sorted by class; `n` and `total` count class and all when each came"
         ratio = n.double()/total
         ratio = ratio*self.n_classes if self.rate=='relative' else ratio+1e-6
@@ -261,7 +261,7 @@ def percentiles(n, p):
     return tuple(float(s[a]+(s[b]-s[a])*(o-a)) for o,(a,b) in zip(at, ks))
 
 @patch
-def group_masks(self:ClassBank, unseen):
+def _groups(self:ClassBank, unseen):
     "Masks of the classes that are tail, medium, head"
     n,(lo,hi) = self.counts.cpu().numpy(),self.thresholds(unseen)
     tail,head = (n<=lo,n>=hi) if lo<hi else (n<lo,n>hi)
@@ -270,38 +270,38 @@ def group_masks(self:ClassBank, unseen):
     return dict(tail=tail, medium=rest if unseen else rest & (n>0), head=head)
 
 @patch
-def classes_in(self:ClassBank, which, unseen): return self.group_masks(unseen)[which].nonzero()[0].tolist()
+def _group(self:ClassBank, which, unseen): return self._groups(unseen)[which].nonzero()[0].tolist()
 
 @patch
 def tail(self:ClassBank, unseen:bool=False)->list:
     "The tail: classes with the fewest rows seen, in ascending order of class number"
-    return self.classes_in('tail', unseen)
+    return self._group('tail', unseen)
 
 @patch
 def medium(self:ClassBank, unseen:bool=False)->list:
     "Classes between tail and head, in ascending order of class number"
-    return self.classes_in('medium', unseen)
+    return self._group('medium', unseen)
 
 @patch
 def head(self:ClassBank, unseen:bool=False)->list:
     "The head: classes with the most rows seen, in ascending order of class number"
-    return self.classes_in('head', unseen)
+    return self._group('head', unseen)
 
 @patch
 def distribution(self:ClassBank, unseen:bool=False)->dict: # tail, medium, head -> number of classes
     "Number of tail, medium and head classes"
-    return {k:int(v.sum()) for k,v in self.group_masks(unseen).items()}
+    return {k:int(v.sum()) for k,v in self._groups(unseen).items()}
 
 # %% ../../nbs/banks/05_classes.ipynb #3996faeb
 @patch
-def random_ints(self:ClassBank, n):
+def _random(self:ClassBank, n):
     "The bank's next `n` random integers"
     i = torch.arange(n, device=self.device)+self.draws
     self.draws += n
     return hashed(self.seed+0x5EED, i)
 
 @patch
-def stored_rows(self:ClassBank, at):
+def _stored(self:ClassBank, at):
     "Features in flat slots, float32 of unit length"
     f = self.rows()[0][at].float()
     return f if self.dtype=='float32' else F.normalize(f, dim=-1)
@@ -313,12 +313,12 @@ def sample(self:ClassBank,
     k:int=None # How many; None or more than there are: all
 )->Tensor: # [n,D], unit length
     "Draw features of a class without replacement"
-    c = self.check_class(c)
+    c = self._known(c)
     if k is not None and (k<0 or int(k)!=k): raise MemoError(f"k: {k!r}, a whole number from 0 is accepted")
     if self.features is None: return torch.zeros(0, self.dim or 0, device=self.device)
     n = int(self.class_counts()[c])
-    at = torch.arange(n, device=self.device) if k is None else self.random_ints(n).argsort()[:k]
-    return self.stored_rows(c*self.capacity+at)
+    at = torch.arange(n, device=self.device) if k is None else self._random(n).argsort()[:k]
+    return self._stored(c*self.capacity+at)
 
 @patch
 @torch.no_grad()
@@ -329,8 +329,8 @@ def draw(self:ClassBank,
     n = self.class_counts()[y]
     if self.features is None or bool((n==0).any()):
         raise MemoError(f"draw: nothing is stored of class {int(y[(n==0).nonzero()[0,0]]) if len(y) else 'any'}")
-    at = y*self.capacity + self.random_ints(len(y))%n
-    return self.stored_rows(at)*self.norms.view(-1)[at][:,None]
+    at = y*self.capacity + self._random(len(y))%n
+    return self._stored(at)*self.norms.view(-1)[at][:,None]
 
 @patch
 @torch.no_grad()
@@ -343,7 +343,7 @@ def missing(self:ClassBank,
     m = int(lack.sum().round())
     if m==0: return torch.zeros(0, dtype=torch.long, device=self.device)
     # evenly spaced, so each class has its share to one row
-    u = (self.random_ints(1).double()/2**63+torch.arange(m, device=self.device))/m
+    u = (self._random(1).double()/2**63+torch.arange(m, device=self.device))/m
     return torch.searchsorted(lack.cumsum(0)/lack.sum(), u, right=True).clamp(max=self.n_classes-1)
 
 @patch
@@ -367,9 +367,9 @@ def stats(self:ClassBank,
     "Statistics of the bank or of one class, as plain numbers"
     if c is None:
         return {**Bank.stats(self), **self.usage(), **{f'{k}_classes_count':v for k,v in self.distribution().items()}}
-    c = self.check_class(c)
+    c = self._known(c)
     n,total = int(self.counts[c]),int(self.seen)
-    k = first(k for k,v in self.group_masks(False).items() if v[c])
+    k = first(k for k,v in self._groups(False).items() if v[c])
     p = self.ema[c]/self.mass[c].clamp(min=1e-12) if n else torch.zeros(1)
     f = self.sample(c)
     res = dict(class_id=c, ema_count=n, reservoir_count=len(f), total_samples=n, class_frequency=n,

@@ -139,11 +139,11 @@ def bank_from_json(
     if bad or not p.isfinite().all() or not all(v.isfinite().all() for v in got.values()):
         raise MemoError(f"{path}: class {bad[0]} holds another number of features than its count says" if bad
                         else f"{path} holds NaN or infinite numbers")
-    b.make_room()
+    b._room()
     b.ema.copy_(p)
     b.mass.copy_(n>0)
     b.counts.copy_(n)
-    for o,v in got.items(): b.replace_rows(o*k+torch.arange(len(v)), v.clone(), v.norm(dim=1))
+    for o,v in got.items(): b._replace(o*k+torch.arange(len(v)), v.clone(), v.norm(dim=1))
     for o,v in dict(seen=d.get('total_samples', int(n.sum())), count=sum(map(len, got.values())),
                     updates=d.get('total_samples', 0)).items(): getattr(b, o).fill_(v)
     return b

@@ -65,11 +65,11 @@ class SlotBank(Bank):
         if not 0<v<=1: raise MemoError(f"threshold: {v!r}, the share of a batch to admit, in (0,1], is accepted")
         self._threshold = float(v)
 
-    def configure(self, cfg):
-        super().configure({k:v for k,v in cfg.items() if k!='size' and not (k=='policy' and v is None)})
+    def _configure(self, cfg):
+        super()._configure({k:v for k,v in cfg.items() if k!='size' and not (k=='policy' and v is None)})
 
-    def check_config(self, cfg):
-        super().check_config(cfg)
+    def _accept(self, cfg):
+        super()._accept(cfg)
         if cfg.get('policy', '') is None and self.policy_name is not None:
             raise MemoError("the saved bank's policy is a function of its owner's: pass it as policy= to load the bank")
 
@@ -90,8 +90,8 @@ class SlotBank(Bank):
         group:Tensor=None,   # Id of its group (patient) [B], -1 for none
     ) -> Tensor:             # The slot of each row [B], -1 where it is not stored
         "Offer a batch; rows that the policy admits are stored"
-        x,norm,y,logits,item,group,ok = self.prepare(x, y, logits, item, group)
-        if len(x)==0: return self.as_offered(torch.zeros(0, dtype=torch.long, device=self.device), ok)
+        x,norm,y,logits,item,group,ok = self._take(x, y, logits, item, group)
+        if len(x)==0: return self._as_offered(torch.zeros(0, dtype=torch.long, device=self.device), ok)
         with torch.inference_mode(False):  # buffers made there could not be written outside it
             if self.features is None: self.features = torch.zeros(self.size, self.dim, device=self.device)
             if y is not None and self.labels is None:
@@ -102,14 +102,14 @@ class SlotBank(Bank):
         self.updates += 1
         score = torch.nan_to_num(self._policy.score(Candidates(x, norm, y, logits), self).float(), nan=0., posinf=3e38,
                                  neginf=-3e38)
-        if item is None: slot = self.offer(score)
+        if item is None: slot = self._offer(score)
         else:
-            slot = self.match(item)
+            slot = self._match(item)
             new = (slot==-1).nonzero().squeeze(1)   # -2: a later row of the same batch is this item
-            if len(new): slot[new] = self.offer(score[new])
-        return self.as_offered(self.store(slot, x, norm, y, item, group, score), ok)
+            if len(new): slot[new] = self._offer(score[new])
+        return self._as_offered(self._store(slot, x, norm, y, item, group, score), ok)
 
-    def offer(self, score):
+    def _offer(self, score):
         "Slots for rows that are not in the bank yet, -1 for those that are not stored"
         self.seen += len(score)
         if self._policy.admit is everything: return self._policy.evict(self, score)
@@ -118,11 +118,11 @@ class SlotBank(Bank):
         if len(at): slot[at] = self._policy.evict(self, score[at])
         return slot
 
-    def replace_rows(self, at, x, norm):
-        super().replace_rows(at, x, norm)
+    def _replace(self, at, x, norm):
+        super()._replace(at, x, norm)
         self.shares[at] = 1
 
-    def match(self, item):
+    def _match(self, item):
         "The slot that holds each item, -1 for none; -2 for all but the last row of an item that comes twice"
         s,order = item.sort(stable=True)
         last = torch.ones_like(s, dtype=torch.bool)
@@ -136,9 +136,9 @@ class SlotBank(Bank):
         slot[row[pos[hit]]] = hit
         return slot
 
-    def store(self, slot, x, norm, y, item, group, score):
+    def _store(self, slot, x, norm, y, item, group, score):
         "Write rows into their slots, the last row of each; gives the slots that were written, -1 for other rows"
-        at,res = self.rows_to_store(slot),slot
+        at,res = self._rows_to_store(slot),slot
         if at is not None:
             res = torch.full_like(slot, -1).index_copy_(0, at, slot[at])
             if len(at)==0: return res
@@ -170,7 +170,7 @@ class SlotBank(Bank):
         if self.labels is not None: self.labels[to] = -1 if y is None else y.to(self.labels.dtype)
         return res
 
-    def rows_to_store(self, slot):
+    def _rows_to_store(self, slot):
         "Positions of the rows that get a slot, the last one where several get the same; None for all of them"
         if bool((slot[1:]>slot[:-1]).all()) and int(slot[0])>=0: return None
         at = (slot>=0).nonzero().squeeze(1)

@@ -6,9 +6,9 @@ Docs: https://github.com/fastmemo/memo/experiment/config.html.md"""
 
 # %% auto #0
 __all__ = ['task', 'check_train', 'check_task', 'check_model', 'check_head', 'check_compared', 'check', 'finish', 'parse_yaml',
-           'read_file', 'read_layers', 'own_path', 'assign', 'load_config', 'from_dict', 'override', 'foreign_parts',
-           'reads_root', 'run_folder', 'Phase2', 'Train', 'Memory', 'Experiment', 'all_sections', 'facts', 'to_dict',
-           'flat', 'to_yaml']
+           'read_file', 'read_layers', 'base_file', 'own_path', 'assign', 'load_config', 'from_dict', 'override',
+           'foreign_parts', 'reads_root', 'run_folder', 'Phase2', 'Train', 'Memory', 'Experiment', 'all_sections',
+           'facts', 'to_dict', 'flat', 'to_yaml']
 
 # %% ../../nbs/experiment/03_config.ipynb #b6965434
 import hashlib,sys,yaml
@@ -17,9 +17,9 @@ from ..evaluation.baselines import check_baseline,task_kind
 from ..core import *
 from .draft import Draft,fill,memory,section,usual
 from ..registry import importing_from,known,part,takes
-from ..schema import shown
+from ..schema import near,shown
 from .sections import *
-from .shipped import experiment_file
+from .shipped import experiment_file,shipped
 
 _all_ = ['Phase2','Train','Memory','Experiment','all_sections','facts','to_dict','flat','to_yaml']
 
@@ -156,7 +156,9 @@ def parse_yaml(text, msg):
 def read_file(path):
     if path.is_dir(): raise MemoError(f"{path} is a folder; a YAML file is accepted")
     try: txt = path.read_text(encoding='utf-8')
-    except FileNotFoundError: raise MemoError(f"{path}: no such file") from None
+    except FileNotFoundError:
+        beside = near(path.name, sorted(o.name for o in path.parent.glob('*.yaml')))
+        raise MemoError(f"{path}: no such file{beside}") from None
     except (OSError,ValueError) as e: raise MemoError(f"{path}: cannot be read ({e})") from None
     if not txt.strip(): raise MemoError(f"{path} is empty; an experiment has name, data, model, memory and train")
     def msg(e):
@@ -172,8 +174,13 @@ def read_layers(path, seen=()):
     if not isinstance(d, dict): raise MemoError(f"{path}: the file must be a section of keys, found {shown(d)}")
     base = d.pop('base', None)
     if not isinstance(base, str|None): raise MemoError(f"{path}: base must be the path of a YAML file, found {base!r}")
-    if base is not None: yield from read_layers(path.parent/base, (*seen, path.resolve()))
+    if base is not None: yield from read_layers(base_file(path, base), (*seen, path.resolve()))
     yield d,path
+
+def base_file(path, base):
+    "The file that `base` in the file `path` means: a path from there, else an experiment that ships"
+    own = path.parent/base
+    return own if own.is_file() else shipped().get(base.removesuffix('.yaml'), own)
 
 def own_path(d, folder):
     "The folders that a layer names in `path`, relative to its own"

@@ -24,6 +24,7 @@ def shipped()->dict: # Name -> file
     root = shipped_folder()
     folders = sorted(o for o in root.glob('*/') if o.is_dir() and o.name!='runs')    # runs of a checkout are none
     files = [*sorted(root.glob('*.yaml')), *(f for o in folders for f in sorted(o.rglob('*.yaml'), key=_by_folder))]
+    files = [f for f in files if f.name!='config.yaml']     # of runs elsewhere in the folder
     return {f.relative_to(root).with_suffix('').as_posix():f for f in files}
 
 def _by_folder(f): return f.parent,f.name
@@ -48,7 +49,7 @@ def experiment_file(
     name:str|Path # Path of a YAML file, or the name of an experiment that ships; with or without .yaml
 )->Path:
     "The file that is meant: one's own, else the shipped one"
-    own,bare = Path(name),str(name).replace('\\', '/').removesuffix('.yaml')
+    own,bare = Path(name),str(name).replace('\\', '/').removesuffix('.yaml').rstrip('/')
     for o in (own, Path(f'{name}.yaml')):
         if o.is_file(): return o
     names = shipped()

@@ -181,7 +181,7 @@ class VoteHead(MixHead):
         f = f.float()
         self.centre,self.whitener = f.mean(0),within_whitener(f, y)
 
-    def whitened_rows(self):
+    def _whitened(self):
         "The bank's rows whitened, with unit length; worked out again when rows or whitener have changed"
         if torch.compiler.is_compiling(): return self.white(self.bank.rows()[0])
         if self.whitener is None: self.fit_whitener()
@@ -199,7 +199,7 @@ class VoteHead(MixHead):
         if empty or not self.whiten:
             return self.bank.read(z, self.k, item, group, similarity=self.similarity, temperature=t)
         with torch.no_grad(), torch.autocast(z.device.type, enabled=False):
-            rows,(_,_,_,i,g,valid) = self.whitened_rows(),self.bank.rows()
+            rows,(_,_,_,i,g,valid) = self._whitened(),self.bank.rows()
             return read_rows(self.white(z), rows, self.k, 'dot', temperature=t, same=[(item,i),(group,g)], valid=valid)
 
     def votes(self, z, item=None, group=None, temperature=None, n_classes=None):
@@ -311,7 +311,7 @@ class LDAHead(PrototypeHead):
     def _rows_now(self): return self.bank.features.data_ptr(),self.bank.features._version
 
     @property
-    def is_stale(self):
+    def _stale(self):
         "Whether means and whitening matrix are of other rows: a bank may have been loaded, reset or written to"
         if self.at is None or self.bank.features is None or self.at!=self.bank.updates: return True
         if self._of is None: self._of = self._rows_now()
@@ -319,7 +319,7 @@ class LDAHead(PrototypeHead):
 
     def scores(self, z):
         "Minus half the squared Mahalanobis distance to each class mean [B,C]; -inf for classes never seen"
-        if not torch.compiler.is_compiling() and self.is_stale: self.fit_means()
+        if not torch.compiler.is_compiling() and self._stale: self.fit_means()
         with torch.autocast(z.device.type, enabled=False):
             s = torch.cdist(F.normalize(z.float())@self.whitener, self.means,
                             compute_mode='donot_use_mm_for_euclid_dist').square()/-2

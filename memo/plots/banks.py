@@ -186,7 +186,7 @@ def asked_classes(bank, classes, vocab):
     "Numbers of classes that are given by number or name"
     if classes is None: return [c for c in rarest_classes(bank) if c in set(bank.tail())][:8] or rarest_classes(bank, 8)
     names = [] if vocab is None else list(map(str, vocab))
-    return [names.index(check_choice('class', c, names)) if isinstance(c, str) else bank.check_class(c)
+    return [names.index(check_choice('class', c, names)) if isinstance(c, str) else bank._known(c)
             for c in listify(classes)]
 
 def group_of(bank):

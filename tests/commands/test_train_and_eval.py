@@ -94,6 +94,11 @@ def test_the_first_line_is_quick(yml, tmp_path):
 def test_mistakes_are_one_line(tool, yml, args, words):
     one_line(tool('memo-train', *[a.format(yml=yml) for a in args]), *words)
 
+def test_what_libraries_say_when_they_are_imported_is_not_shown(tool, tmp_path):
+    "In a new process: a fork of the warm one has them imported"
+    (tmp_path/'config.yaml').write_text('name: x\n')
+    one_line(tool('memo-eval', tmp_path, cold=True), 'metrics.json: no such file')
+
 def test_bad_yaml(tool, tmp_path):
     (tmp_path/'x.yaml').write_text('a: [1,\nb: 2')
     one_line(tool('memo-train', tmp_path/'x.yaml'), 'x.yaml, line 2: not valid YAML')
@@ -233,7 +238,8 @@ e.run_experiment(load_config({str(findings_yml)!r}, ['runs={tmp_path}/ddp']))
 
 @pytest.mark.slow
 @pytest.mark.parametrize('which,cold',
-                         [('findings_yml',False), *(pytest.param('yml', o, marks=pytest.mark.nightly) for o in (False,True))])
+                         [('findings_yml',False), *(pytest.param('yml', o, marks=pytest.mark.nightly)
+                                                    for o in (False,True))])
 def test_two_processes(tool, two_ranks, which, cold, request):
     "Two gloo processes on the CPU, started as the README says"
     yml = request.getfixturevalue(which)

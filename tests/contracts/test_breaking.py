@@ -106,11 +106,11 @@ bank_cases += [breaks(c, n, lambda was: nothing, 'nothing') for c in (SlotBank,C
                for n in ('write','rows')]
 bank_cases += [breaks(Bank, n, lambda was: nothing, 'nothing')
                for n in ('read','classify','reset','stats','save','rekey','class_counts','config','header','describe',
-                         'prepare','__len__')]
+                         '_take','__len__')]
 bank_cases += [breaks(Bank, 'load', lambda was: staticmethod(nothing), 'nothing'),
                breaks(Described, '_load_from_state_dict', lambda was: nn.Module._load_from_state_dict),
-               breaks(ClassBank, 'replace_rows', lambda was: nothing, 'nothing'),
-               breaks(SlotBank, 'match', lambda was: lambda self, item: torch.full_like(item, -1))]
+               breaks(ClassBank, '_replace', lambda was: nothing, 'nothing'),
+               breaks(SlotBank, '_match', lambda was: lambda self, item: torch.full_like(item, -1))]
 
 def _of(cls):
     "Parts to try it on: those of that class"

@@ -37,6 +37,7 @@ def _main(job):
 def _child(job):
     "In the fork: be the process, and end"
     from pictures import no_rendering
+    sys.modules.pop('pictures', None)
     code = 1
     try:
         os.setsid()
@@ -69,7 +70,7 @@ def _serve():
     # third-party packages only, with one thread: a fork has none of the others, and waits for them
     import fastai.vision.all, fastai.distributed, matplotlib.pyplot, numpy, pandas, safetensors.torch, scipy.stats
     import sklearn.datasets, sklearn.metrics, timm, torch, torchvision, yaml
-    assert len(os.listdir('/proc/self/task'))==1
+    assert len(os.listdir('/proc/self/task'))==1, 'more than one thread: OMP_NUM_THREADS=1 and the like have to be set'
     gc.collect()
     gc.freeze()
     jobs = os.fdopen(ask)
@@ -104,12 +105,14 @@ def _serve():
 
 class Warm:
     "The interpreter, started when first asked for something"
-    def __init__(self): self.process,self.cpu,self.dir = None,0.,tempfile.TemporaryDirectory()
+    def __init__(self):
+        self.process,self.cpu,self.dir = None,0.,tempfile.TemporaryDirectory()
+        self.env = {**os.environ}       # not that of the test that happens to be the first
     def start(self):
         log = Path(self.dir.name)/'log'
         with log.open('w') as f:
             self.process = subprocess.Popen([sys.executable, __file__], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                            stderr=f, text=True, start_new_session=True)
+                                            stderr=f, text=True, start_new_session=True, env=self.env, cwd='/')
         assert self.process.stdout.readline()=='"ready"\n', log.read_text()
     def run(self, *jobs):
         "Run processes at the same time, each a dict of what `job` takes; of each, what subprocess.run gives"

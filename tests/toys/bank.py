@@ -48,7 +48,7 @@ class Ring(Bank):
 
     @torch.no_grad()
     def write(self, x, y=None, logits=None, item=None, group=None):
-        x,norm,y,_,item,group,ok = self.prepare(x, y, logits, item, group)
+        x,norm,y,_,item,group,ok = self._take(x, y, logits, item, group)
         if self.features is None and len(x):
             self.features = torch.zeros(self.room, self.dim, device=self.device)
             if y is not None: self.labels = torch.full((self.room, *y.shape[1:]), -1, dtype=y.dtype, device=self.device)
@@ -66,4 +66,4 @@ class Ring(Bank):
             self.count.copy_(torch.clamp(self.count+n, max=self.room))
             self.seen += len(x)
             self.updates += 1
-        return self.as_offered(slot, ok)
+        return self._as_offered(slot, ok)
