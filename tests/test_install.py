@@ -14,6 +14,7 @@ sys.argv = ['memo-train']
 memo.cli.memo_train({yml!r}, 'seeds=[0]', 'compare=[]', dry_run=True)
 '''
 
+@pytest.mark.nightly
 def test_runs_without_optional_packages(repo, python, tmp_path):
     code = CODE.format(names=OPTIONAL, yml=str(repo/'experiments/quickstart.yaml'))
     r = python('-c', code, cwd=tmp_path, cold=True)

@@ -146,7 +146,8 @@ def test_a_run_and_its_evaluation(tool, whole):
     one_line(tool('memo-train', d.parents[1]/'tiny.yaml', f'runs={d.parent}'), 'is finished', '--overwrite', 'name=')
 
 @pytest.mark.slow
-@pytest.mark.parametrize('moment', ['mid','saving','between'])
+@pytest.mark.parametrize('moment', [pytest.param('mid', marks=pytest.mark.nightly), 'saving',
+                                    pytest.param('between', marks=pytest.mark.nightly)])
 def test_killed_and_resumed(tool, python, yml, whole, moment):
     runs = yml.parent/moment
     r = python(interrupt, moment, yml, f'runs={runs}')

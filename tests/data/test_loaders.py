@@ -604,7 +604,7 @@ def test_features_dls(counted, tmp_path):
     features_dls(counted, dls, tmp_path)
     assert _Counted.n==n
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_remedies_raise_the_few(tmp_path):
     "Digits, 20 epochs: cross-entropy is weak on few-shot classes, post-hoc adjustment and balanced sampling are not"
     from memo.training.losses import adjust_logits

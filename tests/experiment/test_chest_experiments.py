@@ -314,7 +314,7 @@ def test_validation_is_shared_by_both_phases(write):
                          [['train.loss=focal','train.phase2.loss=asymmetric','train.freeze_epochs=1',
                            'train.freeze_cached=true'], ['train.class_weights=true','train.sampling=balanced'],
     ['train.warmup_epochs=1','train.phase2=null','data.valid=0','train.monitor=null','memory.head=add','memory.k=2'],
-    ['train.lr=find'], ['memory=null'],
+    *(pytest.param(o, marks=pytest.mark.nightly) for o in (['train.lr=find'], ['memory=null'])),
     ['memory.head=add','memory.k=2','compare=[plain]']])
 def test_other_settings_run(write, tmp_path, more):
     p = write('other', ADD if 'memory.head=add' in more else VOTE)

@@ -196,7 +196,8 @@ def test_all_rows_come_from_one_network(run, monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('head,extra',
-                         [pytest.param('watch', (), marks=pytest.mark.nightly), ('replay',()),
+                         [pytest.param('watch', (), marks=pytest.mark.nightly),
+                          pytest.param('replay', (), marks=pytest.mark.nightly),
                           ('lda',('memory.capacity=40kB','memory.dtype=int8','compare=[crt, prototype]'))])
 def test_interrupted_and_resumed_is_the_whole(yml, tmp_path, monkeypatch, head, extra):
     def cfg(name):

@@ -30,8 +30,8 @@ def _old_names(sd):
     return {re.sub(r'(denselayer\d+\.(?:norm|conv))([12]\.)', r'\1.\2', k):v for k,v in sd.items()
             if 'num_batches' not in k}
 
-@pytest.mark.parametrize('arch', ['efficientnet_v2_s','resnet50','densenet121',
-    *(pytest.param(o, marks=pytest.mark.nightly) for o in ('efficientnet_v2_m','efficientnet_v2_l'))])
+@pytest.mark.parametrize('arch', ['efficientnet_v2_s', *(pytest.param(o, marks=pytest.mark.nightly)
+    for o in ('resnet50','densenet121','efficientnet_v2_m','efficientnet_v2_l'))])
 def test_torchvisions_numbers(arch, tmp_path):
     """The same weights, from files that keep their order and that do not, give torchvision's own numbers; without
     classifier its pooled features"""

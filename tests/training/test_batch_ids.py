@@ -75,7 +75,7 @@ def fewer(b): return b[::2]
 def twice(b): return b+b[:3]
 def unknown(b): return [(o[0].clone(),o[1].clone()) for o in reversed(b)]
 
-@pytest.mark.parametrize('workers', [0,2])
+@pytest.mark.parametrize('workers', [0, pytest.param(2, marks=pytest.mark.nightly)])
 @pytest.mark.parametrize('kw',
                          [{}, dict(after_item=skip), dict(before_batch=by_brightness), dict(before_batch=in_place),
                           dict(before_batch=rebuilt), dict(before_batch=fewer), dict(before_batch=twice),
