@@ -1,5 +1,5 @@
-"""The notebooks run, and what they assert holds: each long one by itself, the others together. The two longest are for
-the night, and for .ci/run"""
+"""The notebooks run, and what they assert holds: the tutorials, which are for the night and
+for .ci/run, each by itself, the others together"""
 import importlib.util, os, sys
 from pathlib import Path
 import pytest
@@ -16,8 +16,8 @@ def notebooks(python, repo):
         assert r.returncode==0 and 'Success' in r.stdout, (r.stdout+r.stderr)[-6000:]
     return _run
 
-@pytest.mark.parametrize('name', [
-    pytest.param(o, marks=[] if 'quickstart' in o else pytest.mark.nightly) for o in long])
+@pytest.mark.nightly
+@pytest.mark.parametrize('name', long)
 def test_a_tutorial_runs(notebooks, repo, name):
     """The chest X-ray one draws its images from Fashion-MNIST and MNIST: without them it is left out, but where
     everything must be there"""

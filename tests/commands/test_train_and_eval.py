@@ -219,7 +219,7 @@ def test_ctrl_c(python, yml):
     r = python(interrupt, 'ctrl_c', yml, f'runs={yml.parent}/ctrlc')
     assert r.returncode==130 and 'interrupted' in r.stderr and '--resume' in r.stderr and 'Traceback' not in r.stderr
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_second_process_waits_for_the_folder(two_ranks, findings_yml, tmp_path):
     "The first one is slow: what the other writes before it has made the folder would be taken for somebody else's"
     late = tmp_path/'late.py'

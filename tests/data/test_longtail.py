@@ -398,6 +398,7 @@ def test_faults_of_the_split(inat):
                           (dict(sampling='balance'),"did you mean 'balanced'")])
 def test_wrong_options_of_lists(inat, kw, shown): _fails(lambda: _inat(inat[0], **kw), shown)
 
+@pytest.mark.nightly
 def test_inaturalists_list_is_read_in_seconds(tmp_path):
     n = 437_513
     c = np.random.default_rng(0).integers(8142, size=n)
