@@ -162,7 +162,7 @@ def test_killed_and_resumed(tool, python, yml, whole, moment):
     assert contents(d)==contents(whole[0])
     assert not [p for p in d.rglob('.*')]
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize('moments', [['mid'], pytest.param(['between'], marks=pytest.mark.nightly)])
 def test_killed_and_resumed_on_findings(tool, python, findings_yml, moments):
     yml = findings_yml
@@ -237,7 +237,7 @@ e.run_experiment(load_config({str(findings_yml)!r}, ['runs={tmp_path}/ddp']))
     r = two_ranks(late)
     assert r.returncode==0 and (tmp_path/'ddp/tiny/results.md').is_file(), r.stderr[-3000:]
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize('which,cold',
                          [('findings_yml',False), *(pytest.param('yml', o, marks=pytest.mark.nightly)
                                                     for o in (False,True))])

@@ -700,8 +700,8 @@ def _content(dl):
         ks.update({x.numpy().tobytes():len(ks)+i for i,x in enumerate(b[0].as_subclass(torch.Tensor))})
     return ks,lambda xb: [ks[x.numpy().tobytes()] for x in xb.detach().as_subclass(torch.Tensor).contiguous()]
 
-@pytest.mark.slow
-@pytest.mark.parametrize('multi', [pytest.param(False, marks=pytest.mark.nightly), True])
+@pytest.mark.nightly
+@pytest.mark.parametrize('multi', [False, True])
 def test_vision_learner(tmp_path, tiles, multi):
     "A data frame with patients: fine_tune, group masks, predict, show_results, export"
     import matplotlib.pyplot as plt
