@@ -13,6 +13,7 @@ from functools import lru_cache
 from torch import Tensor,nn
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
+from .offers import *
 from .search import Read,read_rows
 from ..core import MemoError,atomic_path
 from ..registry import loaded
@@ -67,6 +68,11 @@ class Described(nn.Module):
         def keep(t): return o if (o := fn(t)).dtype==t.dtype else t.to(o.device)
         return super()._apply(keep, recurse)
 
+    def _writable(self):
+        "Replace buffers made in `torch.inference_mode`, which cannot be written to outside it"
+        for k,v in self._buffers.items():
+            if v is not None and v.is_inference(): self._buffers[k] = writable(v)
+
     def _load_from_state_dict(self, state_dict, prefix, *args):
         "Take shapes from the state where there are none yet; a state without this module changes nothing"
         if (cfg := state_dict.get(prefix+'_extra_state')) is None:
@@ -81,7 +87,9 @@ class Described(nn.Module):
             if old is None or new is None and name in cfg.get('none', [name]): late.append((name,new))
             elif new is not None and new.shape!=old.shape: self._wrong_shape(name, new, old)
         self._build_for(state_dict, prefix, cfg)
-        for name,new in late: self._buffers[name] = None if new is None else torch.zeros_like(new, device=dev)
+        self._writable()
+        for name,new in late:
+            self._buffers[name] = None if new is None else writable(torch.zeros_like(new, device=dev))
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _build_for(self, state_dict, prefix, cfg):
@@ -109,6 +117,7 @@ class Described(nn.Module):
 class Bank(Described):
     "Base class of banks: feature storage with a write policy and a lookup; all state is in persistent buffers"
     default_head = 'add'
+    vocab = None        # names of the classes, once a learner has told them
     views = False       # does it keep several rows of an item? Those are not encoded anew, which would make them one
     learned = False     # are rows parameters, made by `build` when the memory gets its place in a model?
     def __init__(self, dim, n_classes, seed):
@@ -118,11 +127,36 @@ class Bank(Described):
         for o in ('seed','seen','updates','count','replaced','refused'):
             self.register_buffer(o, torch.tensor(seed if o=='seed' else 0))
 
-    def describe(self): return json.dumps({**json.loads(super().describe()), 'ids':'hash'})
+    def describe(self):
+        names = {'vocab':self.vocab} if self.vocab else {}
+        return json.dumps({**json.loads(super().describe()), 'ids':'hash', **names})
+
+    def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args):
+        "A bank is loaded whole or is empty: rows without their features, or without their ids, would be nobody's"
+        if not (lost := self._lost(state_dict, prefix)):
+            return super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
+        cfg = state_dict.get(prefix+'_extra_state')
+        if strict and cfg is not None: self._accept(json.loads(bytes(cfg.cpu().tolist())))
+        self.reset()
+        if strict: missing += [prefix+o for o in lost]
+        else:
+            warnings.warn(f"memory: the state lacks {', '.join(map(str, lost))} of a {type(self).__name__}, which is left empty")
+
+    def _lost(self, state_dict, prefix):
+        "What a state should hold of this bank and does not; nothing where it holds nothing of it"
+        own = {o for o in (*self._buffers, '_extra_state') if prefix+o in state_dict}
+        if '_extra_state' not in own: return ['_extra_state'] if own else []
+        none = json.loads(bytes(state_dict[prefix+'_extra_state'].cpu().tolist())).get('none')
+        if none is None:        # version 0.1 did not say what it had none of
+            some = 'count' in own and bool(state_dict[prefix+'count']>0)
+            none = [k for k,v in self._buffers.items() if v is None and not (some and k=='features')]
+        return [o for o in self._buffers if o not in own and o not in none]
 
     def set_extra_state(self, state):
         super().set_extra_state(state)
-        if 'ids' in json.loads(bytes(state.cpu().tolist())) or getattr(self, 'items', None) is None: return
+        cfg = json.loads(bytes(state.cpu().tolist()))
+        self.vocab = cfg.get('vocab')
+        if 'ids' in cfg or getattr(self, 'items', None) is None: return
         old = (self.items>=0) & (self.items<2**32)      # before version 0.2 some ids were positions
         if bool(old.any()):
             warnings.warn(f"memory: {int(old.sum())} rows of a saved bank name their items by position in a list that "
@@ -142,6 +176,22 @@ class Bank(Described):
     def __bool__(self): return True  # an empty bank is a bank
     @property
     def device(self): return self.seen.device
+    @property
+    def capacity_rows(self):
+        "How many rows the bank holds at most"
+        raise NotImplementedError
+
+    def check_vocab(self,
+        vocab   # Names of the classes of the data
+    ):
+        "Remember the names of the classes, and raise a `MemoError` where rows are stored under others"
+        vocab = [str(o) for o in vocab]
+        if self.vocab not in (None, vocab) and len(self):
+            i = next((i for i,(a,b) in enumerate(zip(self.vocab, vocab)) if a!=b), min(len(self.vocab), len(vocab)))
+            was,now = (repr(o[i][:40]) if i<len(o) else 'none' for o in (self.vocab, vocab))
+            raise MemoError(f"vocab: the memory's {len(self)} rows are of {len(self.vocab)} classes, the data has "
+                            f"{len(vocab)}, and class {i} is {was} there, {now} here: bank.reset() empties the memory")
+        self.vocab = vocab
 
     def _take(self, x, y, logits, item, group):
         "Check what is offered; drop rows that are not finite, say how many, and whose they were"
@@ -149,9 +199,10 @@ class Bank(Described):
         if self.dim not in (None, x.shape[1]):
             raise MemoError(f"write: features have width {x.shape[1]}, this bank's rows have {self.dim}")
         dev,n = self.device,len(x)
+        if self.seen.is_inference(): self._writable()
         x = x.detach().to(dev, torch.float32)
-        y,logits,item,group = (None if o is None else torch.as_tensor(o).detach().to(dev)
-                               for o in (y,logits,item,group))
+        y,logits = (None if o is None else as_tensor(o).detach().to(dev) for o in (y,logits))
+        item,group = (None if o is None else as_ids(o, f'write: {k}').to(dev) for k,o in (('item',item),('group',group)))
         for name,o in dict(y=y, logits=logits, item=item, group=group).items():
             if o is not None and (o.ndim==0 or len(o)!=n):
                 raise MemoError(f"write: {name} is {tuple(o.shape)} for {n} features, one a row is accepted")
@@ -189,7 +240,7 @@ class Bank(Described):
                 raise MemoError(f"write: targets have {y.shape[1]} classes, this bank has {self.n_classes}")
             if self.labels is not None and self.labels.ndim==1:
                 raise MemoError("write: 0/1 targets [B,C] were given, this bank holds class numbers [B]")
-            return y.float()
+            return as_targets(y)
         if self.labels is not None and self.labels.ndim==2:
             raise MemoError("write: class numbers [B] were given, this bank holds 0/1 targets [B,C]")
         if y.is_floating_point():
@@ -219,18 +270,22 @@ class Bank(Described):
         **kwargs,           # `similarity`, `normalize`, `temperature`, `rescale` of `read_rows`
     ) -> Read:              # value [B,D]; weight, index, similarity [B,k]
         "Read the `k` nearest rows of each query; where fewer are valid, zeros of weight 0"
+        if type(k) is not int: k = whole(k, 'read: k')
         if k<1 or k>self.capacity_rows:
             raise MemoError(f"read: k={k}, but the bank holds {self.capacity_rows} rows at most; "
                             f"1..{self.capacity_rows} is accepted")
         if q.ndim!=2: raise MemoError(f"read: queries are {tuple(q.shape)}, [B,D] is accepted")
         if self.dim not in (None, q.shape[1]):
             raise MemoError(f"read: queries have width {q.shape[1]}, this bank's rows have {self.dim}")
+        if q.device!=(dev := self.device):
+            ids = (None if o is None else as_ids(o, n).to(dev) for n,o in (('item',item),('group',group)))
+            return Read(*(o.to(q.device) for o in self.read(q.to(dev), k, *ids, **kwargs)))
         if self.features is None:
             z = q.new_zeros(len(q), k, dtype=torch.float32)
             return Read(torch.zeros_like(q, dtype=torch.float32), z, torch.full(z.shape, -1, device=q.device), z)
-        f,n,_,i,g,valid = self.rows()
-        same = [(o if o is None else o.to(q.device),p) for o,p in ((item,i),(group,g))]
-        return read_rows(q, f, k, norms=n, same=same, valid=valid, **kwargs)
+        f,norms,_,i,g,valid = self.rows()
+        same = [(o if o is None else as_ids(o, f'read: {n}').to(dev),p) for n,o,p in (('item',item,i),('group',group,g))]
+        return read_rows(q, f, k, norms=norms, same=same, valid=valid, **kwargs)
 
     def classify(self,
         q:Tensor,           # Queries [B,D]
@@ -243,6 +298,7 @@ class Bank(Described):
         y = None if self.features is None else self.rows()[2]
         if y is None or len(y)==0: return torch.full_like(i, -1),torch.zeros_like(sure)
         none = i<0
+        y = y.to(i.device)
         return y[i.clamp(min=0)].masked_fill(none if y.ndim==1 else none[:,None], -1),sure.masked_fill(none, 0)
 
     @torch.no_grad()
@@ -265,7 +321,7 @@ class Bank(Described):
         row = order[pos[at]]
         if y is not None:
             own,new = labels[at].reshape(len(at), -1),y[row].reshape(len(at), -1)
-            same = (own==new).all(1) | (own<0).all(1)
+            same = ((own==new) | (own<0) | (new<0)).all(1)      # what is not known is no other label
             if not bool(same.all()):
                 warnings.warn(f"memory: {int((~same).sum())} of {len(at)} stored rows have another label than their "
                               "item has now: they stay as they are")
@@ -296,6 +352,7 @@ class Bank(Described):
     def reset(self):
         "Empty the bank; its size, settings and seed stay"
         with torch.no_grad():
+            if self.seen.is_inference(): self._writable()
             for n,b in self.named_buffers(recurse=False):
                 if n!='seed': b.fill_(-1 if n in ('labels','items','groups') else 0)
 

@@ -63,6 +63,12 @@ def mix_votes(
         out = log_mixture(log_probs(logits.float(), multilabel), votes, weight, multilabel)
         return out[0]-out[1] if multilabel else out[0]
 
+def check_classes(head, n, outputs):
+    "Raise a `MemoError` where a memory votes for other classes than the network has outputs for"
+    if n!=outputs:
+        raise MemoError(f"{type(head).__name__}: the memory has rows of {n} classes, the network {outputs} outputs; "
+                        "bank.reset() empties the memory")
+
 # %% ../../nbs/heads/04_mixture.ipynb #7eaba4fd
 @checked
 class MixHead(MemoryHead):
@@ -97,7 +103,9 @@ class MixHead(MemoryHead):
         group:Tensor=None   # groups [B] whose rows are not read
     ) -> Tensor:            # Log-probabilities, or log-odds for multi-label [B,C]
         "The mixture for collected outputs and features"
-        return mix_votes(logits, self.votes(z, item, group, n_classes=logits.shape[1]), self.weight, self.multilabel)
+        v = self.votes(z, item, group, n_classes=logits.shape[1])
+        check_classes(self, v.shape[1], logits.shape[1])
+        return mix_votes(logits, v.to(logits.device), self.weight, self.multilabel)
 
     def check_labels(self, y): self.bank.check_single(y)
 
@@ -126,6 +134,7 @@ class MixHead(MemoryHead):
             if best is None or got[0]<best[0]: best = *got,choice
         nll,w,t,choice = best
         for k,v in choice.items(): setattr(self, k, v)
+        self._writable()
         self.weight.fill_(w)
         self.temperature.fill_(t)
         return dict(weight=w, temperature=t, **choice,
@@ -213,11 +222,12 @@ class VoteHead(MixHead):
         if y is None: raise MemoError("the memory holds no labels, so it has no vote: write with y=, or use head='add'")
         if n_classes is None: n_classes = self.bank.n_classes or (y.shape[1] if y.ndim==2 else int(y.max())+1)
         n = self.bank.class_counts()
+        if len(n)>n_classes or y.ndim==2 and len(n)!=n_classes: check_classes(self, len(n), n_classes)
         n = F.pad(n, (0,max(n_classes-len(n), 0)))
         if y.ndim==1: return class_votes(y, weight, index, n_classes, n if self.balanced else None)
-        k = ((index>=0) & (y[index.clamp(min=0),0]>=0)).sum(1, keepdim=True)
-        usual = (n+.5)/(y[:,0].ge(0).sum()+1)
-        return torch.where(k>0, (k*class_votes(y, weight, index, n_classes)+usual)/(k+1), 0)
+        k = ((index>=0)[...,None] & (y[index.clamp(min=0)]>=0)).sum(1)      # what is not known is no vote
+        usual = (n+.5)/(y.ge(0).sum(0)+1)
+        return torch.where(k.any(1, keepdim=True), (k*class_votes(y, weight, index, n_classes)+usual)/(k+1), 0)
 
     def choices(self, z, n_classes, k=None, whiten=None, item=None, group=None):
         "Candidates of `k` and of whitening for `fit`: given values, or those of the constructor"
