@@ -241,6 +241,7 @@ class ClassBank(Bank):
         """Place of the row that each item has in its class, -1 for none; `capacity` where a later row of the batch takes
         it; None where none has any"""
         ids = item.tolist()
+        if max(ids)<0: return None
         twice,item = len(set(ids))<len(ids),item[row]
         if min(ids)<0: item = item.masked_fill(item<0, -2)
         hit = self.items.index_select(0, y)==item[:,None]

@@ -69,13 +69,17 @@ def alike(
 
 def copies(
     item:Tensor,        # Ids [B], -1 for none
-    y:Tensor=None,      # Classes [B]: rows of two classes are no copies
-)->tuple:               # Positions in pairs: a row, and the next one of its item (and class) in the batch
+    y:Tensor            # Classes [B]: rows of two classes are no copies
+)->tuple:               # Positions in pairs: a row, and a later one of its item and class
     "Rows of a batch that have the same item"
     s,o = item.sort(stable=True)
-    same = (s[1:]==s[:-1]) & (s[1:]>=0)
-    if y is not None: same &= y[o[1:]]==y[o[:-1]]
-    return o[:-1][same],o[1:][same]
+    same = s[1:]==s[:-1]
+    twice = torch.zeros_like(s, dtype=torch.bool)
+    twice[1:] = same
+    twice[:-1] |= same
+    at = o[twice & (s>=0)].sort().values
+    i,j = ((item[at][:,None]==item[at]) & (y[at][:,None]==y[at])).triu(1).nonzero(as_tuple=True)
+    return at[i],at[j]
 
 def own_rows(
     x:Tensor,           # Features [B,D]
