@@ -138,11 +138,11 @@ class Bank(Described):
         if not (lost := self._lost(state_dict, prefix)):
             return super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
         cfg = state_dict.get(prefix+'_extra_state')
-        if strict and cfg is not None: self._accept(json.loads(bytes(cfg.cpu().tolist())))
+        if cfg is not None: Described._accept(self, json.loads(bytes(cfg.cpu().tolist())))
         self.reset()
-        if strict: missing += [prefix+o for o in lost]
-        else:
-            warnings.warn(f"memory: the state lacks {', '.join(map(str, lost))} of a {type(self).__name__}, which is left empty")
+        missing += [prefix+o for o in lost]     # an error, unless the state is loaded with strict=False
+        warnings.warn(f"memory: the state to load lacks {', '.join(lost)} of a {type(self).__name__}, so this one is left "
+                      "empty")
 
     def _lost(self, state_dict, prefix):
         "What a state should hold of this bank and does not; nothing where it holds nothing of it"

@@ -65,7 +65,7 @@ def mix_votes(
 
 def check_classes(head, n, outputs):
     "Raise a `MemoError` where a memory votes for other classes than the network has outputs for"
-    if n!=outputs:
+    if n is not None and n>outputs:
         raise MemoError(f"{type(head).__name__}: the memory has rows of {n} classes, the network {outputs} outputs; "
                         "bank.reset() empties the memory")
 
@@ -103,9 +103,8 @@ class MixHead(MemoryHead):
         group:Tensor=None   # groups [B] whose rows are not read
     ) -> Tensor:            # Log-probabilities, or log-odds for multi-label [B,C]
         "The mixture for collected outputs and features"
-        v = self.votes(z, item, group, n_classes=logits.shape[1])
-        check_classes(self, v.shape[1], logits.shape[1])
-        return mix_votes(logits, v.to(logits.device), self.weight, self.multilabel)
+        check_classes(self, self.bank.n_classes, logits.shape[1])
+        return mix_votes(logits, self.votes(z, item, group, n_classes=logits.shape[1]), self.weight, self.multilabel)
 
     def check_labels(self, y): self.bank.check_single(y)
 
@@ -127,6 +126,7 @@ class MixHead(MemoryHead):
         if len(self.bank)==0:
             raise MemoError("the memory is empty: train, or write to the bank, before its vote is fitted")
         logits,z,y = collected['logits'],collected['z'],collected['y']
+        check_classes(self, self.bank.n_classes, logits.shape[1])
         own = {k:collected[k].to(z.device) for k in ('item','group') if collected.get(k) is not None}
         best = None
         for choice,votes_at in self.choices(z, logits.shape[1], **own, **kwargs):
@@ -222,7 +222,7 @@ class VoteHead(MixHead):
         if y is None: raise MemoError("the memory holds no labels, so it has no vote: write with y=, or use head='add'")
         if n_classes is None: n_classes = self.bank.n_classes or (y.shape[1] if y.ndim==2 else int(y.max())+1)
         n = self.bank.class_counts()
-        if len(n)>n_classes or y.ndim==2 and len(n)!=n_classes: check_classes(self, len(n), n_classes)
+        check_classes(self, len(n), n_classes)
         n = F.pad(n, (0,max(n_classes-len(n), 0)))
         if y.ndim==1: return class_votes(y, weight, index, n_classes, n if self.balanced else None)
         k = ((index>=0)[...,None] & (y[index.clamp(min=0)]>=0)).sum(1)      # what is not known is no vote

@@ -274,13 +274,13 @@ class MemoryCallback(Callback):
         self._drop_interrupted()
         f = _Fit([_Memory(n, h) for n,h in self.heads.items()])
         f.is_fit = fits_running(self.learn)[1]
+        f.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+        tell_vocab(self.learn.dls, [m.head.bank for m in f.memories if f.is_fit or m.head.mixes], f.is_fit and f.real)
         f.names = getattr(getattr(self.learn, 'recorder', None), 'metric_names', None)
         self._drop_columns()
         self._fits.append(f)
-        f.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         mixed = any(isinstance(o, MixHandler) for o in self.learn.cbs)
         f.writing = f.real and not mixed
-        tell_vocab(self.learn.dls, [m.head.bank for m in f.memories if f.is_fit or m.head.mixes], f.is_fit and f.real)
         if f.real and mixed:
             warn("memory: images are mixed (MixUp, CutMix), so no row has a label of its own: "
                  "nothing is written in this fit")
