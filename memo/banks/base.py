@@ -88,8 +88,8 @@ class Described(nn.Module):
             elif new is not None and new.shape!=old.shape: self._wrong_shape(name, new, old)
         self._build_for(state_dict, prefix, cfg)
         self._writable()
-        for name,new in late:
-            self._buffers[name] = None if new is None else writable(torch.zeros_like(new, device=dev))
+        empty = {k:None if o is None else writable(torch.zeros_like(o, device=dev)) for k,o in late}
+        self._buffers.update(empty)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _build_for(self, state_dict, prefix, cfg):
@@ -205,7 +205,7 @@ class Bank(Described):
         if self.seen.is_inference(): self._writable()
         x = x.detach().to(dev, torch.float32)
         y,logits = (None if o is None else as_tensor(o).detach().to(dev) for o in (y,logits))
-        item,group = (None if o is None else as_ids(o, f'write: {k}').to(dev) for k,o in (('item',item),('group',group)))
+        item,group = (o if o is None else as_ids(o, f'write: {k}').to(dev) for k,o in (('item',item),('group',group)))
         for name,o in dict(y=y, logits=logits, item=item, group=group).items():
             if o is not None and (o.ndim==0 or len(o)!=n):
                 raise MemoError(f"write: {name} is {tuple(o.shape)} for {n} features, one a row is accepted")
@@ -274,6 +274,7 @@ class Bank(Described):
     ) -> Read:              # value [B,D]; weight, index, similarity [B,k]
         "Read the `k` nearest rows of each query; where fewer are valid, zeros of weight 0"
         if type(k) is not int: k = whole(k, 'read: k')
+        item,group = (o if o is None else as_ids(o, f'read: {n}') for n,o in (('item',item),('group',group)))
         if k<1 or k>self.capacity_rows:
             raise MemoError(f"read: k={k}, but the bank holds {self.capacity_rows} rows at most; "
                             f"1..{self.capacity_rows} is accepted")
@@ -281,13 +282,13 @@ class Bank(Described):
         if self.dim not in (None, q.shape[1]):
             raise MemoError(f"read: queries have width {q.shape[1]}, this bank's rows have {self.dim}")
         if q.device!=(dev := self.device):
-            ids = (None if o is None else as_ids(o, n).to(dev) for n,o in (('item',item),('group',group)))
+            ids = (o if o is None else o.to(dev) for o in (item,group))
             return Read(*(o.to(q.device) for o in self.read(q.to(dev), k, *ids, **kwargs)))
         if self.features is None:
             z = q.new_zeros(len(q), k, dtype=torch.float32)
             return Read(torch.zeros_like(q, dtype=torch.float32), z, torch.full(z.shape, -1, device=q.device), z)
         f,norms,_,i,g,valid = self.rows()
-        same = [(o if o is None else as_ids(o, f'read: {n}').to(dev),p) for n,o,p in (('item',item,i),('group',group,g))]
+        same = [(o if o is None else o.to(dev),p) for o,p in ((item,i),(group,g))]
         return read_rows(q, f, k, norms=norms, same=same, valid=valid, **kwargs)
 
     def classify(self,

@@ -168,7 +168,8 @@ class _Tensors(dict):
 
 def read_pth(path):
     "The model's state in a file of `torch.save` or fastai's `learn.save`"
-    known = [L, (getattr(np, '_core', None) or np.core).multiarray.scalar, np.dtype, *(getattr(np.dtypes, o) for o in np.dtypes.__all__)]
+    scalar = (getattr(np, '_core', None) or np.core).multiarray.scalar
+    known = [L, scalar, np.dtype, *(getattr(np.dtypes, o) for o in np.dtypes.__all__)]     # as fastai allows
     try:
         with torch.serialization.safe_globals(known): d = torch.load(path, map_location='cpu', weights_only=True)
         if isinstance(d.get('model'), dict): d = d['model']
@@ -181,15 +182,14 @@ def bank_from_pth(
     path:str|Path,  # A model with a memory, of memo or of the published chest X-ray system
     memory:str=None, # Name of the memory, where memo's model has several
     kinds=(),       # Classes of banks of one's own that it may hold
-    **kwargs        # To `SlotBank`, for what the published code does not save: `policy`, `momentum`, `diversity_weight`...
+    **kwargs        # To `SlotBank`, what the published code does not save: `policy`, `momentum`, `diversity_weight`...
 ):                  # The bank
     "Read the bank of a model in a .pth file"
     d = read_pth(path)
     if any(k.endswith('.bank._extra_state') for k in d): return model_bank(path, d, memory, kinds)
-    at = [k.removesuffix('memory') for k in d if k.rpartition('.')[2]=='memory' and k.removesuffix('memory')+'index' in d]
-    if len(at)!=1: raise MemoError(f"{path}: one bank is accepted, its rows called memory beside index; found {len(at)}")
-    return published_slots(path, {o:d.get(at[0]+o) for o in ('memory','num_updates','memory_count','running_mean_norm','index')},
-                           **kwargs)
+    at = [k.removesuffix('index') for k in d if k.rpartition('.')[2]=='index' and k.removesuffix('index')+'memory' in d]
+    if len(at)!=1: raise MemoError(f"{path}: one bank, its rows called memory beside index, is accepted, found {len(at)}")
+    return published_slots(path, {k.removeprefix(at[0]):v for k,v in d.items() if k.startswith(at[0])}, **kwargs)
 
 readers.update(pth=bank_from_pth, pt=bank_from_pth)
 
@@ -204,12 +204,12 @@ def published_slots(path, d, **kwargs):
     b.features,norm = x.clone(),x.norm(dim=1)
     b.norms.copy_(norm)
     b.shares[:n] = 1
-    updates,offered = (0 if o is None else int(o.sum()) for o in (d['num_updates'],d['memory_count']))
-    mean = d['running_mean_norm']       # theirs is of one policy alone
-    mean = norm[:n].mean() if n and (mean is None or not mean>0) else mean
-    for o,v in dict(count=n, ptr=int(d['index'])%len(x), updates=updates, seen=max(n, offered)).items(): getattr(b, o).fill_(v)
-    if n: b.mean_norm.copy_(mean)
+    updates,offered = (int(d[o].sum()) if o in d else 0 for o in ('num_updates','memory_count'))
+    for o,v in dict(count=n, ptr=int(d['index'])%len(x), updates=updates, seen=max(n, offered)).items():
+        getattr(b, o).fill_(v)
     b.stamps[:n] = updates
+    mean = d.get('running_mean_norm')
+    if n: b.mean_norm.copy_(mean if mean is not None and mean>0 else norm[:n].mean())   # theirs is one policy's alone
     return b
 
 # %% ../../nbs/banks/06_exchange.ipynb #aeab2cbc

@@ -87,7 +87,7 @@ def own_rows(
     rows:Tensor,        # Stored features [N,D]
     items:Tensor,       # Whose those are [N]
 )->Tensor:              # [B]
-    "For each feature the stored row of the same item with the same feature, -1 for none; for banks with several of an item"
+    "For each feature the stored row of its item with the same feature, -1 for none: for banks with several of an item"
     at = torch.isin(items, item).nonzero().squeeze(1)
     i,j = ((item[:,None]==items[at]) & (item>=0)[:,None]).nonzero(as_tuple=True)
     same = alike(x[i], rows[at[j]])
@@ -110,7 +110,8 @@ def check_room(
 ):
     "Raise a `MemoError` if so many bytes are more than there is of memory"
     has = device_bytes(device)
-    if need>has: raise MemoError(f"{what} take {human_bytes(need)}, there are {human_bytes(has)} of memory; {instead(has)}")
+    if need<=has: return
+    raise MemoError(f"{what} take {human_bytes(need)}, there are {human_bytes(has)} of memory; {instead(has)}")
 
 def writable(t):
     "The tensor, or a copy of one that was made in `torch.inference_mode`"

@@ -22,7 +22,7 @@ class ReplayHead(MemoryHead):
     def __init__(self,
         bank,           # A `ClassBank`; becomes part of the model
         k:Count=3,      # Rows that `recall` shows
-        most:Positive=10 # Rows to replay for each row of a batch, at most: with many classes all of them would be too many
+        most:Positive=10 # Rows to replay for each row of a batch, at most: of many classes it would be too many
     ):
         super().__init__(bank, k)
         self.most = most
