@@ -59,7 +59,7 @@ parts = {
   'replay': ('memo.heads.replay', 'ReplayHead', 'Replays stored features of rare classes to the classifier with each training batch; needs a `ClassBank`', {
     'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
     'k': Param(Count, 3, 'Rows that `recall` shows'),
-    'most': Param(Positive, 10, 'Rows to replay for each row of a batch, at most: with many classes all of them would be too many'),
+    'most': Param(Positive, 10, 'Rows to replay for each row of a batch, at most: of many classes it would be too many'),
   }, {'needs': ['missing', 'draw'], 'mixes': False, 'adds_rows': True, 'trains': True}),
   'add': ('memo.heads.retrieval', 'RetrievalHead', "Adds the recalled features to the query: z' = z + sum_j w_j m_j (Hoang et al. 2024)", {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),

@@ -141,8 +141,8 @@ class Bank(Described):
         if cfg is not None: Described._accept(self, json.loads(bytes(cfg.cpu().tolist())))
         self.reset()
         missing += [prefix+o for o in lost]     # an error, unless the state is loaded with strict=False
-        warnings.warn(f"memory: the state to load lacks {', '.join(lost)} of a {type(self).__name__}, so this one is left "
-                      "empty")
+        warnings.warn(f"memory: the state to load lacks {', '.join(lost)} of a {type(self).__name__}, so this one is "
+                      "left empty")
 
     def _lost(self, state_dict, prefix):
         "What a state should hold of this bank and does not; nothing where it holds nothing of it"

@@ -238,7 +238,7 @@ class ClassBank(Bank):
         return slot,n
 
     def _own(self, x, norm, row, y, item):
-        "Place of each item's row in its class, -1: none, `capacity`: a later row of the batch takes it; None: all are new"
+        "Place of each item's row in its class, -1: none, `capacity`: a later row has it; None: all are new"
         ids = item.tolist()
         if max(ids)<0: return None
         twice,item = len(set(ids))<len(ids),item[row]
@@ -403,7 +403,7 @@ def draw(self:ClassBank,
 @torch.no_grad()
 def missing(self:ClassBank,
     n:int, # Rows as they come
-    most:float=10 # More rows for each of them, at most; where that is too few, each class has the same share of its lack
+    most:float=10 # More rows for each of them, at most; each class has the same share of what it lacks
 )->Tensor: # Classes, [M] ascending
     "Classes of M more rows that make all seen classes equally frequent beside `n` rows as they come, or more so"
     p = self.counts.double()/self.counts.sum().clamp(min=1)

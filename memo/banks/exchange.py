@@ -188,7 +188,7 @@ def bank_from_pth(
     d = read_pth(path)
     if any(k.endswith('.bank._extra_state') for k in d): return model_bank(path, d, memory, kinds)
     at = [k.removesuffix('index') for k in d if k.rpartition('.')[2]=='index' and k.removesuffix('index')+'memory' in d]
-    if len(at)!=1: raise MemoError(f"{path}: one bank, its rows called memory beside index, is accepted, found {len(at)}")
+    if len(at)!=1: raise MemoError(f"{path}: one bank, tensors memory and index, is accepted, found {len(at)}")
     return published_slots(path, {k.removeprefix(at[0]):v for k,v in d.items() if k.startswith(at[0])}, **kwargs)
 
 readers.update(pth=bank_from_pth, pt=bank_from_pth)

@@ -1,5 +1,5 @@
 "What is offered to a bank: ids of any type, labels of which something is not known, and what is asked of it"
-import copy, threading
+import copy
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 from sklearn.datasets import load_digits
@@ -13,7 +13,7 @@ from memo.banks.offers import as_ids, as_targets, copies, own_rows
 from memo.banks.policies import policies
 from memo.banks.search import class_votes, read_rows
 from memo.banks.slots import SlotBank
-from memo.heads.mixture import MixHead, VoteHead
+from memo.heads.mixture import VoteHead
 
 _d = load_digits()
 X,Y = torch.from_numpy(_d.data).float(),torch.from_numpy(_d.target).long()
@@ -21,15 +21,17 @@ N = 40
 kinds = dict(slots=lambda: SlotBank(64, policy='fifo'), classes=lambda: ClassBank(10, 64), ring=lambda: Ring(64))
 
 # ids
-ids = dict(int32=torch.arange(N).int(), int16=np.arange(N).astype('int16'), uint8=torch.arange(N).byte(), float64=torch.arange(N).double(),
-           float32=np.arange(N).astype('float32'), list=list(range(N)), series=pd.Series(range(N), index=range(7, N+7)),
+ids = dict(int32=torch.arange(N).int(), int16=np.arange(N).astype('int16'), uint8=torch.arange(N).byte(),
+           float64=torch.arange(N).double(), float32=np.arange(N).astype('float32'), list=list(range(N)),
+           series=pd.Series(range(N), index=range(7, N+7)),
            with_none=pd.Series([*range(N-1), None]), nullable=pd.Series([*range(N)], dtype='Int64'))
 
 @pytest.mark.parametrize('kind', kinds)
 @pytest.mark.parametrize('of', ids)
 def test_ids_of_any_type(kind, of):
     b,want,item = kinds[kind](),kinds[kind](),ids[of]
-    true = torch.tensor([-1 if o is None or o!=o else int(o) for o in (item.tolist() if hasattr(item, 'tolist') else item)])
+    values = item.tolist() if hasattr(item, 'tolist') else item
+    true = torch.tensor([-1 if o is None or o!=o else int(o) for o in values])
     for _ in range(2):
         b.write(X[:N], Y[:N], item=item, group=item)
         want.write(X[:N], Y[:N], item=true, group=true)
@@ -94,7 +96,8 @@ def test_rekey_takes_what_is_not_known_for_no_other_label():
     b,y = SlotBank(8, policy='fifo'),torch.tensor([[1.,0],[0,1],[1,-1]])
     b.write(X[:3], y, item=torch.arange(3))
     assert b.rekey(X[3:6], torch.arange(3), torch.tensor([[1.,0],[float('nan'),1],[1,1]]))==3
-    with pytest.warns(UserWarning, match='1 of 3'): assert b.rekey(X[:3], torch.arange(3), torch.tensor([[0.,0],[0,1],[1,0]]))==2
+    other = torch.tensor([[0.,0],[0,1],[1,0]])
+    with pytest.warns(UserWarning, match='1 of 3'): assert b.rekey(X[:3], torch.arange(3), other)==2
 
 @pytest.mark.parametrize('bad', [3.7, -.25, float('inf')])
 @pytest.mark.parametrize('make', [lambda: SlotBank(8), lambda: ClassBank(3, 4)])
@@ -162,14 +165,13 @@ def test_made_in_inference_mode(kind):
     full = kinds[kind]()
     full.write(X[:20], Y[:20], item=torch.arange(20))
     with torch.inference_mode():
-        new,copied,loaded,moved = kinds[kind](),copy.deepcopy(full),kinds[kind](),copy.deepcopy(full).to(torch.device('cpu'))
+        new,copied,loaded = kinds[kind](),copy.deepcopy(full),kinds[kind]()
         loaded.load_state_dict(full.state_dict())
-    for b in (new, copied, loaded, moved):
+    for b in (new, copied, loaded):
         b.write(X[:N], Y[:N], item=torch.arange(N))
         assert len(b)==N and b.rekey(X[:N]+1, torch.arange(N))==N
         b.reset()
         b.write(X[:N], Y[:N])
-    head = None
     with torch.inference_mode(): h = VoteHead(kinds[kind](), k=3)
     h.bank.write(X[:N], Y[:N])
     h.fit(dict(logits=torch.randn(30, 10), z=X[100:130], y=Y[100:130]))
@@ -183,7 +185,8 @@ def test_room_is_not_asked_for(monkeypatch):
     monkeypatch.setattr(offers, 'device_bytes', lambda device: 2**20)
     made = []
     monkeypatch.setattr(torch, 'full', lambda *a, **kw: made.append(a))
-    for f,kw in ((SlotBank,dict(size=10**5)), (SlotBank,dict(size=10**3, dim=2048)), (ClassBank,dict(n_classes=100, capacity=10**4))):
+    for f,kw in ((SlotBank,dict(size=10**5)), (SlotBank,dict(size=10**3, dim=2048)),
+                 (ClassBank,dict(n_classes=100, capacity=10**4))):
         say = err(f, **kw)
         assert '1 MB' in say and 'accepted' in say and not made
 

@@ -107,7 +107,8 @@ def test_any_sequence_of_offers(batches, capacity, once, multi, seed):
         for c in range(3): assert len(kept(b, c))==len(kept(b, c).unique())
     seen = torch.tensor([o for bs in batches for o in bs]).unique()
     n = y[seen].sum(0) if multi else torch.bincount(y[seen], minlength=3)
-    assert torch.equal(b.class_counts(), n.long().clamp(max=capacity)) and torch.equal(b.item_counts(), b.class_counts())
+    assert torch.equal(b.class_counts(), n.long().clamp(max=capacity))
+    assert torch.equal(b.item_counts(), b.class_counts())
 
 def test_views_in_turn_within_a_batch():
     "As of an oversampled image that is flipped or not: two views, not three rows"

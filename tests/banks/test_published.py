@@ -1,7 +1,6 @@
 "What users of the published tail bank and chest X-ray bank find here: their files, their calls, their numbers"
-import io, json, shutil
+import json
 import pytest, torch
-from fastai.vision.all import Adam, Learner
 from sklearn.datasets import load_digits
 from contracts.made import learner
 from helpers.errors import err
@@ -20,9 +19,10 @@ class MemoryBank(torch.nn.Module):
     "The buffers of the published chest X-ray bank, and its ring: `index` is write pointer and count at once"
     def __init__(self, dim, size):
         super().__init__()
-        for o,v in dict(memory=torch.zeros(size, dim), index=torch.tensor(0), memory_count=torch.zeros(size), running_mean=torch.zeros(dim),
-                        running_var=torch.ones(dim), num_updates=torch.tensor(0), running_mean_norm=torch.tensor(0.)).items():
-            self.register_buffer(o, v)
+        buffers = dict(memory=torch.zeros(size, dim), index=torch.tensor(0), memory_count=torch.zeros(size),
+                       running_mean=torch.zeros(dim), running_var=torch.ones(dim), num_updates=torch.tensor(0),
+                       running_mean_norm=torch.tensor(0.))
+        for o,v in buffers.items(): self.register_buffer(o, v)
     def update(self, f):
         at = (int(self.index)+torch.arange(len(f)))%len(self.memory)
         self.memory[at] = f
@@ -43,18 +43,19 @@ def chest(batches=2):
 @pytest.mark.parametrize('way', ['state','model and optimizer','bank alone'])
 @pytest.mark.parametrize('batches', [0, 2, 4])
 def test_a_published_chest_bank(way, batches, tmp_path):
-    "As torch.save and as fastai's learn.save write it; after a turn of the ring all rows are there, theirs read only some"
+    "As torch.save and fastai's learn.save write it; after a turn of the ring all rows are there, theirs read only some"
     m,p = chest(batches),tmp_path/'model.pth'
     opt = torch.optim.Adam(m.parameters())
-    torch.save(dict(state=m.state_dict(), **{'model and optimizer':dict(model=m.state_dict(), opt=opt.state_dict()),
-                                             'bank alone':m.memory_bank.state_dict()})[way] if way!='state' else m.state_dict(), p)
+    torch.save({'state':m.state_dict(), 'model and optimizer':dict(model=m.state_dict(), opt=opt.state_dict()),
+                'bank alone':m.memory_bank.state_dict()}[way], p)
     b = Bank.load(p, policy='hybrid', diversity_weight=.3)
     n = min(20*batches, 48)
-    assert type(b) is SlotBank and len(b)==n and b.size==48 and b.dim==64 and b.policy=='hybrid' and b.diversity_weight==.3
+    assert type(b) is SlotBank and (len(b),b.size,b.dim)==(n,48,64) and (b.policy,b.diversity_weight)==('hybrid',.3)
     if n:
-        assert torch.equal(b.features[:n], m.memory_bank.memory[:n]) and torch.allclose(b.norms[:n], b.features[:n].norm(dim=1))
+        assert torch.equal(b.features[:n], m.memory_bank.memory[:n])
+        assert torch.allclose(b.norms[:n], b.features[:n].norm(dim=1)) and float(b.mean_norm)>0
         r = b.read(X[35:37], 1)
-        assert r.index.tolist()==[[35],[36]] and int(b.updates)==batches and int(b.seen)==20*batches and float(b.mean_norm)>0
+        assert r.index.tolist()==[[35],[36]] and int(b.updates)==batches and int(b.seen)==20*batches
     b.write(X[300:310], item=torch.arange(10))
     assert len(b)>=n and b.features.isfinite().all()
     b.save(tmp_path/'b.safetensors')
@@ -76,23 +77,28 @@ def test_memos_own_pth(tmp_path):
     quietly(learn, 'fit', 1)
     for with_opt in (False, True):
         b = Bank.load(learn.save('m', with_opt=with_opt))
-        assert all(torch.equal(s, t) for s,t in zip(b.buffers(), learn.memory.bank.buffers())) and b.vocab==learn.memory.bank.vocab
+        assert all(torch.equal(s, t) for s,t in zip(b.buffers(), learn.memory.bank.buffers()))
+        assert b.vocab==learn.memory.bank.vocab==[str(i) for i in range(10)]
     learn.memory.bank.save(tmp_path/'own.pth')      # a safetensors file, whatever it is called
     assert torch.equal(Bank.load(tmp_path/'own.pth').features, b.features)
 
 class Evil:
-    def __reduce__(self): return (open, ('/tmp/should_not_be', 'w'))
+    "Would make a file when it is unpickled"
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return open,(str(self.path),'w')
 
 def test_files_that_hold_no_bank(tmp_path):
     p = tmp_path/'m.pth'
     good = chest().state_dict()
     two = {**{f'a.{k}':v for k,v in good.items()}, **{f'b.{k}':v for k,v in good.items()}}
-    for what,word in ((dict(a=torch.ones(2)),'found 0'), (two,'found 2'), ({**good, 'memory_bank.memory':torch.ones(3)},'[N,D]'),
-                      ({**good, 'memory_bank.memory':torch.full((4,2), float('nan'))},'finite'), (Evil(),'no weights'), ([1,2],'no weights'),
-                      (7,'no weights'), ({},'found 0')):
+    def rows(x): return {**good, 'memory_bank.memory':x}
+    for what,word in ((dict(a=torch.ones(2)),'found 0'), (two,'found 2'), (rows(torch.ones(3)),'[N,D]'),
+                      (rows(torch.full((4,2), float('nan'))),'finite'), (Evil(tmp_path/'made'),'no weights'),
+                      ([1,2],'no weights'), (7,'no weights'), ({},'found 0')):
         torch.save(what, p)
         say = err(Bank.load, p)
         assert word in say and 'm.pth' in say, say
+    assert not (tmp_path/'made').exists()
     p.write_bytes(p.read_bytes()[:40])
     assert 'm.pth' in err(Bank.load, p) and 'm.pth' in err(open_bank, p)
     p.write_text('nothing')
@@ -130,13 +136,14 @@ def test_distribution_of_ids():
 
 @pytest.mark.parametrize('dtype,tol', [('float32',1e-6), ('float16',1e-3), ('int8',1e-6)])
 def test_norms_of_what_is_stored(dtype, tol):
-    "`buffer_mean_norm` is of the buffer, where features have unit length, as published; how long they came is told beside"
+    "`buffer_mean_norm` is of the buffer, as published, where features have unit length; how long they came is beside"
     b = ClassBank(10, capacity=64, dtype=dtype)
     b.write(X[:200], Y[:200])
     s = b.stats(3)
     assert s['buffer_mean_norm']==pytest.approx(1, abs=tol) and s['buffer_std_norm']==pytest.approx(0, abs=tol)
     came = X[:200][Y[:200]==3].norm(dim=1)
-    assert s['mean_length']==pytest.approx(float(came.mean()), rel=1e-5) and s['std_length']==pytest.approx(float(came.std(correction=0)), rel=1e-4)
+    assert s['mean_length']==pytest.approx(float(came.mean()), rel=1e-5)
+    assert s['std_length']==pytest.approx(float(came.std(correction=0)), rel=1e-4)
 
 def test_the_latest_bank(tmp_path):
     "It was: the final one, though a later run had gone on"

@@ -15,11 +15,11 @@ from memo.training.make_head import class_names, tell_vocab
 
 _d = load_digits()
 X,Y = torch.from_numpy(_d.data).float(),torch.from_numpy(_d.target).long()
-kinds = dict(slots=lambda **kw: SlotBank(512, policy='fifo', **kw), classes=lambda **kw: ClassBank(10, capacity=64, **kw),
-             budget=lambda **kw: ClassBank(10, capacity='1MB', **kw), once=lambda **kw: ClassBank(10, 64, once=True, **kw))
+kinds = dict(slots=lambda: SlotBank(512, policy='fifo'), classes=lambda: ClassBank(10, capacity=64),
+             budget=lambda: ClassBank(10, capacity='1MB'), once=lambda: ClassBank(10, 64, once=True))
 
-def filled(kind, n=447, **kw):
-    b = kinds[kind](**kw)
+def filled(kind, n=447):
+    b = kinds[kind]()
     b.write(X[:n], Y[:n], item=torch.arange(n), group=torch.arange(n)//2)
     return b
 
@@ -46,12 +46,13 @@ def test_a_key_is_missing(kind, key):
         is_whole_or_empty(b)
         assert b.features.flatten(0, -2)[b.write(X[:9], Y[:9])].abs().sum(1).gt(0).all()
         b = kinds[kind]()
-        with pytest.warns(UserWarning, match='left empty'), pytest.raises(RuntimeError, match=key): b.load_state_dict(part)
+        with pytest.warns(UserWarning, match='left empty'):
+            with pytest.raises(RuntimeError, match=key): b.load_state_dict(part)
         is_whole_or_empty(b)
 
 @pytest.mark.parametrize('kind', kinds)
 def test_what_fits_by_shape(kind):
-    "As people filter a state: keys that are there with the same shape, which a bank's features are not before the first write"
+    "As people filter a state: keys that are there with the same shape, as features are not before the first write"
     state,own = filled(kind).state_dict(),kinds[kind]().state_dict()
     b = kinds[kind]()
     with pytest.warns(UserWarning, match='left empty'):
@@ -134,9 +135,10 @@ def test_a_second_phase_with_other_names():
     with pytest.raises(MemoError, match="class 0 is 'a' there, 'b' here"): quietly(learn, 'fit', 1)
 
 def test_names_that_loaders_do_not_say():
-    for dls in (AttrDict(), AttrDict(vocab=None, c=2), AttrDict(vocab=['a'], c=2), AttrDict(vocab=[], c=0), AttrDict(vocab=3, c=3)):
+    for vocab,c in ((None,2), (['a'],2), ([],0), (3,3), (None,None)):
         b = SlotBank(4)
-        tell_vocab(dls, [b])
-        assert class_names(dls) is None and b.vocab is None
+        tell_vocab(AttrDict(vocab=vocab, c=c), [b])
+        assert class_names(AttrDict(vocab=vocab, c=c)) is None and b.vocab is None
+    assert class_names(AttrDict()) is None
     assert class_names(AttrDict(vocab=[['the','a'],['neg','pos']], c=2))==['neg','pos']      # texts: words first
     assert class_names(AttrDict(vocab=[3, 5], c=2))==['3','5']

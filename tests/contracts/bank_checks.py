@@ -66,7 +66,7 @@ def stored_items(b):
     return item if valid is None else item[valid]
 
 def an_item_has_its_row(make):
-    "Offered again with the same feature it gets no second one, in a later batch or in the same, before and behind others"
+    "Offered again with the same feature it gets no second one, in a later batch or in the same"
     b = make()
     def twice(i): return {k:torch.cat([v,v[:3]]) for k,v in rows(6, i).items()}
     for o in (rows(6, 0),rows(6, 0),twice(1),rows(6, 0),rows(12, 3),rows(6, 0),twice(2)):
