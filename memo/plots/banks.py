@@ -259,7 +259,7 @@ def bank_table(
     bank, # A `ClassBank`
     vocab=None, # Class names
     n:int=None # How many of the rarest; None: all, also those never seen
-)->pd.DataFrame: # class, name, seen, stored, different items of these, group, prototype_norm, nearest class or -1, cosine
+)->pd.DataFrame: # class, name, seen, stored, items (different ones), group, prototype_norm, nearest class or -1, cosine
     "Table of the classes in a bank, the rarest first"
     counts = check_class_bank(bank)
     cs = counts.argsort(stable=True).tolist() if n is None else rarest_classes(bank, n)
