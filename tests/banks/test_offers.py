@@ -13,6 +13,7 @@ from memo.banks.offers import as_ids, as_targets, copies, own_rows
 from memo.banks.policies import policies
 from memo.banks.search import class_votes, read_rows
 from memo.banks.slots import SlotBank
+from memo.heads.base import nearest_hits
 from memo.heads.mixture import VoteHead
 
 _d = load_digits()
@@ -223,3 +224,13 @@ def test_own_rows_of_several_views():
     x,item = X[:6],torch.tensor([0,0,1,1,-1,2])
     assert own_rows(x, item, x, item).tolist()==[0,1,2,3,-1,5]
     assert own_rows(x[:2], torch.tensor([1,0]), x, item).tolist()==[-1,1]
+
+def test_hits_of_known_positives():
+    "A row that shares a finding, or has none as the query has none; -1 and NaN are no findings"
+    nan,y = float('nan'),torch.tensor([[1.,-1,0],[0,0,-1],[0,1,0]])
+    b = SlotBank(4, policy='fifo')
+    b.write(X[:3], y)
+    r = b.read(X[:3], 1)
+    for q,want in (([[1,0,0],[0,0,0],[1,0,0]],[1,1,0]), ([[-1,1,0],[-1,nan,0],[nan,1,-1]],[0,1,1]),
+                   ([[0,-1,0],[1,0,0],[0,0,0]],[0,0,0])):
+        assert nearest_hits(b, r, torch.tensor(q).float()).tolist()==want
