@@ -13,11 +13,12 @@ parts = {
     'alpha': Param(Positive, 0.1, 'Rate of a class of average frequency'),
     'alpha_min': Param(OpenFraction, 0.01, 'Slowest rate'),
     'alpha_max': Param(OpenFraction, 0.5, 'Fastest rate, below 1'),
-    'rate': Param(Annotated[str, OneOf('relative', 'literal')], 'relative', "'relative': alpha over the class's frequency relative to uniform; 'literal': over its share of all rows"),
+    'rate': Param(Annotated[str, OneOf('relative', 'literal', 'published')], 'relative', "'relative': alpha over the class's frequency relative to uniform; 'literal': over its share of all rows; 'published': the same, and a class's first feature is its first prototype"),
     'dtype': Param(Annotated[str, OneOf('float32', 'float16', 'bfloat16', 'int8')]|object, 'float32', "Of the stored features: 'float32', 'float16', 'bfloat16' or 'int8'"),
     'tail_percentile': Param(Annotated[float, Range(lo=0, hi=50, open_lo=False, open_hi=False)], 20, 'Classes at or below this percentile of the counts are the tail, at or above 100 minus it the head'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
-  }, {'views': True, 'default_head': 'watch', 'offers': ['build', 'capacity_rows', 'check_single', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'from_json', 'get_extra_state', 'head', 'header', 'learned', 'load', 'medium', 'missing', 'prompt_data', 'prototype', 'prototypes', 'read', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'usage', 'views', 'write', 'write_state'], 'task': 'multiclass'}),
+    'once': Param(bool|None, None, 'One row for each item, which its next offer updates? If not given, where the item comes with the same feature'),
+  }, {'views': True, 'default_head': 'watch', 'offers': ['build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'from_json', 'get_extra_state', 'head', 'header', 'item_counts', 'learned', 'load', 'medium', 'missing', 'once', 'place', 'prompt_data', 'prototype', 'prototypes', 'read', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'share', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'usage', 'views', 'vocab', 'write', 'write_state'], 'task': 'multiclass'}),
   'SlotBank': ('memo.banks.slots', 'SlotBank', 'A fixed number of feature slots, filled by a write policy', {
     'size': Param(Count, 512, 'Number of slots'),
     'dim': Param(Count|None, None, 'Width of the features; known after the first write if not given'),
@@ -26,7 +27,8 @@ parts = {
     'threshold': Param(Share, 0.2, 'Share of each batch that scored policies admit, in (0,1]'),
     'n_classes': Param(Count|None, None, 'Labels are checked against it; widths of multi-label targets set it'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
-  }, {'views': False, 'default_head': 'add', 'offers': ['build', 'capacity_rows', 'check_single', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'get_extra_state', 'header', 'learned', 'load', 'momentum', 'policy', 'read', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'set_extra_state', 'stats', 'threshold', 'views', 'write', 'write_state']}),
+    'diversity_weight': Param(Probability|None, None, "Of diversity in the policy 'hybrid', beside rarity; half, if not given"),
+  }, {'views': False, 'default_head': 'add', 'offers': ['build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'get_extra_state', 'header', 'item_counts', 'learned', 'load', 'momentum', 'policy', 'read', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'set_extra_state', 'stats', 'threshold', 'views', 'vocab', 'write', 'write_state']}),
  },
  'head': {
   'watch': ('memo.heads.base', 'MemoryHead', 'Watches: passes features on unchanged; the base class of all heads', {
@@ -57,6 +59,7 @@ parts = {
   'replay': ('memo.heads.replay', 'ReplayHead', 'Replays stored features of rare classes to the classifier with each training batch; needs a `ClassBank`', {
     'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
     'k': Param(Count, 3, 'Rows that `recall` shows'),
+    'most': Param(Positive, 10, 'Rows to replay for each row of a batch, at most: of many classes it would be too many'),
   }, {'needs': ['missing', 'draw'], 'mixes': False, 'adds_rows': True, 'trains': True}),
   'add': ('memo.heads.retrieval', 'RetrievalHead', "Adds the recalled features to the query: z' = z + sum_j w_j m_j (Hoang et al. 2024)", {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
@@ -77,6 +80,7 @@ parts = {
     'item': Param(Any, None, 'What names an item, if not its content: the same'),
     'name': Param(str, 'memory', 'Of the memory: `learn.<name>`, and what its columns and its parameters begin with'),
     'loss_weight': Param(Fraction, 0.0, "Share of the head's own loss in what is trained: (1-w) x the learner's loss + w x the head's"),
+    'every': Param(Count, 1, 'Write the features of every so many-th batch of a fit, beginning with the first'),
   }, {}),
   'save_bank': ('memo.training.save_bank', 'SaveBank', "Save the memory's bank every few epochs, in the background", {
     'every': Param(Count, 10, 'Epochs'),

@@ -243,7 +243,7 @@ def bank_folder(path, out):
 
 @call_parse(pos=['run_or_file'])
 def memo_bank(
-    run_or_file:str=None, # Run folder, a bank's .safetensors or .json, or a model.safetensors
+    run_or_file:str=None, # Run folder, a bank's .safetensors or .json, a model.safetensors or a model's .pth
     memory:str=None, # Name of the memory, where a run has several
     out:str=None, # Folder for pictures and JSON; by default RUN/bank (beside a file: NAME_bank)
     k:int=10, # Features of each rare class in the JSON

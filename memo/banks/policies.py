@@ -40,8 +40,10 @@ def diversity(c, bank):
     return 1 - sim.amax(1)/c.norm.clamp(min=1e-12)
 
 def hybrid(c, bank):
-    "Mean of the rarity and diversity scores"
-    return .5*rarity(c, bank) + .5*diversity(c, bank)
+    "The rarity and the diversity score, the latter with the bank's `diversity_weight` (half, if it has none)"
+    w = getattr(bank, 'diversity_weight', None)
+    w = .5 if w is None else w
+    return (1-w)*rarity(c, bank) + w*diversity(c, bank)
 
 # %% ../../nbs/banks/02_policies.ipynb #b7656343
 def is_multilabel(c): return c.y is not None and c.y.ndim==2
@@ -58,14 +60,14 @@ def entropy(c, bank):
 
 # %% ../../nbs/banks/02_policies.ipynb #02f69f73
 def difficulty(c, bank):
-    "0.6 of the row's loss plus 0.4 of the prediction's uncertainty"
+    "0.6 of the row's loss (0 without a label) plus 0.4 of the prediction's uncertainty"
     if c.logits is None or c.y is None:
         raise MemoError(f"policy {bank.policy_name!r} needs logits= and y= in write (it ranks rows by loss)")
-    l = c.logits.float()
+    l,known = c.logits.float(),c.y>=0       # what has no label has no loss
     if is_multilabel(c):
-        loss,unsure = F.binary_cross_entropy_with_logits(l, c.y.float(),
-                                                         reduction='none').mean(1),1-2*(l.sigmoid()-.5).abs().mean(1)
-    else: loss,unsure = F.cross_entropy(l, c.y, reduction='none'),1-l.softmax(1).amax(1)
+        loss = F.binary_cross_entropy_with_logits(l, c.y.float().clamp(min=0), reduction='none')
+        loss,unsure = (loss*known).sum(1)/known.sum(1).clamp(min=1),1-2*(l.sigmoid()-.5).abs().mean(1)
+    else: loss,unsure = F.cross_entropy(l, c.y.clamp(min=0), reduction='none')*known,1-l.softmax(1).amax(1)
     return .6*loss + .4*unsure
 
 def ease(c, bank):

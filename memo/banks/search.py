@@ -82,7 +82,7 @@ def search(
                 best = s,torch.cat([best[1],new[1]], 1).gather(1, j)
         if best is None: return q.new_zeros(q.shape[0], k),torch.full((q.shape[0],k), -1, device=q.device)
         s,i = best
-        if same or valid is not None: i = i.masked_fill(s==-torch.inf, -1)
+        i = torch.where(s>-torch.inf, i, -1)        # hidden, or of a query that is NaN
         short = k-i.shape[1]
         return (F.pad(s, (0,short)),F.pad(i, (0,short), value=-1)) if short else (s,i)
 
@@ -103,13 +103,14 @@ def read_rows(
     if q.ndim!=2 or rows.ndim!=2 or q.shape[1]!=rows.shape[1]:
         raise MemoError(f"read: queries are {tuple(q.shape)}, rows {tuple(rows.shape)}; [B,D] "
                         "and [N,D] with one D are accepted")
+    if not torch.is_tensor(temperature) and not temperature>0:
+        raise MemoError(f"read: temperature={temperature!r}, a number above 0 is accepted")
     s,i = search(q, rows, k, similarity, normalize, norms, same, valid)
     unit_q,unit_m = unit_sides(similarity, normalize)
     with torch.autocast(q.device.type, enabled=False):
         x = q.float()
         if len(rows)==0: return Read(torch.zeros_like(x), s, i, s)
-        none = (i<0) if same or valid is not None or k>len(rows) else None
-        j = i if none is None else i.clamp(min=0)
+        none,j = i<0,i.clamp(min=0)
         m = rows[j].float()
         if similarity=='euclidean':
             z,mm = unit_rows(x) if unit_q else x,F.normalize(m, dim=-1) if unit_m else m
@@ -117,22 +118,21 @@ def read_rows(
         elif torch.is_grad_enabled() and q.requires_grad:
             s = torch.bmm(m, (unit_rows(x) if unit_q else x)[:,:,None]).squeeze(-1)
             if unit_m: s = s * _inverse(m.norm(dim=-1) if norms is None else norms[j])
-        w = s/temperature
-        if none is not None: w,s = w.masked_fill(none, torch.finfo(s.dtype).min),s.masked_fill(none, 0)
-        w = w.softmax(-1)
-        if none is not None: w = w.masked_fill(none, 0)
+        if torch.is_tensor(temperature): temperature = temperature.to(s.device)
+        w,s = (s/temperature).masked_fill(none, torch.finfo(s.dtype).min),s.masked_fill(none, 0)
+        w = w.softmax(-1).masked_fill(none, 0)
         v = torch.bmm(w[:,None], m).squeeze(1)
         if rescale: v = F.normalize(v) * x.norm(dim=1, keepdim=True)
         return Read(v, w, i, s)
 
 # %% ../../nbs/banks/01_search.ipynb #b5526486
 def class_votes(
-    labels:Tensor,      # Of the rows: classes [N] (-1: none) or 0/1 targets [N,C]
+    labels:Tensor,      # Of the rows: classes [N] or 0/1 targets [N,C]; -1 for what is not known
     weight:Tensor,      # [B,k]
     index:Tensor,       # [B,k], -1 where nothing was read
     n_classes:int,      # C
     counts:Tensor=None, # Rows of each class [C]: divide by them; multi-label: positives of each class, with `total`
-    total:int=None,     # Rows with a label, for multi-label votes divided by counts
+    total=None,         # Rows with a label, for multi-label votes divided by counts; of each class [C]
 ) -> Tensor:            # [B,C]; sums to 1 a row (single-label), 0 where nothing was read
     "Weighted class votes of the recalled rows, optionally divided by class counts"
     y = labels[index.clamp(min=0)]
@@ -141,9 +141,9 @@ def class_votes(
         v = w.new_zeros(w.shape[0], n_classes).scatter_add(1, y.clamp(min=0), w)
         if counts is not None: v = v / counts.clamp(min=1)
         return v / v.sum(1, keepdim=True).clamp(min=1e-12)
-    w = weight.masked_fill((index<0)|(y[...,0]<0), 0)
-    pos = torch.einsum('bk,bkc->bc', w, y.float())
-    neg = (w.sum(1, keepdim=True)-pos).clamp(min=0)
+    w = weight.masked_fill(index<0, 0)
+    pos,some = torch.einsum('bk,bkc->bc', w, y.clamp(min=0).float()),torch.einsum('bk,bkc->bc', w, (y>=0).float())
+    neg = (some-pos).clamp(min=0)       # what is not known is neither
     if counts is not None: pos,neg = pos/counts.clamp(min=1),neg/(total-counts).clamp(min=1)
     return pos / (pos+neg).clamp(min=1e-12)
 

@@ -13,8 +13,9 @@ from collections.abc import Callable
 from typing import Annotated
 from torch import Tensor
 from .base import Bank
+from .offers import *
 from .policies import *
-from ..core import Count,Fraction,MemoError,OneOf,Share,check_choice
+from ..core import Count,Fraction,MemoError,OneOf,Probability,Share,check_choice
 from ..registry import register
 
 # %% ../../nbs/banks/04_slots.ipynb #e87f24a0
@@ -31,14 +32,17 @@ class SlotBank(Bank):
         threshold:Share=.2,      # Share of each batch that scored policies admit, in (0,1]
         n_classes:Count=None,    # Labels are checked against it; widths of multi-label targets set it
         seed:int=0,              # Of the bank's own random numbers
+        diversity_weight:Probability=None, # Of diversity in the policy 'hybrid', beside rarity; half, if not given
     ):
         super().__init__(dim, n_classes, seed)
         self.size = int(size)
+        check_room(f"size: {self.size} rows", self.size*(36+4*(dim or 1)), self.device,
+                   lambda has: f"size={int(has/4/(36+4*(dim or 1)))}, a quarter of it, is accepted")
         for o,v in dict(items=-1, groups=-1, stamps=0).items(): self.register_buffer(o, torch.full((self.size,), v))
         for o in ('norms','scores','shares'): self.register_buffer(o, torch.zeros(self.size))
         self.register_buffer('ptr', torch.tensor(0))
         self.register_buffer('mean_norm', torch.tensor(0.))
-        self.policy,self.momentum,self.threshold = policy,momentum,threshold
+        self.policy,self.momentum,self.threshold,self.diversity_weight = policy,momentum,threshold,diversity_weight
 
     @property
     def capacity_rows(self): return self.size

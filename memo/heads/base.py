@@ -244,7 +244,8 @@ def same_labels(bank, y):
 def nearest_hits(bank, read, y):
     "Whether the nearest row has the query's label [B] (multi-label: shares a positive); None if unknown"
     if read is None or not same_labels(bank, y) or len(read.index)!=len(y): return None
-    i = read.index[:,0]
-    got = bank.rows()[2][i.clamp(min=0)].to(y.device)
-    hit = got==y if y.ndim==1 else ((got*y).sum(1)>0) | ((got.sum(1)==0) & (y.sum(1)==0))
-    return hit.float() * (i>=0)
+    i,labels = read.index[:,0].to(y.device),bank.rows()[2].to(y.device)
+    got = labels[i.clamp(min=0)]
+    if y.ndim==1: return (got==y).float() * (i>=0)
+    a,b = got>.5,y>.5                           # what is not known is no positive
+    return ((a & b).any(1) | ~(a | b).any(1)).float() * (i>=0)

@@ -9,7 +9,7 @@ __all__ = ['ReplayHead']
 
 # %% ../../nbs/heads/03_replay.ipynb #78a39574
 import torch
-from ..core import Count,MemoError
+from ..core import Count,MemoError,Positive
 from .base import *
 from .base import *
 from ..registry import register
@@ -21,8 +21,11 @@ class ReplayHead(MemoryHead):
     needs,adds_rows,trains = ('missing','draw'),True,True
     def __init__(self,
         bank,           # A `ClassBank`; becomes part of the model
-        k:Count=3       # Rows that `recall` shows
-    ): super().__init__(bank, k)
+        k:Count=3,      # Rows that `recall` shows
+        most:Positive=10 # Rows to replay for each row of a batch, at most: of many classes it would be too many
+    ):
+        super().__init__(bank, k)
+        self.most = most
 
     def check_labels(self, y): self.bank.check_single(y)
 
@@ -37,7 +40,7 @@ class ReplayHead(MemoryHead):
             raise MemoError(f"replay: features are {tuple(x.shape)}, [B,D] in front of a classifier is accepted; "
                             "choose another place with at=")
         if not again:
-            y = self.bank.missing(len(x))
+            y = self.bank.missing(len(x), self.most)
             s.drawn[self] = y,self.bank.draw(y)
             self._note(added=y)
         return torch.cat([x, s.drawn[self][1].to(x.dtype)])

@@ -259,7 +259,7 @@ def bank_table(
     bank, # A `ClassBank`
     vocab=None, # Class names
     n:int=None # How many of the rarest; None: all, also those never seen
-)->pd.DataFrame: # class, name, seen, stored, group, prototype_norm, nearest class (-1: none), cosine
+)->pd.DataFrame: # class, name, seen, stored, items (different ones), group, prototype_norm, nearest class or -1, cosine
     "Table of the classes in a bank, the rarest first"
     counts = check_class_bank(bank)
     cs = counts.argsort(stable=True).tolist() if n is None else rarest_classes(bank, n)
@@ -267,7 +267,7 @@ def bank_table(
     near,cos = nearest_classes(bank, cs)
     group,names = group_of(bank),[str(vocab[c]) if vocab is not None and c<len(vocab) else str(c) for c in cs]
     df = pd.DataFrame(dict(name=names, seen=counts[cs].tolist(), stored=bank.class_counts().cpu()[cs].tolist(),
-                           group=[group.get(c, 'unseen') for c in cs],
+                           items=bank.item_counts().cpu()[cs].tolist(), group=[group.get(c, 'unseen') for c in cs],
                            prototype_norm=norm[cs].tolist(), nearest=near, cosine=cos))
     df.insert(0, 'class', cs)
     return df
@@ -279,11 +279,11 @@ def class_text(bank, vocab=None, n=20):
     if not len(df): return 'no class was seen'
     names = short_names(vocab, bank.n_classes)
     def label(c): return '' if c<0 else names[c] if names[c]==str(c) else f'{c} {names[c]}'
-    rows = [[label(o[0]), *o[2:5], f'{o[5]:.3f}', label(o[6]), '' if o[7]!=o[7] else f'{o[7]:.3f}']
+    rows = [[label(o[0]), *o[2:6], f'{o[6]:.3f}', label(o[7]), '' if o[8]!=o[8] else f'{o[8]:.3f}']
             for o in df.itertuples(index=False)]
     left = int((bank.counts>0).sum())-n if n is not None else 0
-    return text_table(rows, ['class','seen','stored','group','prototype','nearest',
-                             'cosine'])+(f'\n... {left} more: --all' if left>0 else '')
+    return text_table(rows, ['class','seen','stored','items','group','prototype',
+                             'nearest','cosine'])+(f'\n... {left} more: --all' if left>0 else '')
 
 def bank_summary(
     bank # Any bank

@@ -21,7 +21,7 @@ from .collect import *
 from .columns import Column
 from .loss_rows import *
 from .make_head import *
-from ..core import Fraction,MemoError,check_choice
+from ..core import Count,Fraction,MemoError,check_choice
 from ..heads.base import *
 from ..registry import register
 
@@ -70,6 +70,7 @@ class MemoryCallback(Callback):
         name:str='memory',          # Of the memory: `learn.<name>`, and what its columns and its parameters begin with
         # Share of the head's own loss in what is trained: (1-w) x the learner's loss + w x the head's
         loss_weight:Fraction=0.,
+        every:Count=1,              # Write the features of every so many-th batch of a fit, beginning with the first
         **head_kw,                  # For the head, e.g. `temperature`, `similarity`, `weight`
     ):
         if bank is not None and not isinstance(bank, Bank):
@@ -78,7 +79,7 @@ class MemoryCallback(Callback):
         if name in _taken:
             raise MemoError(f"name: a learner in training calls something {name!r}; give the memory another name=")
         self._learn,self._fits,self._name = None,[],name
-        self.at,self.group,self.item_by,self.loss_weight = at,group,item,loss_weight
+        self.at,self.group,self.item_by,self.loss_weight,self.every = at,group,item,loss_weight,every
         self._head,self._mine,self.names = None,False,[name]
         if bank is None:
             given = [*head_kw, *(a for a,o in dict(k=k, at=at).items() if o is not None),
@@ -273,10 +274,11 @@ class MemoryCallback(Callback):
         self._drop_interrupted()
         f = _Fit([_Memory(n, h) for n,h in self.heads.items()])
         f.is_fit = fits_running(self.learn)[1]
+        f.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+        tell_vocab(self.learn.dls, [m.head.bank for m in f.memories if f.is_fit or m.head.mixes], f.is_fit and f.real)
         f.names = getattr(getattr(self.learn, 'recorder', None), 'metric_names', None)
         self._drop_columns()
         self._fits.append(f)
-        f.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         mixed = any(isinstance(o, MixHandler) for o in self.learn.cbs)
         f.writing = f.real and not mixed
         if f.real and mixed:
@@ -389,6 +391,7 @@ class MemoryCallback(Callback):
     def after_backward(self):
         if not self._fits or not self._fits[-1].writing: return
         learn,step = self.learn,self.learn.batch_ids.step
+        if self.every>1 and (learn.epoch*learn.n_iter+learn.iter)%self.every: return
         if step is None or step.main is None: return
         out,(at,y,lost) = step.main.out,rows_of_loss(learn, step)
         for m in self._fits[-1].memories:

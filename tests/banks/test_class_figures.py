@@ -203,7 +203,8 @@ def test_figures_of_a_class():
     for c in range(5):
         s = b.stats(c)
         json.dumps(s, allow_nan=False)
-        assert set(s)==keys | ({'buffer_mean_norm','buffer_std_norm','prototype_buffer_similarity'} if c<4 else set())
+        assert set(s)==keys | ({'buffer_mean_norm','buffer_std_norm','mean_length','std_length',
+                                'prototype_buffer_similarity'} if c<4 else set())
         assert s['class_frequency']==[30,12,6,1,0][c] and s['reservoir_count']==min(6,
             s['class_frequency']) and s['class_percentage']==pytest.approx(100*s['class_frequency']/49)
         assert (s['is_tail'],s['is_medium'],s['is_head'])==(c in b.tail(), c in b.medium(), c in b.head())
@@ -212,8 +213,8 @@ def test_figures_of_a_class():
     assert one['buffer_std_norm']==0 and one['prototype_buffer_similarity']==pytest.approx(1, abs=1e-5)
     assert b.stats(4)['prototype_norm']==0 and not any(b.stats(4)[k] for k in ('is_tail','is_head','is_medium'))
     f = b.norms[0]
-    assert b.stats(0)['buffer_mean_norm']==pytest.approx(f.mean().item()) and b.stats(0)[
-        'buffer_std_norm']==pytest.approx(f.numpy().std(), abs=1e-4)
+    assert b.stats(0)['mean_length']==pytest.approx(f.mean().item()) and b.stats(0)[
+        'std_length']==pytest.approx(f.numpy().std(), abs=1e-4)
     whole = b.stats()
     json.dumps(whole, allow_nan=False)
     assert whole['seen']==49 and whole['classes_with_data']==4 and whole['empty_classes']==1 and whole[

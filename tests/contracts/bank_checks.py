@@ -61,13 +61,25 @@ def write_refuses_what_is_no_feature(make):
         assert '\n' not in str(e.value)
     state_equal(b, was)
 
+def stored_items(b):
+    item,valid = b.rows()[3],b.rows()[5]
+    return item if valid is None else item[valid]
+
 def an_item_has_its_row(make):
-    "Offered again it gets no second one, unless the bank says that it keeps several views of an item"
+    "Offered again with the same feature it gets no second one, in a later batch or in the same"
     b = make()
-    for i in (0,0,1,0): b.write(**rows(6, i))
-    kept = b.rows()[3]
-    kept = kept if b.rows()[5] is None else kept[b.rows()[5]]
-    assert (len(kept.unique())<len(kept))==bool(b.views)
+    def twice(i): return {k:torch.cat([v,v[:3]]) for k,v in rows(6, i).items()}
+    for o in (rows(6, 0),rows(6, 0),twice(1),rows(6, 0),rows(12, 3),rows(6, 0),twice(2)):
+        slot = b.write(**o)
+        assert len(stored_items(b).unique())==len(stored_items(b))
+        at = slot>=0
+        assert torch.equal(b.rows()[3][slot[at]], o['item'][at])
+
+def views_of_an_item(make):
+    "With another feature it gets one only where the bank says that it keeps several views of an item"
+    b,r = make(),rows(6)
+    for i in range(3): b.write(**{**r, 'x':r['x']+i})
+    assert (len(stored_items(b).unique())<len(stored_items(b)))==bool(b.views)
 
 def writes_of_no_rows(make):
     b = filled(make)
@@ -256,7 +268,7 @@ def figures_are_plain(make):
     assert torch.equal(n, torch.bincount(y if valid is None else y[valid], minlength=CLASSES))
     assert type(b).__name__ in repr(b)
 
-checks = {f.__name__:f for f in (write_gives_slots, an_item_has_its_row, write_is_counted,
+checks = {f.__name__:f for f in (write_gives_slots, an_item_has_its_row, views_of_an_item, write_is_counted,
                                  write_refuses_what_is_no_feature, writes_of_no_rows, reads_are_right,
                                  reads_never_find_themselves, reads_of_an_empty_bank,
     reads_have_a_gradient, classify_is_the_nearest_row, saved_and_loaded, state_is_all, state_is_in_place, copied,

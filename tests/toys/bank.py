@@ -1,6 +1,7 @@
 "Two banks: one changes a line of memo's, one is written from nothing"
 import torch
 from memo.banks.base import Bank
+from memo.banks.offers import own_rows
 from memo.banks.slots import SlotBank
 from memo.core import Count, MemoError, Positive
 from memo.registry import register
@@ -24,7 +25,7 @@ class MyBank(SlotBank):
 
 @register('bank', 'toy_ring')
 class Ring(Bank):
-    "The last `room` rows, even where an item of theirs is stored already"
+    "The last `room` rows, even where an item of theirs is stored already with another feature"
     views = True
     def __init__(self,
         room:Count=24,          # Rows
@@ -52,18 +53,23 @@ class Ring(Bank):
         if self.features is None and len(x):
             self.features = torch.zeros(self.room, self.dim, device=self.device)
             if y is not None: self.labels = torch.full((self.room, *y.shape[1:]), -1, dtype=y.dtype, device=self.device)
-        slot = torch.full((len(x),), -1, device=self.device)
-        n = min(len(x), self.room)          # of a batch that does not fit the last rows stay
-        keep = slice(len(x)-n, len(x))
-        at = slot[keep] = (int(self.next)+torch.arange(n, device=self.device))%self.room
-        if n:
+        slot,new = torch.full((len(x),), -1, device=self.device),torch.arange(len(x))
+        if item is not None and len(x):
+            slot = own_rows(x, item, self.features, self.items)     # with the same feature it has its row
+            later = own_rows(x, item, x, item)                      # so has the last of its copies in the batch
+            new = ((slot<0) & ((later<0) | (later==new))).nonzero().squeeze(1)
+        new = new[-self.room:]              # of a batch that does not fit the last rows stay
+        n = len(new)
+        at = slot[new] = (int(self.next)+torch.arange(n, device=self.device))%self.room
+        if len(x):
             self.replaced += int((at<self.count).sum())
-            self.features[at],self.norms[at] = x[keep],norm[keep]
-            self.items[at] = -1 if item is None else item[keep]
-            self.groups[at] = -1 if group is None else group[keep]
-            if self.labels is not None: self.labels[at] = -1 if y is None else y[keep]
+            self.features[at],self.norms[at] = x[new],norm[new]
+            self.items[at] = -1 if item is None else item[new]
+            self.groups[at] = -1 if group is None else group[new]
+            if self.labels is not None: self.labels[at] = -1 if y is None else y[new]
             self.next.copy_((self.next+n)%self.room)
             self.count.copy_(torch.clamp(self.count+n, max=self.room))
             self.seen += len(x)
             self.updates += 1
+            if item is not None: slot[(slot>=0) & (self.items[slot.clamp(min=0)]!=item)] = -1     # given up just now
         return self._as_offered(slot, ok)
