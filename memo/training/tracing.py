@@ -17,7 +17,7 @@ from ..data.tensors import TensorDL,worker_error
 # %% ../../nbs/training/02_tracing.ipynb #6a9c4563
 def sample_positions(before, after, made):
     "Positions of the samples `after`, from those of the samples that they were `before`"
-    if not isinstance(after, (list,L)): return [-1]*len(before)
+    if not isinstance(after, (list,tuple,L)): return [-1]*len(before)
     if len(after)==len(before) and all(a is b for a,b in zip(after, before)): return [made[id(o)][0] for o in before]
     # a tensor of another type may be the same
     def key(p): return (p.data_ptr(),p.shape) if isinstance(p, Tensor) else id(p)
@@ -36,16 +36,39 @@ def sample_positions(before, after, made):
 
 def _own(dl, k): return k in vars(dl) or getattr(type(dl), k) is not getattr(DataLoader, k)
 
-def in_order(samples, batch):
-    "Whether a collate function of one's own kept the samples' order, as what it has not changed in shape says"
-    same = []
-    for j,o in enumerate(batch if isinstance(batch, (tuple,list)) else ()):
-        if not isinstance(o, Tensor) or o.ndim==0 or len(o)!=len(samples): continue
-        try: rows = torch.stack([torch.as_tensor(s[j]) for s in samples])
-        except Exception: continue      # of several shapes, or no tensors
-        if rows.shape==o.shape:
-            same.append(torch.equal(rows.as_subclass(Tensor), o.detach().as_subclass(Tensor).to(rows.dtype).cpu()))
-    return bool(same) and all(same)
+def _shown(samples, o):
+    "Each tensor in a batch, with what the samples have in its place"
+    if isinstance(o, Tensor): return [(samples,o)]
+    ks = o if isinstance(o, dict) else range(len(o)) if isinstance(o, (tuple,list,L)) else ()
+    return [p for k in ks if all(k in s if isinstance(s, dict) else isinstance(s, (tuple,list,L)) and k in range(len(s))
+                                 for s in samples) for p in _shown([s[k] for s in samples], o[k])]
+
+def _seen_in(ss, o):
+    "Are the rows of `o` these, as they are or padded? And a number for each; None where that cannot be said"
+    if o.ndim==0 or len(o)!=len(ss): return None
+    try: ss = [torch.as_tensor(s).as_subclass(Tensor) for s in ss]
+    except Exception: return None       # no tensors
+    rows = o.detach().as_subclass(Tensor).cpu()
+    marks = torch.tensor([hash((tuple(s.shape),bytes(s.contiguous().view(-1).numpy()))) for s in ss])
+    if all(s.shape==rows.shape[1:] for s in ss): return torch.equal(torch.stack(ss).to(rows.dtype), rows),marks
+    if any(s.ndim!=rows.ndim-1 or any(a>b for a,b in zip(s.shape, rows.shape[1:])) for s in ss): return None
+    def at(front): return all(torch.equal(r[tuple(slice(n) if front else slice(m-n, m) for n,m in zip(s.shape, r.shape))],
+                                          s.to(r.dtype)) for s,r in zip(ss, rows))
+    return (True,marks) if at(True) or at(False) else None
+
+def in_order(
+    samples,    # That a collate function of one's own got
+    batch,      # What it made of them
+    ds=None     # The data set, where samples are positions in it
+):
+    "Whether it kept their order, as what can be compared says; what is alike in several samples says nothing"
+    items = getattr(batch, 'items', None)
+    if isinstance(items, pd.DataFrame):             # rows of a table
+        return [*items.index]==[*ds.items.index[[*samples]]]
+    shown = _shown(samples, batch)
+    told = [o for ss,b in shown if (o := _seen_in(ss, b)) is not None]
+    if not told or not all(same for same,_ in told): return False
+    return len(told)==len(shown) or len(sum(m for _,m in told).unique())==len(samples)
 
 class _Carrying(_FakeLoader):
     "Makes batches as the loader `d` does, each with the positions of its samples"
@@ -68,7 +91,7 @@ class _Carrying(_FakeLoader):
             after = dl.before_batch(b)
             batch = dl.retain(dl.create_batch(after), before)
             at = sample_positions(before, after, made)
-            if own and not in_order(after, batch): at = [-1]*len(at)
+            if own and not in_order(after, batch, dl.dataset): at = [-1]*len(at)
             for o in before: made.pop(id(o), None)
             yield batch,torch.tensor(at),-1 not in at
 

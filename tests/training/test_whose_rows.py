@@ -61,7 +61,7 @@ class Inside(Does):
         self.quietly(l.validate)
         l.dl,l.xb,l.yb,l.pred,l.loss,l.iter,l.n_iter,l.training = kept
         l.model.train()
-    def after_epoch(self): self.busy or self.quietly(self.learn.get_preds, ds_idx=self.epoch%2)
+    def after_epoch(self): self.busy or self.quietly(self.learn.get_preds)
     def quietly(self, f, **kw):
         self.busy = True
         f(**kw)
