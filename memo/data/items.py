@@ -9,7 +9,7 @@ __all__ = ['hash63', 'row_hashes', 'digest', 'position_ids', 'input_getters', 'p
            'column_ids', 'named_by', 'table_ids', 'item_state', 'parts_state', 'set_state', 'item_ids', 'same_ids']
 
 # %% ../../nbs/data/01_items.ipynb #bc268774
-import functools,hashlib,numbers,operator,random,torch,types
+import dis,functools,hashlib,inspect,logging,numbers,operator,random,sys,sysconfig,torch,types,warnings
 import numpy as np,pandas as pd
 from pathlib import Path
 from torch import Tensor
@@ -44,17 +44,86 @@ def row_hashes(
 # %% ../../nbs/data/01_items.ipynb #83faedf3
 class _Unknown(Exception): pass
 # said by their names in the code
-_named = types.ModuleType,types.FunctionType,types.BuiltinFunctionType,type,type(None)
+_named = types.BuiltinFunctionType,type,type(None)
 _libraries = ('torch','torchvision','fastai','fastcore','fasttransform','numpy','pandas','memo','builtins','typing',
               'abc','PIL')
-def _library(cls): return cls.__module__.split('.')[0] in _libraries
+_installed = tuple(sysconfig.get_path(k) for k in ('stdlib','platstdlib','purelib','platlib'))
+def _library(o):
+    "Is a class, function or module one that does not change while somebody works?"
+    name = o.__name__ if isinstance(o, types.ModuleType) else o.__module__
+    file = getattr(sys.modules.get(name), '__file__', None) or ''
+    return name.split('.')[0] in _libraries or file.startswith(_installed)
 
-def _feed(h, o, depth=0):
+def looked_up(
+    f   # A function
+):      # Values, by name
+    "What code looks up outside itself, in other modules too; libraries are left out"
+    res,names = {},set()
+    def walk(c):
+        names.update(c.co_names)
+        for k in c.co_consts:
+            if isinstance(k, types.CodeType): walk(k)
+    walk(f.__code__)
+    for k in sorted(names):
+        v = f.__globals__.get(k)
+        if isinstance(v, types.ModuleType):
+            if not _library(v): res.update({f'{k}.{a}':vars(v)[a] for a in sorted(names) if a in vars(v)})
+        elif not isinstance(v, _named) and not (isinstance(v, types.FunctionType) and _library(v)): res[k] = v
+    return {k:v for k,v in res.items() if not isinstance(v, (*_named,types.ModuleType))}
+
+_fills = 'setdefault update append add pop popitem extend insert clear remove discard move_to_end appendleft'.split()
+
+@functools.lru_cache(maxsize=256)
+def item_code(cls):
+    "The functions of a class that run when an item is asked for"
+    todo,res = ['__getitem__','__getitems__','__iter__','__len__'],{}
+    while todo:
+        k = todo.pop()
+        f = getattr(inspect.getattr_static(cls, k, None), 'fget', inspect.getattr_static(cls, k, None))
+        if k in res or not isinstance(f, types.FunctionType) or _library(f): continue
+        res[k] = f
+        todo += f.__code__.co_names
+    return tuple(res.values())
+
+@functools.lru_cache(maxsize=256)
+def kept_by_itself(cls):
+    "Names of attributes that a set sets or fills when it is asked for an item: counters, caches"
+    res = set()
+    for f in item_code(cls):
+        lines,line,of,also = dict(dis.findlinestarts(f.__code__)),None,{},{}
+        for o in dis.get_instructions(f.__code__):
+            line = lines.get(o.offset, line)
+            attrs,fills = of.setdefault(line, (set(),set()))
+            if o.opname=='STORE_ATTR': res.add(o.argval)
+            if o.opname in ('LOAD_ATTR','LOAD_METHOD'): attrs.add(o.argval)
+            if o.opname=='STORE_FAST': also.setdefault(o.argval, attrs)     # cache = self.cache
+            if o.opname=='LOAD_FAST': attrs |= also.get(o.argval, set())
+            if o.opname in ('STORE_SUBSCR','DELETE_SUBSCR') or o.argval in _fills: fills.add(line)
+        for attrs,fills in of.values():
+            if fills: res |= attrs
+    return frozenset(res)
+
+def outside(
+    fs # Functions
+):     # Values, by name
+    "What functions, and those that they call, read outside themselves"
+    res,todo,seen = {},list(fs),set()
+    while todo:
+        f = todo.pop()
+        if id(f) in seen: continue
+        seen.add(id(f))
+        cells = {k:c.cell_contents for k,c in zip(f.__code__.co_freevars, f.__closure__ or ()) if c!=types.CellType()}
+        for k,v in {**looked_up(f), **cells}.items():
+            if isinstance(v, types.FunctionType): todo.append(v)
+            else: res[f'{f.__qualname__} {k}'] = v
+    return res
+
+def _feed(h, o, path=()):
     "Feed what `o` is made of to hash `h`"
     def add(*xs): h.update('\0'.join(map(str, xs)).encode(errors='surrogatepass')+b'\0')
     def into(*xs):
-        for v in xs: _feed(h, v, depth+1)
-    if depth>30: raise _Unknown
+        for v in xs: _feed(h, v, path+(id(o),))
+    if len(path)>30: raise _Unknown
     t = type(o)
     if o is None or isinstance(o, (bool,numbers.Number,str,bytes,Path,np.generic)): add(t.__name__, repr(o))
     elif isinstance(o, (Tensor,np.ndarray)) and getattr(o, 'dtype', None)!=object:
@@ -74,18 +143,20 @@ def _feed(h, o, depth=0):
     elif isinstance(o, type): add(o.__module__, o.__qualname__)
     elif isinstance(o, functools.partial): into(o.func, o.args, o.keywords)
     elif isinstance(o, types.MethodType): into(o.__func__, o.__self__)
+    elif isinstance(o, logging.Logger): add('logger', o.name)
+    elif isinstance(o, types.FunctionType) and id(o) in path: add('again')
     elif isinstance(o, types.FunctionType):
         c = o.__code__
         add(o.__module__, o.__qualname__, c.co_code.hex(), c.co_names)
         into([k for k in c.co_consts if not isinstance(k, types.CodeType)],
              [k.cell_contents for k in o.__closure__ or ()], o.__defaults__)
-        # what it looks up outside itself
-        into(*(v for k in c.co_names if not isinstance(v := o.__globals__.get(k), _named)))
+        into(*(p for kv in looked_up(o).items() for p in kv))
     elif isinstance(o, types.BuiltinFunctionType): add(o.__module__, o.__qualname__)
     elif hasattr(o, '__dict__') and not hasattr(o, '__next__') and not hasattr(o, 'fileno'):
         add(t.__module__, t.__qualname__)
         # fastcore keeps a signature there, once it was asked for
-        into({k:v for k,v in vars(o).items() if k!='_memo_ids' and not k.startswith('__')})
+        made = kept_by_itself(t)
+        into({k:v for k,v in vars(o).items() if k!='_memo_ids' and not k.startswith('__') and k not in made})
         into(*(f for c in t.__mro__ if not _library(c) for f in vars(c).values() if isinstance(f, types.FunctionType)))
     else: raise _Unknown
 
@@ -191,24 +262,31 @@ def table_ids(ds, items):
     cols = [[str(classes[c][int(v)]) for v in items[c]] if c in classes else items[c].tolist() for c in ds.x_names]
     return torch.tensor([hash63(o) for o in zip(items.index.tolist(), *cols)])
 
+def _positions(n, key): return position_ids(n, key),'process' if key is None else 'set'
+
 def _ids(ds):
+    "Ids, and what they are hashes of: 'content'; the 'set' and positions in it; or they mean something in this 'process'"
     if isinstance(ds, torch.utils.data.Subset):
-        return item_ids(ds.dataset)[torch.as_tensor(list(ds.indices), dtype=torch.long)]
-    if isinstance(ds, torch.utils.data.ConcatDataset): return torch.cat([item_ids(o) for o in ds.datasets])
+        ids,kind = known_ids(ds.dataset)
+        return ids[torch.as_tensor(list(ds.indices), dtype=torch.long)],kind
+    if isinstance(ds, torch.utils.data.ConcatDataset):
+        got = [known_ids(o) for o in ds.datasets]
+        return torch.cat([o for o,_ in got]),max((k for _,k in got), key=('content','set','process').index)
     if isinstance(ds, torch.utils.data.TensorDataset):      # all but the last are inputs
         hs = [row_hashes(o) for o in ds.tensors[:max(1, len(ds.tensors)-1)]]
-        return hs[0] if len(hs)==1 else row_hashes(torch.stack(hs, 1))
+        return hs[0] if len(hs)==1 else row_hashes(torch.stack(hs, 1)),'content'
     n,items = len(ds),getattr(ds, 'items', None)
-    if isinstance(items, pd.DataFrame) and hasattr(ds, 'x_names') and len(items)==n: return table_ids(ds, items)
-    if items is None or not hasattr(items, '__len__') or len(items)!=n: return position_ids(n, digest(ds))
-    if n==0: return torch.zeros(0, dtype=torch.long)
+    if isinstance(items, pd.DataFrame) and hasattr(ds, 'x_names') and len(items)==n: return table_ids(ds, items),'content'
+    if items is None or not hasattr(items, '__len__') or len(items)!=n: return _positions(n, digest(ds))
+    if n==0: return torch.zeros(0, dtype=torch.long),'content'
     got = plain_inputs(ds, items)
-    if isinstance(got, Tensor) or isinstance(got, np.ndarray) and got.dtype.kind in 'biufc': return row_hashes(got)
+    if isinstance(got, Tensor) or isinstance(got, np.ndarray) and got.dtype.kind in 'biufc':
+        return row_hashes(got),'content'
     if not isinstance(got, pd.DataFrame):
         got = list(got)
-        if all(map(_text, got)): return torch.tensor([hash63(o) for o in got])
-        if (x := stack_items(got)) is not None: return row_hashes(x)
-    return position_ids(n, set_digest(ds, got if got is items or isinstance(got, pd.DataFrame) else _words(got)))
+        if all(map(_text, got)): return torch.tensor([hash63(o) for o in got]),'content'
+        if (x := stack_items(got)) is not None: return row_hashes(x),'content'
+    return _positions(n, set_digest(ds, got if got is items or isinstance(got, pd.DataFrame) else _words(got)))
 
 # %% ../../nbs/data/01_items.ipynb #acf9239c
 class _Same:
@@ -218,7 +296,7 @@ class _Same:
         return isinstance(o, _Same) and len(o.os)==len(self.os) and all(map(operator.is_, o.os, self.os))
 
 def item_state(o, depth=0):
-    "What changes when that from which items are read is replaced, sorted or edited in place (no numbers: sets count)"
+    "What changes when that from which items are read is replaced, sorted or edited in place"
     if isinstance(o, Tensor): return _Same([o]),None if o.is_inference() else o._version
     if isinstance(o, np.ndarray) and o.dtype!=object:
         flat = o.reshape(-1)
@@ -228,13 +306,16 @@ def item_state(o, depth=0):
     if isinstance(o, (pd.DataFrame,pd.Series)):
         try: return o.shape,hashlib.blake2b(pd.util.hash_pandas_object(o).to_numpy().tobytes()).digest()
         except TypeError: return o.shape,_Same(o.to_numpy(dtype=object).ravel())
-    if isinstance(o, (numbers.Number,type(None))): return None
-    if isinstance(o, (str,bytes,Path)): return o
+    if isinstance(o, (str,bytes,Path,numbers.Number,type(None))): return type(o),o
+    if isinstance(o, dict):
+        return _Same(o), _Same(o.values()) if len(o)>1000 or depth>3 else tuple(item_state(v, depth+1) for v in o.values())
     if isinstance(o, torch.utils.data.Dataset) and depth<4: return _Same([o]),*parts_state(o, depth)
     return _Same([o])
 
 def parts_state(o, depth=0):
-    return tuple((k,s) for k,v in vars(o).items() if k!='_memo_ids' and (s := item_state(v, depth+1)) is not None)
+    made = kept_by_itself(type(o))
+    return tuple((k,item_state(v, depth+1)) for k,v in (*vars(o).items(), *outside(item_code(type(o))).items())
+                 if k!='_memo_ids' and k not in made)
 
 def set_state(
     ds # A data set
@@ -257,18 +338,35 @@ def item_ids(
     "A stable id for each item, in the order of the data set"
     loads = hasattr(dl, 'dataset') and hasattr(dl, '__iter__') and not isinstance(dl, torch.utils.data.Dataset)
     ds = dl.dataset if loads else dl
-    if item is not None: return named_by(ds, item)
-    if hasattr(type(ds), 'item_ids'): return ds.item_ids()      # the set knows them itself
+    return named_by(ds, item) if item is not None else known_ids(ds)[0]
+
+def known_ids(
+    ds # A data set
+):     # ids [N] long; 'content', 'set' or 'process'
+    "The ids of a set, and what they are hashes of: of an item's content, of the set, or of what only this process knows"
+    if hasattr(type(ds), 'item_ids'): return ds.item_ids(),'content'    # the set knows them itself
     keep = vars(ds) if hasattr(ds, '__dict__') else _kept(ds)
     seen,known = set_state(ds),keep.get('_memo_ids')
-    if known and known[0]==seen: return known[1]
-    ids = _ids(ds)
-    keep['_memo_ids'] = seen,ids
-    return ids
+    if known and known[0]==seen: return known[1:]
+    ids,kind = _ids(ds)
+    if known and 'content' not in (kind,known[2]) and len(ids) and not bool(torch.isin(ids, known[1]).any()):
+        what = changed(known[0], seen)
+        warnings.warn(f"memory: a {type(ds).__name__} is not what it was{what}, so its items have other ids from now on; "
+                      "where they are the same, item= of MemoryCallback says what names one")
+    keep['_memo_ids'] = seen,ids,kind
+    return ids,kind
+
+def changed(a, b):
+    "In which attribute two states of a set differ, as text"
+    def parts(s): return dict(p for p in s[1] or () if isinstance(p, tuple) and len(p)==2 and isinstance(p[0], str))
+    try: old,new = parts(a),parts(b)
+    except TypeError: return ''
+    k = next((k for k in new if k not in old or old[k]!=new[k]), None)
+    return '' if k is None else f' ({k})'
 
 # %% ../../nbs/data/01_items.ipynb #e2ca957f
 def same_ids(old, new):
     "Give `new`, which has the same items in the same order, the ids of `old`; for data sets that cannot be hashed"
     ids = item_ids(old)
-    new.__dict__['_memo_ids'] = set_state(new),ids
+    new.__dict__['_memo_ids'] = set_state(new),ids,known_ids(old)[1]
     return new
