@@ -166,7 +166,7 @@ def recalled(
     "Recalled rows and model outputs for some items"
     head = _head(get_model(learn.model), memory)
     with evaluating(learn):
-        dl = learn.dls.test_dl(items, num_workers=0) if items is not None else plain_dl(fastai_loader(learn.dls[ds_idx]))
+        dl = plain_dl(fastai_loader(learn.dls[ds_idx])) if items is None else learn.dls.test_dl(items, num_workers=0)
         dl = first_items(dl, n)
         got = collect(learn, dl, memory=True, own=items is None and ds_idx==0, name=memory)
     act = getattr(learn.loss_func, 'activation', noop)

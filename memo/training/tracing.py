@@ -49,12 +49,12 @@ def _seen_in(ss, o):
     try: ss = [torch.as_tensor(s).as_subclass(Tensor) for s in ss]
     except Exception: return None       # no tensors
     rows = o.detach().as_subclass(Tensor).cpu()
-    marks = torch.tensor([hash((tuple(s.shape),bytes(s.contiguous().view(-1).numpy()))) for s in ss])
+    marks = torch.tensor([hash((s.shape,bytes(s.contiguous().reshape(-1).view(torch.uint8).numpy()))) for s in ss])
     if all(s.shape==rows.shape[1:] for s in ss): return torch.equal(torch.stack(ss).to(rows.dtype), rows),marks
     if any(s.ndim!=rows.ndim-1 or any(a>b for a,b in zip(s.shape, rows.shape[1:])) for s in ss): return None
-    def at(front): return all(torch.equal(r[tuple(slice(n) if front else slice(m-n, m) for n,m in zip(s.shape, r.shape))],
-                                          s.to(r.dtype)) for s,r in zip(ss, rows))
-    return (True,marks) if at(True) or at(False) else None
+    def part(r, s, front): return r[tuple(slice(n) if front else slice(m-n, m) for n,m in zip(s.shape, r.shape))]
+    there = any(all(torch.equal(part(r, s, f), s.to(r.dtype)) for r,s in zip(rows, ss)) for f in (True,False))
+    return (True,marks) if there else None
 
 def in_order(
     samples,    # That a collate function of one's own got

@@ -105,7 +105,8 @@ def _cells(make, read):
     return cells
 cells_list = _cells(lambda k: X[k].tolist(), lambda o: torch.tensor(o).reshape(1,8,8))
 cells_array = _cells(lambda k: X[k].numpy(), lambda o: torch.tensor(o))
-cells_image = _cells(lambda k: PILImageBW.create(RAW[k,0].numpy()), lambda o: torch.tensor(np.array(o)/255)[None].float())
+cells_image = _cells(lambda k: PILImageBW.create(RAW[k,0].numpy()),
+                     lambda o: torch.tensor(np.array(o)/255)[None].float())
 cells_dict = _cells(lambda k: dict(x=X[k]), lambda o: o['x'])
 
 def _pairs(make):
