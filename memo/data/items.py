@@ -75,7 +75,8 @@ def _solid(o):
     if isinstance(o, (tuple,list)):
         return any(map(_solid, o)) and all(_solid(p) or p is None or _plain(p) or isinstance(p, Tensor) for p in o)
     if isinstance(o, np.ndarray): return o.dtype!=object and o.ndim>0
-    return o.ndim>0 if isinstance(o, Tensor) else hasattr(o, '__array_interface__')
+    if isinstance(o, Tensor): return o.ndim>0
+    return hasattr(o, '__array_interface__') and not isinstance(o, np.generic)       # a PIL image
 
 def _rows(items):
     "Items as their set gives them to its transforms"
