@@ -12,6 +12,7 @@ __all__ = ['sample_positions', 'in_order', 'is_traceable', 'inner_loader', 'Trac
 from fastai.data.load import _FakeLoader,_loaders
 from fastai.vision.all import *
 from ..core import MemoError
+from ..banks.policies import hashed
 from ..data.tensors import TensorDL,worker_error
 
 # %% ../../nbs/training/02_tracing.ipynb #6a9c4563
@@ -205,7 +206,8 @@ def hash_rows(v):
     if v.dtype==torch.bool: v = v.byte()
     if v.dtype.is_complex: v = torch.view_as_real(v).flatten(1)
     if v.is_floating_point(): v = v.view({1:torch.int8, 2:torch.int16, 4:torch.int32, 8:torch.int64}[v.element_size()])
-    return (v.long()*(torch.arange(1, 2*v.shape[1], 2, device=v.device)*0x9E3779B97F4A7C1)).sum(1)
+    # unrelated weights: small whole numbers, such as tokens, have the same sums otherwise
+    return (v.long()*(hashed(torch.tensor(1), torch.arange(v.shape[1]))|1).to(v.device)).sum(1)
 
 # fastai's types make each look at a tensor ten times as slow
 def _bare(o): return o if type(o) is Tensor else o.as_subclass(Tensor)

@@ -122,7 +122,7 @@ class Draw:
         heads = [None,'add','vote'] + (['replay'] if isinstance(self.bank, ClassBank) else [])
         self.head = self.r.choice(heads)
         self.said.append(str(self.head))
-        self.known = self.rows = 0
+        self.known,self.rows,self.tells = 0,0,True
 
     def pick(self, os):
         k = self.r.choice(sorted(os))
@@ -151,6 +151,8 @@ class Draw:
 
     def phase(self, kind):
         w,how = self.world(kind),self.pick(callbacks)
+        if (self.head,how)==('replay','mines'): how = 'none'        # refused in a line
+        self.tells = self.tells and how not in unknown and (kind!='rows' or self.how not in ('rebuilds','both'))
         self.learn_items(w)
         with torch.no_grad(): self.net.out.weight.mul_(0).add_(torch.randn(C, 12)*.1)
         learn = Learner(w.dls, self.net, loss_func=CrossEntropyLossFlat(), opt_func=SGD, path=self.folder,
@@ -175,6 +177,7 @@ class Draw:
         for j,i in enumerate(items.tolist()):
             if valid is not None and not valid[j] or valid is None and j>=len(self.bank): continue
             self.rows += 1
+            if i<0 and self.tells: self.wrong(f'row {j} is nobody\'s')
             if i<0: continue
             if i not in self.item: self.wrong(f'row {j} names an item {i} that there is not')
             k,inputs = self.item[i]
