@@ -139,7 +139,7 @@ def rekey(
             if len(at):
                 with head.off():
                     got = collect(learn, dl.new(get_idxs=_Constant(at.tolist())), memory=True, own=True, name=name)
-    if not bank.views: say_left(stored, ids, None if got is None else got.item)
+    say_left(stored, ids, None if got is None else got.item)
     if got is None: return 0
     n = bank.rekey(got.z, got.item, got.y)
     head.rekeyed()

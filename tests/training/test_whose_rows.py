@@ -151,7 +151,7 @@ class Draw:
 
     def phase(self, kind):
         w,how = self.world(kind),self.pick(callbacks)
-        if (self.head,how)==('replay','mines'): how = 'none'        # refused in a line
+        if self.head=='replay' and (how=='mines' or kind=='tabular'): self.head = None      # refused in a line
         self.tells = self.tells and how not in unknown and (kind!='rows' or self.how not in ('rebuilds','both'))
         self.learn_items(w)
         with torch.no_grad(): self.net.out.weight.mul_(0).add_(torch.randn(C, 12)*.1)
