@@ -314,8 +314,12 @@ class Bank(Described):
         "Replace stored features by newly encoded ones of the same items"
         if self.features is None: return 0
         _,_,labels,stored,_,valid = self.rows()
-        if labels is None or y is not None and y.ndim!=labels.ndim: y = None
-        x,norm,y,_,item,_,_ = self._take(x, y, None, item, None)
+        if labels is None: y = None
+        # of an image with several findings a `ClassBank` has a row for each
+        several = y if y is not None and y.ndim==2 and labels.ndim==1 else None
+        if y is not None and y.ndim!=labels.ndim: y = None
+        x,norm,y,_,item,_,ok = self._take(x, y, None, item, None)
+        if several is not None: y = several.to(self.device) if ok is None else several.to(self.device)[ok]
         if len(x)==0: return 0
         s,order = item.sort()
         pos = torch.searchsorted(s, stored).clamp(max=len(s)-1)
@@ -325,7 +329,9 @@ class Bank(Described):
         row = order[pos[at]]
         if y is not None:
             own,new = labels[at].reshape(len(at), -1),y[row].reshape(len(at), -1)
-            same = ((own==new) | (own<0) | (new<0)).all(1)      # what is not known is no other label
+            # what is not known is no other label
+            if several is None: same = ((own==new) | (own<0) | (new<0)).all(1)
+            else: same = (new.gather(1, own.clamp(min=0))[:,0]>.5) | (own<0).all(1)
             if not bool(same.all()):
                 warnings.warn(f"memory: {int((~same).sum())} of {len(at)} stored rows have another label than their "
                               "item has now: they stay as they are")

@@ -12,6 +12,7 @@ __all__ = ['fashion_vocab', 'longtail_counts', 'longtail_subset', 'shot_threshol
 import gzip,zlib
 from fastai.vision.all import *
 from ..core import Count, MemoError, Natural, Positive, settings
+from .digests import digest
 from .items import *
 from .samplers import loader_for
 from .tensors import *

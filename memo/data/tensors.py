@@ -165,6 +165,7 @@ def plain_dl(
 )->DataLoader: # The same items in their order, none left out, without the transforms for training
     "A loader of the same items in order, without shuffling and without training augmentation"
     dl = dl.__dict__.get('dl', dl)          # inside a DistributedDL
+    if not getattr(dl, 'indexed', True): return dl          # a stream has one order
     ds = dl.dataset
     if isinstance(ds, TensorSet): ds = ds.subset(split_idx=1)
     elif isinstance(ds, Datasets):

@@ -17,6 +17,7 @@ from ..core import MemoError
 from ..data.items import item_ids
 from ..data.tensors import plain_dl
 from .figure import Picture,short_names,_small
+from ..training.collect import is_empty
 from ..training.memory_callback import memory_of
 
 # %% ../../nbs/plots/04_recall.ipynb #e0e86c9b
@@ -25,12 +26,14 @@ _good,_bad = '#1b7837','#b2182b'
 def decoded_inputs(dl):
     "First input of each item of `dl`, in the form before normalisation"
     for b in dl:
-        yield from (o[0] if isinstance(o, tuple) else o for o in dl.decode_batch(b, max_n=find_bs(b), full=False))
+        if not isinstance(dl, TfmdDL): yield from b[0]      # nothing that could be undone
+        else: yield from (o[0] if isinstance(o, tuple) else o for o in dl.decode_batch(b, max_n=find_bs(b),
+                                                                                               full=False))
 
 def training_inputs(dls, ids):
     "Inputs of the training items with these ids, by id; only those are read"
     dl = dls.train
-    if len(ids)==0 or len(dl.dataset)==0: return {}
+    if len(ids)==0 or is_empty(dl): return {}
     known = item_ids(dl).cpu()
     at = torch.isin(known, ids).nonzero().squeeze(1)
     if len(at)==0: return {}
@@ -150,7 +153,7 @@ def show_memories(self:Learner,
     if n<1: raise MemoError(f"n: {n!r}, a number from 1 is accepted")
     if not 0<=ds_idx<len(self.dls.loaders):
         raise MemoError(f"ds_idx: {ds_idx!r}, 0..{len(self.dls.loaders)-1} is accepted")
-    if len(self.dls[ds_idx].dataset)==0:
+    if is_empty(self.dls[ds_idx]):
         raise MemoError(f"data set {ds_idx} is empty: give the learner its data (learn.dls = dls), or use "
                         "learn.explain(items)")
     return recall_picture(self, size, k, memory, ds_idx=ds_idx, n=n)

@@ -13,12 +13,12 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.vision.all import *
 from ..core import MemoError
 from ..data.items import *
-from ..data.items import set_state
+from ..data.items import known_ids,set_state
 from ..data.tensors import TensorSet
 from ..heads.attach import memories
 from ..heads.base import Step,set_step
 from .tracing import *
-from .tracing import _Rows,batch_rows,input_tensors,is_traceable
+from .tracing import _Rows,batch_rows,inner_loader,input_tensors,is_traceable
 
 # %% ../../nbs/training/03_batch_ids.ipynb #398458b6
 def group_ids(dl, group):
@@ -120,14 +120,24 @@ class BatchIds(_Quick):
 
     def _whose(self, dl):
         "Ids of the items of a loader, and of their groups"
+        if (k := inner_loader(dl)) is not None: dl = vars(dl)[k]
         ds = getattr(dl, 'dataset', None)
-        # what other sets hold may be what they have cached
-        now = None if getattr(ds, 'items', None) is None else set_state(ds)
+        now = set_state(ds)
         was = self.known.get(id(ds))
         if was is None or was[1]!=now:
             groups = None if self.by_group is None else self._named(group_ids, dl, self.by_group)
             was = self.known[id(ds)] = ds,now,self._named(item_ids, dl, self.by_item),groups
+            self._say_lost(ds, was[2])
         return was[2:]
+
+    def _say_lost(self, ds, ids):
+        "Warn where stored rows may be these items', and their ids cannot tell"
+        if not self.training or self.by_item is not None or known_ids(ds)[1]!='process': return
+        own = torch.cat([h.bank.items.flatten().cpu() for h in memories(self.model).values()
+                         if getattr(h.bank, 'items', None) is not None] or [ids[:0]])
+        if bool((own>=0).any()) and not bool(torch.isin(own, ids).any()):
+            self._warn(f"a {type(ds).__name__} holds what cannot be looked into (an open file, say), so its items have ids "
+                       "in one process only, and rows stored in another are not known to be theirs; item= names them")
 
     def _named(self, ids, dl, by): return named_ids(self.learn, ids, dl, by)
 
@@ -137,7 +147,7 @@ class BatchIds(_Quick):
         self._drop(passes_running(self.learn))
         self.learn.dl = t = Traced(dl)
         t.over = self._over
-        ok = is_traceable(dl)
+        ok = is_traceable(dl) or inner_loader(dl) is not None
         if not ok and self.training:
             self._warn("the training loader is not fastai's, or makes its batches in a way of its own, so items are "
                        "not known and a query may find itself")
@@ -155,8 +165,8 @@ class BatchIds(_Quick):
         xs = input_tensors(learn.xb)
         at,n = loop.traced.at,batch_rows(learn.xb, xs)
         if at is not None and not loop.traced.whole and learn.training:
-            self._warn(f"the loader's before_batch makes samples anew, so of {int((at<0).sum())} of {len(at)} rows of "
-                       "a batch it is not known whose they are")
+            self._warn("the loader makes samples anew (in before_batch, create_batch or around it), so of "
+                       f"{int((at<0).sum())} of {len(at)} rows of a batch it is not known whose they are")
         loop.declared,loop.last = False,(vars(learn).get('item'),vars(learn).get('group'))
         loop.item,loop.group = self._of(loop.items, at, n, loop.traced.whole),self._of(loop.groups, at, n,
             loop.traced.whole)

@@ -258,7 +258,7 @@ class MemoryCallback(Callback):
         if type(head).fit is MemoryHead.fit:
             raise MemoError(f"{type(head).__name__} has nothing to fit; a memory that votes has: "
                             "MemoryCallback(bank, head='vote')")
-        if len(dls.loaders)<2 or len(dls.valid_ds)==0: raise MemoError("fit needs a validation set")
+        if len(dls.loaders)<2 or is_empty(dls.valid): raise MemoError("fit needs a validation set")
         got = self.collect(dls.valid, memory=True)
         return head.fit(AttrDict({**got, 'logits':got.raw}), **{k:v for k,v in kwargs.items() if v is not None})
 

@@ -423,7 +423,11 @@ def test_two_items_that_change_places():
     items = [(X[i],Y[i]) for i in range(200)]
     was = item_ids(items)
     items[77],items[78] = items[78],items[77]
-    assert not set(item_ids(items).tolist()) & set(was.tolist())
+    assert torch.equal(item_ids(items)[[77,78]], was[[78,77]])
+    pairs = [(i,i%3) for i in range(200)]       # numbers mean something within one set only
+    was = item_ids(pairs)
+    pairs[77],pairs[78] = pairs[78],pairs[77]
+    assert not set(item_ids(pairs).tolist()) & set(was.tolist())
     paths = Datasets([Path(f'{i}.png') for i in range(200)], [noop])
     was = item_ids(paths).clone()
     paths.items[77],paths.items[78] = paths.items[78],paths.items[77]
