@@ -275,15 +275,15 @@ def bank_table(
 # %% ../../nbs/plots/05_banks.ipynb #65a35ec4
 def class_text(bank, vocab=None, n=20):
     "`bank_table` as text"
-    df = bank_table(bank, vocab, n)
+    df = bank_table(bank, vocab, n).drop(columns='items')
     if not len(df): return 'no class was seen'
     names = short_names(vocab, bank.n_classes)
     def label(c): return '' if c<0 else names[c] if names[c]==str(c) else f'{c} {names[c]}'
-    rows = [[label(o[0]), *o[2:6], f'{o[6]:.3f}', label(o[7]), '' if o[8]!=o[8] else f'{o[8]:.3f}']
+    rows = [[label(o[0]), *o[2:5], f'{o[5]:.3f}', label(o[6]), '' if o[7]!=o[7] else f'{o[7]:.3f}']
             for o in df.itertuples(index=False)]
     left = int((bank.counts>0).sum())-n if n is not None else 0
-    return text_table(rows, ['class','seen','stored','items','group','prototype',
-                             'nearest','cosine'])+(f'\n... {left} more: --all' if left>0 else '')
+    return text_table(rows, ['class','seen','stored','group','prototype','nearest',
+                             'cosine'])+(f'\n... {left} more: --all' if left>0 else '')
 
 def bank_summary(
     bank # Any bank
