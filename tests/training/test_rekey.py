@@ -1,4 +1,4 @@
-"Rows that are encoded anew: of the items that they name, and what is said of the others; streams, loaders around loaders"
+"Rows that are encoded anew, and what is said of the others; streams, loaders around loaders"
 import warnings
 from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
