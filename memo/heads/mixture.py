@@ -84,6 +84,8 @@ class MixHead(MemoryHead):
         if not tracing:
             self._note(raw=logits)
             if len(self.bank)==0: return logits
+            self.check_width(z.shape[1])
+            self.check_classes(logits.shape[1])
         else:
             self._traced_raw = logits
             if self.bank.features is None: return logits
@@ -119,6 +121,8 @@ class MixHead(MemoryHead):
         if len(self.bank)==0:
             raise MemoError("the memory is empty: train, or write to the bank, before its vote is fitted")
         logits,z,y = collected['logits'],collected['z'],collected['y']
+        self.check_width(z.shape[1])
+        self.check_classes(logits.shape[1])
         own = {k:collected[k].to(z.device) for k in ('item','group') if collected.get(k) is not None}
         best = None
         for choice,votes_at in self.choices(z, logits.shape[1], **own, **kwargs):
@@ -213,7 +217,7 @@ class VoteHead(MixHead):
         if y is None: raise MemoError("the memory holds no labels, so it has no vote: write with y=, or use head='add'")
         if n_classes is None: n_classes = self.bank.n_classes or (y.shape[1] if y.ndim==2 else int(y.max())+1)
         n = self.bank.class_counts()
-        n = F.pad(n, (0,max(n_classes-len(n), 0)))
+        n = F.pad(n, (0,max(n_classes-len(n), 0)))[:n_classes]
         if y.ndim==1: return class_votes(y, weight, index, n_classes, n if self.balanced else None)
         k = ((index>=0) & (y[index.clamp(min=0),0]>=0)).sum(1, keepdim=True)
         usual = (n+.5)/(y[:,0].ge(0).sum()+1)

@@ -350,6 +350,8 @@ class MemoryCallback(Callback):
         if not single or len(self.pred)!=len(self.y)+len(y):
             raise MemoError("replay: a classifier with one class number an item is needed, and "
                             "the memory in front of it")
+        for m in self._fits[-1].memories:
+            if m.head.adds_rows: m.head.check_classes(self.pred.shape[-1])
         self.learn.yb = (torch.cat([self.y, y.to(self.y.device)]),)
 
     def after_loss(self):
