@@ -185,6 +185,8 @@ def run_stages(learn, prog, ck, cbs):
     else:
         prog.restore(ck)
         at,epoch = ck['stage'],ck['epoch']
+        for cb in L(learn.cbs)+L(cbs):      # what counts epochs counts on
+            if hasattr(type(cb), 'resumed'): cb.resumed(len(prog.rows))
         # what a later stage does not say is as those before it left it
         for s in stages[:at]: enter_stage(learn, s)
         if not epoch:
