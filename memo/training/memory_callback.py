@@ -287,10 +287,10 @@ class MemoryCallback(Callback):
             for m in f.memories: f.columns += self._columns(m)
         self.learn.metrics = self.learn.metrics + f.columns
 
-    def _drop_interrupted(self):
+    def _drop_interrupted(self, begins=True):
         "Forget fits that ended by an error"
         n,now = fits_running(self.learn)
-        dead = [o for o in self._fits if o.is_fit][n-now:]
+        dead = [o for o in self._fits if o.is_fit][n-(begins and now):]
         if dead: del self._fits[self._fits.index(dead[0]):]
 
     def _columns(self, m):
@@ -433,6 +433,7 @@ class MemoryCallback(Callback):
             m.seen = []
 
     def after_fit(self):
+        self._drop_interrupted(False)       # those made inside this one
         if not self._fits: return
         f = self._fits.pop()
         self._drop_columns()

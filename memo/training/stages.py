@@ -14,6 +14,7 @@ from dataclasses import dataclass,field,replace
 from fastai.learner import SkipToEpoch
 from fastai.vision.all import *
 from ..core import *
+from .batch_ids import running_frames
 from .checkpoint import *
 from .checkpoint import _pos_re,_scalar
 from .param_groups import *
@@ -82,28 +83,41 @@ class StageCallback(Callback):
     def __init__(self, prog, i, start=None):
         self.prog,self.i,self.start = prog,i,start
         self.at = 0 if start is None else start['epoch']     # epochs of the stage that are done
-        self.depth,self.now,self.trained,self.pending,self.figures = 0,0,False,False,()
+        self.level,self.now,self.begun,self.trained,self.pending,self.figures = None,0,False,False,False,()
     @property
     def stage(self): return self.prog.stages[self.i]
 
-    def before_fit(self): self.prog.set_momentum(self.stage.momentum)
+    def _own(self):
+        "Is the event one of the stage's own fits, not of a fit or a prediction made inside them?"
+        fs = running_frames(self.learn, Learner._with_events, Learner.__enter__, Learner.__exit__)
+        fs = [f.f_locals.get('event_type', 'predict') for f in fs]
+        fs = [o for o in fs if o in ('fit','predict')]
+        if self.level is None: self.level = len(fs)
+        return len(fs)==self.level and fs[0]=='fit'
+
+    def before_fit(self):
+        self._own()
+        self.prog.set_momentum(self.stage.momentum)
     def before_epoch(self):     # not called for an epoch that is skipped
-        self.depth += 1
-        if self.depth>1: return
-        self.now = self.epoch       # a prediction makes it 0
+        if not self._own(): return
+        self.begun,self.now = True,self.epoch       # a prediction makes it 0
         for cb in self.learn.cbs:
             if isinstance(cb, SkipToEpoch): cb._skip_to = 0     # all is skipped that was to be, and a prediction is not
 
     def before_train(self):
-        if self.depth==1: self.trained,self.t0 = True,time.time()
+        if self._own(): self.trained,self.t0 = True,time.time()
 
     def after_validate(self):
-        if self.trained and self.depth==1: self.figures = list(self.recorder.log[1:])     # before others predict
+        "Note the figures, before others predict; the validation of a prediction is called by no epoch"
+        if not self.trained or not self._own(): return
+        by = running_frames(self.learn, Learner._do_epoch_validate)[0].f_back
+        if by.f_code is Learner._do_epoch.__code__: self.figures = list(self.recorder.log[1:])
 
     def after_epoch(self):
-        if self.depth==0: return self._skipped()
-        self.depth -= 1
-        if self.depth or not self.trained: return
+        if not self._own(): return
+        if not self.begun: return self._skipped()
+        self.begun = False
+        if not self.trained: return
         self.trained,self.start,p = False,None,self.prog
         row = dict(zip(self.recorder.metric_names[1:], map(_scalar, self.figures)))
         p.rows.append(dict(stage=self.stage.name, epoch=self.at, **row, seconds=round(time.time()-self.t0, 2)))
@@ -117,8 +131,9 @@ class StageCallback(Callback):
             else: self.pending = True
 
     def after_fit(self):
+        if not self._own(): return
         if self.pending: self._save()
-        self.pending = False
+        self.begun = self.pending = False
 
     def _save(self): self.prog.save(self.i, self.at, self._recorder(), self._scaler())
 
