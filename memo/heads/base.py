@@ -191,6 +191,25 @@ class MemoryHead(Described):
     def check_labels(self, y):
         "Raise an error if this head cannot use labels of this kind (classes [B] or 0/1 targets [B,C])"
 
+    def check_width(self, dim):
+        "Raise an error if the stored rows are no features of this network, which have width `dim`"
+        if self.bank.dim in (None, dim): return
+        raise MemoError(f"{type(self).__name__}: the memory has rows of width {self.bank.dim}, features here have "
+                        f"{dim}: they are of another network, which needs a memory of its own")
+
+    def check_classes(self, n):
+        "Raise an error if rows are stored of other classes than a model with `n` outputs has"
+        c,y = self.bank.n_classes,self.bank.labels
+        multi = y is not None and y.ndim==2
+        if c==n or c is not None and c<n and not multi or torch.compiler.is_compiling(): return
+        if multi: found = f"targets of {y.shape[1]} classes" if y.shape[1]!=n else None
+        else:       # a bank may have room for more classes than it has rows of
+            beyond = self.bank.class_counts()[n:].nonzero()
+            found = f"rows of class {n+int(beyond[0])}" if len(beyond) else None
+        if found is None: return
+        raise MemoError(f"{type(self).__name__}: the memory holds {found}, this model has {n} outputs: empty it "
+                        "(bank.reset()), or load a model with as many")
+
     def refit(self, collected):
         "Arguments of the `fit` after each epoch: by default everything is chosen anew"
         return self.fit(collected)

@@ -40,6 +40,7 @@ class ReplayHead(MemoryHead):
             raise MemoError(f"replay: features are {tuple(x.shape)}, [B,D] in front of a classifier is accepted; "
                             "choose another place with at=")
         if not again:
+            self.check_width(x.shape[1])
             y = self.bank.missing(len(x), self.most)
             s.drawn[self] = y,self.bank.draw(y)
             self._note(added=y)

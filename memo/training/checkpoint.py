@@ -6,7 +6,8 @@ Docs: https://github.com/fastmemo/memo/training/checkpoint.html.md"""
 
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'plain', 'save_plain', 'load_plain', 'checkpoint_positions', 'last_checkpoint',
-           'rank_states', 'as_lists_plain', 'check_same_experiment', 'Progress', 'lower_is_better']
+           'rank_states', 'as_lists_plain', 'check_same_experiment', 'optimizer_name', 'optimizer_facts',
+           'check_same_optimizer', 'Progress', 'lower_is_better']
 
 # %% ../../nbs/training/11_checkpoint.ipynb #e7af6535
 import io,random,re
@@ -112,6 +113,35 @@ def check_same_experiment(there, here, folder):
                     f"{say(there)} there, {say(here)} here"
                     f"{more}; give it as it was, or start again without resume")
 
+def optimizer_name(opt):
+    "Name of an optimizer: torch's class, or the steps that one of fastai's is made of"
+    if isinstance(opt, OptimWrapper): return f'{type(opt.opt).__module__}.{type(opt.opt).__qualname__}'
+    inner = vars(opt).get('opt')
+    if inner is not None: return f'{type(opt).__name__} of {optimizer_name(inner)}'     # `ranger`
+    steps = [getattr(o, 'func', o) for o in opt.cbs]
+    return f"fastai's {' + '.join(getattr(o, '__name__', type(o).__name__) for o in steps)}"
+
+def optimizer_facts(
+    learn # A learner that has an optimizer
+)->dict: # Plain values by what they are called; the groups hold names of parameters
+    "What must be the same of the optimizer for its saved state to mean the same"
+    names = {id(p):n for n,p in get_model(learn.model).named_parameters()}
+    args = {k:v for k,v in getattr(learn.opt_func, 'keywords', {}).items() if not callable(v)}
+    return as_lists_plain(dict(opt_func=optimizer_name(learn.opt), arguments=args, wd=learn.wd, moms=learn.moms,
+                               groups=[[names.get(id(p)) for p in ps] for ps in learn.opt.param_lists]))
+
+def check_same_optimizer(there, here, folder):
+    "Refuse to go on with another optimizer, or with other groups of the same parameters, naming both"
+    a,b = (o['groups'] for o in (there,here))
+    # of other parameters is another model, which loading it says better
+    other = a!=b and sorted(map(str, sum(a, [])))==sorted(map(str, sum(b, [])))
+    bad = next((k for k in here if k!='groups' and there.get(k)!=here[k]), 'groups' if other else None)
+    if bad is None: return
+    a,b = ([*map(len, o)] for o in (a,b)) if bad=='groups' else (there[bad],here[bad])
+    what = 'parameters in groups of' if bad=='groups' else bad
+    raise MemoError(f"the checkpoint in {folder} is of another optimizer: {what} {a} there, {b} here"
+                    f"{' (others)' if a==b else ''}; give it as it was, or start again without resume")
+
 class Progress:
     "Progress through a list of stages: history, best epoch, checkpoints"
     def __init__(self, learn, stages, checkpoint=None, log=None, experiment=None):
@@ -169,9 +199,10 @@ class Progress:
             opt = None if self.learn.opt is None else self.learn.opt.state_dict()
             where = dict(stage=stage, epoch=epoch, plan=[s.plan() for s in self.stages], rows=self.rows,
                          experiment=as_lists_plain(self.experiment))
+            facts = None if opt is None else optimizer_facts(self.learn)
             best = dict(best=self.best, best_file=self.best_file, wait=self.wait)
-            save_plain(dict(format=_format, **where, **best, model=self.model_state(), opt=opt, rngs=rngs,
-                            recorder=recorder, scaler=scaler), fn)
+            save_plain(dict(format=_format, **where, **best, model=self.model_state(), opt=opt, optimizer=facts,
+                            rngs=rngs, recorder=recorder, scaler=scaler), fn)
             self.files = [(f,b) for f,b in self.files if f!=fn][-1:] + [(fn,self.best_file)]
             keep = {f.name for f,_ in self.files} | {b for _,b in self.files}
             for p in self.folder.glob('*.pt'):
@@ -198,10 +229,11 @@ class Progress:
 
     def load(self, ck):
         "Load model and optimizer from a checkpoint"
-        self.load_model(ck['model'])
         if ck['opt'] is not None:
             if self.learn.opt is None: self.learn.create_opt()
-            self.learn.opt.load_state_dict(_for_opt(ck['opt'], self.learn.opt))
+            if ck.get('optimizer'): check_same_optimizer(ck['optimizer'], optimizer_facts(self.learn), self.folder)
+        self.load_model(ck['model'])
+        if ck['opt'] is not None: self.learn.opt.load_state_dict(_for_opt(ck['opt'], self.learn.opt))
 
     def set_rng(self, ck):
         i = rank_distrib()
@@ -209,6 +241,9 @@ class Progress:
             raise MemoError(f"the checkpoint in {self.folder} is of {len(ck['rngs'])} processes, found {num_distrib()}")
         set_rng_state(ck['rngs'][i], self.dls)
 
-def _for_opt(sd, opt): return sd if isinstance(opt, OptimWrapper) else {**sd, 'hypers':L(sd['hypers'])}
+def _for_opt(sd, opt):
+    if isinstance(opt, OptimWrapper): return sd     # torch's move their state to the parameters themselves
+    sd = to_device(sd, first(p.device for ps in opt.param_lists for p in ps))
+    return {**sd, 'hypers':L(sd['hypers'])}
 
 def lower_is_better(name): return any(o in name for o in ('loss','error','ece','nll','perplexity'))

@@ -289,10 +289,10 @@ class MemoryCallback(Callback):
             for m in f.memories: f.columns += self._columns(m)
         self.learn.metrics = self.learn.metrics + f.columns
 
-    def _drop_interrupted(self):
+    def _drop_interrupted(self, begins=True):
         "Forget fits that ended by an error"
         n,now = fits_running(self.learn)
-        dead = [o for o in self._fits if o.is_fit][n-now:]
+        dead = [o for o in self._fits if o.is_fit][n-(begins and now):]
         if dead: del self._fits[self._fits.index(dead[0]):]
 
     def _columns(self, m):
@@ -352,6 +352,8 @@ class MemoryCallback(Callback):
         if not single or len(self.pred)!=len(self.y)+len(y):
             raise MemoError("replay: a classifier with one class number an item is needed, and "
                             "the memory in front of it")
+        for m in self._fits[-1].memories:
+            if m.head.adds_rows: m.head.check_classes(self.pred.shape[-1])
         self.learn.yb = (torch.cat([self.y, y.to(self.y.device)]),)
 
     def after_loss(self):
@@ -434,6 +436,7 @@ class MemoryCallback(Callback):
             m.seen = []
 
     def after_fit(self):
+        self._drop_interrupted(False)       # those made inside this one
         if not self._fits: return
         f = self._fits.pop()
         self._drop_columns()

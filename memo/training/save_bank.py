@@ -31,6 +31,7 @@ class SaveBank(Callback):
         self._init_state()
         self.n = 0
     def _init_state(self): self.savers = []
+    def resumed(self, epochs): self.n += epochs     # those before the process that a recipe goes on from
 
     def before_fit(self):
         real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds') and not rank_distrib()
