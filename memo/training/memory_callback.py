@@ -19,6 +19,7 @@ from .batch_ids import *
 from .batch_ids import _leave_batches
 from .collect import *
 from .columns import Column
+from .epoch_figures import *
 from .loss_rows import *
 from .make_head import *
 from ..core import Fraction,MemoError,check_choice
@@ -35,12 +36,12 @@ _taken = set(
 class _Memory:
     "What a fit keeps of one memory"
     def __init__(self, name, head):
-        self.name,self.head,self.kept,self.seen,self.was,self.losses,self.told = name,head,[],[],0,[],False
+        self.name,self.head,self.kept,self.was,self.losses,self.told = name,head,[],0,[],False
 
 class _Fit:
     "What one fit keeps, and gives up at its end"
-    stepped = real = writing = trained = is_fit = False
-    names = None
+    stepped = real = writing = trained = is_fit = untold = False
+    names = figures = None
     def __init__(self, memories): self.memories = memories
 
 def _in_added_cbs():
@@ -240,7 +241,15 @@ class MemoryCallback(Callback):
             for h in self.heads.values(): s.enter_context(h.off())
             yield self
 
-    def collect(self, dl, memory=False, own=False):
+    @contextmanager
+    def own_rows(self):
+        "A context in which predictions of stored items find the items' own rows too, and those of their groups"
+        b = self.learn.batch_ids
+        was,b.own_rows = b.own_rows,True
+        try: yield self
+        finally: b.own_rows = was
+
+    def collect(self, dl, memory=False, own=None):
         "Run a loader and return outputs and features at the memory's place (`memo.training.collect`)"
         return collect(self.learn, dl, memory, own, self.name)
 
@@ -254,7 +263,7 @@ class MemoryCallback(Callback):
     ) -> dict:      # What it chose
         "Fit the head on the validation set: weight, temperature and the like"
         head,dls = self.head,self.learn.dls
-        if type(head).fit is MemoryHead.fit:
+        if not is_fitted(head):
             raise MemoError(f"{type(head).__name__} has nothing to fit; a memory that votes has: "
                             "MemoryCallback(bank, head='vote')")
         if len(dls.loaders)<2 or len(dls.valid_ds)==0: raise MemoError("fit needs a validation set")
@@ -303,7 +312,8 @@ class MemoryCallback(Callback):
         if not isinstance(own, dict): own = {k:getattr(m.head, k) for k in own}
         if len(own)>2:
             raise MemoError(f"{type(m.head).__name__}: {len(own)} columns ({', '.join(own)}); two at most are accepted")
-        return res + L(Column(self, name(k), of_batch=partial(self._of_batch, m.head, f)) for k,f in own.items())
+        return res + L(Column(self, name(k), of_batch=partial(self._of_batch, m.head, f), head=m.head)
+                       for k,f in own.items())
 
     def _of_batch(self, head, f, learn):
         step = learn.batch_ids.step
@@ -322,8 +332,11 @@ class MemoryCallback(Callback):
             'gather_preds')
 
     def before_validate(self):
-        if self._fitting:
-            for m in self._fits[-1].memories: m.seen = []
+        if not self._fits: return
+        f,cbs = self._fits[-1],[o for o in self.learn.cbs.sorted('order') if isinstance(o, MemoryCallback)]
+        # one callback does it for all
+        figures = EpochFigures(self.learn, [h for o in cbs for h in o.heads.values()]) if self._fitting else None
+        f.figures = figures if figures is not None and figures.heads and cbs[0] is self else None
 
     def before_batch(self):
         if not (self.training and self._fits): return
@@ -366,12 +379,7 @@ class MemoryCallback(Callback):
             if f.columns and self.learn.recorder.train_metrics:
                 for c in f.columns: c.look(self.learn)
             return self._own_loss(f) if self.loss_weight and f.real else None
-        step = self.learn.batch_ids.step
-        if not self._fitting or step is None or (labels := plain_labels(step.yb)) is None: return
-        for m in f.memories:
-            if type(m.head).fit is MemoryHead.fit or (s := self._seen(m)) is None or s.z is None: continue
-            out = ifnone(s.raw, self.pred)
-            if torch.is_tensor(out): m.seen.append((out.detach().as_subclass(Tensor), s.z.detach(), labels))
+        if f.figures is not None and (step := self.learn.batch_ids.step) is not None: f.figures.look(step)
 
     def _own_loss(self, f):
         w = self.loss_weight
@@ -423,12 +431,12 @@ class MemoryCallback(Callback):
             m.head.bank.write(*to_detach(tuple(got), cpu=False, gather=True))
 
     def after_validate(self):
-        if not self._fitting: return
-        for m in self._fits[-1].memories:
-            if m.seen and all(y is not None for _,_,y in m.seen):
-                logits,z,y = to_detach(tuple(map(torch.cat, zip(*m.seen))), cpu=False, gather=True)
-                if len(m.head.bank): m.head.refit(AttrDict(logits=logits, z=z, y=y, item=None, group=None))
-            m.seen = []
+        if not self._fits: return
+        f = self._fits[-1]
+        why = f.figures.fit() if f.figures is not None else None
+        if why and not f.untold:
+            warn(f"memory: {why} in validation, so nothing is fitted while it trains: learn.memory.fit() does that after")
+        f.untold,f.figures,f.trained = f.untold or bool(why),None,False    # no further pass is the epoch's validation
 
     def after_fit(self):
         if not self._fits: return
