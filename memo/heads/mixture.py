@@ -189,20 +189,26 @@ class VoteHead(MixHead):
         f,_,y,_,_,valid = self.bank.rows()
         if y is None: raise MemoError("whitening needs labelled rows, the memory has none")
         if valid is not None: f,y = f[valid],y[valid]
-        f = f.float()
+        f = self.as_stored(f)
         self.centre,self.whitener = f.mean(0),within_whitener(f, y)
+
+    def as_stored(self, x):
+        "Features as the bank stores them, for statistics of its rows: of unit length, or as they are"
+        return F.normalize(x.float(), dim=-1) if self.bank.unit else x.float()
 
     def _whitened(self):
         "The bank's rows whitened, with unit length; worked out again when rows or whitener have changed"
-        if torch.compiler.is_compiling(): return self.white(self.bank.rows()[0])
+        if torch.compiler.is_compiling(): return self.white(self.bank.rows()[0][:])
         if self.whitener is None: self.fit_whitener()
         rows,w = self.bank.rows()[0],self.whitener
         key = tuple(k for o in (self.bank.features,w) for k in (o.data_ptr(),o._version))
-        if self._white is None or self._white[0]!=(len(rows),*key):
-            self._white = (len(rows),*key),torch.cat([self.white(rows[i:i+8192]) for i in range(0, len(rows), 8192)])
-        return self._white[1]
+        known = self._white     # another thread may set it meanwhile
+        if known is None or known[0]!=(len(rows),*key):
+            white = torch.cat([self.white(rows[i:i+8192]) for i in range(0, len(rows), 8192)])
+            self._white = known = (len(rows),*key),white
+        return known[1]
 
-    def white(self, x): return F.normalize((x.float()-self.centre)@self.whitener)
+    def white(self, x): return F.normalize((self.as_stored(x)-self.centre)@self.whitener)
 
     def recall(self, z, item=None, group=None, temperature=None):
         t = self.temperature if temperature is None else temperature
