@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from copy import deepcopy
 from fastai.vision.all import *
 from .baselines import *
+from ..heads.base import MemoryHead,Step,in_step
 from ..training.collect import collect
 from ..core import *
 from ..data.tensors import *
@@ -46,10 +47,14 @@ def build_head(section, bank):
     return make(section, bank=bank)
 
 @torch.no_grad()
-def mixture(head, o, z):
-    "Mix outputs `o` with the head's answer to features `z`, in chunks"
-    head,dev = head.eval(),head.bank.device
-    return torch.cat([head.mixed(a.to(dev), b.to(dev)).cpu() for a,b in zip(o.split(1024), z.split(1024))])
+def mixture(head, o, z, item=None, group=None):
+    "Mix outputs `o` with the head's answer to features `z`, in chunks; rows of `item` and `group` [N] are not read"
+    head,dev,res = head.eval(),head.bank.device,[]
+    if item is None: return torch.cat([head.mixed(a.to(dev), b.to(dev)).cpu() for a,b in zip(o.split(1024), z.split(1024))])
+    for i in torch.arange(len(z)).split(1024):
+        step = Step(item[i].to(dev), None if group is None else group[i].to(dev), hide=True, open=False)
+        with in_step([head], step): res.append(MemoryHead.mixed(head, o[i].to(dev), z[i].to(dev)).cpu())
+    return torch.cat(res)
 
 def _cpu(o): return AttrDict({k:v.cpu() if torch.is_tensor(v) else v for k,v in o.items()})
 
@@ -104,7 +109,8 @@ class Answers:
         for name in row.memory:
             if name in self.used: continue
             head = self.head(row.method, name)
-            o,more[name] = mixture(head, o, _cpu(self.collected('test', name)).z),head.chosen()
+            c = _cpu(self.collected('test', name))
+            o,more[name] = mixture(head, o, c.z, c.own_item, c.own_group),head.chosen()
         return o,{**chosen, **(first(more.values()) if len(more)==1 else more)}
 
 # %% ../../nbs/evaluation/05_evaluate.ipynb #a7d31cbb

@@ -115,7 +115,7 @@ class MixHead(MemoryHead):
     @torch.no_grad()
     def fit(self,
         # Outputs `logits` [V,C], features `z` [V,D], labels `y` of validation data, as `collect` gives them; with
-        # `item`, `group` [V] or None
+        # `own_item`, `own_group` [V] or None, whose rows are not read
         collected,
         # What there is to choose from: `k`, `whiten` of a `VoteHead`; by default what the head was made with
         **kwargs
@@ -124,7 +124,7 @@ class MixHead(MemoryHead):
         if len(self.bank)==0:
             raise MemoError("the memory is empty: train, or write to the bank, before its vote is fitted")
         logits,z,y = collected['logits'],collected['z'],collected['y']
-        own = {k:collected[k].to(z.device) for k in ('item','group') if collected.get(k) is not None}
+        own = {k:o.to(z.device) for k in ('item','group') if (o := collected.get(f'own_{k}')) is not None}
         best = None
         for choice,votes_at in self.choices(z, logits.shape[1], **own, **kwargs):
             got = search_mixture(logits.float(), votes_at, y, self._log_t)

@@ -81,7 +81,7 @@ class EpochFigures:
         hide = any(s.hide for s in steps)
         item,group = (whole([getattr(s, k) for s in steps]) if hide else None for k in ('item','hidden'))
         return AttrDict(logits=whole(outs), z=whole([b.z[h] for b in self.batches]),
-                        y=whole([b.y for b in self.batches]), item=item, group=group)
+                        y=whole([b.y for b in self.batches]), own_item=item, own_group=group)
 
     def answer(self, h, out, b):
         "What head `h` answers to outputs of a batch"

@@ -307,7 +307,8 @@ class MemoryCallback(Callback):
         res = L(Column(self, name('fill'), lambda: len(bank)/bank.capacity_rows),
                 Column(self, name('turnover'), lambda: int(bank.replaced-m.was)/bank.capacity_rows))
         if self.loss_weight:
-            res.append(Column(self, name('loss'), lambda: sum(m.losses)/len(m.losses) if m.losses else None))
+            res.append(Column(self, name('loss'), lambda: sum(m.losses)/len(m.losses) if m.losses else None,
+                              lower_is_better=True))
         own = m.head.columns() or {}
         if not isinstance(own, dict): own = {k:getattr(m.head, k) for k in own}
         if len(own)>2:

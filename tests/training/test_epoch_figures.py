@@ -182,5 +182,5 @@ def test_a_validation_set_of_stored_items_is_fitted_without_their_own_rows():
     assert {k:v for k,v in learn.memory.fit().items() if k in got}==pytest.approx(got, rel=1e-4)
     c = learn.memory.collect(learn.dls.valid, memory=True)
     assert c.own_item is not None
-    learn.memory.head.fit({**c, 'logits':c.raw, 'item':None, 'own_item':None})      # each finds itself
+    learn.memory.head.fit({**c, 'logits':c.raw, 'own_item':None})      # each finds itself
     assert learn.memory.head.chosen()!=pytest.approx(got, rel=1e-4)
