@@ -13,7 +13,7 @@ import functools,hashlib,numbers,operator,random,torch,types
 import numpy as np,pandas as pd
 from pathlib import Path
 from torch import Tensor
-from ..core import MemoError
+from ..core import MemoError,undisturbed
 from ..banks.policies import hashed
 
 # %% ../../nbs/data/01_items.ipynb #0d3e3131
@@ -131,10 +131,9 @@ def input_getters(ds):
 
 def plain_inputs(ds, items):
     "The inputs of a fastai set's items, as far as they are plain values; else the items"
-    from fastai.torch_core import no_random
     fs = input_getters(ds)
     if len(items)==0 or None in fs: return items
-    with no_random():       # on one item, as this may open an image, or draw something
+    with undisturbed():       # on one item, as this may open an image, or draw something
         try:
             if not all(_plain(f(next(_rows(items)))) for f in fs): return items
             got = [[f(o) for o in _rows(items)] for f in fs]
@@ -180,8 +179,7 @@ def named_by(
         if not hasattr(items, 'columns') or by not in items.columns:
             raise MemoError(f"{by!r}: the items are no data frame with that column; a function of an item is accepted")
         return column_ids(items[by].tolist())
-    from fastai.torch_core import no_random
-    with no_random():       # images may be opened and augmented for it
+    with undisturbed():       # images may be opened and augmented for it
         if items is None: items = [ds[i][0] for i in range(len(ds))]
         return column_ids([by(o) for o in _rows(items)])
 

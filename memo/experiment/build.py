@@ -148,7 +148,7 @@ def feature_dls(net, dls, name, short):
     "Loaders of the features that `net` gives for the images of `dls`"
     where = tempfile.TemporaryDirectory() if short else contextlib.nullcontext(settings().cache/'features')
     name = name.replace('/', '_')
-    with where as root, no_random(): return features_dls(net, two_batches(dls) if short else dls, root, name)
+    with where as root, undisturbed(): return features_dls(net, two_batches(dls) if short else dls, root, name)
 
 def _label(cfg): return cfg.model.get('arch', cfg.model.name)
 

@@ -59,7 +59,7 @@ class Step:
 
 class _Thread(threading.local):
     def __init__(self): self.calls,self.steps,self.off = [],WeakKeyDictionary(),WeakKeyDictionary()
-_thread = _Thread()
+_thread,_counting = _Thread(),threading.Lock()
 
 def set_step(heads, step):
     "Make `step` (None: no step) the current batch of these heads in this thread; returns the previous steps"
@@ -212,9 +212,13 @@ class MemoryHead(Described):
     @contextmanager
     def off(self):
         "A context in which the model runs without this memory"
-        _thread.off[self],self._offs = _thread.off.get(self, 0)+1,self._offs+1
+        self._switch(1)
         try: yield self
-        finally: _thread.off[self],self._offs = _thread.off[self]-1,self._offs-1
+        finally: self._switch(-1)
+
+    def _switch(self, by):
+        _thread.off[self] = _thread.off.get(self, 0)+by
+        with _counting: self._offs += by        # of all threads
 
     def end_trace(self):
         "Clean up after a compiled forward pass, keeping what the current batch needs of it"

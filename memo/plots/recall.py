@@ -9,14 +9,14 @@ __all__ = ['decoded_inputs', 'training_inputs', 'as_pixels', 'draw_input', 'draw
            'draw_query', 'draw_row', 'draw_memories', 'recall_picture', 'as_items']
 
 # %% ../../nbs/plots/04_recall.ipynb #a70b8e59
-import matplotlib,textwrap
+import textwrap
 from fastai.vision.all import *
 from matplotlib.figure import Figure
 from PIL import Image
-from ..core import MemoError
+from ..core import MemoError,undisturbed
 from ..data.items import item_ids
 from ..data.tensors import plain_dl
-from .figure import Picture,short_names,_small
+from .figure import Picture,short_names,drawing
 from ..training.memory_callback import memory_of
 
 # %% ../../nbs/plots/04_recall.ipynb #e0e86c9b
@@ -109,7 +109,7 @@ def draw_row(ax, item, label, sim, weight, inputs, y, names):
     _frame(ax, color)
 
 # %% ../../nbs/plots/04_recall.ipynb #95da2efa
-@matplotlib.rc_context(_small)
+@drawing()
 def draw_memories(learn, r, size, bank):
     "A row for each query: itself, then what it recalled"
     n,k = r.weight.shape
@@ -134,7 +134,7 @@ def recall_picture(learn, size, k, memory, **kwargs):
     if len(bank)==0:
         raise MemoError("the memory is empty: train, or load a trained model, before asking what it recalls")
     if k is not None and k<1: raise MemoError(f"k: {k!r}, a number from 1 is accepted")
-    with no_random():
+    with undisturbed():
         return draw_memories(learn, learn.recall(k=6 if k is None else k, memory=memory, **kwargs), size, bank)
 
 # %% ../../nbs/plots/04_recall.ipynb #8970ce96

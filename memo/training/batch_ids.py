@@ -9,6 +9,7 @@ __all__ = ['group_ids', 'named_ids', 'rows_to_hide', 'running_frames', 'passes_r
            'BatchReady', 'BatchIds']
 
 # %% ../../nbs/training/03_batch_ids.ipynb #de2d84fe
+import threading
 from fastai.callback.core import _events
 from fastai.callback.fp16 import MixedPrecision
 from fastai.vision.all import *
@@ -50,7 +51,8 @@ def rows_to_hide(
 )->tuple:           # Whether items are hidden from themselves, and the groups to hide from each [N], -1 for none
     "Whose rows a prediction must not read: its own, as in training, where an item is stored or trained on"
     b = vars(learn).get('batch_ids')
-    known = [] if b is not None and b.own_rows else [i.cpu() for h in heads if len(h.bank) and (i := h.bank.rows()[3]) is not None]
+    if b is not None and threading.get_ident() in b.own_rows: return False,None
+    known = [i.cpu() for h in heads if len(h.bank) and (i := h.bank.rows()[3]) is not None]
     if not known: return False,None
     if groups is not None and is_traceable(train := learn.dls.train) and len(train.dataset):
         known.append(item_ids(train, None if b is None else b.by_item).cpu())
@@ -116,8 +118,8 @@ class BatchIds(_Quick):
         group=None  # What names its group (patient): the same
     ):
         self.by_item,self.by_group,self.loops,self.warned,self.known = item,group,[],False,{}
-        self.own_rows = False       # may stored items find their own rows in predictions?
-    def _init_state(self): self.loops,self.warned,self.known,self.own_rows = [],False,{},False
+        self.own_rows = set()       # threads in whose predictions stored items find their own rows
+    def _init_state(self): self.loops,self.warned,self.known,self.own_rows = [],False,{},set()
 
     @property
     def step(self):

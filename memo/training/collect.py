@@ -14,7 +14,7 @@ from ..heads.attach import find_head,memories
 from .batch_ids import *
 from .tracing import *
 from .batch_ids import named_ids
-from ..core import MemoError,check_choice
+from ..core import MemoError,check_choice,one_thread,undisturbed
 from ..data.tensors import plain_dl
 from ..heads.base import *
 from ..data.items import *
@@ -22,12 +22,12 @@ from ..data.items import *
 # %% ../../nbs/training/04_collect.ipynb #168301b7
 @contextmanager
 def evaluating(learn):
-    "The model in evaluation mode; no gradient, no event, no random number of the run is touched"
-    model = get_model(learn.model)
-    modes = {m:m.training for m in model.modules()}
-    rngs = [(dl,dl.rng,dl.rng.getstate()) for dl in learn.dls.loaders if hasattr(dl, 'rng')]
-    with torch.no_grad(), no_random():
-        try: yield model.eval()
+    "The model in evaluation mode; no gradient, no event, no random number of the run is touched; a thread at a time"
+    with undisturbed(), torch.no_grad():
+        model = get_model(learn.model)
+        modes = {m:o for m in model.modules() if (o := m.training)}     # one that is evaluated already is left alone
+        rngs = [(dl,dl.rng,dl.rng.getstate()) for dl in learn.dls.loaders if hasattr(dl, 'rng')]
+        try: yield model.eval() if modes else model
         finally:
             for m,o in modes.items(): m.training = o
             for dl,o,state in rngs:

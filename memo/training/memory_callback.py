@@ -8,7 +8,7 @@ Docs: https://github.com/fastmemo/memo/training/memory_callback.html.md"""
 __all__ = ['MemoryCallback', 'memory_of']
 
 # %% ../../nbs/training/08_memory_callback.ipynb #cd7da5f3
-import inspect
+import inspect,threading
 from contextlib import ExitStack,contextmanager
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
@@ -22,7 +22,7 @@ from .columns import Column
 from .epoch_figures import *
 from .loss_rows import *
 from .make_head import *
-from ..core import Fraction,MemoError,check_choice
+from ..core import Fraction,MemoError,check_choice,one_thread
 from ..heads.base import *
 from ..registry import register
 
@@ -244,10 +244,12 @@ class MemoryCallback(Callback):
     @contextmanager
     def own_rows(self):
         "A context in which predictions of stored items find the items' own rows too, and those of their groups"
-        b = self.learn.batch_ids
-        was,b.own_rows = b.own_rows,True
+        b,me = self.learn.batch_ids,threading.get_ident()
+        was = me in b.own_rows
+        b.own_rows.add(me)
         try: yield self
-        finally: b.own_rows = was
+        finally:
+            if not was: b.own_rows.discard(me)
 
     def collect(self, dl, memory=False, own=None):
         "Run a loader and return outputs and features at the memory's place (`memo.training.collect`)"
@@ -481,4 +483,4 @@ def recall(self:Learner,
     memory:str=None, # Name of the memory; None: the only one
 ):                  # `x`, `probs [n,C]`, `y`, `item [n]`; `weight`, `similarity`, `row_label`, `row_item [n,k]`
     "Recalled rows and model outputs for some items"
-    return recalled(self, items, ds_idx, n, k, memory_of(self, memory).name)
+    with one_thread: return recalled(self, items, ds_idx, n, k, memory_of(self, memory).name)
