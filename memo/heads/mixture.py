@@ -9,7 +9,7 @@ __all__ = ['log_probs', 'log_mixture', 'class_nll', 'class_mean', 'mixture_nll',
            'VoteHead', 'PrototypeHead', 'LDAHead']
 
 # %% ../../nbs/heads/04_mixture.ipynb #092a2f0b
-import torch
+import torch,warnings
 from fastcore.basics import listify
 from functools import partial
 from torch import Tensor
@@ -84,16 +84,28 @@ class MixHead(MemoryHead):
     def multilabel(self): return self.bank.labels is not None and self.bank.labels.ndim==2
 
     def answer(self, logits):
-        "The batch's outputs mixed with the memory's probabilities; unchanged in training mode"
+        "The batch's outputs mixed with the memory's probabilities; unchanged in training"
         z,tracing = self.z,torch.compiler.is_compiling()
-        if self.learning or z is None: return logits
+        if z is None or self.learning and not (not tracing and self.asked()): return logits
         if not tracing:
+            self._note(raw=logits)
             if len(self.bank)==0: return logits
         else:
             self._traced_raw = logits
             if self.bank.features is None: return logits
         got = self.mixed(logits, z, *self.own(z.shape[0]))
         return torch.where(self.bank.count>0, got, logits) if tracing else got
+
+    _told = False
+    def asked(self):
+        "In training mode: is it a prediction all the same, as with dropout switched on, without gradient?"
+        if self.step is not None or len(self.bank)==0: return False
+        if not torch.is_grad_enabled(): return True
+        if not self._told:
+            warnings.warn("memory: a model in training mode answers without the vote, as it is trained; in model.eval(), "
+                          "or in torch.no_grad(), it votes")
+        self._told = True
+        return False
 
     def mixed(self,
         logits:Tensor,      # The network's outputs [B,C]
@@ -106,7 +118,10 @@ class MixHead(MemoryHead):
 
     def check_labels(self, y): self.bank.check_single(y)
 
-    def refit(self, collected): return self.fit(collected) if same_labels(self.bank, collected.y) else {}
+    def can_refit(self, collected):
+        "Are there outputs that are numbers, and labels of the bank's kind?"
+        return same_labels(self.bank, collected.y) and not bool(collected.logits.isnan().any(1).all())
+    def refit(self, collected): return self.fit(collected) if self.can_refit(collected) else {}
 
     def chosen(self):
         "Values chosen by `fit`"
@@ -125,6 +140,10 @@ class MixHead(MemoryHead):
             raise MemoError("the memory is empty: train, or write to the bank, before its vote is fitted")
         logits,z,y = collected['logits'],collected['z'],collected['y']
         own = {k:o.to(z.device) for k in ('item','group') if (o := collected.get(f'own_{k}')) is not None}
+        known = ~logits.isnan().any(1)
+        if not bool(known.all()):
+            if not bool(known.any()): raise MemoError(f"fit: the outputs of all {len(known)} validation rows hold NaN")
+            logits,z,y,own = logits[known],z[known],y[known],{k:o[known] for k,o in own.items()}
         best = None
         for choice,votes_at in self.choices(z, logits.shape[1], **own, **kwargs):
             got = search_mixture(logits.float(), votes_at, y, self._log_t)
@@ -265,7 +284,7 @@ class VoteHead(MixHead):
         return res
 
     def refit(self, collected):
-        return self.fit(collected, k=self.k, whiten=self.whiten) if same_labels(self.bank, collected.y) else {}
+        return self.fit(collected, k=self.k, whiten=self.whiten) if self.can_refit(collected) else {}
     def columns(self): return dict(hit=self.hits)
     def hits(self, seen, y): return nearest_hits(self.bank, seen.read, y)
 
