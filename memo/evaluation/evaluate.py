@@ -50,10 +50,11 @@ def build_head(section, bank):
 def mixture(head, o, z, item=None, group=None):
     "Mix outputs `o` with the head's answer to features `z`, in chunks; rows of `item` and `group` [N] are not read"
     head,dev,res = head.eval(),head.bank.device,[]
-    if item is None: return torch.cat([head.mixed(a.to(dev), b.to(dev)).cpu() for a,b in zip(o.split(1024), z.split(1024))])
     for i in torch.arange(len(z)).split(1024):
-        step = Step(item[i].to(dev), None if group is None else group[i].to(dev), hide=True, open=False)
-        with in_step([head], step): res.append(MemoryHead.mixed(head, o[i].to(dev), z[i].to(dev)).cpu())
+        a,b,own,its = (None if v is None else v[i].to(dev) for v in (o, z, item, group))
+        if own is None: res.append(head.mixed(a, b).cpu())
+        else:
+            with in_step([head], Step(own, its, hide=True, open=False)): res.append(MemoryHead.mixed(head, a, b).cpu())
     return torch.cat(res)
 
 def _cpu(o): return AttrDict({k:v.cpu() if torch.is_tensor(v) else v for k,v in o.items()})

@@ -27,10 +27,11 @@ _good,_bad = '#1b7837','#b2182b'
 def decoded_inputs(dl):
     "First input of each item of `dl`, in the form before normalisation; texts and rows of tables as text"
     if hasattr(dl.dataset, 'decode_row'): return (yield from map(row_text, decoded_rows(dl)))
+    def decoded(b, full):
+        return [o[0] if isinstance(o, tuple) else o for o in dl.decode_batch(b, max_n=find_bs(b), full=full)]
     for b in dl:
-        def decoded(full): return [o[0] if isinstance(o, tuple) else o for o in dl.decode_batch(b, max_n=find_bs(b), full=full)]
-        xs = decoded(False)
-        if torch.is_tensor(xs[0]) and xs[0].ndim==1 and not xs[0].is_floating_point(): xs = decoded(True)   # tokens
+        xs = decoded(b, False)
+        if torch.is_tensor(xs[0]) and xs[0].ndim==1 and not xs[0].is_floating_point(): xs = decoded(b, True)    # tokens
         yield from (' '.join(w for w in o.split() if w!=PAD) if isinstance(o, str) else o for o in xs)
 
 def decoded_rows(dl):
@@ -116,9 +117,9 @@ def draw_query(ax, x, p, y, names, multi):
     draw_input(ax, x)
     right = None if y is None else bool(((p>.5)==(y>.5)).all() if multi else p.argmax()==y)
     true = '' if y is None else f'\ntrue: {label_text(y, names)}'
-    # a class for each pixel, or targets that are no classes
-    said = ' x '.join(map(str, p.shape)) if p.ndim!=1 else answer_text(p, names, multi) if names is not None else \
-        ', '.join(map(_number, p.tolist()[:3]))
+    if p.ndim!=1: said = ' x '.join(map(str, p.shape))          # a class for each pixel, say
+    elif names is None: said = ', '.join(map(_number, p.tolist()[:3]))
+    else: said = answer_text(p, names, multi)
     ax.set_title(textwrap.fill('pred: '+said, 26)+true, color='k' if right is None else _good if right else _bad)
     _frame(ax, 'k', 1)
 

@@ -14,7 +14,7 @@ from ..heads.attach import find_head,memories
 from .batch_ids import *
 from .tracing import *
 from .batch_ids import named_ids
-from ..core import MemoError,check_choice,one_thread,undisturbed
+from ..core import MemoError,check_choice,undisturbed
 from ..data.tensors import plain_dl
 from ..heads.base import *
 from ..data.items import *

@@ -70,7 +70,8 @@ class EpochFigures:
         learn,b = self.learn,self.batches[-1]
         outs = [o for o in (out if isinstance(out, (tuple,list)) else [out]) if torch.is_tensor(o)]
         if not (outs and torch.is_tensor(pred)): return "what the model gives is no tensor"
-        if not any(pred is o or pred.shape==o.shape and torch.equal(pred.float(), o.float()) for o in outs) or learn.pred is not pred or learn.yb is not b.yb: return "a callback changes outputs or targets"
+        its = any(pred is o or pred.shape==o.shape and torch.equal(pred.float(), o.float()) for o in outs)
+        if not its or learn.pred is not pred or learn.yb is not b.yb: return "a callback changes outputs or targets"
         now = learn.loss_func(pred, *b.yb)
         if learn.loss is not loss or not torch.allclose(now.float(), loss.float(), 1e-2, 1e-4, equal_nan=True):
             return "a callback changes the loss"

@@ -438,7 +438,8 @@ class MemoryCallback(Callback):
         f = self._fits[-1]
         why = f.figures.fit() if f.figures is not None else None
         if why and not f.untold:
-            warn(f"memory: {why} in validation, so nothing is fitted while it trains: learn.memory.fit() does that after")
+            warn(f"memory: {why} in validation, so nothing is fitted while it trains: learn.memory.fit() does that "
+                 "afterwards")
         f.untold,f.figures,f.trained = f.untold or bool(why),None,False    # no further pass is the epoch's validation
 
     def after_fit(self):

@@ -37,7 +37,8 @@ def path_of(o):
 
 def counted_by(metric):
     "The function behind a metric, `partial`s and bound methods undone; None where it has none"
-    f = metric.of_batch.args[-1] if isinstance(metric, Column) and metric.of_batch is not None else getattr(metric, 'func', None)
+    column = isinstance(metric, Column) and metric.of_batch is not None
+    f = metric.of_batch.args[-1] if column else getattr(metric, 'func', None)
     while isinstance(f, partial): f = f.func
     return getattr(f, '__func__', f)
 
@@ -54,7 +55,8 @@ def lower_is_better(
     if any(o in _lower for o in paths): return True
     if any(o in _higher for o in paths): return False
     for o in paths:
-        if o.startswith('sklearn.metrics:') and (m := re.search('_(score|error|loss|deviance)$', o)): return m[1]!='score'
+        ends = re.search('^sklearn.metrics:.*_(score|error|loss|deviance)$', o)
+        if ends: return ends[1]!='score'
 
 # %% ../../nbs/training/10a_monitor.ipynb #aa08330d
 def progress_columns(
@@ -65,7 +67,8 @@ def progress_columns(
     ms = [*learn.metrics, *(c for cb,n,h in mems for c in cb._columns(AttrDict(name=n, head=h)))]
     rec,named = getattr(learn, 'recorder', None),{m.name:m for m in ms}
     train,valid = getattr(rec, 'train_metrics', False),getattr(rec, 'valid_metrics', True)
-    if train and valid: return {f'{p}_{k}':m for p in ('train','valid') for k,m in dict(loss=AvgLoss(), **named).items()}
+    loss = dict(loss=AvgLoss())
+    if train and valid: return {f'{p}_{k}':m for p in ('train','valid') for k,m in {**loss, **named}.items()}
     return {'train_loss':AvgLoss(), **({'valid_loss':AvgLoss()} if valid else {}), **named}
 
 def read_monitor(

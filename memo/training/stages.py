@@ -29,8 +29,8 @@ class Stage:
     dls:DataLoaders=None # None: those the learner has
     momentum:float=None # Set on the memories' banks that have one, until the recipe ends
     loss_func:Callable=None # None: the one the learner has
-    # What picks the best epoch of the phase, which the phase ends with: a column, or 'lowest mae', 'highest r2' where the
-    # metric does not say which way it is better; None: it ends with the last
+    # What picks the best epoch of the phase, which the phase ends with: a column, or 'lowest mae', 'highest r2' where
+    # the metric does not say which way it is better; None: it ends with the last
     monitor:str=None
     patience:int=None # Stop the stage after so many epochs without a new best
     min_delta:float=0. # What counts as a new best

@@ -268,7 +268,8 @@ def figures_are_plain(make):
 checks = {f.__name__:f for f in (write_gives_slots, an_item_has_its_row, write_is_counted,
                                  write_refuses_what_is_no_feature, writes_of_no_rows, reads_are_right,
                                  reads_never_find_themselves, reads_of_an_empty_bank,
-    reads_have_a_gradient, classify_is_the_nearest_row, says_if_its_rows_are_unit, saved_and_loaded, state_is_all, state_is_in_place, copied,
+    reads_have_a_gradient, classify_is_the_nearest_row, says_if_its_rows_are_unit, saved_and_loaded, state_is_all,
+    state_is_in_place, copied,
     stays_float32, reset_forgets, config_is_the_signature,
     wrong_arguments_are_one_line, looking_changes_nothing, random_numbers_are_its_own, rekey_puts_fresh_features,
     figures_are_plain)}

@@ -132,7 +132,8 @@ def parameters_are_trained(make):
 def length_of_a_query_says_nothing(make, params):
     "Over a bank whose rows have unit length, whatever is compared, and how; what is recalled and answered is the same"
     if not make().memory.bank.unit: return
-    ways = [dict(zip(('similarity','normalize','whiten'), o)) for o in product(similarities, (None,'none','memory'), (False,True))]
+    ways = [dict(zip(('similarity','normalize','whiten'), o))
+            for o in product(similarities, (None,'none','memory'), (False,True))]
     for kw in {str(o):o for o in ({k:v for k,v in w.items() if k in params} for w in ways)}.values():
         learn = trained(make, **kw)
         head,c = learn.memory.head,learn.memory.collect(learn.dls.valid)
@@ -324,6 +325,7 @@ def wrong_arguments_are_one_line(make, params):
 
 checks = {f.__name__:f for f in (comes_and_goes, fills_its_bank, is_nothing_while_empty, off_is_the_network,
                                  says_what_it_does, adds_rows_only_if_it_says_so, loss_is_a_number, mixes_its_loss,
-    length_of_a_query_says_nothing, parameters_are_trained, fits_what_it_chooses, chooses_after_each_epoch, hides_own_rows, saved_and_loaded, exported,
+    length_of_a_query_says_nothing, parameters_are_trained, fits_what_it_chooses, chooses_after_each_epoch,
+    hides_own_rows, saved_and_loaded, exported,
     resumed, two_threads, nothing_of_a_call_stays, recalls, encoded_anew, beside_another,
     several_labels, config_is_the_signature, wrong_arguments_are_one_line)}

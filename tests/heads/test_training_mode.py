@@ -15,7 +15,8 @@ from memo.training.memory_callback import MemoryCallback
 def net(p=0.): return nn.Sequential(nn.Flatten(), nn.Linear(256,24), nn.ReLU(), nn.Dropout(p), nn.Linear(24,10))
 def learner(head='vote', bank=None, p=0., cbs=(), k=5):
     set_seed(0)
-    learn = Learner(digits_lt(n_max=30, ratio=5, valid=5, test=5), net(p), loss_func=CrossEntropyLossFlat(), metrics=accuracy,
+    learn = Learner(digits_lt(n_max=30, ratio=5, valid=5, test=5), net(p), loss_func=CrossEntropyLossFlat(),
+                    metrics=accuracy,
                     cbs=[MemoryCallback(bank or SlotBank(200, policy='fifo'), head=head, k=k), *cbs])
     quietly(learn, 'fit', 2, 1e-2)
     return learn
@@ -96,7 +97,8 @@ def test_rows_that_are_nan_decide_nothing():
         bad[0,1] = float('nan')
         assert fitted(h := make(), logits=bad, z=z, y=y, own_item=y)==pytest.approx(want)
         was = h.chosen()
-        with pytest.raises(ValueError, match='all 60 validation rows hold NaN'): fitted(h, logits=lo*float('nan'), z=z, y=y)
+        none = lo*float('nan')
+        with pytest.raises(ValueError, match='all 60 validation rows hold NaN'): fitted(h, logits=none, z=z, y=y)
         assert h.refit(AttrDict(logits=lo*float('nan'), z=z, y=y))=={} and h.chosen()==was
         q = z[:4].clone()
         q[2] = float('nan')

@@ -3,7 +3,8 @@ import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.tabular.all import Categorify, FillMissing, Normalize, TabularDataLoaders, tabular_learner
 from fastai.text.all import TextDataLoaders
-from fastai.vision.all import (CrossEntropyLossFlat, DataLoaders, Learner, MSELossFlat, SegmentationDataLoaders, nn, resnet18,
+from fastai.vision.all import (CrossEntropyLossFlat, DataLoaders, Learner, MSELossFlat, SegmentationDataLoaders, nn,
+                               resnet18,
                                set_seed, unet_learner)
 from sklearn.datasets import load_iris, load_sample_images
 from helpers.learners import quietly
@@ -39,7 +40,7 @@ def test_tables(flowers):
         fig.savefig('/dev/null', format='png')
         assert titles(fig)[0].startswith('pred: ') and 'sim' in titles(fig)[1]
         said = texts(fig)[0]
-        assert 'size: big' in said and f"sepal l: {df['sepal l'][40]:.4g}" in said and f"petal $l: {df['petal $l'][40]:.4g}" in said
+        assert 'size: big' in said and all(f'{k}: {df[k][40]:.4g}' in said for k in ('sepal l','petal $l'))
     assert 'true: virginica' in titles(learn.show_memories(1))[0]
 
 def test_rows_of_a_table_by_their_id(flowers):
@@ -72,12 +73,15 @@ class Words(nn.Module):
     def forward(self, x): return self.last(self.words(x).mean(1))
 
 def test_texts():
-    said = [f'{a} flower {b} of price ${i} or $x_{i}' for i in range(12) for a,b in (('a red','opens'), ('no blue','dies'))]
+    said = [f'{a} flower {b} of price ${i} or $x_{i}' for i in range(12)
+            for a,b in (('a red','opens'), ('no blue','dies'))]
     df = pd.DataFrame(dict(text=said, label=[str(o.startswith('no')) for o in said]))
-    dls = TextDataLoaders.from_df(df, valid_pct=.25, seed=0, bs=6, text_col='text', label_col='label', num_workers=0, device='cpu')
+    dls = TextDataLoaders.from_df(df, valid_pct=.25, seed=0, bs=6, text_col='text', label_col='label', num_workers=0,
+                                  device='cpu')
     set_seed(0)
     learn = fit(Learner(dls, Words(len(dls.vocab[0]), 2), loss_func=CrossEntropyLossFlat(), cbs=memory()))
-    for fig in (learn.show_memories(2), learn.explain(['a red flower costs $3 or $4', 'no blue flower dies']), learn.explain('no price')):
+    for fig in (learn.show_memories(2), learn.explain(['a red flower costs $3 or $4', 'no blue flower dies']),
+                learn.explain('no price')):
         fig.savefig('/dev/null', format='png')
         assert titles(fig)[0].split()[1] in ('True','False')
         assert 'flower' in texts(fig)[0] or 'price' in texts(fig)[0]
@@ -88,8 +92,10 @@ def test_texts():
 def test_numbers():
     "Targets that are no classes: what is answered are numbers"
     x,y = torch.randn(60, 5),torch.randn(60)
-    dls = DataLoaders.from_dsets(list(zip(x[:40], y[:40])), list(zip(x[40:], y[40:])), bs=8, num_workers=0, device='cpu')
+    dls = DataLoaders.from_dsets(list(zip(x[:40], y[:40])), list(zip(x[40:], y[40:])), bs=8, num_workers=0,
+                                 device='cpu')
     set_seed(0)
-    learn = fit(Learner(dls, nn.Sequential(nn.Linear(5,8), nn.ReLU(), nn.Linear(8,1)), loss_func=MSELossFlat(), cbs=memory(None)))
+    learn = fit(Learner(dls, nn.Sequential(nn.Linear(5,8), nn.ReLU(), nn.Linear(8,1)), loss_func=MSELossFlat(),
+                        cbs=memory(None)))
     p = quietly(learn, 'get_preds')[0][0]
     assert titles(learn.show_memories(1))[0].splitlines()[0]==f'pred: {p[0]:.2f}'

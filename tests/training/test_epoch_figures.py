@@ -62,11 +62,13 @@ class OfLoss(Metric):
     "Looks at the loss, the outputs and the targets, as one's own metric may"
     name = 'of_loss'
     def reset(self): self.got = []
-    def accumulate(self, learn): self.got.append(float(learn.loss)*len(learn.y)+float(learn.pred.softmax(1).max(1)[0].sum()))
+    def accumulate(self, learn):
+        self.got.append(float(learn.loss)*len(learn.y)+float(learn.pred.softmax(1).max(1)[0].sum()))
     @property
     def value(self): return sum(self.got)
 
-every = [accuracy, Perplexity(), F1Score(average='macro'), ece, OfLoss(), AccumMetric(lambda p, y: p.std()/len(y), name='std', flatten=False)]
+every = [accuracy, Perplexity(), F1Score(average='macro'), ece, OfLoss(),
+         AccumMetric(lambda p, y: p.std()/len(y), name='std', flatten=False)]
 memories = dict(vote=lambda: [MemoryCallback(SlotBank(300, policy='fifo'), head='vote')],
                 white=lambda: [MemoryCallback(SlotBank(300, policy='fifo'), head='vote', whiten=True)],
                 lda=lambda: [MemoryCallback(ClassBank(10, capacity=16), head='lda')],
@@ -129,7 +131,8 @@ def test_the_best_epoch_is_the_best(tmp_path):
 
 def test_the_best_epoch_of_a_stage():
     learn,rows = made(memories['two']()),[]
-    h = quietly(learn, fit_stages, learn, [Stage('a', 4, 3e-2, monitor='valid_loss'), Stage('b', 2, 1e-2)], log=rows.append)
+    h = quietly(learn, fit_stages, learn, [Stage('a', 4, 3e-2, monitor='valid_loss'), Stage('b', 2, 1e-2)],
+                log=rows.append)
     assert quietly(learn, 'validate')[0]==pytest.approx(h.valid_loss.iloc[-1], rel=1e-5)
     learn = made(memories['two']())
     h = quietly(learn, fit_stages, learn, [Stage('a', 4, 3e-2, monitor='valid_loss')])

@@ -14,9 +14,11 @@ from memo.metrics.multilabel import MultiMetric, macro_ap, macro_auc
 from memo.training.monitor import lower_is_better, progress_columns, read_monitor
 from memo.training.stages import Stage, check_stages, fit_stages
 
-lower = [fm.error_rate, fm.mse, fm.mae, fm.rmse, fm.msle, fm.exp_rmspe, fm.Perplexity(), fm.HammingLoss(), fm.BrierScore(),
+lower = [fm.error_rate, fm.mse, fm.mae, fm.rmse, fm.msle, fm.exp_rmspe, fm.Perplexity(), fm.HammingLoss(),
+         fm.BrierScore(),
          fm.HammingLossMulti(), fm.BrierScoreMulti(), LossMetric('kl'), nn.CrossEntropyLoss(), CrossEntropyLossFlat(),
-         F.mse_loss, ece, skm_to_fastai(skm.mean_absolute_error, is_class=False), skm_to_fastai(skm.max_error, is_class=False),
+         F.mse_loss, ece, skm_to_fastai(skm.mean_absolute_error, is_class=False),
+         skm_to_fastai(skm.max_error, is_class=False),
          skm_to_fastai(skm.mean_tweedie_deviance, is_class=False), skm_to_fastai(skm.zero_one_loss),
          skm_to_fastai(skm.davies_bouldin_score), partialler(fm.mse)]
 higher = [accuracy, fm.accuracy_multi, partialler(fm.top_k_accuracy, k=2), fm.foreground_acc, fm.Dice(), fm.DiceMulti(),
@@ -38,7 +40,8 @@ class Score(Metric):
 
 @pytest.mark.parametrize('f', [mae, accuracy_error, loss])
 def test_a_name_says_nothing(f):
-    for m in (AvgMetric(f), AccumMetric(f), skm_to_fastai(f), MultiMetric(f, 'mae'), ValueMetric(f, 'error_rate'), Score()):
+    for m in (AvgMetric(f), AccumMetric(f), skm_to_fastai(f), MultiMetric(f, 'mae'), ValueMetric(f, 'error_rate'),
+              Score()):
         assert lower_is_better(m) is None
     assert lower_is_better(AvgMetric(fm.mae)) is True
 
@@ -47,7 +50,8 @@ def test_what_says_so_itself():
     f.lower_is_better = True
     class G(Score): lower_is_better = False
     class T(Score): higher_is_better = False           # as torchmetrics says it
-    assert lower_is_better(AvgMetric(f)) is lower_is_better(AvgMetric(partialler(f))) is True and lower_is_better(G()) is False
+    assert lower_is_better(AvgMetric(f)) is lower_is_better(AvgMetric(partialler(f))) is True
+    assert lower_is_better(G()) is False
     assert lower_is_better(T()) is True
 
 def made(*metrics, cbs=()):
@@ -65,9 +69,11 @@ def test_an_unknown_way_is_refused_before_training():
     assert 'did you mean' in err(check_stages, learn, [Stage('a', 1, 1e-2, monitor='lowest ma')])
     for o in ('lowest','highest',''): err(check_stages, learn, [Stage('a', 1, 1e-2, monitor=o)])
 
-@pytest.mark.parametrize('metric,monitor,best', [(fm.mae, 'mae', 'min'), (mae, 'highest mae', 'max'), (mae, 'lowest mae', 'min'),
+@pytest.mark.parametrize('metric,monitor,best', [(fm.mae, 'mae', 'min'), (mae, 'highest mae', 'max'),
+                                                 (mae, 'lowest mae', 'min'),
     (fm.rmse, '_rmse', 'min'), (accuracy, 'accuracy', 'max'), (skm_to_fastai(skm.hamming_loss), 'hamming_loss', 'min'),
-    (fm.CohenKappa(), 'cohen_kappa_score', 'max'), (accuracy, 'memory_hit', 'max'), (accuracy, 'lowest memory_turnover', 'min'),
+    (fm.CohenKappa(), 'cohen_kappa_score', 'max'), (accuracy, 'memory_hit', 'max'),
+    (accuracy, 'lowest memory_turnover', 'min'),
     (accuracy, 'highest valid_loss', 'max')])
 def test_the_best_epoch_is_kept(metric, monitor, best):
     if metric in (fm.mae, fm.rmse):       # of one-hot answers
@@ -90,7 +96,8 @@ def test_figures_of_training_too():
     learn = made(accuracy)
     learn.recorder.train_metrics = True
     cols = progress_columns(learn)
-    assert 'valid_accuracy' in cols and 'accuracy' not in cols and read_monitor('train_accuracy', cols)==('train_accuracy',False)
+    assert 'valid_accuracy' in cols and 'accuracy' not in cols
+    assert read_monitor('train_accuracy', cols)==('train_accuracy',False)
     h = quietly(learn, fit_stages, learn, [Stage('a', 3, 5e-2, monitor='valid_accuracy')])
     now = quietly(learn, 'validate')
     assert h.valid_accuracy.max()==pytest.approx(float(now[-1]), abs=1e-6)

@@ -50,7 +50,8 @@ def own(got, ids):
 
 ways = dict(get_preds=lambda l: l.get_preds(ds_idx=0), validate=lambda l: l.validate(ds_idx=0),
             losses=lambda l: Interpretation.from_learner(l, ds_idx=0),
-            a_subset=lambda l: l.get_preds(dl=l.dls.train.new(l.dls.train.dataset.subset(slice(10, 40)), shuffle=False)))
+            a_subset=lambda l: l.get_preds(dl=l.dls.train.new(l.dls.train.dataset.subset(slice(10, 40)),
+                                                              shuffle=False)))
 
 @pytest.mark.parametrize('head', ['vote','add'])
 @pytest.mark.parametrize('way', ways)
@@ -145,7 +146,8 @@ def test_a_file_answers_the_same_as_one_of_many(of_files):
 
 def test_a_subset_of_a_torch_set():
     ds = TensorDataset(X.float()/255, Y)
-    dls = DataLoaders.from_dsets(Subset(ds, range(80)), Subset(ds, range(1000, 1020)), bs=16, num_workers=0, device='cpu')
+    dls = DataLoaders.from_dsets(Subset(ds, range(80)), Subset(ds, range(1000, 1020)), bs=16, num_workers=0,
+                                 device='cpu')
     learn = learner(dls)
     part = Subset(ds, [3,5,7,1500])
     with reads(learn) as got: quietly(learn, learn.get_preds, dl=dls.valid.new(part))
@@ -157,7 +159,8 @@ def test_folds():
     "What is validation now was trained on before"
     learn = learner(dls_of(96))
     ds = learn.dls.train.dataset
-    learn.dls = DataLoaders(TensorDL(dataset=ds.subset(slice(48, 96), 0), bs=16), TensorDL(dataset=ds.subset(slice(0, 48), 1), bs=16),
+    learn.dls = DataLoaders(TensorDL(dataset=ds.subset(slice(48, 96), 0), bs=16),
+                            TensorDL(dataset=ds.subset(slice(0, 48), 1), bs=16),
                             device='cpu')
     with reads(learn) as got: quietly(learn, learn.validate)
     assert own(got, ds.items[:48])==0
@@ -169,7 +172,8 @@ def test_validation_reads_all(monkeypatch):
     learn,seen = learner(),[]
     h = learn.memory.head
     recall = h.recall
-    monkeypatch.setattr(h, 'recall', lambda z, item=None, group=None, *a, **k: seen.append((item, group)) or recall(z, item, group, *a, **k))
+    monkeypatch.setattr(h, 'recall', lambda z, item=None, group=None, *a, **k: seen.append((item, group))
+                        or recall(z, item, group, *a, **k))
     quietly(learn, learn.validate)
     assert seen and all(o==(None,None) for o in seen)
 

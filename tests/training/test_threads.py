@@ -44,7 +44,8 @@ def all_at_once(calls, n=8):
 
 def state(learn):
     "All that looking must leave alone"
-    return (dict(matplotlib.rcParams), torch.get_rng_state().tolist(), random.getstate(), np.random.get_state()[1].tolist(),
+    return (dict(matplotlib.rcParams), torch.get_rng_state().tolist(), random.getstate(),
+            np.random.get_state()[1].tolist(),
             [dl.rng.getstate() for dl in learn.dls.loaders], [m.training for m in learn.model.modules()],
             set(vars(learn)), learn.memory.head._offs)
 
