@@ -40,7 +40,7 @@ class EpochFigures:
         seen = {h:s for h in heads if (s := step.seen(h)) is not None and s.z is not None}
         self.whole = self.whole and y is not None and len(seen)==len(heads)
         if not self.whole: return
-        b = AttrDict(z={h:s.z.detach() for h,s in seen.items()}, y=y, yb=learn.yb, at=getattr(self._dl, 'i', None))
+        b = AttrDict(z={h:s.z.detach() for h,s in seen.items()}, y=y, yb=learn.yb, at=vars(self._dl).get('i'))
         raw = seen[self.chain[0]].raw if self.chain else learn.pred
         b.raw = raw.detach().as_subclass(Tensor) if torch.is_tensor(raw) else None
         b.step = Step(step.item, step.group, step.hide, step.hidden, open=False)
