@@ -17,7 +17,8 @@ def test_the_row_of_the_table_is_what_is_predicted(tmp_path):
     quietly(learn, 'fit', 2, 1e-2)
     ds = dls.train.dataset
     learn.dls = DataLoaders(dls.train, dls.valid, dls.valid.new(ds.subset(slice(20, 60), 1)), device='cpu')
-    (tmp_path/'e.yaml').write_text('data: {name: digits_lt}\nmodel: small_cnn\nmemory: {bank: SlotBank, head: vote, k: 5}\n')
+    (tmp_path/'e.yaml').write_text('data: {name: digits_lt}\nmodel: small_cnn\n'
+                                   'memory: {bank: SlotBank, head: vote, k: 5}\n')
     answers = Answers(learn, load_config(tmp_path/'e.yaml'))
     c = answers.collected('test')
     assert torch.equal(c.own_item, ds.items[20:60]) and answers.collected('valid').own_item is None
