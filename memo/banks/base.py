@@ -121,6 +121,7 @@ class Bank(Described):
     default_head = 'add'
     vocab = None        # names of the classes, once a learner has told them
     views = False       # does it keep several rows of an item? Those are not encoded anew, which would make them one
+    unit = False        # have rows unit length? Then queries get it too, whatever they are compared by
     learned = False     # are rows parameters, made by `build` when the memory gets its place in a model?
     def __init__(self, dim, n_classes, seed):
         super().__init__()
@@ -289,6 +290,7 @@ class Bank(Described):
             return Read(torch.zeros_like(q, dtype=torch.float32), z, torch.full(z.shape, -1, device=q.device), z)
         f,norms,_,i,g,valid = self.rows()
         same = [(o if o is None else o.to(dev),p) for o,p in ((item,i),(group,g))]
+        if self.unit: kwargs['normalize'] = 'both'
         return read_rows(q, f, k, norms=norms, same=same, valid=valid, **kwargs)
 
     def classify(self,

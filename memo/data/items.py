@@ -14,7 +14,7 @@ import hashlib,keyword,numbers,operator,random,torch,types,warnings
 import numpy as np,pandas as pd
 from pathlib import Path
 from torch import Tensor
-from ..core import MemoError
+from ..core import MemoError,undisturbed
 from ..banks.policies import hashed
 from .digests import *
 from .digests import _library
@@ -98,10 +98,9 @@ def input_getters(ds):
 
 def plain_inputs(ds, items):
     "The inputs of a fastai set's items, as far as they are plain values, or parts of the items; else the items"
-    from fastai.torch_core import no_random
     fs = input_getters(ds)
     if len(items)==0 or None in fs: return items
-    with no_random():       # on one item, as this may open an image, or draw something
+    with undisturbed():       # on one item, as this may open an image, or draw something
         try:
             row = next(_rows(items))
             if not all(_plain(v := f(row)) or _part(v, row) for f in fs): return items
@@ -148,8 +147,7 @@ def named_by(
         if not hasattr(items, 'columns') or by not in items.columns:
             raise MemoError(f"{by!r}: the items are no data frame with that column; a function of an item is accepted")
         return column_ids(items[by].tolist())
-    from fastai.torch_core import no_random
-    with no_random():       # images may be opened and augmented for it
+    with undisturbed():       # images may be opened and augmented for it
         if items is None: items = [ds[i][0] for i in range(len(ds))]
         return column_ids([by(o) for o in _rows(items)])
 

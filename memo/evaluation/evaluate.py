@@ -12,6 +12,7 @@ from contextlib import ExitStack
 from copy import deepcopy
 from fastai.vision.all import *
 from .baselines import *
+from ..heads.base import MemoryHead,Step,in_step
 from ..training.collect import collect
 from ..core import *
 from ..data.tensors import *
@@ -46,10 +47,15 @@ def build_head(section, bank):
     return make(section, bank=bank)
 
 @torch.no_grad()
-def mixture(head, o, z):
-    "Mix outputs `o` with the head's answer to features `z`, in chunks"
-    head,dev = head.eval(),head.bank.device
-    return torch.cat([head.mixed(a.to(dev), b.to(dev)).cpu() for a,b in zip(o.split(1024), z.split(1024))])
+def mixture(head, o, z, item=None, group=None):
+    "Mix outputs `o` with the head's answer to features `z`, in chunks; rows of `item` and `group` [N] are not read"
+    head,dev,res = head.eval(),head.bank.device,[]
+    for i in torch.arange(len(z)).split(1024):
+        a,b,own,its = (None if v is None else v[i].to(dev) for v in (o, z, item, group))
+        if own is None: res.append(head.mixed(a, b).cpu())
+        else:
+            with in_step([head], Step(own, its, hide=True, open=False)): res.append(MemoryHead.mixed(head, a, b).cpu())
+    return torch.cat(res)
 
 def _cpu(o): return AttrDict({k:v.cpu() if torch.is_tensor(v) else v for k,v in o.items()})
 
@@ -104,7 +110,8 @@ class Answers:
         for name in row.memory:
             if name in self.used: continue
             head = self.head(row.method, name)
-            o,more[name] = mixture(head, o, _cpu(self.collected('test', name)).z),head.chosen()
+            c = _cpu(self.collected('test', name))
+            o,more[name] = mixture(head, o, c.z, c.own_item, c.own_group),head.chosen()
         return o,{**chosen, **(first(more.values()) if len(more)==1 else more)}
 
 # %% ../../nbs/evaluation/05_evaluate.ipynb #a7d31cbb

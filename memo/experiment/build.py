@@ -21,6 +21,7 @@ from ..core import *
 from ..data.samplers import *
 from ..data.tensors import *
 from ..training.losses import *
+from ..training.monitor import progress_columns,read_monitor
 from ..training.param_groups import *
 from ..training.stages import *
 from ..registry import Section,call,find,make,part,resolve
@@ -132,11 +133,10 @@ def build_learner(
                    metrics=build_metrics(cfg, dls), cbs=cbs, wd=cfg.train.wd)
 
 def check_monitors(cfg, learn):
-    "Raise a `MemoError` if `monitor` names no column of the progress table"
-    cols = ['train_loss','valid_loss',*[m.name for m in learn.metrics]]
+    "Raise a `MemoError` if `monitor` names no column of the progress table, or one that may be better either way"
+    cols = progress_columns(learn)
     for p,o in (('train',cfg.train), ('train.phase2',cfg.train.phase2)):
-        if o is None or o.monitor is None or o.monitor.startswith(tuple(f'{n}_' for n in cfg.memories)): continue
-        check_choice(f'{p}.monitor', o.monitor, cols)
+        if o is not None and o.monitor is not None: read_monitor(o.monitor, cols, f'{p}.monitor')
 
 # %% ../../nbs/experiment/04_build.ipynb #72cfaabe
 def two_batches(dls):
@@ -148,7 +148,7 @@ def feature_dls(net, dls, name, short):
     "Loaders of the features that `net` gives for the images of `dls`"
     where = tempfile.TemporaryDirectory() if short else contextlib.nullcontext(settings().cache/'features')
     name = name.replace('/', '_')
-    with where as root, no_random(): return features_dls(net, two_batches(dls) if short else dls, root, name)
+    with where as root, undisturbed(): return features_dls(net, two_batches(dls) if short else dls, root, name)
 
 def _label(cfg): return cfg.model.get('arch', cfg.model.name)
 

@@ -29,7 +29,7 @@ class Phase2:
     momentum:Fraction|None = None # Of the banks; null: unchanged
     sampling:Section|None = section_field('sampler') # How images are drawn; null: each once
     loss:Section|None = section_field('loss') # What is minimised; null: the usual loss of the task
-    monitor:str|None = None # What picks the epoch that is kept; null: the last
+    monitor:str|None = None # What picks the epoch that is kept, such as accuracy or lowest mae; null: the last
     patience:Count|None = None # Stop after so many epochs without a better one
 
 @dataclass
@@ -48,7 +48,8 @@ class Train:
     class_weights:bool = False # Weigh the positives of a class by how many negatives there are to each
     sampling:Section|None = section_field('sampler') # How images are drawn; null: each once
     abnormal_only:bool = False # Only images with a finding, of training and validation (of phase 1)
-    monitor:str|None = None # What picks the epoch that is kept, of all (or of phase 1); null: the last
+    # What picks the epoch that is kept, of all (or of phase 1), such as accuracy or lowest mae; null: the last
+    monitor:str|None = None
     patience:Count|None = None # Stop after so many epochs without a better one
     min_delta:NonNegative = 0. # What counts as better
     metrics:list[Section] = _parts('metric') # Columns of the progress table, beside those of the task

@@ -100,7 +100,9 @@ class Gate:
 
     def answer(self, out):
         for h in self.heads:
-            if _answers(h) and h.active: out = h.answer(out)
+            if not (_answers(h) and h.active): continue
+            if not torch.compiler.is_compiling(): h._note(raw=out)
+            out = h.answer(out)
         return out
 
 class HeadGate(Gate):

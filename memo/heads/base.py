@@ -33,12 +33,13 @@ class Step:
         item:Tensor=None,       # Ids of its items [B], -1 for none
         group:Tensor=None,      # Ids of their groups [B], -1 for none
         hide:bool=False,        # Hide rows of these items and groups in evaluation too, as in training
+        hidden:Tensor=None,     # In evaluation: the groups to hide [B], -1 for none; by default `group`
         off:bool=False,         # The network without any memory; features are seen all the same
         open:bool=True,         # Is the next forward the one that counts?
     ):
-        self.item,self.group,self.hide,self.off,self.open = item,group,hide,off,open
-        # is it one of a training loop? may heads add rows to it?
-        self.calls,self.drawn,self.training,self.adds = [],{},False,True
+        self.item,self.group,self.hide,self.hidden,self.off,self.open = item,group,hide,hidden,off,open
+        # is it one of a training loop (None: the model's mode says so)? may heads add rows to it?
+        self.calls,self.drawn,self.training,self.adds = [],{},None,True
         self.yb = ()            # targets, as they were when the model was called
 
     def close(self, out=None, heads=()):
@@ -58,7 +59,7 @@ class Step:
 
 class _Thread(threading.local):
     def __init__(self): self.calls,self.steps,self.off = [],WeakKeyDictionary(),WeakKeyDictionary()
-_thread = _Thread()
+_thread,_counting = _Thread(),threading.Lock()
 
 def set_step(heads, step):
     "Make `step` (None: no step) the current batch of these heads in this thread; returns the previous steps"
@@ -170,14 +171,16 @@ class MemoryHead(Described):
         "Whether the current forward pass is one of training, even if the model is held in evaluation mode"
         if torch.compiler.is_compiling(): return self.training
         s = self.step
+        if s is not None and s.training is False: return False      # a prediction with dropout switched on
         if self._call: return self._call.training or bool(s and s.open and s.training)
-        return self.training if s is None else s.training
+        return self.training if s is None else bool(s.training)
 
     def own(self, n=None):
         "Item and group ids to hide from the batch's own queries in training; None if unknown or not for `n` rows"
         s = self._step if torch.compiler.is_compiling() else self.step
         if s is None or not (s.hide or self.learning): return None,None
-        return tuple(o if o is not None and n in (None, o.shape[0]) else None for o in (s.item,s.group))
+        group = s.group if s.hidden is None or self.learning else s.hidden
+        return tuple(o if o is not None and n in (None, o.shape[0]) else None for o in (s.item,group))
 
     def fuse(self, x, z): return x
     def loss(self, z, y): return None
@@ -228,9 +231,13 @@ class MemoryHead(Described):
     @contextmanager
     def off(self):
         "A context in which the model runs without this memory"
-        _thread.off[self],self._offs = _thread.off.get(self, 0)+1,self._offs+1
+        self._switch(1)
         try: yield self
-        finally: _thread.off[self],self._offs = _thread.off[self]-1,self._offs-1
+        finally: self._switch(-1)
+
+    def _switch(self, by):
+        _thread.off[self] = _thread.off.get(self, 0)+by
+        with _counting: self._offs += by        # of all threads
 
     def end_trace(self):
         "Clean up after a compiled forward pass, keeping what the current batch needs of it"

@@ -10,13 +10,13 @@ __all__ = ['plot_slots', 'plot_rows', 'plot_class_fill', 'plot_bank', 'knows_cla
            'nearest_classes', 'bank_table', 'class_text', 'bank_summary']
 
 # %% ../../nbs/plots/05_banks.ipynb #6b04599e
-import math,matplotlib
+import math
 from fastai.vision.all import *
 from matplotlib.figure import Figure
 from torch.nn import functional as F
-from ..core import MemoError,check_choice
+from ..core import MemoError,check_choice,undisturbed
 from ..evaluation.tables import text_table
-from .figure import Picture,short_names,panels,text_picture,_small
+from .figure import Picture,short_names,panels,text_picture,drawing
 from .recall import draw_input,draw_text,training_inputs
 from .training import class_bars,_shots
 from ..training.memory_callback import memory_of
@@ -64,7 +64,7 @@ def plot_class_fill(bank, vocab):
     return fig
 
 # %% ../../nbs/plots/05_banks.ipynb #6f117e50
-@matplotlib.rc_context(_small)
+@drawing()
 def plot_bank(
     bank, # A `SlotBank` or `ClassBank`
     vocab=None # Class names
@@ -117,7 +117,7 @@ def class_hist(ax, v, bins, color, xlabel, ends=None):
     ax.yaxis.get_major_locator().set_params(integer=True)
 
 # %% ../../nbs/plots/05_banks.ipynb #d01c9ede
-@matplotlib.rc_context(_small)
+@drawing()
 def plot_classbank(
     bank, # A `ClassBank`
     vocab=None # Class names
@@ -149,7 +149,7 @@ def plot_classbank(
     return fig
 
 # %% ../../nbs/plots/05_banks.ipynb #559b63bc
-@matplotlib.rc_context(_small)
+@drawing()
 def plot_similarity(
     bank, # A `ClassBank`
     vocab=None, # Class names
@@ -193,7 +193,7 @@ def group_of(bank):
     "'tail', 'medium' or 'head' of each class that was seen"
     return {c:g for g in ('tail','medium','head') for c in getattr(bank, g)()}
 
-@matplotlib.rc_context(_small)
+@drawing()
 def plot_stored(
     bank, # A `ClassBank`
     dls, # Where its items are from
@@ -239,7 +239,7 @@ def show_classes(self:Learner,
     memory:str=None # Name of the memory; None: the only one
 )->Figure: # A row for each class
     "Show the training images behind what the memory stores of some classes"
-    with no_random(): return plot_stored(memory_of(self, memory).bank, self.dls, classes, k, size)
+    with undisturbed(): return plot_stored(memory_of(self, memory).bank, self.dls, classes, k, size)
 
 # %% ../../nbs/plots/05_banks.ipynb #07d1eb03
 def nearest_classes(bank, cs):

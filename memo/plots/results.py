@@ -9,12 +9,12 @@ __all__ = ['result_columns', 'plot_results', 'draw_dots', 'plot_comparison', 'dr
            'plot_reliability']
 
 # %% ../../nbs/plots/03_results.ipynb #702680d3
-import matplotlib,textwrap
+import textwrap
 from fastai.vision.all import *
 from matplotlib.figure import Figure
 from ..core import MemoError
 from ..metrics.multilabel import binned_error,calibration_bins
-from .figure import Picture,_colors,panels,text_picture,_small
+from .figure import Picture,_colors,panels,text_picture,drawing
 
 # %% ../../nbs/plots/03_results.ipynb #7b810f63
 def result_columns(df):
@@ -25,7 +25,7 @@ def result_columns(df):
     def with_ends(c): return [c, *[o for o in (f"{c.removesuffix('_mean')}{e}" for e in ('_low','_high')) if o in nums]]
     return text,{c.removesuffix('_mean'):with_ends(c) for c in vals}
 
-@matplotlib.rc_context(_small)
+@drawing()
 def plot_results(
     df # Table with a row for each method
 )->Figure: # A panel for each metric
@@ -75,7 +75,7 @@ def draw_bars(ax, df, col, at, height, color, left):
     for i in (~ok).nonzero()[0]: ax.text(left, at[i], ' cannot be scored', va='center', fontsize=5, color='.4')
     return bars
 
-@matplotlib.rc_context(_small)
+@drawing()
 def plot_classes(
     table # What `class_table` returns, or a dict name -> such a table
 )->Figure: # Two panels, AUC and average precision
@@ -106,7 +106,7 @@ def wilson(f, n, z=1.96):
     mid,half = (f+z**2/(2*n))/(1+z**2/n),z*((f*(1-f)+z**2/(4*n))/n)**.5/(1+z**2/n)
     return mid-half,mid+half
 
-@matplotlib.rc_context(_small)
+@drawing()
 def plot_reliability(
     probs, # [N,C] probabilities
     y, # [N,C] labels, 0 or 1

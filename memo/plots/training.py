@@ -8,13 +8,12 @@ Docs: https://github.com/fastmemo/memo/plots/training.html.md"""
 __all__ = ['history_groups', 'stage_starts', 'plot_history', 'class_bars', 'plot_counts']
 
 # %% ../../nbs/plots/02_training.ipynb #0701a770
-import matplotlib
 from fastai.vision.all import *
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from ..core import MemoError
 from ..metrics.multiclass import shot_groups
-from .figure import short_names,panels,text_picture,_small
+from .figure import short_names,panels,text_picture,drawing
 
 # %% ../../nbs/plots/02_training.ipynb #f0f80ba0
 def history_groups(df):
@@ -38,7 +37,7 @@ def stage_starts(df):
     return [(i,names[i]) for i in new.nonzero()[0].tolist()]
 
 # %% ../../nbs/plots/02_training.ipynb #ccdb7a04
-@matplotlib.rc_context(_small)
+@drawing()
 def plot_history(
     df # Data frame with a row for each epoch, or the path of a CSV file with one
 )->Figure: # A panel each for losses, scores, memory
@@ -70,7 +69,7 @@ def class_bars(ax, n, names, color, most=30):
     for i,v in enumerate(n): ax.text(i, v, f'{v:g}', ha='center', va='bottom', fontsize=6)
 
 # %% ../../nbs/plots/02_training.ipynb #5b5aa035
-@matplotlib.rc_context(_small)
+@drawing()
 def plot_counts(
     counts, # Training examples per class, [C]
     many:float=100, # Many-shot classes have more than this

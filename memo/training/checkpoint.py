@@ -7,7 +7,7 @@ Docs: https://github.com/fastmemo/memo/training/checkpoint.html.md"""
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'plain', 'save_plain', 'load_plain', 'checkpoint_positions', 'last_checkpoint',
            'rank_states', 'as_lists_plain', 'check_same_experiment', 'optimizer_name', 'optimizer_facts',
-           'check_same_optimizer', 'Progress', 'lower_is_better']
+           'check_same_optimizer', 'Progress']
 
 # %% ../../nbs/training/11_checkpoint.ipynb #e7af6535
 import io,random,re
@@ -171,8 +171,7 @@ class Progress:
 
     def new_best(self, val, epoch, stage, i):
         "Keep the model if `val` is the best value of the phase"
-        less = lower_is_better(stage.monitor)
-        val = _scalar(val)
+        val,less = _scalar(val),stage.watched[1]
         d = None if self.best is None or val is None else (self.best-val if less else val-self.best)
         if val is None or val!=val or (d is not None and d<=stage.min_delta): return False
         self.best = val
@@ -245,5 +244,3 @@ def _for_opt(sd, opt):
     if isinstance(opt, OptimWrapper): return sd     # torch's move their state to the parameters themselves
     sd = to_device(sd, first(p.device for ps in opt.param_lists for p in ps))
     return {**sd, 'hypers':L(sd['hypers'])}
-
-def lower_is_better(name): return any(o in name for o in ('loss','error','ece','nll','perplexity'))

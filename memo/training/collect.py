@@ -17,7 +17,7 @@ from .batch_ids import *
 from .tracing import *
 from .tracing import inner_loader
 from .batch_ids import named_ids
-from ..core import MemoError,check_choice
+from ..core import MemoError,check_choice,undisturbed
 from ..data.tensors import plain_dl
 from ..heads.base import *
 from ..data.items import *
@@ -25,12 +25,12 @@ from ..data.items import *
 # %% ../../nbs/training/04_collect.ipynb #168301b7
 @contextmanager
 def evaluating(learn):
-    "The model in evaluation mode; no gradient, no event, no random number of the run is touched"
-    model = get_model(learn.model)
-    modes = {m:m.training for m in model.modules()}
-    rngs = [(dl,dl.rng,dl.rng.getstate()) for dl in learn.dls.loaders if hasattr(dl, 'rng')]
-    with torch.no_grad(), no_random():
-        try: yield model.eval()
+    "The model in evaluation mode; no gradient, no event, no random number of the run is touched; a thread at a time"
+    with undisturbed(), torch.no_grad():
+        model = get_model(learn.model)
+        modes = {m:o for m in model.modules() if (o := m.training)}     # one that is evaluated already is left alone
+        rngs = [(dl,dl.rng,dl.rng.getstate()) for dl in learn.dls.loaders if hasattr(dl, 'rng')]
+        try: yield model.eval() if modes else model
         finally:
             for m,o in modes.items(): m.training = o
             for dl,o,state in rngs:
@@ -88,9 +88,12 @@ def collect(
     learn,          # A learner, with memories or without
     dl,             # A fastai loader; its items are taken in its order
     memory=False,   # The answer with the memories, not of the network alone
-    own=False,      # Hide each item's own rows, and its group's, as in training
+    # Hide each item's own rows, and its group's, as in training? None: of those that were trained on
+    own=None,
     name=None,      # Whose features; None: the only memory's
-):                  # `logits [N,C]`, `z [N,D]` or None, `y`, `item`, `group [N]`; `raw`: outputs without this memory
+    # `logits [N,C]`, `z [N,D]` or None, `y`, `item`, `group [N]`; `raw`: outputs without this memory; `own_item`,
+    # `own_group`: whose rows were hidden
+):
     "Run a loader through the network and return outputs, and features at a memory's place"
     out,by = [],getattr(vars(learn).get('batch_ids'), 'by_group', None)
     naming = getattr(vars(learn).get('batch_ids'), 'by_item', None)
@@ -102,23 +105,26 @@ def collect(
                           for f,b in ((item_ids,naming), (group_ids,by)))
             dl = dl.new(get_idxs=_Constant(list(dl.get_idxs())), shuffle=False, drop_last=False)
         if ids is None: ids = torch.full((1,), -1)      # a stream, or new items that do not have what names one
+        hide,hides = rows_to_hide(learn, [*heads.values()], ids, groups) if own is None else (own,groups)
         dl = Traced(dl)
         n_inp = getattr(learn.dls, 'n_inp', 1)
         for b in dl:
             b = to_device(b, dev)
             xb,yb = (b[:n_inp],b[n_inp:]) if len(b)>1 else (b,())
             at = torch.full((find_bs(xb),), -1) if dl.at is None else dl.at
-            item,group = (None if o is None else torch.where(at<0, -1, o[at.clamp(0, len(o)-1)]) for o in (ids,groups))
-            step = Step(item.to(dev), None if group is None else group.to(dev), hide=own, off=not memory)
+            item,group,hid = (None if o is None else torch.where(at<0, -1, o[at.clamp(0, len(o)-1)])
+                              for o in (ids,groups,hides))
+            step = Step(item.to(dev), None if hid is None else hid.to(dev), hide=hide, off=not memory)
             with in_step([*heads.values()], step): o = model(*xb)
             step.close(o)
             seen = None if head is None else step.seen(head)
             raw = o if seen is None or seen.raw is None else seen.raw
             out.append((*(v.as_subclass(Tensor).float() for v in (o, raw)), None if seen is None else seen.z,
-                        plain_labels(yb), item, group))
+                        plain_labels(yb), item, group, hid))
     if not out: raise MemoError("collect: the loader is empty")
-    logits,raw,z,y,item,group = (None if o[0] is None else torch.cat(o) for o in zip(*out))
-    return AttrDict(logits=logits, raw=raw, z=None if z is None else z.float(), y=y, item=item, group=group)
+    logits,raw,z,y,item,group,hid = (None if o[0] is None else torch.cat(o) for o in zip(*out))
+    return AttrDict(logits=logits, raw=raw, z=None if z is None else z.float(), y=y, item=item, group=group,
+                    own_item=item if hide else None, own_group=hid if hide else None)
 
 # %% ../../nbs/training/04_collect.ipynb #1b18d4f1
 def rekey(
@@ -168,10 +174,10 @@ def recalled(
     with evaluating(learn):
         dl = plain_dl(fastai_loader(learn.dls[ds_idx])) if items is None else learn.dls.test_dl(items, num_workers=0)
         dl = first_items(dl, n)
-        got = collect(learn, dl, memory=True, own=items is None and ds_idx==0, name=memory)
+        got = collect(learn, dl, memory=True, name=memory)
     act = getattr(learn.loss_func, 'activation', noop)
-    group = got.group.to(got.z.device) if got.group is not None and items is None and ds_idx==0 else None
-    with torch.no_grad(): r = head.recall(got.z, got.item.to(got.z.device), group)
+    own = [o if o is None else o.to(got.z.device) for o in (got.own_item,got.own_group)]
+    with torch.no_grad(): r = head.recall(got.z, *own)
     if k is not None: r = type(r)(r.value, *(o[:,:k] for o in r[1:]))
     at = r.index.clamp(min=0)
     _,_,y,stored,_,_ = head.bank.rows() if len(head.bank) else (None,None,None,torch.full((1,), -1),None,None)

@@ -13,8 +13,10 @@ from fastai.vision.all import *
 # %% ../../nbs/training/05_columns.ipynb #3c4ad0a0
 class Column(Metric):
     "A column that a memory adds to the progress table"
-    def __init__(self, cb, name, value=None, of_batch=None):
-        self.cb,self._name,self._value,self.of_batch,self.got,self.now = cb,name,value,of_batch,[],[]
+    def __init__(self, cb, name, value=None, of_batch=None, head=None, lower_is_better=None):
+        self.cb,self._name,self._value,self.of_batch,self.head = cb,name,value,of_batch,head
+        self.lower_is_better = lower_is_better
+        self.got,self.now = [],[]
     @property
     def name(self): return self._name
     def reset(self): self.got = []

@@ -10,7 +10,7 @@ __all__ = ['make_head', 'build_learned', 'class_names', 'tell_vocab']
 # %% ../../nbs/training/06_make_head.ipynb #80c4f496
 import inspect
 from fastai.vision.all import *
-from ..core import MemoError
+from ..core import MemoError,undisturbed
 from ..heads.base import *
 from ..registry import find
 from ..schema import near,open_ended
@@ -45,7 +45,7 @@ def build_learned(
     if any(True for _ in head.parameters()): return     # it was made before
     dev = first(o.device for o in model.parameters()) or torch.device('cpu')
     modes = {m:m.training for m in model.modules()}
-    with torch.no_grad(), no_random(), in_step([head], Step(off=True)) as step:
+    with torch.no_grad(), undisturbed(), in_step([head], Step(off=True)) as step:
         b = learn.dls.train.new(shuffle=False).one_batch()      # of a loader of its own: the training's order stays
         n = getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
         model.eval()

@@ -8,7 +8,7 @@ Docs: https://github.com/fastmemo/memo/training/memory_callback.html.md"""
 __all__ = ['MemoryCallback', 'memory_of']
 
 # %% ../../nbs/training/08_memory_callback.ipynb #cd7da5f3
-import inspect
+import inspect,threading
 from contextlib import ExitStack,contextmanager
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
@@ -19,9 +19,10 @@ from .batch_ids import *
 from .batch_ids import _leave_batches
 from .collect import *
 from .columns import Column
+from .epoch_figures import *
 from .loss_rows import *
 from .make_head import *
-from ..core import Count,Fraction,MemoError,check_choice
+from ..core import Count,Fraction,MemoError,check_choice,one_thread
 from ..heads.base import *
 from ..registry import register
 
@@ -35,12 +36,12 @@ _taken = set(
 class _Memory:
     "What a fit keeps of one memory"
     def __init__(self, name, head):
-        self.name,self.head,self.kept,self.seen,self.was,self.losses,self.told = name,head,[],[],0,[],False
+        self.name,self.head,self.kept,self.was,self.losses,self.told = name,head,[],0,[],False
 
 class _Fit:
     "What one fit keeps, and gives up at its end"
-    stepped = real = writing = trained = is_fit = False
-    names = None
+    stepped = real = writing = trained = is_fit = untold = False
+    names = figures = None
     def __init__(self, memories): self.memories = memories
 
 def _in_added_cbs():
@@ -241,7 +242,17 @@ class MemoryCallback(Callback):
             for h in self.heads.values(): s.enter_context(h.off())
             yield self
 
-    def collect(self, dl, memory=False, own=False):
+    @contextmanager
+    def own_rows(self):
+        "A context in which predictions of stored items find the items' own rows too, and those of their groups"
+        b,me = self.learn.batch_ids,threading.get_ident()
+        was = me in b.own_rows
+        b.own_rows.add(me)
+        try: yield self
+        finally:
+            if not was: b.own_rows.discard(me)
+
+    def collect(self, dl, memory=False, own=None):
         "Run a loader and return outputs and features at the memory's place (`memo.training.collect`)"
         return collect(self.learn, dl, memory, own, self.name)
 
@@ -255,7 +266,7 @@ class MemoryCallback(Callback):
     ) -> dict:      # What it chose
         "Fit the head on the validation set: weight, temperature and the like"
         head,dls = self.head,self.learn.dls
-        if type(head).fit is MemoryHead.fit:
+        if not is_fitted(head):
             raise MemoError(f"{type(head).__name__} has nothing to fit; a memory that votes has: "
                             "MemoryCallback(bank, head='vote')")
         if len(dls.loaders)<2 or is_empty(dls.valid): raise MemoError("fit needs a validation set")
@@ -300,12 +311,14 @@ class MemoryCallback(Callback):
         res = L(Column(self, name('fill'), lambda: len(bank)/bank.capacity_rows),
                 Column(self, name('turnover'), lambda: int(bank.replaced-m.was)/bank.capacity_rows))
         if self.loss_weight:
-            res.append(Column(self, name('loss'), lambda: sum(m.losses)/len(m.losses) if m.losses else None))
+            res.append(Column(self, name('loss'), lambda: sum(m.losses)/len(m.losses) if m.losses else None,
+                              lower_is_better=True))
         own = m.head.columns() or {}
         if not isinstance(own, dict): own = {k:getattr(m.head, k) for k in own}
         if len(own)>2:
             raise MemoError(f"{type(m.head).__name__}: {len(own)} columns ({', '.join(own)}); two at most are accepted")
-        return res + L(Column(self, name(k), of_batch=partial(self._of_batch, m.head, f)) for k,f in own.items())
+        return res + L(Column(self, name(k), of_batch=partial(self._of_batch, m.head, f), head=m.head)
+                       for k,f in own.items())
 
     def _of_batch(self, head, f, learn):
         step = learn.batch_ids.step
@@ -324,8 +337,11 @@ class MemoryCallback(Callback):
             'gather_preds')
 
     def before_validate(self):
-        if self._fitting:
-            for m in self._fits[-1].memories: m.seen = []
+        if not self._fits: return
+        f,cbs = self._fits[-1],[o for o in self.learn.cbs.sorted('order') if isinstance(o, MemoryCallback)]
+        # one callback does it for all
+        figures = EpochFigures(self.learn, [h for o in cbs for h in o.heads.values()]) if self._fitting else None
+        f.figures = figures if figures is not None and figures.heads and cbs[0] is self else None
 
     def before_batch(self):
         if not (self.training and self._fits): return
@@ -370,12 +386,7 @@ class MemoryCallback(Callback):
             if f.columns and self.learn.recorder.train_metrics:
                 for c in f.columns: c.look(self.learn)
             return self._own_loss(f) if self.loss_weight and f.real else None
-        step = self.learn.batch_ids.step
-        if not self._fitting or step is None or (labels := plain_labels(step.yb)) is None: return
-        for m in f.memories:
-            if type(m.head).fit is MemoryHead.fit or (s := self._seen(m)) is None or s.z is None: continue
-            out = ifnone(s.raw, self.pred)
-            if torch.is_tensor(out): m.seen.append((out.detach().as_subclass(Tensor), s.z.detach(), labels))
+        if f.figures is not None and (step := self.learn.batch_ids.step) is not None: f.figures.look(step)
 
     def _own_loss(self, f):
         w = self.loss_weight
@@ -428,12 +439,13 @@ class MemoryCallback(Callback):
             m.head.bank.write(*to_detach(tuple(got), cpu=False, gather=True))
 
     def after_validate(self):
-        if not self._fitting: return
-        for m in self._fits[-1].memories:
-            if m.seen and all(y is not None for _,_,y in m.seen):
-                logits,z,y = to_detach(tuple(map(torch.cat, zip(*m.seen))), cpu=False, gather=True)
-                if len(m.head.bank): m.head.refit(AttrDict(logits=logits, z=z, y=y, item=None, group=None))
-            m.seen = []
+        if not self._fits: return
+        f = self._fits[-1]
+        why = f.figures.fit() if f.figures is not None else None
+        if why and not f.untold:
+            warn(f"memory: {why} in validation, so nothing is fitted while it trains: learn.memory.fit() does that "
+                 "afterwards")
+        f.untold,f.figures,f.trained = f.untold or bool(why),None,False    # no further pass is the epoch's validation
 
     def after_fit(self):
         self._drop_interrupted(False)       # those made inside this one
@@ -478,4 +490,4 @@ def recall(self:Learner,
     memory:str=None, # Name of the memory; None: the only one
 ):                  # `x`, `probs [n,C]`, `y`, `item [n]`; `weight`, `similarity`, `row_label`, `row_item [n,k]`
     "Recalled rows and model outputs for some items"
-    return recalled(self, items, ds_idx, n, k, memory_of(self, memory).name)
+    with one_thread: return recalled(self, items, ds_idx, n, k, memory_of(self, memory).name)

@@ -17,6 +17,7 @@ from ..core import *
 from .batch_ids import running_frames
 from .checkpoint import *
 from .checkpoint import _pos_re,_scalar
+from .monitor import progress_columns,read_monitor
 from .param_groups import *
 from ..schema import accept,as_number,checked,shown
 
@@ -42,12 +43,15 @@ class Stage:
     dls:DataLoaders=None # None: those the learner has
     momentum:Fraction=None # Set on the memories' banks that have one, until the recipe ends
     loss_func:Callable=None # None: the one the learner has
-    monitor:str=None # What picks the best epoch of the phase, which the phase ends with; None: it ends with the last
+    # What picks the best epoch of the phase, which the phase ends with: a column, or 'lowest mae', 'highest r2' where
+    # the metric does not say which way it is better; None: it ends with the last
+    monitor:str=None
     patience:Count=None # Stop the stage after so many epochs without a new best of `monitor`
     min_delta:NonNegative=0. # What counts as a new best
     kw:dict=field(default_factory=dict) # Further arguments of the method that `fit` names
     fit:str|Callable='fit_one_cycle' # A method of the learner, or a function `fit(learn, stage, cbs, start_epoch)`
     loaders:tuple=() # Further `DataLoaders` that such a function trains on, whose random states are saved too
+    watched = None  # column of the monitor, and whether a low value of it is better
 
     def __post_init__(self):
         if isinstance(self.fit, str): check_rate(self.lr, f'stage {self.name}: lr')
@@ -122,7 +126,7 @@ class StageCallback(Callback):
         row = dict(zip(self.recorder.metric_names[1:], map(_scalar, self.figures)))
         p.rows.append(dict(stage=self.stage.name, epoch=self.at, **row, seconds=round(time.time()-self.t0, 2)))
         s = self.stage
-        if s.monitor is not None: p.wait = 0 if p.new_best(row.get(s.monitor), self.at, s, self.i) else p.wait+1
+        if s.monitor is not None: p.wait = 0 if p.new_best(row.get(s.watched[0]), self.at, s, self.i) else p.wait+1
         self.at += 1
         if p.log is not None and not rank_distrib(): p.log(p.rows[-1])
         if s.patience and s.monitor is not None and p.wait>=s.patience: raise CancelFitException()
@@ -177,7 +181,7 @@ def enter_stage(learn, s):
 
 def check_stages(learn, stages):
     "Raise a `MemoError` for unknown monitors or ways of fitting, or monitors without a validation set"
-    names = ['train_loss','valid_loss',*learn.metrics.attrgot('name')]
+    columns = progress_columns(learn)
     for s in stages:
         if not callable(s.fit) and not callable(getattr(learn, str(s.fit), None)):
             raise MemoError(f"stage {s.name}: fit={s.fit!r}; a method of the learner "
@@ -186,11 +190,11 @@ def check_stages(learn, stages):
         if s.monitor is None:
             if s.patience is None: continue
             raise MemoError(f"stage {s.name}: patience={s.patience} needs a monitor, as 'valid_loss'")
-        if s.monitor!='train_loss' and not _has_valid(ifnone(s.dls, learn.dls)):
+        if 'train_loss' not in s.monitor.split() and not _has_valid(ifnone(s.dls, learn.dls)):
             s.monitor = None
             if s.patience is not None:
                 warn(f"stage {s.name}: there is no validation set, so patience={s.patience} stops nothing")
-        else: check_choice('monitor', s.monitor, names)
+        else: s.watched = read_monitor(s.monitor, columns)
 
 def run_stages(learn, prog, ck, cbs):
     "Run the stages of `prog` from checkpoint `ck` on"
@@ -278,7 +282,8 @@ def fit_two_phase(self:Learner,
     freeze_epochs:int=3, # Of phase 1, with the backbone frozen
     lr=(1e-4,(2e-5,8e-5)), # Of phase 1 as in `fine_tune`; of phase 2 from the first to the last group
     momentum=(.9,.9999), # Of the bank in either phase; without a memory it says nothing
-    # What picks the best epoch of phase 1; None: its last. A pair: for phase 2 too, as where that has patience
+    # What picks the best epoch of phase 1, such as 'lowest mae'; None: its last. A pair: for phase 2 too, as where that
+    # has patience
     monitor='valid_loss',
     loss_func=None, # A pair: another loss for each phase
     patience=None, # Stop a phase after so many epochs without a new best; a pair: another for each

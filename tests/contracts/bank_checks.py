@@ -166,6 +166,15 @@ def saved_and_loaded(make, tmp_path):
         goes_on(new, copy.deepcopy(b))
         assert type(Bank.load(tmp_path/'b.safetensors', kinds=[type(b)])) is type(b)
 
+def says_if_its_rows_are_unit(make):
+    "`unit`: whatever length features come in, rows have length one; else they keep what length says"
+    b = make()
+    o = rows(9, 3)
+    b.write(**{**o, 'x':o['x']*torch.logspace(-1, 1, 9)[:,None]})
+    f,_,_,_,_,valid = b.rows()
+    n = f[torch.arange(len(f)) if valid is None else valid.nonzero().squeeze(1)].float().norm(dim=1)
+    assert bool(((n-1).abs()<.02).all())==b.unit and isinstance(b.unit, bool)
+
 def state_is_all(make):
     "In a new bank, one that has been written to, and an empty one's"
     b = filled(make)
@@ -271,7 +280,8 @@ def figures_are_plain(make):
 checks = {f.__name__:f for f in (write_gives_slots, an_item_has_its_row, views_of_an_item, write_is_counted,
                                  write_refuses_what_is_no_feature, writes_of_no_rows, reads_are_right,
                                  reads_never_find_themselves, reads_of_an_empty_bank,
-    reads_have_a_gradient, classify_is_the_nearest_row, saved_and_loaded, state_is_all, state_is_in_place, copied,
+    reads_have_a_gradient, classify_is_the_nearest_row, says_if_its_rows_are_unit, saved_and_loaded, state_is_all,
+    state_is_in_place, copied,
     stays_float32, reset_forgets, config_is_the_signature,
     wrong_arguments_are_one_line, looking_changes_nothing, random_numbers_are_its_own, rekey_puts_fresh_features,
     figures_are_plain)}

@@ -4,7 +4,9 @@ import copy, json, pickle, random, threading
 import pytest, torch
 from fastai.learner import load_learner
 from fastai.vision.all import Callback, L
+from itertools import product
 from torch.nn import functional as F
+from memo.banks.search import similarities
 from memo.heads.attach import detach, memories
 from memo.training.memory_callback import MemoryCallback
 from memo.core import MemoError
@@ -126,6 +128,21 @@ def parameters_are_trained(make):
     quietly(learn, learn.fit, 1, 1e-2)
     assert {id(p) for p in ps}<={id(p) for g in learn.opt.param_lists for p in g}
     if ps: assert any(not torch.equal(a, b) for a,b in zip(was, ps))
+
+def length_of_a_query_says_nothing(make, params):
+    "Over a bank whose rows have unit length, whatever is compared, and how; what is recalled and answered is the same"
+    if not make().memory.bank.unit: return
+    ways = [dict(zip(('similarity','normalize','whiten'), o))
+            for o in product(similarities, (None,'none','memory'), (False,True))]
+    for kw in {str(o):o for o in ({k:v for k,v in w.items() if k in params} for w in ways)}.values():
+        learn = trained(make, **kw)
+        head,c = learn.memory.head,learn.memory.collect(learn.dls.valid)
+        for by in (20., .05):
+            a,b = head.recall(c.z),head.recall(by*c.z)
+            assert torch.equal(a.index, b.index), kw
+            torch.testing.assert_close(a.weight, b.weight, rtol=1e-3, atol=1e-5, msg=str(kw))
+            if head.mixes and type(head).__module__.startswith('memo.'):
+                torch.testing.assert_close(head.mixed(c.raw, c.z), head.mixed(c.raw, by*c.z), rtol=1e-3, atol=1e-4)
 
 def fits_what_it_chooses(make):
     "On validation data: the mixture is no worse than the network, what was chosen is told and kept"
@@ -308,6 +325,7 @@ def wrong_arguments_are_one_line(make, params):
 
 checks = {f.__name__:f for f in (comes_and_goes, fills_its_bank, is_nothing_while_empty, off_is_the_network,
                                  says_what_it_does, adds_rows_only_if_it_says_so, loss_is_a_number, mixes_its_loss,
-    parameters_are_trained, fits_what_it_chooses, chooses_after_each_epoch, hides_own_rows, saved_and_loaded, exported,
+    length_of_a_query_says_nothing, parameters_are_trained, fits_what_it_chooses, chooses_after_each_epoch,
+    hides_own_rows, saved_and_loaded, exported,
     resumed, two_threads, nothing_of_a_call_stays, recalls, encoded_anew, beside_another,
     several_labels, config_is_the_signature, wrong_arguments_are_one_line)}

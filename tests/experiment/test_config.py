@@ -369,7 +369,10 @@ def test_a_monitor_that_no_column_has(yml):
     learn = build_learner(c, 0)
     assert "train.monitor: 'valid_los' is not one of" in err(check_monitors, c,
         learn) and "did you mean 'valid_loss'" in err(check_monitors, c, learn)
-    for o in ('valid_loss','accuracy','few','memory_hit'): check_monitors(override(c, {'train.monitor':o}), learn)
+    for o in ('valid_loss','accuracy','few','memory_hit','lowest medium','highest memory_fill'):
+        check_monitors(override(c, {'train.monitor':o}), learn)
+    assert "did you mean 'memory_hit'" in err(check_monitors, override(c, {'train.monitor':'memory_hits'}), learn)
+    assert "train.monitor: 'memory_fill'" in err(check_monitors, override(c, {'train.monitor':'memory_fill'}), learn)
 
 def test_what_is_compared_works_on_the_first_memory_that_watches(yml):
     txt = ('memories: {rare: {bank: ClassBank}, early: {size: 64, head: vote, at: layer1}}\ncompare: [crt, lda, {name: '

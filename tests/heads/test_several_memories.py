@@ -423,6 +423,39 @@ def test_gradient_checkpointing(dls, make):
     for k,v in a.model.state_dict().items():
         torch.testing.assert_close(v, b.model.state_dict()[k], rtol=0, atol=0, msg=k)
 
+@pytest.mark.parametrize('whole', [False, True])
+def test_reentrant_checkpointing(dls, whole):
+    "The older kind, which runs its part without gradient first; of the whole network, or of its end"
+    class Old(Checkpointed):
+        def forward(self, x):
+            if not self.on: return self.tail(self.body(x))
+            def run(f, x): return torch.utils.checkpoint.checkpoint(f, x, use_reentrant=True)
+            if whole: return run(lambda x: self.tail(self.body(x)), x.requires_grad_())
+            return run(self.tail, self.body(x))
+    def go(on):
+        set_seed(0, reproducible=True)
+        dls.train.rng = random.Random(0)
+        m = Old(small_cnn(1, 10))
+        m.on = on
+        return fit(Learner(dls, m, metrics=accuracy, cbs=MemoryCallback(ClassBank(10, capacity=8), head='replay')))
+    a,b = go(False),go(True)
+    assert int(a.memory.bank.draws)==int(b.memory.bank.draws)>0
+    for k,v in a.model.state_dict().items():
+        if 'running' in k or 'num_batches' in k: continue       # batch norm counts the second forward too
+        torch.testing.assert_close(v, b.model.state_dict()[k], rtol=1e-3, atol=1e-4, msg=k)
+
+def test_replay_beside_a_mean_over_views(dls):
+    "A consistency term of a second view: its rows are those of the batch, and the loss's are drawn once"
+    class Consistent(Callback):
+        order,run_valid = 60,False
+        def after_loss(self):
+            out = self.learn.model(self.x.flip(-1))
+            assert len(out)==len(self.y)==len(self.learn.model(self.x))
+            self.learn.loss_grad = self.loss_grad+.1*(out-self.pred.detach()).square().mean()
+    learn = fit(learner(dls, [MemoryCallback(ClassBank(10, capacity=8), head='replay'), Consistent()]))
+    once = fit(learner(dls, [MemoryCallback(ClassBank(10, capacity=8), head='replay')]))
+    for k in ('draws','seen'): assert getattr(learn.memory.bank, k)==getattr(once.memory.bank, k)
+
 def test_a_models_copy_in_the_same_step_stores_nothing(dls):
     class Teacher(Callback):
         def before_fit(self): self.learn.teacher = copy.deepcopy(self.learn.model)

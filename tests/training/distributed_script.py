@@ -84,9 +84,10 @@ def one(name, head, how=()):
     with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(sync_bn=False):
         learn.fit(2, 1e-2)
         learn.fit_one_cycle(1, 1e-2)
-    return dict(model=learn.model.state_dict(), steps=learn.seen.steps, own=learn.seen.own,
-                names=list(learn.recorder.metric_names),
-                values=[list(o) for o in learn.recorder.values], grouped='group' in how)
+        names,values = list(learn.recorder.metric_names),[list(o) for o in learn.recorder.values]
+        again = list(map(float, learn.validate()))      # what the kept mixture gives
+    return dict(again=again, model=learn.model.state_dict(), steps=learn.seen.steps, own=learn.seen.own,
+                names=names, values=values, grouped='group' in how)
 
 class Pull(MemoryHead):
     "Learned class rows, and a loss of its own"

@@ -71,6 +71,12 @@ def test_columns_are_equal(ranks, case):
     assert torch.allclose(torch.tensor(a['values'], dtype=torch.float64)[:,i:],
                           torch.tensor(b['values'], dtype=torch.float64)[:,i:], atol=1e-6)
 
+@pytest.mark.parametrize('case', [o for o in cases if 'vote' in o])
+def test_figures_are_of_the_mixture_that_is_kept(ranks, case):
+    for r in ranks:
+        i = r[case]['names'].index('valid_loss')-1
+        assert r[case]['values'][-1][i:i+2]==pytest.approx(r[case]['again'][:2], rel=1e-5)
+
 def test_several_memories_in_two_processes(ranks):
     "Every rank holds the same rows of the same items, in every memory; what is learned is trained as any parameter"
     a,b = (o['several'] for o in ranks)

@@ -167,7 +167,7 @@ def test_phase2_starts_from_the_best(tmp_path, folder):
         order = 50
         def after_validate(self): states.append({k:v.clone() for k,v in self.model.state_dict().items()})
         def before_fit(self): starts.append({k:v.clone() for k,v in self.model.state_dict().items()})
-    two_phase(learn, monitor='<lambda>', cbs=See(), checkpoint=tmp_path/'c' if folder else None)
+    two_phase(learn, monitor='highest <lambda>', cbs=See(), checkpoint=tmp_path/'c' if folder else None)
     for k in states[1]:
         # the momentum is phase 2's already
         if 'extra_state' not in k: assert torch.equal(starts[2][k], states[1][k]), k
