@@ -110,6 +110,7 @@ class Bank(Described):
     "Base class of banks: feature storage with a write policy and a lookup; all state is in persistent buffers"
     default_head = 'add'
     views = False       # does it keep several rows of an item? Those are not encoded anew, which would make them one
+    needs_labels = False    # can it store nothing without a label?
     learned = False     # are rows parameters, made by `build` when the memory gets its place in a model?
     def __init__(self, dim, n_classes, seed):
         super().__init__()

@@ -49,7 +49,7 @@ def device_bytes(device):
 @register('bank', task='multiclass')
 class ClassBank(Bank):
     "For each class an exponential-moving-average prototype and a reservoir sample of its features"
-    default_head,views = 'watch',True
+    default_head,views,needs_labels = 'watch',True,True
     def __init__(self,
         n_classes:Count,          # C
         capacity:Count|str=256,   # Rows kept of each class, K, or a budget for all of them, as '512MB'

@@ -19,6 +19,7 @@ from .batch_ids import *
 from .batch_ids import _leave_batches
 from .collect import *
 from .columns import Column
+from .labels import *
 from .loss_rows import *
 from .make_head import *
 from ..core import Fraction,MemoError,check_choice
@@ -40,7 +41,7 @@ class _Memory:
 class _Fit:
     "What one fit keeps, and gives up at its end"
     stepped = real = writing = trained = is_fit = False
-    names = None
+    names = targets = None
     def __init__(self, memories): self.memories = memories
 
 def _in_added_cbs():
@@ -258,7 +259,7 @@ class MemoryCallback(Callback):
             raise MemoError(f"{type(head).__name__} has nothing to fit; a memory that votes has: "
                             "MemoryCallback(bank, head='vote')")
         if len(dls.loaders)<2 or len(dls.valid_ds)==0: raise MemoError("fit needs a validation set")
-        got = self.collect(dls.valid, memory=True)
+        got = with_labels(self.collect(dls.valid, memory=True), head, self._name)
         return head.fit(AttrDict({**got, 'logits':got.raw}), **{k:v for k,v in kwargs.items() if v is not None})
 
     def fit_vote(self, k=None, whiten=None):
@@ -277,6 +278,8 @@ class MemoryCallback(Callback):
         self._drop_columns()
         self._fits.append(f)
         f.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
+        if f.real and f.is_fit:
+            for m in f.memories: check_vocab(m.name, m.head.bank, self.dls)
         mixed = any(isinstance(o, MixHandler) for o in self.learn.cbs)
         f.writing = f.real and not mixed
         if f.real and mixed:
@@ -308,7 +311,12 @@ class MemoryCallback(Callback):
     def _of_batch(self, head, f, learn):
         step = learn.batch_ids.step
         seen = None if step is None else step.seen(head)
-        return None if seen is None or (y := plain_labels(step.yb)) is None else f(seen, y)
+        t = self._fits[-1].targets
+        if seen is None or t is None: return None
+        y,ok = batch_labels(step, t)
+        if y is None: return None
+        v = f(seen, y)
+        return v if v is None or ok is None or not torch.is_tensor(v) or v.shape!=ok.shape else v[ok]
 
     def before_train(self):
         f = self._fits[-1]
@@ -355,6 +363,7 @@ class MemoryCallback(Callback):
     def after_loss(self):
         if not self._fits: return
         f,training = self._fits[-1],self.learn.training
+        if f.targets is None and training and f.real: self._read_targets(f)
         y = self._added() if training else None
         if y is not None:
             n = len(self.pred)-len(y)
@@ -367,17 +376,28 @@ class MemoryCallback(Callback):
                 for c in f.columns: c.look(self.learn)
             return self._own_loss(f) if self.loss_weight and f.real else None
         step = self.learn.batch_ids.step
-        if not self._fitting or step is None or (labels := plain_labels(step.yb)) is None: return
+        if not self._fitting or step is None or f.targets is None: return
+        labels,_ = batch_labels(step, f.targets)
+        if labels is None: return
         for m in f.memories:
             if type(m.head).fit is MemoryHead.fit or (s := self._seen(m)) is None or s.z is None: continue
             out = ifnone(s.raw, self.pred)
             if torch.is_tensor(out): m.seen.append((out.detach().as_subclass(Tensor), s.z.detach(), labels))
 
+    def _read_targets(self, f):
+        "Before the first step of a fit: what its targets are to the memories"
+        learn = self.learn
+        if learn.batch_ids.step is None: return
+        f.targets,every = fit_targets(learn),whole_targets(learn.dls)
+        for m in f.memories:
+            if say := check_head(m.head, m.name, f.targets, learn.yb, every): warn(say)
+
     def _own_loss(self, f):
         w = self.loss_weight
         for m in f.memories:
-            s,y = self._seen(m),plain_labels(self.learn.batch_ids.step.yb)
-            own = None if s is None or y is None else m.head.loss(s.z, y)
+            s,(y,ok) = self._seen(m),batch_labels(self.learn.batch_ids.step, f.targets)
+            if s is None or y is None or s.z is None: continue
+            own = m.head.loss(s.z, y) if ok is None else m.head.loss(s.z[ok], y[ok]) if bool(ok.any()) else None
             if own is None: continue
             scale = 1.
             for o in self.learn.cbs:        # what the gradient of a micro-batch is divided by
@@ -390,22 +410,23 @@ class MemoryCallback(Callback):
         if not self._fits or not self._fits[-1].writing: return
         learn,step = self.learn,self.learn.batch_ids.step
         if step is None or step.main is None: return
-        out,(at,y,lost) = step.main.out,rows_of_loss(learn, step)
+        f = self._fits[-1]
+        out,(at,y,lost) = step.main.out,rows_of_loss(learn, step, f.targets)
         for m in self._fits[-1].memories:
             s = step.seen(m.head)
             if s is None or s.z is None: continue
-            if y is not None: m.head.check_labels(y)
             z,dev = s.z.detach().float(),m.head.bank.device
             scores = torch.is_tensor(out) and out.ndim==2 and len(out)>=len(z)
             logits = out.detach().as_subclass(Tensor)[:len(z)].float() if scores else None
-            if why := lost or why_unknown(s.times, len(z), y, at, learn.item):
+            if why := lost or f.targets.unwritten(y) or why_unknown(s.times, len(z), y, at, learn.item):
                 if not m.told: warn(f"memory {m.name!r}: {why}, so nothing is stored of such batches")
                 m.told = True
                 continue
             item,group = (o.to(dev) if o is not None and len(o)==len(z) else None for o in (learn.item,learn.group))
             if at is not None:
                 z,logits,item,group = (None if o is None else o[at.to(o.device)] for o in (z, logits, item, group))
-            m.kept.append((z, y, logits, item, group))
+            ok = None if y is None else batch_labels(step, f.targets)[1]
+            if (row := labelled_rows(m.head.bank, ok, z, y, logits, item, group)) is not None: m.kept.append(row)
 
     def before_step(self):
         if self._fits: self._fits[-1].stepped = True
@@ -427,7 +448,10 @@ class MemoryCallback(Callback):
         for m in self._fits[-1].memories:
             if m.seen and all(y is not None for _,_,y in m.seen):
                 logits,z,y = to_detach(tuple(map(torch.cat, zip(*m.seen))), cpu=False, gather=True)
-                if len(m.head.bank): m.head.refit(AttrDict(logits=logits, z=z, y=y, item=None, group=None))
+                t = self._fits[-1].targets
+                ok = y>=0 if y.ndim==1 else y[:,0]>=0
+                if len(m.head.bank) and bool(ok.any()):
+                    m.head.refit(AttrDict(logits=t.logits(logits)[ok], z=z[ok], y=y[ok], item=None, group=None))
             m.seen = []
 
     def after_fit(self):
