@@ -6,16 +6,15 @@ Docs: https://github.com/fastmemo/memo/training/labels.html.md"""
 
 # %% auto #0
 __all__ = ['loss_gradient', 'said_reading', 'sums_to_zero', 'draws_to', 'is_sigmoid', 'is_distribution', 'spread',
-           'reads_probabilities', 'loss_scale', 'pair_scale', 'masked_entries', 'Targets', 'ignored_class',
-           'class_targets', 'number_targets', 'read_targets', 'label_need', 'check_head', 'fit_targets',
-           'whole_targets', 'batch_labels', 'labelled_rows', 'with_labels', 'plain_vocab', 'other_class', 'check_vocab',
-           'check_phases']
+           'reads_probabilities', 'loss_scale', 'pair_scale', 'Targets', 'ignored_class', 'class_targets',
+           'number_targets', 'read_targets', 'label_need', 'check_head', 'fit_targets', 'whole_targets', 'batch_labels',
+           'labelled_rows', 'with_labels']
 
 # %% ../../nbs/training/03_labels.ipynb #3ea23dc1
-import itertools
 from fastai.vision.all import *
 from ..core import MemoError
 from ..heads.outputs import as_logits
+from ..metrics.multilabel import wrong_labels
 
 # %% ../../nbs/training/03_labels.ipynb #42b37236
 def loss_gradient(
@@ -75,7 +74,8 @@ def reads_probabilities(
     "Does a loss whose outputs all lie in 0..1 take them for probabilities?"
     at = (g!=0) & ((y==0)|(y==1))
     o,g,y = o[at],g[at],y[at]
-    got = {True:spread(g*(o*(1-o)).clamp(min=1e-9)/(o-y), y), False:spread(g/(o.sigmoid()-y), y), None:spread(g/(o-y), y)}
+    ways = {True:(o-y)/(o*(1-o)).clamp(min=1e-9), False:o.sigmoid()-y, None:o-y}      # its gradient, but for weights
+    got = {k:spread(g/v, y) for k,v in ways.items()}
     return min(got, key=lambda k: got[k] if got[k]==got[k] else math.inf)
 
 # %% ../../nbs/training/03_labels.ipynb #fb548ca2
@@ -110,17 +110,6 @@ def pair_scale(o, g, y):
     return ss[best] if left[best]<.05*left[0] else 1.
 
 # %% ../../nbs/training/03_labels.ipynb #13ec12c0
-def masked_entries(
-    y:Tensor,       # Targets [N,C] that should be 0 or 1
-    vocab=None      # Names of the classes
-)->str:             # None where all are
-    "What is neither 0 nor 1 in targets, and in which column it is first"
-    if torch.equal(y*y, y): return None
-    bad = ~((y==0)|(y==1))
-    j = int(bad.any(0).nonzero()[0])
-    v,name = float(y[bad[:,j],j][0]),f' ({vocab[j]!r:.40})' if vocab is not None and len(vocab)==y.shape[1] else ''
-    return f"{int(bad[:,j].sum())} of {len(y)} targets in column {j}{name} are {'NaN' if v!=v else f'{v:g}'}, not 0 or 1"
-
 class Targets:
     "What the targets of a fit are to a memory"
     def __init__(self,
@@ -169,7 +158,8 @@ class Targets:
         ok = self.known(y)
         if ok is None: return y,None
         if self.multilabel and bool(((y>0)&(y<1)).any()): return None,None      # of several items
-        if self.multilabel and not self.told: warn(f"memory: {masked_entries(y, self.vocab)}; such rows have no label")
+        if self.multilabel and not self.told: warn(f"memory: targets are not 0 or 1: {wrong_labels(y, self.vocab)}; such rows have "
+                                               "no label")
         self.told = True
         return y.masked_fill(~(ok[:,None] if self.multilabel else ok), -1),ok
 
@@ -193,7 +183,7 @@ class Targets:
 def ignored_class(loss_func):
     "The class number that a loss leaves out"
     for o in (loss_func, getattr(loss_func, 'func', None)):
-        i = getattr(o, 'keywords', {}).get('ignore_index') if isinstance(o, partial) else getattr(o, 'ignore_index', None)
+        i = o.keywords.get('ignore_index') if isinstance(o, partial) else getattr(o, 'ignore_index', None)
         if isinstance(i, int): return i
 
 def class_targets(o, y, g, c, said, ignore):
@@ -259,7 +249,7 @@ def label_need(
     name    # Of the memory
 ):          # In words; None: nothing does
     "What of a memory needs labels"
-    if head.needs_labels: return f"memory {name!r}: a {type(head).__name__} answers by the labels of its rows"
+    if head.needs_labels: return f"memory {name!r}: a {type(head).__name__} works by the labels of its rows"
     if head.bank.needs_labels: return f"memory {name!r}: a {type(head.bank).__name__} files rows by label"
 
 def check_head(
@@ -282,9 +272,10 @@ def check_head(
     if head.adds_rows and yb[0].ndim!=1:
         raise MemoError(f"memory {name!r}: a {type(head).__name__} needs one class number an item, targets are "
                         f"{[*yb[0].shape]}")
-    bad = masked_entries(y if every is None else every, t.vocab) if t.multilabel else None
+    bad = wrong_labels(y if every is None else every, t.vocab) if t.multilabel else None
     if bad and what and not bool(((y>0)&(y<1)).any()):
-        raise MemoError(f"{what}, but {bad}; fill them, leave such rows out, or take head='add' with a SlotBank")
+        raise MemoError(f"{what}, and targets are not 0 or 1: {bad}; fill them, leave such rows out, or take head='add' "
+                        "with a SlotBank")
 
 def fit_targets(
     learn   # A learner in its first step, after the loss
@@ -333,59 +324,5 @@ def with_labels(
         raise MemoError(f"{what}, but {t.unmixed or t.why or t.unwritten(None)}")
     ok = t.known(got.y)
     if ok is None: return got
-    if t.multilabel: raise MemoError(f"memory {name!r}: {masked_entries(got.y, t.vocab)}")
+    if t.multilabel: raise MemoError(f"memory {name!r}: targets are not 0 or 1: {wrong_labels(got.y, t.vocab)}")
     return AttrDict({k:v[ok.to(v.device)] if torch.is_tensor(v) and len(v)==len(ok) else v for k,v in got.items()})
-
-# %% ../../nbs/training/03_labels.ipynb #c7d4b644
-def plain_vocab(
-    dls     # Loaders, or a vocabulary
-)->list:    # Names as text, in lists where there are several vocabularies; None where there is none
-    "The vocabulary of some loaders"
-    v = dls
-    if isinstance(dls, DataLoaders):
-        try: v = dls.vocab
-        except AttributeError: return None
-    if v is None or isinstance(v, (str,dict)): return None
-    try: v = list(v)
-    except TypeError: return None
-    many = [isinstance(o, (list,tuple,L,CategoryMap)) for o in v]
-    return [plain_vocab(o) for o in v] if v and all(many) else [str(o) for o in v]
-
-def other_class(
-    a,          # A vocabulary
-    b           # Another
-)->tuple:       # (number, name in `a`, name in `b`) of the first class that differs; None where they agree
-    "Where two vocabularies differ; one that goes on where the other ends agrees with it"
-    a,b = plain_vocab(a),plain_vocab(b)
-    for i,(p,q) in enumerate(zip(a or (), b or ())):
-        if isinstance(p, list) and isinstance(q, list):
-            if (got := other_class(p, q)) is not None: return got
-        elif p!=q: return i,p,q
-
-# %% ../../nbs/training/03_labels.ipynb #968fdee3
-def check_vocab(
-    name,       # Of a memory
-    bank,       # Its bank
-    dls         # Loaders of a fit
-):
-    "Raise a `MemoError` if a bank's rows are of classes with other numbers; an empty bank takes over the vocabulary"
-    if not hasattr(bank, 'vocab'): return
-    if len(bank)==0 or bank.vocab is None:
-        if (v := plain_vocab(dls)) is not None: bank.vocab = v
-        return
-    if bank.labels is None and not bank.needs_labels: return
-    if (got := other_class(bank.vocab, dls)) is None: return
-    i,a,b = got
-    raise MemoError(f"memory {name!r}: class {i} of its rows is {a!r:.60}, of this data {b!r:.60}; give the data the same "
-                    "vocab, or bank.reset() first")
-
-def check_phases(
-    parts   # (name, loaders) of each phase, None for those of the phase before
-):
-    "Raise a `MemoError` if phases of one training number their classes differently"
-    seen = [(n,d) for n,d in parts if d is not None]
-    for (n,d),(m,e) in itertools.combinations(seen, 2):
-        if d is e or (got := other_class(d, e)) is None: continue
-        i,a,b = got
-        raise MemoError(f"class {i} is {a!r:.60} in {n}, {b!r:.60} in {m}: give both the same vocab "
-                        "(CategoryBlock(vocab=...)), or train in two fits")

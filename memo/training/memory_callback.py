@@ -20,6 +20,7 @@ from .batch_ids import _leave_batches
 from .collect import *
 from .columns import Column
 from .labels import *
+from .vocab import check_vocab
 from .loss_rows import *
 from .make_head import *
 from ..core import Fraction,MemoError,check_choice

@@ -15,6 +15,7 @@ from fastai.vision.all import *
 from ..core import *
 from .checkpoint import *
 from .checkpoint import _pos_re,_scalar
+from .vocab import check_phases
 from .param_groups import *
 
 # %% ../../nbs/training/12_stages.ipynb #ee9e0873
@@ -144,6 +145,7 @@ def enter_stage(learn, s):
 
 def check_stages(learn, stages):
     "Raise a `MemoError` for unknown monitors or ways of fitting, or monitors without a validation set"
+    check_phases([(f'stage {s.name}',ifnone(s.dls, learn.dls)) for s in stages])
     names = ['train_loss','valid_loss',*learn.metrics.attrgot('name')]
     for s in stages:
         if not callable(s.fit) and not callable(getattr(learn, str(s.fit), None)):
