@@ -53,9 +53,18 @@ def draws_to(
     some = g.ne(0).any(1) & (y>=0) & (y<g.shape[1])
     return bool((g.argmin(1)==y)[some].float().mean()>.5) if bool(some.any()) else False
 
-def is_sigmoid(g, y):
+def is_sigmoid(
+    o:Tensor,   # Outputs [B,C]
+    g:Tensor,   # Gradient [B,C]
+    y:Tensor    # Targets [B,C]
+)->bool:
     "Are outputs of a target of 1 raised, and of a target of 0 lowered, all of them?"
-    at = (g!=0) & ((y==0)|(y==1))
+    at,part = (g!=0) & ((y==0)|(y==1)),(g!=0) & (y>0) & (y<1)
+    if bool(((g!=0) & (y.abs()!=1) & ((y<0)|(y>1))).any()): return False         # a number such as 1.7 that counts
+    if bool(part.any()):        # of targets in between, only cross-entropy itself is known
+        inside = bool(((o>=0)&(o<=1)).all())
+        return any(spread(g[part]/v[part], torch.zeros(int(part.sum())))<.01
+                   for v in (o.sigmoid()-y, (o-y)/(o*(1-o)).clamp(min=1e-9))[:1+inside])
     return bool(at.any()) and bool(((g<0)==(y==1))[at].all())
 
 def is_distribution(o):
@@ -103,11 +112,15 @@ def pair_scale(o, g, y):
     "The same for two classes, whose gradients have but one proportion: the number that explains all rows best"
     d = o.gather(1, y[:,None])-o.gather(1, 1-y[:,None])
     size = g.gather(1, y[:,None]).abs()
+    ok = size.squeeze(1)>1e-4*size.max()        # less is rounding
+    d,size,y = d[ok],size[ok],y[ok]
     if d.numel()<4 or float(d.std())==0: return 1.
-    ss = [1.,*torch.logspace(-1, 2.5, 141, dtype=torch.double).tolist()]
-    left = [spread(size/torch.sigmoid(-s*d).clamp(min=1e-300), y[:,None]) for s in ss]
-    best = min(range(len(ss)), key=left.__getitem__)
-    return ss[best] if left[best]<.05*left[0] else 1.
+    def left(s): return spread(size/torch.sigmoid(-s*d).clamp(min=1e-300), y[:,None])
+    s,width = 10.,10**1.5       # from .3 to 300
+    for _ in range(5):
+        s = min((s*width**o for o in torch.linspace(-1, 1, 41).tolist()), key=left)
+        width **= .1
+    return s if left(s)<.05*left(1.) else 1.
 
 # %% ../../nbs/training/03_labels.ipynb #13ec12c0
 class Targets:
@@ -194,7 +207,7 @@ def class_targets(o, y, g, c, said, ignore):
     if o is None: return named
     if o.shape[1]==1:
         y = y[:,None].float()
-        if said!='sigmoid' and (g is None or not is_sigmoid(g, y)) or c not in (None,2): return named
+        if said!='sigmoid' and (g is None or not is_sigmoid(o, g, y)) or c not in (None,2): return named
         in_01 = said is None and bool(((o>=0)&(o<=1)).all())
         p = reads_probabilities(o, g, y) if in_01 and g is not None else False
         return named if p is None else found(2, outputs='probabilities' if p else 'logits')
@@ -209,7 +222,7 @@ def number_targets(o, y, g, said):
     if o.shape[1]>1 and (said=='softmax' or said is None and g is not None and sums_to_zero(g)):
         return Targets('classes', n=o.shape[1], outputs='probabilities' if is_distribution(o) else 'logits')
     zero_one = bool(((y==0)|(y==1)|~(y.abs()<math.inf)|(y==-1)).all())
-    if said!='sigmoid' and not (is_sigmoid(g, y) if g is not None else zero_one):
+    if said!='sigmoid' and not (is_sigmoid(o, g, y) if g is not None else zero_one):
         return Targets(why="targets are numbers, as in regression")
     p = False
     if said is None and bool(((o>=0)&(o<=1)).all()): p = g is None or reads_probabilities(o, g, y)
@@ -266,8 +279,7 @@ def check_head(
         if head.needs_labels: raise MemoError(f"{what}, but {t.why}; head='add' or head=None do without labels")
         return f"{what}, but {t.why}: nothing is stored in this fit"
     if head.mixes and t.unmixed: raise MemoError(f"memory {name!r}: {t.unmixed}; or head='add', head=None")
-    head.model_gives(t.outputs)
-    if y is None: return None
+    if y is None: return head.model_gives(t.outputs)
     head.check_labels(y)
     if head.adds_rows and yb[0].ndim!=1:
         raise MemoError(f"memory {name!r}: a {type(head).__name__} needs one class number an item, targets are "
@@ -276,6 +288,7 @@ def check_head(
     if bad and what and not bool(((y>0)&(y<1)).any()):
         raise MemoError(f"{what}, and targets are not 0 or 1: {bad}; fill them, leave such rows out, or take head='add' "
                         "with a SlotBank")
+    head.model_gives(t.outputs)
 
 def fit_targets(
     learn   # A learner in its first step, after the loss
