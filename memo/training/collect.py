@@ -47,8 +47,9 @@ def targets_of(
     plain = len(yb)==1 and torch.is_tensor(y) and y.ndim==1 and not y.is_floating_point() and torch.is_tensor(out)
     if torch.is_tensor(out) and not (plain and out.ndim==2 and out.shape[1]>1):     # there is more than one reading
         with torch.enable_grad():
-            o = out.detach().clone().requires_grad_(out.is_floating_point())
-            try: g = loss_gradient(loss(o, *yb), o)
+            def plainly(t): return t.detach().as_subclass(Tensor) if torch.is_tensor(t) else t
+            o = plainly(out).clone().requires_grad_(out.is_floating_point())
+            try: g = loss_gradient(loss(o, *map(plainly, yb)), o)
             except Exception: pass      # it may need what only training has
     return read_targets(out, yb, g, c, loss)
 
