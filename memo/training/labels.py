@@ -8,7 +8,7 @@ Docs: https://github.com/fastmemo/memo/training/labels.html.md"""
 __all__ = ['loss_gradient', 'said_reading', 'sums_to_zero', 'draws_to', 'is_sigmoid', 'is_distribution', 'spread',
            'reads_probabilities', 'loss_scale', 'pair_scale', 'Targets', 'ignored_class', 'class_targets',
            'number_targets', 'read_targets', 'label_need', 'check_head', 'fit_targets', 'whole_targets', 'batch_labels',
-           'labelled_rows', 'with_labels']
+           'with_labels']
 
 # %% ../../nbs/training/03_labels.ipynb #3ea23dc1
 from fastai.vision.all import *
@@ -123,6 +123,8 @@ def pair_scale(o, g, y):
     return s if left(s)<.05*left(1.) else 1.
 
 # %% ../../nbs/training/03_labels.ipynb #13ec12c0
+_parts = "targets are parts of several items' or classes (mixed or smoothed, say)"
+
 class Targets:
     "What the targets of a fit are to a memory"
     def __init__(self,
@@ -146,7 +148,7 @@ class Targets:
     )->Tensor:      # Class numbers [B] or 0/1 targets [B,C]; None where they are not of the kind
         "The targets of a batch as they are, if they are labels"
         if self.kind is None or len(yb)!=1 or not torch.is_tensor(yb[0]): return None
-        y = yb[0].detach().as_subclass(Tensor)
+        y = yb[0].as_subclass(Tensor)       # fastai's types are slow to ask
         if self.multilabel: return y.float() if y.ndim==2 else y.float()[:,None] if y.ndim==1 else None
         if y.ndim==2 and y.shape[1]==1: y = y.squeeze(1)
         elif y.ndim==2:     # a class as 0 0 1 0; else parts of several
@@ -158,28 +160,39 @@ class Targets:
     )->Tensor:      # [B] of booleans; None: all
         "Which rows have a label: a class that there is and that the loss does not leave out, or 0 and 1 alone"
         if self.multilabel: return None if torch.equal(y*y, y) else ((y==0)|(y==1)).all(1)
-        if len(y)==0: return None
-        (lo,hi),inside = y.aminmax(),self.ignore is not None and 0<=self.ignore<self.n
-        if lo>=0 and hi<self.n and not inside: return None
+        if y.shape[0]==0: return None
+        (lo,hi),inside = torch.aminmax(y),self.ignore is not None and 0<=self.ignore<self.n
+        if not inside and lo.item()>=0 and hi.item()<self.n: return None
         return (y>=0) & (y<self.n) & (y!=self.ignore if inside else True)
 
-    def __call__(self,
-        yb          # Targets of a batch
-    )->tuple:       # Labels as of `labels`, which rows have one (None: all)
-        "The labels of a batch; rows without one have -1"
-        if (y := self.labels(yb)) is None: return None,None
+    def storable(self,
+        bank,       # Of a memory
+        z,          # Features [B,D]
+        y,          # Of `labels`, or None
+        *more       # What goes with them, each None or a value a row
+    )->tuple:       # The same of the rows that can be stored; None: there are none
+        "Leave out rows that are no single item's, or that the loss leaves out; findings that are masked have no label"
+        if y is None: return None if bank.needs_labels else (z,y,*more)
         ok = self.known(y)
-        if ok is None: return y,None
-        if self.multilabel and bool(((y>0)&(y<1)).any()): return None,None      # of several items
-        if self.multilabel and not self.told: warn(f"memory: targets are not 0 or 1: {wrong_labels(y, self.vocab)}; such rows have "
-                                               "no label")
+        if ok is None: return z,y,*more
+        if self.multilabel:
+            part = ((y>0)&(y<1)).any(1)
+            self.tell(y, part)
+            y,ok = y.masked_fill(~ok[:,None], -1),~part
+        at = ok.nonzero().squeeze(1)
+        return tuple(None if o is None else o[at.to(o.device)] for o in (z,y,*more)) if len(at) else None
+
+    def tell(self, y, part):
+        "Say once which 0/1 targets are none"
+        if self.told: return
         self.told = True
-        return y.masked_fill(~(ok[:,None] if self.multilabel else ok), -1),ok
+        if bool(part.any()): warn(f"memory: {_parts}, so nothing is stored of such rows")
+        else: warn(f"memory: targets are not 0 or 1: {wrong_labels(y, self.vocab)}; such rows have no label")
 
     def unwritten(self, y):
         "Why nothing is stored of a batch whose labels are `y`, in words; None: it is"
         if y is None and (self.mixed or self.kind is not None):
-            return "targets are parts of several items' or classes (mixed or smoothed, say)"
+            return _parts
 
     @property
     def probabilities(self):
@@ -308,22 +321,11 @@ def whole_targets(dls):
 def batch_labels(
     step,           # The current batch
     targets:Targets # Of the fit
-)->tuple:
-    "Labels of the current batch and which rows have one, as `Targets` gives them; worked out once"
-    got = vars(step).get('labels')
-    if got is None: step.labels = got = targets(step.yb)
-    return got
-
-def labelled_rows(
-    bank,   # Of a memory
-    ok,     # Which rows of the batch have a label; None: all
-    z,y,*more # Features, labels, and what else goes with them, or None
-)->tuple:   # What is to be stored, None: nothing
-    "The rows that a bank can store: none that the loss leaves out"
-    if y is None: return None if bank.needs_labels else (z,y,*more)
-    if ok is None or y.ndim==2: return z,y,*more
-    at = (y>=0).nonzero().squeeze(1)
-    return tuple(None if o is None else o[at.to(o.device)] for o in (z,y,*more)) if len(at) else None
+)->Tensor:
+    "Labels of the current batch; worked out once"
+    got = vars(step)
+    if 'labels' not in got: got['labels'] = targets.labels(step.yb)
+    return got['labels']
 
 def with_labels(
     got,    # Of `collect`

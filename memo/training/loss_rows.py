@@ -19,8 +19,8 @@ def rows_of_loss(
     targets:Targets # Of the fit
 )->tuple:   # Rows of the forward pass (None: all, in order), their labels, why that is not known (None: it is)
     "Which rows of the forward pass the loss was of"
-    (was,_),out,pred = batch_labels(step, targets),step.main.out,learn.pred
-    y = was if learn.yb is step.yb else targets(learn.yb)[0]
+    was,out,pred = batch_labels(step, targets),step.main.out,learn.pred
+    y = was if learn.yb is step.yb else targets.labels(learn.yb)
     if pred is out or not torch.is_tensor(out) or not torch.is_tensor(pred): return None,y,None
     a,b = (o.detach().as_subclass(Tensor).float() for o in (pred, out))
     if len(a)<=len(b) and torch.equal(a, b[:len(a)]) and (y is None or was is None or torch.equal(y, was[:len(a)])):

@@ -314,10 +314,9 @@ class MemoryCallback(Callback):
         seen = None if step is None else step.seen(head)
         t = self._fits[-1].targets
         if seen is None or t is None: return None
-        y,ok = batch_labels(step, t)
-        if y is None: return None
-        v = f(seen, y)
-        return v if v is None or ok is None or not torch.is_tensor(v) or v.shape!=ok.shape else v[ok]
+        if (y := batch_labels(step, t)) is None: return None
+        v,ok = f(seen, y),t.known(y)
+        return v if ok is None or not torch.is_tensor(v) or v.shape!=ok.shape else v[ok]
 
     def before_train(self):
         f = self._fits[-1]
@@ -378,8 +377,7 @@ class MemoryCallback(Callback):
             return self._own_loss(f) if self.loss_weight and f.real else None
         step = self.learn.batch_ids.step
         if not self._fitting or step is None or f.targets is None: return
-        labels,_ = batch_labels(step, f.targets)
-        if labels is None: return
+        if (labels := batch_labels(step, f.targets)) is None: return
         for m in f.memories:
             if type(m.head).fit is MemoryHead.fit or (s := self._seen(m)) is None or s.z is None: continue
             out = ifnone(s.raw, self.pred)
@@ -396,8 +394,9 @@ class MemoryCallback(Callback):
     def _own_loss(self, f):
         w = self.loss_weight
         for m in f.memories:
-            s,(y,ok) = self._seen(m),batch_labels(self.learn.batch_ids.step, f.targets)
+            s,y = self._seen(m),batch_labels(self.learn.batch_ids.step, f.targets)
             if s is None or y is None or s.z is None: continue
+            ok = f.targets.known(y)
             own = m.head.loss(s.z, y) if ok is None else m.head.loss(s.z[ok], y[ok]) if bool(ok.any()) else None
             if own is None: continue
             scale = 1.
@@ -426,8 +425,7 @@ class MemoryCallback(Callback):
             item,group = (o.to(dev) if o is not None and len(o)==len(z) else None for o in (learn.item,learn.group))
             if at is not None:
                 z,logits,item,group = (None if o is None else o[at.to(o.device)] for o in (z, logits, item, group))
-            ok = None if y is None else batch_labels(step, f.targets)[1]
-            if (row := labelled_rows(m.head.bank, ok, z, y, logits, item, group)) is not None: m.kept.append(row)
+            m.kept.append((z, y, logits, item, group))
 
     def before_step(self):
         if self._fits: self._fits[-1].stepped = True
@@ -442,7 +440,8 @@ class MemoryCallback(Callback):
             if not m.kept: continue
             got = [None if any(o is None for o in os) else torch.cat(os) for os in zip(*m.kept)]
             m.kept = []
-            m.head.bank.write(*to_detach(tuple(got), cpu=False, gather=True))
+            got = self._fits[-1].targets.storable(m.head.bank, *to_detach(tuple(got), cpu=False, gather=True))
+            if got is not None: m.head.bank.write(*got)
 
     def after_validate(self):
         if not self._fitting: return
@@ -450,9 +449,9 @@ class MemoryCallback(Callback):
             if m.seen and all(y is not None for _,_,y in m.seen):
                 logits,z,y = to_detach(tuple(map(torch.cat, zip(*m.seen))), cpu=False, gather=True)
                 t = self._fits[-1].targets
-                ok = y>=0 if y.ndim==1 else y[:,0]>=0
-                if len(m.head.bank) and bool(ok.any()):
-                    m.head.refit(AttrDict(logits=t.logits(logits)[ok], z=z[ok], y=y[ok], item=None, group=None))
+                if (ok := t.known(y)) is not None: logits,z,y = logits[ok],z[ok],y[ok]
+                if len(m.head.bank) and len(y):
+                    m.head.refit(AttrDict(logits=t.logits(logits), z=z, y=y, item=None, group=None))
             m.seen = []
 
     def after_fit(self):
