@@ -24,7 +24,8 @@ def wrong_labels(
     bad = (y!=0) & (y!=1)
     j = int(bad.any(0).nonzero()[0])
     v = float(y[bad[:,j],j][0])
-    name = f' ({vocab[j]!s:.40})' if vocab is not None and len(vocab)==y.shape[1] else ''
+    named = vocab is not None and len(vocab)==y.shape[1] and str(vocab[j])!=str(j)
+    name = f' ({vocab[j]!s:.40})' if named else ''
     return f"{int(bad[:,j].sum())} of {len(y)} in column {j}{name} are {'NaN' if v!=v else f'{v:g}'}"
 
 def check_scores(s, y, probs=False):
