@@ -7,8 +7,8 @@ Docs: https://github.com/fastmemo/memo/training/labels.html.md"""
 # %% auto #0
 __all__ = ['loss_gradient', 'said_reading', 'sums_to_zero', 'draws_to', 'is_sigmoid', 'is_distribution', 'spread',
            'reads_probabilities', 'loss_scale', 'pair_scale', 'Targets', 'ignored_class', 'class_targets',
-           'number_targets', 'read_targets', 'label_need', 'check_head', 'fit_targets', 'whole_targets', 'batch_labels',
-           'with_labels']
+           'number_targets', 'read_targets', 'label_need', 'check_head', 'scores_in', 'fit_targets', 'whole_targets',
+           'batch_labels', 'with_labels']
 
 # %% ../../nbs/training/03_labels.ipynb #3ea23dc1
 from fastai.vision.all import *
@@ -191,14 +191,21 @@ class Targets:
 
     def unwritten(self, y):
         "Why nothing is stored of a batch whose labels are `y`, in words; None: it is"
-        if y is None and (self.mixed or self.kind is not None):
-            return _parts
+        return _parts if y is None and (self.mixed or self.kind is not None) else None
 
     @property
     def probabilities(self):
         "What makes probabilities of `logits`; None where nothing does"
         if self.kind is None or self.unmixed: return None
         return torch.sigmoid if self.multilabel else partial(torch.softmax, dim=1)
+
+    def to_fit(self,
+        got         # Outputs `logits`, features `z`, labels `y` of validation data, and what goes with them
+    )->dict:        # None: there are no such rows
+        "The same as one logit for each class, of the rows that have a label"
+        got,ok = {**got, 'logits':self.logits(got['logits'])},self.known(got['y'])
+        if ok is not None: got = {k:v[ok.to(v.device)] if torch.is_tensor(v) and len(v)==len(ok) else v for k,v in got.items()}
+        return AttrDict(got) if len(got['y']) else None
 
     def logits(self, out):
         "A model's outputs as one logit for each class; as they are where they are no such scores"
@@ -294,6 +301,8 @@ def check_head(
     if head.mixes and t.unmixed: raise MemoError(f"memory {name!r}: {t.unmixed}; or head='add', head=None")
     if y is None: return head.model_gives(t.outputs)
     head.check_labels(y)
+    ok = t.known(y)
+    head.bank._labels(y if ok is None else y[ok])       # of another kind, or of more classes, than it has?
     if head.adds_rows and yb[0].ndim!=1:
         raise MemoError(f"memory {name!r}: a {type(head).__name__} needs one class number an item, targets are "
                         f"{[*yb[0].shape]}")
@@ -303,12 +312,19 @@ def check_head(
                         "with a SlotBank")
     head.model_gives(t.outputs)
 
+def scores_in(out):
+    "What of a model's output may be scores of the classes: a tensor, or the only one [B,C] in a tuple or dict"
+    if torch.is_tensor(out): return out
+    parts = out.values() if isinstance(out, dict) else out if isinstance(out, (tuple,list)) else ()
+    found = [o for o in parts if torch.is_tensor(o) and o.ndim==2 and o.is_floating_point()]
+    return found[0] if len(found)==1 else None
+
 def fit_targets(
     learn   # A learner in its first step, after the loss
 )->Targets:
     "What the targets of a fit are to its memories"
-    t = read_targets(learn.pred, learn.yb, loss_gradient(learn.loss_grad, learn.pred), getattr(learn.dls, 'c', None),
-                     learn.loss_func)
+    out = scores_in(learn.pred)
+    t = read_targets(out, learn.yb, loss_gradient(learn.loss_grad, out), getattr(learn.dls, 'c', None), learn.loss_func)
     t.vocab,rows = getattr(learn.dls, 'vocab', None),learn.batch_ids.loops[-1].rows
     t.mixed = t.kind is None and rows is not None and len(learn.yb)>max(len(rows.ys), 1)    # by a callback
     return t
@@ -337,7 +353,8 @@ def with_labels(
     if got.y is None or t.unmixed and head.mixes:
         if what is None: return got
         raise MemoError(f"{what}, but {t.unmixed or t.why or t.unwritten(None)}")
-    ok = t.known(got.y)
-    if ok is None: return got
+    if t.known(got.y) is None: return got
     if t.multilabel: raise MemoError(f"memory {name!r}: targets are not 0 or 1: {wrong_labels(got.y, t.vocab)}")
-    return AttrDict({k:v[ok.to(v.device)] if torch.is_tensor(v) and len(v)==len(ok) else v for k,v in got.items()})
+    got = Targets('classes', n=t.n, ignore=t.ignore).to_fit(got)        # its outputs are logits already
+    if got is None: raise MemoError(f"memory {name!r}: no item of the validation set has a label")
+    return got

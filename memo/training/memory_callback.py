@@ -20,7 +20,6 @@ from .batch_ids import _leave_batches
 from .collect import *
 from .columns import Column
 from .labels import *
-from .vocab import check_vocab
 from .loss_rows import *
 from .make_head import *
 from ..core import Fraction,MemoError,check_choice
@@ -279,8 +278,6 @@ class MemoryCallback(Callback):
         self._drop_columns()
         self._fits.append(f)
         f.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
-        if f.real and f.is_fit:
-            for m in f.memories: check_vocab(m.name, m.head.bank, self.dls)
         mixed = any(isinstance(o, MixHandler) for o in self.learn.cbs)
         f.writing = f.real and not mixed
         if f.real and mixed:
@@ -448,10 +445,8 @@ class MemoryCallback(Callback):
         for m in self._fits[-1].memories:
             if m.seen and all(y is not None for _,_,y in m.seen):
                 logits,z,y = to_detach(tuple(map(torch.cat, zip(*m.seen))), cpu=False, gather=True)
-                t = self._fits[-1].targets
-                if (ok := t.known(y)) is not None: logits,z,y = logits[ok],z[ok],y[ok]
-                if len(m.head.bank) and len(y):
-                    m.head.refit(AttrDict(logits=t.logits(logits), z=z, y=y, item=None, group=None))
+                got = self._fits[-1].targets.to_fit(dict(logits=logits, z=z, y=y, item=None, group=None))
+                if len(m.head.bank) and got is not None: m.head.refit(got)
             m.seen = []
 
     def after_fit(self):

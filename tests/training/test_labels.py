@@ -344,3 +344,39 @@ def test_decided_once_a_fit(monkeypatch):
     learn.loss_func = MSELossFlat()
     quietly(learn, 'fit', 1)
     assert len(n)==2 and (learn.memory.bank.labels is None or bool((learn.memory.bank.labels<0).all()))
+
+# a bank that was filled before
+
+@pytest.mark.parametrize('first,then,say', [((Y,10,CrossEntropyLossFlat()),(findings,3,BCEWithLogitsLossFlat()),'targets'),
+    ((findings,3,BCEWithLogitsLossFlat()),(Y,10,CrossEntropyLossFlat()),'class numbers'),
+    ((findings,3,BCEWithLogitsLossFlat()),(findings[:,:2],2,BCEWithLogitsLossFlat()),'2 classes, this bank has 3')])
+@pytest.mark.parametrize('head', ['add','vote'])
+def test_labels_of_another_kind_than_the_banks(first, then, say, head):
+    "Refused before the first step, not in its middle"
+    bank,(y,c,loss) = SlotBank(2*N, policy='fifo'),first
+    learn = learner(loaders(y, c=c), lambda: net(c), loss, MemoryCallback(bank, head=head))
+    quietly(learn, 'fit', 1)
+    learn.memory.detach()
+    y,c,loss = then
+    learn = learner(loaders(y), lambda: net(c), loss, MemoryCallback(bank, head=head))
+    was = snap(learn.model)
+    with pytest.raises(MemoError, match=say): quietly(learn, 'fit', 1)
+    assert same(was, snap(learn.model))
+
+class Two(nn.Module):
+    "A network with a second output, as a tuple or a dict"
+    def __init__(self, kind):
+        super().__init__()
+        self.body,self.fc,self.kind = nn.Sequential(nn.Flatten(), nn.Linear(64,24), nn.ReLU()),nn.Linear(24,3),kind
+    def forward(self, x):
+        z = self.body(x)
+        return (self.fc(z),z.mean()) if self.kind is tuple else dict(logits=self.fc(z), size=z.mean())
+
+@pytest.mark.parametrize('kind', [tuple,dict])
+def test_outputs_of_several_parts(kind):
+    "Findings and numbers are told apart there too"
+    def of(loss): return lambda o,y: loss(o[0] if kind is tuple else o['logits'], y)
+    for loss,labelled in ((F.binary_cross_entropy_with_logits,True), (F.mse_loss,False)):
+        learn = learner(loaders(findings), lambda: Two(kind), of(loss), slots(None))
+        quietly(learn, 'fit', 1)
+        assert len(learn.memory.bank)==N and (learn.memory.bank.labels is not None)==labelled

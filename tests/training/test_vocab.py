@@ -1,4 +1,4 @@
-"Phases of a training, and a memory and its data, number their classes alike, or it is said before training"
+"Phases of a training number their classes alike, or it is said before training"
 import pytest, torch
 from fastai.callback.schedule import *
 from fastai.data.core import DataLoaders
@@ -6,7 +6,6 @@ from fastai.learner import Learner
 from fastai.torch_core import set_seed
 from sklearn.datasets import load_digits
 from helpers.learners import quietly, same, snap
-from memo.banks.classes import ClassBank
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.data.tensors import TensorDL, TensorSet
@@ -49,28 +48,6 @@ def test_two_and_two_that_differ_in_what_a_third_lacks():
     check_phases([('a',['x','y']), ('b',['x','y','z']), ('c',['x']), ('d',None)])
     with pytest.raises(MemoError, match="class 1 is 'y' in a, 'w' in c"):
         check_phases([('a',['x','y']), ('b',['x']), ('c',['x','w'])])
-
-@pytest.mark.parametrize('make', [lambda: SlotBank(256, policy='fifo'), lambda: ClassBank(10, capacity=8)])
-def test_loaders_that_are_replaced(make, tmp_path):
-    "Between two fits, and by a bank that comes from a file or another learner"
-    bank = make()
-    if not hasattr(bank, 'vocab'): bank.vocab = None
-    learn = learner(digits(up), bank)
-    quietly(learn, 'fit', 1)
-    assert plain_vocab(bank.vocab)==up
-    was = snap(learn.model)
-    learn.dls = digits(down)
-    say = "memory 'memory': class 0 of its rows is '0', of this data '9'"
-    with pytest.raises(MemoError, match=say): quietly(learn, 'fit', 1)
-    assert same(was, snap(learn.model))
-    learn.dls = digits(up)
-    quietly(learn, 'fit', 1)                    # and goes on
-    learn.memory.detach()
-    other = learner(digits(down), bank)
-    with pytest.raises(MemoError, match=say): quietly(other, 'fit', 1)
-    bank.reset()
-    quietly(other, 'fit', 1)
-    assert plain_vocab(bank.vocab)==down
 
 @pytest.mark.parametrize('a,b,i', [(up,down,0), (up,up[:7],None), (up[:7],up,None), (['a'],None,None), ([1,2],['1','2'],None),
     ([['x','y'],['cat','dog']],[['x','y'],['dog','cat']],0), ([['x','y'],['cat']],[['x','q'],['cat']],1),
