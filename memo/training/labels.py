@@ -204,7 +204,8 @@ class Targets:
     )->dict:        # None: there are no such rows
         "The same as one logit for each class, of the rows that have a label"
         got,ok = {**got, 'logits':self.logits(got['logits'])},self.known(got['y'])
-        if ok is not None: got = {k:v[ok.to(v.device)] if torch.is_tensor(v) and len(v)==len(ok) else v for k,v in got.items()}
+        def rows(v): return v[ok.to(v.device)] if torch.is_tensor(v) and len(v)==len(ok) else v
+        if ok is not None: got = {k:rows(v) for k,v in got.items()}
         return AttrDict(got) if len(got['y']) else None
 
     def logits(self, out):

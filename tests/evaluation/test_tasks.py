@@ -147,7 +147,7 @@ def test_a_task_is_found_by_its_targets(ours_alone):
     assert type(t) is Amounts and t.name=='amounts'
 
 def test_numbers_and_masked_findings_are_no_task():
-    "Two measured numbers are no two findings; which findings are masked is said with column and count, wherever they lie"
+    "Two measured numbers are no two findings; which findings are masked is said with column and count"
     with pytest.raises(MemoError, match=r'labels are float32 \[N, 2\], but of 0/1 targets 6 of 6 in column 0'):
         task_of(loaders(torch.full((6,2), .3)))
     for v,word in ((float('nan'),'NaN'), (-1.,'-1')):

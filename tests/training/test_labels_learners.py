@@ -1,4 +1,4 @@
-"The learners that fastai makes: tables, several targets, pixels, half precision, accumulation; with a memory and without"
+"The learners that fastai makes, with a memory and without: tables, several targets, accumulated batches"
 import random
 import numpy as np, pandas as pd, pytest, torch
 from fastai.callback.training import GradientAccumulation
@@ -27,9 +27,9 @@ def table(target):
     df['light'],df['even'] = _d.images[:N+NV].mean((1,2))/8,(_d.target[:N+NV]%2==0)
     df['many'] = _d.target[:N+NV]
     block = dict(light=RegressionBlock, even=CategoryBlock, many=CategoryBlock)[target]()
-    return TabularDataLoaders.from_df(df, procs=[Categorify], cat_names=['kind'], cont_names=[f'x{i}' for i in range(16)], y_names=target,
-                                      y_block=block, valid_idx=list(range(N, N+NV)),
-                                      bs=32, device='cpu')
+    return TabularDataLoaders.from_df(df, procs=[Categorify], cat_names=['kind'], y_names=target, y_block=block,
+                                      cont_names=[f'x{i}' for i in range(16)], valid_idx=list(range(N, N+NV)), bs=32,
+                                      device='cpu')
 
 def tabular(target, head, **kw):
     set_seed(0)
@@ -45,7 +45,7 @@ def test_a_table_of_numbers():
     "Regression with [B,1] targets"
     watched = tabular('light', None)
     assert same(plain_part(snap(watched.model)), snap(tabular('light', 'plain').model))
-    for learn in (watched,tabular('light', 'add')): assert len(learn.memory.bank)>=N and learn.memory.bank.labels is None
+    for bank in (watched.memory.bank,tabular('light', 'add').memory.bank): assert len(bank)>=N and bank.labels is None
     with pytest.raises(MemoError, match='regression'): tabular('light', 'vote')
 
 @pytest.mark.parametrize('target,c', [('even',2), ('many',10)])
@@ -62,8 +62,9 @@ def is_large(i): return 'large' if which(i)>4 else 'small'
 def both(i): return [digit(int(i)).mean()*2, which(i)/5]
 
 def block(blocks, get_y, n_inp=1):
-    dls = DataBlock((TransformBlock(type_tfms=[tensor_of]),*blocks), n_inp=n_inp, get_y=get_y,
-                    splitter=IndexSplitter(range(N, N+NV))).dataloaders(list(range(N+NV)), bs=32, device='cpu', num_workers=0)
+    b = DataBlock((TransformBlock(type_tfms=[tensor_of]),*blocks), n_inp=n_inp, get_y=get_y,
+                  splitter=IndexSplitter(range(N, N+NV)))
+    dls = b.dataloaders(list(range(N+NV)), bs=32, device='cpu', num_workers=0)
     dls.train.rng = random.Random(0)
     return dls
 

@@ -42,14 +42,15 @@ def test_two_phases(head):
 def test_a_stage_without_loaders_has_those_of_the_learner():
     learn = learner(digits(up))
     with pytest.raises(MemoError, match='stage b'):
-        quietly(learn, fit_stages, learn, [Stage('a', 1, 1e-3, fit='fit'), Stage('b', 1, 1e-3, dls=digits(down), fit='fit')])
+        quietly(learn, fit_stages, learn, [Stage('a', 1, 1e-3), Stage('b', 1, 1e-3, dls=digits(down))])
 
 def test_two_and_two_that_differ_in_what_a_third_lacks():
     check_phases([('a',['x','y']), ('b',['x','y','z']), ('c',['x']), ('d',None)])
     with pytest.raises(MemoError, match="class 1 is 'y' in a, 'w' in c"):
         check_phases([('a',['x','y']), ('b',['x']), ('c',['x','w'])])
 
-@pytest.mark.parametrize('a,b,i', [(up,down,0), (up,up[:7],None), (up[:7],up,None), (['a'],None,None), ([1,2],['1','2'],None),
+@pytest.mark.parametrize('a,b,i', [
+    (up,down,0), (up,up[:7],None), (up[:7],up,None), (['a'],None,None), ([1,2],['1','2'],None),
     ([['x','y'],['cat','dog']],[['x','y'],['dog','cat']],0), ([['x','y'],['cat']],[['x','q'],['cat']],1),
     (['cat','dog'],['cat','Dog'],1)])
 def test_where_two_differ(a, b, i):
