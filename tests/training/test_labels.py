@@ -274,7 +274,8 @@ class ArcFace(Module):
 
 counts = [100,50,20,10,5]
 @pytest.mark.parametrize('loss', [F.cross_entropy, CrossEntropyLossFlat(), LabelSmoothingCrossEntropyFlat(),
-    FocalLossFlat(), nn.CrossEntropyLoss(label_smoothing=.1), LogitAdjustedCE(counts), nn.CrossEntropyLoss(weight=tensor([1.,2,3,4,5])),
+    FocalLossFlat(), nn.CrossEntropyLoss(label_smoothing=.1), LogitAdjustedCE(counts),
+    nn.CrossEntropyLoss(weight=tensor([1.,2,3,4,5])),
     nn.MultiMarginLoss(), lambda o,y: F.cross_entropy(o, y)+.01*o.square().mean()])
 @pytest.mark.parametrize('size', [.01,1.,8.])
 def test_losses_of_class_numbers(loss, size):
