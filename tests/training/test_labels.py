@@ -19,7 +19,7 @@ from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.data.tensors import TensorDL, TensorSet
 from memo.training.labels import Targets, loss_gradient, loss_scale, read_targets
-from memo.training.losses import AsymmetricLoss, LogitAdjustedCE, SigmoidFocalLoss
+from memo.training.losses import AsymmetricLoss, LogitAdjustedCE, SigmoidFocalLoss, pos_weights
 from memo.training.memory_callback import MemoryCallback
 
 _d = load_digits()
@@ -345,6 +345,10 @@ def test_decided_once_a_fit(monkeypatch):
     learn.loss_func = MSELossFlat()
     quietly(learn, 'fit', 1)
     assert len(n)==2 and (learn.memory.bank.labels is None or bool((learn.memory.bank.labels<0).all()))
+
+@pytest.mark.parametrize('v', [-1.,float('nan'),.5])
+def test_weights_of_masked_findings(v):
+    with pytest.raises(MemoError, match=rf'of {N+NV} in column 1 are '): pos_weights(masked(v)[:N+NV])
 
 # a bank that was filled before
 
