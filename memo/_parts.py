@@ -18,7 +18,7 @@ parts = {
     'tail_percentile': Param(Annotated[float, Range(lo=0, hi=50, open_lo=False, open_hi=False)], 20, 'Classes at or below this percentile of the counts are the tail, at or above 100 minus it the head'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
     'once': Param(bool|None, None, 'One row for each item, which its next offer updates? If not given, where the item comes with the same feature'),
-  }, {'views': True, 'default_head': 'watch', 'offers': ['build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'from_json', 'get_extra_state', 'head', 'header', 'item_counts', 'learned', 'load', 'medium', 'missing', 'once', 'place', 'prompt_data', 'prototype', 'prototypes', 'read', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'share', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'unit', 'usage', 'views', 'vocab', 'write', 'write_state'], 'task': 'multiclass'}),
+  }, {'views': True, 'default_head': 'watch', 'offers': ['build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'from_json', 'get_extra_state', 'head', 'header', 'item_counts', 'learned', 'load', 'medium', 'missing', 'needs_labels', 'once', 'place', 'prompt_data', 'prototype', 'prototypes', 'read', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'share', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'unit', 'usage', 'views', 'vocab', 'write', 'write_state'], 'task': 'multiclass'}),
   'SlotBank': ('memo.banks.slots', 'SlotBank', 'A fixed number of feature slots, filled by a write policy', {
     'size': Param(Count, 512, 'Number of slots'),
     'dim': Param(Count|None, None, 'Width of the features; known after the first write if not given'),
@@ -28,7 +28,7 @@ parts = {
     'n_classes': Param(Count|None, None, 'Labels are checked against it; widths of multi-label targets set it'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
     'diversity_weight': Param(Probability|None, None, "Of diversity in the policy 'hybrid', beside rarity; half, if not given"),
-  }, {'views': False, 'default_head': 'add', 'offers': ['build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'get_extra_state', 'header', 'item_counts', 'learned', 'load', 'momentum', 'policy', 'read', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'set_extra_state', 'stats', 'threshold', 'unit', 'views', 'vocab', 'write', 'write_state']}),
+  }, {'views': False, 'default_head': 'add', 'offers': ['build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'get_extra_state', 'header', 'item_counts', 'learned', 'load', 'momentum', 'needs_labels', 'policy', 'read', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'set_extra_state', 'stats', 'threshold', 'unit', 'views', 'vocab', 'write', 'write_state']}),
  },
  'head': {
   'watch': ('memo.heads.base', 'MemoryHead', 'Watches: passes features on unchanged; the base class of all heads', {
@@ -43,18 +43,21 @@ parts = {
     'similarity': Param(Annotated[str, OneOf('cosine', 'dot', 'euclidean')], 'cosine', "'cosine', 'dot' or 'euclidean'"),
     'balanced': Param(bool, True, 'Divide votes by class counts? (classes; those for findings never are)'),
     'whiten': Param(bool|list[bool], False, 'Compare whitened features (`within_whitener`)? Several: the first, until `fit` has chosen'),
+    'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
   }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False, 'only': {'balanced': 'multiclass'}}),
   'prototype': ('memo.heads.mixture', 'PrototypeHead', 'Nearest prototype (softmax over cosines to class averages), mixed into the network; needs a `ClassBank`', {
     'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
     'k': Param(Count, 20, 'Rows that `recall` shows'),
     'temperature': Param(Positive, 0.07, 'Of the softmax over the classes, until `fit`'),
     'weight': Param(OpenFraction, 0.5, 'Of the memory in the mixture, until `fit`'),
+    'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
   }, {'needs': ['prototypes'], 'mixes': True, 'adds_rows': False, 'trains': False}),
   'lda': ('memo.heads.mixture', 'LDAHead', 'Linear discriminant analysis (Gaussian classes, one covariance), mixed into the network; needs a `ClassBank`', {
     'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
     'k': Param(Count, 20, 'Rows that `recall` shows'),
     'temperature': Param(Positive, 1.0, 'Of the softmax over the classes, until `fit`'),
     'weight': Param(OpenFraction, 0.5, 'Of the memory in the mixture, until `fit`'),
+    'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
   }, {'needs': ['prototypes'], 'mixes': True, 'adds_rows': False, 'trains': False}),
   'replay': ('memo.heads.replay', 'ReplayHead', 'Replays stored features of rare classes to the classifier with each training batch; needs a `ClassBank`', {
     'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),

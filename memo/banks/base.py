@@ -122,6 +122,7 @@ class Bank(Described):
     vocab = None        # names of the classes, once a learner has told them
     views = False       # does it keep several rows of an item? Those are not encoded anew, which would make them one
     unit = False        # have rows unit length? Then queries get it too, whatever they are compared by
+    needs_labels = False    # can it store nothing without a label?
     learned = False     # are rows parameters, made by `build` when the memory gets its place in a model?
     def __init__(self, dim, n_classes, seed):
         super().__init__()

@@ -41,7 +41,7 @@ def as_bytes(s):
 @register('bank', task='multiclass')
 class ClassBank(Bank):
     "For each class an exponential-moving-average prototype and a reservoir sample of its features"
-    default_head,views,unit = 'watch',True,True
+    default_head,views,unit,needs_labels = 'watch',True,True,True
     def __init__(self,
         n_classes:Count,          # C
         capacity:Count|str=256,   # Rows kept of each class, K, or a budget for all of them, as '512MB'

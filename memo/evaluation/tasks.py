@@ -13,7 +13,7 @@ import inspect
 from fastai.vision.all import *
 from ..core import Count,MemoError,Probability
 from ..metrics.multiclass import longtail_scores,shot_metrics
-from ..metrics.multilabel import MultiMetric,class_table,macro_ap,macro_auc,multilabel_scores
+from ..metrics.multilabel import MultiMetric,class_table,macro_ap,macro_auc,multilabel_scores,wrong_labels
 from ..metrics.intervals import patient_bootstrap
 from ..registry import find,known,part,register
 
@@ -95,7 +95,7 @@ class Multilabel(Task):
         draws:Count=1000 # Of patients, for the intervals
     ): store_attr()
 
-    def suits(self, y): return y.ndim==2 and y.shape[1]>1
+    def suits(self, y): return y.ndim==2 and y.shape[1]>1 and wrong_labels(y) is None
     def activation(self, logits): return logits.sigmoid()
     def metrics(self, dls): return [macro_auc, macro_ap]
     def scores(self, probs, y, dls): return multilabel_scores(probs, y, getattr(dls, 'tail', None), self.threshold)
@@ -137,11 +137,15 @@ def task_of(
     **kwargs # For the task, as far as it has them: `threshold`, `draws`
 )->Task:
     "The task of a data set"
-    y = first_label(dls.train.dataset)
+    y = getattr(dls.train.dataset, 'y', None)
+    if not torch.is_tensor(y) or not len(y): y = first_label(dls.train.dataset)
     kinds = [task_named(k, **kwargs) for k in (known('task') if name is None else [name])]
     res = first(t for t in kinds if y is None or t.suits(y))
     if res is not None: return res
     found = f"{str(y.dtype).removeprefix('torch.')} {['N',*y.shape[1:]]}".replace("'", '')
+    if y.ndim==2 and name!='multiclass' and (bad := wrong_labels(y, getattr(dls, 'vocab', None))):
+        raise MemoError(f"labels are {found}, but of 0/1 targets {bad}; a task of another kind is a part of its own, "
+                        "@register('task')")
     if name is not None: raise MemoError(f"labels are {found}, which do not suit {name}, the task of this data set")
     raise MemoError(f"labels are {found}: class numbers [N] or 0/1 targets [N,C] are accepted; "
                     "another kind needs a task of its own, @register('task')")

@@ -96,6 +96,7 @@ def in_call(model):
 class MemoryHead(Described):
     "Watches: passes features on unchanged; the base class of all heads"
     needs,mixes,adds_rows = (),False,False
+    needs_labels = False    # does it answer by the labels of its rows?
     trains = False      # is what comes behind it trained with what it recalls?
     def __init_subclass__(cls, **kwargs):
         "Derive `trains` and `mixes` from the methods a head defines, unless it states them"
@@ -212,6 +213,12 @@ class MemoryHead(Described):
         if found is None: return
         raise MemoError(f"{type(self).__name__}: the memory holds {found}, this model has {n} outputs: empty it "
                         "(bank.reset()), or load a model with as many")
+
+    def model_gives(self, outputs):
+        "Called before the first step of a fit: are the model's outputs 'logits' or 'probabilities'?"
+        if self.mixes and outputs!='logits':
+            raise MemoError(f"a {type(self).__name__} mixes logits, and this model ends in {outputs}: take out its last "
+                            "softmax or sigmoid, or head='vote'")
 
     def refit(self, collected):
         "Arguments of the `fit` after each epoch: by default everything is chosen anew"

@@ -17,6 +17,7 @@ from typing import Annotated
 from torch.nn import functional as F
 from ..core import Count,MemoError,OneOf,OpenFraction,Positive
 from .base import MemoryHead,nearest_hits,same_labels
+from .outputs import as_logits,as_outputs
 from ..registry import register
 from ..schema import checked
 from ..banks.search import class_votes,read_rows,similarities,within_whitener
@@ -73,10 +74,12 @@ def mix_votes(
 @checked
 class MixHead(MemoryHead):
     "Base class of mixture heads: mix the memory's class probabilities into the network's, in evaluation mode"
-    mixes = True
+    mixes = needs_labels = True
     _log_t = -2,0       # where temperatures are looked for, powers of ten
-    def __init__(self, bank, k:Count, temperature:Positive, weight:OpenFraction):
+    def __init__(self, bank, k:Count, temperature:Positive, weight:OpenFraction,
+        outputs:Annotated[str, OneOf('logits', 'probabilities')]=None):
         super().__init__(bank, k)
+        self.outputs,self.given = outputs,outputs is not None
         self.register_buffer('temperature', torch.tensor(float(temperature)))
         self.register_buffer('weight', torch.tensor(float(weight)))
 
@@ -95,7 +98,9 @@ class MixHead(MemoryHead):
         else:
             self._traced_raw = logits
             if self.bank.features is None: return logits
-        got = self.mixed(logits, z, *self.own(z.shape[0]))
+        form = self.outputs=='probabilities',self.multilabel
+        got = self.mixed(as_logits(logits, *form), z, *self.own(z.shape[0]))
+        got = as_outputs(got, logits, *form)
         return torch.where(self.bank.count>0, got, logits) if tracing else got
 
     _told = False
@@ -110,7 +115,7 @@ class MixHead(MemoryHead):
         return False
 
     def mixed(self,
-        logits:Tensor,      # The network's outputs [B,C]
+        logits:Tensor,      # The network's, one for each class [B,C]
         z:Tensor,           # Features at the memory's place [B,D]
         item:Tensor=None,   # Items [B] and
         group:Tensor=None   # groups [B] whose rows are not read
@@ -119,6 +124,8 @@ class MixHead(MemoryHead):
         return mix_votes(logits, self.votes(z, item, group, n_classes=logits.shape[1]), self.weight, self.multilabel)
 
     def check_labels(self, y): self.bank.check_single(y)
+    def model_gives(self, outputs):
+        if not self.given: self.outputs = outputs
 
     def can_refit(self, collected):
         "Are there outputs that are numbers, and labels of the bank's kind?"
@@ -195,10 +202,12 @@ class VoteHead(MixHead):
         balanced:bool=True,     # Divide votes by class counts? (classes; those for findings never are)
         # Compare whitened features (`within_whitener`)? Several: the first, until `fit` has chosen
         whiten:bool|list[bool]=False,
+        # What the model gives: 'logits', 'probabilities'; by default what training shows
+        outputs:Annotated[str, OneOf('logits', 'probabilities')]=None,
     ):
         many = dict(k=listify(k), whiten=[bool(o) for o in listify(whiten)])
         if not all(many.values()): raise MemoError("k, whiten: one value or several are accepted, found none")
-        super().__init__(bank, max(many['k']), temperature, weight)
+        super().__init__(bank, max(many['k']), temperature, weight, outputs)
         self.candidates,self.similarity,self.balanced = many,similarity,balanced
         self.whiten,self._white = many['whiten'][0],None
         for o in ('whitener','centre'): self.register_buffer(o, None)
@@ -303,8 +312,10 @@ class PrototypeHead(MixHead):
         k:Count=20,             # Rows that `recall` shows
         temperature:Positive=.07, # Of the softmax over the classes, until `fit`
         weight:OpenFraction=.5, # Of the memory in the mixture, until `fit`
+        # What the model gives: 'logits', 'probabilities'; by default what training shows
+        outputs:Annotated[str, OneOf('logits', 'probabilities')]=None,
     ):
-        super().__init__(bank, k, temperature, weight)
+        super().__init__(bank, k, temperature, weight, outputs)
 
     def scores(self, z):
         "Cosines to the prototypes [B,C]; -inf for classes never seen"
@@ -329,8 +340,10 @@ class LDAHead(PrototypeHead):
         k:Count=20,             # Rows that `recall` shows
         temperature:Positive=1., # Of the softmax over the classes, until `fit`
         weight:OpenFraction=.5, # Of the memory in the mixture, until `fit`
+        # What the model gives: 'logits', 'probabilities'; by default what training shows
+        outputs:Annotated[str, OneOf('logits', 'probabilities')]=None,
     ):
-        super().__init__(bank, k, temperature, weight)
+        super().__init__(bank, k, temperature, weight, outputs)
         # `at`: how often the bank had been written to
         for o in ('whitener','means','at'): self.register_buffer(o, None)
         self._of = None         # the rows that they are of, where they were worked out or first used in this process

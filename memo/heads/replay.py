@@ -18,7 +18,7 @@ from ..registry import register
 @register('head', 'replay')
 class ReplayHead(MemoryHead):
     "Replays stored features of rare classes to the classifier with each training batch; needs a `ClassBank`"
-    needs,adds_rows,trains = ('missing','draw'),True,True
+    needs,adds_rows,trains,needs_labels = ('missing','draw'),True,True,True
     def __init__(self,
         bank,           # A `ClassBank`; becomes part of the model
         k:Count=3,      # Rows that `recall` shows

@@ -11,7 +11,7 @@ __all__ = ['is_fitted', 'EpochFigures']
 from fastai.vision.all import *
 from ..heads.attach import Gate
 from ..heads.base import *
-from .collect import plain_labels
+from .labels import Targets,batch_labels
 from .columns import Column
 
 # %% ../../nbs/training/07a_epoch_figures.ipynb #2b592b50
@@ -24,8 +24,10 @@ class EpochFigures:
     def __init__(self,
         learn,      # A learner, before it validates
         heads,      # Heads of its memories, those to fit among them
+        targets:Targets, # What the targets of the fit are to them
     ):
         self.learn,self.heads,self.batches,self.whole = learn,[h for h in heads if is_fitted(h)],[],True
+        self.targets = targets
         gates = [g for m in learn.model.modules() if isinstance(g := vars(m).get('forward'), Gate)]
         self.answering = [[h for h in g.heads if type(h).answer is not MemoryHead.answer and h.active] for g in gates]
         self.answering = [hs for hs in self.answering if hs]
@@ -35,7 +37,8 @@ class EpochFigures:
 
     def look(self, step):
         "Keep what heads and figures need of a batch, once its loss is known"
-        learn,y = self.learn,plain_labels(step.yb)
+        if not self.heads: return
+        learn,y = self.learn,batch_labels(step, self.targets)
         heads = {*self.heads, *self.chain}
         seen = {h:s for h in heads if (s := step.seen(h)) is not None and s.z is not None}
         self.whole = self.whole and y is not None and len(seen)==len(heads)
@@ -58,7 +61,8 @@ class EpochFigures:
         if why := self.why_not(): return why
         outs = [b.raw for b in self.batches]
         for h in [*self.chain, *(h for h in heads if h not in self.chain)]:
-            if h in heads: h.refit(self.collected(h, outs))
+            got = self.targets.to_fit(self.collected(h, outs)) if h in heads else None
+            if got is not None: h.refit(got)
             if h in self.chain: outs = [self.answer(h, o, b) for o,b in zip(outs, self.batches)]
         if any(h in self.chain for h in heads): self.count(outs, heads)
 

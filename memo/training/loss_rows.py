@@ -9,19 +9,20 @@ __all__ = ['rows_of_loss', 'why_unknown']
 
 # %% ../../nbs/training/07_loss_rows.ipynb #5d79de6b
 from fastai.vision.all import *
-from .collect import *
+from .labels import *
 from .tracing import *
 
 # %% ../../nbs/training/07_loss_rows.ipynb #caed41c4
 def rows_of_loss(
     learn,  # A learner, after its backward pass
-    step    # The current batch
+    step,   # The current batch
+    targets:Targets # Of the fit
 )->tuple:   # Rows of the forward pass (None: all, in order), their labels, why that is not known (None: it is)
     "Which rows of the forward pass the loss was of"
-    out,y,pred = step.main.out,plain_labels(learn.yb),learn.pred
+    was,out,pred = batch_labels(step, targets),step.main.out,learn.pred
+    y = was if learn.yb is step.yb else targets.labels(learn.yb)
     if pred is out or not torch.is_tensor(out) or not torch.is_tensor(pred): return None,y,None
     a,b = (o.detach().as_subclass(Tensor).float() for o in (pred, out))
-    was = plain_labels(step.yb)
     if len(a)<=len(b) and torch.equal(a, b[:len(a)]) and (y is None or was is None or torch.equal(y, was[:len(a)])):
         whole = len(a)==len(b) or step.item is not None and len(a)==len(step.item)      # without what was replayed
         return None if whole else torch.arange(len(a)),y,None

@@ -11,6 +11,7 @@ __all__ = ['log_prior', 'adjust_logits', 'LogitAdjustedCE', 'cross_entropy', 'bi
 # %% ../../nbs/training/01_losses.ipynb #d19ae561
 from fastai.vision.all import *
 from ..core import *
+from ..metrics.multilabel import wrong_labels
 from ..registry import register
 
 # %% ../../nbs/training/01_losses.ipynb #17ce9246
@@ -77,7 +78,9 @@ def pos_weights(
 )->Tensor: # [C] float32
     "Weight of the positives of each class: negatives per positive, capped"
     y = torch.as_tensor(y).detach().cpu().double()
-    if y.ndim==2: n,y = len(y),y.sum(0)
+    if y.ndim==2:
+        if (bad := wrong_labels(y)) is not None: raise MemoError(f"pos_weights: labels 0 and 1 are needed, found {bad}")
+        n,y = len(y),y.sum(0)
     if y.ndim!=1 or n is None:
         raise MemoError("pos_weights: labels [N,C], or positives per class [C] and n, are needed; found "
                         f"{tuple(y.shape)} and n={n}")

@@ -20,6 +20,7 @@ from .batch_ids import _leave_batches
 from .collect import *
 from .columns import Column
 from .epoch_figures import *
+from .labels import *
 from .loss_rows import *
 from .make_head import *
 from ..core import Count,Fraction,MemoError,check_choice,one_thread
@@ -41,7 +42,7 @@ class _Memory:
 class _Fit:
     "What one fit keeps, and gives up at its end"
     stepped = real = writing = trained = is_fit = untold = False
-    names = figures = None
+    names = figures = targets = None
     def __init__(self, memories): self.memories = memories
 
 def _in_added_cbs():
@@ -270,7 +271,7 @@ class MemoryCallback(Callback):
             raise MemoError(f"{type(head).__name__} has nothing to fit; a memory that votes has: "
                             "MemoryCallback(bank, head='vote')")
         if len(dls.loaders)<2 or is_empty(dls.valid): raise MemoError("fit needs a validation set")
-        got = self.collect(dls.valid, memory=True)
+        got = with_labels(self.collect(dls.valid, memory=True), head, self._name)
         return head.fit(AttrDict({**got, 'logits':got.raw}), **{k:v for k,v in kwargs.items() if v is not None})
 
     def fit_vote(self, k=None, whiten=None):
@@ -323,7 +324,11 @@ class MemoryCallback(Callback):
     def _of_batch(self, head, f, learn):
         step = learn.batch_ids.step
         seen = None if step is None else step.seen(head)
-        return None if seen is None or (y := plain_labels(step.yb)) is None else f(seen, y)
+        t = self._fits[-1].targets
+        if seen is None or t is None: return None
+        if (y := batch_labels(step, t)) is None: return None
+        v,ok = f(seen, y),t.known(y)
+        return v if ok is None or not torch.is_tensor(v) or v.shape!=ok.shape else v[ok]
 
     def before_train(self):
         f = self._fits[-1]
@@ -340,8 +345,8 @@ class MemoryCallback(Callback):
         if not self._fits: return
         f,cbs = self._fits[-1],[o for o in self.learn.cbs.sorted('order') if isinstance(o, MemoryCallback)]
         # one callback does it for all
-        figures = EpochFigures(self.learn, [h for o in cbs for h in o.heads.values()]) if self._fitting else None
-        f.figures = figures if figures is not None and figures.heads and cbs[0] is self else None
+        if not self._fitting or f.targets is None or cbs[0] is not self: f.figures = None
+        else: f.figures = EpochFigures(self.learn, [h for o in cbs for h in o.heads.values()], f.targets)
 
     def before_batch(self):
         if not (self.training and self._fits): return
@@ -375,6 +380,7 @@ class MemoryCallback(Callback):
     def after_loss(self):
         if not self._fits: return
         f,training = self._fits[-1],self.learn.training
+        if f.targets is None and training and f.real: self._read_targets(f)
         y = self._added() if training else None
         if y is not None:
             n = len(self.pred)-len(y)
@@ -388,11 +394,21 @@ class MemoryCallback(Callback):
             return self._own_loss(f) if self.loss_weight and f.real else None
         if f.figures is not None and (step := self.learn.batch_ids.step) is not None: f.figures.look(step)
 
+    def _read_targets(self, f):
+        "Before the first step of a fit: what its targets are to the memories"
+        learn = self.learn
+        if learn.batch_ids.step is None: return
+        f.targets,every = fit_targets(learn),whole_targets(learn.dls)
+        for m in f.memories:
+            if say := check_head(m.head, m.name, f.targets, learn.yb, every): warn(say)
+
     def _own_loss(self, f):
         w = self.loss_weight
         for m in f.memories:
-            s,y = self._seen(m),plain_labels(self.learn.batch_ids.step.yb)
-            own = None if s is None or y is None else m.head.loss(s.z, y)
+            s,y = self._seen(m),batch_labels(self.learn.batch_ids.step, f.targets)
+            if s is None or y is None or s.z is None: continue
+            ok = f.targets.known(y)
+            own = m.head.loss(s.z, y) if ok is None else m.head.loss(s.z[ok], y[ok]) if bool(ok.any()) else None
             if own is None: continue
             scale = 1.
             for o in self.learn.cbs:        # what the gradient of a micro-batch is divided by
@@ -406,15 +422,15 @@ class MemoryCallback(Callback):
         learn,step = self.learn,self.learn.batch_ids.step
         if self.every>1 and (learn.epoch*learn.n_iter+learn.iter)%self.every: return
         if step is None or step.main is None: return
-        out,(at,y,lost) = step.main.out,rows_of_loss(learn, step)
+        f = self._fits[-1]
+        out,(at,y,lost) = step.main.out,rows_of_loss(learn, step, f.targets)
         for m in self._fits[-1].memories:
             s = step.seen(m.head)
             if s is None or s.z is None: continue
-            if y is not None: m.head.check_labels(y)
             z,dev = s.z.detach().float(),m.head.bank.device
             scores = torch.is_tensor(out) and out.ndim==2 and len(out)>=len(z)
             logits = out.detach().as_subclass(Tensor)[:len(z)].float() if scores else None
-            if why := lost or why_unknown(s.times, len(z), y, at, learn.item):
+            if why := lost or f.targets.unwritten(y) or why_unknown(s.times, len(z), y, at, learn.item):
                 if not m.told: warn(f"memory {m.name!r}: {why}, so nothing is stored of such batches")
                 m.told = True
                 continue
@@ -436,7 +452,8 @@ class MemoryCallback(Callback):
             if not m.kept: continue
             got = [None if any(o is None for o in os) else torch.cat(os) for os in zip(*m.kept)]
             m.kept = []
-            m.head.bank.write(*to_detach(tuple(got), cpu=False, gather=True))
+            got = self._fits[-1].targets.storable(m.head.bank, *to_detach(tuple(got), cpu=False, gather=True))
+            if got is not None: m.head.bank.write(*got)
 
     def after_validate(self):
         if not self._fits: return

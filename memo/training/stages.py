@@ -18,6 +18,7 @@ from .batch_ids import running_frames
 from .checkpoint import *
 from .checkpoint import _pos_re,_scalar
 from .monitor import progress_columns,read_monitor
+from .vocab import check_phases
 from .param_groups import *
 from ..schema import accept,as_number,checked,shown
 
@@ -181,6 +182,7 @@ def enter_stage(learn, s):
 
 def check_stages(learn, stages):
     "Raise a `MemoError` for unknown monitors or ways of fitting, or monitors without a validation set"
+    check_phases([(f'stage {s.name}',ifnone(s.dls, learn.dls)) for s in stages])
     columns = progress_columns(learn)
     for s in stages:
         if not callable(s.fit) and not callable(getattr(learn, str(s.fit), None)):

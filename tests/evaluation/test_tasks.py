@@ -9,7 +9,7 @@ from helpers.tensors import gen
 from memo.core import MemoError
 from memo.data.tensors import TensorDL, TensorSet
 from memo.metrics.multiclass import longtail_scores
-from memo.metrics.multilabel import MultiMetric, multilabel_scores
+from memo.metrics.multilabel import MultiMetric, macro_auc, multilabel_scores
 from memo.metrics.intervals import patient_bootstrap
 from memo.registry import register
 from memo.evaluation.tasks import Multiclass, Multilabel, Task, class_counts, own_metrics, own_scores, progress
@@ -145,3 +145,15 @@ def test_a_task_is_found_by_its_targets(ours_alone):
         def suits(self, y): return y.ndim==1 and y.is_floating_point()
     t = task_of(dls)
     assert type(t) is Amounts and t.name=='amounts'
+
+def test_numbers_and_masked_findings_are_no_task():
+    "Two measured numbers are no two findings; which findings are masked is said with column and count"
+    with pytest.raises(MemoError, match=r'labels are float32 \[N, 2\], but of 0/1 targets 6 of 6 in column 0'):
+        task_of(loaders(torch.full((6,2), .3)))
+    for v,word in ((float('nan'),'NaN'), (-1.,'-1')):
+        y = many.clone()
+        y[-3:,1] = v
+        for name in (None,'multilabel'):
+            with pytest.raises(MemoError, match=rf'3 of 12 in column 1 are {word}'): task_of(loaders(y), name)
+        for f in (lambda: Multilabel().scores(probs(12, 3, True), y, None), lambda: macro_auc(probs(12, 3), y)):
+            with pytest.raises(MemoError, match=f'labels 0 and 1 are needed, found 3 of 12 in column 1 are {word}'): f()

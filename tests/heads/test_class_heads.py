@@ -592,7 +592,7 @@ def test_what_cannot_be_replayed_is_one_line(tmp_path):
     dls = tail_dls()
     for o in dls.loaders: o.dataset.y = o.dataset.y.float()
     learn = learner(tmp_path, memory('replay'), dls=dls, model=net(1), loss_func=nn.functional.mse_loss, metrics=[])
-    assert 'by class' in err(quietly, learn, 'fit', 2, 1e-2)
+    assert 'regression' in err(quietly, learn, 'fit', 2, 1e-2)
 
 def test_replay_helps_the_few(tmp_path):
     "It does what it is for: with replay the rarest classes are found more often"

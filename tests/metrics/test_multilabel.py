@@ -134,7 +134,8 @@ def test_table():
 @pytest.mark.parametrize('bad,msg',
                          [((torch.rand(4,2),torch.zeros(4)), r'\(4, 2\) with \(4,\)'),
                           ((torch.full((4,2), float('nan')),torch.zeros(4,2)), '4 of 4 rows'),
-    ((torch.rand(4,2),torch.full((4,2), -1)), 'found -1'), ((torch.rand(4,2),torch.full((4,2), .5)), 'found 0.5')])
+    ((torch.rand(4,2),torch.full((4,2), -1)), 'column 0 are -1'),
+    ((torch.rand(4,2),torch.full((4,2), .5)), 'column 0 are 0.5')])
 def test_bad_input(f, bad, msg):
     with pytest.raises(MemoError, match=msg) as e: f(*bad)
     assert '\n' not in str(e.value)
