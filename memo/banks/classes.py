@@ -173,9 +173,9 @@ class ClassBank(Bank):
         if self.features is None or not torch.compiler.is_compiling() and not bool(self.counts.any()):
             return torch.full((len(q),), -1, device=q.device),q.new_zeros(len(q), dtype=torch.float32)
         with torch.autocast(q.device.type, enabled=False):
-            s = F.normalize(q.float())@F.normalize(self.prototypes()).T
+            s = F.normalize(q.to(self.device).float())@F.normalize(self.prototypes()).T
             sure,c = s.masked_fill(self.counts==0, -torch.inf).max(1)
-        return c,sure
+        return c.to(q.device),sure.to(q.device)
 
     @torch.no_grad()
     def write(self,
