@@ -6,7 +6,8 @@ with the paths of two checkouts: a process for each, which train the same learne
 such pairs of processes, as the same code is a few per cent faster in one process than in another. For each network and
 each memory: milliseconds of a training step, of the validation at the end of an epoch (with what a memory fits on it)
 and of `learn.validate()`, in CPU time; and the ratio new : old, the median over the pairs with its quartiles. A median
-above 1 whose lower quartile is above 1 too is slower. `--old NEW --new NEW` shows the noise; leave the machine alone."""
+above 1 whose lower quartile is above 1 too is slower. `--old NEW --new NEW` shows the noise. About six minutes on a
+machine that does nothing else."""
 import argparse,gc,json,os,subprocess,sys,time,warnings
 for k in ('OMP_NUM_THREADS','MKL_NUM_THREADS'): os.environ.setdefault(k, '1')
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
