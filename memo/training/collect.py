@@ -10,7 +10,7 @@ __all__ = ['evaluating', 'plain_labels', 'uncompiled', 'collect', 'rekey', 'reca
 # %% ../../nbs/training/04_collect.ipynb #de0622da
 from contextlib import contextmanager,nullcontext
 from fastai.vision.all import *
-from ..heads.attach import find_head,memories
+from ..heads.attach import answer_of,find_head,memories
 from .batch_ids import *
 from .tracing import *
 from .batch_ids import named_ids
@@ -83,6 +83,8 @@ def collect(
             step = Step(item.to(dev), None if group is None else group.to(dev), hide=own, off=not memory)
             with in_step([*heads.values()], step): o = model(*xb)
             step.close(o)
+            if (o := answer_of(model, o)) is None:
+                raise MemoError("collect: the model's output has no one tensor of [B,C], its answer")
             seen = None if head is None else step.seen(head)
             raw = o if seen is None or seen.raw is None else seen.raw
             out.append((*(v.as_subclass(Tensor).float() for v in (o, raw)), None if seen is None else seen.z,

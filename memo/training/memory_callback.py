@@ -155,7 +155,7 @@ class MemoryCallback(Callback):
             raise MemoError(f"{type(head.bank).__name__}, {type(head).__name__}: what is learned has to be in the "
                             "optimizer, so this memory cannot be added for one fit: give it to the Learner, "
                             "cbs=MemoryCallback(...)")
-        attach(model, head, self.at, self._name)
+        attach(model, head, self.at, self._name, x=watched(learn, model))
         self._head,self._mine = None,True
         if not learned: return
         try: build_learned(learn, model, head, self._name)
