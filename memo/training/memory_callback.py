@@ -15,6 +15,7 @@ from fastai.callback.mixup import MixHandler
 from fastai.vision.all import *
 from ..heads.attach import *
 from ..banks.base import Bank
+from ..banks.copies import on_its_own
 from .batch_ids import *
 from .batch_ids import _leave_batches
 from .collect import *
@@ -313,7 +314,9 @@ class MemoryCallback(Callback):
     def before_train(self):
         f = self._fits[-1]
         f.trained = True
-        for m in f.memories: m.was,m.losses = m.head.bank.replaced.clone(),[]
+        for m in f.memories:
+            if m.head.bank.follows: on_its_own(m.head.bank)     # a copy that is trained is no copy any more
+            m.was,m.losses = m.head.bank.replaced.clone(),[]
 
     @property
     def _fitting(self):
