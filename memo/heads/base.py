@@ -9,7 +9,7 @@ __all__ = ['Seen', 'Call', 'Step', 'set_step', 'in_step', 'in_call', 'MemoryHead
            'nearest_hits']
 
 # %% ../../nbs/heads/01_base.ipynb #f379928d
-import json,threading,torch
+import json,threading,torch,warnings
 from contextlib import contextmanager
 from torch import Tensor
 from weakref import WeakKeyDictionary
@@ -45,7 +45,9 @@ class Step:
     def close(self, out=None, heads=()):
         "Stop recording; gives the forward pass that made `out`, or the only one, or None"
         self.open = False
-        self.main = next((o for o in self.calls if o.out is out), self.calls[0] if len(self.calls)==1 else None)
+        def made(o): return o is out or isinstance(o, (tuple,list,dict)) and any(
+            map(made, o.values() if isinstance(o, dict) else o))        # a callback may have taken a part of it
+        self.main = next((o for o in self.calls if made(o.out)), self.calls[0] if len(self.calls)==1 else None)
         self.unclear = self.main is None and len(self.calls)>1
         self.calls = []
         traced = {h:t for h in heads if (t := h.take_traced()) is not None}
@@ -139,6 +141,9 @@ class MemoryHead(Described):
             return self.fuse(x, z) if self.active else x
         z = z.as_subclass(Tensor)                   # of fastai's image types
         if _thread.calls: self._note(z=z)
+        elif self.mixes and self.active and not self.learning and len(self.bank):
+            warnings.warn("memory: its place was passed outside of a forward of the model that it was attached to (a "
+                          "part of it, or a copy that a tool made), so this answer is without it")
         return self.fuse(x, z) if self.active else x
 
     @property

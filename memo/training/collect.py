@@ -84,7 +84,7 @@ def collect(
             with in_step([*heads.values()], step): o = model(*xb)
             step.close(o)
             if (o := answer_of(model, o)) is None:
-                raise MemoError("collect: the model's output has no one tensor of [B,C], its answer")
+                raise MemoError("collect: there is no tensor of floats in the model's output")
             seen = None if head is None else step.seen(head)
             raw = o if seen is None or seen.raw is None else seen.raw
             out.append((*(v.as_subclass(Tensor).float() for v in (o, raw)), None if seen is None else seen.z,

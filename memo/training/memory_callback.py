@@ -18,6 +18,7 @@ from ..banks.base import Bank
 from ..banks.copies import on_its_own
 from .batch_ids import *
 from .batch_ids import _leave_batches
+from .checks import *
 from .collect import *
 from .columns import Column
 from .loss_rows import *
@@ -37,10 +38,11 @@ class _Memory:
     "What a fit keeps of one memory"
     def __init__(self, name, head):
         self.name,self.head,self.kept,self.seen,self.was,self.losses,self.told = name,head,[],[],0,[],False
+        self.stage = 'batch'    # how far the features of a batch have come: 'forward', 'place', 'written'
 
 class _Fit:
     "What one fit keeps, and gives up at its end"
-    stepped = real = writing = trained = is_fit = False
+    stepped = real = writing = trained = is_fit = began = told = False
     names = None
     def __init__(self, memories): self.memories = memories
 
@@ -91,6 +93,7 @@ class MemoryCallback(Callback):
             return
         self._said = head!='default'
         if k is not None: head_kw['k'] = k
+        self._asked = dict(at=at, **head_kw)
         own = [o for o in inspect.signature(MemoryCallback).parameters if o!='head_kw']
         self._head = make_head(bank, bank.default_head if head=='default' else head, head_kw, own)
 
@@ -118,7 +121,9 @@ class MemoryCallback(Callback):
                             "give the memory another name=")
         if self._head is not None: self._put_in(learn, model)
         self.__dict__['_learn'] = learn
-        try: self._ids(learn)
+        try:
+            refuse_parallel(learn.model, self.heads.values())
+            self._ids(learn)
         except MemoError:
             self.learn = None
             raise
@@ -145,6 +150,7 @@ class MemoryCallback(Callback):
             if type(old) is not type(head) and self._said:
                 raise MemoError(f"head: this bank is in the model behind a {type(old).__name__} already; detach(model, "
                                 f"{self._name!r}) first for a {type(head).__name__}")
+            tell_unused(model, self._name, old, self._asked)
             self._head,self._mine = None,True
             return
         c = getattr(learn.dls, 'c', None)
@@ -272,6 +278,7 @@ class MemoryCallback(Callback):
 
     def before_fit(self):
         self._drop_interrupted()
+        refuse_parallel(self.learn.model, self.heads.values())
         f = _Fit([_Memory(n, h) for n,h in self.heads.items()])
         f.is_fit = fits_running(self.learn)[1]
         f.names = getattr(getattr(self.learn, 'recorder', None), 'metric_names', None)
@@ -331,7 +338,7 @@ class MemoryCallback(Callback):
     def before_batch(self):
         if not (self.training and self._fits): return
         f,step = self._fits[-1],self.learn.batch_ids.step
-        f.stepped = False
+        f.stepped,f.began = False,True
         # rows of one class do not go with mixed labels, nor into `lr_find`
         if step is not None: step.adds = f.writing
 
@@ -393,10 +400,13 @@ class MemoryCallback(Callback):
         if not self._fits or not self._fits[-1].writing: return
         learn,step = self.learn,self.learn.batch_ids.step
         if step is None or step.main is None: return
-        out,(at,y,lost) = step.main.out,rows_of_loss(learn, step)
+        out,(at,y,lost) = answer_of(step.main.model, step.main.out),rows_of_loss(learn, step)
         for m in self._fits[-1].memories:
             s = step.seen(m.head)
-            if s is None or s.z is None: continue
+            if s is None or s.z is None:
+                if m.stage=='batch': m.stage = 'forward'
+                continue
+            if m.stage!='written': m.stage = 'place'
             if y is not None: m.head.check_labels(y)
             z,dev = s.z.detach().float(),m.head.bank.device
             scores = torch.is_tensor(out) and out.ndim==2 and len(out)>=len(z)
@@ -424,6 +434,13 @@ class MemoryCallback(Callback):
             got = [None if any(o is None for o in os) else torch.cat(os) for os in zip(*m.kept)]
             m.kept = []
             m.head.bank.write(*to_detach(tuple(got), cpu=False, gather=True))
+            m.stage = 'written'
+
+    def after_train(self):
+        f = self._fits[-1] if self._fits else None
+        if f is None or f.told or not (f.writing and f.began): return
+        f.told = True
+        tell_unwritten(self.learn, f.memories)
 
     def after_validate(self):
         if not self._fitting: return
