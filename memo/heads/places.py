@@ -51,8 +51,8 @@ def with_part(out, path, v):
 # %% ../../nbs/heads/04b_places.ipynb #0b748d75
 class Called:
     "A call of a module in a forward"
-    # first input and output, the axes along which their features lie, and the layers that the input comes from
-    x = out = x_axis = out_axis = layers = None
+    # first input and output, the axes along which their features lie, and the layers that they come from
+    x = out = x_axis = out_axis = layers = out_layers = None
     def __init__(self, name, module, parent): self.name,self.module,self.parent = name,module,parent
 
 class Layer:
@@ -73,7 +73,8 @@ class _Follow(TorchDispatchMode):
         "What a tensor shares with its views"
         try: return t.untyped_storage()._cdata
         except (RuntimeError, NotImplementedError): return id(t)
-    def view(self, t): return self.place(t),tuple(t.shape),t.stride() if t.layout==torch.strided else None
+    def view(self, t):
+        return self.place(t),tuple(t.shape),(t.stride(),t.storage_offset()) if t.layout==torch.strided else None
 
     def start(self, o):
         "Mark the inputs: what is computed from nothing else is a weight"
@@ -114,8 +115,8 @@ class _Follow(TorchDispatchMode):
         c = self.stack.pop()
         self.calls.append(c)
         if not isinstance(out, Tensor): return
-        c.out,c.out_axis = out,self.axis(out)
         layers,flats = self.origin.get(self.place(out), _none)
+        c.out,c.out_axis,c.out_layers,c.n = out,self.axis(out),layers,len(self.kept)
         if isinstance(module, Flatten): self.set(out, (layers,flats|{c}))
 
 def multiplies(name):
@@ -125,7 +126,7 @@ def multiplies(name):
 def axis_after(name, args, out, data, layer, axis_of):
     "Axis along which the features of a tensor lie after an operation; None if unknown"
     n = out.ndim
-    if n<3: return None
+    if n<2: return None
     if 'conv' in name or 'batch_norm' in name or 'group_norm' in name: return 1
     if layer or 'layer_norm' in name: return n-1
     x,a = next(((t,a) for t in data if (a := axis_of(t)) is not None), (None,None))
@@ -202,13 +203,21 @@ class Watched:
         if self.out.ndim>2 and any(isinstance(o.call.module, _convs) for o in self.layers): return None
         c = self.classifier()
         if c is not None: return c.module,True
-        given = {self.follow.view(o.x) for o in self.layers}
-        before = [o for o in self.calls if o.out is not None and o.parent is not None and {self.follow.view(o.out)}==given
-                  and not isinstance(o.module, nn.Sequential)]
+        before = self.producers()
         if before: return before[0].module,False
         raise MemoError(f"the answer of this {type(self.model).__name__} comes from {len(self.layers)} layers "
                         f"({', '.join(o or 'its own weights' for o in self.names[:4])}) with other features each: say "
                         f"where the memory sits, e.g. at={self.names[-1]!r}")
+
+    def producers(self):
+        "Modules that give the features which the answer's layers work on, the best place first"
+        given = {self.follow.view(o.x) for o in self.layers}
+        if len(given)>1: return []
+        steps = [o for o in self.calls if o.out is not None and o.parent is not None
+                 and not isinstance(o.module, nn.Sequential)]
+        same = [o for o in steps if self.follow.view(o.out) in given]
+        l = self.layers[0]
+        return same or [o for o in steps if o.n<l.n and o.out_layers==l.before][::-1]
 
     def classifier(self):
         "The smallest call around all layers of the answer that gets the features they work on; None if there is none"
@@ -217,7 +226,8 @@ class Watched:
             off = {c:(flat(c.x, c.x_axis)-self.pre).abs().max() for c in chains[0][:-1] if c.x is not None
                    and 1<c.x.ndim<6 and flat(c.x, c.x_axis).shape==self.pre.shape}
             if off and off[c := min(off, key=off.get)]<1e-4: return inner(c, self.calls)
-        if len({o.call.module for o in self.layers})==1 and chains[0][0].x is not None: return chains[0][0]
+        if len({o.call.module for o in self.layers})==1 and all(o.before==o.call.layers for o in self.layers):
+            return chains[0][0]         # several times, perhaps
         for c in chains[0]:
             if c.x is None or not all(c in o for o in chains): continue
             if any(o.before==c.layers for o in self.layers): return inner(c, self.calls)
