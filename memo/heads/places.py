@@ -159,7 +159,7 @@ class Watched:
                               m.register_forward_hook(self.follow.leave)]
                 self.run(xb)
                 while hooks: hooks.pop().remove()
-                self.pre = self.timms_features(xb)
+                self.pre = self.timms_features()
         finally:
             for h in hooks: h.remove()
             for m,o in modes.items(): m.training = o
@@ -179,14 +179,21 @@ class Watched:
         self.out = made[0][1] if self.path is None and made else None if self.path is None else at_path(out, self.path)
         self.layers = [] if self.out is None else sorted(self.follow.layers(self.out), key=lambda o: o.n)
 
-    def timms_features(self, xb):
+    def timms_features(self):
         "What timm calls the features in front of the classifier, where that is not simply what enters a layer"
-        m = self.model
-        if not (hasattr(m, 'forward_features') and hasattr(m, 'get_classifier') and hasattr(m, 'forward_head')): return
-        if 'pre_logits' not in inspect.signature(m.forward_head).parameters: return
-        if len(self.layers)!=1 or self.layers[0].call.module is m.get_classifier(): return
-        z = m.forward_head(m.forward_features(*xb), pre_logits=True)
+        ways = 'forward_features','forward_head','get_classifier'
+        c = next((c for o in self.layers[:1] for c in around(o.call) if all(hasattr(c.module, k) for k in ways)), None)
+        if c is None or c.x is None or 'pre_logits' not in inspect.signature(c.module.forward_head).parameters: return
+        m,last = c.module,self.layers[0].call
+        if len(self.layers)==1 and last.parent is c and last.module is m.get_classifier(): return
+        z = m.forward_head(m.forward_features(c.x), pre_logits=True)
         return flat(z) if isinstance(z, Tensor) else None
+
+    def closest(self, chain):
+        "Of some calls the one that is given just what timm calls features; None if there is none"
+        off = {c:(flat(c.x, c.x_axis)-self.pre).abs().max() for c in chain if c.x is not None and 1<c.x.ndim<6
+               and flat(c.x, c.x_axis).shape==self.pre.shape}
+        return c if off and off[c := min(off, key=off.get)]<1e-4 else None
 
     @property
     def names(self): return list(dict.fromkeys(o.call.name for o in self.layers))
@@ -223,9 +230,8 @@ class Watched:
         "The smallest call around all layers of the answer that gets the features they work on; None if there is none"
         chains = [[*around(o.call)] for o in self.layers]
         if self.pre is not None:
-            off = {c:(flat(c.x, c.x_axis)-self.pre).abs().max() for c in chains[0][:-1] if c.x is not None
-                   and 1<c.x.ndim<6 and flat(c.x, c.x_axis).shape==self.pre.shape}
-            if off and off[c := min(off, key=off.get)]<1e-4: return inner(c, self.calls)
+            found = {c for o in chains if (c := self.closest(o[:-1])) is not None}
+            if len(found)==1: return inner(found.pop(), self.calls)
         if len({o.call.module for o in self.layers})==1 and all(o.before==o.call.layers for o in self.layers):
             return chains[0][0]         # several times, perhaps
         for c in chains[0]:

@@ -30,13 +30,11 @@ def why_unwritten(
     stage       # How far a batch came: 'batch', 'forward', 'place'
 ):              # A line
     "Why an epoch wrote nothing to a memory"
-    if stage=='batch': return ("no forward of the model is known to have made learn.pred, or no batch came as far as the "
-                               "backward pass")
-    if stage=='place':
-        return "no optimizer step was made"
+    if stage=='batch': return "no batch came as far as the backward pass"
+    if stage=='place': return "no optimizer step was made"
     path,module = holder(model, head)
-    return (f"nothing passed its place, {path or 'the model'} (a {type(module).__name__}), in any forward; at= names "
-            "another")
+    return (f"nothing passed its place, {path or 'the model'} (a {type(module).__name__}), in a forward of the model that "
+            "it was attached to; at= names another")
 
 def tell_unwritten(
     learn,      # A learner at the end of its first epoch

@@ -39,6 +39,8 @@ class _Memory:
     def __init__(self, name, head):
         self.name,self.head,self.kept,self.seen,self.was,self.losses,self.told = name,head,[],[],0,[],False
         self.stage = 'batch'    # how far the features of a batch have come: 'forward', 'place', 'written'
+    def seen_nothing(self):
+        if self.stage=='batch': self.stage = 'forward'
 
 class _Fit:
     "What one fit keeps, and gives up at its end"
@@ -266,6 +268,7 @@ class MemoryCallback(Callback):
                             "MemoryCallback(bank, head='vote')")
         if len(dls.loaders)<2 or len(dls.valid_ds)==0: raise MemoError("fit needs a validation set")
         got = self.collect(dls.valid, memory=True)
+        features_of(got, self._name)
         return head.fit(AttrDict({**got, 'logits':got.raw}), **{k:v for k,v in kwargs.items() if v is not None})
 
     def fit_vote(self, k=None, whiten=None):
@@ -399,12 +402,14 @@ class MemoryCallback(Callback):
     def after_backward(self):
         if not self._fits or not self._fits[-1].writing: return
         learn,step = self.learn,self.learn.batch_ids.step
-        if step is None or step.main is None: return
+        if step is None or step.main is None:
+            for m in self._fits[-1].memories: m.seen_nothing()
+            return
         out,(at,y,lost) = answer_of(step.main.model, step.main.out),rows_of_loss(learn, step)
         for m in self._fits[-1].memories:
             s = step.seen(m.head)
             if s is None or s.z is None:
-                if m.stage=='batch': m.stage = 'forward'
+                m.seen_nothing()
                 continue
             if m.stage!='written': m.stage = 'place'
             if y is not None: m.head.check_labels(y)
