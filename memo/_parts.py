@@ -17,7 +17,7 @@ parts = {
     'dtype': Param(Annotated[str, OneOf('float32', 'float16', 'bfloat16', 'int8')]|object, 'float32', "Of the stored features: 'float32', 'float16', 'bfloat16' or 'int8'"),
     'tail_percentile': Param(Annotated[float, Range(lo=0, hi=50, open_lo=False, open_hi=False)], 20, 'Classes at or below this percentile of the counts are the tail, at or above 100 minus it the head'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
-  }, {'views': True, 'default_head': 'watch', 'offers': ['build', 'capacity_rows', 'check_single', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'from_json', 'get_extra_state', 'head', 'header', 'learned', 'load', 'medium', 'missing', 'prompt_data', 'prototype', 'prototypes', 'read', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'usage', 'views', 'write', 'write_state'], 'task': 'multiclass'}),
+  }, {'views': True, 'default_head': 'watch', 'offers': ['build', 'capacity_rows', 'check_single', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'followed', 'follows', 'from_json', 'get_extra_state', 'head', 'header', 'learned', 'load', 'medium', 'missing', 'prompt_data', 'prototype', 'prototypes', 'read', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'usage', 'views', 'write', 'write_state'], 'task': 'multiclass'}),
   'SlotBank': ('memo.banks.slots', 'SlotBank', 'A fixed number of feature slots, filled by a write policy', {
     'size': Param(Count, 512, 'Number of slots'),
     'dim': Param(Count|None, None, 'Width of the features; known after the first write if not given'),
@@ -26,7 +26,7 @@ parts = {
     'threshold': Param(Share, 0.2, 'Share of each batch that scored policies admit, in (0,1]'),
     'n_classes': Param(Count|None, None, 'Labels are checked against it; widths of multi-label targets set it'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
-  }, {'views': False, 'default_head': 'add', 'offers': ['build', 'capacity_rows', 'check_single', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'get_extra_state', 'header', 'learned', 'load', 'momentum', 'policy', 'read', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'set_extra_state', 'stats', 'threshold', 'views', 'write', 'write_state']}),
+  }, {'views': False, 'default_head': 'add', 'offers': ['build', 'capacity_rows', 'check_single', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'followed', 'follows', 'get_extra_state', 'header', 'learned', 'load', 'momentum', 'policy', 'read', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'set_extra_state', 'stats', 'threshold', 'views', 'write', 'write_state']}),
  },
  'head': {
   'watch': ('memo.heads.base', 'MemoryHead', 'Watches: passes features on unchanged; the base class of all heads', {

@@ -7,7 +7,7 @@ Docs: https://github.com/fastmemo/memo/heads/attach.html.md"""
 # %% auto #0
 __all__ = ['network_modules', 'find_place', 'declared_last', 'memories', 'find_head', 'holder', 'Gate', 'path_of', 'unclear',
            'answer_of', 'HeadGate', 'ResetGate', 'SaveGate', 'Tap', 'TapIn', 'TapOut', 'Wrapped', 'check_name',
-           'attach', 'feature_axis', 'gate_of', 'guard', 'detach', 'take_out']
+           'attach', 'watch', 'not_broadcast', 'feature_axis', 'gate_of', 'guard', 'detach', 'take_out']
 
 # %% ../../nbs/heads/05_attach.ipynb #b1a7c003
 import inspect,keyword,sys,torch,warnings
@@ -150,8 +150,9 @@ class Gate:
 
 def path_of(gate, out):
     "Path of the answer in a model's output: where it was found before training, or the only one it can be"
-    if gate is not None and gate.path is not None and isinstance(at_path(out, gate.path), torch.Tensor): return gate.path
-    return answer_path(out)
+    path = None if gate is None else gate.path
+    known = path is not None and isinstance(at_path(out, path), torch.Tensor)
+    return path if known else answer_path(out)
 
 def unclear(head, out):
     "The error for an output in which a head does not find what to mix with"
@@ -271,8 +272,7 @@ def attach(
         raise MemoError(
             f"this model has a memory called {name!r} already: give name=, or detach(model, {name!r}) first")
     if wrap and at is None: raise MemoError("wrap=True needs at=, the name of the module to wrap")
-    seen = x if x is None or isinstance(x, Watched) else Watched(model, *(x if isinstance(x, (tuple,list)) else (x,)))
-    if seen is not None and seen.path is None and _answers(head): raise unclear(head, seen.given)
+    seen = watch(model, head, x)
     where,m,front = find_place(model, at, seen)
     axis = feature_axis(model, model.get_submodule(at) if wrap else m, front and not wrap, seen)
     if wrap: where,m = at,Wrapped(model.get_submodule(at), name)
@@ -296,11 +296,20 @@ def attach(
     dev = next((o.device for o in model.parameters()), None)
     if dev is not None: head.to(dev)
     head.train(model.training)
-    # every process writes the same rows itself: nothing to broadcast
-    path = f'{where}.{name}'.lstrip('.')
+    not_broadcast(model, head, f'{where}.{name}'.lstrip('.'))
+    return model
+
+def watch(model, head, x):
+    "A forward of the model for `attach`; an error if the head cannot mix with what it gives"
+    if x is None: return
+    seen = x if isinstance(x, Watched) else Watched(model, *(x if isinstance(x, (tuple,list)) else (x,)))
+    if seen.path is None and _answers(head): raise unclear(head, seen.given)
+    return seen
+
+def not_broadcast(model, head, path):
+    "Have DistributedDataParallel leave a memory alone: every process writes the same rows itself"
     model._ddp_params_and_buffers_to_ignore = [*getattr(model, '_ddp_params_and_buffers_to_ignore', []),
         *(f'{path}.{n}.{b}'.replace('..', '.') for n,o in head.named_modules() for b in o._buffers)]
-    return model
 
 def feature_axis(model, module, front, seen):
     "Along which axis features lie in front of a module or behind it; None where that is the usual one, or not known"

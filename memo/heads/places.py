@@ -169,14 +169,16 @@ class Watched:
         self.follow.start(xb)
         with self.follow: out = self.given = self.model(*xb)
         self.calls = self.follow.calls
-        made = [(p,t,self.follow.layers(t)) for p,t in tensors_in(out) if t.is_floating_point() and self.follow.layers(t)]
+        floats = [(p,t) for p,t in tensors_in(out) if t.is_floating_point()]
+        made = [(p,t,ls) for p,t in floats if (ls := self.follow.layers(t))]
         self.path = answer_path(out)
         if self.path is None:       # the one that is made of the others
             rows = [o for o in made if o[1].ndim==2]
             last = [p for p,_,ls in rows if all(o is ls or o<=frozenset().union(*(l.before for l in ls))
                                                 for _,_,o in rows)]
             if len(last)==1: self.path, = last
-        self.out = made[0][1] if self.path is None and made else None if self.path is None else at_path(out, self.path)
+        if self.path is not None: self.out = at_path(out, self.path)
+        else: self.out = made[0][1] if made else None
         self.layers = [] if self.out is None else sorted(self.follow.layers(self.out), key=lambda o: o.n)
 
     def timms_features(self):

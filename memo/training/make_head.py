@@ -47,7 +47,8 @@ def watched(
     if dl is None or not dl.indexed or lazy: return
     with no_random():
         try:
-            b = dl.new(shuffle=False, drop_last=False, num_workers=0, **({} if dl.bs is None else dict(bs=2))).one_batch()
+            few = {} if dl.bs is None else dict(bs=2)
+            b = dl.new(shuffle=False, drop_last=False, num_workers=0, **few).one_batch()
             n = getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
             return Watched(model, *to_device(b[:n], first(o.device for o in model.parameters())))
         except Exception: return        # what cannot be loaded, or run, will say so in training

@@ -60,17 +60,18 @@ def test_timms_families(arch):
 
 def test_a_distilled_transformer_says_where_it_has_its_heads():
     m = timm.create_model('deit_tiny_distilled_patch16_224', num_classes=3, img_size=32).eval()
-    with pytest.raises(MemoError, match=r"2 layers \(head, head_dist\).*at='head"): attach(m, watcher(), x=draw(2, 3, 32, 32))
-    assert captured(m, draw(2, 3, 32, 32), 'head')[0].shape==(2,192)
+    x = draw(2, 3, 32, 32)
+    with pytest.raises(MemoError, match=r"2 layers \(head, head_dist\).*at='head"): attach(m, watcher(), x=x)
+    assert captured(m, x, 'head')[0].shape==(2,192)
     # without a batch as well
     with pytest.raises(MemoError, match='has 2 classifiers'):
         attach(timm.create_model('crossvit_tiny_240', num_classes=3), watcher())
 
 # torchvision: the layer in front of which features are
 vision = dict(squeezenet1_1='classifier.1', googlenet='fc', densenet121='classifier', shufflenet_v2_x0_5='fc',
-    mobilenet_v3_small='classifier.3', swin_t='head', resnet18='fc', mnasnet0_5='classifier.1', convnext_tiny='classifier.2',
-    efficientnet_b0='classifier.1', inception_v3='fc', mobilenet_v2='classifier.1', regnet_y_400mf='fc', vit_b_32='heads.head',
-    maxvit_t='classifier.5', alexnet='classifier.6')
+    mobilenet_v3_small='classifier.3', swin_t='head', resnet18='fc', mnasnet0_5='classifier.1',
+    convnext_tiny='classifier.2', efficientnet_b0='classifier.1', inception_v3='fc', mobilenet_v2='classifier.1',
+    regnet_y_400mf='fc', vit_b_32='heads.head', maxvit_t='classifier.5', alexnet='classifier.6')
 tv_quick = 'squeezenet1_1 googlenet densenet121 shufflenet_v2_x0_5 mobilenet_v3_small'.split()
 @pytest.mark.parametrize('arch', grid(vision, rows=[(o,) for o in vision], some=[(o,) for o in tv_quick]))
 def test_torchvisions_families(arch):
@@ -89,7 +90,7 @@ def test_torchvisions_families(arch):
 # what is declared is not what is called
 
 class Attention(nn.Module):
-    "Pools by attention, whose parts are declared behind the classifier; `out_proj` is never called, only its weights used"
+    "Pools by attention, declared behind the classifier; `out_proj` is never called, only its weights are used"
     def __init__(self):
         super().__init__()
         self.stem,self.fc = nn.Conv2d(3, 8, 3),nn.Linear(8, 3)
