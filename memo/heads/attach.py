@@ -283,8 +283,8 @@ def attach(
         parent,_,key = at.rpartition('.')
         setattr(model.get_submodule(parent), key, m)
         m.train(model.training)
-    m.add_module(name, head)
     head.axis = axis
+    m.add_module(name, head)
     (gate := gate_of(model)).add(head)
     if seen is not None: gate.path = seen.path
     for o in model.modules():
@@ -293,8 +293,7 @@ def attach(
     elif not wrap:
         if front: m.register_forward_pre_hook(TapIn(name, head))
         else: m.register_forward_hook(TapOut(name, head))
-    dev = next((o.device for o in model.parameters()), None)
-    if dev is not None: head.to(dev)
+    if (dev := next((o.device for o in model.parameters()), None)) is not None: head.to(dev)
     head.train(model.training)
     not_broadcast(model, head, f'{where}.{name}'.lstrip('.'))
     return model

@@ -318,7 +318,7 @@ def test_a_classifier_that_took_the_place_of_the_one_with_the_memory_is_said(dls
 
 def test_peft(dls):
     "In front of the whole adapted layer, before and after; merged again it goes on"
-    peft = pytest.importorskip('peft')
+    import peft
     def net(): return timm.create_model('test_vit', num_classes=10, in_chans=1, img_size=16)
     def adapted(m): return peft.get_peft_model(m, peft.LoraConfig(r=4, target_modules=['head','qkv']))
     def open(m): return m.requires_grad_(True)
@@ -385,7 +385,7 @@ def test_timms_reset_classifier_wherever_the_model_is(dls):
     assert 'memory' in memories(learn.model)
 
 def test_save_pretrained_says_what_from_pretrained_leaves_out(tmp_path):
-    tr = pytest.importorskip('transformers')
+    import transformers as tr
     cfg = tr.BertConfig(vocab_size=20, hidden_size=16, num_hidden_layers=1, num_attention_heads=2,
                         intermediate_size=16, num_labels=3)
     x,y = torch.randint(0, 20, (24,5)),torch.arange(24)%3
