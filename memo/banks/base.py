@@ -13,7 +13,7 @@ from functools import lru_cache
 from torch import Tensor,nn
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
-from .copies import copied,grow_copies,moved,on_its_own,take_whole
+from .copies import copied,growing,moved,on_its_own,take_whole
 from .search import Read,read_rows
 from ..core import MemoError,atomic_path
 from ..registry import loaded
@@ -130,9 +130,9 @@ class Bank(Described):
         copied(self, new)
         return new
 
-    def __setattr__(self, k, v):
-        super().__setattr__(k, v)
-        if self.followed and isinstance(v, Tensor) and k in self._buffers: grow_copies(self, k, v)
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if 'write' in vars(cls): cls.write = growing(vars(cls)['write'])
 
     def _apply(self, fn, recurse=True):
         if self.follows: take_whole(self)
