@@ -201,8 +201,8 @@ class ResetGate:
                             "detach(model) first, and attach it again after")
         lost = [k for k,h in ms.items() if _answers(h) and h.bank.n_classes not in (None, n)]
         if lost:
-            raise MemoError(f"reset_classifier({n}): the memory {lost[0]} answers with {ms[lost[0]].bank.n_classes} "
-                            f"classes: detach(model, {lost[0]!r}) first, and attach one of {n} after")
+            warnings.warn(f"memory {lost[0]!r}: reset_classifier({n}) leaves its rows of {ms[lost[0]].bank.n_classes} "
+                          f"classes, with which it answers: detach(model, {lost[0]!r}), or bank.reset() before training")
         return self.inner(*args, **kwargs)
 
 class SaveGate(ResetGate):
