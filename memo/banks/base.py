@@ -8,12 +8,13 @@ Docs: https://github.com/fastmemo/memo/banks/base.html.md"""
 __all__ = ['readers', 'own_arguments', 'kind_of', 'Described', 'Bank']
 
 # %% ../../nbs/banks/03_base.ipynb #f8e0ff91
-import inspect,json,struct,warnings,torch
+import copy,inspect,json,struct,warnings,torch
 from functools import lru_cache
 from torch import Tensor,nn
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
 from .offers import *
+from .copies import copied,growing,moved,on_its_own,take_whole
 from .search import Read,read_rows
 from ..core import MemoError,atomic_path
 from ..registry import loaded
@@ -53,7 +54,9 @@ class Described(nn.Module):
             raise MemoError(
                 f"{type(self).__name__}: {e}; numbers, texts and lists of them can be saved as arguments") from None
 
-    def get_extra_state(self): return torch.frombuffer(bytearray(self.describe(), 'utf8'), dtype=torch.uint8)
+    def get_extra_state(self):
+        s = self.describe()     # of the same length whatever is chosen: some tools copy one state over another
+        return torch.frombuffer(bytearray(s.ljust(-(-len(s)//256)*256), 'utf8'), dtype=torch.uint8)
 
     def set_extra_state(self, state):
         cfg = json.loads(bytes(state.cpu().tolist()))
@@ -131,12 +134,36 @@ class Bank(Described):
         for o in ('seed','seen','updates','count','replaced','refused'):
             self.register_buffer(o, torch.tensor(seed if o=='seed' else 0))
 
+    # is it a copy of another bank? has it copies? see `memo.banks.copies`
+    follows = followed = False
+    def __deepcopy__(self, memo):
+        if self.follows: take_whole(self)
+        memo[id(self)] = new = type(self).__new__(type(self))
+        new.__setstate__(copy.deepcopy(vars(self), memo))
+        copied(self, new)
+        return new
+
+    def __init_subclass__(cls, **kwargs):
+        super().__init_subclass__(**kwargs)
+        if 'write' in vars(cls): cls.write = growing(vars(cls)['write'])
+
+    def _apply(self, fn, recurse=True):
+        if self.follows: take_whole(self)
+        res = super()._apply(fn, recurse)
+        if self.follows: moved(self)
+        return res
+
+    def _save_to_state_dict(self, *args):
+        if self.follows: take_whole(self)
+        super()._save_to_state_dict(*args)
+
     def describe(self):
         names = {'vocab':self.vocab} if self.vocab else {}
         return json.dumps({**json.loads(super().describe()), 'ids':'hash', **names})
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args):
         "A bank is loaded whole or is empty: rows without their features, or without their ids, would be nobody's"
+        if self.follows: on_its_own(self)
         if not (lost := self._lost(state_dict, prefix)):
             return super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
         cfg = state_dict.get(prefix+'_extra_state')
@@ -176,7 +203,9 @@ class Bank(Described):
             raise MemoError(f"the saved {cfg['kind']} has rows of width {cfg['dim']}, this one's have {self.dim}: make "
                             "it with the same width")
 
-    def __len__(self): return int(self.count)
+    def __len__(self):
+        if self.follows: take_whole(self)
+        return int(self.count)
     def __bool__(self): return True  # an empty bank is a bank
     @property
     def device(self): return self.seen.device
@@ -201,6 +230,7 @@ class Bank(Described):
     def _take(self, x, y, logits, item, group):
         "Check what is offered; drop rows that are not finite, say how many, and whose they were"
         if x.ndim!=2: raise MemoError(f"write: features are {tuple(x.shape)}, [B,D] is accepted")
+        if self.follows: on_its_own(self)
         if self.dim not in (None, x.shape[1]):
             raise MemoError(f"write: features have width {x.shape[1]}, this bank's rows have {self.dim}")
         dev,n = self.device,len(x)
@@ -277,6 +307,7 @@ class Bank(Described):
         "Read the `k` nearest rows of each query; where fewer are valid, zeros of weight 0"
         if type(k) is not int: k = whole(k, 'read: k')
         item,group = (o if o is None else as_ids(o, f'read: {n}') for n,o in (('item',item),('group',group)))
+        if self.follows: take_whole(self)
         if k<1 or k>self.capacity_rows:
             raise MemoError(f"read: k={k}, but the bank holds {self.capacity_rows} rows at most; "
                             f"1..{self.capacity_rows} is accepted")
@@ -375,6 +406,7 @@ class Bank(Described):
 
     def reset(self):
         "Empty the bank; its size, settings and seed stay"
+        if self.follows: on_its_own(self)
         with torch.no_grad():
             if self.seen.is_inference(): self._writable()
             for n,b in self.named_buffers(recurse=False):

@@ -40,10 +40,7 @@ class RetrievalHead(MemoryHead):
     def fuse(self, x, z):
         r = self.recall(z, *self.own(z.shape[0]))
         if not torch.compiler.is_compiling(): self._note(read=r)
-        v = r.value.to(x.dtype)
-        if x.ndim==3: v = v[:,None]
-        if x.ndim==4: v = v[:,:,None,None]
-        return x + v
+        return x + spread(r.value.to(x.dtype), x, self.axis)
 
     def columns(self): return dict(hit=self.hits)
     def hits(self, seen, y): return nearest_hits(self.bank, seen.read, y)

@@ -7,12 +7,13 @@ Docs: https://github.com/fastmemo/memo/training/labels.html.md"""
 # %% auto #0
 __all__ = ['loss_gradient', 'said_reading', 'sums_to_zero', 'draws_to', 'is_sigmoid', 'is_distribution', 'spread',
            'reads_probabilities', 'loss_scale', 'pair_scale', 'Targets', 'ignored_class', 'class_targets',
-           'number_targets', 'read_targets', 'label_need', 'check_head', 'scores_in', 'fit_targets', 'whole_targets',
-           'batch_labels', 'with_labels']
+           'number_targets', 'read_targets', 'label_need', 'check_head', 'fit_targets', 'whole_targets', 'batch_labels',
+           'with_labels']
 
 # %% ../../nbs/training/03_labels.ipynb #3ea23dc1
 from fastai.vision.all import *
 from ..core import MemoError
+from ..heads.attach import answer_of
 from ..heads.outputs import as_logits
 from ..metrics.multilabel import wrong_labels
 
@@ -313,18 +314,11 @@ def check_head(
                         "with a SlotBank")
     head.model_gives(t.outputs)
 
-def scores_in(out):
-    "What of a model's output may be scores of the classes: a tensor, or the only one [B,C] in a tuple or dict"
-    if torch.is_tensor(out): return out
-    parts = out.values() if isinstance(out, dict) else out if isinstance(out, (tuple,list)) else ()
-    found = [o for o in parts if torch.is_tensor(o) and o.ndim==2 and o.is_floating_point()]
-    return found[0] if len(found)==1 else None
-
 def fit_targets(
     learn   # A learner in its first step, after the loss
 )->Targets:
     "What the targets of a fit are to its memories"
-    out = scores_in(learn.pred)
+    out = answer_of(get_model(learn.model), learn.pred)
     t = read_targets(out, learn.yb, loss_gradient(learn.loss_grad, out), getattr(learn.dls, 'c', None), learn.loss_func)
     t.vocab,rows = getattr(learn.dls, 'vocab', None),learn.batch_ids.loops[-1].rows
     t.mixed = t.kind is None and rows is not None and len(learn.yb)>max(len(rows.ys), 1)    # by a callback

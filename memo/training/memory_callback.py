@@ -15,8 +15,10 @@ from fastai.callback.mixup import MixHandler
 from fastai.vision.all import *
 from ..heads.attach import *
 from ..banks.base import Bank
+from ..banks.copies import on_its_own
 from .batch_ids import *
 from .batch_ids import _leave_batches
+from .checks import *
 from .collect import *
 from .columns import Column
 from .epoch_figures import *
@@ -38,10 +40,13 @@ class _Memory:
     "What a fit keeps of one memory"
     def __init__(self, name, head):
         self.name,self.head,self.kept,self.was,self.losses,self.told = name,head,[],0,[],False
+        self.stage = 'batch'    # how far the features of a batch have come: 'forward', 'place', 'written'
+    def seen_nothing(self):
+        if self.stage=='batch': self.stage = 'forward'
 
 class _Fit:
     "What one fit keeps, and gives up at its end"
-    stepped = real = writing = trained = is_fit = untold = False
+    stepped = real = writing = trained = is_fit = untold = began = told = False
     names = figures = targets = None
     def __init__(self, memories): self.memories = memories
 
@@ -93,6 +98,7 @@ class MemoryCallback(Callback):
             return
         self._said = head!='default'
         if k is not None: head_kw['k'] = k
+        self._asked = dict(at=at, **head_kw)
         own = [o for o in inspect.signature(MemoryCallback).parameters if o!='head_kw']
         self._head = make_head(bank, bank.default_head if head=='default' else head, head_kw, own)
 
@@ -120,7 +126,9 @@ class MemoryCallback(Callback):
                             "give the memory another name=")
         if self._head is not None: self._put_in(learn, model)
         self.__dict__['_learn'] = learn
-        try: self._ids(learn)
+        try:
+            refuse_parallel(learn.model, self.heads.values())
+            self._ids(learn)
         except MemoError:
             self.learn = None
             raise
@@ -147,6 +155,7 @@ class MemoryCallback(Callback):
             if type(old) is not type(head) and self._said:
                 raise MemoError(f"head: this bank is in the model behind a {type(old).__name__} already; detach(model, "
                                 f"{self._name!r}) first for a {type(head).__name__}")
+            tell_unused(model, self._name, old, self._asked)
             self._head,self._mine = None,True
             return
         c = getattr(learn.dls, 'c', None)
@@ -158,7 +167,7 @@ class MemoryCallback(Callback):
             raise MemoError(f"{type(head.bank).__name__}, {type(head).__name__}: what is learned has to be in the "
                             "optimizer, so this memory cannot be added for one fit: give it to the Learner, "
                             "cbs=MemoryCallback(...)")
-        attach(model, head, self.at, self._name)
+        attach(model, head, self.at, self._name, x=watched(learn, model))
         self._head,self._mine = None,True
         if not learned: return
         try: build_learned(learn, model, head, self._name)
@@ -271,7 +280,9 @@ class MemoryCallback(Callback):
             raise MemoError(f"{type(head).__name__} has nothing to fit; a memory that votes has: "
                             "MemoryCallback(bank, head='vote')")
         if len(dls.loaders)<2 or is_empty(dls.valid): raise MemoError("fit needs a validation set")
-        got = with_labels(self.collect(dls.valid, memory=True), head, self._name)
+        got = self.collect(dls.valid, memory=True)
+        features_of(got, self._name)
+        got = with_labels(got, head, self._name)
         return head.fit(AttrDict({**got, 'logits':got.raw}), **{k:v for k,v in kwargs.items() if v is not None})
 
     def fit_vote(self, k=None, whiten=None):
@@ -284,6 +295,7 @@ class MemoryCallback(Callback):
 
     def before_fit(self):
         self._drop_interrupted()
+        refuse_parallel(self.learn.model, self.heads.values())
         f = _Fit([_Memory(n, h) for n,h in self.heads.items()])
         f.is_fit = fits_running(self.learn)[1]
         f.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
@@ -333,7 +345,9 @@ class MemoryCallback(Callback):
     def before_train(self):
         f = self._fits[-1]
         f.trained = True
-        for m in f.memories: m.was,m.losses = m.head.bank.replaced.clone(),[]
+        for m in f.memories:
+            if m.head.bank.follows: on_its_own(m.head.bank)     # a copy that is trained is no copy any more
+            m.was,m.losses = m.head.bank.replaced.clone(),[]
 
     @property
     def _fitting(self):
@@ -351,7 +365,7 @@ class MemoryCallback(Callback):
     def before_batch(self):
         if not (self.training and self._fits): return
         f,step = self._fits[-1],self.learn.batch_ids.step
-        f.stepped = False
+        f.stepped,f.began = False,True
         # rows of one class do not go with mixed labels, nor into `lr_find`
         if step is not None: step.adds = f.writing
 
@@ -421,12 +435,17 @@ class MemoryCallback(Callback):
         if not self._fits or not self._fits[-1].writing: return
         learn,step = self.learn,self.learn.batch_ids.step
         if self.every>1 and (learn.epoch*learn.n_iter+learn.iter)%self.every: return
-        if step is None or step.main is None: return
+        if step is None or step.main is None:
+            for m in self._fits[-1].memories: m.seen_nothing()
+            return
         f = self._fits[-1]
-        out,(at,y,lost) = step.main.out,rows_of_loss(learn, step, f.targets)
+        out,(at,y,lost) = answer_of(step.main.model, step.main.out),rows_of_loss(learn, step, f.targets)
         for m in self._fits[-1].memories:
             s = step.seen(m.head)
-            if s is None or s.z is None: continue
+            if s is None or s.z is None:
+                m.seen_nothing()
+                continue
+            if m.stage!='written': m.stage = 'place'
             z,dev = s.z.detach().float(),m.head.bank.device
             scores = torch.is_tensor(out) and out.ndim==2 and len(out)>=len(z)
             logits = out.detach().as_subclass(Tensor)[:len(z)].float() if scores else None
@@ -453,7 +472,15 @@ class MemoryCallback(Callback):
             got = [None if any(o is None for o in os) else torch.cat(os) for os in zip(*m.kept)]
             m.kept = []
             got = self._fits[-1].targets.storable(m.head.bank, *to_detach(tuple(got), cpu=False, gather=True))
-            if got is not None: m.head.bank.write(*got)
+            if got is None: continue
+            m.head.bank.write(*got)
+            m.stage = 'written'
+
+    def after_train(self):
+        f = self._fits[-1] if self._fits else None
+        if f is None or f.told or not (f.writing and f.began): return
+        f.told = True
+        tell_unwritten(self.learn, f.memories)
 
     def after_validate(self):
         if not self._fits: return
