@@ -226,7 +226,7 @@ class Bank(Described):
         if self.dim not in (None, q.shape[1]):
             raise MemoError(f"read: queries have width {q.shape[1]}, this bank's rows have {self.dim}")
         if self.features is None:
-            z = q.new_zeros(len(q), k, dtype=torch.float32)
+            z = q.new_zeros(q.shape[0], k, dtype=torch.float32)
             return Read(torch.zeros_like(q, dtype=torch.float32), z, torch.full(z.shape, -1, device=q.device), z)
         f,n,_,i,g,valid = self.rows()
         same = [(o if o is None else o.to(q.device),p) for o,p in ((item,i),(group,g))]
