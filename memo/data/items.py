@@ -9,7 +9,7 @@ __all__ = ['hash63', 'row_hashes', 'digest', 'position_ids', 'input_getters', 'p
            'column_ids', 'named_by', 'table_ids', 'item_state', 'parts_state', 'set_state', 'item_ids', 'same_ids']
 
 # %% ../../nbs/data/01_items.ipynb #bc268774
-import functools,hashlib,numbers,operator,random,torch,types
+import copy,functools,hashlib,numbers,operator,random,torch,types
 import numpy as np,pandas as pd
 from pathlib import Path
 from torch import Tensor
@@ -245,6 +245,12 @@ def set_state(
     return len(ds),item_state(ds) if isinstance(ds, torch.utils.data.Dataset) or not hasattr(ds,
         '__dict__') else parts_state(ds)
 
+class _Known(tuple):
+    "What is kept of a set beside it: its state and its ids; a pickle of the set has neither"
+    def __reduce__(self): return _Known,()
+    def __deepcopy__(self, memo): return _Known(copy.deepcopy(tuple(self), memo))
+    def __copy__(self): return self
+
 _lists = {}     # sets with no place of their own to keep ids, as lists: id -> (set, what is kept)
 def _kept(ds):
     while len(_lists)>16: del _lists[next(iter(_lists))]
@@ -263,12 +269,12 @@ def item_ids(
     seen,known = set_state(ds),keep.get('_memo_ids')
     if known and known[0]==seen: return known[1]
     ids = _ids(ds)
-    keep['_memo_ids'] = seen,ids
+    keep['_memo_ids'] = _Known((seen,ids))
     return ids
 
 # %% ../../nbs/data/01_items.ipynb #e2ca957f
 def same_ids(old, new):
     "Give `new`, which has the same items in the same order, the ids of `old`; for data sets that cannot be hashed"
     ids = item_ids(old)
-    new.__dict__['_memo_ids'] = set_state(new),ids
+    new.__dict__['_memo_ids'] = _Known((set_state(new),ids))
     return new

@@ -19,6 +19,7 @@ from .batch_ids import *
 from .batch_ids import _leave_batches
 from .collect import *
 from .columns import Column
+from .export import *     # learners with a memory are exported by it
 from .loss_rows import *
 from .make_head import *
 from ..core import Fraction,MemoError,check_choice
@@ -55,6 +56,7 @@ def _in_added_cbs():
 class MemoryCallback(Callback):
     "Gives the learner's model a memory and writes the training features to it"
     order,_stateattrs = MixedPrecision.order+2,('_fits',)
+    _functions = dict(item_by='item', group='group')    # that an export leaves out
     def __init__(self,
         bank:Bank=None,             # The memory; None: all memories that are in the model already and have no callback
         # Rows to recall for each query; by default the head's, or what the bank has room for
