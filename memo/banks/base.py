@@ -13,6 +13,7 @@ from functools import lru_cache
 from torch import Tensor,nn
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
+from .kept import fit_kept
 from .search import Read,read_rows
 from ..core import MemoError,atomic_path
 from ..registry import loaded
@@ -119,6 +120,10 @@ class Bank(Described):
             self.register_buffer(o, torch.tensor(seed if o=='seed' else 0))
 
     def describe(self): return json.dumps({**json.loads(super().describe()), 'ids':'hash'})
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        fit_kept(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def set_extra_state(self, state):
         super().set_extra_state(state)
@@ -298,6 +303,7 @@ class Bank(Described):
         with torch.no_grad():
             for n,b in self.named_buffers(recurse=False):
                 if n!='seed': b.fill_(-1 if n in ('labels','items','groups') else 0)
+        self._modules.pop('kept', None)
 
     def stats(self):
         "Statistics of the bank, as plain numbers"

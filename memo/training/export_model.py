@@ -23,7 +23,8 @@ def deployed(model):
     res = deepcopy(model).cpu().eval().requires_grad_(False)
     for (name,was),head in zip(memories(model).items(), memories(res).values()):
         if not was.on: detach(res, name)
-        elif head.bank.features is not None:
+        head.bank._modules.pop('kept', None)
+        if was.on and head.bank.features is not None:
             for o in head.bank.rows()[3:5]:
                 if o is not None: o.fill_(-1)
     return res

@@ -23,7 +23,7 @@ from memo.data.images import FileImages
 from memo.data.items import item_ids
 from memo.data.samplers import BalancedDL
 from memo.data.tensors import TensorDL, TensorSet
-from memo.training.export import LeftOut, NoItems, is_named
+from memo.training.export import LeftOut, NoItems, brings_data, is_named
 from memo.training.memory_callback import MemoryCallback
 
 N,cut = 60,48
@@ -227,6 +227,20 @@ def test_functions_that_name_items(root):
     assert 'by_group' in err(quietly, new, new.fit, 1)
     new.batch_ids.by_group = of_text
     quietly(new, new.fit, 1, 1e-2)
+
+n_digits,table_here = 2,{'a':1}
+@pytest.mark.parametrize('f,brings', [(of_text,False), (lambda o: str(o)[:n_digits],False), (partial(round, ndigits=1),False),
+    (lambda o: re.sub('a', 'b', str(o)),False), (table_here.get,True), (lambda o: table_here[o],True), (Own(1, 2),True),
+    (lambda o: [k for k in str(o) if (lambda: table_here)()],True), (partial(getattr, table_here),True),
+    (lambda o, t=frozenset('ab'): o in t,True), (lambda o, *, t=X: o in t,True)])
+def test_what_brings_data(f, brings): assert brings_data(f)==brings
+
+def test_a_closure_over_a_number_stays(root):
+    n = len(str(root))
+    learn = made(block().dataloaders(root, **kw), root, group=lambda f: str(f)[n:n+14])
+    quietly(learn, learn.fit, 1, 1e-2)
+    new = load_learner(exported(learn))
+    assert new.batch_ids.by_group(files(root)[0])==str(files(root)[0])[n:n+14]
 
 def test_a_column_stays(root):
     learn = made(kinds['from_df'](root), root, group='patient')
