@@ -77,6 +77,7 @@ parts = {
     'item': Param(Any, None, 'What names an item, if not its content: the same'),
     'name': Param(str, 'memory', 'Of the memory: `learn.<name>`, and what its columns and its parameters begin with'),
     'loss_weight': Param(Fraction, 0.0, "Share of the head's own loss in what is trained: (1-w) x the learner's loss + w x the head's"),
+    'keep': Param(Annotated[str, OneOf('paths', 'thumbnails')]|None, None, "What goes along with the bank for `explain`, of each stored item: 'paths' (names of files) or 'thumbnails'"),
   }, {}),
   'save_bank': ('memo.training.save_bank', 'SaveBank', "Save the memory's bank every few epochs, in the background", {
     'every': Param(Count, 10, 'Epochs'),

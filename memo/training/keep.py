@@ -16,6 +16,7 @@ from fastai.vision.all import *
 from ..banks.kept import Kept
 from ..data.items import *
 from ..data.tensors import TensorSet,is_lazy,plain_dl
+from .batch_ids import _Quick,_leave_batches
 from .collect import evaluating
 
 # %% ../../nbs/training/07_keep.ipynb #9153b5a9
@@ -120,7 +121,7 @@ def keep_items(
     return len(rows)-len(of)
 
 # %% ../../nbs/training/07_keep.ipynb #b933fe09
-class KeepItems(Callback):
+class KeepItems(_Quick):
     "Keeps, after each epoch, what memories are asked to keep of the items they store"
     order = MixedPrecision.order+4
     told = False
@@ -135,3 +136,5 @@ class KeepItems(Callback):
                 except Exception as e: n,why = len(h.bank),str(e).split('\n')[0][:200]
                 if n and not self.told: warn(f"memory {name!r}: keep={kind!r} has nothing of {n} stored rows: {why}")
                 self.told = self.told or n>0
+
+_leave_batches.add(KeepItems)

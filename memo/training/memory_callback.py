@@ -86,8 +86,7 @@ class MemoryCallback(Callback):
         self._learn,self._fits,self._name = None,[],name
         self.at,self.group,self.item_by,self.loss_weight = at,group,item,loss_weight
         self._head,self._mine,self.names = None,False,[name]
-        if keep is not None: check_choice('keep', keep, keeps)
-        self.keep = keep
+        self.keep = None if keep is None else check_choice('keep', keep, keeps)
         if bank is None:
             given = [*head_kw, *(a for a,o in dict(k=k, at=at, keep=keep).items() if o is not None),
                      *(['head'] if head!='default' else [])]

@@ -10,8 +10,8 @@ import pytest
 import torch
 from fastai.vision.all import (AccumMetric, BCEWithLogitsLossFlat, Callback, Categorize, CategoryBlock, DataBlock,
     DataLoaders, CrossEntropyLossFlat, Datasets, F, F1Score, GrandparentSplitter, ImageBlock, ImageDataLoaders,
-    IntToFloatTensor, Learner, Path, PILImage, TensorImage, ToTensor, WeightedDL, accuracy, load_learner, nn, noop, partial,
-    set_seed, to_device)
+    IntToFloatTensor, Learner, Path, PILImage, TensorImage, ToTensor, WeightedDL, accuracy, load_learner, nn, noop,
+    partial, set_seed, to_device)
 from PIL import Image
 from sklearn.datasets import load_digits
 from helpers.errors import err
@@ -99,9 +99,8 @@ def tabular(root):
     from fastai.tabular.all import Categorify, Normalize, TabularDataLoaders
     df = pd.DataFrame(dict(who=patients, kind=[f'k{i%3}' for i in range(N)], a=X[:,0,0]+X[:,3,3]*1.7,
                            y=[f'c{i}' for i in Y%4]))
-    return TabularDataLoaders.from_df(df, procs=[Categorify,Normalize], cat_names=['kind'], cont_names=['a'], y_names='y',
-                                      y_block=CategoryBlock,
-                                      valid_idx=at[1], **kw)
+    return TabularDataLoaders.from_df(df, procs=[Categorify,Normalize], cat_names=['kind'], cont_names=['a'],
+                                      y_names='y', y_block=CategoryBlock, valid_idx=at[1], **kw)
 def cached(root):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Flatten(), nn.Linear(192, 24))
@@ -114,7 +113,8 @@ kinds = dict(
                                                                             files=FileImages(files(r), 8, 3)),
     cached=cached,
     from_folder=lambda r: ImageDataLoaders.from_folder(r/'im', valid='valid', **kw),
-    from_df=lambda r: ImageDataLoaders.from_df(frame(r), path='/', fn_col='fn', label_col='label', valid_col='valid', **kw),
+    from_df=lambda r: ImageDataLoaders.from_df(frame(r), path='/', fn_col='fn', label_col='label', valid_col='valid',
+                                               **kw),
     from_lists=lambda r: ImageDataLoaders.from_lists(r, files(r), [label(f) for f in files(r)], seed=1, **kw),
     block=lambda r: block().dataloaders(r, **kw),
     weighted=lambda r: block().dataloaders(r, dl_type=WeightedDL, wgts=np.arange(cut)+1., **kw),
@@ -134,15 +134,16 @@ class Net(nn.Module):
         self.words = nn.Embedding(200, 8) if len(xs)==1 and not xs[0].is_floating_point() and not self.mean else None
         self.mid,self.last = nn.Linear(n if self.words is None else 8, 6),nn.Linear(6, 4)
     def forward(self, *xs):
-        x = self.words(xs[0].clamp(max=199)).mean(1) if self.words is not None else torch.cat([o.float() for o in xs], 1)
+        if self.words is not None: x = self.words(xs[0].clamp(max=199)).mean(1)
+        else: x = torch.cat([o.float() for o in xs], 1)
         return self.last(self.mid(x.mean((2,3)) if self.mean else x).relu())
 
 def made(dls, root, bank=None, head='vote', **more):
     set_seed(0)
     multi = dls.one_batch()[-1].is_floating_point()
-    return Learner(dls, Net(dls), loss_func=BCEWithLogitsLossFlat() if multi else CrossEntropyLossFlat(), path=root/'out',
-                   metrics=[] if multi else [accuracy,F1Score(average='macro')],
-                   cbs=MemoryCallback(bank or SlotBank(8, policy='fifo'), head=head, k=3, **more))
+    loss = BCEWithLogitsLossFlat() if multi else CrossEntropyLossFlat()
+    return Learner(dls, Net(dls), loss_func=loss, metrics=[] if multi else [accuracy,F1Score(average='macro')],
+                   path=root/'out', cbs=MemoryCallback(bank or SlotBank(8, policy='fifo'), head=head, k=3, **more))
 
 def exported(learn, name='e.pkl'):
     learn.path.mkdir(exist_ok=True)
@@ -229,10 +230,11 @@ def test_functions_that_name_items(root):
     quietly(new, new.fit, 1, 1e-2)
 
 n_digits,table_here = 2,{'a':1}
-@pytest.mark.parametrize('f,brings', [(of_text,False), (lambda o: str(o)[:n_digits],False), (partial(round, ndigits=1),False),
-    (lambda o: re.sub('a', 'b', str(o)),False), (table_here.get,True), (lambda o: table_here[o],True), (Own(1, 2),True),
-    (lambda o: [k for k in str(o) if (lambda: table_here)()],True), (partial(getattr, table_here),True),
-    (lambda o, t=frozenset('ab'): o in t,True), (lambda o, *, t=X: o in t,True)])
+@pytest.mark.parametrize('f,brings', [
+    (of_text,False), (lambda o: str(o)[:n_digits],False), (partial(round, ndigits=1),False),
+    (lambda o: re.sub('a', 'b', str(o)),False), (table_here.get,True), (lambda o: table_here[o],True),
+    (Own(1, 2),True), (lambda o: [k for k in str(o) if (lambda: table_here)()],True),
+    (partial(getattr, table_here),True), (lambda o, t=frozenset('ab'): o in t,True), (lambda o, *, t=X: o in t,True)])
 def test_what_brings_data(f, brings): assert brings_data(f)==brings
 
 def test_a_closure_over_a_number_stays(root):
@@ -320,7 +322,8 @@ def test_ids_are_kept_on_a_set_and_in_copies_of_it():
     assert torch.equal(item_ids(copy.deepcopy(ds)), ids)
     ds = Own(x3, y4)
     ids = item_ids(ds)
-    assert len(pickle.dumps(ds))-len(pickle.dumps(Own(x3, y4)))<300 and torch.equal(item_ids(pickle.loads(pickle.dumps(ds))), ids)
+    assert len(pickle.dumps(ds))-len(pickle.dumps(Own(x3, y4)))<300
+    assert torch.equal(item_ids(pickle.loads(pickle.dumps(ds))), ids)
 
 def test_no_items():
     ds = NoItems('ab')

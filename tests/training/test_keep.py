@@ -90,7 +90,8 @@ def test_names_travel(make, root, tmp_path):
     learn = trained(makes[make](r), 'paths')
     names = {str(f) for f in files(r)}
     kept = learn.memory.bank.kept.of
-    assert {*kept}==ids(learn.memory.bank) and all(b.decode() in names and hash63(b.decode())==i for i,b in kept.items())
+    assert {*kept}==ids(learn.memory.bank)
+    assert all(b.decode() in names and hash63(b.decode())==i for i,b in kept.items())
     new,q = loaded(learn, tmp_path),X[cut:cut+1] if make!='folder' else files(root, 'valid')[:1]
     assert len(images(new.explain(q)))==4
     shutil.rmtree(r/'train')
