@@ -56,6 +56,7 @@ def sample_batch(
 def traced(model, xs):
     "The graph of a model in evaluation mode, for batches of any size"
     n,batch = find_bs(xs),torch.export.Dim('batch')
+    xs = tree_map_only(Tensor, torch.zeros_like, xs)    # the graph keeps what it was made with
     shapes = torch.utils._pytree.tree_map(lambda t: {0:batch} if isinstance(t, Tensor) and t.ndim and len(t)==n else
                                           None, xs)
     for strict in (False,True):     # the second reads the code, which takes longer and misses less
@@ -78,7 +79,8 @@ def about_model(learn, model, y=None):
     ms = memories(model)
     if y is None: y = first(o for h in ms.values() if (o := h.bank.labels) is not None)
     vocab = getattr(learn.dls, 'vocab', None)
-    if vocab is not None and len(vocab) and is_listy(vocab[0]) and len(vocab)==1: vocab = vocab[0]
+    # of texts the words are there too
+    if vocab is not None and len(vocab) and isinstance(vocab[0], (list,L,CollBase)): vocab = vocab[-1]
     return dict(task=None if y is None else 'multilabel' if y.ndim==2 else 'multiclass',
                 vocab=None if vocab is None else list(map(str, vocab)),
                 memories={n:dict(head=type(h).__name__, bank=type(h.bank).__name__, rows=len(h.bank))

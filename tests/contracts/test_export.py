@@ -118,13 +118,19 @@ def test_what_is_off_is_left_out(tmp_path):
     assert about['memories']=={} and list(memories(model))==['memory']
     both(learn, tmp_path)
 
-def test_ids_stay_behind(tmp_path):
+def test_ids_and_inputs_stay_behind(tmp_path):
+    "torch.export keeps the inputs that it was tried on"
     learn = trained('ClassBank', 'vote')
+    learn.dls.valid_ds.x.add_(101)
+    learn.dls.train_ds.x.add_(101)
     items = learn.memory.bank.items.clone()
     both(learn, tmp_path)
     assert (items>=0).any() and torch.equal(learn.memory.bank.items, items)
     ids = [int(i).to_bytes(8, 'little') for i in items[items>=0]]
-    for f in ('m.pt2','m.onnx'): assert not any(i in (tmp_path/f).read_bytes() for i in ids)
+    for f in ('m.pt2','m.onnx'):
+        assert not any(i in (tmp_path/f).read_bytes() for i in ids)
+        for x in (*learn.dls.valid_ds.x[:8], *learn.dls.train_ds.x[:8]):
+            assert not any(t.numpy().tobytes() in (tmp_path/f).read_bytes() for t in (x, x.float(), x.float()/255))
 
 @pytest.mark.slow
 @pytest.mark.parametrize('arch,size', [('resnet18',64), ('vit_tiny_patch16_224',224)])
