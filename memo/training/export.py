@@ -90,7 +90,9 @@ def left_out_of_text(o):
     "The same of what makes numbers of texts; the vocabulary stays"
     from fastai.text.core import SpacyTokenizer,Tokenizer
     from fastai.text.data import Numericalize
-    if isinstance(o, Tokenizer): return dict(lengths=None, counter=None)
+    if isinstance(o, Tokenizer):    # of a folder it has tokenized, it would look for the files there
+        own = {k:None for k in ('lengths','counter','path','output_dir') if k in vars(o)}
+        return {**own, 'mode':None} if o.mode=='folder' else own
     # spaCy keeps all words that it has met, and so does a dict with a default
     if isinstance(o, SpacyTokenizer): return dict(pipe=SpacyTokenizer(o.pipe.__self__.lang, o.special_toks).pipe)
     if isinstance(o, Numericalize) and hasattr(o, 'o2i'):

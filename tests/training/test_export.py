@@ -11,7 +11,7 @@ import torch
 from fastai.vision.all import (AccumMetric, BCEWithLogitsLossFlat, Callback, Categorize, CategoryBlock, DataBlock,
     DataLoaders, CrossEntropyLossFlat, Datasets, F, F1Score, GrandparentSplitter, ImageBlock, ImageDataLoaders,
     IntToFloatTensor, Learner, Path, PILImage, TensorImage, ToTensor, WeightedDL, accuracy, load_learner, nn, noop,
-    partial, set_seed, to_device)
+    partial, resnet18, set_seed, to_device)
 from PIL import Image
 from sklearn.datasets import load_digits
 from helpers.errors import err
@@ -45,6 +45,7 @@ def root(tmp_path_factory):
         Image.fromarray(np.stack([X[i]]*3, 2)).save(p)
     return r
 
+def out(root): return root.parent/'models'
 def files(root): return sorted((root/'im').rglob('*.png'), key=lambda o: o.name)
 def label(f): return f.parent.name
 
@@ -143,7 +144,7 @@ def made(dls, root, bank=None, head='vote', **more):
     multi = dls.one_batch()[-1].is_floating_point()
     loss = BCEWithLogitsLossFlat() if multi else CrossEntropyLossFlat()
     return Learner(dls, Net(dls), loss_func=loss, metrics=[] if multi else [accuracy,F1Score(average='macro')],
-                   path=root/'out', cbs=MemoryCallback(bank or SlotBank(8, policy='fifo'), head=head, k=3, **more))
+                   path=out(root), cbs=MemoryCallback(bank or SlotBank(8, policy='fifo'), head=head, k=3, **more))
 
 def exported(learn, name='e.pkl'):
     learn.path.mkdir(exist_ok=True)
@@ -157,10 +158,10 @@ def pieces(path):
         storages = [z.read(o) for o in z.namelist() if '/data/' in o]
     return {str(a) for _,a,_ in pickletools.genops(raw) if isinstance(a, str)},raw,storages
 
-def check(path, learn, ids, folder):
+def check(path, learn, ids):
     found,raw,storages = pieces(path)
     everything = raw+b''.join(storages)
-    said = [o for o in found if re.search(r'private\d|Patient_', o) or folder in o]
+    said = [o for o in found if re.search(r'private\d|Patient_|hospital', o)]     # a path is pickled in parts
     assert not said, said[:3]
     for n in ('private','Patient_'): assert n.encode('utf-32-le') not in raw
     for i in (0, 20, cut, N-1):     # whole rows of pixels of each set
@@ -180,13 +181,13 @@ def test_export_holds_no_data(kind, root):
     n = len(dls.train_ds)
     learn = made(dls, root)
     ids = [i for dl in dls.loaders for i in item_ids(dl).tolist()]      # and keeps them on the set
-    check(exported(learn), learn, ids, str(root))
+    check(exported(learn), learn, ids)
     quietly(learn, learn.fit, 1, 1e-2)
     quietly(learn, learn.recall, n=3)
     with warnings.catch_warnings():
         warnings.filterwarnings('error', message='.*names items')
         path = exported(learn)
-    check(path, learn, ids, str(root))
+    check(path, learn, ids)
     assert len(learn.dls.train_ds)==n and learn.dls is dls
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')
@@ -195,9 +196,21 @@ def test_export_holds_no_data(kind, root):
     assert getattr(new.dls, 'vocab', None)==getattr(dls, 'vocab', None)
     b = to_device(dls.valid.one_batch()[:-1], 'cpu')
     with torch.no_grad(): assert torch.equal(learn.model.cpu().eval()(*b), new.model.eval()(*b))
+    new.path = out(root)
+    check(exported(new, 'again.pkl'), learn, ids)
     learn.save('s', with_opt=False)
-    for o in torch.load(root/'out/models/s.pth', weights_only=True).values():
+    for o in torch.load(out(root)/'models/s.pth', weights_only=True).values():
         assert o.untyped_storage().nbytes()==o.nbytes
+
+def test_the_folder_of_the_data_stays(root):
+    "Where it is the learner's too; a folder of its own goes along"
+    learn = Learner(kinds['from_folder'](root), resnet18(num_classes=4), path=None,
+                    cbs=MemoryCallback(SlotBank(8), head=None))
+    assert learn.path==root/'im'
+    learn.export('e.pkl')
+    check(root/'im/e.pkl', learn, [])
+    assert load_learner(root/'im/e.pkl').path==Path('.') and learn.path==root/'im'
+    assert load_learner(exported(made(sets(x3), root))).path==out(root)
 
 def test_what_metrics_gathered_stays(root):
     learn = made(sets(x3), root)
@@ -218,7 +231,7 @@ def test_functions_that_name_items(root):
     quietly(learn, learn.fit, 1, 1e-2)
     assert copy.deepcopy(learn.batch_ids).by_group is not None and not isinstance(learn.batch_ids.by_group, LeftOut)
     path = exported(learn)
-    check(path, learn, [], str(root))
+    check(path, learn, [])
     new = load_learner(path)
     assert isinstance(new.batch_ids.by_group, LeftOut) and new.batch_ids.by_item is str
     quietly(new, new.predict, files(root)[0])
@@ -280,7 +293,7 @@ def test_other_picklers(pickler, root):
     learn = made(sets(x3), root)
     learn.path.mkdir(exist_ok=True)
     learn.export('p.pkl', pickle_module=importlib.import_module(pickler))
-    check(root/'out/p.pkl', learn, [], str(root))
+    check(out(root)/'p.pkl', learn, [])
 
 class ExportEach(Callback):
     order = 70
@@ -297,7 +310,7 @@ def test_in_the_middle_of_a_fit(root):
     a,b = go([]),go([ExportEach()])
     assert all(torch.equal(v, b.model.state_dict()[k]) for k,v in a.model.state_dict().items())
     assert a.recorder.values==b.recorder.values
-    check(root/'out/in0.pkl', b, [], str(root))
+    check(out(root)/'in0.pkl', b, [])
 
 def test_an_export_that_fails_changes_nothing(root):
     learn = made(sets(x3), root)
@@ -309,9 +322,9 @@ def test_an_export_that_fails_changes_nothing(root):
     quietly(learn, learn.fit, 1, 1e-2)
 
 def test_without_a_memory_it_is_fastai_s(root):
-    learn = Learner(sets(x3), nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), path=root/'out')
+    learn = Learner(sets(x3), nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), path=out(root))
     exported(learn)
-    learn = Learner(own(Own)(root), nn.Linear(2, 2), loss_func=noop, path=root/'out')
+    learn = Learner(own(Own)(root), nn.Linear(2, 2), loss_func=noop, path=out(root))
     with pytest.raises(AttributeError): exported(learn)
 
 def test_ids_are_kept_on_a_set_and_in_copies_of_it():
