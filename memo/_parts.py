@@ -84,6 +84,7 @@ parts = {
     'name': Param(str, 'memory', 'Of the memory: `learn.<name>`, and what its columns and its parameters begin with'),
     'loss_weight': Param(Fraction, 0.0, "Share of the head's own loss in what is trained: (1-w) x the learner's loss + w x the head's"),
     'every': Param(Count, 1, 'Write the features of every so many-th batch of a fit, beginning with the first'),
+    'keep': Param(Annotated[str, OneOf('paths', 'thumbnails')]|None, None, "What goes along with the bank for `explain`, of each stored item: 'paths' (names of files) or 'thumbnails'"),
   }, {}),
   'save_bank': ('memo.training.save_bank', 'SaveBank', "Save the memory's bank every few epochs, in the background", {
     'every': Param(Count, 10, 'Epochs'),

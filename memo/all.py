@@ -33,6 +33,7 @@ from .training.batch_ids import BatchIds
 from .training.collect import collect
 from .training.memory_callback import MemoryCallback
 from .training.save_bank import SaveBank
+from .training.export_model import export_model
 from .training.param_groups import adamw,body_head_splitter
 from .training.stages import Stage,fit_stages
 from .evaluation.tasks import Task,task_of

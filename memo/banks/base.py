@@ -15,6 +15,7 @@ from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
 from .offers import *
 from .copies import copied,growing,moved,on_its_own,take_whole
+from .kept import fit_kept
 from .search import Read,read_rows
 from ..core import MemoError,atomic_path
 from ..registry import loaded
@@ -183,6 +184,10 @@ class Bank(Described):
             none = [k for k,v in self._buffers.items() if v is None and not (some and k=='features')]
         return [o for o in self._buffers if o not in own and o not in none]
 
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        fit_kept(self, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
     def set_extra_state(self, state):
         super().set_extra_state(state)
         cfg = json.loads(bytes(state.cpu().tolist()))
@@ -318,7 +323,7 @@ class Bank(Described):
             ids = (o if o is None else o.to(dev) for o in (item,group))
             return Read(*(o.to(q.device) for o in self.read(q.to(dev), k, *ids, **kwargs)))
         if self.features is None:
-            z = q.new_zeros(len(q), k, dtype=torch.float32)
+            z = q.new_zeros(q.shape[0], k, dtype=torch.float32)
             return Read(torch.zeros_like(q, dtype=torch.float32), z, torch.full(z.shape, -1, device=q.device), z)
         f,norms,_,i,g,valid = self.rows()
         same = [(o if o is None else o.to(dev),p) for o,p in ((item,i),(group,g))]
@@ -411,6 +416,7 @@ class Bank(Described):
             if self.seen.is_inference(): self._writable()
             for n,b in self.named_buffers(recurse=False):
                 if n!='seed': b.fill_(-1 if n in ('labels','items','groups') else 0)
+        self._modules.pop('kept', None)
 
     def stats(self):
         "Statistics of the bank, as plain numbers"

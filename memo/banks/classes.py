@@ -171,7 +171,7 @@ class ClassBank(Bank):
     def classify(self, q, item=None, group=None):
         "Class of the nearest prototype [B] (-1 while the bank is empty), and the cosine to it [B]"
         if self.features is None or not torch.compiler.is_compiling() and not bool(self.counts.any()):
-            return torch.full((len(q),), -1, device=q.device),q.new_zeros(len(q), dtype=torch.float32)
+            return torch.full((q.shape[0],), -1, device=q.device),q.new_zeros(q.shape[0], dtype=torch.float32)
         with torch.autocast(q.device.type, enabled=False):
             s = F.normalize(q.to(self.device).float())@F.normalize(self.prototypes()).T
             sure,c = s.masked_fill(self.counts==0, -torch.inf).max(1)

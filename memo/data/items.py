@@ -10,7 +10,7 @@ __all__ = ['hash63', 'row_hashes', 'position_ids', 'input_getters', 'plain_input
            'same_ids']
 
 # %% ../../nbs/data/01_items.ipynb #bc268774
-import hashlib,keyword,numbers,operator,random,torch,types,warnings
+import copy,hashlib,keyword,numbers,operator,random,torch,types,warnings
 import numpy as np,pandas as pd
 from pathlib import Path
 from torch import Tensor
@@ -231,6 +231,12 @@ def set_state(
     return len(ds),item_state(ds) if isinstance(ds, torch.utils.data.Dataset) or not hasattr(ds,
         '__dict__') else parts_state(ds)
 
+class _Known(tuple):
+    "What is kept of a set beside it: its state and its ids; a pickle of the set has neither"
+    def __reduce__(self): return _Known,()
+    def __deepcopy__(self, memo): return _Known(copy.deepcopy(tuple(self), memo))
+    def __copy__(self): return self
+
 _lists = {}     # sets with no place of their own to keep ids, as lists: id -> (set, what is kept)
 def _kept(ds):
     while len(_lists)>16: del _lists[next(iter(_lists))]
@@ -258,7 +264,7 @@ def known_ids(
         what = changed(known[0], seen)
         warnings.warn(f"memory: a {type(ds).__name__} is not what it was{what}, so its items have other ids from now on; "
                       "where they are the same, item= of MemoryCallback says what names one")
-    keep['_memo_ids'] = seen,ids,kind
+    keep['_memo_ids'] = _Known((seen,ids,kind))
     return ids,kind
 
 def changed(a, b):
@@ -269,9 +275,10 @@ def changed(a, b):
     k = next((k for k in new if k not in old or old[k]!=new[k]), None)
     return '' if k is None else f' ({k})'
 
+
 # %% ../../nbs/data/01_items.ipynb #e2ca957f
 def same_ids(old, new):
     "Give `new`, which has the same items in the same order, the ids of `old`; for data sets that cannot be hashed"
     ids = item_ids(old)
-    new.__dict__['_memo_ids'] = set_state(new),ids,known_ids(old)[1]
+    new.__dict__['_memo_ids'] = _Known((set_state(new),ids,known_ids(old)[1]))
     return new

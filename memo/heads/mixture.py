@@ -375,9 +375,11 @@ class LDAHead(PrototypeHead):
         "Minus half the squared Mahalanobis distance to each class mean [B,C]; -inf for classes never seen"
         if not torch.compiler.is_compiling() and self._stale: self.fit_means()
         with torch.autocast(z.device.type, enabled=False):
-            s = torch.cdist(F.normalize(z.float())@self.whitener, self.means,
-                            compute_mode='donot_use_mm_for_euclid_dist').square()/-2
-            return s.masked_fill(self.bank.class_counts()==0, -torch.inf)
+            q = F.normalize(z.float())@self.whitener
+            # ONNX has no cdist; a compiler sums the differences without storing them
+            if torch.compiler.is_compiling(): d = (q[:,None]-self.means).square().sum(-1)
+            else: d = torch.cdist(q, self.means, compute_mode='donot_use_mm_for_euclid_dist').square()
+            return (d/-2).masked_fill(self.bank.class_counts()==0, -torch.inf)
 
     def fit(self, collected, **kwargs):
         self.fit_means()

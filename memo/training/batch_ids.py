@@ -113,6 +113,7 @@ class BatchReady(_Quick):
 class BatchIds(_Quick):
     "Sets `learn.item` and `learn.group`, the ids of the current batch's rows"
     order,_stateattrs = -10**6,('loops','warned','known')
+    _functions = dict(by_item='item', by_group='group')     # that an export leaves out
     def __init__(self,
         item=None,  # What names an item, if not its content: a column of the data frame, or a function of an item
         group=None  # What names its group (patient): the same

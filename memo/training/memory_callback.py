@@ -9,6 +9,7 @@ __all__ = ['MemoryCallback', 'memory_of']
 
 # %% ../../nbs/training/08_memory_callback.ipynb #cd7da5f3
 import inspect,threading
+from typing import Annotated
 from contextlib import ExitStack,contextmanager
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
@@ -22,17 +23,19 @@ from .checks import *
 from .collect import *
 from .columns import Column
 from .epoch_figures import *
+from .export import *     # learners with a memory are exported by it
+from .keep import KeepItems,keeps
 from .labels import *
 from .loss_rows import *
 from .make_head import *
-from ..core import Count,Fraction,MemoError,check_choice,one_thread
+from ..core import Count,Fraction,MemoError,OneOf,check_choice,one_thread
 from ..heads.base import *
 from ..registry import register
 
 # %% ../../nbs/training/08_memory_callback.ipynb #65ebd9c9
 # what fastai, and `BatchIds`, set on a learner while it runs
 _taken = set(
-    '''model dls opt cbs item group batch_ids batch_ready lr_finder gather_preds pred xb yb loss loss_grad dl
+    '''model dls opt cbs item group batch_ids batch_ready keep_items lr_finder gather_preds pred xb yb loss loss_grad dl
     iter n_iter epoch n_epoch training smooth_loss final_record train_iter pct_train recorder progress cast_to_tensor
     train_eval logger create_mbar lock lr wd moms path model_dir loss_func opt_func splitter metrics'''.split())
 
@@ -62,6 +65,7 @@ def _in_added_cbs():
 class MemoryCallback(Callback):
     "Gives the learner's model a memory and writes the training features to it"
     order,_stateattrs = MixedPrecision.order+2,('_fits',)
+    _functions = dict(item_by='item', group='group')    # that an export leaves out
     def __init__(self,
         bank:Bank=None,             # The memory; None: all memories that are in the model already and have no callback
         # Rows to recall for each query; by default the head's, or what the bank has room for
@@ -78,6 +82,8 @@ class MemoryCallback(Callback):
         # Share of the head's own loss in what is trained: (1-w) x the learner's loss + w x the head's
         loss_weight:Fraction=0.,
         every:Count=1,              # Write the features of every so many-th batch of a fit, beginning with the first
+        # What goes along with the bank for `explain`, of each stored item: 'paths' (names of files) or 'thumbnails'
+        keep:Annotated[str, OneOf('paths thumbnails'.split())]=None,
         **head_kw,                  # For the head, e.g. `temperature`, `similarity`, `weight`
     ):
         if bank is not None and not isinstance(bank, Bank):
@@ -88,8 +94,9 @@ class MemoryCallback(Callback):
         self._learn,self._fits,self._name = None,[],name
         self.at,self.group,self.item_by,self.loss_weight,self.every = at,group,item,loss_weight,every
         self._head,self._mine,self.names = None,False,[name]
+        self.keep = None if keep is None else check_choice('keep', keep, keeps)
         if bank is None:
-            given = [*head_kw, *(a for a,o in dict(k=k, at=at).items() if o is not None),
+            given = [*head_kw, *(a for a,o in dict(k=k, at=at, keep=keep).items() if o is not None),
                      *(['head'] if head!='default' else [])]
             if given:
                 raise MemoError(f"MemoryCallback: {given[0]} says how a memory is made, and "
@@ -185,7 +192,7 @@ class MemoryCallback(Callback):
         for n in self.names or ():
             if n!=self._name and isinstance(vars(learn).get(n), MemoryCallback): delattr(learn, n)
         if not any(isinstance(o, MemoryCallback) and o is not self for o in learn.cbs):
-            for o in ('batch_ids','batch_ready'):
+            for o in ('batch_ids','batch_ready','keep_items'):
                 if o in vars(learn): learn.remove_cb(vars(learn)[o])
 
     def _ids(self, learn):
@@ -193,6 +200,7 @@ class MemoryCallback(Callback):
         b = vars(learn).get('batch_ids')
         if b is None: learn.add_cb(b := BatchIds())
         if 'batch_ready' not in vars(learn): learn.add_cb(BatchReady())
+        if self.keep and 'keep_items' not in vars(learn): learn.add_cb(KeepItems())
         for k,v in (('by_item',self.item_by), ('by_group',self.group)):
             if v is None: continue
             if getattr(b, k) not in (None,v):

@@ -43,6 +43,9 @@ class Ring(Bank):
     def capacity_rows(self): return self.room
 
     def rows(self):
+        if torch.compiler.is_compiling():       # a traced graph cannot hang on how many rows there are
+            valid = torch.arange(self.room, device=self.device)<self.count
+            return self.features,self.norms,self.labels,self.items,self.groups,valid
         n = slice(0, len(self))
         return self.features[n],self.norms[n],None if self.labels is None else self.labels[n],self.items[n],self.groups[
             n],None

@@ -25,7 +25,7 @@ class MyHead(MemoryHead):
         if self.bank.features is None: read = torch.zeros_like(z)
         else:
             r = self.recall(z, item, group)
-            self._note(read=r)
+            if not torch.compiler.is_compiling(): self._note(read=r)
             read = r.value
         return self.second(torch.cat([z, read], 1))
 
@@ -35,7 +35,8 @@ class MyHead(MemoryHead):
 
     def answer(self, logits):
         z = self.z
-        return logits if self.learning or z is None or len(self.bank)==0 else self.mixed(logits, z, *self.own(len(z)))
+        if self.learning or z is None or self.bank.features is None: return logits
+        return torch.where(self.bank.count>0, self.mixed(logits, z, *self.own(z.shape[0])), logits)
 
     def mixed(self, logits, z, item=None, group=None):
         mine = self.outputs(z, item, group)
