@@ -122,6 +122,11 @@ def test_a_copy_of_an_average_and_one_that_was_moved():
     d = copy.deepcopy(c.double())
     assert same_bank(c, b) and same_bank(d, b) and same_bank(pickle.loads(pickle.dumps(c)), b)
 
+def test_what_a_head_chooses_leaves_its_state_as_long_as_it_was():
+    "timm's averages copy one state over another, tensor by tensor"
+    a,b = (SlotBank(64),SlotBank(64, dim=128, n_classes=1000))
+    assert a.get_extra_state().shape==b.get_extra_state().shape
+
 # a model in several places at once
 
 @pytest.mark.parametrize('when', ['before','after','in the fit','inside'])
