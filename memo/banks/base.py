@@ -165,6 +165,7 @@ class Bank(Described):
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args):
         "A bank is loaded whole or is empty: rows without their features, or without their ids, would be nobody's"
         if self.follows: on_its_own(self)
+        fit_kept(self, state_dict, prefix)
         if not (lost := self._lost(state_dict, prefix)):
             return super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
         cfg = state_dict.get(prefix+'_extra_state')
@@ -183,10 +184,6 @@ class Bank(Described):
             some = 'count' in own and bool(state_dict[prefix+'count']>0)
             none = [k for k,v in self._buffers.items() if v is None and not (some and k=='features')]
         return [o for o in self._buffers if o not in own and o not in none]
-
-    def _load_from_state_dict(self, state_dict, prefix, *args):
-        fit_kept(self, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def set_extra_state(self, state):
         super().set_extra_state(state)

@@ -93,8 +93,6 @@ class MixHead(MemoryHead):
         if not tracing:
             self._note(raw=logits)
             if len(self.bank)==0: return logits
-            self.check_width(z.shape[1])
-            self.check_classes(logits.shape[1])
         else:
             self._traced_raw = logits
             if self.bank.features is None: return logits
@@ -103,15 +101,12 @@ class MixHead(MemoryHead):
         got = as_outputs(got, logits, *form)
         return torch.where(self.bank.count>0, got, logits) if tracing else got
 
-    _told = False
     def asked(self):
         "In training mode: is it a prediction all the same, as with dropout switched on, without gradient?"
         if self.step is not None or len(self.bank)==0: return False
         if not torch.is_grad_enabled(): return True
-        if not self._told:
-            warnings.warn("memory: a model in training mode answers without the vote, as it is trained; in model.eval(), "
-                          "or in torch.no_grad(), it votes")
-        self._told = True
+        warnings.warn("memory: a model in training mode answers without the vote, as it is trained; in model.eval(), or "
+                      "in torch.no_grad(), it votes")
         return False
 
     def mixed(self,
@@ -121,6 +116,8 @@ class MixHead(MemoryHead):
         group:Tensor=None   # groups [B] whose rows are not read
     ) -> Tensor:            # Log-probabilities, or log-odds for multi-label [B,C]
         "The mixture for collected outputs and features"
+        self.check_width(z.shape[1])
+        self.check_classes(logits.shape[1])
         return mix_votes(logits, self.votes(z, item, group, n_classes=logits.shape[1]), self.weight, self.multilabel)
 
     def check_labels(self, y): self.bank.check_single(y)

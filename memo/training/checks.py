@@ -27,11 +27,12 @@ def refuse_parallel(
 def why_unwritten(
     model,      # The network
     name, head, # Of the memory
-    stage       # How far a batch came: 'batch', 'forward', 'place'
+    stage       # How far a batch came: 'batch', 'forward', 'place', 'step'
 ):              # A line
     "Why an epoch wrote nothing to a memory"
     if stage=='batch': return "no batch came as far as the backward pass"
     if stage=='place': return "no optimizer step was made"
+    if stage=='step': return "no item had a label"
     path,module = holder(model, head)
     return (f"nothing passed its place, {path or 'the model'} (a {type(module).__name__}), in a forward of the model that "
             "it was attached to; at= names another")

@@ -9,8 +9,9 @@ __all__ = ['is_fitted', 'EpochFigures']
 
 # %% ../../nbs/training/07a_epoch_figures.ipynb #4ca64b07
 from fastai.vision.all import *
-from ..heads.attach import Gate
+from ..heads.attach import Gate,path_of
 from ..heads.base import *
+from ..heads.places import tensors_in,with_part
 from .labels import Targets,batch_labels
 from .columns import Column
 
@@ -29,11 +30,11 @@ class EpochFigures:
         self.learn,self.heads,self.batches,self.whole = learn,[h for h in heads if is_fitted(h)],[],True
         self.targets = targets
         gates = [g for m in learn.model.modules() if isinstance(g := vars(m).get('forward'), Gate)]
-        self.answering = [[h for h in g.heads if type(h).answer is not MemoryHead.answer and h.active] for g in gates]
-        self.answering = [hs for hs in self.answering if hs]
+        answering = [(g,[h for h in g.heads if type(h).answer is not MemoryHead.answer and h.active]) for g in gates]
+        self.answering = [(g,hs) for g,hs in answering if hs]
 
     @property
-    def chain(self): return self.answering[0] if self.answering else []
+    def chain(self): return self.answering[0][1] if self.answering else []
 
     def look(self, step):
         "Keep what heads and figures need of a batch, once its loss is known"
@@ -44,6 +45,7 @@ class EpochFigures:
         self.whole = self.whole and y is not None and len(seen)==len(heads)
         if not self.whole: return
         b = AttrDict(z={h:s.z.detach() for h,s in seen.items()}, y=y, yb=learn.yb, at=vars(self._dl).get('i'))
+        b.out = None if torch.is_tensor(learn.pred) else learn.pred
         raw = seen[self.chain[0]].raw if self.chain else learn.pred
         b.raw = raw.detach().as_subclass(Tensor) if torch.is_tensor(raw) else None
         b.step = Step(step.item, step.group, step.hide, step.hidden, open=False)
@@ -72,9 +74,9 @@ class EpochFigures:
         if any(b.raw is None for b in self.batches): return "what the model gives is no tensor"
         if len(self.answering)>1: return "a part of the model has a memory that answers by itself"
         learn,b = self.learn,self.batches[-1]
-        outs = [o for o in (out if isinstance(out, (tuple,list)) else [out]) if torch.is_tensor(o)]
-        if not (outs and torch.is_tensor(pred)): return "what the model gives is no tensor"
-        its = any(pred is o or pred.shape==o.shape and torch.equal(pred.float(), o.float()) for o in outs)
+        parts = [out, *(t for _,t in tensors_in(out))]
+        its = any(pred is o or torch.is_tensor(pred) and torch.is_tensor(o) and pred.shape==o.shape
+                  and torch.equal(pred.float(), o.float()) for o in parts)
         if not its or learn.pred is not pred or learn.yb is not b.yb: return "a callback changes outputs or targets"
         now = learn.loss_func(pred, *b.yb)
         if learn.loss is not loss or not torch.allclose(now.float(), loss.float(), 1e-2, 1e-4, equal_nan=True):
@@ -106,6 +108,7 @@ class EpochFigures:
         loop = learn.batch_ids.loops[-1] if learn.batch_ids.loops else None
         for m in mets: m.reset()
         for o,b in zip(outs if mets else [], self.batches):
+            if b.out is not None: o = with_part(b.out, path_of(self.answering[0][0], b.out), o)
             learn.pred,learn.yb = o,b.yb
             learn.loss_grad = learn.loss_func(o, *b.yb)
             learn.loss = learn.loss_grad.clone()

@@ -423,6 +423,7 @@ class MemoryCallback(Callback):
         f.targets,every = fit_targets(learn),whole_targets(learn.dls)
         for m in f.memories:
             if say := check_head(m.head, m.name, f.targets, learn.yb, every): warn(say)
+            m.told = m.told or bool(say)
 
     def _own_loss(self, f):
         w = self.loss_weight
@@ -480,7 +481,9 @@ class MemoryCallback(Callback):
             got = [None if any(o is None for o in os) else torch.cat(os) for os in zip(*m.kept)]
             m.kept = []
             got = self._fits[-1].targets.storable(m.head.bank, *to_detach(tuple(got), cpu=False, gather=True))
-            if got is None: continue
+            if got is None:
+                m.stage,m.told = 'step',m.told or self._fits[-1].targets.told
+                continue
             m.head.bank.write(*got)
             m.stage = 'written'
 

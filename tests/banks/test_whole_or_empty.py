@@ -89,14 +89,14 @@ def test_in_a_model_of_another_width():
 def test_a_network_of_other_classes(head, outputs):
     "It was: index 7 is out of bounds"
     h = head(filled('classes'), k=5).eval()
-    assert f'10 classes, the network {outputs} outputs' in err(h.mixed, torch.randn(4, outputs), X[:4])
+    assert f'this model has {outputs} outputs' in err(h.mixed, torch.randn(4, outputs), X[:4])
     assert h.mixed(torch.randn(4, 10), X[:4]).shape==(4, 10)
 
 def test_a_vote_that_was_told_nothing_of_classes():
     for labels,n in ((Y[:300],10),(torch.eye(10)[Y[:300]],10)):
         b = SlotBank(512, policy='fifo')
         b.write(X[:300], labels)
-        assert '10 classes' in err(VoteHead(b, k=5).eval().mixed, torch.randn(4, 5), X[:4])
+        assert 'this model has 5 outputs' in err(VoteHead(b, k=5).eval().mixed, torch.randn(4, 5), X[:4])
     b = SlotBank(512, policy='fifo')
     b.write(X[:300], Y[:300]%4)
     assert VoteHead(b, k=5).eval().mixed(torch.randn(4, 6), X[:4]).shape==(4, 6)    # of the last two there are none yet

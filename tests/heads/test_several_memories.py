@@ -19,6 +19,7 @@ from memo.heads.replay import ReplayHead
 from memo.heads.retrieval import RetrievalHead
 from memo.data.items import item_ids
 from memo.plots import results as plots
+from memo.plots import recall as _recall    # gives learners their show_memories
 from memo.heads.mixture import LDAHead, PrototypeHead, VoteHead
 import copy
 from helpers.grid import grid

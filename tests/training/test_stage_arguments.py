@@ -78,7 +78,7 @@ def test_what_a_way_of_fitting_of_ones_own_is_given_is_its_own_affair():
 # patience needs a monitor
 
 def no_better(learn):
-    "Epochs that never get better: the metric falls, and its name says that more is better"
+    "Epochs that never get better: the metric falls, and the more the better"
     n = iter(range(1000))
     def accuracy_like(p, y): return 1-next(n)/1000
     learn.metrics = L(accuracy_like)
@@ -90,14 +90,14 @@ def test_patience_is_for_both_phases():
     assert stages(patience=1).tolist()==['phase1.all']*2+['phase2']*2
     assert stages(patience=(1,None)).tolist()==['phase1.all']*2+['phase2']*5
     assert stages(patience=(None,1)).tolist()==['phase1.all']*5+['phase2']*2
-    assert stages(patience=1, monitor='accuracy_like').tolist()==['phase1.all']*2+['phase2']*2
+    assert stages(patience=1, monitor='highest accuracy_like').tolist()==['phase1.all']*2+['phase2']*2
 
 def test_phase_2_with_patience_ends_with_its_best_epoch():
     seen,learn = [],no_better(make())
     class See(Callback):
         order = 60
         def after_validate(self): seen.append({k:v.clone() for k,v in self.model.state_dict().items()})
-    two_phase(learn, epochs=(0,4), freeze_epochs=0, monitor='accuracy_like', patience=2, cbs=See())
+    two_phase(learn, epochs=(0,4), freeze_epochs=0, monitor='highest accuracy_like', patience=2, cbs=See())
     now = learn.model.state_dict()
     assert len(seen)==3 and all(torch.equal(v, now[k]) for k,v in seen[0].items())
 
