@@ -42,6 +42,7 @@ def take_whole(
     bank    # A copy
 ):
     "Where somebody has averaged into a copy, take all of the bank that it was made of"
+    if torch.compiler.is_compiling(): return    # a graph would hold both
     if bank not in _sources:                # a copy of it came out of a file
         vars(bank)['follows'] = False
         return

@@ -8,6 +8,7 @@ Docs: https://github.com/fastmemo/memo/training/epoch_figures.html.md"""
 __all__ = ['is_fitted', 'EpochFigures']
 
 # %% ../../nbs/training/07a_epoch_figures.ipynb #4ca64b07
+from copy import deepcopy
 from fastai.vision.all import *
 from ..heads.attach import Gate,path_of
 from ..heads.base import *
@@ -28,7 +29,7 @@ class EpochFigures:
         targets:Targets, # What the targets of the fit are to them
     ):
         self.learn,self.heads,self.batches,self.whole = learn,[h for h in heads if is_fitted(h)],[],True
-        self.targets = targets
+        self.targets,self.loss = targets,None
         gates = [g for m in learn.model.modules() if isinstance(g := vars(m).get('forward'), Gate)]
         answering = [(g,[h for h in g.heads if type(h).answer is not MemoryHead.answer and h.active]) for g in gates]
         self.answering = [(g,hs) for g,hs in answering if hs]
@@ -68,6 +69,14 @@ class EpochFigures:
             if h in self.chain: outs = [self.answer(h, o, b) for o,b in zip(outs, self.batches)]
         if any(h in self.chain for h in heads): self.count(outs, heads)
 
+    @property
+    def loss_func(self):
+        "The learner's loss; one with a state of its own keeps it"
+        if self.loss is None:
+            try: self.loss = deepcopy(self.learn.loss_func)
+            except Exception: self.loss = self.learn.loss_func
+        return self.loss
+
     def why_not(self):
         "Why answers cannot be worked out from what was kept, if so"
         out,pred,loss = self.last
@@ -78,7 +87,7 @@ class EpochFigures:
         its = any(pred is o or torch.is_tensor(pred) and torch.is_tensor(o) and pred.shape==o.shape
                   and torch.equal(pred.float(), o.float()) for o in parts)
         if not its or learn.pred is not pred or learn.yb is not b.yb: return "a callback changes outputs or targets"
-        now = learn.loss_func(pred, *b.yb)
+        now = self.loss_func(pred, *b.yb)
         if learn.loss is not loss or not torch.allclose(now.float(), loss.float(), 1e-2, 1e-4, equal_nan=True):
             return "a callback changes the loss"
 
@@ -110,7 +119,7 @@ class EpochFigures:
         for o,b in zip(outs if mets else [], self.batches):
             if b.out is not None: o = with_part(b.out, path_of(self.answering[0][0], b.out), o)
             learn.pred,learn.yb = o,b.yb
-            learn.loss_grad = learn.loss_func(o, *b.yb)
+            learn.loss_grad = self.loss_func(o, *b.yb)
             learn.loss = learn.loss_grad.clone()
             if b.at is not None: self._dl.i = b.at
             if loop is not None: loop.step = b.step

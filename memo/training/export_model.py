@@ -12,6 +12,7 @@ __all__ = ['deployed', 'tensors_of', 'plain', 'sample_batch', 'traced', 'differs
 import importlib.util,io,json,torch
 from fastai.vision.all import *
 from torch.utils._pytree import tree_flatten,tree_map_only
+from ..banks.copies import on_its_own
 from ..core import MemoError,atomic_path,check_choice
 from ..heads.attach import answer_of,detach,memories
 from .collect import evaluating,targets_of
@@ -23,6 +24,7 @@ def deployed(model):
     res = deepcopy(model).cpu().eval().requires_grad_(False)
     for (name,was),head in zip(memories(model).items(), memories(res).values()):
         if not was.on: detach(res, name)
+        on_its_own(head.bank)
         head.bank._modules.pop('kept', None)
         if was.on and head.bank.features is not None:
             for o in head.bank.rows()[3:5]:
@@ -86,10 +88,9 @@ def about_model(
     vocab = getattr(learn.dls, 'vocab', None)
     # of texts the words are there too
     if vocab is not None and len(vocab) and isinstance(vocab[0], (list,L,CollBase)): vocab = vocab[-1]
-    return dict(task=dict(findings='multilabel', classes='multiclass').get(kind),
-                vocab=None if vocab is None else list(map(str, vocab)),
-                memories={n:dict(head=type(h).__name__, bank=type(h.bank).__name__, rows=len(h.bank))
-                          for n,h in ms.items()})
+    rows = {n:dict(head=type(h).__name__, bank=type(h.bank).__name__, rows=len(h.bank)) for n,h in ms.items()}
+    task = dict(findings='multilabel', classes='multiclass').get(kind)
+    return dict(task=task, vocab=None if vocab is None else list(map(str, vocab)), memories=rows)
 
 # %% ../../nbs/training/14_export_model.ipynb #47c725f2
 def write_pt2(graph, path, about, xs):

@@ -62,6 +62,7 @@ def is_sigmoid(
     "Are outputs of a target of 1 raised, and of a target of 0 lowered, all of them?"
     at,part = (g!=0) & ((y==0)|(y==1)),(g!=0) & (y>0) & (y<1)
     if bool(((g!=0) & (y.abs()!=1) & ((y<0)|(y>1))).any()): return False         # a number such as 1.7 that counts
+    if not bool(at.any()) and int(part.sum())<4: return False       # too few to tell from numbers
     if bool(part.any()):        # of targets in between, only cross-entropy itself is known
         inside = bool(((o>=0)&(o<=1)).all())
         return any(spread(g[part]/v[part], torch.zeros(int(part.sum())))<.01

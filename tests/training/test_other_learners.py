@@ -192,7 +192,9 @@ def test_loaders_of_other_kinds_train_as_without(tmp_path, kind):
     a,p,v = fitted(kind, 'plain', tmp_path)
     b,q,w = fitted(kind, None, tmp_path)
     assert same(snap(a.model), plain_part(snap(b.model))) and torch.equal(p, q) and list(v)==list(w)
-    assert len(b.memory.bank)==200
+    # items that are known keep their row in the second epoch
+    rows = 150 if kind in ('wrapped','passes','wrapped_fastai') else 200
+    assert len(b.memory.bank)==rows
     for head in ('add','vote'):
         c,q,w = fitted(kind, head, tmp_path)
-        assert q.isfinite().all() and len(c.memory.bank)==200 and len(w)==2
+        assert q.isfinite().all() and len(c.memory.bank)==rows and len(w)==2
