@@ -45,12 +45,14 @@ def class_nll(
     return class_mean(-log_p.gather(1, y[:,None]).squeeze(1), y, torch.bincount(y, minlength=log_p.shape[1]))
 
 def class_mean(
-    v:Tensor,   # Values [N]
+    v:Tensor,   # Values [N] or [N,...]
     y:Tensor,   # Their classes [N]
     n:Tensor    # How many of each [C]
-)->Tensor:
+)->Tensor:      # Scalar or [...]
     "Class-balanced mean: over classes, of each class's mean"
-    return (torch.zeros_like(n, dtype=v.dtype).index_add_(0, y, v)[n>0]/n[n>0]).mean()
+    k = n>0
+    s = v.new_zeros(len(n), *v.shape[1:]).index_add_(0, y, v)[k]
+    return (s/n[k].reshape(-1, *[1]*(v.ndim-1))).mean(0)
 
 def mixture_nll(logs, y):
     "The same of what `log_probs` gives; for multi-label a mean over all"
@@ -171,16 +173,17 @@ def search_mixture(logits, votes_at, y, log_t):
     own,n = log_probs(logits, multi),None if multi else torch.bincount(y, minlength=logits.shape[1])
     def at_label(v): return v if multi else v.gather(1, y[:,None])      # of a class's mixture no more is asked for
     own = tuple(map(at_label, own))
-    def nll(v, some, a):
-        logs = log_mixture(own, v, a, multi, some)
-        return (mixture_nll(logs, y) if multi else class_mean(-logs[0].squeeze(1), y, n)).item()
+    def nlls(v, some, ws):
+        if multi: return [mixture_nll(log_mixture(own, v, a, True, some), y).item() for a in ws.tolist()]
+        # all weights at once
+        return class_mean(-log_mixture(own, v, ws.to(v.device), False, some)[0], y, n).tolist()
     ts,ws = torch.logspace(*log_t, 9),torch.linspace(.05, .95, 19)
     for _ in range(3):
         got = []
         for t in ts.tolist():
             v = votes_at(t)
             some,v = v.sum(1, keepdim=True)>0,at_label(v)
-            got += [(nll(v, some, a),a,t) for a in ws.tolist()]
+            got += [(l,a,t) for l,a in zip(nlls(v, some, ws), ws.tolist())]
         best = min(got)
         (_,w,t),dt,dw = best,(ts[1]/ts[0]).sqrt(),(ws[1]-ws[0])/2
         ts,ws = t*dt**torch.linspace(-1, 1, 5),(w+dw*torch.linspace(-1, 1, 5)).clamp(.01, .99)
