@@ -64,7 +64,7 @@ def traced(model, xs):
     for strict in (False,True):     # the second reads the code, which takes longer and misses less
         try: return torch.export.export(model, xs, dynamic_shapes=shapes, strict=strict)
         except Exception as e: why = ' '.join(str(e).split())
-    raise MemoError(f"export_model: this {type(model).__name__} is no graph for batches of any size: {why[:200]}; a "
+    raise MemoError(f"export_model: this {type(model).__name__} is no graph for batches of any size: {why[:100]}; a "
                     "forward that reads values on the host (int(bank.count)) or fixes the size of the batch is none")
 
 def differs(run, model, xs):
