@@ -17,7 +17,7 @@ parts = {
     'dtype': Param(Annotated[str, OneOf('float32', 'float16', 'bfloat16', 'int8')]|object, 'float32', "Of the stored features: 'float32', 'float16', 'bfloat16' or 'int8'"),
     'tail_percentile': Param(Annotated[float, Range(lo=0, hi=50, open_lo=False, open_hi=False)], 20, 'Classes at or below this percentile of the counts are the tail, at or above 100 minus it the head'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
-    'once': Param(bool|None, None, 'One row for each item, which its next offer updates? If not given, where the item comes with the same feature'),
+    'once': Param(bool|None, None, 'True: one row for each item, the newest. None: so only where an item comes again with the same feature'),
   }, {'views': True, 'default_head': 'watch', 'offers': ['build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'followed', 'follows', 'from_json', 'get_extra_state', 'head', 'header', 'item_counts', 'learned', 'load', 'medium', 'missing', 'needs_labels', 'once', 'place', 'prompt_data', 'prototype', 'prototypes', 'read', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'share', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'unit', 'usage', 'views', 'vocab', 'write', 'write_state'], 'task': 'multiclass'}),
   'SlotBank': ('memo.banks.slots', 'SlotBank', 'A fixed number of feature slots, filled by a write policy', {
     'size': Param(Count, 512, 'Number of slots'),
@@ -83,8 +83,8 @@ parts = {
     'item': Param(Any, None, 'What names an item, if not its content: the same'),
     'name': Param(str, 'memory', 'Of the memory: `learn.<name>`, and what its columns and its parameters begin with'),
     'loss_weight': Param(Fraction, 0.0, "Share of the head's own loss in what is trained: (1-w) x the learner's loss + w x the head's"),
-    'every': Param(Count, 1, 'Write the features of every so many-th batch of a fit, beginning with the first'),
-    'keep': Param(Annotated[str, OneOf('paths', 'thumbnails')]|None, None, "What goes along with the bank for `explain`, of each stored item: 'paths' (names of files) or 'thumbnails'"),
+    'every': Param(Count, 1, 'Write the features of each `every`-th batch, beginning with the first of a fit'),
+    'keep': Param(Annotated[str, OneOf('paths', 'thumbnails')]|None, None, "Goes along with the bank for `explain`: 'thumbnails' (small pictures of stored items), 'paths' (names of files)"),
   }, {}),
   'save_bank': ('memo.training.save_bank', 'SaveBank', "Save the memory's bank every few epochs, in the background", {
     'every': Param(Count, 10, 'Epochs'),

@@ -58,7 +58,13 @@ def test_every_folder_has_its_place():
 def test_notebook_and_module_lie_alike(m):
     nb, = [o for o in _notebooks() if _exp(o)==m]
     assert nb.relative_to(root/'nbs').parent==_file(m).relative_to(root/'memo').parent
-    assert re.sub(r'^\d+[a-z]?_', '', nb.stem)==_file(m).stem
+    assert re.fullmatch(rf'\d\d_{_file(m).stem}', nb.stem)
+
+def test_numbers_of_notebooks_are_unique():
+    "Else the order of two of them hangs on their names"
+    for d in {o.parent for o in _notebooks()}:
+        n = [o.name[:2] for o in sorted(d.glob('[0-9]*.ipynb'))]
+        assert len(n)==len({*n}), f'{d}: {n}'
 
 @pytest.mark.parametrize('m', modules)
 def test_imports_only_from_below(m):

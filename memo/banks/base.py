@@ -443,10 +443,10 @@ class Bank(Described):
 
     @staticmethod
     def load(
-        path,           # A file that `save` wrote
+        path,           # A file that `save` wrote, or the .pth or JSON of a bank or of a model with one
         device='cpu',   # Where the bank shall be
         kinds=(),       # Classes of banks of one's own that the file may name; those imported already are known
-        **kwargs        # Arguments in place of the saved ones: `policy=` where that was a function of your own
+        **kwargs        # Arguments in place of the saved ones, or that the file does not say, as `policy=`
     ):
         "Load a bank that `save` wrote, or one in another kind of file that `readers` has"
         try:

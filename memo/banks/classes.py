@@ -57,7 +57,7 @@ class ClassBank(Bank):
         # Classes at or below this percentile of the counts are the tail, at or above 100 minus it the head
         tail_percentile:Annotated[float, Range(0, 50)]=20,
         seed:int=0,               # Of the bank's own random numbers
-        # One row for each item, which its next offer updates? If not given, where the item comes with the same feature
+        # True: one row for each item, the newest. None: so only where an item comes again with the same feature
         once:bool=None,
     ):
         if alpha_min>alpha_max:

@@ -176,7 +176,8 @@ def read_pth(path):
         return _Tensors({k:v for k,v in d.items() if isinstance(k, str) and torch.is_tensor(v)})
     except FileNotFoundError: raise MemoError(f"there is no bank at {path}") from None
     except Exception as e:      # a file may hold anything
-        raise MemoError(f"{path} holds no weights that can be read: {str(e).splitlines()[0][:100]}") from None
+        raise MemoError(f"{path} holds no weights that can be read ({type(e).__name__}); a file of learn.save or "
+                        "torch.save(model.state_dict()) is accepted") from None
 
 def bank_from_pth(
     path:str|Path,  # A model with a memory, of memo or of the published chest X-ray system
@@ -188,7 +189,9 @@ def bank_from_pth(
     d = read_pth(path)
     if any(k.endswith('.bank._extra_state') for k in d): return model_bank(path, d, memory, kinds)
     at = [k.removesuffix('index') for k in d if k.rpartition('.')[2]=='index' and k.removesuffix('index')+'memory' in d]
-    if len(at)!=1: raise MemoError(f"{path}: one bank, tensors memory and index, is accepted, found {len(at)}")
+    if len(at)!=1:
+        raise MemoError(f"{path}: {len(at) or 'no'} banks are in it; a model with a memory of memo's, or with one bank "
+                        "of the published code (tensors memory and index), is accepted")
     return published_slots(path, {k.removeprefix(at[0]):v for k,v in d.items() if k.startswith(at[0])}, **kwargs)
 
 readers.update(pth=bank_from_pth, pt=bank_from_pth)
@@ -244,8 +247,8 @@ def file_bank(path, memory=None, kinds=()):
         return Bank.load(path, kinds=kinds)
     except MemoError: raise
     except FileNotFoundError:
-        raise MemoError(f"{path}: no such file or folder; a run folder, a bank's .safetensors or .json, or a "
-                        "model.safetensors is accepted") from None
+        raise MemoError(f"{path}: no such file or folder; a run folder, a bank's .safetensors or .json, or a model's "
+                        ".safetensors or .pth is accepted") from None
     except (SafetensorError,OSError) as e:
         if path.suffix[1:] in readers: return readers[path.suffix[1:]](path, memory=memory, kinds=kinds)
         raise MemoError(f"{path} is not a whole safetensors file: {str(e).splitlines()[0]}") from None

@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/training/export.html.md"""
 
 # %% auto #0
 __all__ = ['NoItems', 'empty_set', 'empty_loaders', 'LeftOut', 'is_named', 'brings_data', 'left_out', 'left_out_of_text',
-           'own_storage', 'holding_no_data', 'some_names', 'named_in']
+           'own_storage', 'holding_no_data', 'some_names', 'named_in', 'kept_names']
 
 # %% ../../nbs/training/09_export.ipynb #f07091ad
 import cloudpickle,collections,numbers,types,zipfile
@@ -142,6 +142,12 @@ def named_in(
     return [o for o in names if o.encode(errors='surrogatepass') in raw
             or o.encode('utf-32-le', 'surrogatepass') in raw]
 
+def kept_names(model):
+    "Names of files that memories were asked to keep"
+    kept = [k for h in memories(model).values() if (k := h.bank._modules.get('kept')) is not None and k.kind=='paths']
+    paths = [o.decode(errors='surrogatepass') for k in kept for o in k.of.values()]
+    return {*paths, *(Path(o).name for o in paths)}
+
 _export = Learner.export
 
 @patch
@@ -158,6 +164,7 @@ def export(self:Learner,
         _export(self, fname, holding_no_data(pickle_module, dls.path), pickle_protocol)
     finally: self.dls,self.opt = dls,opt
     if rank_distrib(): return
-    if found := named_in(self.path/fname, some_names(dls)):
+    asked = kept_names(get_model(self.model))
+    if found := named_in(self.path/fname, [o for o in some_names(dls) if o not in asked]):
         warn(f"learn.export: {fname} names items of the data set ({found[0][:80]!r}): a function or object of your own "
              "in its loaders holds them, as a label function with a table of labels does")

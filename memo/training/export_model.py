@@ -64,7 +64,7 @@ def traced(model, xs):
     for strict in (False,True):     # the second reads the code, which takes longer and misses less
         try: return torch.export.export(model, xs, dynamic_shapes=shapes, strict=strict)
         except Exception as e: why = ' '.join(str(e).split())
-    raise MemoError(f"export_model: this {type(model).__name__} is no graph for batches of any size: {why[:200]}; a "
+    raise MemoError(f"export_model: this {type(model).__name__} is no graph for batches of any size: {why[:100]}; a "
                     "forward that reads values on the host (int(bank.count)) or fixes the size of the batch is none")
 
 def differs(run, model, xs):
@@ -131,7 +131,11 @@ def export_model(
     with evaluating(learn) as model:
         xs,yb = sample_batch(learn, x)
         model = deployed(model)
-        model(*xs)      # a head works out here what it lacks
+        try: model(*xs)     # a head works out here what it lacks
+        except Exception as e:
+            if x is None: raise
+            raise MemoError(f"export_model: the model does not take this x ({' '.join(str(e).split())[:100]}); a batch "
+                            "of what the loader gives is accepted, as learn.dls.test_dl(items).one_batch()[0]") from e
         graph = traced(model, xs)
         for o in graph.graph.nodes: o.meta.pop('stack_trace', None)
         with atomic_path(path) as p:

@@ -92,9 +92,9 @@ def test_files_that_hold_no_bank(tmp_path):
     good = chest().state_dict()
     two = {**{f'a.{k}':v for k,v in good.items()}, **{f'b.{k}':v for k,v in good.items()}}
     def rows(x): return {**good, 'memory_bank.memory':x}
-    for what,word in ((dict(a=torch.ones(2)),'found 0'), (two,'found 2'), (rows(torch.ones(3)),'[N,D]'),
+    for what,word in ((dict(a=torch.ones(2)),'no banks'), (two,'2 banks'), (rows(torch.ones(3)),'[N,D]'),
                       (rows(torch.full((4,2), float('nan'))),'finite'), (Evil(tmp_path/'made'),'no weights'),
-                      ([1,2],'no weights'), (7,'no weights'), ({},'found 0')):
+                      ([1,2],'no weights'), (7,'no weights'), ({},'no banks')):
         torch.save(what, p)
         say = err(Bank.load, p)
         assert word in say and 'm.pth' in say, say
@@ -103,6 +103,8 @@ def test_files_that_hold_no_bank(tmp_path):
     assert 'm.pth' in err(Bank.load, p) and 'm.pth' in err(open_bank, p)
     p.write_text('nothing')
     assert 'm.pth' in err(Bank.load, p)
+    p.write_text('hello')   # of which torch says: 101
+    assert 'a file of learn.save' in err(Bank.load, p)
     assert 'no bank at' in err(Bank.load, tmp_path/'none.pth')
 
 # the weight of diversity

@@ -168,6 +168,8 @@ def test_a_loaded_learner_needs_a_batch(tmp_path):
     new = load_learner(tmp_path/'e.pkl')
     assert 'x=' in err(export_model, new, tmp_path/'m.pt2') and not (tmp_path/'m.pt2').exists()
     assert 'empty' in err(export_model, new, tmp_path/'m.pt2', x[:0])
+    for other in (x[:2,:,:3], x[:2,0,0], {'x':x[:2]}):      # not as the loader gives it
+        assert 'one_batch' in err(export_model, new, tmp_path/'m.pt2', other)
     about,graph = pt2(export_model(new, tmp_path/'m.pt2', x[:1]))
     answers_alike(graph, model, x)
     assert about['task']=='multiclass' and about['vocab']==[*map(str, range(10))]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from fastai.vision.all import (DataLoaders, ImageDataLoaders, Learner, SaveModelCallback, accuracy, load_learner, nn,
-    set_seed)
+    parent_label, set_seed)
 from PIL import Image
 from sklearn.datasets import load_digits
 from helpers.errors import err
@@ -97,6 +97,19 @@ def test_names_travel(make, root, tmp_path):
     shutil.rmtree(r/'train')
     fig = new.explain(q)        # the files are gone: their names
     assert len(images(fig))==1 and texts(fig).count('.png')==3
+
+@pytest.mark.parametrize('table', [False, True])
+def test_names_that_were_asked_for_are_no_surprise(table, root, tmp_path):
+    "An export with keep='paths' is not warned of; the names of other files that it holds are told"
+    label = {f.name:f.parent.name for f in files(root)}
+    def of_table(o): return label[o.name]
+    of = of_table if table else parent_label
+    dls = ImageDataLoaders.from_path_func(root, files(root), of, bs=8, num_workers=0, device='cpu')
+    learn = trained(dls, 'paths')
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        learn.export(tmp_path/'e.pkl')
+    assert any('names items' in str(o.message) for o in w)==table
 
 @pytest.mark.parametrize('make', makes)
 def test_nothing_travels_unasked(make, root, tmp_path):
