@@ -187,7 +187,8 @@ class Bank(Described):
         if none is None:        # version 0.1 did not say what it had none of
             some = 'count' in own and bool(state_dict[prefix+'count']>0)
             none = [k for k,v in self._buffers.items() if v is None and not (some and k=='features')]
-        return [o for o in self._buffers if o not in own and o not in none and o not in self._non_persistent_buffers_set]
+        own |= self._non_persistent_buffers_set
+        return [o for o in self._buffers if o not in own and o not in none]
 
     def set_extra_state(self, state):
         super().set_extra_state(state)
