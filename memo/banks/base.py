@@ -14,7 +14,7 @@ from torch import Tensor,nn
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
 from .offers import *
-from .copies import copied,growing,moved,on_its_own,take_whole
+from .copies import copied,grow_copies,growing,moved,on_its_own,take_whole
 from .kept import fit_kept
 from .search import Read,read_rows
 from ..core import MemoError,atomic_path
@@ -144,6 +144,10 @@ class Bank(Described):
         copied(self, new)
         return new
 
+    def __getstate__(self):
+        if self.follows: take_whole(self)
+        return {k:v for k,v in vars(self).items() if k not in ('follows','followed')}
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if 'write' in vars(cls): cls.write = growing(vars(cls)['write'])
@@ -183,6 +187,7 @@ class Bank(Described):
         if none is None:        # version 0.1 did not say what it had none of
             some = 'count' in own and bool(state_dict[prefix+'count']>0)
             none = [k for k,v in self._buffers.items() if v is None and not (some and k=='features')]
+        own |= self._non_persistent_buffers_set
         return [o for o in self._buffers if o not in own and o not in none]
 
     def set_extra_state(self, state):
@@ -228,6 +233,7 @@ class Bank(Described):
             raise MemoError(f"vocab: the memory's {len(self)} rows are of {len(self.vocab)} classes, the data has "
                             f"{len(vocab)}, and class {i} is {was} there, {now} here: bank.reset() empties the memory")
         if keep: self.vocab = vocab
+        if self.followed: grow_copies(self)
 
     def _take(self, x, y, logits, item, group):
         "Check what is offered; drop rows that are not finite, say how many, and whose they were"

@@ -72,14 +72,14 @@ def copies(
     y:Tensor            # Classes [B]: rows of two classes are no copies
 )->tuple:               # Positions in pairs: a row, and a later one of its item and class
     "Rows of a batch that have the same item"
-    s,o = item.sort(stable=True)
-    same = s[1:]==s[:-1]
-    twice = torch.zeros_like(s, dtype=torch.bool)
-    twice[1:] = same
-    twice[:-1] |= same
-    at = o[twice & (s>=0)].sort().values
-    i,j = ((item[at][:,None]==item[at]) & (y[at][:,None]==y[at])).triu(1).nonzero(as_tuple=True)
-    return at[i],at[j]
+    o = y.argsort(stable=True)
+    o = o[item[o].argsort(stable=True)]
+    s,c,pairs = item[o],y[o],[(o[:0],o[:0])]
+    for d in range(1, len(o)):      # most have one or two; a table of all rows by all would not fit for a whole set
+        at = ((s[d:]==s[:-d]) & (c[d:]==c[:-d]) & (s[d:]>=0)).nonzero().squeeze(1)
+        if len(at)==0: break
+        pairs.append((o[at],o[at+d]))
+    return tuple(map(torch.cat, zip(*pairs)))
 
 def own_rows(
     x:Tensor,           # Features [B,D]

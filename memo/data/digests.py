@@ -126,7 +126,9 @@ def _feed(h, o, path=()):
     elif isinstance(o, (pd.DataFrame,pd.Series)):
         into(o.index.tolist(), o.to_dict('list') if isinstance(o, pd.DataFrame) else o.tolist())
     elif isinstance(o, dict): into(*(p for k in o for p in (k,o[k])))
-    elif isinstance(o, (set,frozenset)): into(sorted(map(repr, o)))
+    elif isinstance(o, (set,frozenset)):        # their order is another in each process
+        if None in (ds := list(map(digest, o))): raise _Unknown
+        into(sorted(ds))
     elif isinstance(o, (list,tuple)) or t.__name__=='L':
         add('list', len(o))
         into(*o)
@@ -154,5 +156,5 @@ def digest(
     h = hashlib.blake2b(digest_size=8)
     try:
         for o in os: _feed(h, o)
-    except (_Unknown, RecursionError, ValueError, TypeError, OverflowError): return None
+    except Exception: return None       # also of what cannot be read, as a sparse tensor or a damaged image
     return int.from_bytes(h.digest(), 'little')>>1

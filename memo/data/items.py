@@ -171,8 +171,8 @@ def _ids(ds):
         hs = [row_hashes(o) for o in ds.tensors[:max(1, len(ds.tensors)-1)]]
         return hs[0] if len(hs)==1 else row_hashes(torch.stack(hs, 1)),'content'
     if isinstance(ds, (list,tuple)) and len(ds) and all(map(_solid, ds)):       # of pairs, the last is the target
-        return torch.tensor([digest(o[:-1] if isinstance(o, tuple) and len(o)>1 and _solid(o[:-1]) else o) for o in ds]
-                            ),'content'
+        ids = [digest(o[:-1] if isinstance(o, tuple) and len(o)>1 and _solid(o[:-1]) else o) for o in ds]
+        if None not in ids: return torch.tensor(ids),'content'
     n,items = len(ds),getattr(ds, 'items', None)
     if isinstance(items, pd.DataFrame) and hasattr(ds, 'x_names') and len(items)==n:
         return table_ids(ds, items),'content'
@@ -186,7 +186,8 @@ def _ids(ds):
         if all(map(_text, got)): return torch.tensor([hash63(o) for o in got]),'content'
         if (x := stack_items(got)) is not None: return row_hashes(x),'content'
         if all(map(_solid, got)) and (got is not items or None not in input_getters(ds)):
-            return torch.tensor([digest(o) for o in got]),'content'
+            ids = list(map(digest, got))
+            if None not in ids: return torch.tensor(ids),'content'
     return _positions(n, set_digest(ds, got if got is items or isinstance(got, pd.DataFrame) else _words(got)))
 
 # %% ../../nbs/data/01_items.ipynb #acf9239c

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from fastai.vision.all import *
 from ..core import MemoError,undisturbed
 from ..heads.base import *
-from ..heads.places import Watched
+from ..heads.places import Watched,as_found
 from ..registry import find
 from ..schema import near,open_ended
 
@@ -85,14 +85,10 @@ def build_learned(
     "Make a memory's learnable parameters, once one batch has shown the width of the features at its place"
     if any(True for _ in head.parameters()): return     # it was made before
     dev = first(o.device for o in model.parameters()) or torch.device('cpu')
-    modes = {m:m.training for m in model.modules()}
-    with torch.no_grad(), undisturbed(), in_step([head], Step(off=True)) as step:
+    with torch.no_grad(), undisturbed(), as_found(model), in_step([head], Step(off=True)) as step:
         b = learn.dls.train.new(shuffle=False).one_batch()      # of a loader of its own: the training's order stays
         n = getattr(learn.dls, 'n_inp', 1 if len(b)==1 else len(b)-1)
-        model.eval()
-        try: out = model(*to_device(b[:n], dev))
-        finally:
-            for m,o in modes.items(): m.training = o
+        out = model(*to_device(b[:n], dev))
     step.close(out)
     if step.seen(head) is None:
         raise MemoError(f"memory {name!r}: nothing passed its place in a forward of the model, so the width of its "

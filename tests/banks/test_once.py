@@ -218,3 +218,11 @@ def test_the_published_start():
     one = ClassBank(10, capacity=5, rate='published')
     for i in range(300): one.write(X[i:i+1], Y[i:i+1])
     assert torch.allclose(one.prototypes(), b.prototypes(), atol=1e-5)
+
+@pytest.mark.parametrize('once', [None, True])
+def test_two_views_of_a_whole_set_in_one_write(once):
+    "A table of all rows by all would take hundreds of gigabytes"
+    n = 500_000
+    b = ClassBank(10, 8, 4, once=once)
+    b.write(torch.randn(n, 4), torch.arange(n//2).repeat(2)%10, item=torch.arange(n//2).repeat(2))
+    assert int(b.counts.sum())==n and int(b.offers.sum())==(n//2 if once else n)

@@ -142,3 +142,17 @@ def test_names_that_loaders_do_not_say():
     assert class_names(AttrDict()) is None
     assert class_names(AttrDict(vocab=[['the','a'],['neg','pos']], c=2))==['neg','pos']      # texts: words first
     assert class_names(AttrDict(vocab=[3, 5], c=2))==['3','5']
+
+class Cached(SlotBank):
+    "A bank with something that no state holds"
+    def __init__(self, size=512, dim=None, policy='fifo', n_classes=None, seed=0):
+        super().__init__(size, dim, policy, n_classes=n_classes, seed=seed)
+        self.register_buffer('cache', torch.zeros(3), persistent=False)
+
+def test_what_is_not_saved_is_not_missing():
+    a,b = Cached(),Cached()
+    a.write(X[:9], Y[:9], item=torch.arange(9))
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        b.load_state_dict(a.state_dict())
+    assert len(b)==9 and torch.equal(b.features, a.features) and b.cache.shape==(3,)

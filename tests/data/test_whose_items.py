@@ -1,5 +1,5 @@
 "Ids of sets: what a set is made of, however its code reads it; what is said where ids change or cannot last"
-import functools, logging, warnings
+import functools, logging, threading, warnings
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import ColReader, Datasets, ItemGetter, PILImageBW, Transform, noop
 from helpers.worlds import RAW, X, Y
@@ -165,3 +165,26 @@ def test_a_million_items():
                Datasets(pd.DataFrame(dict(f=[f'{i}.png' for i in range(n)])), [[ColReader('f')]])):
         ids = item_ids(ds)
         assert len(ids.unique())==n and item_ids(ds) is ids
+
+class Holds(Dataset):
+    def __init__(self, what): self.what = what
+    def __len__(self): return 4
+    def __getitem__(self, i): return torch.zeros(2),0
+
+unread = dict(sparse=lambda: torch.eye(3).to_sparse(), meta=lambda: torch.ones(2, device='meta'),
+              nested=lambda: torch.nested.nested_tensor([torch.ones(2), torch.ones(3)]),
+              locks=lambda: {threading.Lock()})
+@pytest.mark.parametrize('kind', unread)
+def test_what_cannot_be_read_gives_ids_of_this_process(kind):
+    o = unread[kind]()
+    assert digest(o) is None
+    for ds in (Holds(o), [(o,0),(o,1)]):
+        ids,kind = known_ids(ds)
+        assert kind=='process' and len(ids.unique())==len(ids)==len(ds)
+
+class Named:
+    def __init__(self, name): self.name = name
+def test_objects_in_a_set_are_their_content():
+    "Not their addresses, which are others in each process"
+    assert digest({Named('a'),Named('b')})==digest({Named('b'),Named('a')})!=digest({Named('a')})
+    assert digest({'a','b',('c',1)})==digest(frozenset([('c',1),'b','a']))

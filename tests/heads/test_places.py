@@ -210,6 +210,61 @@ def test_watching_changes_nothing():
     with pytest.raises(RuntimeError): Watched(m, draw(2, 5, 32, 32))
     assert not any(o._forward_hooks or o._forward_pre_hooks for o in m.modules())
 
+class Leaves(nn.Module):
+    "A model whose forward leaves something behind"
+    def __init__(self):
+        super().__init__()
+        self.body,self.fc = nn.Sequential(nn.Linear(6, 6), nn.BatchNorm1d(6), nn.ReLU(inplace=True)),nn.Linear(6, 3)
+    def forward(self, x): return self.fc(self.leave(self.body(x)))
+class Counts(Leaves):
+    n = 0
+    def __init__(self):
+        super().__init__()
+        self.register_buffer('steps', torch.tensor(0))
+    def leave(self, z):
+        self.n,self.last = self.n+1,z
+        self.steps += 1
+        return z
+class Hidden(Leaves):
+    def __init__(self):
+        super().__init__()
+        self.rnn,self.h = nn.GRU(6, 6, batch_first=True),None
+    def leave(self, z):
+        out,self.h = self.rnn(z[:,None], self.h)
+        return out[:,0]
+class Draws(Leaves):
+    def leave(self, z): return z+torch.randn_like(z)
+class Statistics(Leaves):
+    "BatchNorm that goes on in evaluation mode"
+    def leave(self, z): return z
+    def train(self, mode=True):
+        super().train(mode)
+        self.body[1].train()
+        return self
+class Merges(Leaves):
+    "As loralib's layers: one matrix in evaluation mode"
+    merged = False
+    def leave(self, z): return z
+    def train(self, mode=True):
+        super().train(mode)
+        if mode==self.merged: self.fc.weight.data.mul_(.5 if mode else 2)
+        self.merged = not mode
+        return self
+
+@pytest.mark.parametrize('made', [Counts, Hidden, Draws, Statistics, Merges])
+@pytest.mark.parametrize('fails', [False, True])
+def test_watching_leaves_what_a_forward_leaves_behind(made, fails):
+    m,x = made(),draw(4, 6)
+    if fails: m.fc = nn.Linear(5, 3)
+    was,attrs = copy.deepcopy(m.state_dict()),{k:v for k,v in vars(m).items() if k[0]!='_'}
+    rng,modes = torch.get_rng_state(),[o.training for o in m.modules()]
+    if fails:
+        with pytest.raises(RuntimeError): Watched(m, x)
+    else: assert Watched(m, x).place()==(m.fc,True)
+    assert all(torch.equal(v, was[k]) for k,v in m.state_dict().items())
+    assert {k:v for k,v in vars(m).items() if k[0]!='_'}==attrs and torch.equal(torch.get_rng_state(), rng)
+    assert [o.training for o in m.modules()]==modes
+
 # along which axis features lie
 
 class Conv1d(nn.Module):

@@ -46,6 +46,20 @@ emas = {'torch':lambda m: AveragedModel(m), 'torch, buffers':lambda m: AveragedM
         'timm v2':lambda m: ModelEmaV2(m, decay=.9), 'timm v3':lambda m: ModelEmaV3(m, decay=.9),
         'timm v3, foreach':lambda m: ModelEmaV3(m, decay=.9, foreach=True)}
 
+class Fractions(nn.Module):
+    "As ultralytics does (`in place`), and `ema_pytorch` (through `.data`): whole numbers stay as they were"
+    def __init__(self, model, data):
+        super().__init__()
+        self.module,self.data = copy.deepcopy(model).eval(),data
+    @torch.no_grad()
+    def update(self, model):
+        new = model.state_dict()
+        for k,v in self.module.state_dict().items() if not self.data else (*self.module.named_parameters(),
+                                                                           *self.module.named_buffers()):
+            if v.is_floating_point(): (v.data if self.data else v).mul_(.9).add_(new[k], alpha=.1)
+
+emas.update({'fractions':partial(Fractions, data=False), 'fractions, data':partial(Fractions, data=True)})
+
 class Averages(Callback):
     "Keeps an average of the model, made before the first batch or after some"
     order = 60
@@ -57,9 +71,10 @@ class Averages(Callback):
         if self.ema is None and self.n==self.at: self.ema = self.make(self.model)
         if self.ema is not None: getattr(self.ema, 'update', getattr(self.ema, 'update_parameters', None))(self.model)
 
+def same_values(u, v): return torch.allclose(u, v, rtol=1e-6) if u.is_floating_point() else torch.equal(u, v)
 def same_bank(a, b):
-    return all((u is None)==(v is None) and (u is None or torch.equal(u, v)) for (_,u),(_,v) in zip(
-        a._buffers.items(), b._buffers.items())) and a.config()==b.config()
+    return all((u is None)==(v is None) and (u is None or same_values(u, v)) for (_,u),(_,v) in zip(
+        a._buffers.items(), b._buffers.items())) and a.config()==b.config() and a.vocab==b.vocab
 
 @pytest.mark.parametrize('at', [0, 2])
 @pytest.mark.parametrize('kind', emas)
@@ -86,6 +101,30 @@ def test_an_average_is_saved_whole_though_nobody_read_it(dls):
     n = learner(dls, memory()).model
     n.load_state_dict(state)
     assert same_bank(memories(n)['memory'].bank, learn.memory.bank)
+
+@pytest.mark.parametrize('kind', ['timm v2','timm v3','torch'])
+def test_an_average_made_before_the_first_fit(dls, kind):
+    "The names of classes, which come with the fit, make a bank's state longer than what the tools copy it over"
+    learn = learner(dls, MemoryCallback(ClassBank(10, capacity=8), head='vote'))
+    cb = Averages(emas[kind], 0)
+    cb.ema = cb.make(learn.model)
+    learn.add_cb(cb)
+    fit(learn)
+    b = memories(cb.ema.module)['memory'].bank
+    assert len(b)>9 and same_bank(b, learn.memory.bank) and b.vocab is not None
+
+@pytest.mark.parametrize('kind', ['torch, buffers','fractions, data'])
+def test_an_average_is_pickled_whole_though_nobody_read_it(dls, kind):
+    cb = Averages(emas[kind], 0)
+    learn = fit(learner(dls, [memory(), cb]), 2)
+    assert same_bank(memories(pickle.loads(pickle.dumps(cb.ema.module)))['memory'].bank, learn.memory.bank)
+
+def test_a_copy_that_is_changed_by_hand_keeps_the_change():
+    b = SlotBank(8, policy='fifo')
+    b.write(torch.randn(5, 4), y=torch.arange(5), item=torch.arange(5))
+    c = copy.deepcopy(b)
+    c.features.zero_()
+    assert len(c)==5 and not c.features.any() and not pickle.loads(pickle.dumps(c)).features.any()
 
 def test_a_copy_that_nobody_averages_stays_as_it_was(dls):
     "A snapshot of the best model is no average, and a copy that is trained goes its own way"
