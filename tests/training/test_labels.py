@@ -322,6 +322,19 @@ def test_one_logit_of_an_item_or_two_is_no_probability(y):
 def test_shares_that_a_layer_of_zeros_begins_with(loss):
     for c in (1,3): assert read(torch.zeros(16, c), torch.rand(16, c, generator=g()), loss).kind is None
 
+class Cosines(CrossEntropyLossFlat):
+    "Says by its activation what it does with outputs"
+    def __init__(self, s): super().__init__(); self.s = s
+    def __call__(self, o, y): return super().__call__(o*self.s, y)
+    def activation(self, o): return super().activation(o*self.s)
+
+@pytest.mark.parametrize('s', [16.,30.])
+@pytest.mark.parametrize('c', [2,10])
+def test_a_loss_that_says_that_it_multiplies(s, c):
+    o,y = F.normalize(torch.randn(48, c, generator=g())),torch.arange(48)%c
+    assert 'multiplies the model' in read(o, y, Cosines(s)).unmixed
+    assert read(o, y, Cosines(1.)).unmixed is None
+
 def test_a_margin_and_an_embedding():
     o,y = F.normalize(torch.randn(48, 10, generator=g())),torch.arange(48)%10
     assert 'multiplies the model' in read(o, y, ArcFace()).unmixed
