@@ -73,8 +73,9 @@ class EpochFigures:
     def loss_func(self):
         "The learner's loss; one with a state of its own keeps it"
         if self.loss is None:
-            try: self.loss = deepcopy(self.learn.loss_func)
-            except Exception: self.loss = self.learn.loss_func
+            o = self.learn      # a callback's own loss leads there
+            try: self.loss = deepcopy(o.loss_func, {id(v):v for v in (o, o.model, o.dls, o.opt)})
+            except Exception: self.loss = o.loss_func
         return self.loss
 
     def why_not(self):
@@ -116,12 +117,15 @@ class EpochFigures:
         mets = [] if rec is None else [m for m in rec._valid_mets if not isinstance(m, Column) or m.head in heads]
         loop = learn.batch_ids.loops[-1] if learn.batch_ids.loops else None
         for m in mets: m.reset()
-        for o,b in zip(outs if mets else [], self.batches):
-            if b.out is not None: o = with_part(b.out, path_of(self.answering[0][0], b.out), o)
-            learn.pred,learn.yb = o,b.yb
-            learn.loss_grad = self.loss_func(o, *b.yb)
-            learn.loss = learn.loss_grad.clone()
-            if b.at is not None: self._dl.i = b.at
-            if loop is not None: loop.step = b.step
-            for m in mets: m.accumulate(learn)
+        was,learn.loss_func = learn.loss_func,self.loss_func        # metrics read what it notes of itself
+        try:
+            for o,b in zip(outs if mets else [], self.batches):
+                if b.out is not None: o = with_part(b.out, path_of(self.answering[0][0], b.out), o)
+                learn.pred,learn.yb = o,b.yb
+                learn.loss_grad = learn.loss_func(o, *b.yb)
+                learn.loss = learn.loss_grad.clone()
+                if b.at is not None: self._dl.i = b.at
+                if loop is not None: loop.step = b.step
+                for m in mets: m.accumulate(learn)
+        finally: learn.loss_func = was
         if loop is not None: loop.step = None

@@ -13,6 +13,7 @@ import cloudpickle,collections,numbers,types,zipfile
 from fastai.vision.all import *
 from ..core import MemoError
 from ..heads.attach import memories
+from .columns import Column
 
 # %% ../../nbs/training/09_export.ipynb #c2942cae
 class NoItems(torch.utils.data.Dataset):
@@ -81,7 +82,9 @@ def left_out(
 ) -> dict:      # Name of an attribute -> what an export has in its place
     "Attributes of an object that hold data"
     if isinstance(o, AccumMetric): return dict(targs=[], preds=[])
-    if isinstance(o, Learner): return dict(path=Path('.')) if o.path==folder else {}
+    if isinstance(o, Learner):      # where a fit was interrupted, columns are left that look into the memory
+        own = dict(_metrics=L(m for m in o.metrics if not isinstance(m, Column)))
+        return {**own, 'path':Path('.')} if o.path==folder else own
     if (fs := getattr(type(o), '_functions', None)):
         return {k:LeftOut(v) for k,v in fs.items() if callable(f := vars(o).get(k)) and brings_data(f)}
     return left_out_of_text(o) if 'fastai.text.data' in sys.modules else {}

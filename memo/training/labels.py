@@ -37,11 +37,13 @@ def said_reading(
     "How a loss turns outputs into probabilities, by its own `activation`"
     act = getattr(loss_func, 'activation', None)
     if not callable(act): return None
-    try: p = act(torch.full((1,4), 2.))
+    x = torch.tensor([[2.,0,-1,.5]])        # different, as one that multiplies them first is neither
+    try: p = act(x)
     except Exception: return None
     if not torch.is_tensor(p) or p.shape!=(1,4): return None
     p = p.detach().as_subclass(Tensor)
-    return 'softmax' if bool((p-.25).abs().max()<1e-4) else 'sigmoid' if bool((p-.8808).abs().max()<1e-3) else None
+    ways = dict(softmax=x.softmax(1), sigmoid=x.sigmoid())
+    return next((k for k,v in ways.items() if torch.allclose(p.float(), v, atol=1e-3)), None)
 
 # %% ../../nbs/training/04_labels.ipynb #e24d0d3a
 def sums_to_zero(g): return bool((g.sum(1).abs()<=2e-3*g.abs().sum(1)+1e-12).all())
@@ -64,7 +66,7 @@ def is_sigmoid(
     if bool(((g!=0) & (y.abs()!=1) & ((y<0)|(y>1))).any()): return False         # a number such as 1.7 that counts
     if not bool(at.any()) and int(part.sum())<4: return False       # too few to tell from numbers
     if bool(part.any()):        # of targets in between, only cross-entropy itself is known
-        inside = bool(((o>=0)&(o<=1)).all())
+        inside = bool(((o>0)&(o<1)).all())
         return any(spread(g[part]/v[part], torch.zeros(int(part.sum())))<.01
                    for v in (o.sigmoid()-y, (o-y)/(o*(1-o)).clamp(min=1e-9))[:1+inside])
     return bool(at.any()) and bool(((g<0)==(y==1))[at].all())
@@ -83,11 +85,13 @@ def reads_probabilities(
     y:Tensor    # 0/1 targets [B,C]
 )->bool|None:   # False: logits; None: numbers
     "Does a loss whose outputs all lie in 0..1 take them for probabilities?"
-    at = (g!=0) & ((y==0)|(y==1))
+    at,n = (g!=0) & ((y==0)|(y==1)),o.numel()
     o,g,y = o[at],g[at],y[at]
     ways = {True:(o-y)/(o*(1-o)).clamp(min=1e-9), False:o.sigmoid()-y, None:o-y}      # its gradient, but for weights
-    got = {k:spread(g/v, y) for k,v in ways.items()}
-    return min(got, key=lambda k: got[k] if got[k]==got[k] else math.inf)
+    def off(r): return min(abs(math.log(r*v)) if 0<r<math.inf else math.inf for v in (1,n))
+    got = {k:(spread(g/v, y),off(float((g/v).abs().median()))) for k,v in ways.items()}
+    # where all are as constant, as of one number for each target they are: the one whose weights would be 1
+    return min(got, key=lambda k: (round(got[k][0], 2) if got[k][0]==got[k][0] else math.inf, got[k][1]))
 
 # %% ../../nbs/training/04_labels.ipynb #fb548ca2
 def loss_scale(
@@ -105,10 +109,11 @@ def loss_scale(
     n = mask.sum(1, keepdim=True)
     def centred(v): return (v-(v*mask).sum(1, keepdim=True)/n.clamp(min=1))[mask & (n>1)]
     a,b = centred(o),centred(torch.where(mask, g.clamp(min=1e-300), 1).log())
-    if a.numel()<2 or not float(a.square().sum())>0: return 1.
+    if a.numel()-int((n>1).sum())<3 or not float(a.square().sum())>0: return 1.
     s = float((a*b).sum()/a.square().sum())
-    exact = float((b-s*a).square().sum())<1e-3*float(b.square().sum())
-    return s if exact else 1.
+    exact = float((b-s*a).square().sum())<1e-5*float(b.square().sum())
+    # of outputs that hardly differ any loss looks as if it multiplied them: a smoothed one by 1/(1-eps)
+    return s if exact and abs(s-1)*float(a.std())>.05 else 1.
 
 def pair_scale(o, g, y):
     "The same for two classes, whose gradients have but one proportion: the number that explains all rows best"
@@ -116,13 +121,14 @@ def pair_scale(o, g, y):
     size = g.gather(1, y[:,None]).abs()
     ok = size.squeeze(1)>1e-4*size.max()        # less is rounding
     d,size,y = d[ok],size[ok],y[ok]
-    if d.numel()<4 or float(d.std())==0: return 1.
+    if d.numel()<8 or float(d.std())==0: return 1.      # a few can be explained by chance
     def left(s): return spread(size/torch.sigmoid(-s*d).clamp(min=1e-300), y[:,None])
     s,width = 10.,10**1.5       # from .3 to 300
     for _ in range(5):
         s = min((s*width**o for o in torch.linspace(-1, 1, 41).tolist()), key=left)
         width **= .1
-    return s if left(s)<.05*left(1.) else 1.
+    exact = left(s)<1e-3 and left(1.)>.05 and spread(size, y[:,None])>.05       # neither are all alike: see above
+    return s if exact else 1.
 
 # %% ../../nbs/training/04_labels.ipynb #13ec12c0
 _parts = "targets are parts of several items' or classes (mixed or smoothed, say)"

@@ -51,6 +51,7 @@ class _Fit:
     "What one fit keeps, and gives up at its end"
     stepped = real = writing = trained = is_fit = untold = began = told = False
     names = figures = targets = None
+    in_training = False     # are the columns of training batches too?
     def __init__(self, memories): self.memories = memories
 
 def _in_added_cbs():
@@ -311,7 +312,8 @@ class MemoryCallback(Callback):
         f.is_fit = fits_running(self.learn)[1]
         f.real = not hasattr(self.learn, 'lr_finder') and not hasattr(self.learn, 'gather_preds')
         tell_vocab(self.learn.dls, [m.head.bank for m in f.memories if f.is_fit or m.head.mixes], f.is_fit and f.real)
-        f.names = getattr(getattr(self.learn, 'recorder', None), 'metric_names', None)
+        rec = getattr(self.learn, 'recorder', None)
+        f.names,f.in_training = getattr(rec, 'metric_names', None),getattr(rec, 'train_metrics', False)
         self._drop_columns()
         self._fits.append(f)
         mixed = any(isinstance(o, MixHandler) for o in self.learn.cbs)
@@ -414,7 +416,7 @@ class MemoryCallback(Callback):
                 self.learn.loss_grad *= n/len(self.pred)
             self.learn.pred,self.learn.yb = self.pred[:n],(self.y[:n],)
         if training:
-            if f.columns and self.learn.recorder.train_metrics:
+            if f.columns and f.in_training:
                 for c in f.columns: c.look(self.learn)
             return self._own_loss(f) if self.loss_weight and f.real else None
         if f.figures is not None and (step := self.learn.batch_ids.step) is not None: f.figures.look(step)

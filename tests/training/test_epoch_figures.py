@@ -1,8 +1,9 @@
 "An epoch's loss, metrics and columns are of the mixture that is kept after it"
 import warnings
 import pytest, torch
-from fastai.vision.all import (AccumMetric, AvgMetric, Callback, CrossEntropyLossFlat, F1Score, L, Learner, Metric,
-                               Perplexity, Recorder, SaveModelCallback, accuracy, nn, set_seed)
+from fastai.vision.all import (AccumMetric, AvgMetric, Callback, CrossEntropyLossFlat, DataLoaders, F1Score, L,
+                               Learner, LossMetrics, Metric, Perplexity, Recorder, SaveModelCallback, accuracy, nn,
+                               set_seed)
 from copy import deepcopy
 from contracts.made import digits
 from helpers.half import Half
@@ -17,6 +18,7 @@ from memo.heads.mixture import VoteHead
 from memo.heads.retrieval import RetrievalHead
 from memo.metrics.multiclass import ece
 from memo.models.small import small_cnn
+from memo.training.epoch_figures import EpochFigures
 from memo.training.memory_callback import MemoryCallback
 from memo.training.stages import Stage, fit_stages
 
@@ -187,3 +189,41 @@ def test_a_validation_set_of_stored_items_is_fitted_without_their_own_rows():
     assert c.own_item is not None
     learn.memory.head.fit({**c, 'logits':c.raw, 'own_item':None})      # each finds itself
     assert learn.memory.head.chosen()!=pytest.approx(got, rel=1e-4)
+
+class Parts(nn.Module):
+    "A loss that notes its parts, for fastai's LossMetrics"
+    def forward(self, p, y):
+        self.ce = nn.functional.cross_entropy(p, y)
+        self.size = p.square().mean()
+        return self.ce+.01*self.size
+
+def test_what_a_loss_notes_of_itself():
+    learn = made(memories['vote'](), loss_func=Parts(), metrics=[accuracy, *LossMetrics('ce,size')])
+    loss = learn.loss_func
+    recorded_is_kept(learn)
+    assert learn.loss_func is loss
+
+class OwnLoss(Callback):
+    "Its loss leads to the learner"
+    def before_fit(self): self.learn.loss_func = self.of
+    def of(self, p, y): return nn.functional.cross_entropy(p, y)
+
+def test_a_loss_of_a_callback_copies_no_learner(monkeypatch):
+    def copied(self, memo): raise AssertionError('copied')
+    for o in (DataLoaders, SlotBank): monkeypatch.setattr(o, '__deepcopy__', copied, raising=False)
+    learn = made([*memories['vote'](), OwnLoss()])
+    was = EpochFigures.loss_func.fget
+    seen = []
+    monkeypatch.setattr(EpochFigures, 'loss_func', property(lambda self: seen.append(was(self)) or seen[-1]))
+    quietly(learn, 'fit', 1, 1e-2)
+    assert seen and all(f.__self__ is not learn.own_loss and f.__self__.learn is learn for f in seen)
+
+@pytest.mark.parametrize('other', [None,Recorder])
+def test_a_learner_without_the_usual_recorder(other):
+    learn = made(memories['vote']())
+    learn.remove_cb(learn.recorder)
+    if other is not None:
+        class Mine(other): name = 'mine'
+        learn.add_cb(Mine())
+    quietly(learn, 'fit', 2, 1e-2)
+    assert len(learn.memory.bank)>0 and float(learn.memory.head.weight)!=.5

@@ -312,6 +312,24 @@ def test_in_the_middle_of_a_fit(root):
     assert a.recorder.values==b.recorder.values
     check(out(root)/'in0.pkl', b, [])
 
+class Stop(Callback):
+    order = 90
+    def __init__(self, event): setattr(self, event, self.stop)
+    def stop(self): raise KeyboardInterrupt
+
+@pytest.mark.parametrize('event', ['after_batch','before_validate','after_epoch'])
+@pytest.mark.parametrize('pickler', ['cloudpickle','pickle'])
+def test_after_a_fit_that_was_interrupted(event, pickler, root):
+    import importlib
+    learn = made(sets(x3), root)
+    learn.path.mkdir(exist_ok=True)
+    with pytest.raises(KeyboardInterrupt): quietly(learn, learn.fit, 2, 1e-2, cbs=Stop(event))
+    names = learn.metrics.attrgot('name')
+    learn.export('i.pkl', pickle_module=importlib.import_module(pickler))
+    check(out(root)/'i.pkl', learn, [])
+    assert [m.name for m in load_learner(out(root)/'i.pkl').metrics]==['accuracy','f1_score']
+    assert learn.metrics.attrgot('name')==names
+
 def test_an_export_that_fails_changes_nothing(root):
     learn = made(sets(x3), root)
     quietly(learn, learn.fit, 1, 1e-2)

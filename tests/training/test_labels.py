@@ -293,6 +293,48 @@ def test_outputs_that_the_loss_multiplies(c, s, weight):
     assert loss_scale(o, gr, y)==pytest.approx(s, rel=.05)
     assert 'multiplies the model' in read(o, y, lambda o,y: F.cross_entropy(s*o, y, w)).unmixed
 
+def focal(o, y, gamma=2):
+    ce = F.cross_entropy(o, y, reduction='none')
+    return ((1-(-ce).exp())**gamma*ce).mean()
+def one_against_all(o, y): return F.binary_cross_entropy_with_logits(o, F.one_hot(y, o.shape[1]).float())
+def bootstrapped(o, y):
+    l = o.log_softmax(1)
+    return -(.8*l.gather(1, y[:,None])[:,0] + .2*(l.exp()*l).sum(1)).mean()
+
+@pytest.mark.parametrize('loss', [nn.CrossEntropyLoss(label_smoothing=.3), focal, partial(focal, gamma=5),
+    one_against_all, bootstrapped, nn.MultiMarginLoss()])
+@pytest.mark.parametrize('c', [2,3,10])
+@pytest.mark.parametrize('size', [0.,.01,.1,1.])
+def test_losses_that_look_as_if_they_multiplied(loss, c, size):
+    "Those of outputs that are small as yet, and those that say nothing of how they read outputs"
+    for n in (2,4,64):
+        o,y = torch.randn(n, c, generator=g(n))*size,torch.randint(c, (n,), generator=g(n))
+        assert read(o, y, loss).unmixed is None
+
+@pytest.mark.parametrize('y', [[0.],[1.],[1.,0.],[1.,1.]])
+def test_one_logit_of_an_item_or_two_is_no_probability(y):
+    o,y = tensor([[.3],[.8]])[:len(y)],tensor(y)[:,None]
+    assert read(o, y, nn.BCEWithLogitsLoss()).outputs=='logits'
+    assert read(o, y, nn.BCELoss()).outputs=='probabilities'
+    assert read(o*0, y, nn.BCEWithLogitsLoss()).outputs=='logits'
+
+@pytest.mark.parametrize('loss', [nn.MSELoss(), nn.SmoothL1Loss()])
+def test_shares_that_a_layer_of_zeros_begins_with(loss):
+    for c in (1,3): assert read(torch.zeros(16, c), torch.rand(16, c, generator=g()), loss).kind is None
+
+class Cosines(CrossEntropyLossFlat):
+    "Says by its activation what it does with outputs"
+    def __init__(self, s): super().__init__(); self.s = s
+    def __call__(self, o, y): return super().__call__(o*self.s, y)
+    def activation(self, o): return super().activation(o*self.s)
+
+@pytest.mark.parametrize('s', [16.,30.])
+@pytest.mark.parametrize('c', [2,10])
+def test_a_loss_that_says_that_it_multiplies(s, c):
+    o,y = F.normalize(torch.randn(48, c, generator=g())),torch.arange(48)%c
+    assert 'multiplies the model' in read(o, y, Cosines(s)).unmixed
+    assert read(o, y, Cosines(1.)).unmixed is None
+
 def test_a_margin_and_an_embedding():
     o,y = F.normalize(torch.randn(48, 10, generator=g())),torch.arange(48)%10
     assert 'multiplies the model' in read(o, y, ArcFace()).unmixed
