@@ -84,9 +84,13 @@ def grow_copies(
     for o in [o for o in _copies.get(bank, ()) if o in _sources]:
         if o.vocab is None: o.vocab = bank.vocab
         late = {k:v for k,v in bank._buffers.items() if v is not None and o._buffers[k] is None}
+        if not late: continue
+        source,was = _sources[o]
+        kept = some_values(o)==was[1]
         for k,v in late.items():
             o._buffers[k] = torch.full_like(v, -1 if k in ('labels','items','groups') else 0, device=o.device)
-        if late: same_shape(bank, o)
+        same_shape(bank, o)
+        if kept: _sources[o] = source,(was[0],some_values(o),was[2])       # it is what it was but for them
 
 def growing(
     write   # A bank's

@@ -79,7 +79,8 @@ def test_what_a_scored_policy_keeps(name):
     x = batch(20, seed=3)['x']*torch.linspace(.5, 2, 20)[:,None]
     b = SlotBank(50, policy=name, momentum=.5)
     b.write(x[:7])
-    old = copy.deepcopy(b)
+    old = SlotBank(50, policy=name, momentum=.5)
+    old.load_state_dict(b.state_dict())
     b.write(x[7:])
     old.mean_norm.copy_(b.mean_norm)
     best = policies[name].score(cand(x[7:]), old).argsort(descending=True)[:math.ceil(.2*13)]
