@@ -84,7 +84,7 @@ parts = {
     'name': Param(str, 'memory', 'Of the memory: `learn.<name>`, and what its columns and its parameters begin with'),
     'loss_weight': Param(Fraction, 0.0, "Share of the head's own loss in what is trained: (1-w) x the learner's loss + w x the head's"),
     'every': Param(Count, 1, 'Write the features of each `every`-th batch, beginning with the first of a fit'),
-    'keep': Param(Annotated[str, OneOf('paths', 'thumbnails')]|None, None, "Goes along with the bank for `explain`, of stored items: 'thumbnails' (small pictures), 'paths' (names of files)"),
+    'keep': Param(Annotated[str, OneOf('paths', 'thumbnails')]|None, None, "Goes along with the bank for `explain`: 'thumbnails' (small pictures of the items), 'paths' (of files)"),
   }, {}),
   'save_bank': ('memo.training.save_bank', 'SaveBank', "Save the memory's bank every few epochs, in the background", {
     'every': Param(Count, 10, 'Epochs'),

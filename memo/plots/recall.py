@@ -6,8 +6,8 @@ Docs: https://github.com/fastmemo/memo/plots/recall.html.md"""
 
 # %% auto #0
 __all__ = ['decoded_inputs', 'decoded_rows', 'row_text', 'training_inputs', 'draw_input', 'draw_text', 'label_text',
-           'answer_vocab', 'answer_text', 'same_label', 'draw_query', 'draw_row', 'draw_memories', 'recall_picture',
-           'as_items']
+           'answer_vocab', 'answer_text', 'same_label', 'draw_query', 'draw_row', 'as_query', 'draw_memories',
+           'recall_picture', 'as_items']
 
 # %% ../../nbs/plots/04_recall.ipynb #a70b8e59
 import textwrap
@@ -131,6 +131,11 @@ def draw_row(ax, item, label, sim, weight, inputs, y, names):
     _frame(ax, color)
 
 # %% ../../nbs/plots/04_recall.ipynb #95da2efa
+def as_query(im, x):
+    "A kept picture as the query is drawn: in its greys, where it has one channel"
+    if not (isinstance(im, Image.Image) and torch.is_tensor(x) and x.ndim==3 and x.shape[0]==1): return im
+    return torch.from_numpy(np.array(im.convert('L'))[None]/255).as_subclass(type(x))
+
 @drawing()
 def draw_memories(learn, r, size, bank):
     "A row for each query: itself, then what it recalled"
@@ -140,10 +145,12 @@ def draw_memories(learn, r, size, bank):
     names = None if vocab is None and labels is None and r.y is None else short_names(vocab, r.probs.shape[-1])
     ids = r.row_item[r.row_item>=0].unique()
     inputs = training_inputs(learn.dls, ids, learn.batch_ids.by_item)
-    inputs.update(kept_inputs(bank, [i for i in ids.tolist() if i not in inputs]))
+    xs = list(decoded_inputs(r.dl.new(num_workers=0)))
+    kept = kept_inputs(bank, [i for i in ids.tolist() if i not in inputs])
+    inputs.update({i:as_query(o, xs[0]) for i,o in kept.items()})
     fig = Picture(figsize=(size*(k+1.1), (size+.35)*n), layout='constrained')
     grid = fig.add_gridspec(n, k+2, width_ratios=[1,.08]+[1]*k)
-    for i,x in enumerate(decoded_inputs(r.dl.new(num_workers=0))):
+    for i,x in enumerate(xs):
         y = None if r.y is None else r.y[i].cpu()
         draw_query(fig.add_subplot(grid[i,0]), x, r.probs[i], y, names, multi)
         for j in range(k):

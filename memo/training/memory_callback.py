@@ -89,7 +89,7 @@ class MemoryCallback(Callback):
         # Share of the head's own loss in what is trained: (1-w) x the learner's loss + w x the head's
         loss_weight:Fraction=0.,
         every:Count=1,              # Write the features of each `every`-th batch, beginning with the first of a fit
-        # Goes along with the bank for `explain`, of stored items: 'thumbnails' (small pictures), 'paths' (names of files)
+        # Goes along with the bank for `explain`: 'thumbnails' (small pictures of the items), 'paths' (of files)
         keep:Annotated[str, OneOf('paths thumbnails'.split())]=None,
         **head_kw,                  # For the head, e.g. `temperature`, `similarity`, `weight`
     ):
@@ -172,8 +172,7 @@ class MemoryCallback(Callback):
         if isinstance(c, int) and c>1:
             if head.bank.n_classes is None: head.bank.n_classes = c
             elif head.bank.n_classes<c:
-                raise MemoError(f"the bank has {head.bank.n_classes} classes, the data has {c}: n_classes={c} is "
-                                "accepted")
+                raise MemoError(f"the bank has {head.bank.n_classes} classes, the data has {c}: give it n_classes={c}")
         learned = head.bank.learned or type(head).build is not MemoryHead.build or any(True for _ in head.parameters())
         if learned and _in_added_cbs():
             raise MemoError(f"{type(head.bank).__name__}, {type(head).__name__}: what is learned has to be in the "

@@ -75,6 +75,9 @@ def test_thumbnails_travel(make, root, tmp_path):
     new = loaded(learn, tmp_path)
     fig = new.explain(X[cut:cut+1] if make!='folder' else files(root, 'valid')[:1])
     assert len(images(fig))==4 and not texts(fig)
+    assert len({a.images[0].get_cmap().name for a in images(fig)})==1       # no negative beside a positive
+    query,near = (np.array(a.images[0].get_array()).squeeze() for a in images(fig)[:2])
+    assert query.shape==near.shape
     # as the training images they are of
     known = {int(i):x for i,x in zip(dls.train_ds.items, X)} if make!='folder' else {
         hash63(f):torch.from_numpy(np.array(Image.open(f)))[None] for f in files(root)}
