@@ -148,7 +148,8 @@ class Gate:
 
     def through(self, heads, out):
         for h in heads:
-            if not torch.compiler.is_compiling(): h._note(raw=out)
+            # of a compiled part nothing is noted here
+            if not torch.compiler.is_compiling() and h.z is not None: h._note(raw=out)
             out = h.answer(out)
         return out
 

@@ -186,6 +186,11 @@ def test_data_parallel_elsewhere_in_a_model_is_let_be(dls):
     learn = fit(learner(dls, memory(), nn.Sequential(nn.DataParallel(m[:-1]), m[-1])))
     assert len(learn.memory.bank)==64
 
+@pytest.mark.parametrize('head', ['vote','add'])
+def test_a_model_compiled_before_it_gets_a_memory_is_written_of(dls, head):
+    learn = fit(learner(dls, memory(head), torch.compile(small_cnn(1, 10), backend='eager')))
+    assert len(learn.memory.bank)>9
+
 # a first epoch without a write
 
 class Skips(Callback):
