@@ -82,10 +82,10 @@ def spread(r, y):
 def reads_probabilities(
     o:Tensor,   # Outputs [B,C], all in 0..1
     g:Tensor,   # Gradient [B,C]
-    y:Tensor    # 0/1 targets [B,C]
+    y:Tensor    # Targets [B,C], 0/1 or parts
 )->bool|None:   # False: logits; None: numbers
     "Does a loss whose outputs all lie in 0..1 take them for probabilities?"
-    at,n = (g!=0) & ((y==0)|(y==1)),o.numel()
+    at,n = (g!=0) & (y>=0) & (y<=1),o.numel()
     o,g,y = o[at],g[at],y[at]
     ways = {True:(o-y)/(o*(1-o)).clamp(min=1e-9), False:o.sigmoid()-y, None:o-y}      # its gradient, but for weights
     def off(r): return min(abs(math.log(r*v)) if 0<r<math.inf else math.inf for v in (1,n))

@@ -318,6 +318,12 @@ def test_one_logit_of_an_item_or_two_is_no_probability(y):
     assert read(o, y, nn.BCELoss()).outputs=='probabilities'
     assert read(o*0, y, nn.BCEWithLogitsLoss()).outputs=='logits'
 
+@pytest.mark.parametrize('size', [0.,.01])
+def test_smoothed_findings_of_small_outputs_are_no_probabilities(size):
+    o,y = torch.rand(16, 3, generator=g())*size,findings[:16]*.9+.05
+    assert (t := read(o, y, nn.BCEWithLogitsLoss())).kind=='findings' and t.outputs=='logits'
+    assert read(o.sigmoid(), y, nn.BCELoss()).outputs=='probabilities'
+
 @pytest.mark.parametrize('loss', [nn.MSELoss(), nn.SmoothL1Loss()])
 def test_shares_that_a_layer_of_zeros_begins_with(loss):
     for c in (1,3): assert read(torch.zeros(16, c), torch.rand(16, c, generator=g()), loss).kind is None
