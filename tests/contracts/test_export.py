@@ -12,7 +12,7 @@ from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.heads.attach import memories
 from memo.heads.base import MemoryHead
-from memo.training.export_model import export_model
+from memo.training.export_model import differs, export_model
 from memo.training.memory_callback import MemoryCallback
 from .made import build, learner, pairs, parts
 
@@ -136,6 +136,30 @@ def test_ids_and_inputs_stay_behind(tmp_path):
         for x in (*learn.dls.valid_ds.x[:8], *learn.dls.train_ds.x[:8]):
             assert not any(t.numpy().tobytes() in (tmp_path/f).read_bytes() for t in (x, x.float(), x.float()/255))
 
+elsewhere = """
+import sys
+class Nobody:
+    def find_spec(self, name, *args):
+        if name.split('.')[0] in ('memo','fastai','fastcore'): raise ImportError(name)
+sys.meta_path.insert(0, Nobody())
+import onnxruntime, torch
+x,want = torch.load('x.pt')
+graph,s = torch.export.load('m.pt2').module(),onnxruntime.InferenceSession('m.onnx')
+for n in (1, 3, len(x)):
+    for got in (graph(x[:n]), torch.from_numpy(s.run(None, {'input':x[:n].numpy()})[0])):
+        torch.testing.assert_close(got, want[:n], atol=1e-5, rtol=1e-5)
+assert not {'memo','fastai'} & {k.split('.')[0] for k in sys.modules}
+"""
+@pytest.mark.slow
+@pytest.mark.parametrize('bank,head', [('SlotBank','vote'), ('ClassBank','lda'), ('SlotBank','add')])
+def test_it_runs_where_there_is_no_fastai_and_no_memo(bank, head, python, tmp_path):
+    learn = trained(bank, head)
+    model,x = model_and_rows(learn)
+    for s in ('pt2','onnx'): export_model(learn, tmp_path/f'm.{s}')
+    with torch.no_grad(): torch.save((x, model(x)), tmp_path/'x.pt')
+    r = python('-W', 'ignore', '-c', elsewhere, cwd=tmp_path, cold=True)
+    assert r.returncode==0, r.stderr[-500:]
+
 @pytest.mark.slow
 @pytest.mark.parametrize('arch,size', [('resnet18',64), ('vit_tiny_patch16_224',224)])
 def test_real_backbones(arch, size, tmp_path):
@@ -194,6 +218,27 @@ class Sleeps(MemoryHead):
     "Answers otherwise where it is traced"
     mixes = True
     def answer(self, logits): return logits+1 if torch.compiler.is_compiling() else logits
+
+class Rounds(MemoryHead):
+    "Answers a little otherwise where it is traced, as a sharp vote of a large network does in another runtime"
+    mixes,by = True,4e-5
+    def answer(self, logits): return logits+self.by if torch.compiler.is_compiling() else logits
+class Errs(Rounds): by = 4e-3
+class Breaks(Rounds): by = float('nan')
+
+def test_rounding_is_said_and_more_is_refused(tmp_path):
+    f = tmp_path/'m.pt2'
+    with pytest.warns(UserWarning, match='m.pt2 answers as the model to [34]'):
+        export_model(trained('SlotBank', Rounds, 0), f)
+    assert pt2(f)[0]['task']=='multiclass'
+    for head in (Errs, Breaks): assert 'otherwise' in err(export_model, trained('SlotBank', head, 0), tmp_path/'n.pt2')
+    assert not (tmp_path/'n.pt2').exists()
+
+@pytest.mark.parametrize('a,b,same', [([1.,-torch.inf],[1.,-torch.inf],True), ([torch.nan,1.],[torch.nan,1.],True),
+    ([torch.nan,1.],[0.,1.],False), ([2.,1.],[torch.nan,1.],False), ([torch.inf],[-torch.inf],False), ([],[],True)])
+def test_what_is_no_number_differs_from_numbers(a, b, same):
+    a,b = torch.tensor(a),torch.tensor(b)
+    assert (differs(lambda x: a, lambda x: b, (torch.zeros(2, 1),))==0)==same
 
 @pytest.mark.parametrize('suffix', ['pt2', pytest.param('onnx', marks=pytest.mark.slow)])
 def test_what_cannot_be_a_graph(suffix, tmp_path):
