@@ -9,17 +9,19 @@ __all__ = ['log_probs', 'log_mixture', 'class_nll', 'class_mean', 'mixture_nll',
            'VoteHead', 'PrototypeHead', 'LDAHead']
 
 # %% ../../nbs/heads/05_mixture.ipynb #092a2f0b
-import torch,warnings
+import copy,torch,warnings
 from fastcore.basics import listify
 from functools import partial
 from torch import Tensor
 from typing import Annotated
 from torch.nn import functional as F
+from weakref import WeakKeyDictionary,WeakSet,ref
 from ..core import Count,MemoError,OneOf,OpenFraction,Positive
 from .base import MemoryHead,nearest_hits,same_labels
 from .outputs import as_logits,as_outputs
 from ..registry import register
 from ..schema import checked
+from ..banks.copies import take_whole
 from ..banks.search import class_votes,read_rows,similarities,within_whitener
 
 # %% ../../nbs/heads/05_mixture.ipynb #25fa0f1f
@@ -73,6 +75,9 @@ def mix_votes(
         return out[0]-out[1] if multilabel else out[0]
 
 # %% ../../nbs/heads/05_mixture.ipynb #7eaba4fd
+# heads that were copied: copy -> what it was made of, head -> its copies
+_sources,_copies = WeakKeyDictionary(),WeakKeyDictionary()
+
 @checked
 class MixHead(MemoryHead):
     "Base class of mixture heads: mix the memory's class probabilities into the network's, in evaluation mode"
@@ -87,6 +92,51 @@ class MixHead(MemoryHead):
 
     @property
     def multilabel(self): return self.bank.labels is not None and self.bank.labels.ndim==2
+
+    # copies, into which a tool may average (EMA, SWA); see `memo.banks.copies`
+    _rows_then,_borrowed = None,False   # rows of a copy when it was made; has it buffers that were never its own?
+    def __deepcopy__(self, memo):
+        self.follow()
+        memo[id(self)] = new = type(self).__new__(type(self))
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        _sources[new] = ref(self)
+        _copies.setdefault(self, WeakSet()).add(new)
+        new._rows_then = new._rows_now()
+        return new
+
+    def _rows_now(self):
+        f = self.bank.features
+        return None if f is None else (f.data_ptr(),None if f.is_inference() else f._version)
+
+    def follow(self):
+        "A copy that somebody averaged into takes buffers and choices of the head that it was made of, as its bank does"
+        if not self.bank.follows or torch.compiler.is_compiling(): return
+        take_whole(self.bank)
+        was,self._rows_then = self._rows_then,self._rows_now()
+        source = _sources[self]() if self in _sources else None
+        if was==self._rows_then or source is None: return
+        with torch.inference_mode(False), torch.no_grad():
+            for k,v in source._buffers.items(): self._buffers[k] = None if v is None else v.clone().to(self.bank.device)
+        for k,v in source.chosen().items():
+            if k not in self._buffers: setattr(self, k, v)
+        self._borrowed = source._borrowed
+
+    def lend(self):
+        "Give copies the buffers that come with the first fit, as tools pair them by position"
+        for o in _copies.get(self, ()):
+            late = {k:v for k,v in self._buffers.items() if v is not None and o._buffers[k] is None}
+            for k,v in late.items(): o._buffers[k],o._borrowed = torch.zeros_like(v, device=o.bank.device),True
+            o.lend()
+
+    def _apply(self, fn, recurse=True):
+        self.follow()
+        res = super()._apply(fn, recurse)
+        if self.bank.follows: self._rows_then = self._rows_now()
+        return res
+
+    def _save_to_state_dict(self, *args):
+        self.follow()
+        super()._save_to_state_dict(*args)
 
     def answer(self, logits):
         "The batch's outputs mixed with the memory's probabilities; unchanged in training"
@@ -223,7 +273,8 @@ class VoteHead(MixHead):
         if y is None: raise MemoError("whitening needs labelled rows, the memory has none")
         if valid is not None: f,y = f[valid],y[valid]
         f = self.as_stored(f)
-        self.centre,self.whitener = f.mean(0),within_whitener(f, y)
+        self.centre,self.whitener,self._borrowed = f.mean(0),within_whitener(f, y),False
+        self.lend()
 
     def as_stored(self, x):
         "Features as the bank stores them, for statistics of its rows: of unit length, or as they are"
@@ -232,7 +283,7 @@ class VoteHead(MixHead):
     def _whitened(self):
         "The bank's rows whitened, with unit length; worked out again when rows or whitener have changed"
         if torch.compiler.is_compiling(): return self.white(self.bank.rows()[0][:])
-        if self.whitener is None: self.fit_whitener()
+        if self.whitener is None or self._borrowed: self.fit_whitener()
         rows,w = self.bank.rows()[0],self.whitener
         key = tuple(k for o in (self.bank.features,w) for k in (o.data_ptr(),o._version))
         known = self._white     # another thread may set it meanwhile
@@ -244,6 +295,7 @@ class VoteHead(MixHead):
     def white(self, x): return F.normalize((self.as_stored(x)-self.centre)@self.whitener)
 
     def recall(self, z, item=None, group=None, temperature=None):
+        self.follow()
         t = self.temperature if temperature is None else temperature
         empty = self.bank.features is None or not torch.compiler.is_compiling() and len(self.bank)==0
         if empty or not self.whiten:
@@ -294,7 +346,8 @@ class VoteHead(MixHead):
 
     def fit(self, collected, **kwargs):
         res = super().fit(collected, **kwargs)
-        if not self.whiten: self.whitener,self.centre = None,None
+        # its copies keep theirs, and tools pair them by position
+        if not self.whiten and not _copies.get(self): self.whitener,self.centre = None,None
         return res
 
     def refit(self, collected):
@@ -319,6 +372,7 @@ class PrototypeHead(MixHead):
 
     def scores(self, z):
         "Cosines to the prototypes [B,C]; -inf for classes never seen"
+        self.follow()
         with torch.autocast(z.device.type, enabled=False):
             s = F.normalize(z.float())@F.normalize(self.bank.prototypes()).T
             return s.masked_fill(self.bank.counts==0, -torch.inf)
@@ -361,8 +415,7 @@ class LDAHead(PrototypeHead):
         self.whitener,self.means = w,(torch.zeros(self.bank.n_classes, f.shape[1], device=f.device).index_add_(0, y,
             f)/n[:,None])@w
         self.at,self._of = self.bank.updates.clone(),self._rows_now()
-
-    def _rows_now(self): return self.bank.features.data_ptr(),self.bank.features._version
+        self.lend()
 
     @property
     def _stale(self):
@@ -373,6 +426,7 @@ class LDAHead(PrototypeHead):
 
     def scores(self, z):
         "Minus half the squared Mahalanobis distance to each class mean [B,C]; -inf for classes never seen"
+        self.follow()
         if not torch.compiler.is_compiling() and self._stale: self.fit_means()
         with torch.autocast(z.device.type, enabled=False):
             q = F.normalize(z.float())@self.whitener

@@ -94,6 +94,41 @@ def test_an_average_of_a_model_holds_a_whole_bank(dls, kind, at, bank):
     state = cb.ema.state_dict()
     assert torch.equal(next(v for k,v in state.items() if k.endswith('bank.items')), learn.memory.bank.items)
 
+late = dict(white=(lambda: SlotBank(64, policy='reservoir'), dict(head='vote', whiten=True)),
+            either=(lambda: SlotBank(64, policy='reservoir'), dict(head='vote', k=[3,5], whiten=[False,True])),
+            lda=(lambda: ClassBank(10, capacity=8), dict(head='lda')))
+
+@pytest.mark.parametrize('at', [0,3])
+@pytest.mark.parametrize('kind', emas)
+@pytest.mark.parametrize('head', late)
+def test_an_average_answers_by_what_comes_with_the_first_fit(dls, kind, at, head):
+    "Whiteners and class means are buffers that a head has from its first fit on; it was: torch's error of shapes"
+    bank,kw = late[head]
+    cb = Averages(emas[kind], at)
+    learn = fit(learner(dls, [MemoryCallback(bank(), **kw), cb]), 2)
+    mine,its = learn.memory.head,memories(cb.ema.module)['memory']
+    x = dls.valid.one_batch()[0].as_subclass(Tensor)
+    with torch.no_grad(): cb.ema.module.eval()(x)
+    assert same_bank(its.bank, learn.memory.bank) and its.chosen()==mine.chosen()
+    z = torch.randn(7, mine.bank.dim)
+    a,b = mine.votes(z, n_classes=10),its.votes(z, n_classes=10)
+    assert torch.allclose(a, b, atol=1e-5) and b.sum(1).gt(.99).all()
+
+@pytest.mark.parametrize('head', late)
+def test_a_snapshot_answers_as_it_did_though_its_source_is_fitted_anew(dls, head):
+    bank,kw = late[head]
+    learn = fit(learner(dls, MemoryCallback(bank(), **kw)))
+    x = dls.valid.one_batch()[0].as_subclass(Tensor)
+    first,best = copy.deepcopy(learn.memory.head),copy.deepcopy(learn.model).eval()
+    with torch.no_grad(): was = best(x)
+    fit(learn)
+    with torch.no_grad(): assert torch.equal(best(x), was) and not torch.equal(learn.model.eval()(x), was)
+    z = torch.randn(7, first.bank.dim)
+    assert first.votes(z, n_classes=10).isfinite().all()
+    new = learner(dls, MemoryCallback(bank(), **kw)).model
+    new.load_state_dict(best.state_dict())
+    with torch.no_grad(): assert torch.equal(new.eval()(x), was)
+
 def test_an_average_is_saved_whole_though_nobody_read_it(dls):
     cb = Averages(emas['torch, buffers'], 0)
     learn = fit(learner(dls, [memory(), cb]), 2)
