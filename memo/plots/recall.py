@@ -16,11 +16,10 @@ from fastai.vision.all import *
 from matplotlib.figure import Figure
 from PIL import Image
 from ..core import MemoError,undisturbed
-from ..data.items import item_ids
 from ..data.tensors import plain_dl
 from .figure import Picture,short_names,drawing
-from ..training.collect import is_empty
-from ..training.keep import as_pixels,kept_inputs
+from ..training.collect import _Constant,is_empty
+from ..training.keep import as_pixels,kept_inputs,places_of
 from ..training.memory_callback import memory_of
 
 # %% ../../nbs/plots/04_recall.ipynb #e0e86c9b
@@ -51,12 +50,8 @@ def row_text(r, most=8):
 
 def training_inputs(dls, ids, item=None):
     "Inputs of the training items with these ids, by id; only those are read"
-    dl = dls.train
-    if len(ids)==0 or is_empty(dl): return {}
-    known = item_ids(dl, item).cpu()
-    at = torch.isin(known, ids).nonzero().squeeze(1)
-    if len(at)==0: return {}
-    return dict(zip(known[at].tolist(), decoded_inputs(plain_dl(dl, get_idxs=at.tolist, num_workers=0))))
+    at,known = places_of(dls.train, ids, item)
+    return dict(zip(known, decoded_inputs(plain_dl(dls.train, get_idxs=_Constant(at), num_workers=0)))) if at else {}
 
 # %% ../../nbs/plots/04_recall.ipynb #8098db01
 def draw_input(ax, x):

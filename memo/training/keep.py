@@ -17,7 +17,7 @@ from ..banks.kept import Kept
 from ..data.items import *
 from ..data.tensors import TensorSet,is_lazy,plain_dl
 from .batch_ids import _Quick,_leave_batches
-from .collect import _Constant,evaluating
+from .collect import _Constant,evaluating,is_empty
 
 # %% ../../nbs/training/10_keep.ipynb #9153b5a9
 def places_of(
@@ -26,7 +26,7 @@ def places_of(
     item=None   # What names an item, if not its content
 ):              # Positions in the data set, and the ids there
     "Where the items with these ids are in a data set"
-    if len(ids)==0 or len(dl.dataset)==0: return [],[]
+    if len(ids)==0 or is_empty(dl): return [],[]
     known = item_ids(dl, item).cpu()
     at = torch.isin(known, torch.as_tensor(ids).cpu()).nonzero().squeeze(1)
     return at.tolist(),known[at].tolist()
