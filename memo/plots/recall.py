@@ -6,8 +6,8 @@ Docs: https://github.com/fastmemo/memo/plots/recall.html.md"""
 
 # %% auto #0
 __all__ = ['decoded_inputs', 'decoded_rows', 'row_text', 'training_inputs', 'draw_input', 'draw_text', 'label_text',
-           'answer_vocab', 'answer_text', 'same_label', 'draw_query', 'draw_row', 'as_query', 'draw_memories',
-           'recall_picture', 'as_items']
+           'answer_text', 'same_label', 'draw_query', 'draw_row', 'as_query', 'draw_memories', 'recall_picture',
+           'as_items']
 
 # %% ../../nbs/plots/04_recall.ipynb #a70b8e59
 import textwrap
@@ -21,6 +21,7 @@ from .figure import Picture,short_names,drawing
 from ..training.collect import _Constant,is_empty
 from ..training.keep import as_pixels,kept_inputs,places_of
 from ..training.memory_callback import memory_of
+from ..training.vocab import answer_vocab
 
 # %% ../../nbs/plots/04_recall.ipynb #e0e86c9b
 _good,_bad = '#1b7837','#b2182b'
@@ -81,12 +82,6 @@ def label_text(y, names):
     if (y<0).all(): return 'no label'
     pos = y.gt(.5).nonzero().flatten().tolist()
     return ', '.join(names[i] for i in pos[:3])+(f' +{len(pos)-3}' if len(pos)>3 else '') if pos else 'none'
-
-def answer_vocab(dls):
-    "Names of the classes; None where there are none. Loaders of texts have the words of the texts besides"
-    vocab = getattr(dls, 'vocab', None)
-    both = vocab is not None and len(vocab) and hasattr(vocab[0], '__len__') and not isinstance(vocab[0], str)
-    return vocab[-1] if both else vocab
 
 def answer_text(p, names, multi):
     "The predicted class and its probability; multi-label: the predicted classes with theirs"

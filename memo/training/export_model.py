@@ -16,6 +16,7 @@ from ..banks.copies import on_its_own
 from ..core import MemoError,atomic_path,check_choice
 from ..heads.attach import answer_of,detach,memories
 from .collect import evaluating,targets_of
+from .vocab import answer_vocab
 
 # %% ../../nbs/training/21_export_model.ipynb #52014a12
 def deployed(model):
@@ -87,9 +88,7 @@ def about_model(
     kind = targets_of(learn, answer_of(model, model(*xs)), yb).kind
     if kind is None and (y := first(o for h in ms.values() if (o := h.bank.labels) is not None)) is not None:
         kind = 'findings' if y.ndim==2 else 'classes'
-    vocab = getattr(learn.dls, 'vocab', None)
-    # of texts the words are there too
-    if vocab is not None and len(vocab) and isinstance(vocab[0], (list,L,CollBase)): vocab = vocab[-1]
+    vocab = answer_vocab(learn.dls)
     rows = {n:dict(head=type(h).__name__, bank=type(h.bank).__name__, rows=len(h.bank)) for n,h in ms.items()}
     task = dict(findings='multilabel', classes='multiclass').get(kind)
     return dict(task=task, vocab=None if vocab is None else list(map(str, vocab)), memories=rows)

@@ -16,6 +16,7 @@ from ..heads.base import *
 from ..heads.places import Watched,as_found
 from ..registry import find
 from ..schema import near,open_ended
+from .vocab import answer_vocab
 
 # %% ../../nbs/training/08_make_head.ipynb #53f504af
 def make_head(
@@ -102,11 +103,9 @@ def class_names(
     dls     # Loaders
 )->list:    # None where they do not say
     "Names of the classes"
-    vocab,c = getattr(dls, 'vocab', None),getattr(dls, 'c', None)
-    try:
-        if not isinstance(vocab[-1], str) and hasattr(vocab[-1], '__len__'): vocab = vocab[-1]  # behind that of words
-        return [str(o) for o in vocab] if isinstance(c, int) and len(vocab)==c else None
-    except (TypeError, IndexError, KeyError): return None
+    vocab,c = answer_vocab(dls),getattr(dls, 'c', None)
+    try: return [str(o) for o in vocab] if isinstance(c, int) and len(vocab)==c>0 else None
+    except (TypeError, KeyError): return None
 
 def tell_vocab(
     dls,        # Loaders
