@@ -134,10 +134,11 @@ def some(
 
 def check_images(
     paths, # Files
-    fix:str # What to do about it
+    fix:str, # What to do about it
+    size:int=None # Pixels that both sides of a PNG must have
 ):
     "Raise a one-line `MemoError` if any file is broken"
-    bad = broken_images(paths)
+    bad = broken_images(paths, size)
     if bad:
         raise MemoError(f"{len(bad)} of {len(paths)} images cannot be read (first: "
                         f"{some(f'{p} is {why}' for p,why in bad)}); {fix}")

@@ -21,7 +21,7 @@ DIM,CLASSES = 6,3
 given = dict(n_classes=CLASSES, num_classes=CLASSES, n_out=CLASSES, c_in=1, in_chans=1, counts=torch.tensor([30,6,2]),
              seed=0, bs=8, arch='resnet18', pretrained=False,
              size=16, capacity=8, policy='fifo', n_max=20, ratio=5, valid=5, test=5, val_bs=16, device='cpu',
-             patients=60, draws=20, steps=20)
+             patients=60, draws=20, steps=20, n=200)
 
 class StopAt(Callback):
     "Ctrl-C after `n` training batches"
