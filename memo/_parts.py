@@ -35,6 +35,22 @@ parts = {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(Count, 3, 'Rows to recall for each query'),
   }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': False}),
+  'dual': ('memo.heads.gate', 'GateHead', "The memory answers where it is sure, the network elsewhere; the network's classifier is run for the others only", {
+    'bank': Param(Any, required, 'The memory; becomes part of the model'),
+    'k': Param(Count, 1, 'Nearest rows that say the class: one, or the vote of several'),
+    'threshold': Param(Annotated[float, Range(lo=-1, hi=1, open_lo=False, open_hi=False)], 0.85, 'Confidence from which on the memory answers, until `fit`'),
+    'temperature': Param(Positive, 0.1, 'Of the contrastive loss, and of the vote of several rows'),
+    'soft': Param(bool, False, "Mix both answers, more of the memory's the further it is above the threshold, in place of choosing one"),
+    'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
+  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': True}),
+  'exit': ('memo.heads.gate', 'ExitHead', 'A `GateHead` early in the network, at `at=`: rows that the memory is sure of skip what is behind it', {
+    'bank': Param(Any, required, 'The memory; becomes part of the model'),
+    'k': Param(Count, 1, 'Nearest rows that say the class: one, or the vote of several'),
+    'threshold': Param(Annotated[float, Range(lo=-1, hi=1, open_lo=False, open_hi=False)], 0.85, 'Confidence from which on the memory answers, until `fit`'),
+    'temperature': Param(Positive, 0.1, 'Of the contrastive loss, and of the vote of several rows'),
+    'soft': Param(bool, False, "Mix both answers, more of the memory's the further it is above the threshold, in place of choosing one"),
+    'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
+  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': True}),
   'vote': ('memo.heads.mixture', 'VoteHead', "k-nearest-neighbour vote of the stored rows, mixed into the network's probabilities", {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(Count|list[Count], 20, 'Rows that vote; several: the most of them, until `fit` has chosen'),

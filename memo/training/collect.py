@@ -129,7 +129,7 @@ def collect(
             at = torch.full((find_bs(xb),), -1) if dl.at is None else dl.at
             item,group,hid = (None if o is None else torch.where(at<0, -1, o[at.clamp(0, len(o)-1)])
                               for o in (ids,groups,hides))
-            step = Step(item.to(dev), None if hid is None else hid.to(dev), hide=hide, off=not memory)
+            step = Step(item.to(dev), None if hid is None else hid.to(dev), hide=hide, off=not memory, exits=False)
             with in_step([*heads.values()], step): o = model(*xb)
             step.close(o)
             if (o := answer_of(model, o)) is None:

@@ -376,8 +376,11 @@ class MemoryCallback(Callback):
         else: f.figures = EpochFigures(self.learn, [h for o in cbs for h in o.heads.values()], f.targets)
 
     def before_batch(self):
-        if not (self.training and self._fits): return
+        if not self._fits: return
         f,step = self._fits[-1],self.learn.batch_ids.step
+        if not self.training:       # of a fit's own validation the columns need the network's answer to all rows
+            if step is not None and self._fitting: step.exits = False
+            return
         f.stepped,f.began = False,True
         # rows of one class do not go with mixed labels, nor into `lr_find`
         if step is not None: step.adds = f.writing
