@@ -7,7 +7,7 @@ Docs: https://github.com/fastmemo/memo/experiment/build.html.md"""
 # %% auto #0
 __all__ = ['made', 'with_key', 'build_dls', 'sampling_of', 'full_batches', 'other_train', 'load_or_random', 'build_model',
            'build_memory', 'build_loss', 'usual_loss', 'build_metrics', 'build_learner', 'check_monitors',
-           'two_batches', 'feature_dls', 'frozen_dls', 'on_images', 'first_stages', 'build_stages']
+           'two_batches', 'feature_dls', 'frozen_dls', 'on_images', 'first_stages', 'build_stages', 'rising']
 
 # %% ../../nbs/experiment/04_build.ipynb #7035be2c
 import contextlib
@@ -127,10 +127,11 @@ def build_learner(
     if cfg.train.frozen: dls,model = frozen_dls(cfg, dls, short)
     else: model = build_model(cfg, dls, short)
     splitter = trainable_params if cfg.train.frozen else body_head_splitter
-    cbs = [*build_memory(cfg, dls), *(made(f'train.cbs.{s.name}', s) for s in cfg.train.cbs)]
-    loss = build_loss('train.loss', cfg.train.loss, dls, cfg.train.class_weights, task(cfg))
-    return Learner(dls, model.to(dls.device), loss_func=loss, opt_func=adamw, splitter=splitter,
-                   metrics=build_metrics(cfg, dls), cbs=cbs, wd=cfg.train.wd)
+    t = cfg.train
+    cbs = [*build_memory(cfg, dls), *(made(f'train.cbs.{s.name}', s) for s in t.cbs), *[GradientClip(t.clip)]*bool(t.clip)]
+    loss = build_loss('train.loss', t.loss, dls, t.class_weights, task(cfg))
+    return Learner(dls, model.to(dls.device), loss_func=loss, opt_func=dict(adamw=adamw, adam=adam)[t.opt],
+                   splitter=splitter, metrics=build_metrics(cfg, dls), cbs=cbs, wd=t.wd)
 
 def check_monitors(cfg, learn):
     "Raise a `MemoError` if `monitor` names no column of the progress table, or one that may be better either way"
@@ -187,10 +188,18 @@ def build_stages(cfg, learn, seed, lr=None, short=None):
     st = first_stages(cfg, learn, dls1, ifnone(lr, t.lr), kw, short)
     if t.class_weights:
         for s in st: s.loss_func = build_loss('train.loss', t.loss, dls1, True, task(cfg))
-    if p is None: return st
+    if p is None: return rising(st, t.pct_start)
     same = p.sampling==t.sampling and p.bs in (None, t.bs)
     dls2 = dls if same else full_batches(cfg,
                                          other_train(dls, seed, ifnone(p.bs, t.bs), sampling_of('train.phase2', p)))
     loss = build_loss('train.phase2.loss', p.loss, dls, t.class_weights, task(cfg))
-    return st + [Stage('phase2', p.epochs, slice(*p.lr) if not t.frozen else p.lr[1], False, dls2, p.momentum, loss,
-                       p.monitor, p.patience, t.min_delta)]
+    st += [Stage('phase2', p.epochs, slice(*p.lr) if not t.frozen else p.lr[1], False, dls2, p.momentum, loss,
+                 p.monitor, p.patience, t.min_delta)]
+    return rising(st, t.pct_start)
+
+def rising(stages, pct_start):
+    "Stages of the whole network whose rates rise in that share of a cycle"
+    if pct_start is not None:
+        for s in stages:
+            if not s.freeze: s.kw = {**s.kw, 'pct_start':pct_start}
+    return stages

@@ -42,8 +42,11 @@ class Train:
     warmup_epochs:Natural = 0 # Of the head alone, before, at a peak of warmup_lr (then of the whole network, of lr)
     warmup_lr:Positive = 1e-5 # Peak of the warm-up
     lr:Positive|Literal['find'] = 4e-3 # Peak of the cycle; find: the valley of lr_find
+    pct_start:OpenFraction|None = None # Share of a cycle in which the rate rises; null: fastai's
     bs:Count = 64 # Batch size
+    opt:Literal['adamw','adam'] = 'adamw' # Optimizer; adam adds the weight decay to the gradient
     wd:NonNegative = .01 # Weight decay
+    clip:Positive|None = None # Longest gradient that is stepped along, a longer one is shortened; null: any
     loss:Section|None = section_field('loss') # What is minimised; null: the usual loss of the task
     class_weights:bool = False # Weigh the positives of a class by how many negatives there are to each
     sampling:Section|None = section_field('sampler') # How images are drawn; null: each once

@@ -8,7 +8,7 @@ Docs: https://github.com/fastmemo/memo/models/backbones.html.md"""
 __all__ = ['packaged', 'torchvision_names', 'lite0_to_timm', 'mobilenet_to_timm', 'read_weights', 'packaged_weights',
            'torchvision_to_timm', 'torchvision_weights', 'timm_pretrained', 'fit_channels', 'load_weights_into',
            'load_backbone', 'FeatureBody', 'RowNorm', 'n_features', 'chest_head', 'linear_head', 'chest_model',
-           'timm_model']
+           'timm_model', 'DroppedLinear', 'with_dropout']
 
 # %% ../../nbs/models/02_backbones.ipynb #716fd5c5
 import difflib,pickle
@@ -216,10 +216,11 @@ def chest_head(
 def linear_head(
     n_in:int, # Features
     n_classes:int=10, # Outputs
-    dropout:float=.5 # Before the linear layer
+    dropout:float=None # Before the linear layer; by default .5
 )->nn.Sequential: # Flatten, BatchNorm1d without weights, Dropout, Linear
     "A linear classifier on standardised features"
-    return nn.Sequential(Flatten(), nn.BatchNorm1d(n_in, affine=False), nn.Dropout(dropout), nn.Linear(n_in, n_classes))
+    return nn.Sequential(Flatten(), nn.BatchNorm1d(n_in, affine=False), nn.Dropout(ifnone(dropout, .5)),
+                         nn.Linear(n_in, n_classes))
 
 @register('model', 'chest', backbone=load_backbone, classifier=chest_head, split=True, full_batches=True)
 def chest_model(
@@ -241,7 +242,27 @@ def timm_model(
     arch:str, # A timm name, one of torchvision's five, or tile_cnn
     pretrained:bool|str|Path=False, # True: ImageNet weights; a path: weights from that file
     n_classes:int=0, # Outputs; 0: the model gives its features
-    c_in:int=3 # Channels of the images
+    c_in:int=3, # Channels of the images
+    dropout:Fraction|None=None # In front of the classifier, behind a memory; null: none (.5 where train.frozen is true)
 )->nn.Module:
     "A timm network"
-    return load_backbone(arch, pretrained, n_classes, c_in)
+    net = load_backbone(arch, pretrained, n_classes, c_in)
+    return with_dropout(net, dropout) if dropout and n_classes else net
+
+class DroppedLinear(nn.Linear):
+    "A linear layer with dropout of what it is given: a memory in front of it sees whole features"
+    def __init__(self, layer, p):
+        super().__init__(layer.in_features, layer.out_features, layer.bias is not None)
+        self.weight,self.bias,self.p = layer.weight,layer.bias,p
+    def forward(self, x): return super().forward(F.dropout(x, self.p, self.training))
+
+def with_dropout(net, p):
+    "A timm network with dropout in front of its classifier"
+    for name in _classifier(net):
+        parent,_,k = name.rpartition('.')
+        layer = net.get_submodule(name)
+        if not isinstance(layer, nn.Linear):
+            raise MemoError(f"dropout: the classifier of this {type(net).__name__} is a {type(layer).__name__}; null, or "
+                            "a network whose classifier is linear, is accepted")
+        setattr(net.get_submodule(parent), k, DroppedLinear(layer, p))
+    return net
