@@ -25,6 +25,8 @@ from ..schema import checked
 class GateHead(AnswerHead):
     "The memory answers where it is sure, the network elsewhere; the network's classifier is run for the others only"
     answer_order = 9        # it replaces rows: what is mixed comes before
+    trains = False          # what leaves at its place does so in evaluation only
+    refit = None            # the threshold is the user's until `fit` is asked for
     def __init__(self,
         bank,                   # The memory; becomes part of the model
         k:Count=1,              # Nearest rows that say the class: one, or the vote of several
@@ -107,7 +109,6 @@ class GateHead(AnswerHead):
         both = torch.logaddexp(F.logsigmoid(w)+logp, F.logsigmoid(-w)+logits.log_softmax(1))
         return torch.where(none, logits, both)
 
-    def refit(self, collected): return {}       # the threshold is the user's until `fit` is asked for
     def chosen(self): return dict(threshold=float(self.threshold), certainty=float(self.certainty))
 
 # %% ../../nbs/heads/07_gate.ipynb #a12c1007

@@ -88,5 +88,6 @@ def plot_counts(
     class_bars(ax, n[order].tolist(), [names[i] for i in order], [_shots[color[int(i)]] for i in order])
     ax.set_ylabel('training items')
     def text(k, cs): return f"{k}: {len(cs)} {'class' if len(cs)==1 else 'classes'}, {n[cs].sum():g} items"
-    ax.legend(handles=[Patch(color=_shots[k], label=text(k, cs)) for k,cs in groups.items() if len(cs)])
+    handles = [Patch(color=_shots[k], label=text(k, cs)) for k,cs in groups.items() if len(cs)]
+    if len(handles)>1: ax.legend(handles=handles)       # where all are alike there is no many and no few
     return fig

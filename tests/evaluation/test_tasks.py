@@ -19,6 +19,10 @@ def loaders(y, dataset=None):
     return DataLoaders(*[TensorDL(torch.randn(len(y), 3, generator=gen()), y, bs=4, dataset=dataset) for _ in range(3)])
 def plain(y): return DataLoaders(*[DataLoader(list(zip(torch.randn(len(y), 3), y)), bs=2) for _ in range(3)])
 one,many = torch.tensor([0,0,0,1,1,2]),(torch.rand(12, 3, generator=gen(1))<.5).float()
+def tailed(y):
+    "Loaders whose classes are many-, medium- and few-shot"
+    n = y.bincount()
+    return loaders(y, TensorSet(torch.zeros(len(y), 3), y, counts=n, many=int(n.max())-1, few=int(n.min())+1))
 def probs(n, c, sigmoid=False):
     o = torch.randn(n, c, generator=gen(2))
     return o.sigmoid() if sigmoid else o.softmax(1)
@@ -89,7 +93,7 @@ def maker(counts=None):
     return [MultiMetric(lambda p, y: float(counts[0]), 'largest'), MultiMetric(lambda p, y: 0., 'nought')]
 
 def test_a_function_a_class_and_a_maker():
-    dls,p = loaders(one),probs(6, 3)
+    dls,p = tailed(one),probs(6, 3)
     ss = [section(top, k=2), section(Sharp, base=.1), section(maker)]
     got = own_scores(p, one, dls, ss)
     assert got==dict(top=float(top(p, one, 2)), Sharp=p.max(1)[0].mean().item()-.1, largest=3., nought=0.)
@@ -101,12 +105,21 @@ def test_a_function_a_class_and_a_maker():
 def test_what_the_task_has_is_not_shown_twice():
     def of_ones_own(counts=None): return [MultiMetric(lambda p, y: 1., k) for k in ('few','ece')]
     register('metric', 'of_ones_own')(of_ones_own)
-    dls,s = loaders(one),[AttrDict(name='ece', args={})]
+    dls,s = tailed(one),[AttrDict(name='ece', args={})]
     assert [getattr(m, 'name', 'accuracy') for m in progress(Multiclass(), dls, s*2)]==['accuracy','many','medium',
         'few','ece']
     assert list(titles_of(Multiclass(), dls, s))==list(Multiclass.columns)
     with pytest.raises(MemoError, match='of_ones_own is called few, as a column of the task is already'):
         progress(Multiclass(), dls, [AttrDict(name='of_ones_own', args={})])
+
+@pytest.mark.parametrize('counts,many,few', [([5,5,5],100,20), ([5,5,5],0,0), ([900,500,101],100,20), ([8,8,8],8,8)])
+def test_where_no_class_is_rarer_there_are_no_columns_of_rarity(counts, many, few):
+    "A balanced set, or one whose classes are all on the same side of the thresholds"
+    ds = TensorSet(torch.zeros(6, 3), one, counts=torch.tensor(counts), many=many, few=few)
+    dls,t = loaders(one, ds),Multiclass()
+    assert progress(t, dls)==[accuracy] and [*titles_of(t, dls)]==['accuracy','balanced_accuracy','ece']
+    assert [getattr(o, 'name', 'accuracy') for o in progress(t, tailed(one))]==['accuracy','many','medium','few']
+    assert [*titles_of(t, tailed(one))]==[*t.columns] and {*t.columns}<={*t.scores(probs(6, 3), one, dls)}
 
 def test_over_a_whole_epoch():
     "Not a mean over batches: a metric of one's own sees all of it at once"
