@@ -1,6 +1,6 @@
 "What a YAML says arrives: every argument of a part is a key, every key reaches the learner and its stages"
 import inspect, json
-import pytest
+import pytest, torch
 from memo.experiment.build import build_learner, build_stages
 from memo.experiment.config import load_config
 from memo.registry import find, kinds, known
@@ -10,9 +10,10 @@ def ours(kind): return [n for n,p in known(kind).items() if p.module.startswith(
 
 @pytest.mark.parametrize('kind,name', [(k,n) for k in ('bank','head','loss') for n in ours(k)])
 def test_every_argument_is_a_key(yml, kind, name):
-    ps = inspect.signature(find(kind, name)).parameters.values()
+    ps = [*inspect.signature(find(kind, name)).parameters.values()]
     args = {p.name:p.default for p in ps if p.name not in kinds[kind].given and p.default is not p.empty
             and plain(p.default)}
+    if kind=='bank': args |= {p.name:8 for p in ps if p.default is p.empty and p.name not in kinds[kind].given}
     said = json.dumps(dict(name=name, **args))      # YAML too
     data = 'chest_mosaic' if known(kind)[name].facts.get('task')=='multilabel' else 'digits_lt'
     if kind=='bank': txt = f'memory: {{bank: {said}, head: watch}}'
@@ -38,6 +39,14 @@ def kind(o): return type(o).__name__
 
 @pytest.mark.parametrize('over,get,want', [
     (['train.wd=.3'], lambda l, s: l.wd, .3),
+    (['train.opt=adam'], lambda l, s: kind(l.opt_func([torch.nn.Parameter(torch.zeros(1))], lr=.1).opt), 'Adam'),
+    (['train.wd=.3'], lambda l, s: kind(l.opt_func([torch.nn.Parameter(torch.zeros(1))], lr=.1).opt), 'AdamW'),
+    (['train.clip=2'], lambda l, s: l.gradient_clip.max_norm, 2),
+    (['train.wd=.3'], lambda l, s: hasattr(l, 'gradient_clip'), False),
+    (['train.pct_start=.1'], lambda l, s: [o.kw for o in s], [dict(pct_start=.1)]),
+    (['train.pct_start=.1','train.freeze_epochs=1'], lambda l, s: [o.kw['pct_start'] for o in s], [.99,.1]),
+    (['train.pct_start=.1','train.warmup_epochs=1'], lambda l, s: [o.kw.get('pct_start') for o in s], [None,.1]),
+    (['train.pct_start=.1',two], lambda l, s: [o.kw['pct_start'] for o in s], [.1,.1]),
     (['train.bs=8'], lambda l, s: (l.dls.train.bs, s[0].dls.train.bs), (8,8)),
     (['train.loss=logit_adjusted'], lambda l, s: kind(l.loss_func), 'LogitAdjustedCE'),
     (['train.sampling=balanced'], lambda l, s: kind(s[0].dls.train), 'BalancedDL'),
