@@ -36,8 +36,9 @@ def plot_slots(bank, vocab):
     step = 1+(hi-lo)//25
     b.hist(age.tolist(), bins=np.arange(lo, hi+1+step, step)-.5, color='#66ccee', ec='w', lw=.5)
     b.set(xlabel='age (writes since last touched)', ylabel='rows')
-    c.hist(bank.norms[:n].tolist(), bins=20, color='#228833')
-    c.set(xlabel='length of the feature', ylabel='rows')
+    unit = getattr(bank, 'norms', None) is None         # rows of unit length say how often they were recalled
+    c.hist((bank.hits if unit else bank.norms)[:n].tolist(), bins=20, color='#228833')
+    c.set(xlabel='times recalled while it was written' if unit else 'length of the feature', ylabel='rows')
     return fig
 
 def plot_rows(bank, vocab):
@@ -66,10 +67,10 @@ def plot_class_fill(bank, vocab):
 # %% ../../nbs/plots/05_banks.ipynb #6f117e50
 @drawing()
 def plot_bank(
-    bank, # A `SlotBank` or `ClassBank`
+    bank, # Any bank
     vocab=None # Class names
 )->Figure: # Three panels, two for a `ClassBank`
-    "Classes, ages and feature norms of the rows in a bank"
+    "Classes and ages of the rows in a bank, and how long they are, or, of unit length, how often they were recalled"
     name = f"{type(bank).__name__}{' ('+bank.policy+')' if isinstance(getattr(bank, 'policy', None), str) else ''}"
     if len(bank)==0: return text_picture(f"{name}: empty, room for {bank.capacity_rows} rows")
     fig = (plot_slots if hasattr(bank, 'stamps') else plot_class_fill if hasattr(bank, 'counts') else plot_rows)(bank,
