@@ -152,13 +152,14 @@ def title_of(section):
 def _words(name, between=' '): return name.rpartition('.')[2].replace('_', between)
 
 def training_title(cfg, name=''):
-    "Title of a training in tables: its baseline; sampling, loss, class weights where they are not the default"
+    "Title of a training in tables: its baseline; sampling, losses, class weights where they are not the default"
     t,said = cfg.train,[find('baseline', name).title or _words(name)] if name else []
     loss = t.loss if t.phase2 is None or t.phase2.loss is None else t.phase2.loss
     usual = [p.facts.get('loss') for p in known('task').values()]
     if t.sampling is not None: said.append(fact(t.sampling, 'title') or f'{_words(t.sampling.name)} sampling')
     if loss is not None and loss.name not in usual: said.append(fact(loss, 'title') or f"{_words(loss.name, '-')} loss")
     if t.class_weights: said.append('class weights')
+    if any(m.callback.get('loss_weight') for m in cfg.memories.values()): said.append('trained with memory loss')
     return ', '.join(dict.fromkeys(said)) or 'plain network'
 
 def row_titles(cfg, training=''):

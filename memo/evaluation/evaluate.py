@@ -103,13 +103,14 @@ class Answers:
         own = self.memories.get(name)
         if own is not None and not method: return own.head         # it is fitted already, and saved so
         if (method,name) not in self.heads:
-            v = self.collected('valid', name)
             like = self.memories[self.first] if own is None else own
-            if own is None: head = build_head(self.sections[name], like.bank).to(v.z.device)
+            if own is None: head = build_head(self.sections[name], like.bank).to(like.bank.device)
             else: head = deepcopy(own.head, {id(own.bank):own.bank})    # with what it has learned, over the same bank
-            # where nothing is chosen unasked, what was chosen of the memory's own head counts for others like it
-            if head.refit is not None: head.fit(AttrDict({**v, 'logits':self.net(method)[0](v.logits)}))
-            elif type(head) is type(like.head): head._buffers.update({k:o.clone() for k,o in like.head._buffers.items()})
+            if head.refit is not None:
+                v = self.collected('valid', name)
+                head.fit(AttrDict({**v, 'logits':self.net(method)[0](v.logits)}))
+            elif type(head) is type(like.head):     # what was chosen for the memory's own counts for another like it
+                head._buffers.update({k:o.clone() for k,o in like.head._buffers.items()})
             self.heads[method,name] = head
         return self.heads[method,name]
 

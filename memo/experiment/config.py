@@ -98,7 +98,8 @@ def check_head(cfg, key, head, bank, fail):
     if t is not None and facts(bank).get('task', t)!=t and (f.get('mixes') or f.get('adds_rows')):
         fail(key, f"{key} {head.name} with a {bank.name} is for classes, and {cfg.data.name} has findings; "
                   "memory.head vote with a SlotBank is accepted")
-    if f.get('mixes') and cfg.data.get('valid')==0:
+    eps = next((m.callback.get('eps') for m in cfg.memories.values() if m.head is head), None)
+    if f.get('mixes') and cfg.data.get('valid')==0 and (eps is not None or not is_asked(head)):
         fail(key, f"{key} {head.name} is fitted on validation data, and data.valid is 0: "
                   "give a share of validation, or memory.head=add")
 
