@@ -71,7 +71,7 @@ def suits(cfg, section):
 @register('baseline', 'plain')
 class Plain(Baseline):
     "The same training without memory; for heads that change how the network is trained"
-    each = True
+    title,each = 'trained without memory',True
     def check(self, cfg, name):
         if any(fact(m.head, 'trains') or m.callback.get('loss_weight') for m in cfg.memories.values()): return
         heads = [k for k,p in known('head').items() if p.facts.get('trains')]

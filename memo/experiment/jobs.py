@@ -53,14 +53,16 @@ def trainings(
     "List all training runs of an experiment: its own and those of its baselines, for every seed"
     baselines = {s.name:baseline(s) for s in cfg.compare if is_baseline(s)}
     makes = {k:b for k,b in baselines.items() if b.works_on is None}
+    # where no head changes what is behind it, a training has a row of its network alone already
+    beside = {k for k,b in makes.items() if b.each and any(fact(h, 'trains') for h in heads_of(cfg))}
     posts = [s for s in cfg.compare if s.name not in makes]
     res = []
     for i,seed in enumerate(cfg.seeds):
         one = comparing(override(cfg, {'seeds':[seed]}), posts)
         todo = [('', '', one)] + [(k, k, with_changes(one, b.overrides(one), posts))
-                                  for k,b in makes.items() if not b.each]
+                                  for k,b in makes.items() if k not in beside]
         for k,b in makes.items():
-            if b.each:
+            if k in beside:
                 todo += [(_joined(k, n), n, without_memory(k, with_changes(c, b.overrides(c), c.compare)))
                          for n,_,c in todo]
         for path,name,c in todo:
