@@ -91,7 +91,7 @@ def build_memory(cfg, dls):
     for name,m in cfg.memories.items():
         here = 'memory' if name=='memory' else f'memories.{name}'
         bank = made(f'{here}.bank', m.bank, n_classes=dls.c)
-        own = {k:v for k,v in m.callback.items() if k not in ('save_every','eps')}
+        own = {k:v for k,v in m.callback.items() if k!='save_every'}
         if own.get('group') is None and groups: own['group'] = 'patient'
         try: res.append(MemoryCallback(bank, head=find('head', m.head.name), name=name, **own, **m.head.args))
         except MemoError as e: raise MemoError(_of_memory(here, e, own, m.head.args)) from e

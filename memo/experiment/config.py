@@ -98,8 +98,7 @@ def check_head(cfg, key, head, bank, fail):
     if t is not None and facts(bank).get('task', t)!=t and (f.get('mixes') or f.get('adds_rows')):
         fail(key, f"{key} {head.name} with a {bank.name} is for classes, and {cfg.data.name} has findings; "
                   "memory.head vote with a SlotBank is accepted")
-    eps = next((m.callback.get('eps') for m in cfg.memories.values() if m.head is head), None)
-    if f.get('mixes') and cfg.data.get('valid')==0 and (eps is not None or not is_asked(head)):
+    if f.get('mixes') and cfg.data.get('valid')==0:
         fail(key, f"{key} {head.name} is fitted on validation data, and data.valid is 0: "
                   "give a share of validation, or memory.head=add")
 
@@ -112,7 +111,7 @@ def check_compared(cfg, s, fail):
         fits = ', '.join(n for n,p in known('head').items() if _watches(p.facts))
         what = f"needs the features that a memory sees: memory.head {fits}, or compare=[]"
         fail('compare', f"compare has {s.name}, which {what}")
-    if m.head==s: fail('compare', f"compare has {s.name}, which {at(n)}.head is already")
+    if m.head.name==s.name: fail('compare', f"compare has {s.name}, which {at(n)}.head is already")
     check_head(cfg, 'compare', s, m.bank, fail)
 
 def check(

@@ -278,20 +278,13 @@ def memory(draft, name, raw):
     key = at(name)
     bank,head = (section(draft, k, raw.get(k, {}), f'{key}.{k}', draft.named(raw, k)) for k in ('bank','head'))
     keys,loose = callback_keys(),raw.get('loose', {})
-    if not is_asked(head):
-        if loose.get('eps') is not None:
-            fits = ', '.join(k for k,p in known('head').items() if p.facts.get('refit', '') is None)
-            draft.fail(f'{key}.eps', f"{key}.eps is for the heads {fits}, whose threshold it chooses, and {key}.head is "
-                                     f"{head.name}")
-        del keys['eps']
-        loose = {k:v for k,v in loose.items() if k!='eps'}
     for s in (bank,head):
         if both := [k for k in s.args if k in keys]:
             draft.fail(key, f"{key}.{s.kind}: {s.name} has an argument called {both[0]}, which "
                             "MemoryCallback reads; call it otherwise")
     for k in loose:
         if k not in keys: draft.fail(f'{key}.{k}', why_loose(k, key, bank, head, keys))
-    said = {k:_accepted(draft, v, keys[k].type, f'{key}.{k}', 'MemoryCallback' if k not in ('save_every','eps') else None)
+    said = {k:_accepted(draft, v, keys[k].type, f'{key}.{k}', 'MemoryCallback' if k!='save_every' else None)
             for k,v in loose.items()}
     return Memory(bank, head, {k:said.get(k, default_of(p)) for k,p in keys.items()})
 

@@ -20,14 +20,13 @@ from .config import *
 from ..core import *
 from ..evaluation.evaluate import *
 from .report import *
+from ..heads.base import MemoryHead
 from ..training.checkpoint import *
 from ..training.distributed import *
-from ..training.epoch_figures import is_fitted
 from ..training.stages import *
 from ..registry import part,takes
 from ..evaluation.tables import *
 from .run_folder import *
-from .sections import is_asked
 from ..evaluation.tasks import *
 from .jobs import *
 
@@ -67,10 +66,8 @@ def finish_memories(t, learn):
     "After training: memories that are asked now see the network as it is, and what there is to choose is chosen"
     for k,m in t.cfg.memories.items():
         cb = learn.memories[k]
-        if not fact(m.head, 'trains') and not fact(m.bank, 'views') and not cb.bank.learned: cb.rekey()
-        eps = m.callback.get('eps')
-        if is_fitted(cb.head) and len(learn.dls.valid.dataset) and (eps is not None or not is_asked(m.head)):
-            cb.fit(eps=eps)
+        if not fact(m.head, 'trains') and not fact(m.bank, 'views'): cb.rekey()
+        if type(cb.head).fit is not MemoryHead.fit and len(learn.dls.valid.dataset): cb.fit()
 
 def train(
     t, # A `Training`
