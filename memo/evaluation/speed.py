@@ -247,15 +247,15 @@ def speed(self:MemoryCallback,
     sizes = sorted({*L(batch_sizes)})
     if not sizes or any(o!=int(o) or o<1 for o in sizes):
         raise MemoError(f"batch_sizes: {batch_sizes}, numbers from 1 are accepted")
-    if thresholds is not None and any(not -1<=o<=1 for o in L(thresholds)[:] if not isinstance(thresholds, int)):
-        raise MemoError(f"thresholds: {thresholds}, cosines from -1 to 1 are accepted, or how many")
+    count = isinstance(thresholds, int)
+    ts = [None] if thresholds is None or count else [*L(thresholds)]
+    if count and thresholds<2 or not ts or any(o is not None and not -1<=o<=1 for o in ts):
+        raise MemoError(f"thresholds: {thresholds}, cosines from -1 to 1 are accepted, or how many, from 2")
     with evaluating(learn) as model, uncompiled(model):
         heads,device = memories(model),first(o.device for o in model.parameters())
         samples = Samples(learn, dl, [*heads.values()], sizes, n)
-        if thresholds is None: ts = [None]
-        elif isinstance(thresholds, int):
-            ts = spread_thresholds(_confidences(learn, head, name, samples), thresholds)
-        else: ts = [*thresholds]
+        if thresholds is not None: sure = _confidences(learn, head, name, samples)
+        if count: ts = spread_thresholds(sure, thresholds)
         m,rows = Measured(learn, name, model, without_memories(model), ts, device),[]
         for bs in samples.sizes: rows += m.rows(samples.batches(bs, device), rounds, thresholds is None)
     res,notes = pd.DataFrame(rows),samples.left_out+speed_notes(name, head)
