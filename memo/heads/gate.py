@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing import Annotated
 from ..banks.search import class_votes
-from ..core import Count,OneOf,Positive,Range
+from ..core import Count,OneOf,OpenFraction,Positive,Range,Share
 from .answers import *
 from .outputs import as_outputs
 from ..registry import register
@@ -25,6 +25,7 @@ from ..schema import checked
 class GateHead(AnswerHead):
     "The memory answers where it is sure, the network elsewhere; the network's classifier is run for the others only"
     answer_order = 9        # it replaces rows: what is mixed comes before
+    trains,also = False,('soft',)       # the network is trained on all rows
     def __init__(self,
         bank,                   # The memory; becomes part of the model
         k:Count=1,              # Nearest rows that say the class: one, or the vote of several
@@ -34,9 +35,12 @@ class GateHead(AnswerHead):
         soft:bool=False,
         # What the model gives: 'logits', 'probabilities'; by default what training shows
         outputs:Annotated[str, OneOf('logits', 'probabilities')]=None,
+        # memo-train chooses the threshold on validation data by `fit`, with this; by default it stays as given
+        eps:Share=None,
+        confidence:OpenFraction=None,   # The same: for a `fit` that allows for chance
     ):
         super().__init__(bank, k, outputs)
-        self.temperature,self.soft = temperature,soft
+        self.temperature,self.soft,self.eps,self.confidence = temperature,soft,eps,confidence
         self.register_buffer('threshold', torch.tensor(float(threshold)))
         # the probability given to an answer of the memory; `fit` counts how often it is right
         self.register_buffer('certainty', torch.tensor(.95))
@@ -106,6 +110,11 @@ class GateHead(AnswerHead):
         w = ((sure-self.threshold)/self.temperature)[:,None]
         both = torch.logaddexp(F.logsigmoid(w)+logp, F.logsigmoid(-w)+logits.log_softmax(1))
         return torch.where(none, logits, both)
+
+    @property
+    def fit_args(self):
+        "What was asked for; None where that is nothing, so that the threshold stays"
+        return {k:v for k in ('eps','confidence') if (v := getattr(self, k)) is not None} or None
 
     def refit(self, collected): return {}       # the threshold is the user's until `fit` is asked for
     def chosen(self): return dict(threshold=float(self.threshold), certainty=float(self.certainty))
