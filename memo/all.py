@@ -55,6 +55,7 @@ from .experiment.run_folder import run_config
 from .experiment.report import draw_scores
 from .experiment.run import evaluate_model,evaluate_run,load_run,run_experiment
 from .experiment.compare import compare_runs,run_experiments
+from .experiment.run_speed import speed_run
 
 # what is registered is there by itself: a new bank, head, data set, network, loss or callback needs no line here
 from .registry import find as _find

@@ -67,10 +67,10 @@ class Plain(Baseline):
     "The same training without memory; for heads that change how the network is trained"
     each = True
     def check(self, cfg, name):
-        if any(fact(m.head, 'trains') or m.callback.get('loss_weight') for m in cfg.memories.values()): return
+        if any(fact(h, 'trains') for h in heads_of(cfg)): return
         heads = [k for k,p in known('head').items() if p.facts.get('trains')]
         raise MemoError(f"compare has {name}, a training without memory: that is for the heads {' and '.join(heads)} "
-                        "(the others compare in one training), and for memories with a loss_weight")
+                        "(the others compare in one training)")
     def overrides(self, cfg): return dict(memories=None)
 
 def both_phases(cfg, key, value):
