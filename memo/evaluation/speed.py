@@ -100,7 +100,8 @@ class Samples:
         self.sizes = [o for o in sizes if o<=len(at)]
         self.left_out = [f"{len(at)} samples are fewer than a batch of {o}, which is left out" for o in sizes
                          if o>len(at)]
-        if not self.sizes: raise MemoError(f"speed: {self.left_out[0].partition(',')[0]}; give more, or a smaller batch")
+        if not self.sizes:
+            raise MemoError(f"speed: {self.left_out[0].partition(',')[0]}; give more, or a smaller batch")
         # of a set that is sorted by class the first ones would be of one
         most = max(self.sizes)
         n = max(len(at) if n is None else min(n, len(at)), most)//most*most
@@ -191,8 +192,9 @@ class Measured:
                         start = synchronised(self.device)
                         f(*xb)
                         whole[j,r] += synchronised(self.device)-start
-                if parts:
-                    with self.ready(step, None), PlaceTimes(self.head, self.device) as p: some[:,r] += p(self.model, *xb)
+                if not parts: continue
+                with self.ready(step, None), PlaceTimes(self.head, self.device) as place:
+                    some[:,r] += place(self.model, *xb)
         return whole,some
 
     def rows(self, batches, rounds, parts):
@@ -204,13 +206,13 @@ class Measured:
             return {k:mid, f'{k}_low':low, f'{k}_high':high}
         for j,((acc,left),t) in enumerate(zip(got, self.thresholds), 1):
             own = getattr(self.head, 'threshold', np.nan) if t is None else t
+            row = dict(batch=bs, samples=n, threshold=float(own), hit=sum(left.values())/n)
             each = {f'hit_{k}':left[k]/n for k,h in self.heads.items() if hasattr(h, 'decide')}
-            yield dict(batch=bs, samples=n, threshold=float(own), hit=sum(left.values())/n,
-                       **(each if len(each)>1 else {}),
-                       accuracy_network=plain, accuracy=acc, **ends('faster', whole[0]/whole[j]),
-                       **ends('network_ms', 1e3/n*whole[0]), **ends('model_ms', 1e3/n*whole[j]),
-                       **({f'{k}_ms':np.median(1e3/n*v) for k,v in zip(('features','lookup','behind'), some)}
-                          if parts else {}))
+            if len(each)>1: row |= each
+            row |= dict(accuracy_network=plain, accuracy=acc, **ends('faster', whole[0]/whole[j]))
+            row |= ends('network_ms', 1e3/n*whole[0]) | ends('model_ms', 1e3/n*whole[j])
+            names = ('features_ms','lookup_ms','behind_ms') if parts else ()
+            yield row | {k:np.median(1e3/n*v) for k,v in zip(names, some)}
 
 # %% ../../nbs/evaluation/06_speed.ipynb #a12c5009
 def speed_notes(
@@ -221,7 +223,7 @@ def speed_notes(
     if len(head.bank)==0: return [f"memory {name!r} is empty, so it answers nothing"]
     if not hasattr(head, 'decide'): return [f"a {type(head).__name__} lets no row leave: this is what it costs"]
     if head.soft: return [f"memory {name!r} is soft: both answers are mixed, so no row leaves"]
-    if head.shape is None: return [f"memory {name!r}: no row can leave at its place, so the network runs for all of them"]
+    if head.shape is None: return [f"memory {name!r}: no row can leave at its place, so the network runs for all"]
     return []
 
 def _confidences(learn, head, name, samples):
@@ -239,8 +241,9 @@ def speed(self:MemoryCallback,
     batch_sizes=(1,8,128),  # Samples in a call
     n:int=256,              # Samples to draw from it; None: all
     rounds:int=7,           # Times that all of them are run, after one that is not timed
-    thresholds=None,        # Of a gate: several, or how many, spread from no sample to all; None: its own, with its parts
-)->pd.DataFrame:            # Rows of batch size and threshold; milliseconds a sample: medians, `_low`, `_high` quartiles
+    # Of a gate: several, or how many, spread from no sample to all; None: its own, and the model's parts
+    thresholds=None,
+)->pd.DataFrame:            # Rows of batch size and threshold; ms a sample: medians, quartiles `_low` and `_high`
     "Time the whole model against the network without memory, on the same samples, and the model's parts"
     learn,name,head = self.learn,self._name,self.head
     if rounds<1 or n is not None and n<1: raise MemoError(f"speed: n={n}, rounds={rounds}, numbers from 1 are accepted")
@@ -279,8 +282,8 @@ def speed_text(
     head = ['batch', *['threshold']*cut, 'hit', *exits.values(), 'accuracy', '(network)', 'x faster', 'ms', '(network)',
             *parts.values()]
     rows = [[r['batch'], *[f"{r['threshold']:.3f}"]*cut, share(r['hit']), *[share(r[k]) for k in exits],
-             share(r['accuracy']), share(r['accuracy_network']), *[ms(r, k) for k in ('faster','model_ms','network_ms')],
-             *[ms(r, k) for k in parts]] for r in table.to_dict('records')]
+             share(r['accuracy']), share(r['accuracy_network']),
+             *[ms(r, k) for k in ('faster','model_ms','network_ms',*parts)]] for r in table.to_dict('records')]
     n = table.samples
     about = (f"{a['head']} {a['memory']!r}, {a['fill']} rows; {n.min() if n.min()==n.max() else f'{n.min()}-{n.max()}'} "
              f"samples, median [quartiles] of {a['rounds']} rounds, ms a sample; {a['device']}, {a['threads']} "
