@@ -41,8 +41,9 @@ from .evaluation.classifiers import nearest_mean,retrain_classifier
 from .evaluation.baselines import Baseline
 from .evaluation.tables import Row,compare,format_results,results
 from .evaluation.evaluate import evaluate
+from .evaluation.speed import speed_text
 from .plots.training import plot_counts,plot_history
-from .plots.results import plot_classes,plot_comparison,plot_reliability,plot_results
+from .plots.results import plot_classes,plot_comparison,plot_reliability,plot_results,plot_speed
 from .plots.banks import bank_table,plot_bank,plot_classbank,plot_similarity,plot_stored
 from .experiment.shipped import experiment_file,shipped
 from .experiment.sections import to_yaml
@@ -54,6 +55,7 @@ from .experiment.run_folder import run_config
 from .experiment.report import draw_scores
 from .experiment.run import evaluate_model,evaluate_run,load_run,run_experiment
 from .experiment.compare import compare_runs,run_experiments
+from .experiment.run_speed import speed_run
 
 # what is registered is there by itself: a new bank, head, data set, network, loss or callback needs no line here
 from .registry import find as _find

@@ -1,4 +1,4 @@
-"""The commands `memo-train`, `memo-eval`, `memo-bank`, `memo-cache` and `memo-mosaic`
+"""The commands `memo-train`, `memo-eval`, `memo-bank`, `memo-speed`, `memo-cache` and `memo-mosaic`
 
 Docs: https://github.com/fastmemo/memo/cli.html.md"""
 
@@ -6,7 +6,8 @@ Docs: https://github.com/fastmemo/memo/cli.html.md"""
 
 # %% auto #0
 __all__ = ['options_last', 'command', 'guarded', 'parts_text', 'announcement', 'check_arguments', 'configs', 'to_text',
-           'train_all', 'memo_train', 'memo_eval', 'bank_folder', 'memo_bank', 'memo_cache', 'memo_mosaic']
+           'train_all', 'memo_train', 'memo_eval', 'bank_folder', 'memo_bank', 'numbers', 'memo_speed', 'memo_cache',
+           'memo_mosaic']
 
 # %% ../nbs/90_cli.ipynb #176dba47
 import os,sys
@@ -20,7 +21,7 @@ if __name__=='__main__' and Path(sys.argv[0]).name=='cli.py':
 
 # %% ../nbs/90_cli.ipynb #a99d77e7
 _valued = ('--resume','--table','--data','--model-path','--threshold','--out','--k','--size','--workers','--patients',
-           '--seed','--memory')
+           '--seed','--memory','--batch-sizes','--n','--rounds','--thresholds','--threads')
 
 def options_last(argv):
     "Move `--options` and their values behind the positional arguments of `argv`"
@@ -32,13 +33,14 @@ def options_last(argv):
         else: (last if o.startswith('-') else first).append(o)
     return first+last
 
-if Path(sys.argv[0]).stem in ('memo-train','memo-eval','memo-bank','memo-cache','memo-mosaic'):
+if Path(sys.argv[0]).stem in ('memo-train','memo-eval','memo-bank','memo-speed','memo-cache','memo-mosaic'):
     sys.argv[:] = options_last(sys.argv)
 
 # %% ../nbs/90_cli.ipynb #a8006108
 def command():
     "Take the command's name off the front of the arguments"
-    names = dict(train=memo_train, eval=memo_eval, bank=memo_bank, cache=memo_cache, mosaic=memo_mosaic)
+    names = dict(train=memo_train, eval=memo_eval, bank=memo_bank, speed=memo_speed, cache=memo_cache,
+                 mosaic=memo_mosaic)
     if len(sys.argv)<2 or sys.argv[1] not in names:
         print(f"memo.cli: the first argument must be one of {', '.join(names)}, found "
               f"{' '.join(sys.argv[1:2]) or 'none'}", file=sys.stderr)
@@ -280,6 +282,36 @@ def memo_bank(
         write_bank_json(bank, to, k, whole=json)
         _say(f'{text}\n\n{to}')
         if note: print(f'note: no classes.png, as {note}', file=sys.stderr)
+        return None if cli else text
+    return guarded(run, cli, debug)
+
+# %% ../nbs/90_cli.ipynb #a12c5603
+def numbers(text, what):
+    "Whole numbers between commas"
+    from memo.core import MemoError
+    try: return [int(o) for o in str(text).split(',')]
+    except ValueError: raise MemoError(f"{what}: {text!r}, whole numbers as in 1,8,128 are accepted") from None
+
+@call_parse(pos=['run_dir'])
+def memo_speed(
+    run_dir:str=None, # Run folder, or one of its sub-folders
+    batch_sizes:str='1,8,128', # Samples in a call
+    n:int=256, # Test samples to draw; 0 for all
+    rounds:int=7, # Times that all of them are run, after one that is not timed
+    thresholds:int=8, # Of the curve of speed against accuracy
+    threads:int=None, # Of torch; by default as many as it has
+    debug:bool=False # Tracebacks for mistakes too
+):
+    "Time a run's model with its memory against the network alone, in all and by parts; write speed.csv and speed.png"
+    cli = is_cli(memo_speed)
+    def run():
+        from memo.core import MemoError
+        if run_dir is None: raise MemoError("give a run folder: memo-speed RUN_DIR [--batch-sizes 1,8,128]")
+        if thresholds<2: raise MemoError(f"--thresholds: {thresholds}, a number from 2 is accepted")
+        sizes = numbers(batch_sizes, '--batch-sizes')
+        from memo.experiment.run_speed import speed_run
+        text = speed_run(Path(run_dir), sizes, n or None, rounds, thresholds, threads, (lambda s: _say(f'{s}\n')))
+        _say(Path(run_dir)/'speed.csv')
         return None if cli else text
     return guarded(run, cli, debug)
 

@@ -50,6 +50,16 @@ def test_commands(repo):
         bad += [f'{p.relative_to(repo)}: {o}' for o in names+files if not list(repo.glob(o))]
     assert not bad, bad
 
+def test_every_command_is_told(repo):
+    "README names each command that setup.cfg installs, and python -m memo.cli knows it"
+    cfg = configparser.ConfigParser()
+    cfg.read(repo/'setup.cfg', encoding='utf-8')
+    names = re.findall(r'^(memo-\w+) =', cfg['options.entry_points']['console_scripts'].strip(), re.M)
+    text,cli = ((repo/o).read_text(encoding='utf-8') for o in ('README.md','memo/cli.py'))
+    known = re.search(r'names = dict\((.*?)\)', cli, re.S)[1]
+    lost = [n for n in names if f'`{n}`' not in text or f'={n.replace("-", "_")}' not in known]
+    assert len(names)>5 and not lost, lost
+
 def test_modules(repo):
     "Modules that the pages name are there; of the changes those that are there now, not what was"
     bad = []

@@ -20,7 +20,7 @@ class Row(NamedTuple):
     "Key of a table row: training, method and memory"
     training:str = '' # The baseline whose training it is; '' for the experiment's own
     method:str = '' # The baseline that works on the trained network; '' for the network as it is
-    memory:tuple = () # Names of the memories that take part, or of the head that reads one
+    memory:tuple = () # Names of the memories that take part, or of the head that reads one; behind : how it answers
     seed:int|None = None # None where it stands for all seeds
 
     @property
@@ -33,7 +33,9 @@ def label(row, titles):
     own = titles.get(row.training, row.training or 'plain network')
     text = own if not row.method else ', '.join([titles.get(row.method, row.method), *([own] if row.training else [])])
     if not row.memory: return text
-    return f"{text} + memory{'' if row.memory==('memory',) else ': '+', '.join(row.memory)}"
+    names = [f"{n} ({way})" if way else n for n,_,way in (o.partition(':') for o in row.memory)]
+    if len(names)==1 and row.memory[0].partition(':')[0]=='memory': return f'{text} + {names[0]}'
+    return f"{text} + memory: {', '.join(names)}"
 
 # %% ../../nbs/evaluation/04_tables.ipynb #b842cd3c
 def row_of(r, seed=None):

@@ -111,7 +111,8 @@ def check_compared(cfg, s, fail):
         fits = ', '.join(n for n,p in known('head').items() if _watches(p.facts))
         what = f"needs the features that a memory sees: memory.head {fits}, or compare=[]"
         fail('compare', f"compare has {s.name}, which {what}")
-    if m.head.name==s.name: fail('compare', f"compare has {s.name}, which {at(n)}.head is already")
+    if m.head.name==s.name and m.head.args==s.args:
+        fail('compare', f"compare has {s.name}, which {at(n)}.head is already")
     check_head(cfg, 'compare', s, m.bank, fail)
 
 def check(

@@ -20,7 +20,7 @@ from .config import *
 from ..core import *
 from ..evaluation.evaluate import *
 from .report import *
-from ..heads.base import MemoryHead
+from ..training.epoch_figures import is_fitted
 from ..training.checkpoint import *
 from ..training.distributed import *
 from ..training.stages import *
@@ -66,8 +66,9 @@ def finish_memories(t, learn):
     "After training: memories that are asked now see the network as it is, and what there is to choose is chosen"
     for k,m in t.cfg.memories.items():
         cb = learn.memories[k]
-        if not fact(m.head, 'trains') and not fact(m.bank, 'views'): cb.rekey()
-        if type(cb.head).fit is not MemoryHead.fit and len(learn.dls.valid.dataset): cb.fit()
+        if not fact(m.head, 'trains') and not fact(m.bank, 'views') and not cb.bank.learned: cb.rekey()
+        if not is_fitted(cb.head) or (kw := cb.head.fit_args) is None: continue
+        if len(learn.dls.valid.dataset): cb.fit(**kw)
 
 def train(
     t, # A `Training`

@@ -142,6 +142,8 @@ class MemoryHead(Described):
     needs_labels = False    # does it answer by the labels of its rows?
     leaves_early = False    # is it there so that rows leave the network at its place?
     trains = False      # is what comes behind it trained with what it recalls?
+    also = ()           # switches of its own that a table of results shows both ways
+    fit_args = {}       # of the `fit` at the end of a training; None: what it was given stays
     def __init_subclass__(cls, **kwargs):
         "Derive `trains` and `mixes` from the methods a head defines, unless it states them"
         super().__init_subclass__(**kwargs)

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from typing import Annotated
 from ..banks.search import class_votes
-from ..core import Count,MemoError,OneOf,OpenFraction,Positive,Probability,Range
+from ..core import Count,MemoError,OneOf,OpenFraction,Positive,Probability,Range,Share
 from ..metrics.intervals import binomial_bound,rows_to_bound
 from ..metrics.multiclass import calibration_error
 from .answers import *
@@ -73,7 +73,7 @@ def tell_never(n, eps, confidence, got):
 class GateHead(AnswerHead):
     "The memory answers where it is sure, the network elsewhere; the network's classifier is run for the others only"
     answer_order = 9        # it replaces rows: what is mixed comes before
-    trains = False          # what leaves at its place does so in evaluation only
+    trains,also = False,('soft',)       # the network is trained on all rows
     refit = None            # the threshold is the user's until `fit` is asked for
     def __init__(self,
         bank,                   # The memory; becomes part of the model
@@ -84,9 +84,12 @@ class GateHead(AnswerHead):
         soft:bool=False,
         # What the model gives: 'logits', 'probabilities'; by default what training shows
         outputs:Annotated[str, OneOf('logits', 'probabilities')]=None,
+        # memo-train chooses the threshold on validation data by `fit`, with this; by default it stays as given
+        eps:Share=None,
+        confidence:OpenFraction=None,   # The same: for a `fit` that allows for chance
     ):
         super().__init__(bank, k, outputs)
-        self.temperature,self.soft = temperature,soft
+        self.temperature,self.soft,self.eps,self.confidence = temperature,soft,eps,confidence
         self.register_buffer('threshold', torch.tensor(float(threshold)))
         # the probability given to an answer of the memory; `fit` counts how often it is right
         self.register_buffer('certainty', torch.tensor(.95))
@@ -264,6 +267,11 @@ class GateHead(AnswerHead):
                             ece=calibration_error(sure, said, y) if o['rows'] else math.nan,
                             now=bool(t==self.threshold)))
         return res
+
+    @property
+    def fit_args(self):
+        "What was asked for; None where that is nothing, so that the threshold stays"
+        return {k:v for k in ('eps','confidence') if (v := getattr(self, k)) is not None} or None
 
     def chosen(self): return dict(threshold=float(self.threshold), certainty=float(self.certainty))
 

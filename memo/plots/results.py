@@ -1,4 +1,4 @@
-"""Methods by metrics with intervals, scores of each class, reliability of probabilities
+"""Methods by metrics with intervals, scores of each class, reliability of probabilities, speed against accuracy
 
 Docs: https://github.com/fastmemo/memo/plots/results.html.md"""
 
@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/plots/results.html.md"""
 
 # %% auto #0
 __all__ = ['result_columns', 'plot_results', 'draw_dots', 'plot_comparison', 'draw_bars', 'plot_classes', 'wilson',
-           'plot_reliability']
+           'plot_reliability', 'plot_speed']
 
 # %% ../../nbs/plots/03_results.ipynb #702680d3
 import textwrap
@@ -125,4 +125,27 @@ def plot_reliability(
           title=f'calibration error {100*binned_error(df):.2g} %')
     b.bar(df.low, df.n, df.high-df.low, align='edge', color='#66ccee', ec='w', lw=.5)
     b.set(xlabel='probability', ylabel='labels', yscale='log', ylim=(.5,None))
+    return fig
+
+# %% ../../nbs/plots/03_results.ipynb #a12c5103
+@drawing()
+def plot_speed(
+    table # What `learn.memory.speed` gives, or several of these by name
+)->Figure: # A panel for each name, a line for each batch size
+    "Accuracy of a gated model against how many times faster it is than the network alone"
+    tables = table if isinstance(table, dict) else {'':table}
+    if not any(len(t) for t in tables.values()): return text_picture('no times')
+    fig,axs = panels(1, len(tables), 3.2, 2.4)
+    for ax,(name,t) in zip(axs.flat, tables.items()):
+        for i,(bs,of) in enumerate(t.groupby('batch')):
+            of,c = of.sort_values('hit', kind='stable'),_colors[i%len(_colors)]
+            ax.plot(of.faster, 100*of.accuracy, 'o-', color=c, ms=3.5, lw=1, label=f'batch {bs}')
+            ax.hlines(100*of.accuracy, of.faster_low, of.faster_high, color=c, lw=1.5, alpha=.4)
+            for r in of.itertuples() if i==0 else ():
+                ax.annotate(f'{100*r.hit:.0f} %', (r.faster, 100*r.accuracy), xytext=(2, 3), fontsize=6,
+                            textcoords='offset points')
+        ax.axvline(1, color='.5', lw=.8, ls=':')
+        ax.axhline(100*t.accuracy_network.mean(), color='.5', lw=.8, ls='--', label='network alone')
+        ax.set(xlabel='times faster than the network alone', ylabel='accuracy, %', title=name)
+        ax.legend()
     return fig
