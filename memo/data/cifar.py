@@ -97,7 +97,8 @@ def read_folders(
                             "copy them again")
         ps = [p for o in paths for p in o]
         check_images(ps, f'copy the images in {d} again, as they are in the archive', 32)
-        parts.append((FileImages(ps, 32, 3).load(), torch.arange(classes).repeat_interleave(tensor([*map(len, paths)]))))
+        y = torch.arange(classes).repeat_interleave(tensor([*map(len, paths)]))
+        parts.append((FileImages(ps, 32, 3).load(), y))
     return (*parts,names)
 
 # %% ../../nbs/data/08_cifar.ipynb #43aa2386

@@ -41,7 +41,7 @@ def whole_dls(
     y:Tensor, # Labels, [N]
     test_x:Tensor, # Test images
     test_y:Tensor, # Their labels
-    n:Count=None, # Training images, drawn by `seed`, of each class its share; by default all that are not for validation
+    n:Count=None, # Training images, drawn by `seed`, of each class its share; by default all but those for validation
     valid:Natural=0, # Validation images per class
     **kwargs
 )->DataLoaders: # train, valid, test; no class counts as many- or few-shot
@@ -120,7 +120,7 @@ def cifar(
 @register('data', task='multiclass')
 @delegates(cifar, but=['classes'])
 def cifar10(
-    # Folder of `cifar-10-batches-py`, or of train/CLASS/*.png and test/CLASS/*.png; by default the settings' data folder
+    # Folder of `cifar-10-batches-py`, or of train/CLASS/*.png and test/CLASS/*.png; by default the settings' data one
     root:str|Path=None,
     valid:Natural=500, # Validation images per class, from the training images
     **kwargs
@@ -131,7 +131,7 @@ def cifar10(
 @register('data', task='multiclass')
 @delegates(cifar, but=['classes'])
 def cifar100(
-    # Folder of `cifar-100-python`, or of train/CLASS/*.png and test/CLASS/*.png; by default the settings' data folder
+    # Folder of `cifar-100-python`, or of train/CLASS/*.png and test/CLASS/*.png; by default the settings' data one
     root:str|Path=None,
     valid:Natural=50, # Validation images per class, from the training images
     **kwargs

@@ -80,7 +80,8 @@ class Multiclass(Task):
 
     def suits(self, y): return y.ndim==1 and not y.is_floating_point()
     def columns_of(self, dls):
-        return self.columns if is_tailed(dls) else {k:v for k,v in self.columns.items() if k not in ('many','medium','few')}
+        rare = () if is_tailed(dls) else ('many','medium','few')
+        return {k:v for k,v in self.columns.items() if k not in rare}
     def metrics(self, dls): return [accuracy, *(shot_metrics(*shots(dls)) if is_tailed(dls) else [])]
     def scores(self, probs, y, dls): return longtail_scores(probs, y, *shots(dls))
     def predictions(self, probs, y, dls, item):
