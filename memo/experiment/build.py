@@ -128,7 +128,8 @@ def build_learner(
     else: model = build_model(cfg, dls, short)
     splitter = trainable_params if cfg.train.frozen else body_head_splitter
     t = cfg.train
-    cbs = [*build_memory(cfg, dls), *(made(f'train.cbs.{s.name}', s) for s in t.cbs), *[GradientClip(t.clip)]*bool(t.clip)]
+    cbs = [*build_memory(cfg, dls), *(made(f'train.cbs.{s.name}', s) for s in t.cbs)]
+    if t.clip is not None: cbs.append(GradientClip(t.clip))
     loss = build_loss('train.loss', t.loss, dls, t.class_weights, task(cfg))
     return Learner(dls, model.to(dls.device), loss_func=loss, opt_func=dict(adamw=adamw, adam=adam)[t.opt],
                    splitter=splitter, metrics=build_metrics(cfg, dls), cbs=cbs, wd=t.wd)

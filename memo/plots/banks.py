@@ -38,7 +38,7 @@ def plot_slots(bank, vocab):
     b.set(xlabel='age (writes since last touched)', ylabel='rows')
     unit = getattr(bank, 'norms', None) is None         # rows of unit length say how often they were recalled
     c.hist((bank.hits if unit else bank.norms)[:n].tolist(), bins=20, color='#228833')
-    c.set(xlabel='times recalled while it was written' if unit else 'length of the feature', ylabel='rows')
+    c.set(xlabel='times recalled in training' if unit else 'length of the feature', ylabel='rows')
     return fig
 
 def plot_rows(bank, vocab):

@@ -54,7 +54,8 @@ def plot_history(
                 ax.text(i+.6, .98, s, transform=ax.get_xaxis_transform(), fontsize=5, color='.5', rotation=90, va='top')
         ax.set(xlabel='epoch', ylabel=name if len(cols)==1 and name==cols[0] else '')
         ax.xaxis.get_major_locator().set_params(integer=True)
-        ax.legend(loc='lower left', bbox_to_anchor=(0,1), ncols=2, borderpad=0, columnspacing=1)
+        ax.legend(loc='lower left', bbox_to_anchor=(0,1), ncols=2 if max(map(len, cols))<13 else 1, borderpad=0,
+                  columnspacing=1)
     return fig
 
 # %% ../../nbs/plots/02_training.ipynb #487ad5e4
