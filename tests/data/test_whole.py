@@ -16,6 +16,7 @@ from memo.data.longtail import _fashion_deb, digits_lt
 from memo.data.tensors import TensorDL, plain_dl
 from memo.data.transforms import RandomLight, RandomRotate
 from memo.data.whole import cifar10, cifar100, digits, fashion_mnist, stratified
+from memo.evaluation.tasks import Multiclass, titles_of
 from memo.models.small import small_cnn
 
 fashion = pytest.mark.skipif(not _fashion_deb.is_dir(), reason='dataset-fashion-mnist is not installed')
@@ -239,6 +240,14 @@ def test_too_many_for_validation(archive):
     fails(lambda: small(cifar10, archive, valid=1000), 'valid: 1000 images per class are asked for')
     fails(lambda: small(cifar10, archive, valid=10, n=4000), 'n: 4000 training images', '1400 are there')
     assert len(small(cifar10, archive, valid=0)[1].dataset)==0
+
+@pytest.mark.parametrize('seed', [0,1,2])
+def test_no_class_is_rare(seed):
+    "Neither in the draw, which leaves out nothing, nor in tables"
+    dls = digits(seed=seed, device='cpu')
+    y = torch.from_numpy(load_digits().target)
+    assert torch.equal(dls.counts, y.bincount()-70) and [*titles_of(Multiclass(), dls)]==['accuracy','balanced_accuracy',
+                                                                                        'ece']
 
 def test_digits_are_at_32_pixels():
     dls = digits(device='cpu')
