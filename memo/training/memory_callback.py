@@ -418,7 +418,8 @@ class MemoryCallback(Callback):
         if training:
             if f.columns and f.in_training:
                 for c in f.columns: c.look(self.learn)
-            return self._own_loss(f) if self.loss_weight and f.real else None
+            if self.loss_weight and f.real: self._own_loss(f)
+            return self._tie(f) if num_distrib()>1 else None
         if f.figures is not None and (step := self.learn.batch_ids.step) is not None: f.figures.look(step)
 
     def _read_targets(self, f):
@@ -429,6 +430,11 @@ class MemoryCallback(Callback):
         for m in f.memories:
             if say := check_head(m.head, m.name, f.targets, learn.yb, every): warn(say)
             m.told = m.told or bool(say)
+
+    def _tie(self, f):
+        "Several processes wait for a gradient of each parameter, that of learned rows which no loss looked at too"
+        for p in (p for m in f.memories for p in m.head.bank.parameters() if p.requires_grad):
+            self.learn.loss_grad = self.learn.loss_grad + p.sum()*0
 
     def _own_loss(self, f):
         w = self.loss_weight
@@ -482,6 +488,7 @@ class MemoryCallback(Callback):
     def after_step(self):
         if not self._fits or not self._fits[-1].stepped: return
         for m in self._fits[-1].memories:
+            m.head.bank.settle()
             if not m.kept: continue
             got = [None if any(o is None for o in os) else torch.cat(os) for os in zip(*m.kept)]
             m.kept = []
@@ -489,7 +496,8 @@ class MemoryCallback(Callback):
             if got is None:
                 m.stage,m.told = 'step',m.told or self._fits[-1].targets.told
                 continue
-            m.head.bank.write(*got)
+            slots = m.head.bank.write(*got)
+            if m.head.bank.learned: forget_moments(self.opt, m.head.bank, slots)
             m.stage = 'written'
 
     def after_train(self):
