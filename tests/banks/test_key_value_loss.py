@@ -90,7 +90,8 @@ def test_nothing_is_none(kind):
     assert b.contrastive(z, y) is None
 
 ways = dict(zero=lambda z: z*0, one_zero=lambda z: torch.cat([z[:1]*0, z[1:]]), huge=lambda z: z*1e30,
-            largest=lambda z: z.sign()*3e38, tiny=lambda z: z*1e-30, same=lambda z: z[:1].expand_as(z), one=lambda z: z[:1],
+            largest=lambda z: z.sign()*3e38, tiny=lambda z: z*1e-30,
+            same=lambda z: z[:1].expand_as(z), one=lambda z: z[:1],
             half=lambda z: z.half(), bfloat=lambda z: z.bfloat16(), double=lambda z: z.double())
 
 @both
@@ -147,7 +148,7 @@ def test_training_on_it_pulls_features_to_their_class():
 
 @both
 def test_ten_thousand_rows(kind):
-    "Of 512 numbers, a batch of 128: equal to the textbook form, in a memory that is a few times that of the similarities"
+    "Of 512 numbers, a batch of 128: equal to the textbook form"
     g = torch.Generator().manual_seed(0)
     b = kind(10_000, n_classes=10, similarity_threshold=1.)
     b.write(torch.randn(10_000, 512, generator=g), torch.arange(10_000)%10)

@@ -34,7 +34,7 @@ def test_q2_scores_are_on_the_path_of_the_loss():
 
 @both
 def test_q3_every_row_of_the_class_is_a_positive(kind):
-    "A query that is one of 50 rows of its class loses what the others of its class do not take; the first slot is nobody"
+    "Not the first slot of its class alone: a query that is a row itself loses little, and classes keep many slots"
     b = kind(50, n_classes=5)
     x,y = rows(50)
     b.write(x, y)

@@ -63,7 +63,7 @@ def test_moments_of_rewritten_rows_are_reset(dls, opt):
     assert len(b)==60 and int(b.replaced)>0
     assert learn.watch.moved>0 and learn.watch.rewritten>0 and learn.watch.kept>0
     learn.create_opt()
-    assert any(p is b.features for p in learn.opt.param_lists[-1]) and any(p is b.scores for p in learn.opt.param_lists[-1])
+    for o in (b.features,b.scores): assert any(p is o for p in learn.opt.param_lists[-1])
 
 def test_of_an_item_that_came_again_an_optimizer_remembers_its_way():
     b = TrainableBank(6, n_classes=2)
