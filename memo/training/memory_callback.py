@@ -52,6 +52,7 @@ class _Fit:
     stepped = real = writing = trained = is_fit = untold = began = told = False
     names = figures = targets = None
     in_training = False     # are the columns of training batches too?
+    tied = ()
     def __init__(self, memories): self.memories = memories
 
 def _in_added_cbs():
@@ -433,8 +434,9 @@ class MemoryCallback(Callback):
 
     def _tie(self, f):
         "Several processes wait for a gradient of each parameter, that of learned rows which no loss looked at too"
-        for p in (p for m in f.memories for p in m.head.bank.parameters() if p.requires_grad):
-            self.learn.loss_grad = self.learn.loss_grad + p.sum()*0
+        ps = [p for m in f.memories for p in m.head.bank.parameters() if p.requires_grad]
+        for p in ps: self.learn.loss_grad = self.learn.loss_grad + p.sum()*0
+        f.tied = [p for p in ps if p.grad is None]
 
     def _own_loss(self, f):
         w = self.loss_weight
@@ -452,7 +454,10 @@ class MemoryCallback(Callback):
             m.losses.append(float(own.detach()))
 
     def after_backward(self):
-        if not self._fits or not self._fits[-1].writing: return
+        if not self._fits: return
+        for p in self._fits[-1].tied:       # one process would have no gradient, and no decay, there
+            if not bool(p.grad.any()): p.grad = None
+        if not self._fits[-1].writing: return
         learn,step = self.learn,self.learn.batch_ids.step
         if self.every>1 and (learn.epoch*learn.n_iter+learn.iter)%self.every: return
         if step is None or step.main is None:
