@@ -303,7 +303,6 @@ class TrainableBank(KeyValueBank):
     ):
         super().__init__(size, n_classes, similarity_threshold, dim, seed)
         self.update_rate = update_rate
-        self.register_buffer('draws', torch.tensor(0))
         del self._buffers['features']
         for o in ('features','scores'): self.register_parameter(o, None)
 
@@ -395,8 +394,7 @@ class TrainableBank(KeyValueBank):
     def make_way(self, s, y, taken):
         "Slots of the rows that are the least sure of their class, and used least; equal ones at random"
         n = min(len(y), self.size-len(taken.unique()))
-        u = hashed(self.seed, self.draws+torch.arange(self.size, device=self.device)).double()/2**63
-        self.draws += self.size
+        u = hashed(self.seed, self.updates*self.size+torch.arange(self.size, device=self.device)).double()/2**63
         sure = (self.confidence()*(1+1e-6*u).float()).index_fill_(0, taken, math.inf)
         slot = torch.full_like(y, -1)
         slot[:n] = sure.topk(n, largest=False).indices
