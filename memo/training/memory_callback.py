@@ -444,7 +444,7 @@ class MemoryCallback(Callback):
         if training:
             if f.columns and f.in_training:
                 for c in f.columns: c.look(self.learn)
-            if f.counts: self._count_right(f)
+            if f.counts and f.writing: self._count_right(f)     # mixed images have no label of their own
             return self._own_loss(f) if self.loss_weight and f.real else None
         if f.figures is not None and (step := self.learn.batch_ids.step) is not None: f.figures.look(step)
 
