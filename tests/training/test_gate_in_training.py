@@ -4,7 +4,7 @@ import pytest, torch
 from fastai.callback.training import GradientAccumulation
 from fastai.callback.mixup import MixUp
 from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, L, Learner, MSELossFlat, accuracy, nn,
-                               set_seed)
+                               no_random, set_seed)
 from contracts.made import X, Y, digits, learner
 from helpers.errors import err
 from helpers.half import Half
@@ -155,8 +155,9 @@ class Inside(Callback):
     def after_epoch(self):
         if self.on: return
         self.on = True
-        if self.n_epoch>1: self.rows.append([str(o) for o in self.recorder.log[:-1]])
-        if self.what in ('validate','get_preds'): getattr(self.learn, self.what)()
+        if self.n_epoch>1: self.rows.append([str(o) for o in self.recorder.log[2:-1]])      # fastai smooths anew
+        if self.what in ('validate','get_preds'):
+            with no_random(): getattr(self.learn, self.what)()
         if self.what=='fit':
             opt,names = self.learn.opt,self.learn.recorder.metric_names
             model = {k:v.clone() for k,v in self.learn.model.state_dict().items()}
