@@ -127,6 +127,7 @@ class Bank(Described):
     views = False       # does it keep several rows of an item? Those are not encoded anew, which would make them one
     unit = False        # have rows unit length? Then queries get it too, whatever they are compared by
     needs_labels = False    # can it store nothing without a label?
+    rewritten = ()      # names of parameters of which `write` replaces rows: an average of them is of several items
     learned = False     # are rows parameters, made by `build` when the memory gets its place in a model?
     def __init__(self, dim, n_classes, seed):
         super().__init__()
@@ -276,6 +277,8 @@ class Bank(Described):
     def build(self, dim, n_classes):
         "Make learnable parameters for features of width `dim`; called once, when the memory is attached to a model"
 
+    def settle(self): "Called after each step of an optimizer, for banks whose rows it changes"
+
     def _labels(self, y):
         if y.ndim>2:
             raise MemoError(f"write: labels are {tuple(y.shape)}, class numbers [B] or 0/1 targets [B,C] are accepted")
@@ -302,6 +305,16 @@ class Bank(Described):
     def rows(self):
         "What is stored: `features [N,D]`, `norms`, `labels`, `items`, `groups`, mask of the valid rows (None: all)"
         raise NotImplementedError
+
+    def stored(self):
+        "What `rows` gives but for the labels, which may take long to work out"
+        f,norms,_,items,groups,valid = self.rows()
+        return f,norms,items,groups,valid
+
+    def labels_of(self, i):
+        "Labels of rows `i`; None where there are none"
+        y = self.rows()[2]
+        return None if y is None or len(y)==0 else y[i]
 
     def write(self, x, y=None, logits=None, item=None, group=None):
         "Offer features [B,D] with their labels and ids; returns the slot of each row [B], -1 where it was not stored"
@@ -330,9 +343,10 @@ class Bank(Described):
         if self.features is None:
             z = q.new_zeros(q.shape[0], k, dtype=torch.float32)
             return Read(torch.zeros_like(q, dtype=torch.float32), z, torch.full(z.shape, -1, device=q.device), z)
-        f,norms,_,i,g,valid = self.rows()
+        f,norms,i,g,valid = self.stored()
         same = [(o if o is None else o.to(dev),p) for o,p in ((item,i),(group,g))]
-        if self.unit: kwargs['normalize'] = 'both'
+        # unit rows are not divided by their lengths once more
+        if self.unit: kwargs['normalize'] = 'both' if kwargs.get('similarity')=='euclidean' else 'query'
         return read_rows(q, f, k, norms=norms, same=same, valid=valid, **kwargs)
 
     def classify(self,
@@ -343,11 +357,10 @@ class Bank(Described):
         "Label of the nearest row and its cosine similarity"
         r = self.read(q, 1, item, group)
         i,sure = r.index[:,0],r.similarity[:,0]
-        y = None if self.features is None else self.rows()[2]
-        if y is None or len(y)==0: return torch.full_like(i, -1),torch.zeros_like(sure)
+        y = None if self.features is None else self.labels_of(i.clamp(min=0).to(self.device))
+        if y is None: return torch.full_like(i, -1),torch.zeros_like(sure)
         none = i<0
-        y = y.to(i.device)
-        return y[i.clamp(min=0)].masked_fill(none if y.ndim==1 else none[:,None], -1),sure.masked_fill(none, 0)
+        return y.to(i.device).masked_fill(none if y.ndim==1 else none[:,None], -1),sure
 
     def contrastive(self,
         z:Tensor,           # Features [B,D]; take a gradient

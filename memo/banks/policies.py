@@ -7,7 +7,7 @@ Docs: https://github.com/fastmemo/memo/banks/policies.html.md"""
 # %% auto #0
 __all__ = ['Candidates', 'Policy', 'policies', 'rarity', 'statistical', 'diversity', 'hybrid', 'is_multilabel', 'entropy',
            'difficulty', 'ease', 'everything', 'top_share', 'rising', 'oldest', 'algorithm_r', 'weakest', 'as_int64',
-           'hashed', 'nothing']
+           'hashed', 'first_of_alike', 'taken_from_largest', 'lowest_of_each', 'nothing']
 
 # %% ../../nbs/banks/03_policies.ipynb #ee57f52e
 import math,torch
@@ -128,6 +128,39 @@ def hashed(
     z = (z ^ _shift(z, 30)) * _M1
     z = (z ^ _shift(z, 27)) * _M2
     return (z ^ _shift(z, 31)) & 0x7FFFFFFFFFFFFFFF
+
+# %% ../../nbs/banks/03_policies.ipynb #4b64b502
+def first_of_alike(
+    alike:Tensor    # Is row i as good as row j? [B,B]
+)->Tensor:          # [B]
+    "Rows that are like no earlier row that stays, as if they had come one after the other"
+    before = alike.tril(-1).float()
+    keep = torch.ones(len(alike), dtype=torch.bool, device=alike.device)
+    while True:         # a row depends on earlier ones alone, so this ends; for real features after two or three rounds
+        was,keep = keep,before@keep.float()==0
+        if torch.equal(was, keep): return keep
+
+# %% ../../nbs/banks/03_policies.ipynb #4b64b505
+def taken_from_largest(
+    counts:Tensor,  # Rows of each class [C]
+    n               # How many are wanted
+)->Tensor:          # [C]
+    "How many rows each class gives up, where one after the other is taken from the class that is the largest then"
+    c = counts.sort(descending=True).values
+    level = ((c.cumsum(0)-n) // torch.arange(1, len(c)+1, device=c.device)).amax()
+    give,more = (counts-level-1).clamp(min=0),counts>level
+    return give + (more & (more.cumsum(0)<=n-give.sum()))
+
+def lowest_of_each(
+    score:Tensor,   # [N]
+    label:Tensor,   # Classes [N]
+    n:Tensor        # How many rows of each class [C]
+)->Tensor:          # Their positions, by class, the lowest first
+    "The rows of each class with the lowest scores"
+    o = score.argsort(stable=True)
+    o = o[label[o].argsort(stable=True)]
+    many = torch.bincount(label, minlength=len(n))
+    return o[torch.arange(len(o), device=o.device)-(many.cumsum(0)-many)[label[o]] < n[label[o]]]
 
 # %% ../../nbs/banks/03_policies.ipynb #ea11a1b1
 def nothing(c, bank): return torch.zeros_like(c.norm)

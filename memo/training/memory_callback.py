@@ -53,6 +53,7 @@ class _Fit:
     names = figures = targets = None
     right = n = 0           # training items that the network was right about, and all of them
     in_training = False     # are the columns of training batches too?
+    tied = ()
     def __init__(self, memories): self.memories = memories
 
 def _in_added_cbs():
@@ -445,7 +446,8 @@ class MemoryCallback(Callback):
             if f.columns and f.in_training:
                 for c in f.columns: c.look(self.learn)
             if f.counts and f.writing: self._count_right(f)     # mixed images have no label of their own
-            return self._own_loss(f) if self.loss_weight and f.real else None
+            if self.loss_weight and f.real: self._own_loss(f)
+            return self._tie(f) if num_distrib()>1 else None
         if f.figures is not None and (step := self.learn.batch_ids.step) is not None: f.figures.look(step)
 
     def _read_targets(self, f):
@@ -468,6 +470,12 @@ class MemoryCallback(Callback):
         if ok is not None: got = got[ok]
         f.right,f.n = f.right+got.sum(),f.n+len(got)
 
+    def _tie(self, f):
+        "Several processes wait for a gradient of each parameter, that of learned rows which no loss looked at too"
+        ps = [p for m in f.memories for p in m.head.bank.parameters() if p.requires_grad]
+        for p in ps: self.learn.loss_grad = self.learn.loss_grad + p.sum()*0
+        f.tied = [p for p in ps if p.grad is None]
+
     def _own_loss(self, f):
         w = self.loss_weight
         for m in f.memories:
@@ -488,7 +496,10 @@ class MemoryCallback(Callback):
             m.losses.append(float(own.detach()))
 
     def after_backward(self):
-        if not self._fits or not self._fits[-1].writing: return
+        if not self._fits: return
+        for p in self._fits[-1].tied:       # one process would have no gradient, and no decay, there
+            if not bool(p.grad.any()): p.grad = None
+        if not self._fits[-1].writing: return
         learn,step = self.learn,self.learn.batch_ids.step
         if self.every>1 and (learn.epoch*learn.n_iter+learn.iter)%self.every: return
         if step is None or step.main is None:
@@ -524,6 +535,7 @@ class MemoryCallback(Callback):
     def after_step(self):
         if not self._fits or not self._fits[-1].stepped: return
         for m in self._fits[-1].memories:
+            m.head.bank.settle()
             if not m.kept: continue
             got = [None if any(o is None for o in os) else torch.cat(os) for os in zip(*m.kept)]
             m.kept = []
@@ -531,7 +543,8 @@ class MemoryCallback(Callback):
             if got is None:
                 m.stage,m.told = 'step',m.told or self._fits[-1].targets.told
                 continue
-            m.head.bank.write(*got)
+            slots = m.head.bank.write(*got)
+            if m.head.bank.learned: forget_moments(self.opt, m.head.bank, slots)
             m.stage = 'written'
 
     def after_train(self):

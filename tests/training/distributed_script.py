@@ -6,6 +6,7 @@ from fastai.vision.all import set_seed
 from sklearn.datasets import load_digits
 from memo.banks.slots import SlotBank
 from memo.banks.classes import ClassBank
+from memo.banks.key_value import TrainableBank
 from memo.training.memory_callback import MemoryCallback
 from memo.heads.base import MemoryHead
 from memo.data.tensors import TensorDL, TensorSet
@@ -94,13 +95,19 @@ class Pull(MemoryHead):
     def build(self, dim, n_classes): self.centres = nn.Parameter(torch.zeros(n_classes, dim))
     def loss(self, z, y): return (z-self.centres[y]).pow(2).mean()
 
+class Near(MemoryHead):
+    "Features near to rows of their class"
+    def loss(self, z, y): return self.bank.contrastive(z, y, item=self.own(len(z))[0])
+
 def several():
-    "Three memories in one model, one of which learns its rows"
+    "Memories in one model, of which one has class rows to learn, and one, empty at first, learns its own rows"
     set_seed(0)
     learn = Learner(dls(), net(False), metrics=accuracy, cbs=[MemoryCallback(ClassBank(10, capacity=6), name='rare'),
         MemoryCallback(SlotBank(60, policy='fifo'), head='add', at='1', name='early'),
         MemoryCallback(SlotBank(200, policy='fifo'), head='vote'),
-        MemoryCallback(SlotBank(20), head=Pull, at='3', name='pull', loss_weight=.2)])
+        MemoryCallback(SlotBank(20), head=Pull, at='3', name='pull', loss_weight=.2),
+        MemoryCallback(TrainableBank(30), head=Near, name='near', loss_weight=.2),
+        MemoryCallback(TrainableBank(30), head=None, name='still')])        # of which no loss looks at the rows
     with learn.no_bar(), learn.no_logging(), learn.distrib_ctx(sync_bn=False): learn.fit(2, 1e-2)
     return dict(model=learn.model.state_dict(), names=list(learn.recorder.metric_names),
                 values=[list(o) for o in learn.recorder.values],

@@ -86,6 +86,9 @@ def test_several_memories_in_two_processes(ranks):
     assert len(set(a['items']['memory'])-{-1})==N, 'each item has its row'
     centres = next(v for k,v in a['model'].items() if k.endswith('centres'))
     assert centres.abs().sum()>0
+    scores = {n:next(v for k,v in a['model'].items() if n in k and k.endswith('scores')) for n in ('near','still')}
+    # learned, beside those that were written
+    assert len(scores['near'].unique())>50 and scores['near'].isfinite().all()
     assert a['names']==b['names'] and {'rare_fill','early_hit','memory_hit','pull_loss'}<set(a['names'])
 
 @pytest.mark.parametrize('dry', [False,True])
