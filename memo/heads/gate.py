@@ -229,6 +229,7 @@ class GateHead(AnswerHead):
             bounds = binomial_bound(got.harmful.cpu().numpy(), n, confidence)
             good = torch.as_tensor(bounds<=eps, device=ts.device)
         i = int(good.int().cumprod(0).sum())-1
+        if i>=0 and not int(got.rows[i]): i = -1
         if i>=0 and confidence is not None: i = int((got.rows==got.rows[i]).int().argmax())     # no looser than need be
         at = {k:int(o[i]) if i>=0 else 0 for k,o in got.items()}
         self._writable()
@@ -257,12 +258,12 @@ class GateHead(AnswerHead):
             def share(k): return o[k]/o['rows'] if o['rows'] else math.nan
             soft = torch.where((p.sure>-torch.inf)[:,None], self.both(p.logits, p.logp, p.sure, t), p.logits)
             sure,said,y = (v[hit].cpu() for v in (p.sure.clamp(min=0),p.said,p.y))
-            res.append(dict(threshold=float(t), coverage=o['rows']/n, accuracy=(right-o['excess'])/n,
-                            soft_accuracy=float((soft.argmax(1)==p.y).float().mean()),
-                            memory_accuracy=share('memory'), network_accuracy=share('network'), harmful=o['harmful'],
-                            helpful=o['helpful'], agreement=share('agree'),
-                            ece=calibration_error(sure, said, y) if o['rows'] else math.nan,
-                            now=bool(t==self.threshold)))
+            of_all = dict(threshold=float(t), coverage=o['rows']/n, accuracy=(right-o['excess'])/n,
+                          soft_accuracy=float((soft.argmax(1)==p.y).float().mean()))
+            of_hits = dict(memory_accuracy=share('memory'), network_accuracy=share('network'), harmful=o['harmful'],
+                           helpful=o['helpful'], agreement=share('agree'),
+                           ece=calibration_error(sure, said, y) if o['rows'] else math.nan)
+            res.append({**of_all, **of_hits, 'now':float(t)==float(self.threshold)})
         return res
 
     def chosen(self): return dict(threshold=float(self.threshold), certainty=float(self.certainty))
