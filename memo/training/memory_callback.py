@@ -364,7 +364,8 @@ class MemoryCallback(Callback):
         own = m.head.columns() or {}
         if not isinstance(own, dict): own = {k:getattr(m.head, k) for k in own}
         if len(own)>3:
-            raise MemoError(f"{type(m.head).__name__}: {len(own)} columns ({', '.join(own)}); three at most are accepted")
+            raise MemoError(f"{type(m.head).__name__}: {len(own)} columns ({', '.join(own)}); three at most are "
+                            "accepted")
         return res + L(Column(self, name(k), of_batch=partial(self._of_batch, m.head, f), head=m.head)
                        for k,f in own.items())
 

@@ -129,7 +129,8 @@ def test_never_nan(form, kind, soft):
             o = out.float() if out.ndim>1 else out.float()[:,None]
             two = o.shape[1]==1
             got = (o[:,0]>(.5 if form[0]=='p' else 0)).long() if two else o.argmax(1)
-            if not soft and kind!='classes': assert torch.equal(got[:len(stored)], torch.tensor(stored)), (stored, dtype, auto)
+            if not soft and kind!='classes':
+                assert torch.equal(got[:len(stored)], torch.tensor(stored)), (stored, dtype, auto)
             if form[0]=='p': assert ((o>=0) & (o<=1)).all()
 
 def test_queries_that_are_nan_get_the_networks_answer():

@@ -30,7 +30,8 @@ def test_four_panels(learn):
 
 def test_of_a_history_in_stages(learn, tmp_path):
     df = pd.DataFrame(dict(stage=['a','a','b'], epoch=[0,1,0], train_loss=[3.,2,1], valid_loss=[3.,2,2],
-                           train_accuracy=[.1,.2,.3], accuracy=[.1,.3,.4], memory_usage=[0,.5,.6], early_usage=[0,.1,.2]))
+                           train_accuracy=[.1,.2,.3], accuracy=[.1,.3,.4], memory_usage=[0,.5,.6],
+                           early_usage=[0,.1,.2]))
     df.to_csv(tmp_path/'history.csv', index=False)
     assert "say which with memory=" in err(plot_dual_path, df)
     assert "did you mean 'early'" in err(plot_dual_path, df, 'erly')
