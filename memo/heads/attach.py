@@ -7,17 +7,15 @@ Docs: https://github.com/fastmemo/memo/heads/attach.html.md"""
 # %% auto #0
 __all__ = ['network_modules', 'find_place', 'declared_last', 'memories', 'find_head', 'holder', 'Gate', 'path_of', 'unclear',
            'answer_of', 'HeadGate', 'ResetGate', 'SaveGate', 'Tap', 'TapIn', 'TapOut', 'Wrapped', 'check_name',
-           'attach', 'watch', 'let_leave', 'why_together', 'not_broadcast', 'feature_axis', 'gate_of', 'guard',
-           'detach', 'take_out']
+           'attach', 'watch', 'let_leave', 'not_broadcast', 'feature_axis', 'gate_of', 'guard', 'detach', 'take_out']
 
 # %% ../../nbs/heads/09_attach.ipynb #b1a7c003
 import inspect,keyword,sys,torch,warnings
-from contextlib import ExitStack,nullcontext
 from fastai.layers import Flatten
 from torch import nn
-from ..core import MemoError,check_choice,undisturbed
-from .base import AllLeft,MemoryHead,Step,_thread,in_call,in_step
-from .places import Watched,answer_path,as_found,at_path,tensors_in,with_part
+from ..core import MemoError,check_choice
+from .base import AllLeft,MemoryHead,_thread,in_call
+from .places import Watched,answer_path,at_path,tensors_in,with_part
 
 # %% ../../nbs/heads/09_attach.ipynb #7ded9ee8
 def network_modules(model):
@@ -35,8 +33,8 @@ def find_place(
         names = {n:o for n,o in network_modules(model) if n}
         m = names[check_choice('at', at, names)]
         if isinstance(m, nn.Linear): return at,m,True
-        while isinstance(m, nn.Sequential):  # a child of a Sequential would be run as one more step of it
-            at,m = f'{at}.{len(m)-1}'.lstrip('.'),m[-1]
+        while runs_children(m) and (o := [*m._modules.items()]):    # a memory in it would be run as one more step
+            at,m = f'{at}.{o[-1][0]}',o[-1][1]
         return at,m,False
     if seen is not None and (found := seen.place()) is not None:
         m,front = found
@@ -47,6 +45,11 @@ def find_place(
     if m is None:
         raise MemoError(f"no nn.Linear in this {type(model).__name__}: say where the memory sits with at='module.name'")
     return name,m,True
+
+def runs_children(module):
+    "Does a module run all its children one after the other, as `nn.Sequential` and the stages of timm's RegNet do?"
+    code = getattr(type(module).forward, '__code__', None)
+    return isinstance(module, nn.Sequential) or code is not None and 'children' in code.co_names
 
 def declared_last(model):
     "Name and module of the layer that is declared last, in timm's classifier where there is one; None, None"
@@ -121,9 +124,14 @@ class Gate:
         return self.inner.__globals__
 
     path = None         # of the answer in the model's output, where that is known
-    def add(self, head):
-        "One more head; of those that replace whole rows the one that rows reach first has the last word"
-        self.heads = sorted([*self.heads, head], key=lambda h: (h.answer_order,h.answer_order and -h.depth))
+    def add(self, head): self.heads = [*self.heads, head]
+    def in_order(self):
+        "The heads as they answer; of those that replace whole rows the one that rows reach first has the last word"
+        last = [h for h in self.heads if h.answer_order]
+        if not last: return self.heads
+        # at one place the hook of the first that was attached is called first
+        return [h for h in self.heads if not h.answer_order]+sorted(
+            last[::-1], key=lambda h: (h.answer_order,-h.depth))
     def remove(self, head): self.heads = [h for h in self.heads if h is not head]
 
     def __call__(self, *args, **kwargs):
@@ -146,7 +154,7 @@ class Gate:
         return self.answer(self.inner(*args, **kwargs))
 
     def answer(self, out):
-        heads = [h for h in self.heads if _answers(h) and h.active]
+        heads = [h for h in self.in_order() if _answers(h) and h.active]
         if isinstance(out, torch.Tensor) or not heads: return self.through(heads, out)
         path = path_of(self, out)
         if path is None:
@@ -314,9 +322,9 @@ def attach(
         else: m.register_forward_hook(TapOut(name, head))
     if (dev := next((o.device for o in model.parameters()), None)) is not None: head.to(dev)
     head.train(model.training)
-    if hasattr(head, 'decide') and seen is not None:
-        try: let_leave(model, head, seen, m, at or where)
-        except MemoError:
+    if head.lets_go:
+        try: let_leave(head, seen, m.wrapped if wrap else m, front and not wrap, at or where)
+        except BaseException:
             detach(model, name)
             raise
     not_broadcast(model, head, f'{where}.{name}'.lstrip('.'))
@@ -329,35 +337,25 @@ def watch(model, head, x):
     if seen.path is None and _answers(head): raise unclear(head, seen.given)
     return seen
 
-def let_leave(model, head, seen, module, at):
+def let_leave(
+    head:MemoryHead,    # Attached
+    seen:Watched,       # A forward of its model without it
+    module:nn.Module,   # Where it sits
+    front:bool,         # In front of that?
+    at:str              # What the user calls the place
+):
     "Let rows leave early at a head's place, where the network behind it works on some rows of a batch as on all"
-    why = None if seen.path==() else f"the model gives a {type(seen.given).__name__}, and it takes one tensor of outputs"
-    if why is None:
-        head.shape = tuple(seen.out.shape[1:])
-        head.depth = next((i for i,c in enumerate(seen.calls) if c.module is module), 0)
-        why = why_together(model, head, seen)
+    if seen is None:
+        if head.leaves_early:
+            warnings.warn(f"memory: it was not tried whether rows can leave the network at {at!r}, so all of it is run for "
+                          "all rows; give attach(x=) inputs of a few")
+        return
+    c = seen.called(module)
+    if c is not None: head.depth = c.began if front else c.ended
+    why = seen.together(module, head)
     if why is None: return
     head.shape = None
     if head.leaves_early: raise MemoError(f"at: no row can leave the network early at {at!r}: {why}")
-
-def why_together(model, head, seen):
-    "Why rows of a batch have to go through the rest of a network together; None where some may leave"
-    xb = [torch.cat([o,o]) if isinstance(o, torch.Tensor) and len(seen.out)<2 else o for o in seen.inputs]
-    def decide(z, *_):      # the first row leaves
-        return torch.arange(len(z), device=z.device)==0,torch.zeros(len(z), max((*head.shape[-1:], 2)), device=z.device)
-    heads = memories(model).values()
-    def given(*active):
-        with ExitStack() as s:
-            for h in heads: s.enter_context(nullcontext() if h in active else h.off())
-            return model(*xb)
-    try:
-        with undisturbed(), torch.no_grad(), as_found(model), in_step([*heads], Step()):
-            whole,head.decide = given(),decide
-            some = given(head)
-    except Exception as e: return f"what is behind it does not work on some rows of a batch ({str(e).splitlines()[0][:120]})"
-    finally: vars(head).pop('decide', None)
-    same = whole.shape==some.shape and torch.allclose(whole[1:].float(), some[1:].float(), rtol=1e-2, atol=1e-3)
-    return None if same else "behind it rows of a batch are computed together, and come out otherwise without the others"
 
 def not_broadcast(model, head, path):
     "Have DistributedDataParallel leave a memory alone: every process writes the same rows itself"

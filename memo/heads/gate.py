@@ -25,6 +25,7 @@ from ..schema import checked
 class GateHead(AnswerHead):
     "The memory answers where it is sure, the network elsewhere; the network's classifier is run for the others only"
     answer_order = 9        # it replaces rows: what is mixed comes before
+    lets_go = True
     def __init__(self,
         bank,                   # The memory; becomes part of the model
         k:Count=1,              # Nearest rows that say the class: one, or the vote of several
@@ -78,17 +79,15 @@ class GateHead(AnswerHead):
     def fuse(self, x, z):
         "Rows that the memory answers leave the network here, where they may"
         if self.soft or not self.may_leave: return x
-        self._note(gated=True)
         n = 2 if not self.shape or self.shape[-1]==1 else self.shape[-1]
         self.check_width(z.shape[1])
         self.check_classes(n)
         hit,logp = self.decide(z, *self.own(len(z)), n)[:2]
-        to = as_outputs(logp, x.new_empty(len(z), *self.shape), *self.form)
-        rest = self._call.leave(hit, to.to(x.dtype))
-        return x if len(rest)==len(x) else x[rest]
+        return self.leave(x, hit, as_outputs(logp, z.new_empty(len(z), *self.shape), *self.form))
 
     def answer(self, logits):
-        if not torch.compiler.is_compiling() and self._call is not None and self._call.seen[self].gated: return logits
+        if not torch.compiler.is_compiling() and self._call is not None and (
+            s := self._call.seen.get(self)) is not None and s.gated: return logits.float()
         return super().answer(logits)
 
     def mixed(self,
