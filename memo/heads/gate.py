@@ -57,7 +57,7 @@ class GateHead(AnswerHead):
         n = n_classes or self.bank.n_classes
         if self.k==1:
             c,sure = self.bank.classify(z, item, group)
-            return F.one_hot(c.clamp(min=0), n).float().masked_fill((c<0)[:,None], 0),sure
+            return (c[:,None]==torch.arange(n, device=c.device)).float(),sure
         r = self.bank.read(z, self.k, item, group, temperature=self.temperature)
         if self.bank.features is None: return z.new_zeros(len(z), n),r.similarity[:,0]
         v = class_votes(self.bank.rows()[2], r.weight, r.index, n)
