@@ -73,6 +73,7 @@ def tell_never(n, eps, confidence, got):
 class GateHead(AnswerHead):
     "The memory answers where it is sure, the network elsewhere; the network's classifier is run for the others only"
     answer_order = 9        # it replaces rows: what is mixed comes before
+    lets_go = True
     trains = False          # what leaves at its place does so in evaluation only
     refit = None            # the threshold is the user's until `fit` is asked for
     def __init__(self,
@@ -112,7 +113,7 @@ class GateHead(AnswerHead):
         n = n_classes or self.bank.n_classes
         if self.k==1:
             c,sure = self.bank.classify(z, item, group)
-            v = F.one_hot(c.clamp(min=0), n).float().masked_fill((c<0)[:,None], 0)
+            v = (c[:,None]==torch.arange(n, device=c.device)).float()
         else:
             r = self.bank.read(z, self.k, item, group, temperature=self.temperature)
             s = r.similarity[:,0]
@@ -140,19 +141,16 @@ class GateHead(AnswerHead):
     def fuse(self, x, z):
         "Rows that the memory answers leave the network here, where they may"
         if self.soft or not self.may_leave: return x
-        self._note(gated=True)
         n = 2 if not self.shape or self.shape[-1]==1 else self.shape[-1]
         self.check_width(z.shape[1])
         self.check_classes(n)
         hit,logp = self.decide(z, *self.own(len(z)), n)[:2]
-        to = as_outputs(logp, x.new_empty(len(z), *self.shape), *self.form)
-        rest = self._call.leave(hit, to.to(x.dtype))
-        return x if len(rest)==len(x) else x[rest]
+        return self.leave(x, hit, as_outputs(logp, z.new_empty(len(z), *self.shape), *self.form))
 
     def answer(self, logits):
         if not torch.compiler.is_compiling() and self._call is not None:
             seen = self._call.seen.get(self)
-            if seen is not None and seen.gated: return logits
+            if seen is not None and seen.gated: return logits.float()
         return super().answer(logits)
 
     def mixed(self,
