@@ -43,6 +43,7 @@ from .evaluation.tables import Row,compare,format_results,results
 from .evaluation.evaluate import evaluate
 from .evaluation.speed import speed_text
 from .plots.training import plot_counts,plot_history
+from .plots.gate import plot_coverage,plot_dual_path
 from .plots.results import plot_classes,plot_comparison,plot_reliability,plot_results,plot_speed
 from .plots.banks import bank_table,plot_bank,plot_classbank,plot_similarity,plot_stored
 from .experiment.shipped import experiment_file,shipped

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from .offers import *
 from .copies import copied,grow_copies,growing,moved,on_its_own,take_whole
 from .kept import fit_kept
-from .search import Read,own_share,read_rows,unit_rows
+from .search import Read,directions,in_full,own_share,read_rows
 from ..core import MemoError,atomic_path
 from ..registry import loaded
 
@@ -385,8 +385,8 @@ class Bank(Described):
         mine &= ~hide & (y>=0)[:,None]
         some = mine.any(1)
         if not bool(some.any()): return None
-        with torch.autocast(z.device.type, enabled=False):
-            s = unit_rows(z[some].float())@unit_rows(f[:].float()).T/temperature
+        with in_full(z):
+            s = directions(z[some].float())@directions(f[:].float()).T/temperature
             return -own_share(s.masked_fill(hide[some], -torch.inf), mine[some]).mean()
 
     @torch.no_grad()

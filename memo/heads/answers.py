@@ -115,11 +115,11 @@ class AnswerHead(MemoryHead):
         return self.outputs=='probabilities',self.multilabel
 
     def usable(self,
-        collected   # Outputs `logits` [V,C], features `z` [V,D], labels `y`, as `collect` gives them; `own_item`, `own_group`
+        # Outputs `logits` [V,C], features `z` [V,D], labels `y`, as `collect` gives them; `own_item`, `own_group`
+        collected
     ):              # logits, z, y of the rows whose outputs are numbers; ids whose rows are not read, by name
         "Check what is collected for `fit`"
-        if len(self.bank)==0:
-            raise MemoError("the memory is empty: train, or write to the bank, before it is fitted")
+        if len(self.bank)==0: raise MemoError("the memory is empty: train, or write to the bank, before it is fitted")
         logits,z,y = collected['logits'],collected['z'],collected['y']
         self.check_width(z.shape[1])
         self.check_classes(logits.shape[1])

@@ -28,31 +28,32 @@ class Seen:
 
 class Call:
     "One forward pass through a model with memories"
-    rows,heads = None,()    # which rows of the batch are still under way (None: all); heads that answer at its end
+    # which rows of the batch are still under way (None: all), of how many; heads that answer at its end
+    rows = n = None
+    heads,empty = (),False      # `empty`: all rows have left
     def __init__(self, model, out=None, seen=None):
         self.model,self.training,self.out,self.seen,self.left = model,model.training,out,seen or {},[]
 
     def leave(self, hit, answer):
         "Let the rows that are `hit` go with their answers; gives the positions of the others, and raises if there are none"
-        rest = (~hit).nonzero().squeeze(1)
+        rest = (~hit).nonzero().squeeze(1)      # the only time that the host waits for the device
         if len(rest)==len(hit): return rest
-        self.left.append((hit,answer,self.rows))
-        if len(rest)==0: raise AllLeft(self)
-        self.rows = rest if self.rows is None else self.rows[rest]
+        self.left.append((rest,answer,self.rows))
+        self.empty = len(rest)==0
+        if self.empty: raise AllLeft(self)
+        if self.rows is None: self.rows,self.n = rest,len(hit)
+        else: self.rows = self.rows[rest]
         return rest
 
     def join(self, out):
-        "Outputs of the rows that went on, None if none did, with the answers of those that left in their places"
+        "Outputs of the rows that went on, with the answers of those that left in their places"
         while self.left:
-            hit,answer,self.rows = self.left.pop()
-            if out is None: out = answer
-            else:
-                if out.shape[1:]!=answer.shape[1:]:
-                    raise MemoError(f"the memory answers with {tuple(answer.shape[1:])} outputs a row, the network with "
-                                    f"{tuple(out.shape[1:])}: detach the memory and attach it again")
-                whole = out.new_empty(len(hit), *out.shape[1:])
-                whole[~hit],whole[hit] = out,answer[hit].to(out.dtype)
-                out = whole
+            rest,answer,self.rows = self.left.pop()
+            if self.empty: out,self.empty = answer,False
+            elif out.shape[1:]!=answer.shape[1:]:
+                raise MemoError(f"the memory answers with {tuple(answer.shape[1:])} outputs a row, the network with "
+                                f"{tuple(out.shape[1:])}: detach the memory and attach it again")
+            else: out = answer.index_copy(0, rest, out.to(answer.dtype))
         return out
 
 class AllLeft(BaseException):   # not one that a network may catch
@@ -123,7 +124,7 @@ def in_step(heads, step):
 def in_call(model):
     "A context for one forward pass of `model` in this thread"
     call = Call(model)
-    if _thread.calls: call.rows = _thread.calls[-1].rows
+    if _thread.calls: call.rows,call.n = _thread.calls[-1].rows,_thread.calls[-1].n
     _thread.calls.append(call)
     try: yield call
     finally: _thread.calls.pop()
@@ -140,7 +141,7 @@ class MemoryHead(Described):
     "Watches: passes features on unchanged; the base class of all heads"
     needs,mixes,adds_rows = (),False,False
     needs_labels = False    # does it answer by the labels of its rows?
-    leaves_early = False    # is it there so that rows leave the network at its place?
+    lets_go = leaves_early = False  # may rows that it answers leave the network at its place? is it there for that?
     trains = False      # is what comes behind it trained with what it recalls?
     also = ()           # switches of its own that a table of results shows both ways
     fit_args = {}       # of the `fit` at the end of a training; None: what it was given stays
@@ -175,7 +176,7 @@ class MemoryHead(Described):
     def __getstate__(self): return {**self.__dict__, '_step':None, '_traced':None, '_traced_raw':None, '_offs':0}
 
     def describe(self):
-        place = {k:v for k in ('axis','shape','depth') if (v := getattr(self, k)) is not None}
+        place = {k:v for k in ('axis','shape','depth') if (v := getattr(self, k)) not in (None, 0)}
         return json.dumps({**json.loads(super().describe()), **place})
     def set_extra_state(self, state):
         super().set_extra_state(state)
@@ -246,7 +247,7 @@ class MemoryHead(Described):
         if s is None or not (s.hide or self.learning): return None,None
         own = s.item,s.group if s.hidden is None or self.learning else s.hidden
         if not torch.compiler.is_compiling() and self._call is not None and (at := self._call.rows) is not None:
-            own = tuple(None if o is None else o[at.to(o.device)] for o in own)
+            own = tuple(None if o is None or len(o)!=self._call.n else o[at.to(o.device)] for o in own)
         return tuple(o if o is not None and n in (None, o.shape[0]) else None for o in own)
 
     @property
@@ -254,9 +255,21 @@ class MemoryHead(Described):
         "Whether rows that this head answers may leave the network at its place, in the current forward pass"
         if torch.compiler.is_compiling() or self.shape is None or self.learning: return False
         call,s = self._call,self.step
+        if call is None or not (s is None or s.exits): return False
         # inside a part that has memories itself, that part would be given back too few rows
-        return call is not None and any(h is self for h in call.heads) and call.seen[self].times==1 and (
-            s is None or s.exits)
+        if not any(h is self for h in call.heads) or call.seen[self].times>1: return False
+        # a part whose rows leave it hides them from memories of the whole that are inside of it
+        return not any(m is h for c in _thread.calls[:-1] for h in c.heads for m in call.model.modules())
+
+    def leave(self,
+        x:Tensor,       # What came to its place, where `may_leave` is true
+        hit:Tensor,     # Which rows it answers [B], of those under way
+        answer:Tensor   # Its answers [B,*shape], in the form of the model's outputs
+    ):                  # Rows that go on
+        "Let rows leave the network with their answers"
+        self._note(gated=True)
+        rest = self._call.leave(hit, answer)
+        return x if len(rest)==len(x) else x[rest]
 
     def fuse(self, x, z): return x
     def loss(self, z, y): return None

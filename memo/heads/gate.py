@@ -73,7 +73,8 @@ def tell_never(n, eps, confidence, got):
 class GateHead(AnswerHead):
     "The memory answers where it is sure, the network elsewhere; the network's classifier is run for the others only"
     answer_order = 9        # it replaces rows: what is mixed comes before
-    trains,also = False,('soft',)       # the network is trained on all rows
+    lets_go,also = True,('soft',)       # of one training there is a row with both answers mixed too
+    trains = False          # what leaves at its place does so in evaluation only
     refit = None            # the threshold is the user's until `fit` is asked for
     def __init__(self,
         bank,                   # The memory; becomes part of the model
@@ -115,7 +116,7 @@ class GateHead(AnswerHead):
         n = n_classes or self.bank.n_classes
         if self.k==1:
             c,sure = self.bank.classify(z, item, group)
-            v = F.one_hot(c.clamp(min=0), n).float().masked_fill((c<0)[:,None], 0)
+            v = (c[:,None]==torch.arange(n, device=c.device)).float()
         else:
             r = self.bank.read(z, self.k, item, group, temperature=self.temperature)
             s = r.similarity[:,0]
@@ -143,19 +144,16 @@ class GateHead(AnswerHead):
     def fuse(self, x, z):
         "Rows that the memory answers leave the network here, where they may"
         if self.soft or not self.may_leave: return x
-        self._note(gated=True)
         n = 2 if not self.shape or self.shape[-1]==1 else self.shape[-1]
         self.check_width(z.shape[1])
         self.check_classes(n)
         hit,logp = self.decide(z, *self.own(len(z)), n)[:2]
-        to = as_outputs(logp, x.new_empty(len(z), *self.shape), *self.form)
-        rest = self._call.leave(hit, to.to(x.dtype))
-        return x if len(rest)==len(x) else x[rest]
+        return self.leave(x, hit, as_outputs(logp, z.new_empty(len(z), *self.shape), *self.form))
 
     def answer(self, logits):
         if not torch.compiler.is_compiling() and self._call is not None:
             seen = self._call.seen.get(self)
-            if seen is not None and seen.gated: return logits
+            if seen is not None and seen.gated: return logits.float()
         return super().answer(logits)
 
     def mixed(self,
@@ -232,6 +230,7 @@ class GateHead(AnswerHead):
             bounds = binomial_bound(got.harmful.cpu().numpy(), n, confidence)
             good = torch.as_tensor(bounds<=eps, device=ts.device)
         i = int(good.int().cumprod(0).sum())-1
+        if i>=0 and not int(got.rows[i]): i = -1
         if i>=0 and confidence is not None: i = int((got.rows==got.rows[i]).int().argmax())     # no looser than need be
         at = {k:int(o[i]) if i>=0 else 0 for k,o in got.items()}
         self._writable()
@@ -260,12 +259,12 @@ class GateHead(AnswerHead):
             def share(k): return o[k]/o['rows'] if o['rows'] else math.nan
             soft = torch.where((p.sure>-torch.inf)[:,None], self.both(p.logits, p.logp, p.sure, t), p.logits)
             sure,said,y = (v[hit].cpu() for v in (p.sure.clamp(min=0),p.said,p.y))
-            res.append(dict(threshold=float(t), coverage=o['rows']/n, accuracy=(right-o['excess'])/n,
-                            soft_accuracy=float((soft.argmax(1)==p.y).float().mean()),
-                            memory_accuracy=share('memory'), network_accuracy=share('network'), harmful=o['harmful'],
-                            helpful=o['helpful'], agreement=share('agree'),
-                            ece=calibration_error(sure, said, y) if o['rows'] else math.nan,
-                            now=bool(t==self.threshold)))
+            of_all = dict(threshold=float(t), coverage=o['rows']/n, accuracy=(right-o['excess'])/n,
+                          soft_accuracy=float((soft.argmax(1)==p.y).float().mean()))
+            of_hits = dict(memory_accuracy=share('memory'), network_accuracy=share('network'), harmful=o['harmful'],
+                           helpful=o['helpful'], agreement=share('agree'),
+                           ece=calibration_error(sure, said, y) if o['rows'] else math.nan)
+            res.append({**of_all, **of_hits, 'now':float(t)==float(self.threshold)})
         return res
 
     @property

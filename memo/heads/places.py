@@ -6,11 +6,11 @@ Docs: https://github.com/fastmemo/memo/heads/places.html.md"""
 
 # %% auto #0
 __all__ = ['tensors_in', 'answer_path', 'at_path', 'with_part', 'Called', 'Layer', 'multiplies', 'axis_after', 'as_found',
-           'Watched', 'around', 'inner']
+           'Watched', 'three_rows', 'around', 'inner']
 
 # %% ../../nbs/heads/08_places.ipynb #e861ff1d
 import copy,inspect,torch
-from contextlib import contextmanager
+from contextlib import ExitStack,contextmanager
 from fastai.layers import Flatten
 from torch import Tensor,nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -55,6 +55,7 @@ class Called:
     "A call of a module in a forward"
     # first input and output, the axes along which their features lie, and the layers that they come from
     x = out = x_axis = out_axis = layers = out_layers = None
+    began = ended = 0   # how many modules were entered or left before
     def __init__(self, name, module, parent): self.name,self.module,self.parent = name,module,parent
 
 class Layer:
@@ -68,7 +69,7 @@ class _Follow(TorchDispatchMode):
     "Notes for each tensor of a forward which layers it comes from"
     def __init__(self):
         super().__init__()
-        self.origin,self.axes,self.kept,self.stack,self.calls = {},{},[],[],[]
+        self.origin,self.axes,self.kept,self.stack,self.calls,self.steps = {},{},[],[],[],0
 
     @staticmethod
     def place(t):
@@ -108,6 +109,7 @@ class _Follow(TorchDispatchMode):
     def enter(self, name):
         def hook(module, args):
             c = Called(name, module, self.stack[-1] if self.stack else None)
+            c.began,self.steps = self.steps,self.steps+1
             if args and isinstance(args[0], Tensor):
                 c.x,c.x_axis,c.layers = args[0],self.axis(args[0]),self.layers(args[0])
             self.stack.append(c)
@@ -115,6 +117,7 @@ class _Follow(TorchDispatchMode):
 
     def leave(self, module, args, out):
         c = self.stack.pop()
+        c.ended,self.steps = self.steps,self.steps+1
         self.calls.append(c)
         if not isinstance(out, Tensor): return
         layers,flats = self.origin.get(self.place(out), _none)
@@ -224,6 +227,40 @@ class Watched:
         "The first call of a module; None if it was not called"
         return next((c for c in self.calls if c.module is module), None)
 
+    def together(self, module, head):
+        "Why rows of a batch go through what is behind `module`, where `head` sits, together; None if some may leave there"
+        n = sum(c.module is module for c in self.calls)
+        if n!=1: return f"it is called {n} times in a forward"
+        if self.path!=(): return f"the model gives a {type(self.given).__name__}; one tensor of outputs is accepted"
+        head.shape = tuple(self.out.shape[1:])
+        if self.out.ndim>2: return f"the model gives {tuple(self.out.shape)}; outputs [B,C] are accepted"
+        what,left = "the model does not run with a memory there",[]
+        xb,heads = [three_rows(o) for o in self.inputs],[m for m in self.model.modules() if isinstance(m, MemoryHead)]
+        def fuse(x, z):         # the first row leaves
+            left.append(head.may_leave)
+            if not left[-1]: return x
+            return head.leave(x, torch.arange(len(z), device=z.device)==0, z.new_zeros(len(z), *head.shape))
+        def given(off):
+            with ExitStack() as s:
+                for h in off: s.enter_context(h.off())
+                return self.model(*xb)
+        try:
+            with undisturbed(), torch.no_grad(), as_found(self.model), in_step(heads, Step()):
+                what,whole = "what is behind it does not work on some rows of a batch",given(heads)
+                head.fuse,head.answer = fuse,lambda out: out
+                some = given([h for h in heads if h is not head])
+        except Exception as e:
+            return f"{what} ({(str(e) or type(e).__name__).splitlines()[0][:120]})"
+        finally:
+            for k in ('fuse','answer'): vars(head).pop(k, None)
+        if len(left)>1:
+            return (f"a {type(module).__name__} runs all its children, and the memory as one of them; give at= the name "
+                    "of its last child, or of what comes behind it")
+        if left!=[True]: return "it is inside a part of the model that has a memory itself"
+        whole,some = whole[1:].float(),some[1:].float()
+        if whole.shape==some.shape and torch.allclose(whole, some, 1e-2, 1e-3*float(whole.abs().max())): return None
+        return "behind it rows of a batch are computed together, and come out otherwise without the others"
+
     def place(self):
         "Where features enter the classifier: module, whether in front of it; None if no layer is known to be one"
         if not self.layers: return None
@@ -259,6 +296,14 @@ class Watched:
         for c in chains[0]:
             if c.x is None or not all(c in o for o in chains): continue
             if any(o.before==c.layers for o in self.layers): return inner(c, self.calls)
+
+def three_rows(
+    x   # An input of a model
+):      # As many or more rows, not all alike
+    "An input as it is in a batch of three rows or more"
+    if not isinstance(x, Tensor) or x.ndim==0 or len(x)>2: return x
+    other = x.flip(-1) if x.is_floating_point() and x.ndim>1 else x
+    return torch.cat([x,other,x])[:3] if len(x)==1 else torch.cat([x,other])
 
 _convs = nn.Conv1d,nn.Conv2d,nn.Conv3d
 def around(call):

@@ -364,7 +364,8 @@ class MemoryCallback(Callback):
         own = m.head.columns() or {}
         if not isinstance(own, dict): own = {k:getattr(m.head, k) for k in own}
         if len(own)>3:
-            raise MemoError(f"{type(m.head).__name__}: {len(own)} columns ({', '.join(own)}); three at most are accepted")
+            raise MemoError(f"{type(m.head).__name__}: {len(own)} columns ({', '.join(own)}); three at most are "
+                            "accepted")
         return res + L(Column(self, name(k), of_batch=partial(self._of_batch, m.head, f), head=m.head)
                        for k,f in own.items())
 
@@ -445,7 +446,7 @@ class MemoryCallback(Callback):
         if training:
             if f.columns and f.in_training:
                 for c in f.columns: c.look(self.learn)
-            if f.counts: self._count_right(f)
+            if f.counts and f.writing: self._count_right(f)     # mixed images have no label of their own
             if self.loss_weight and f.real: self._own_loss(f)
             return self._tie(f) if num_distrib()>1 else None
         if f.figures is not None and (step := self.learn.batch_ids.step) is not None: f.figures.look(step)
