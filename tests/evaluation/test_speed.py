@@ -2,7 +2,7 @@
 is asserted: which calls are timed is told by counting them"""
 import random, threading, warnings
 from contextlib import contextmanager
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest, timm, torch
 from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, Learner, Module, accuracy, nn, noop,
                                set_seed)
 from helpers.errors import err
@@ -26,9 +26,9 @@ class Stages(Module):
         called.append(len(x))
         return self.last(self.drop(self.pool(self.b(x)).flatten(1)))
 
-def made(*cbs, valid=20, epochs=2, net=None):
+def made(*cbs, valid=20, epochs=2, net=None, size=8):
     set_seed(0)
-    dls = digits_lt(n_max=40, ratio=2, valid=valid, test=5, size=8)
+    dls = digits_lt(n_max=40, ratio=2, valid=valid, test=5, size=size)
     learn = Learner(dls, net or Stages(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=[*cbs])
     if epochs: quietly(learn, 'fit', epochs, 1e-2)
     return learn
@@ -116,6 +116,20 @@ def test_several_exits():
     assert r.hit==pytest.approx(r.hit_early+r.hit_late) and .2<r.hit_early<.4 and .1<r.hit_late<.6
     assert abs(r.accuracy-float((p.argmax(1)==y).float().mean()))<.01
     assert abs(r.accuracy_network-float((q.argmax(1)==y).float().mean()))<1e-6
+
+def test_a_real_network():
+    "Behind the place only the network alone is run where all samples leave, and all of it where none does"
+    learn = made(exit_(at='layer1'), net=timm.create_model('test_resnet', num_classes=10, in_chans=1), epochs=0,
+                 valid=5, size=32)
+    got = learn.memory.collect(learn.dls.valid)
+    learn.memory.bank.write(got.z, got.y)
+    ran = []
+    learn.model.layer2.register_forward_hook(lambda m, a, o: ran.append(len(o)))
+    for t,passes in ((-1.,3), (2.,8)):      # without memory: accuracy, two rounds; with it the same, and two by parts
+        ran.clear()
+        with at(learn, t): r = quick(learn, rounds=2, batch_sizes=8, n=16)
+        assert ran==[8]*2*passes and r.hit.tolist()==[float(t<0)]
+        assert (r.behind_ms==0).all()==(t<0)
 
 def test_a_vote_lets_nothing_leave():
     learn = made(MemoryCallback(SlotBank(400), head='vote'))
