@@ -10,7 +10,7 @@ __all__ = ['synchronised', 'PlaceTimes', 'Leaving', 'Samples', 'without_memories
 
 # %% ../../nbs/evaluation/06_speed.ipynb #a12c5001
 import threading,time
-from contextlib import contextmanager
+from contextlib import contextmanager,nullcontext
 from copy import deepcopy
 from fastai.vision.all import *
 from ..core import MemoError
@@ -254,7 +254,7 @@ def speed(self:MemoryCallback,
     ts = [None] if thresholds is None or count else [*L(thresholds)]
     if count and thresholds<2 or not ts or any(o is not None and not -1<=o<=1 for o in ts):
         raise MemoError(f"thresholds: {thresholds}, cosines from -1 to 1 are accepted, or how many, from 2")
-    with evaluating(learn) as model, uncompiled(model):
+    with evaluating(learn) as model, (eager := uncompiled(model)):
         heads,device = memories(model),first(o.device for o in model.parameters())
         samples = Samples(learn, dl, [*heads.values()], sizes, n)
         if thresholds is not None: sure = _confidences(learn, head, name, samples)
@@ -262,6 +262,8 @@ def speed(self:MemoryCallback,
         m,rows = Measured(learn, name, model, without_memories(model), ts, device),[]
         for bs in samples.sizes: rows += m.rows(samples.batches(bs, device), rounds, thresholds is None)
     res,notes = pd.DataFrame(rows),samples.left_out+speed_notes(name, head)
+    if not isinstance(eager, nullcontext):
+        notes.append("the model is compiled, where no row leaves early: it was timed without that")
     for o in notes: warn(f"speed: {o}")
     used,size = len(head.bank),head.bank.capacity_rows
     full = ', full' if used==size else ''

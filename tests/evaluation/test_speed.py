@@ -2,11 +2,12 @@
 is asserted: which calls are timed is told by counting them"""
 import random, threading, warnings
 from contextlib import contextmanager
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest, timm, torch
 from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, Learner, Module, accuracy, nn, noop,
                                set_seed)
 from helpers.errors import err
 from helpers.learners import quietly, same, snap
+from helpers.worlds import Net, files, from_folder, padded, tabular, text
 from hypothesis import given, strategies as st
 import memo.evaluation.speed as sp
 from memo.all import MemoryCallback, SlotBank, digits_lt, memories, plot_speed, small_cnn, speed_text
@@ -25,9 +26,9 @@ class Stages(Module):
         called.append(len(x))
         return self.last(self.drop(self.pool(self.b(x)).flatten(1)))
 
-def made(*cbs, valid=20, epochs=2, net=None):
+def made(*cbs, valid=20, epochs=2, net=None, size=8):
     set_seed(0)
-    dls = digits_lt(n_max=40, ratio=2, valid=valid, test=5, size=8)
+    dls = digits_lt(n_max=40, ratio=2, valid=valid, test=5, size=size)
     learn = Learner(dls, net or Stages(), loss_func=CrossEntropyLossFlat(), metrics=accuracy, cbs=[*cbs])
     if epochs: quietly(learn, 'fit', epochs, 1e-2)
     return learn
@@ -116,6 +117,20 @@ def test_several_exits():
     assert abs(r.accuracy-float((p.argmax(1)==y).float().mean()))<.01
     assert abs(r.accuracy_network-float((q.argmax(1)==y).float().mean()))<1e-6
 
+def test_a_real_network():
+    "Behind the place only the network alone is run where all samples leave, and all of it where none does"
+    learn = made(exit_(at='layer1'), net=timm.create_model('test_resnet', num_classes=10, in_chans=1), epochs=0,
+                 valid=5, size=32)
+    got = learn.memory.collect(learn.dls.valid)
+    learn.memory.bank.write(got.z, got.y)
+    ran = []
+    learn.model.layer2.register_forward_hook(lambda m, a, o: ran.append(len(o)))
+    for t,passes in ((-1.,3), (2.,8)):      # without memory: accuracy, two rounds; with it the same, and two by parts
+        ran.clear()
+        with at(learn, t): r = quick(learn, rounds=2, batch_sizes=8, n=16)
+        assert ran==[8]*2*passes and r.hit.tolist()==[float(t<0)]
+        assert (r.behind_ms==0).all()==(t<0)
+
 def test_a_vote_lets_nothing_leave():
     learn = made(MemoryCallback(SlotBank(400), head='vote'))
     with pytest.warns(UserWarning, match='lets no row leave'): t = learn.memory.speed(batch_sizes=8, rounds=1)
@@ -143,6 +158,13 @@ def test_stored_samples_do_not_find_themselves(learn):
         a = quick(learn, dl, batch_sizes=8).hit[0]
         with learn.memory.own_rows(): b = quick(learn, dl, batch_sizes=8).hit[0]
     assert a<.5<b
+
+def test_a_compiled_model_is_timed_without_that():
+    learn = made(exit_(-1.))
+    learn.model.compile(backend='eager')
+    with pytest.warns(UserWarning, match='is compiled'): t = learn.memory.speed(batch_sizes=8, rounds=1, n=16)
+    assert t.hit.tolist()==[1]
+    assert torch._dynamo.eval_frame._stance.stance=='default'
 
 # batches
 
@@ -280,14 +302,26 @@ def test_probabilities_of_other_kinds_are_no_accuracy():
     t = quick(learn, batch_sizes=8)
     assert t.accuracy.isna().all() and (t.model_ms>0).all() and ' -' in speed_text(t)
 
+@pytest.mark.parametrize('make', [from_folder,text,padded,tabular])
+def test_other_loaders(make, tmp_path):
+    "Image files, texts that a loader sorts and pads, tables with two inputs: batches are the loader's own"
+    dls = make(files(tmp_path), [*range(40)], [*range(40, 60)], dict(bs=8, device='cpu')).dls
+    learn = Learner(dls, Net(), loss_func=CrossEntropyLossFlat(), cbs=MemoryCallback(SlotBank(60), head='dual'))
+    quietly(learn, 'fit', 1)
+    t = quick(learn, batch_sizes=(1,10), n=None)
+    p,y = quietly(learn, 'get_preds')
+    assert t.samples.tolist()==[20,20] or make is from_folder
+    right = (p.argmax(1)==y.flatten()).float().mean()
+    if make in (tabular,from_folder): assert abs(t.accuracy[0]-float(right))<.06
+
 # text and picture
 
 def test_text_and_picture(learn):
     with at(learn, median_threshold(learn)): t = quick(learn, rounds=3)
-    text = speed_text(t)
-    lines = text.splitlines()
+    said = speed_text(t)
+    lines = said.splitlines()
     assert len(lines)==4 and 'x faster' in lines[0] and [l.split()[0] for l in lines[1:3]]==['1','8']
-    assert f"{len(learn.memory.bank)}/400 rows" in text and '3 rounds' in text and 'slower' not in text
+    assert f"{len(learn.memory.bank)}/400 rows" in said and '3 rounds' in said and 'slower' not in said
     full = made(MemoryCallback(SlotBank(20, policy='fifo'), head='exit', at='a'))
     assert '20/20, full' in speed_text(quick(full))
     fig = plot_speed(quick(learn, thresholds=4))
