@@ -18,7 +18,15 @@ parts = {
     'tail_percentile': Param(Annotated[float, Range(lo=0, hi=50, open_lo=False, open_hi=False)], 20, 'Classes at or below this percentile of the counts are the tail, at or above 100 minus it the head'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
     'once': Param(bool|None, None, 'True: one row for each item, the newest. None: so only where an item comes again with the same feature'),
-  }, {'views': True, 'default_head': 'watch', 'offers': ['build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'followed', 'follows', 'from_json', 'get_extra_state', 'head', 'header', 'item_counts', 'learned', 'load', 'medium', 'missing', 'needs_labels', 'once', 'place', 'prompt_data', 'prototype', 'prototypes', 'read', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'share', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'unit', 'usage', 'views', 'vocab', 'write', 'write_state'], 'task': 'multiclass'}),
+  }, {'views': True, 'default_head': 'watch', 'offers': ['build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classify', 'compress', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'followed', 'follows', 'from_json', 'get_extra_state', 'head', 'header', 'index', 'item_counts', 'learned', 'load', 'medium', 'missing', 'needs_labels', 'once', 'place', 'prompt_data', 'prototype', 'prototypes', 'read', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'share', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'unit', 'usage', 'views', 'vocab', 'write', 'write_state'], 'task': 'multiclass'}),
+  'CompressedBank': ('memo.banks.compressed', 'CompressedBank', 'What `bank.compress(mb=)` makes of a bank: fewer bytes a row, only to be read', {
+    'size': Param(Count, required, 'Rows'),
+    'codec': Param(Annotated[str, OneOf('float32', 'bfloat16', 'int8', 'ivfpq', 'pq', 'prototypes')], 'int8', 'How features are stored'),
+    'dim': Param(Count|None, None, 'Width of the features'),
+    'n_classes': Param(Count|None, None, 'Classes'),
+    'unit': Param(bool, False, 'Have rows unit length?'),
+    'seed': Param(int, 0, 'Of the bank that it was made of'),
+  }, {'views': False, 'default_head': 'add', 'offers': ['build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classify', 'compress', 'config', 'default_head', 'describe', 'device', 'followed', 'follows', 'get_extra_state', 'header', 'index', 'item_counts', 'learned', 'load', 'needs_labels', 'read', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'set_extra_state', 'stats', 'unit', 'views', 'vocab', 'write', 'write_state'], 'read_only': True}),
   'SlotBank': ('memo.banks.slots', 'SlotBank', 'A fixed number of feature slots, filled by a write policy', {
     'size': Param(Count, 512, 'Number of slots'),
     'dim': Param(Count|None, None, 'Width of the features; known after the first write if not given'),
@@ -28,7 +36,7 @@ parts = {
     'n_classes': Param(Count|None, None, 'Labels are checked against it; widths of multi-label targets set it'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
     'diversity_weight': Param(Probability|None, None, "Of diversity in the policy 'hybrid', beside rarity; half, if not given"),
-  }, {'views': False, 'default_head': 'add', 'offers': ['build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'followed', 'follows', 'get_extra_state', 'header', 'item_counts', 'learned', 'load', 'momentum', 'needs_labels', 'policy', 'read', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'set_extra_state', 'stats', 'threshold', 'unit', 'views', 'vocab', 'write', 'write_state']}),
+  }, {'views': False, 'default_head': 'add', 'offers': ['build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classify', 'compress', 'config', 'default_head', 'describe', 'device', 'followed', 'follows', 'get_extra_state', 'header', 'index', 'item_counts', 'learned', 'load', 'momentum', 'needs_labels', 'policy', 'read', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'set_extra_state', 'stats', 'threshold', 'unit', 'views', 'vocab', 'write', 'write_state']}),
  },
  'head': {
   'watch': ('memo.heads.base', 'MemoryHead', 'Watches: passes features on unchanged; the base class of all heads', {
