@@ -99,17 +99,21 @@ class Stretches:
         at,         # Where in it the rows begin
         rows        # A tensor that lies there [N,D]
     ):
-        self.file,self.at,self.rows,self.last = file,at,rows,None
+        self.file,self.at,self.rows,self.dtype,self.last = file,at,rows,rows.dtype,None
         self.shape,self.width = rows.shape,rows.shape[1]*rows.itemsize
         self.stretch = max(1, 2**25//max(1, self.width))
     def __len__(self): return len(self.rows)
     def __getitem__(self, o):
+        if torch.is_tensor(o):      # copies
+            res,self.last = self.rows[o],(0,len(self))
+            self.forget()
+            return res
         self.forget()
-        self.last = o.indices(len(self))
+        self.last = o.indices(len(self))[:2]
         return self.rows[o]
     def forget(self):
         if self.last is None or not hasattr(self.file, 'madvise'): return   # there the system does so when it has to
-        lo,hi = (self.at+i*self.width for i in self.last[:2])
+        lo,hi = (self.at+i*self.width for i in self.last)
         lo -= lo%mmap.PAGESIZE
         if hi>lo: self.file.madvise(mmap.MADV_DONTNEED, lo, hi-lo)
 
