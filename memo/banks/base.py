@@ -461,7 +461,8 @@ class Bank(Described):
     ):
         "Load a bank that `save` wrote, or one in another kind of file that `readers` has"
         if mmap and torch.device(device).type!='cpu':
-            raise MemoError(f"load: mmap=True leaves rows in a file, which device={str(device)!r} cannot read; 'cpu' is accepted")
+            raise MemoError(f"load: mmap=True leaves rows in a file, which device={str(device)!r} cannot read; 'cpu' "
+                            "is accepted")
         try:
             with safe_open(path, 'pt', device=str(device)) as f:
                 meta,state = f.metadata() or {},{k:f.get_tensor(k) for k in f.keys()}

@@ -13,7 +13,6 @@ __all__ = ['Encoded', 'codecs', 'by_faiss', 'need_faiss', 'Coded', 'kmeans', 'ne
 import math,torch,warnings
 from collections import namedtuple
 from torch import Tensor
-from torch.nn import functional as F
 from .classes import Scaled
 from ..core import MemoError
 
@@ -70,7 +69,8 @@ def nearest(
     "The nearest centre of each row"
     c = centres.float()
     half = c.square().sum(1)/2
-    return torch.cat([(half-o@c.T).argmin(1) for o in x.split(max(1, 2**24//len(c)))]) if len(x) else x.new_zeros(0).long()
+    if len(x)==0: return torch.zeros(0, dtype=torch.long)
+    return torch.cat([(half-o@c.T).argmin(1) for o in x.split(max(1, 2**24//len(c)))])
 
 def sample(x, most, seed=0):
     "At most so many of the rows"
@@ -82,15 +82,15 @@ def train_books(x, m, k):
     "Codewords [m,k,D/m] for rows `x`"
     faiss = need_faiss('product quantisation')
     pq = faiss.ProductQuantizer(x.shape[1], m, int(math.log2(k)))
-    pq.cp.min_points_per_centroid,pq.cp.niter = 1,20
-    pq.train(sample(x, 256*k).contiguous().numpy())
+    pq.cp.min_points_per_centroid,pq.cp.niter = 1,10
+    pq.train(sample(x, 40*k).contiguous().numpy())
     return torch.from_numpy(faiss.vector_to_array(pq.centroids).reshape(m, k, -1).copy()).bfloat16()
 
 def train_centres(x, k):
     "Centres of `k` inverted lists"
     faiss = need_faiss('codec=\'ivfpq\'')
-    km = faiss.Kmeans(x.shape[1], k, niter=20, seed=1, min_points_per_centroid=1)
-    km.train(sample(x, 256*k).contiguous().numpy())
+    km = faiss.Kmeans(x.shape[1], k, niter=15, seed=1, min_points_per_centroid=1)
+    km.train(sample(x, 64*k).contiguous().numpy())
     return torch.from_numpy(km.centroids.copy()).bfloat16()
 
 def assign_codes(x, books):
@@ -119,7 +119,8 @@ def to_lists(x, y, plan):
     l = nearest(x, centres)
     rest = x-centres.float()[l]
     books = train_books(rest, plan['m'], plan['k'])
-    return Encoded(dict(features=assign_codes(rest, books), books=books, lists=l.to(torch.uint8), centres=centres), None)
+    codes = assign_codes(rest, books)
+    return Encoded(dict(features=codes, books=books, lists=l.to(torch.uint8), centres=centres), None)
 
 def to_prototypes(x, y, plan):
     "k-means for each class, which gets as large a share of the prototypes as it has of the rows"
@@ -147,10 +148,11 @@ def shares(
     return torch.minimum(s, n)
 
 # %% ../../nbs/banks/10_codecs.ipynb #4db136fa
-codecs = dict(float32=to_floats, bfloat16=to_halves, int8=to_int8, ivfpq=to_lists, pq=to_codes, prototypes=to_prototypes)
+codecs = dict(float32=to_floats, bfloat16=to_halves, int8=to_int8, ivfpq=to_lists, pq=to_codes,
+              prototypes=to_prototypes)
 by_faiss = 'ivfpq','pq'     # whose codewords faiss learns
 
-def as_rows(tensors, unit=False):
+def as_rows(tensors):
     "What `rows()` gives of encoded features"
     f,t = tensors['features'],tensors.get
     if t('books') is not None: return Coded(f, t('books'), t('lists'), t('centres'), t('scales'))
@@ -175,7 +177,8 @@ def room(
         p = classes if budget is None else min(n, int(budget//each))
         return each*max(p, classes),(dict(rows=p) if p>=classes else None)
     if dim<2 or n<2: return math.inf,None
-    k,most = 2**int(math.log2(min(n, 256))),min(256, n//16, int((budget or 0)//(8*dim)))   # centres are a quarter at most
+    # centres take a quarter at most
+    k,most = 2**int(math.log2(min(n, 256))),min(256, n//16, int((budget or 0)//(8*dim)))
     for lists in [0] if codec=='pq' else [2**i for i in range(8, 0, -1) if 2**i<=most]+[1]:
         need = (k+lists)*dim*2+n*(more+(lists>0))
         if budget is None: return need+n,dict(m=1, k=k, lists=lists)

@@ -43,8 +43,8 @@ class CompressedBank(Bank):
 
     def write(self, x, y=None, logits=None, item=None, group=None):
         "Refused"
-        raise MemoError("write: a CompressedBank is only read; write to the bank that it was made of, and compress that "
-                        "again")
+        raise MemoError("write: a CompressedBank is only read; write to the bank that it was made of, and compress "
+                        "that again")
     def rekey(self, x, item, y=None):
         "Refused"
         raise MemoError("rekey: a CompressedBank is only read; rekey the bank that it was made of, and compress that "

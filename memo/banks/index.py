@@ -10,7 +10,6 @@ __all__ = ['index_kinds', 'lists_of', 'by_lists', 'by_codes', 'usual_kind', 'wri
 # %% ../../nbs/banks/12_index.ipynb #d7ead564
 import math,numpy as np,threading,time,torch,warnings,weakref
 from fastcore.basics import patch
-from torch import Tensor
 from torch.nn import functional as F
 from .base import Bank,searchers
 from .codecs import need_faiss
@@ -83,8 +82,8 @@ class Index:
         began = time.perf_counter()
         rows,norms,_,_,_,valid = bank.rows()
         if writes(rows)!=writes(bank.rows()[0]):
-            raise MemoError(f"index: the rows of a {type(bank).__name__} are made anew for each read, so there is nothing "
-                            "that an index could be of")
+            raise MemoError(f"index: the rows of a {type(bank).__name__} are made anew for each read, so there is "
+                            "nothing that an index could be of")
         was = searchers.get(bank)
         self.exact = getattr(was, 'exact', was) or search
         self.bank,self.rows,self.was = weakref.ref(bank),rows.detach() if torch.is_tensor(rows) else rows,writes(rows)
@@ -122,7 +121,8 @@ class Index:
         pick = ids[torch.randperm(self.n, generator=torch.Generator().manual_seed(0))[:some].sort().values]
         x,lo = np.empty((some,rows.shape[1]), dtype=np.float32),0
         for o in blocks(rows, pick):
-            x[lo:(lo := lo+len(o))] = self.placed(o)
+            x[lo:lo+len(o)] = self.placed(o)
+            lo += len(o)
         self.faiss.train(x)
         del x
         for x in blocks(rows, self.ids):
