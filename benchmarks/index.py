@@ -2,8 +2,9 @@
 `python benchmarks/index.py [million|compressed] [--quick]`; writes index.md and compressed.md beside it.
 
 The million: `--clusters` Gaussian clusters in `--dim` dimensions, whose centres are of length 1 in expectation and
-whose spread is drawn for each from 1 to 1.5 of that; queries are drawn from the same. Exact and indexed reads are
-timed in turn, process CPU time and wall time; a figure is the median, the ratio the median of the pairs."""
+whose spread is drawn for each from a half to all of `--spread` times that; queries are drawn from the
+same. Exact and indexed reads are timed in turn, process CPU time and wall time; a figure is the median, the ratio the
+median of the pairs."""
 import os
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')     # before torch: idle threads sleep, and count no CPU time
 import argparse, resource, time
@@ -14,18 +15,18 @@ from memo.all import MemoError, SlotBank, fashion_lt, small_cnn
 from memo.banks.base import searchers
 from memo.banks.codecs import codecs
 
-def clusters(n, dim, c, seed=0):
+def clusters(dim, c, most=1., seed=0):
     "A function that gives so many rows of clustered Gaussians, and their clusters"
     g = torch.Generator().manual_seed(seed)
-    centres,spread = torch.randn(c, dim, generator=g)/dim**.5,1+.5*torch.rand(c, generator=g)
+    centres,spread = torch.randn(c, dim, generator=g)/dim**.5,most*(.5+.5*torch.rand(c, generator=g))
     def draw(n, seed):
         g = torch.Generator().manual_seed(seed)
         y = torch.randint(0, c, (n,), generator=g)
         return centres[y]+spread[y][:,None]*torch.randn(n, dim, generator=g)/dim**.5,y
     return draw
 
-def clustered_bank(n, dim, c, classes=10):
-    draw,bank = clusters(n, dim, c),SlotBank(n, dim, policy='fifo')
+def clustered_bank(n, dim, c, most=1., classes=10):
+    draw,bank = clusters(dim, c, most),SlotBank(n, dim, policy='fifo')
     for lo in range(0, n, 65536):
         x,y = draw(min(65536, n-lo), 1+lo)
         bank.write(x, y%classes, item=torch.arange(lo, lo+len(x)))
@@ -41,8 +42,8 @@ def table(head, rows):
     return '\n'.join([f"| {' | '.join(head)} |", '|'+'---|'*len(head),
                       *(f"| {' | '.join(map(str, o))} |" for o in rows)])
 
-def million(n, dim, c, kind, times):
-    bank,draw = clustered_bank(n, dim, c)
+def million(n, dim, c, most, kind, times):
+    bank,draw = clustered_bank(n, dim, c, most)
     queries = draw(512, 7**9)[0].split(128)
     want = torch.cat([bank.read(q, 1).similarity for q in queries])
     cpu = time.process_time()
@@ -126,12 +127,13 @@ def main():
     p.add_argument('--rows', type=int, default=1_000_000)
     p.add_argument('--dim', type=int, default=512)
     p.add_argument('--clusters', type=int, default=4000)
+    p.add_argument('--spread', type=float, default=1.)
     p.add_argument('--kind', help="of the index: 'ivf' or 'ivfpq'; by default what bank.index() takes")
     p.add_argument('--times', type=int, default=21, help='timings of each')
     a = p.parse_args()
     if a.quick: a.rows,a.clusters,a.times = 50_000,500,5
     for o in a.what:
-        if o=='million': text = '\n\n'.join(million(a.rows, a.dim, a.clusters, a.kind, a.times))
+        if o=='million': text = '\n\n'.join(million(a.rows, a.dim, a.clusters, a.spread, a.kind, a.times))
         else:
             n = 2000 if a.quick else 10_000
             text = compressed([lambda: synthetic(n, 128), lambda: synthetic(n, 512),

@@ -106,11 +106,12 @@ def test_odd_queries():
     with torch.inference_mode(): assert b.read(b.features[:4], 1).index[:,0].tolist()==[0,1,2,3]
 
 def test_it_really_goes_through_the_index(monkeypatch):
-    import memo.banks.index as M
+    import memo.banks.search as S
     b = bank_of()
     ix = b.index('ivf')
     def no(*args, **kwargs): raise AssertionError('exact search')
     ix.exact = no
+    monkeypatch.setattr(S, 'search', no)
     assert b.read(b.features[:9], 1).index[:,0].tolist()==[*range(9)]
 
 # which index
@@ -231,13 +232,14 @@ def test_two_threads_search_at_once():
 
 def test_threads_hear_of_a_change_once():
     b,q = bank_of(),blobs(4, seed=2)[0]
-    b.index('ivf')
+    ix = b.index('ivf')
     written(b)
     with warnings.catch_warnings(record=True) as w:
         warnings.simplefilter('always')
         ts = [threading.Thread(target=b.read, args=(q, 3)) for _ in range(6)]
         for t in ts: t.start()
         for t in ts: t.join()
+        assert ix.stale(b.rows()[0])        # a thread that was a little later
     assert len([o for o in w if 'changed since' in str(o.message)])==1
 
 def test_a_model_uses_it():
