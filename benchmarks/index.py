@@ -64,8 +64,8 @@ def million(n, dim, c, most, kind, times):
                      f'{ratio[1]:.0f}', f'{recall:.3f}'))
     about = (f"{n:,} rows of {dim} numbers in {c:,} clusters; {index.kind}, {index.faiss.nlist} lists, of which a "
              f"query looks through {index.probes}; recall@1 of 512 new queries {recall:.3f}. Built in {cpu:.0f} s of "
-             f"CPU time ({index.seconds:.0f} s), {index.bytes/2**20:.0f} MiB beside the {bank.features.nbytes/2**20:.0f} MiB of "
-             f"the rows (the process had {peak:.1f} GiB at most).")
+             f"CPU time ({index.seconds:.0f} s), {index.bytes/2**20:.0f} MiB beside the "
+             f"{bank.features.nbytes/2**20:.0f} MiB of the rows (the process had {peak:.1f} GiB at most).")
     return about,table(['batch','exact, CPU ms','indexed, CPU ms','ratio','exact, wall ms','indexed, wall ms','ratio',
                         'recall@1'], rows)
 
