@@ -77,7 +77,7 @@ def fashion(n, epochs):
     "Features, in front of the classifier, of a small network trained on Fashion-MNIST; queries: validation images"
     set_seed(0)
     dls = fashion_lt(ratio=1, n_max=n//10)
-    learn = Learner(dls, small_cnn(10), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
+    learn = Learner(dls, small_cnn(1, 10), loss_func=CrossEntropyLossFlat(), metrics=accuracy)
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 3e-3)
     model = learn.model.eval().cpu()
     def features(dl):
