@@ -10,6 +10,7 @@ from .banks.policies import Candidates,Policy,policies
 from .banks.base import Bank
 from .banks.slots import SlotBank
 from .banks.classes import ClassBank
+from .banks.index import Index
 from .banks.exchange import BankSaver,latest_bank,open_bank
 from .data.items import item_ids
 from .data.tensors import TensorDL,plain_dl

@@ -1,1 +1,1 @@
-from . import exchange   # gives `ClassBank` its `export_tail`, `to_json`...: they are there with any bank
+from . import compressed,exchange,index   # give banks `compress`, `index`, `export_tail`...: they are there with any bank

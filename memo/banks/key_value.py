@@ -12,7 +12,7 @@ import json,math,torch,warnings
 from typing import Annotated
 from torch import Tensor,nn
 from torch.nn import functional as F
-from .base import Bank
+from .base import Bank,searchers
 from .offers import *
 from .policies import first_of_alike,hashed,lowest_of_each,taken_from_largest
 from .search import directions,has_direction,in_full,own_share
@@ -143,7 +143,7 @@ class KeyValueBank(Bank):
     def classify(self, q, item=None, group=None):
         "Class of the nearest row [B], -1 for none, and its cosine [B]"
         # for one query the steps around the product with all rows take as long as a part of it, so there are few
-        n = 0 if torch.compiler.is_compiling() else len(self)
+        n = 0 if torch.compiler.is_compiling() or self in searchers else len(self)
         if not n or q.ndim!=2 or q.shape[1]!=self.dim or q.device!=self.device or len(q)*n>2**24 or (
             torch.is_grad_enabled() and q.requires_grad): return super().classify(q, item, group)
         f = self.unit_features()

@@ -31,7 +31,7 @@ class StopAt(Callback):
         if self.training: self.n -= 1
         if not self.n: raise KeyboardInterrupt
 
-def parts(kind): return list(known(kind))
+def parts(kind): return [k for k,p in known(kind).items() if not p.facts.get('read_only')]
 def takes(kind, name): return known(kind)[name].params
 
 def build(kind, name, **more):
