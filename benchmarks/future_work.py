@@ -542,7 +542,7 @@ def speed_rows(name, seed, quick):
     x = F.interpolate(x[torch.randperm(len(x), generator=g)[:3200]], 32, mode='bilinear')
     model,u = resnet18(num_classes=C).eval(),(x*255).round().to(torch.uint8)
     def net(model, x): return model((x.float()/255).expand(-1, 3, -1, -1)).argmax(1)
-    for bs,n in ((1, 100),(128, 128*(3 if quick else 6))):
+    for bs,n in ((1, 40 if quick else 100),(128, 128*(2 if quick else 6))):
         for share in (0., .1, .3):
             i,_ = repeated(n, share, g)
             for kind in ('exact hash','projection'):
