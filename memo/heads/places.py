@@ -228,7 +228,7 @@ class Watched:
         return next((c for c in self.calls if c.module is module), None)
 
     def together(self, module, head):
-        "Why rows of a batch go through what is behind `module`, where `head` sits, together; None if some may leave there"
+        "Why rows of a batch go together through what is behind `module`, where `head` sits; None if some may leave"
         n = sum(c.module is module for c in self.calls)
         if n!=1: return f"it is called {n} times in a forward"
         if self.path!=(): return f"the model gives a {type(self.given).__name__}; one tensor of outputs is accepted"
@@ -249,8 +249,7 @@ class Watched:
                 what,whole = "what is behind it does not work on some rows of a batch",given(heads)
                 head.fuse,head.answer = fuse,lambda out: out
                 some = given([h for h in heads if h is not head])
-        except Exception as e:
-            return f"{what} ({(str(e) or type(e).__name__).splitlines()[0][:120]})"
+        except Exception as e: return f"{what} ({(str(e) or type(e).__name__).splitlines()[0][:120]})"
         finally:
             for k in ('fuse','answer'): vars(head).pop(k, None)
         if len(left)>1:
