@@ -8,7 +8,7 @@ network and around the memory. Small batches are dearer a row: `half` is the tim
 the whole one, and the column behind the bound of h=.5 is the bound with (1-a) half T in place of (1-a) T / 2. CPU time,
 medians of runs in turn with the plain network's."""
 import argparse,os,time,warnings
-os.environ.setdefault('OMP_WAIT_POLICY', 'passive')     # before torch: idle threads sleep instead of counting as CPU time
+os.environ.setdefault('OMP_WAIT_POLICY', 'passive')     # before torch: idle threads sleep
 from contextlib import contextmanager
 from statistics import median
 import timm,torch,torchvision
@@ -26,7 +26,8 @@ networks = {
     'vit_tiny':(lambda px: timm.create_model('vit_tiny_patch16_224', img_size=px), blocks('blocks', 0, 2, 5, 8, 11)),
     'convnext_atto':(lambda px: timm.create_model('convnext_atto'), blocks('stages', *range(4))),
     'efficientnet_b0':(lambda px: timm.create_model('efficientnet_b0'), blocks('blocks', *range(7))),
-    'swin_tiny':(lambda px: timm.create_model('swin_tiny_patch4_window7_224', img_size=px), blocks('layers', *range(4))),
+    'swin_tiny':(lambda px: timm.create_model('swin_tiny_patch4_window7_224', img_size=px),
+                 blocks('layers', *range(4))),
     'mixer_s32':(lambda px: timm.create_model('mixer_s32_224', img_size=px), blocks('blocks', 0, 3, 7)),
     'mobilenetv3_small':(lambda px: timm.create_model('mobilenetv3_small_100'), blocks('blocks', *range(6))),
     'regnetx_002':(lambda px: timm.create_model('regnetx_002'), ['s1','s2','s3','s4']),
@@ -68,7 +69,7 @@ def timed(module, before=True):
         for h in hooks: h.remove()
 
 def measure(model, at, x, rounds, rows=2000):
-    "Share of the network in front of a place, of the memory, and times as fast at hit rates 0, .5 and 1: bound, measured"
+    "Shares of what is in front of a place and of the memory; times as fast at hit rates 0, .5, 1: bound, measured"
     with torch.no_grad():
         head = Planted(SlotBank(rows, policy='fifo', n_classes=1000), threshold=-1)
         attach(model, head, at=at, name='early', x=x[:2])
@@ -117,7 +118,8 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     px,batches,rounds = (64,(1,8),a.rounds or 3) if a.quick else (224,(1,32),a.rounds or 5)
-    print(f'{px} px, {a.threads} threads, {rounds} rounds, 2,000 rows. `half`: time of half the batch, of the whole one.\n')
+    print(f'{px} px, {a.threads} threads, {rounds} rounds, 2,000 rows. `half`: time of half the batch as a share of '
+          "the whole one's.\n")
     print('| network | place | batch | a | memory | half | h=0 bound | measured | h=.5 bound | with half | measured '
           '| h=1 bound | measured |\n'+'|---'*13+'|')
     ratios = {}

@@ -35,7 +35,7 @@ class Call:
         self.model,self.training,self.out,self.seen,self.left = model,model.training,out,seen or {},[]
 
     def leave(self, hit, answer):
-        "Let the rows that are `hit` go with their answers; gives the positions of the others, and raises if there are none"
+        "Let the rows that are `hit` go with their answers; gives the positions of the others, raises if there are none"
         rest = (~hit).nonzero().squeeze(1)      # the only time that the host waits for the device
         if len(rest)==len(hit): return rest
         self.left.append((rest,answer,self.rows))

@@ -55,7 +55,7 @@ class Called:
     "A call of a module in a forward"
     # first input and output, the axes along which their features lie, and the layers that they come from
     x = out = x_axis = out_axis = layers = out_layers = None
-    began = ended = 0   # how many modules were entered or left before
+    began = ended = 0   # how many modules of the network were entered or left before
     def __init__(self, name, module, parent): self.name,self.module,self.parent = name,module,parent
 
 class Layer:
@@ -106,10 +106,11 @@ class _Follow(TorchDispatchMode):
 
     # hooks of modules
 
+    def counts(self, module): return not isinstance(module, MemoryHead)     # memories come and go
     def enter(self, name):
         def hook(module, args):
             c = Called(name, module, self.stack[-1] if self.stack else None)
-            c.began,self.steps = self.steps,self.steps+1
+            c.began,self.steps = self.steps,self.steps+self.counts(module)
             if args and isinstance(args[0], Tensor):
                 c.x,c.x_axis,c.layers = args[0],self.axis(args[0]),self.layers(args[0])
             self.stack.append(c)
@@ -117,7 +118,7 @@ class _Follow(TorchDispatchMode):
 
     def leave(self, module, args, out):
         c = self.stack.pop()
-        c.ended,self.steps = self.steps,self.steps+1
+        c.ended,self.steps = self.steps,self.steps+self.counts(module)
         self.calls.append(c)
         if not isinstance(out, Tensor): return
         layers,flats = self.origin.get(self.place(out), _none)
@@ -228,7 +229,7 @@ class Watched:
         return next((c for c in self.calls if c.module is module), None)
 
     def together(self, module, head):
-        "Why rows of a batch go through what is behind `module`, where `head` sits, together; None if some may leave there"
+        "Why rows of a batch go together through what is behind `module`, where `head` sits; None if some may leave"
         n = sum(c.module is module for c in self.calls)
         if n!=1: return f"it is called {n} times in a forward"
         if self.path!=(): return f"the model gives a {type(self.given).__name__}; one tensor of outputs is accepted"
@@ -249,8 +250,7 @@ class Watched:
                 what,whole = "what is behind it does not work on some rows of a batch",given(heads)
                 head.fuse,head.answer = fuse,lambda out: out
                 some = given([h for h in heads if h is not head])
-        except Exception as e:
-            return f"{what} ({(str(e) or type(e).__name__).splitlines()[0][:120]})"
+        except Exception as e: return f"{what} ({(str(e) or type(e).__name__).splitlines()[0][:120]})"
         finally:
             for k in ('fuse','answer'): vars(head).pop(k, None)
         if len(left)>1:

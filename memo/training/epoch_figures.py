@@ -35,7 +35,8 @@ class EpochFigures:
         self.learn,self.heads,self.batches,self.whole = learn,[h for h in heads if is_refitted(h)],[],True
         self.targets,self.loss = targets,None
         gates = [g for m in learn.model.modules() if isinstance(g := vars(m).get('forward'), Gate)]
-        answering = [(g,[h for h in g.in_order() if type(h).answer is not MemoryHead.answer and h.active]) for g in gates]
+        answering = [(g,[h for h in g.in_order() if type(h).answer is not MemoryHead.answer and h.active])
+                     for g in gates]
         self.answering = [(g,hs) for g,hs in answering if hs]
 
     @property

@@ -1,4 +1,5 @@
-"Places where no row can leave: refused in one line for head='exit', and the network is as it was; whole for head='dual'"
+"""Places where no row can leave: refused in one line for head='exit', and the network is as it was; whole for
+head='dual'"""
 import copy, pytest, timm, torch, torchvision, warnings
 from torch import nn
 from fastai.vision.models.unet import DynamicUnet
@@ -30,16 +31,17 @@ def refused(m, x, at, cls=ExitHead, **kw):
     return line
 
 resnet = 'resnet18',32,{}
+vit = 'vit_tiny_patch16_224',32,dict(img_size=32)
 swin = 'swin_tiny_patch4_window7_224',64,dict(img_size=64, embed_dim=24, num_heads=(1,2,4,8))
 @pytest.mark.parametrize('name,px,kw,at', [
     (*resnet,'layer1.0.conv1'), (*resnet,'layer2.0.bn2'), (*resnet,'layer3.0.downsample.0'),    # inside of a residual
     (*swin,'layers.0.blocks.0.attn'), (*swin,'layers.1.blocks.0.mlp'),                            # windows
-    ('vit_tiny_patch16_224',32,dict(img_size=32),'blocks.0.attn'), ('vit_tiny_patch16_224',32,dict(img_size=32),'blocks.1.mlp'),
+    (*vit,'blocks.0.attn'), (*vit,'blocks.1.mlp'),
     ('efficientnet_b0',32,{},'blocks.1.1.se'), ('convnext_atto',32,{},'stages.1.blocks.0.conv_dw')])
 def test_places_behind_which_shapes_depend_on_the_batch(name, px, kw, at):
     m,x = net(name, px, **kw)
-    line = refused(m, x, at)
-    assert line.startswith(f"at: no row can leave the network early at '{at}': what is behind it does not work on some rows")
+    why = 'what is behind it does not work on some rows'
+    assert refused(m, x, at).startswith(f'at: no row can leave the network early at {at!r}: {why}')
     with torch.no_grad(): plain = m(x)
     # a gate there lets nobody leave, and answers all the same
     attach(m, GateHead(SlotBank(4, n_classes=C), threshold=1.), at=at, x=x)

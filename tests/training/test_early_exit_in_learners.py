@@ -26,7 +26,8 @@ def early(at=PLACE, name='early', size=300, **kw):
 def learner(dls, *cbs, model=None, epochs=2, **kw):
     set_seed(0, reproducible=True)
     dls.train.rng = random.Random(0)
-    learn = Learner(dls, small_cnn(1, 10) if model is None else model, metrics=accuracy, cbs=[*(cbs or [early()])], **kw)
+    if model is None: model = small_cnn(1, 10)
+    learn = Learner(dls, model, metrics=accuracy, cbs=[*(cbs or [early()])], **kw)
     if epochs:
         quietly(learn, 'fit', epochs, 1e-2)
         tune(learn)
