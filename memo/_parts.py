@@ -19,6 +19,21 @@ parts = {
     'seed': Param(int, 0, "Of the bank's own random numbers"),
     'once': Param(bool|None, None, 'True: one row for each item, the newest. None: so only where an item comes again with the same feature'),
   }, {'views': True, 'default_head': 'watch', 'offers': ['build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'followed', 'follows', 'from_json', 'get_extra_state', 'head', 'header', 'item_counts', 'learned', 'load', 'medium', 'missing', 'needs_labels', 'once', 'place', 'prompt_data', 'prototype', 'prototypes', 'read', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'share', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'unit', 'usage', 'views', 'vocab', 'write', 'write_state'], 'task': 'multiclass'}),
+  'CachedBank': ('memo.banks.key_value', 'CachedBank', 'Features with their classes, as they came; where full, what is new takes the least alike row of its class', {
+    'size': Param(Count, required, 'Number of slots'),
+    'n_classes': Param(Count|None, None, 'Labels are checked against it'),
+    'similarity_threshold': Param(Annotated[float, Range(lo=-1, hi=1, open_lo=False, open_hi=False)], 0.8, 'A feature is new if its cosine to every row is below'),
+    'dim': Param(Count|None, None, 'Width of the features; known after the first write if not given'),
+    'seed': Param(int, 0, 'Not used: nothing here is random'),
+  }, {'views': False, 'default_head': 'dual', 'offers': ['admit', 'age', 'build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classes', 'classify', 'config', 'contrastive', 'default_head', 'describe', 'device', 'followed', 'follows', 'get_extra_state', 'header', 'hidden', 'item_counts', 'learned', 'load', 'make_room', 'make_way', 'needs_labels', 'occupancy', 'positives', 'put', 'read', 'recognised', 'refresh', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'scaled', 'set_extra_state', 'slots_of', 'stats', 'stored', 'unit', 'unit_features', 'views', 'vocab', 'write', 'write_state'], 'task': 'multiclass'}),
+  'TrainableBank': ('memo.banks.key_value', 'TrainableBank', 'Rows and class scores that are learned with the network; where full, what is new takes the least confident row', {
+    'size': Param(Count, required, 'Number of slots'),
+    'n_classes': Param(Count|None, None, "C; in a learner the data's"),
+    'similarity_threshold': Param(Annotated[float, Range(lo=-1, hi=1, open_lo=False, open_hi=False)], 0.8, 'A feature is new if its cosine to every row is below'),
+    'update_rate': Param(Probability, 0.25, 'How far a row moves towards a feature that it recognises'),
+    'dim': Param(Count|None, None, 'Width of the features; known when it is attached or written to, if not given'),
+    'seed': Param(int, 0, "Of the bank's own random numbers"),
+  }, {'views': False, 'default_head': 'dual', 'offers': ['admit', 'age', 'as_scores', 'build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classes', 'classify', 'confidence', 'config', 'contrastive', 'default_head', 'describe', 'device', 'followed', 'follows', 'get_extra_state', 'header', 'hidden', 'item_counts', 'labels', 'learned', 'load', 'make_room', 'make_way', 'needs_labels', 'occupancy', 'positives', 'put', 'read', 'recognised', 'refresh', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'scaled', 'set_extra_state', 'settle', 'slots_of', 'stats', 'stored', 'unit', 'unit_features', 'views', 'vocab', 'write', 'write_state'], 'task': 'multiclass'}),
   'SlotBank': ('memo.banks.slots', 'SlotBank', 'A fixed number of feature slots, filled by a write policy', {
     'size': Param(Count, 512, 'Number of slots'),
     'dim': Param(Count|None, None, 'Width of the features; known after the first write if not given'),

@@ -98,7 +98,7 @@ class Described(nn.Module):
 
     def _build_for(self, state_dict, prefix, cfg):
         "Make what is learned, where a state has it and this module has not been built yet"
-        own = {*self._parameters, *self._buffers, '_extra_state'}
+        own = {*(k for k,v in self._parameters.items() if v is not None), *self._buffers, '_extra_state'}
         if not hasattr(self, 'build') or all(k in own for o in state_dict if o.startswith(prefix)
                                              and '.' not in (k := o[len(prefix):])): return
         bank = state_dict.get(f'{prefix}bank._extra_state')         # a head's rows are of its bank's width
@@ -131,7 +131,9 @@ class Bank(Described):
     def __init__(self, dim, n_classes, seed):
         super().__init__()
         self.dim,self.n_classes = dim,n_classes
-        for o in ('features','labels'): self.register_buffer(o, None)
+        # of learned rows labels may be worked out
+        for o in ('features','labels'):
+            if not isinstance(getattr(type(self), o, None), property): self.register_buffer(o, None)
         for o in ('seed','seen','updates','count','replaced','refused'):
             self.register_buffer(o, torch.tensor(seed if o=='seed' else 0))
 
