@@ -83,9 +83,25 @@ class KeyValueBank(Bank):
                    lambda has: f"size={int(has/4/(36+4*(dim or 1)))}, a quarter of it, is accepted")
         for o,v in dict(items=-1, groups=-1, stamps=0, hits=0).items():
             self.register_buffer(o, torch.full((self.size,), v))
+        self.register_buffer('centre', None)
 
     @property
     def capacity_rows(self): return self.size
+
+    # early in a network features have a large part in common, beside which cosines hardly differ
+
+    def centred(self, x): return x if self.centre is None else x-self.centre.to(x.device)
+    @torch.no_grad()
+    def recentre(self,
+        x:Tensor    # Features [B,D] that were written, without the `centre` there was
+    ):
+        "Follow the mean of the network's features, which is taken off them from now on"
+        x = x.detach().to(self.device, torch.float32)
+        x = x[x.isfinite().all(1)]
+        if not len(x): return
+        with torch.inference_mode(False):
+            if self.centre is None: self.centre = torch.zeros(x.shape[1], device=self.device)
+        self.centre += x.mean(0)*(1/self.updates.clamp(min=1)).clamp(min=.1)
 
     def check_single(self, y):
         if y.ndim==2:

@@ -493,6 +493,7 @@ class MemoryCallback(Callback):
                 m.stage,m.told = 'step',m.told or self._fits[-1].targets.told
                 continue
             m.head.bank.write(*got)
+            if m.head.leaves_early and hasattr(m.head.bank, 'recentre'): m.head.bank.recentre(got[0])
             m.stage = 'written'
 
     def after_train(self):
