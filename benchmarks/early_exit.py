@@ -140,10 +140,30 @@ def without_exit(model):
     detach(m)
     return m
 
-def times(learn, rounds):
-    x,plain = torch.cat([b[0] for b in learn.dls.loaders[2]]),without_exit(learn.model)
-    n = 20
-    return {1:race(learn.model, plain, x, 1, rounds, n), 128:race(learn.model, plain, x, 128, rounds, 2)}
+class UpTo:
+    "A network that stops behind one of its modules"
+    def __init__(self, model, at):
+        self.model = copy.deepcopy(model)
+        self.model.get_submodule(at).register_forward_hook(self.stop)
+    def stop(self, *args): raise StopIteration
+    def eval(self): self.model.eval()
+    def __call__(self, x):
+        try: self.model(x)
+        except StopIteration: pass
+
+def times(learn, at, rounds):
+    """The network with its exit against the network alone; what it costs where no row leaves; the time up to the tap;
+    and from these the hit rate at which an exit begins to pay"""
+    x,plain,res = torch.cat([b[0] for b in learn.dls.loaders[2]]),without_exit(learn.model),{}
+    none = copy.deepcopy(learn.model)
+    next(h for h in none.modules() if isinstance(h, ExitHead)).threshold.fill_(9.)
+    for bs,per in ((1,20),(128,2)):
+        r = race(learn.model, plain, x, bs, rounds, per)
+        lost,part = race(none, plain, x, bs, rounds, per),race(UpTo(plain, at), plain, x, bs, rounds, per)
+        share,cost = 1/part['faster'],1/lost['faster']-1
+        even = cost/(1-share) if share<1 else None
+        res[str(bs)] = dict(**r, none_leave=lost['faster'], share=share, cost=cost, break_even=even)
+    return res
 
 # parts
 
@@ -160,7 +180,7 @@ def cases(data, sizes, archs, taps, seeds, epochs, rounds, part):
                 learn = train(dls, arch, method, at, seed, epochs)
                 r = dict(part=part, arch=arch, seed=seed, method=method, at=at, threshold=fit_threshold(learn),
                          plain=plain, **accuracies(learn))
-                r['times'] = {str(k):v for k,v in times(learn, rounds).items()}
+                r['times'] = times(learn, at, rounds)
                 rows.append(r)
                 print(short(r), flush=True)
     return rows
@@ -181,35 +201,138 @@ def fashion_part(o):
     return cases(fashion(n+4_000), (n,2_000), ['resnet18'], ['layer1'] if o.quick else ['layer1','layer2'], range(o.seeds),
                  1 if o.quick else 4, 9 if o.quick else 21, 'fashion')
 
-def summary(rows):
-    "Mean over seeds, as a Markdown table; speeds are medians over rounds, the range is over seeds"
-    out = ['| network, tap | exit | leave early | accuracy with exit | of its network alone | trained plainly | right on those that left | batch 1: times as fast | batch 128 |',
-           '|---|---|---|---|---|---|---|---|---|']
-    keys = list(dict.fromkeys((r['part'],r['arch'],r['at'],r['method']) for r in rows))
-    def spread(v, f='.2f'): return f'{mean(v):{f}} ({min(v):{f}}-{max(v):{f}})' if len(v)>1 else f'{v[0]:{f}}'
-    for k in keys:
-        rs = [r for r in rows if (r['part'],r['arch'],r['at'],r['method'])==k]
-        def col(c): return [r[c] for r in rs if r[c] is not None]
-        speed = [spread([r['times'][b]['faster'] for r in rs]) for b in ('1','128')]
-        hits = col('exit_on_hits')
-        out.append(f"| {k[1]}, {k[2]} | {k[3]} | {spread(col('hit'))} | " + ' | '.join(
-            f"{mean(col(c)):.4f}" for c in ('accuracy','network','plain')) + f" | {mean(hits):.4f} | " *bool(hits)
-            + ' | '.join(speed)+' |')
+# ViT-tiny: times alone
+
+class Planted(ExitHead):
+    "An exit that looks its rows up as any other, and lets a given share of them go"
+    rate,turn = 0.,0
+    def decide(self, z, item=None, group=None, n_classes=None):
+        _,logp,sure = super().decide(z, item, group, n_classes)
+        i = self.turn+torch.arange(len(z))
+        if len(z)<8: self.turn += len(z)
+        return ((i+1)*self.rate).floor()>(i*self.rate).floor(),logp,sure
+
+def planted(arch, taps, rates, size):
+    "A network with random weights and a memory of 2,000 rows at each tap"
+    m = timm.create_model(arch, num_classes=10).eval()
+    x = torch.randn(2, 3, size, size)
+    for at,rate in zip(taps, rates):
+        bank = CachedBank(2_000, n_classes=10)
+        attach(m, Planted(bank, k=K), at, at.replace('.', '_'), x=x)
+        bank.write(torch.randn(2_000, m.num_features), torch.arange(2_000)%10)
+        (head := list(h for h in m.modules() if isinstance(h, Planted))[-1]).rate = rate
+    return m
+
+def vit_part(o):
+    torch.manual_seed(0)
+    x,rows = torch.randn(64, 3, 224, 224),[]
+    blocks = ['blocks.2','blocks.5','blocks.8']
+    one = [([at],[h]) for at in blocks for h in ((.9,) if o.quick else (0.,.5,.9))]
+    for taps,rates in [*one, (blocks,[.4,.5,.5])]:
+        m = planted('vit_tiny_patch16_224', taps, rates, 224)
+        plain,r = without_exit(m),{}
+        for bs,per in ((1,10),(32,1)):
+            share = [1/race(UpTo(plain, at), plain, x, bs, 5, per)['faster'] for at in taps]
+            left,due,behind = 1.,0.,0.
+            for a,h in zip([*share, 1.], [*rates, 0.]): due,left,behind = due+left*(a-behind),left*(1-h),a
+            r[str(bs)] = dict(**race(m, plain, x, bs, 3 if o.quick else 9, per), share=share, bound=1/due)
+        rows.append(dict(part='vit', at=', '.join(taps), rates=rates, times=r))
+        print(rows[-1], flush=True)
+    return rows
+
+def vit_table(rows):
+    out = ['| taps | leave there | batch 1: times as fast | bound from arithmetic | batch 32 | bound |','|---|---|---|---|---|---|']
+    for r in rows:
+        t = [f"{v['faster']:.2f} ({v['low']:.2f}-{v['high']:.2f}) | {v['bound']:.2f}" for v in r['times'].values()]
+        out.append(f"| {r['at']} | {', '.join(f'{h:.0%}' for h in r['rates'])} | {' | '.join(t)} |")
     return '\n'.join(out)
+
+# a class that was never trained
+
+def by_class(learn, new):
+    "Accuracy with the exit on test images of the new class, and of the others; share of each that leaves"
+    got,sure,net,y = confidence(learn, learn.dls.loaders[2])
+    hit = sure>=learn.memory.head.threshold
+    ok,n = torch.where(hit, got, net)==y,y==new
+    return dict(new=float(ok[n].float().mean()), others=float(ok[~n].float().mean()),
+                new_hit=float(hit[n].float().mean()), others_hit=float(hit[~n].float().mean()))
+
+def imprint(linear, z, new):
+    "Weights for a class from a few of its features (Qi et al. 2018), for the rival"
+    with torch.no_grad():
+        seen = torch.arange(len(linear.weight))!=new
+        linear.weight[new] = F.normalize(F.normalize(z).mean(0), dim=0)*linear.weight[seen].norm(dim=1).mean()
+        linear.bias[new] = linear.bias[seen].mean()
+
+def newclass_part(o):
+    x,y = digits()
+    rows,new = [],9
+    for seed in range(o.seeds):
+        dls = loaders(x, y, seed, (1000,400), new)
+        p = torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))[:1000]
+        few = p[y[p]==new][:20]
+        for at in ['layer1'] if o.quick else ['layer1','layer2','layer4']:
+            for method in ('memory','linear'):
+                learn = train(dls, 'resnet18', method, at, seed, 8 if o.quick else 20)
+                fit_threshold(learn)
+                before = by_class(learn, new)
+                got = learn.memory.collect(TensorDL(x[few], y[few], bs=32, vocab=range(10)), memory=True)
+                head = learn.memory.head
+                if method=='memory': head.bank.write(got.z, got.y, item=got.item)
+                else: imprint(head.linear, got.z, new)
+                rows.append(dict(part='newclass', at=at, method=method, seed=seed, before=before, after=by_class(learn, new)))
+                print(rows[-1], flush=True)
+    return rows
+
+def newclass_table(rows):
+    out = ['| tap | exit | new class before | after 20 images | other classes before | after | new class leaves early before | after |','|'+'---|'*8]
+    for k in dict.fromkeys((r['at'],r['method']) for r in rows):
+        rs = [r for r in rows if (r['at'],r['method'])==k]
+        v = [mean(r[w][c] for r in rs) for c in ('new','others','new_hit') for w in ('before','after')]
+        name = dict(memory='memory, rows written', linear='linear, weights imprinted')[k[1]]
+        out.append(f"| {k[0]} | {name} | "+' | '.join(f'{i:.3f}' for i in v)+' |')
+    return '\n'.join(out)
+
+def exits_table(rows):
+    "Mean over seeds; speeds are medians over rounds, the range is over seeds"
+    out = ['| network, tap | exit | leave early | accuracy with it | of its network alone | of a plain training | right on those '
+           'that left | batch 1: times as fast | batch 128 | pays from a hit rate of (batch 1, 128) |', '|'+'---|'*10]
+    def spread(v): return f'{mean(v):.2f}'+(f' ({min(v):.2f}-{max(v):.2f})' if len(v)>1 else '')
+    for k in dict.fromkeys((r['arch'],r['at'],r['method']) for r in rows):
+        rs = [r for r in rows if (r['arch'],r['at'],r['method'])==k]
+        def col(c): return [r[c] for r in rs if r[c] is not None]
+        def even(b):
+            v = [e for r in rs if (e := r['times'][b]['break_even']) is not None]
+            return f'{mean(v):.2f}' if v and mean(v)<=1 else 'never'
+        acc = [f'{mean(v):.4f}' if (v := col(c)) else '-' for c in ('accuracy','network','plain','exit_on_hits')]
+        out.append(f"| {k[0]}, {k[1]} | {k[2]} | {spread(col('hit'))} | {' | '.join(acc)} | "
+                   f"{' | '.join(spread([r['times'][b]['faster'] for r in rs]) for b in ('1','128'))} | "
+                   f"{even('1')}, {even('128')} |")
+    return '\n'.join(out)
+
+parts = dict(digits=(digits_part,exits_table), fashion=(fashion_part,exits_table), vit=(vit_part,vit_table),
+             newclass=(newclass_part,newclass_table))
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    p.add_argument('--parts', nargs='+', default=['digits','fashion','vit','newclass'])
+    p.add_argument('--parts', nargs='+', default=[*parts], choices=[*parts])
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--threads', type=int, default=1)
-    p.add_argument('--quick', action='store_true')
+    p.add_argument('--quick', action='store_true', help='one seed of one network, few epochs; nothing is written')
     o = p.parse_args()
     if o.quick: o.seeds = 1
     torch.set_num_threads(o.threads)
-    made = dict(digits=digits_part, fashion=fashion_part)
+    to = Path(__file__).with_suffix('.json')
+    kept = json.loads(to.read_text()) if to.exists() else {}
     for part in o.parts:
-        rows = made[part](o)
-        print(summary(rows), flush=True)
-        print(json.dumps(rows))
+        run,table = parts[part]
+        rows = run(o)
+        print(f'\n## {part}\n\n{table(rows)}\n', flush=True)
+        if o.quick: continue
+        kept[part] = dict(rows=rows, seeds=o.seeds, threads=o.threads, torch=torch.__version__)
+        to.write_text(json.dumps(kept, indent=1)+'\n')
+        to.with_suffix('.md').write_text('\n'.join(
+            f"`python benchmarks/early_exit.py --parts {k}`, {v['seeds']} seeds, torch {v['torch']}, {v['threads']} thread\n\n"
+            f"{parts[k][1](v['rows'])}\n" for k,v in kept.items()))
 
 if __name__=='__main__': main()
