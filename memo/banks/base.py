@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from .offers import *
 from .copies import copied,grow_copies,growing,moved,on_its_own,take_whole
 from .kept import fit_kept
-from .search import Read,read_rows
+from .search import Read,own_share,read_rows,unit_rows
 from ..core import MemoError,atomic_path
 from ..registry import loaded
 
@@ -352,6 +352,33 @@ class Bank(Described):
         none = i<0
         y = y.to(i.device)
         return y[i.clamp(min=0)].masked_fill(none if y.ndim==1 else none[:,None], -1),sure.masked_fill(none, 0)
+
+    def contrastive(self,
+        z:Tensor,           # Features [B,D]; take a gradient
+        y:Tensor,           # Their classes [B]; -1 for none
+        temperature=.1,     # Of the softmax over all rows
+        item:Tensor=None,   # Item id of each [B]: rows of that item do not count
+        group:Tensor=None,  # Group id of each [B]: rows of that group do not count
+    )->Tensor:              # None where no feature has a row of its class
+        "Mean of -log of the share that the rows of a feature's own class have in its softmax over all rows"
+        if not temperature>0: raise MemoError(f"contrastive: temperature={temperature!r}, above 0 is accepted")
+        if self.follows: take_whole(self)
+        if self.features is None or not len(self) or not len(z): return None
+        f,_,labels,i,g,valid = self.rows()
+        if y.ndim!=1 or labels is not None and labels.ndim!=1:
+            raise MemoError(f"{type(self).__name__}: the contrastive loss is of one class a row; class numbers [B] are "
+                            "accepted")
+        if labels is None: return None
+        y,mine = y.to(self.device),labels==y.to(self.device)[:,None]
+        hide = torch.zeros_like(mine) if valid is None else ~valid.expand_as(mine)
+        for a,b in ((item,i),(group,g)):
+            if a is not None: hide = hide | (a.to(self.device)[:,None]==b) & (b>=0)
+        mine &= ~hide & (y>=0)[:,None]
+        some = mine.any(1)
+        if not bool(some.any()): return None
+        with torch.autocast(z.device.type, enabled=False):
+            s = unit_rows(z[some].float())@unit_rows(f[:].float()).T/temperature
+            return -own_share(s.masked_fill(hide[some], -torch.inf), mine[some]).mean()
 
     @torch.no_grad()
     def rekey(self,

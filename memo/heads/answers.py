@@ -119,7 +119,7 @@ class AnswerHead(MemoryHead):
     ):              # logits, z, y of the rows whose outputs are numbers; ids whose rows are not read, by name
         "Check what is collected for `fit`"
         if len(self.bank)==0:
-            raise MemoError("the memory is empty: train, or write to the bank, before its vote is fitted")
+            raise MemoError("the memory is empty: train, or write to the bank, before it is fitted")
         logits,z,y = collected['logits'],collected['z'],collected['y']
         self.check_width(z.shape[1])
         self.check_classes(logits.shape[1])

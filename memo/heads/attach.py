@@ -7,8 +7,8 @@ Docs: https://github.com/fastmemo/memo/heads/attach.html.md"""
 # %% auto #0
 __all__ = ['network_modules', 'find_place', 'declared_last', 'memories', 'find_head', 'holder', 'Gate', 'path_of', 'unclear',
            'answer_of', 'HeadGate', 'ResetGate', 'SaveGate', 'Tap', 'TapIn', 'TapOut', 'Wrapped', 'check_name',
-           'attach', 'watch', 'let_leave', 'why_together', 'not_broadcast', 'feature_axis', 'gate_of', 'guard',
-           'detach', 'take_out']
+           'attach', 'check_attach', 'watch', 'let_leave', 'why_together', 'not_broadcast', 'feature_axis', 'gate_of',
+           'guard', 'detach', 'take_out']
 
 # %% ../../nbs/heads/09_attach.ipynb #b1a7c003
 import inspect,keyword,sys,torch,warnings
@@ -284,20 +284,12 @@ def attach(
     x=None,
 ) -> nn.Module:
     "Attach `head` to `model`, in place"
-    if name in memories(model):
-        raise MemoError(
-            f"this model has a memory called {name!r} already: give name=, or detach(model, {name!r}) first")
-    if wrap and at is None: raise MemoError("wrap=True needs at=, the name of the module to wrap")
-    if head.leaves_early and at is None:
-        raise MemoError("head='exit' needs at=, the name of a module early in the network, as at='layer1': in front of "
-                        "the classifier nearly all of it has been run; head='dual' is for that place")
+    check_attach(model, head, at, name, wrap)
     seen = watch(model, head, x)
     where,m,front = find_place(model, at, seen)
     axis = feature_axis(model, model.get_submodule(at) if wrap else m, front and not wrap, seen)
     if wrap: where,m = at,Wrapped(model.get_submodule(at), name)
     check_name(name, model, *([] if m is model else [m]))
-    if any(h is head for h in memories(model).values()):
-        raise MemoError("this memory is in the model already: make one for each place")
     if wrap:
         parent,_,key = at.rpartition('.')
         setattr(model.get_submodule(parent), key, m)
@@ -321,6 +313,19 @@ def attach(
             raise
     not_broadcast(model, head, f'{where}.{name}'.lstrip('.'))
     return model
+
+def check_attach(model, head, at, name, wrap):
+    "Raise a `MemoError` if `attach` is asked for what cannot be"
+    ms = memories(model)
+    if name in ms:
+        raise MemoError(
+            f"this model has a memory called {name!r} already: give name=, or detach(model, {name!r}) first")
+    if any(h is head for h in ms.values()):
+        raise MemoError("this memory is in the model already: make one for each place")
+    if wrap and at is None: raise MemoError("wrap=True needs at=, the name of the module to wrap")
+    if head.leaves_early and at is None:
+        raise MemoError("head='exit' needs at=, the name of a module early in the network, as at='layer1': in front of "
+                        "the classifier nearly all of it has been run; head='dual' is for that place")
 
 def watch(model, head, x):
     "A forward of the model for `attach`; an error if the head cannot mix with what it gives"
@@ -354,7 +359,8 @@ def why_together(model, head, seen):
         with undisturbed(), torch.no_grad(), as_found(model), in_step([*heads], Step()):
             whole,head.decide = given(),decide
             some = given(head)
-    except Exception as e: return f"what is behind it does not work on some rows of a batch ({str(e).splitlines()[0][:120]})"
+    except Exception as e:
+        return f"what is behind it does not work on some rows of a batch ({str(e).splitlines()[0][:120]})"
     finally: vars(head).pop('decide', None)
     same = whole.shape==some.shape and torch.allclose(whole[1:].float(), some[1:].float(), rtol=1e-2, atol=1e-3)
     return None if same else "behind it rows of a batch are computed together, and come out otherwise without the others"

@@ -23,6 +23,7 @@ class Seen:
     z = read = raw = added = None
     rows = None     # which rows of the batch its features are of; None: all
     gated = False   # were rows that it answers let go at its place?
+    said = None     # of a head that answers by itself: which rows, and their classes
     times = 0       # that features passed: of a place that is passed twice nobody can say which of them are the items'
 
 class Call:
@@ -74,6 +75,12 @@ class Step:
         # is it one of a training loop (None: the model's mode says so)? may heads add rows to it?
         self.calls,self.drawn,self.training,self.adds = [],{},None,True
         self.yb = ()            # targets, as they were when the model was called
+
+    def part(self, at):
+        "The same for some rows of the batch, outside of a forward"
+        res = Step(*(None if o is None else o[at.to(o.device)] for o in (self.item,self.group)), hide=True, open=False)
+        res.training = self.training
+        return res
 
     def close(self, out=None, heads=()):
         "Stop recording; gives the forward pass that made `out`, or the only one, or None"
@@ -287,7 +294,7 @@ class MemoryHead(Described):
                             "softmax or sigmoid, or head='vote'")
 
     def refit(self, collected):
-        "Arguments of the `fit` after each epoch: by default everything is chosen anew"
+        "The `fit` after each epoch: by default everything is chosen anew; a head with `refit = None` has none"
         return self.fit(collected)
     def rekeyed(self): "Called after the bank's rows were re-encoded"
     def chosen(self):

@@ -24,7 +24,7 @@ def history_groups(df):
             'time') else pd.Series(dtype=float)
         if not v.notna().any(): continue
         if c.endswith('loss'): k = 'loss'
-        elif c.endswith(('_fill','_turnover','_hit')): k = 'memory'
+        elif c.endswith(('_fill','_turnover','_hit','_usage')): k = 'memory'
         else: k = 'score' if v.min()>=0 and v.max()<=1 else c
         out.setdefault(k, []).append(c)
     return {k:v for k,v in out.items() if v}

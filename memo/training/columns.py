@@ -28,6 +28,7 @@ class Column(Metric):
         (v,),self.now = self.now or [self.of_batch(learn)],[]
         if v is None: return
         v = learn.to_detach(torch.as_tensor(v, dtype=torch.float32).reshape(-1))
+        v = v[~v.isnan()]       # of all processes together: rows that have no such value
         self.got.append((v.sum().item(), len(v)))
     @property
     def value(self):

@@ -51,6 +51,7 @@ class _Fit:
     "What one fit keeps, and gives up at its end"
     stepped = real = writing = trained = is_fit = untold = began = told = False
     names = figures = targets = None
+    right = n = 0           # training items that the network was right about, and all of them
     in_training = False     # are the columns of training batches too?
     def __init__(self, memories): self.memories = memories
 
@@ -286,16 +287,32 @@ class MemoryCallback(Callback):
     def fit(self,
         **kwargs    # To the head's `fit`, e.g. `k` and `whiten`, the choices of a `VoteHead`
     ) -> dict:      # What it chose
-        "Fit the head on the validation set: weight, temperature and the like"
-        head,dls = self.head,self.learn.dls
+        "Fit the head on the validation set: weight, temperature, threshold and the like"
+        head = self.head
         if not is_fitted(head):
             raise MemoError(f"{type(head).__name__} has nothing to fit; a memory that votes has: "
                             "MemoryCallback(bank, head='vote')")
-        if len(dls.loaders)<2 or is_empty(dls.valid): raise MemoError("fit needs a validation set")
-        got = self.collect(dls.valid, memory=True)
+        return head.fit(self.held_out('fit'), **{k:v for k,v in kwargs.items() if v is not None})
+
+    def held_out(self, what, dl=None):
+        "Outputs without this memory, features and labels of a loader, by default the validation set, for the head"
+        head,dls = self.head,self.learn.dls
+        if dl is None:
+            if len(dls.loaders)<2 or is_empty(dls.valid): raise MemoError(f"{what} needs a validation set")
+            dl = dls.valid
+        got = self.collect(dl, memory=True)
         features_of(got, self._name)
         got = with_labels(got, head, self._name)
-        return head.fit(AttrDict({**got, 'logits':got.raw}), **{k:v for k,v in kwargs.items() if v is not None})
+        return AttrDict({**got, 'logits':got.raw})
+
+    def coverage(self,
+        dl=None     # A loader with labels; by default the validation set
+    )->pd.DataFrame: # A row for each threshold, the strictest first; `now`: the one in use
+        "What thresholds would do: the share of items answered, both paths' accuracies on them, switches that do harm"
+        if not hasattr(self.head, 'coverage'):
+            raise MemoError(f"{type(self.head).__name__} has no threshold from which on it answers; a gate has: "
+                            "MemoryCallback(bank, head='dual')")
+        return pd.DataFrame(self.head.coverage(self.held_out('coverage', dl)))
 
     def fit_vote(self, k=None, whiten=None):
         "Old name of `fit` (version 0.1)"
@@ -324,6 +341,10 @@ class MemoryCallback(Callback):
         f.columns = L()
         if f.real and self.learn.create_mbar:   # False in `validate`
             for m in f.memories: f.columns += self._columns(m)
+            gates = not f.in_training and any(hasattr(m.head, 'decide') for m in f.memories)
+            if gates and 'train_accuracy' not in self.learn.metrics.attrgot('name'):
+                f.columns.append(Column(self, 'train_accuracy', lambda: f.right/f.n if f.n else None))
+        f.counts = 'train_accuracy' in f.columns.attrgot('name')
         self.learn.metrics = self.learn.metrics + f.columns
 
     def _drop_interrupted(self, begins=True):
@@ -341,8 +362,8 @@ class MemoryCallback(Callback):
                               lower_is_better=True))
         own = m.head.columns() or {}
         if not isinstance(own, dict): own = {k:getattr(m.head, k) for k in own}
-        if len(own)>2:
-            raise MemoError(f"{type(m.head).__name__}: {len(own)} columns ({', '.join(own)}); two at most are accepted")
+        if len(own)>3:
+            raise MemoError(f"{type(m.head).__name__}: {len(own)} columns ({', '.join(own)}); three at most are accepted")
         return res + L(Column(self, name(k), of_batch=partial(self._of_batch, m.head, f), head=m.head)
                        for k,f in own.items())
 
@@ -353,7 +374,8 @@ class MemoryCallback(Callback):
         if seen is None or t is None: return None
         if (y := batch_labels(step, t)) is None: return None
         v,ok = f(seen, y),t.known(y)
-        return v if ok is None or not torch.is_tensor(v) or v.shape!=ok.shape else v[ok]
+        if ok is None or not torch.is_tensor(v) or v.shape!=ok.shape: return v
+        return v.float().masked_fill(~ok, math.nan)
 
     def before_train(self):
         f = self._fits[-1]
@@ -361,6 +383,7 @@ class MemoryCallback(Callback):
         for m in f.memories:
             if m.head.bank.follows: on_its_own(m.head.bank)     # a copy that is trained is no copy any more
             m.was,m.losses = m.head.bank.replaced.clone(),[]
+        f.right,f.n = 0,0
 
     @property
     def _fitting(self):
@@ -421,6 +444,7 @@ class MemoryCallback(Callback):
         if training:
             if f.columns and f.in_training:
                 for c in f.columns: c.look(self.learn)
+            if f.counts: self._count_right(f)
             return self._own_loss(f) if self.loss_weight and f.real else None
         if f.figures is not None and (step := self.learn.batch_ids.step) is not None: f.figures.look(step)
 
@@ -433,13 +457,28 @@ class MemoryCallback(Callback):
             if say := check_head(m.head, m.name, f.targets, learn.yb, every): warn(say)
             m.told = m.told or bool(say)
 
+    def _count_right(self, f):
+        "Count the items of a training batch that the network is right about"
+        learn,step = self.learn,self.learn.batch_ids.step
+        if step is None: return
+        y = batch_labels(step, f.targets) if learn.yb is step.yb else f.targets.labels(learn.yb)
+        out = answer_of(get_model(learn.model), learn.pred)
+        if y is None or y.ndim!=1 or out is None or len(out)!=len(y): return
+        got,ok = f.targets.logits(out.detach().as_subclass(Tensor)).argmax(1)==y,f.targets.known(y)
+        if ok is not None: got = got[ok]
+        f.right,f.n = f.right+got.sum(),f.n+len(got)
+
     def _own_loss(self, f):
         w = self.loss_weight
         for m in f.memories:
             s,y = self._seen(m),batch_labels(self.learn.batch_ids.step, f.targets)
             if s is None or y is None or s.z is None: continue
-            ok = f.targets.known(y)
-            own = m.head.loss(s.z, y) if ok is None else m.head.loss(s.z[ok], y[ok]) if bool(ok.any()) else None
+            if len(s.z)!=len(y): continue       # of no one item: nothing of it is stored either
+            ok,step = f.targets.known(y),self.learn.batch_ids.step
+            if ok is None: own = m.head.loss(s.z, y)
+            elif not bool(ok.any()): continue
+            else:
+                with in_step([m.head], step.part(ok)): own = m.head.loss(s.z[ok], y[ok])
             if own is None: continue
             scale = 1.
             for o in self.learn.cbs:        # what the gradient of a micro-batch is divided by
@@ -498,6 +537,9 @@ class MemoryCallback(Callback):
 
     def after_train(self):
         f = self._fits[-1] if self._fits else None
+        if f is not None and f.counts:      # of all processes
+            n = torch.tensor([[float(f.right),f.n]], device=self.learn.dls.device)
+            f.right,f.n = to_detach(n, cpu=False, gather=True).sum(0).tolist()
         if f is None or f.told or not (f.writing and f.began): return
         f.told = True
         tell_unwritten(self.learn, f.memories)

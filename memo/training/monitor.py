@@ -27,7 +27,8 @@ _higher = (_paths('fastai.metrics', 'accuracy top_k_accuracy accuracy_multi fore
                   'SpearmanCorrCoef.<locals>.spearmanr')
            | {'memo.metrics.multiclass:group_recall', 'sklearn.metrics:matthews_corrcoef', 'sklearn.metrics:auc'}
            | _paths('memo.metrics.multilabel', '_macro_auc _macro_ap')
-           | {'memo.heads.mixture:VoteHead.hits', 'memo.heads.retrieval:RetrievalHead.hits'})
+           | {'memo.heads.mixture:VoteHead.hits', 'memo.heads.retrieval:RetrievalHead.hits'}
+           | _paths('memo.heads.gate', 'GateHead.accuracy GateHead.network_accuracy'))
 
 def path_of(o):
     "Where a function or class is defined, as module:name"

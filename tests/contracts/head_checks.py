@@ -14,12 +14,12 @@ from memo.heads.base import MemoryHead
 from memo.training.stages import Stage, fit_stages
 from memo.training.param_groups import body_head_splitter
 from memo.registry import find
-from .made import StopAt, Y, learner, other, preds_equal, quietly, refused_in_one_line, state_equal
+from .made import StopAt, Y, answer_half, learner, other, preds_equal, quietly, refused_in_one_line, state_equal
 
 def trained(make, epochs=1, **kw):
     learn = make(**kw)
     quietly(learn, learn.fit, epochs, 1e-2)
-    return learn
+    return answer_half(learn)
 
 def preds(learn): return quietly(learn, learn.get_preds)[0]
 def raw(model, dls): return torch.cat([model.eval()(b[0]).detach() for b in dls.valid])
@@ -38,7 +38,7 @@ def comes_and_goes(make):
     assert torch.equal(net.eval()(x), own.eval()(x)) and not learn.cbs.filter(lambda o: isinstance(o, MemoryCallback))
 
 def fills_its_bank(make):
-    """With what was trained on: its items, with their classes; columns have the memory's name in front, two at
+    """With what was trained on: its items, with their classes; columns have the memory's name in front, three at
     most are the head's own"""
     learn = trained(make, 2)
     bank,head = learn.memory.bank,learn.memory.head
@@ -48,7 +48,7 @@ def fills_its_bank(make):
     own = head.columns() or {}
     names = learn.recorder.metric_names
     mine = [n for n in names if n.startswith('memory_')]
-    assert len(own)<=2 and {'memory_fill','memory_turnover',*(f'memory_{o}' for o in own)}==set(mine)
+    assert len(own)<=3 and {'memory_fill','memory_turnover',*(f'memory_{o}' for o in own)}==set(mine)
     got = dict(zip(names[1:], learn.recorder.values[-1]))
     assert all(got[n] is None or 0<=float(got[n])<=1 or n=='memory_turnover' for n in mine)
     assert all(got[f'memory_{o}'] is not None for o in own)
@@ -170,6 +170,11 @@ def chooses_after_each_epoch(make):
     learn = make()
     head = learn.memory.head
     if type(head).fit is MemoryHead.fit: return
+    if head.refit is None:      # its choice is its owner's
+        chosen = head.chosen()
+        quietly(learn, learn.fit, 2, 1e-2)
+        assert head.chosen()==chosen
+        return
     was = [b for b in head.buffers(recurse=False) if b.is_floating_point() and b.ndim==0]
     assert was
     for b in was: b.fill_(.9)
@@ -286,7 +291,8 @@ def beside_another(make):
     learn.add_cb(MemoryCallback(SlotBank(8, policy='fifo'), head=None, name='other', at='first'))
     quietly(learn, learn.fit, 1, 1e-2)
     assert list(learn.memories)==['memory','other'] and {'memory_fill','other_fill'}<=set(learn.recorder.metric_names)
-    one = trained(make)
+    one = make()
+    quietly(one, one.fit, 1, 1e-2)
     state = one.model.state_dict()
     # a memory that watches changes nothing
     assert all(torch.equal(learn.model.state_dict()[k], v) for k,v in state.items())

@@ -135,7 +135,7 @@ def on_itself(was): return lambda self, n=None: (None,None)
 @contextlib.contextmanager
 def _stays_on(self): yield self
 def stays_on(was): return _stays_on
-def three(was): return lambda self: {k:(lambda seen, y: None) for k in 'abc'}
+def four(was): return lambda self: {k:(lambda seen, y: None) for k in 'abcd'}
 def not_a_number(was): return lambda self, z, y: 1.
 def detached(was): return lambda self, z, y: None if (l := was(self, z, y)) is None else l.detach()
 def of_nan(was): return lambda self, logits: logits*float('nan')
@@ -164,7 +164,7 @@ head_cases = [breaks(RetrievalHead, 'fuse', plus_one), breaks(RetrievalHead, 'fu
               breaks(RetrievalHead, 'fuse', lambda was: lambda self, x, z: x, 'same'),
               breaks(RetrievalHead, 'fuse', lambda was: nothing, 'nothing'),
     breaks(MemoryHead, 'fuse', plus_one), breaks(MemoryHead, 'own', on_itself), breaks(MemoryHead, 'off', stays_on),
-    breaks(MemoryHead, 'forward', keeps_features), breaks(MemoryHead, 'columns', three),
+    breaks(MemoryHead, 'forward', keeps_features), breaks(MemoryHead, 'columns', four),
     breaks(MemoryHead, 'config', empty), breaks(MemoryHead, 'loss', not_a_number),
     breaks(MemoryHead, 'recall', lambda was: nothing, 'nothing'),
     *[breaks(c, k, flipped, 'flipped')
@@ -176,7 +176,7 @@ head_cases = [breaks(RetrievalHead, 'fuse', plus_one), breaks(RetrievalHead, 'fu
     breaks(MixHead, 'answer', lambda was: nothing, 'nothing'), breaks(MixHead, 'mixed', unmixed),
     breaks(MixHead, 'fit', chooses_nothing), breaks(MixHead, 'chosen', empty),
     breaks(MixHead, 'refit', chooses_nothing), breaks(VoteHead, 'refit', chooses_nothing),
-    breaks(VoteHead, 'columns', three),
+    breaks(VoteHead, 'columns', four),
     breaks(VoteHead, 'hits', lambda was: lambda self, seen, y: torch.full((len(y),), 2.)),
     breaks(VoteHead, 'recall', constant),
     breaks(LDAHead, 'rekeyed', lambda was: nothing, 'nothing'),

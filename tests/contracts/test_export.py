@@ -14,13 +14,13 @@ from memo.heads.attach import memories
 from memo.heads.base import MemoryHead
 from memo.training.export_model import differs, export_model
 from memo.training.memory_callback import MemoryCallback
-from .made import build, learner, pairs, parts
+from .made import answer_half, build, learner, pairs, parts
 
 def trained(bank, head, epochs=2, multi=False, **kwargs):
     if isinstance(bank, str): bank = build('bank', bank, n_classes=4 if multi else 10)
     learn = learner(bank, head, multi=multi, **kwargs)
     if epochs: quietly(learn, learn.fit, epochs, 1e-2)
-    return learn
+    return learn if multi else answer_half(learn)
 
 def model_and_rows(learn): return learn.model.eval(),learn.dls.valid_ds.x.float()
 
