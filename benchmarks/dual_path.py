@@ -9,7 +9,7 @@ import argparse,json,warnings
 from pathlib import Path
 from statistics import mean,stdev
 import torch
-from early_exit import fashion,fit_threshold,loaders
+from early_exit import fashion,loaders
 from fastai.vision.all import CrossEntropyLossFlat,Learner,random,set_seed
 from memo.banks.key_value import CachedBank,TrainableBank
 from memo.banks.slots import SlotBank
@@ -39,7 +39,7 @@ def run(data, seed, method, sizes, epochs):
     test,res = dls.loaders[2],{}
     if method=='vote': learn.memory.fit()
     elif method!='plain':
-        res['threshold'] = fit_threshold(learn)
+        res['threshold'] = learn.memory.fit(eps=.005)['threshold']
         got = learn.memory.collect(test, memory=True)
         with torch.no_grad(): hit = learn.memory.head.decide(got.z, n_classes=10)[0]
         res |= dict(usage=float(hit.float().mean()), network=scores(got.raw.softmax(1), got.y))

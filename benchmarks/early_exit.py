@@ -1,5 +1,5 @@
 """Early exit on learned memory, beside a linear exit at the same place. `python benchmarks/early_exit.py --parts digits
-fashion vit newclass`; `--quick` is one seed of one network. Prints tables and writes benchmarks/early_exit.md and .json.
+ablation fashion vit newclass`; `--quick` is one seed of one network. Prints tables and writes benchmarks/early_exit.md and .json.
 
 digits, fashion: a network is trained with a memory at a tap (contrastive loss at weight .2), another with a linear
 classifier on the same pooled features (BranchyNet: Teerapittayanon et al. 2016; its cross-entropy at the same weight),
@@ -28,6 +28,10 @@ warnings.filterwarnings('ignore')
 
 EPS,WEIGHT,K = .005,.2,5
 
+class Raw(CachedBank):
+    "A bank of features as they are, their common part left in"
+    def recentre(self, x): pass
+
 class LinearExit(ExitHead):
     "The rival: a linear classifier on the pooled features, sure by its softmax; nothing is stored"
     def build(self, dim, n_classes): self.linear = nn.Linear(dim, n_classes)
@@ -37,10 +41,10 @@ class LinearExit(ExitHead):
         sure = logp.amax(1).exp()
         return sure>=self.threshold,logp,sure
 
-def callback(method, at):
+def callback(method, at, weight=WEIGHT, bank=CachedBank):
     "What a learner gets for a method: 'memory', 'linear' or 'plain'"
-    kw = dict(at=at, loss_weight=WEIGHT)
-    if method=='memory': return MemoryCallback(CachedBank(2_000), head='exit', k=K, **kw)
+    kw = dict(at=at, loss_weight=weight)
+    if method=='memory': return MemoryCallback(bank(2_000), head='exit', k=K, **kw)
     return MemoryCallback(SlotBank(1), head=LinearExit, k=1, **kw) if method=='linear' else None
 
 # data
@@ -67,13 +71,14 @@ def loaders(x, y, seed, sizes, without=None):
     dls.train.rng = random.Random(seed)
     return dls
 
-def train(dls, arch, method, at, seed, epochs, lr=3e-3):
+def train(dls, arch, method, at, seed, epochs, rekey=True, **kwargs):
     "A trained learner; its loaders are training, calibration, test"
     set_seed(seed)
+    dls.train.rng = random.Random(seed)
     learn = Learner(dls, timm.create_model(arch, num_classes=10), loss_func=CrossEntropyLossFlat(),
-                    cbs=callback(method, at))
-    with learn.no_bar(),learn.no_logging(): learn.fit_one_cycle(epochs, lr)
-    if method=='memory': learn.memory.rekey()       # its rows were written while the network moved
+                    cbs=callback(method, at, **kwargs))
+    with learn.no_bar(),learn.no_logging(): learn.fit_one_cycle(epochs, 3e-3)
+    if method=='memory' and rekey: learn.memory.rekey()       # its rows were written while the network moved
     return learn
 
 # threshold and accuracy
@@ -83,20 +88,6 @@ def confidence(learn, dl):
     got = learn.memory.collect(dl, memory=True)
     with torch.no_grad(): _,logp,sure = learn.memory.head.decide(got.z, n_classes=10)
     return logp.argmax(1),sure,got.raw.argmax(1),got.y
-
-def fit_threshold(learn):
-    """Excess error of the exit over all calibration rows, (exit wrong, network right) - (exit right, network wrong):
-    the last threshold up to which, from the strictest on, it is at most EPS"""
-    got,sure,net,y = confidence(learn, learn.dls.valid)
-    s,o = sure.sort(descending=True)
-    excess = ((net==y).float()-(got==y).float())[o].cumsum(0)/len(o)
-    last = torch.cat([s[1:]<s[:-1], torch.tensor([True])])          # equally sure rows leave together
-    s,excess = s[last],excess[last]
-    bad = (excess>EPS+1e-9).nonzero()
-    n = int(bad[0]) if len(bad) else len(s)
-    t = (s[n-1]+s[n])/2 if 0<n<len(s) else s[-1] if n else torch.tensor(2.)
-    learn.memory.head.threshold.copy_(t)
-    return float(t)
 
 def accuracies(learn):
     "On test images: hit rate, accuracy with the exit, of the network alone, of both on the rows that leave"
@@ -176,9 +167,8 @@ def cases(data, sizes, archs, taps, seeds, epochs, rounds, part):
             learn = train(dls, arch, 'plain', None, seed, epochs)
             with learn.no_bar(): plain = float((learn.get_preds(dl=dls.loaders[2])[0].argmax(1)==dls.loaders[2].dataset.y).float().mean())
             for method,at in [(m,t) for t in taps for m in ('memory','linear')]:
-                dls.train.rng = random.Random(seed)
                 learn = train(dls, arch, method, at, seed, epochs)
-                r = dict(part=part, arch=arch, seed=seed, method=method, at=at, threshold=fit_threshold(learn),
+                r = dict(part=part, arch=arch, seed=seed, method=method, at=at, threshold=learn.memory.fit(eps=EPS)['threshold'],
                          plain=plain, **accuracies(learn))
                 r['times'] = times(learn, at, rounds)
                 rows.append(r)
@@ -200,6 +190,50 @@ def fashion_part(o):
     n = 2_000 if o.quick else 10_000
     return cases(fashion(n+4_000), (n,2_000), ['resnet18'], ['layer1'] if o.quick else ['layer1','layer2'], range(o.seeds),
                  1 if o.quick else 4, 9 if o.quick else 21, 'fashion')
+
+# what makes a tap good
+
+def thinned(bank, n):
+    "A bank with `n` of the rows of another, drawn evenly"
+    new = CachedBank(n, n_classes=10)
+    new.centre = bank.centre
+    f,_,y,_,_,_ = bank.rows()
+    at = torch.randperm(len(f), generator=torch.Generator().manual_seed(0))[:n]
+    new.write(f[at], y[at])
+    return new
+
+def ablation_part(o):
+    """Hit rate and accuracy at one threshold rule of variants of a tap at layer1: as in the other parts; with another k,
+    with fewer rows, with the rows as they were written in training; without the loss, and without centring"""
+    data,rows,epochs = digits(),[],8 if o.quick else 20
+    for seed in range(o.seeds):
+        dls = loaders(*data, seed, (1000,400))
+        def note(name, learn):
+            got = learn.memory.fit(eps=EPS)
+            rows.append(dict(part='ablation', seed=seed, variant=name, threshold=got['threshold'], **accuracies(learn)))
+            print(rows[-1], flush=True)
+        learn = train(dls, 'resnet18', 'memory', 'layer1', seed, epochs, rekey=False)
+        head = learn.memory.head
+        for when in ('rows as written in training','rows encoded anew at the end'):
+            if when.endswith('end'): learn.memory.rekey()
+            for head.k in (1,5,10): note(f'{when}, k={head.k}', learn)
+        head.k,whole = K,head.bank
+        for n in (500,200,50):
+            head.bank = thinned(whole, n)
+            note(f'{n} of the rows, k={K}', learn)
+        if o.quick: continue
+        note(f'loss weight 0, k={K}', train(dls, 'resnet18', 'memory', 'layer1', seed, epochs, weight=0.))
+        note(f'not centred, k={K}', train(dls, 'resnet18', 'memory', 'layer1', seed, epochs, bank=Raw))
+    return rows
+
+def ablation_table(rows):
+    out = ['| layer1 of resnet18, digits | leave early | accuracy with exit | of its network alone | right on those that left |',
+           '|'+'---|'*5]
+    for k in dict.fromkeys(r['variant'] for r in rows):
+        rs = [r for r in rows if r['variant']==k]
+        v = [[r[c] for r in rs if r[c] is not None] for c in ('hit','accuracy','network','exit_on_hits')]
+        out.append(f'| {k} | '+' | '.join(f'{mean(i):.4f}' if i else '-' for i in v)+' |')
+    return '\n'.join(out)
 
 # ViT-tiny: times alone
 
@@ -274,7 +308,7 @@ def newclass_part(o):
         for at in ['layer1'] if o.quick else ['layer1','layer2','layer4']:
             for method in ('memory','linear'):
                 learn = train(dls, 'resnet18', method, at, seed, 8 if o.quick else 20)
-                fit_threshold(learn)
+                learn.memory.fit(eps=EPS)
                 before = by_class(learn, new)
                 got = learn.memory.collect(TensorDL(x[few], y[few], bs=32, vocab=range(10)), memory=True)
                 head = learn.memory.head
@@ -310,7 +344,8 @@ def exits_table(rows):
                    f"{even('1')}, {even('128')} |")
     return '\n'.join(out)
 
-parts = dict(digits=(digits_part,exits_table), fashion=(fashion_part,exits_table), vit=(vit_part,vit_table),
+parts = dict(digits=(digits_part,exits_table), ablation=(ablation_part,ablation_table),
+             fashion=(fashion_part,exits_table), vit=(vit_part,vit_table),
              newclass=(newclass_part,newclass_table))
 
 def main():
