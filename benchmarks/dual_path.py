@@ -3,8 +3,8 @@ Prints a table and writes benchmarks/dual_path.json.
 
 A small network is trained on 4,000 images for six epochs, plainly, with each bank behind head 'dual' (contrastive loss
 at weight .2), and with the vote of a reservoir. Threshold (eps=.005) and vote are chosen on 1,000 other images. Accuracy,
-share of the images that the memory answers, and expected calibration error on 4,000 more, by the same seeds: differences
-to the plain training are paired."""
+share of the images that the memory answers, expected calibration error on 4,000 more; differences to the plain training
+are paired by seed."""
 import argparse,json,warnings
 from pathlib import Path
 from statistics import mean,stdev
@@ -47,17 +47,20 @@ def run(data, seed, method, sizes, epochs):
     return dict(seed=seed, method=method, **scores(out, y), **res)
 
 def table(rows):
-    out = ['| | accuracy | against plain, paired | answered by the memory | ECE | against plain, paired | its network alone: accuracy, ECE |',
+    out = ['| | accuracy | against plain, paired | answered by the memory | ECE | against plain, paired | its network '
+           'alone: accuracy, ECE |',
            '|'+'---|'*7]
     by = {(r['method'],r['seed']):r for r in rows}
     def pm(v, f): return f'{mean(v):{f}}'+(f' +- {stdev(v):{f.lstrip("+")}}' if len(v)>1 else '')
     for m in dict.fromkeys(r['method'] for r in rows):
         rs = [r for r in rows if r['method']==m]
-        paired = ['-' if m=='plain' else pm([r[c]-by['plain',r['seed']][c] for r in rs], '+.4f') for c in ('accuracy','ece')]
-        net = ', '.join(f"{mean(r['network'][c] for r in rs):.4f}" for c in ('accuracy','ece')) if 'network' in rs[0] else '-'
+        paired = ['-' if m=='plain' else pm([r[c]-by['plain',r['seed']][c] for r in rs], '+.4f')
+                  for c in ('accuracy','ece')]
+        nets = [r['network'] for r in rs if 'network' in r]
+        net = ', '.join(f"{mean(o[c] for o in nets):.4f}" for c in ('accuracy','ece')) if nets else '-'
         use = f"{mean(r['usage'] for r in rs):.2f}" if 'usage' in rs[0] else '-'
-        out.append(f"| {m} | {pm([r['accuracy'] for r in rs], '.4f')} | {paired[0]} | {use} | {pm([r['ece'] for r in rs], '.4f')} | "
-                   f"{paired[1]} | {net} |")
+        acc,err = (pm([r[c] for r in rs], '.4f') for c in ('accuracy','ece'))
+        out.append(f'| {m} | {acc} | {paired[0]} | {use} | {err} | {paired[1]} | {net} |')
     return '\n'.join(out)
 
 def main():
@@ -74,6 +77,8 @@ def main():
             rows.append(run(data, seed, m, (1_000,500) if o.quick else (4_000,1_000), 2 if o.quick else 6))
             print(rows[-1], flush=True)
     print('\n'+table(rows))
-    if not o.quick: Path(__file__).with_suffix('.json').write_text(json.dumps(dict(rows=rows, seeds=o.seeds, torch=torch.__version__), indent=1)+'\n')
+    if o.quick: return
+    made = dict(rows=rows, seeds=o.seeds, torch=torch.__version__)
+    Path(__file__).with_suffix('.json').write_text(json.dumps(made, indent=1)+'\n')
 
 if __name__=='__main__': main()

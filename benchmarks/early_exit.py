@@ -1,5 +1,6 @@
 """Early exit on learned memory, beside a linear exit at the same place. `python benchmarks/early_exit.py --parts digits
-ablation fashion vit newclass`; `--quick` is one seed of one network. Prints tables and writes benchmarks/early_exit.md and .json.
+ablation fashion vit newclass`; `--quick` is one seed of one network, and writes nothing. Prints tables, writes
+benchmarks/early_exit.md and early_exit.json.
 
 digits, fashion: a network is trained with a memory at a tap (contrastive loss at weight .2), another with a linear
 classifier on the same pooled features (BranchyNet: Teerapittayanon et al. 2016; its cross-entropy at the same weight),
@@ -99,7 +100,8 @@ def accuracies(learn):
     with torch.no_grad(): out = torch.cat([learn.model.eval()(o) for o in x.split(128)]).argmax(1)
     assert float((out==torch.where(hit, got, net)).float().mean())>.99      # what is timed gives these answers
     def of(o): return float(o.float().mean()) if len(o) else None
-    return dict(hit=of(hit), accuracy=of(with_exit), network=of(own), exit_on_hits=of(ok[hit]), network_on_hits=of(own[hit]))
+    return dict(hit=of(hit), accuracy=of(with_exit), network=of(own), exit_on_hits=of(ok[hit]),
+                network_on_hits=of(own[hit]))
 
 # times
 
@@ -114,7 +116,8 @@ def race(model, plain, x, bs, rounds, per):
     model.eval(),plain.eval()
     g = torch.Generator().manual_seed(0)
     batches = []
-    while len(batches)<rounds*per: batches += [o for o in x[torch.randperm(len(x), generator=g)].split(bs) if len(o)==bs]
+    while len(batches)<rounds*per:
+        batches += [o for o in x[torch.randperm(len(x), generator=g)].split(bs) if len(o)==bs]
     for m in (model,plain): once(m, batches[:per])
     a,b = [],[]
     for i in range(rounds):
@@ -165,11 +168,13 @@ def cases(data, sizes, archs, taps, seeds, epochs, rounds, part):
         for seed in seeds:
             dls = loaders(*data, seed, sizes)
             learn = train(dls, arch, 'plain', None, seed, epochs)
-            with learn.no_bar(): plain = float((learn.get_preds(dl=dls.loaders[2])[0].argmax(1)==dls.loaders[2].dataset.y).float().mean())
+            with learn.no_bar(): probs,y = learn.get_preds(2)
+            plain = float((probs.argmax(1)==y).float().mean())
             for method,at in [(m,t) for t in taps for m in ('memory','linear')]:
                 learn = train(dls, arch, method, at, seed, epochs)
-                r = dict(part=part, arch=arch, seed=seed, method=method, at=at, threshold=learn.memory.fit(eps=EPS)['threshold'],
-                         plain=plain, **accuracies(learn))
+                t = learn.memory.fit(eps=EPS)['threshold']
+                r = dict(part=part, arch=arch, seed=seed, method=method, at=at, threshold=t, plain=plain,
+                         **accuracies(learn))
                 r['times'] = times(learn, at, rounds)
                 rows.append(r)
                 print(short(r), flush=True)
@@ -178,8 +183,8 @@ def cases(data, sizes, archs, taps, seeds, epochs, rounds, part):
 def short(r):
     t = r['times']
     return (f"{r['part']} {r['arch']} {r['at']} {r['method']} seed {r['seed']}: hits {r['hit']:.3f}, accuracy "
-            f"{r['accuracy']:.4f} (network {r['network']:.4f}, trained plainly {r['plain']:.4f}), batch 1 x {t['1']['faster']:.2f}, "
-            f"batch 128 x {t['128']['faster']:.2f}")
+            f"{r['accuracy']:.4f} (network {r['network']:.4f}, trained plainly {r['plain']:.4f}), "
+            f"batch 1 x {t['1']['faster']:.2f}, batch 128 x {t['128']['faster']:.2f}")
 
 def digits_part(o):
     taps = ['layer1'] if o.quick else ['layer1','layer2','layer4']
@@ -188,8 +193,9 @@ def digits_part(o):
 
 def fashion_part(o):
     n = 2_000 if o.quick else 10_000
-    return cases(fashion(n+4_000), (n,2_000), ['resnet18'], ['layer1'] if o.quick else ['layer1','layer2'], range(o.seeds),
-                 1 if o.quick else 4, 9 if o.quick else 21, 'fashion')
+    taps = ['layer1'] if o.quick else ['layer1','layer2']
+    return cases(fashion(n+4_000), (n,2_000), ['resnet18'], taps, range(o.seeds), 1 if o.quick else 4,
+                 9 if o.quick else 21, 'fashion')
 
 # what makes a tap good
 
@@ -203,8 +209,8 @@ def thinned(bank, n):
     return new
 
 def ablation_part(o):
-    """Hit rate and accuracy at one threshold rule of variants of a tap at layer1: as in the other parts; with another k,
-    with fewer rows, with the rows as they were written in training; without the loss, and without centring"""
+    """Hit rate and accuracy, by the same rule for the threshold, of variants of a tap at layer1: with another k, fewer
+    rows, rows as they were written in training; without the loss, and without centring"""
     data,rows,epochs = digits(),[],8 if o.quick else 20
     for seed in range(o.seeds):
         dls = loaders(*data, seed, (1000,400))
@@ -227,8 +233,8 @@ def ablation_part(o):
     return rows
 
 def ablation_table(rows):
-    out = ['| layer1 of resnet18, digits | leave early | accuracy with exit | of its network alone | right on those that left |',
-           '|'+'---|'*5]
+    out = ['| layer1 of resnet18, digits | leave early | accuracy with exit | of its network alone | right on those that '
+           'left |', '|'+'---|'*5]
     for k in dict.fromkeys(r['variant'] for r in rows):
         rs = [r for r in rows if r['variant']==k]
         v = [[r[c] for r in rs if r[c] is not None] for c in ('hit','accuracy','network','exit_on_hits')]
@@ -259,23 +265,26 @@ def planted(arch, taps, rates, size):
 
 def vit_part(o):
     torch.manual_seed(0)
-    x,rows = torch.randn(64, 3, 224, 224),[]
-    blocks = ['blocks.2','blocks.5','blocks.8']
+    x,rows,sizes = torch.randn(64, 3, 224, 224),[],((1,5),(8,1)) if o.quick else ((1,10),(32,1))
+    blocks,plain = ['blocks.2','blocks.5','blocks.8'],timm.create_model('vit_tiny_patch16_224', num_classes=10).eval()
+    n = 3 if o.quick else 9
+    shares = {(at,bs):1/race(UpTo(plain, at), plain, x, bs, n, per)['faster'] for at in blocks for bs,per in sizes}
     one = [([at],[h]) for at in blocks for h in ((.9,) if o.quick else (0.,.5,.9))]
     for taps,rates in [*one, (blocks,[.4,.5,.5])]:
-        m = planted('vit_tiny_patch16_224', taps, rates, 224)
-        plain,r = without_exit(m),{}
-        for bs,per in ((1,10),(32,1)):
-            share = [1/race(UpTo(plain, at), plain, x, bs, 5, per)['faster'] for at in taps]
+        m,r = planted('vit_tiny_patch16_224', taps, rates, 224),{}
+        plain = without_exit(m)
+        for bs,per in sizes:
             left,due,behind = 1.,0.,0.
-            for a,h in zip([*share, 1.], [*rates, 0.]): due,left,behind = due+left*(a-behind),left*(1-h),a
-            r[str(bs)] = dict(**race(m, plain, x, bs, 3 if o.quick else 9, per), share=share, bound=1/due)
+            for a,h in zip([*(shares[at,bs] for at in taps), 1.], [*rates, 0.]):
+                due,left,behind = due+left*(a-behind),left*(1-h),a
+            r[str(bs)] = dict(**race(m, plain, x, bs, n, per), share=[shares[at,bs] for at in taps], bound=1/due)
         rows.append(dict(part='vit', at=', '.join(taps), rates=rates, times=r))
         print(rows[-1], flush=True)
     return rows
 
 def vit_table(rows):
-    out = ['| taps | leave there | batch 1: times as fast | bound from arithmetic | batch 32 | bound |','|---|---|---|---|---|---|']
+    out = [f'| taps | leave there{"".join(f" | batch {b}: times as fast | bound" for b in rows[0]["times"])} |',
+           '|'+'---|'*6]
     for r in rows:
         t = [f"{v['faster']:.2f} ({v['low']:.2f}-{v['high']:.2f}) | {v['bound']:.2f}" for v in r['times'].values()]
         out.append(f"| {r['at']} | {', '.join(f'{h:.0%}' for h in r['rates'])} | {' | '.join(t)} |")
@@ -308,29 +317,34 @@ def newclass_part(o):
         for at in ['layer1'] if o.quick else ['layer1','layer2','layer4']:
             for method in ('memory','linear'):
                 learn = train(dls, 'resnet18', method, at, seed, 8 if o.quick else 20)
-                learn.memory.fit(eps=EPS)
-                before = by_class(learn, new)
+                head,before = learn.memory.head,{}
+                for head.k in ((1,K) if method=='memory' else (1,)):
+                    learn.memory.fit(eps=EPS)
+                    before[head.k] = head.threshold.clone(),by_class(learn, new)
                 got = learn.memory.collect(TensorDL(x[few], y[few], bs=32, vocab=range(10)), memory=True)
-                head = learn.memory.head
                 if method=='memory': head.bank.write(got.z, got.y, item=got.item)
                 else: imprint(head.linear, got.z, new)
-                rows.append(dict(part='newclass', at=at, method=method, seed=seed, before=before, after=by_class(learn, new)))
-                print(rows[-1], flush=True)
+                for head.k,(t,was) in before.items():
+                    head.threshold.copy_(t)
+                    name = f'memory, k={head.k}, rows written' if method=='memory' else 'linear, weights imprinted'
+                    rows.append(dict(part='newclass', at=at, method=name, seed=seed, before=was,
+                                     after=by_class(learn, new)))
+                    print(rows[-1], flush=True)
     return rows
 
 def newclass_table(rows):
-    out = ['| tap | exit | new class before | after 20 images | other classes before | after | new class leaves early before | after |','|'+'---|'*8]
+    out = ['| tap | exit | new class before | after 20 images | other classes before | after | new class leaves early '
+           'before | after |', '|'+'---|'*8]
     for k in dict.fromkeys((r['at'],r['method']) for r in rows):
         rs = [r for r in rows if (r['at'],r['method'])==k]
         v = [mean(r[w][c] for r in rs) for c in ('new','others','new_hit') for w in ('before','after')]
-        name = dict(memory='memory, rows written', linear='linear, weights imprinted')[k[1]]
-        out.append(f"| {k[0]} | {name} | "+' | '.join(f'{i:.3f}' for i in v)+' |')
+        out.append(f"| {k[0]} | {k[1]} | "+' | '.join(f'{i:.3f}' for i in v)+' |')
     return '\n'.join(out)
 
 def exits_table(rows):
     "Mean over seeds; speeds are medians over rounds, the range is over seeds"
-    out = ['| network, tap | exit | leave early | accuracy with it | of its network alone | of a plain training | right on those '
-           'that left | batch 1: times as fast | batch 128 | pays from a hit rate of (batch 1, 128) |', '|'+'---|'*10]
+    out = ['| network, tap | exit | leave early | accuracy with it | of its network alone | of a plain training | right on '
+           'those that left | batch 1: times as fast | batch 128 | pays from a hit rate of (batch 1, 128) |', '|'+'---|'*10]
     def spread(v): return f'{mean(v):.2f}'+(f' ({min(v):.2f}-{max(v):.2f})' if len(v)>1 else '')
     for k in dict.fromkeys((r['arch'],r['at'],r['method']) for r in rows):
         rs = [r for r in rows if (r['arch'],r['at'],r['method'])==k]
@@ -367,7 +381,7 @@ def main():
         kept[part] = dict(rows=rows, seeds=o.seeds, threads=o.threads, torch=torch.__version__)
         to.write_text(json.dumps(kept, indent=1)+'\n')
         to.with_suffix('.md').write_text('\n'.join(
-            f"`python benchmarks/early_exit.py --parts {k}`, {v['seeds']} seeds, torch {v['torch']}, {v['threads']} thread\n\n"
-            f"{parts[k][1](v['rows'])}\n" for k,v in kept.items()))
+            f"`python benchmarks/early_exit.py --parts {k}`, {v['seeds']} seeds, torch {v['torch']}, {v['threads']} "
+            f"thread{'s' if v['threads']>1 else ''}; CPU time\n\n{parts[k][1](v['rows'])}\n" for k,v in kept.items()))
 
 if __name__=='__main__': main()

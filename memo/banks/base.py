@@ -300,7 +300,7 @@ class Bank(Described):
         "Raise a `MemoError` if this bank cannot vote on, or replay, labels like these"
 
     def centred(self, x):
-        "A network's features as they are stored and looked up: without what all have in common, where a bank follows that"
+        "Features as they are stored and looked up: without what all have in common, where the bank follows that"
         return x
 
     def rows(self):

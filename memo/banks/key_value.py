@@ -197,6 +197,20 @@ class KeyValueBank(Bank):
         hit = ((s[pos]==own) & (own>=0)).nonzero().squeeze(1)
         return torch.full_like(item, -1).index_copy_(0, order[pos[hit]], hit)
 
+    @torch.no_grad()
+    def rekey(self,
+        x:Tensor,       # Fresh features [B,D]
+        item:Tensor,    # Whose they are [B]
+        y:Tensor=None   # Their classes [B]: rows that have another label stay as they are
+    )->int:             # Rows that were changed
+        "Replace stored features by newly encoded ones of the same items; if those are all, their mean is the new centre"
+        own = self.items[:len(self)]
+        every = self.centre is not None and len(x) and bool(torch.isin(own, as_ids(item).to(self.device)).all())
+        if every and bool((m := x.detach().float().mean(0).to(self.device)).isfinite().all()):
+            self.centre += m        # the network in evaluation mode has another than it had while it was trained
+            x = x-m.to(x.device)
+        return super().rekey(x, item, y)
+
     def _replace(self, at, x, norm):
         at,x = at[norm>0],x[norm>0]
         self.features.index_copy_(0, at, directions(x))
