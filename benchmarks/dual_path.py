@@ -1,10 +1,10 @@
 """Cached and trainable memory in front of the classifier, on Fashion-MNIST: `python benchmarks/dual_path.py [--quick]`.
 Prints a table and writes benchmarks/dual_path.json.
 
-A small network is trained on 4,000 images for six epochs, plainly, with each bank behind head 'dual' (contrastive loss
-at weight .2), and with the vote of a reservoir. Threshold (eps=.005) and vote are chosen on 1,000 other images. Accuracy,
-share of the images that the memory answers, expected calibration error on 4,000 more; differences to the plain training
-are paired by seed."""
+A small network is trained on 4,000 images for six epochs, plainly, with each bank behind head 'dual' (contrastive
+loss at weight .2), and with the vote of a reservoir. Threshold (eps=.005) and vote are chosen on 1,000 other images.
+Accuracy, share of the images that the memory answers, expected calibration error on 4,000 more; differences to the
+plain training are paired by seed."""
 import argparse,json,warnings
 from pathlib import Path
 from statistics import mean,stdev

@@ -35,12 +35,17 @@ class Raw(CachedBank):
 
 class LinearExit(ExitHead):
     "The rival: a linear classifier on the pooled features, sure by its softmax; nothing is stored"
-    def build(self, dim, n_classes): self.linear = nn.Linear(dim, n_classes)
+    def build(self, dim, n_classes):
+        # features of early layers have a large part in common, from which a bare linear layer hardly learns
+        self.linear = nn.Sequential(nn.BatchNorm1d(dim, affine=False), nn.Linear(dim, n_classes))
     def loss(self, z, y): return F.cross_entropy(self.linear(z), y)
-    def decide(self, z, item=None, group=None, n_classes=None):
-        logp = self.linear(z.float()).log_softmax(1)
-        sure = logp.amax(1).exp()
-        return sure>=self.threshold,logp,sure
+    def says(self, z, item=None, group=None, n_classes=None):
+        """Its class, and the log-odds of its probability, drawn into -1 to 1: the softmax's own order, but where that
+        is 1 to the last digit"""
+        logits = self.linear(z.float())
+        top,c = logits.max(1)
+        m = top-logits.scatter(1, c[:,None], -torch.inf).logsumexp(1)
+        return F.one_hot(c, logits.shape[1]).float(),m/(1+m.abs())
 
 def callback(method, at, weight=WEIGHT, bank=CachedBank):
     "What a learner gets for a method: 'memory', 'linear' or 'plain'"
@@ -233,8 +238,8 @@ def ablation_part(o):
     return rows
 
 def ablation_table(rows):
-    out = ['| layer1 of resnet18, digits | leave early | accuracy with exit | of its network alone | right on those that '
-           'left |', '|'+'---|'*5]
+    out = ['| layer1 of resnet18, digits | leave early | accuracy with exit | of its network alone | right on '
+           'those that left |', '|'+'---|'*5]
     for k in dict.fromkeys(r['variant'] for r in rows):
         rs = [r for r in rows if r['variant']==k]
         v = [[r[c] for r in rs if r[c] is not None] for c in ('hit','accuracy','network','exit_on_hits')]
@@ -300,10 +305,10 @@ def by_class(learn, new):
     return dict(new=float(ok[n].float().mean()), others=float(ok[~n].float().mean()),
                 new_hit=float(hit[n].float().mean()), others_hit=float(hit[~n].float().mean()))
 
-def imprint(linear, z, new):
+def imprint(norm, linear, z, new):
     "Weights for a class from a few of its features (Qi et al. 2018), for the rival"
     with torch.no_grad():
-        seen = torch.arange(len(linear.weight))!=new
+        seen,z = torch.arange(len(linear.weight))!=new,norm(z)
         linear.weight[new] = F.normalize(F.normalize(z).mean(0), dim=0)*linear.weight[seen].norm(dim=1).mean()
         linear.bias[new] = linear.bias[seen].mean()
 
@@ -323,7 +328,7 @@ def newclass_part(o):
                     before[head.k] = head.threshold.clone(),by_class(learn, new)
                 got = learn.memory.collect(TensorDL(x[few], y[few], bs=32, vocab=range(10)), memory=True)
                 if method=='memory': head.bank.write(got.z, got.y, item=got.item)
-                else: imprint(head.linear, got.z, new)
+                else: imprint(*head.linear, got.z, new)
                 for head.k,(t,was) in before.items():
                     head.threshold.copy_(t)
                     name = f'memory, k={head.k}, rows written' if method=='memory' else 'linear, weights imprinted'
@@ -343,8 +348,9 @@ def newclass_table(rows):
 
 def exits_table(rows):
     "Mean over seeds; speeds are medians over rounds, the range is over seeds"
-    out = ['| network, tap | exit | leave early | accuracy with it | of its network alone | of a plain training | right on '
-           'those that left | batch 1: times as fast | batch 128 | pays from a hit rate of (batch 1, 128) |', '|'+'---|'*10]
+    out = ['| network, tap | exit | leave early | accuracy with it | of its network alone | of a plain training | '
+           'right on those that left | batch 1: times as fast | batch 128 | pays from a hit rate of '
+           '(batch 1, 128) |', '|'+'---|'*10]
     def spread(v): return f'{mean(v):.2f}'+(f' ({min(v):.2f}-{max(v):.2f})' if len(v)>1 else '')
     for k in dict.fromkeys((r['arch'],r['at'],r['method']) for r in rows):
         rs = [r for r in rows if (r['arch'],r['at'],r['method'])==k]

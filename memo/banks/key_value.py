@@ -203,7 +203,7 @@ class KeyValueBank(Bank):
         item:Tensor,    # Whose they are [B]
         y:Tensor=None   # Their classes [B]: rows that have another label stay as they are
     )->int:             # Rows that were changed
-        "Replace stored features by newly encoded ones of the same items; if those are all, their mean is the new centre"
+        "Replace stored features by newly encoded ones of the same items; of all, their mean is the new centre"
         own = self.items[:len(self)]
         every = self.centre is not None and len(x) and bool(torch.isin(own, as_ids(item).to(self.device)).all())
         if every and bool((m := x.detach().float().mean(0).to(self.device)).isfinite().all()):

@@ -57,7 +57,8 @@ def learner(head, at, **kwargs):
     set_seed(0)
     g = torch.Generator().manual_seed(0)
     x,y = torch.rand(64, 3, 32, 32, generator=g),torch.arange(64)%2
-    dls = DataLoaders(TensorDL(x, y, bs=16, shuffle=True), TensorDL(x[:16], y[:16], bs=16, vocab=range(2)), device='cpu')
+    dls = DataLoaders(TensorDL(x, y, bs=16, shuffle=True), TensorDL(x[:16], y[:16], bs=16, vocab=range(2)),
+                      device='cpu')
     return Learner(dls, timm.create_model('resnet10t', num_classes=2), loss_func=CrossEntropyLossFlat(),
                    cbs=MemoryCallback(CachedBank(64), head=head, at=at, loss_weight=.2, **kwargs))
 
