@@ -18,14 +18,14 @@ parts = {
     'tail_percentile': Param(Annotated[float, Range(lo=0, hi=50, open_lo=False, open_hi=False)], 20, 'Classes at or below this percentile of the counts are the tail, at or above 100 minus it the head'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
     'once': Param(bool|None, None, 'True: one row for each item, the newest. None: so only where an item comes again with the same feature'),
-  }, {'views': True, 'default_head': 'watch', 'offers': ['build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'followed', 'follows', 'from_json', 'get_extra_state', 'head', 'header', 'item_counts', 'learned', 'load', 'medium', 'missing', 'needs_labels', 'once', 'place', 'prompt_data', 'prototype', 'prototypes', 'read', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'share', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'unit', 'usage', 'views', 'vocab', 'write', 'write_state'], 'task': 'multiclass'}),
+  }, {'views': True, 'default_head': 'watch', 'offers': ['build', 'capacity_rows', 'centred', 'check_single', 'check_vocab', 'class_counts', 'classify', 'config', 'contrastive', 'default_head', 'describe', 'device', 'distribution', 'draw', 'export_tail', 'followed', 'follows', 'from_json', 'get_extra_state', 'head', 'header', 'item_counts', 'learned', 'load', 'medium', 'missing', 'needs_labels', 'once', 'place', 'prompt_data', 'prototype', 'prototypes', 'read', 'rekey', 'reset', 'rows', 'sample', 'save', 'saved_stats', 'set_extra_state', 'share', 'similarity', 'stats', 'tail', 'tail_features', 'thresholds', 'to_json', 'unit', 'usage', 'views', 'vocab', 'write', 'write_state'], 'task': 'multiclass'}),
   'CachedBank': ('memo.banks.key_value', 'CachedBank', 'Features with their classes, as they came; where full, what is new takes the least alike row of its class', {
     'size': Param(Count, required, 'Number of slots'),
     'n_classes': Param(Count|None, None, 'Labels are checked against it'),
     'similarity_threshold': Param(Annotated[float, Range(lo=-1, hi=1, open_lo=False, open_hi=False)], 0.8, 'A feature is new if its cosine to every row is below'),
     'dim': Param(Count|None, None, 'Width of the features; known after the first write if not given'),
     'seed': Param(int, 0, 'Not used: nothing here is random'),
-  }, {'views': False, 'default_head': 'dual', 'offers': ['admit', 'age', 'build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classes', 'classify', 'config', 'contrastive', 'default_head', 'describe', 'device', 'followed', 'follows', 'get_extra_state', 'header', 'hidden', 'item_counts', 'learned', 'load', 'make_room', 'make_way', 'needs_labels', 'occupancy', 'positives', 'put', 'read', 'recognised', 'refresh', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'scaled', 'set_extra_state', 'slots_of', 'stats', 'stored', 'unit', 'unit_features', 'views', 'vocab', 'write', 'write_state'], 'task': 'multiclass'}),
+  }, {'views': False, 'default_head': 'dual', 'offers': ['admit', 'age', 'build', 'capacity_rows', 'centred', 'check_single', 'check_vocab', 'class_counts', 'classes', 'classify', 'config', 'contrastive', 'default_head', 'describe', 'device', 'followed', 'follows', 'get_extra_state', 'header', 'hidden', 'item_counts', 'learned', 'load', 'make_room', 'make_way', 'needs_labels', 'occupancy', 'positives', 'put', 'read', 'recentre', 'recognised', 'refresh', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'scaled', 'set_extra_state', 'slots_of', 'stats', 'stored', 'unit', 'unit_features', 'views', 'vocab', 'write', 'write_state'], 'task': 'multiclass'}),
   'TrainableBank': ('memo.banks.key_value', 'TrainableBank', 'Rows and class scores that are learned with the network; where full, what is new takes the least confident row', {
     'size': Param(Count, required, 'Number of slots'),
     'n_classes': Param(Count|None, None, "C; in a learner the data's"),
@@ -33,7 +33,7 @@ parts = {
     'update_rate': Param(Probability, 0.25, 'How far a row moves towards a feature that it recognises'),
     'dim': Param(Count|None, None, 'Width of the features; known when it is attached or written to, if not given'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
-  }, {'views': False, 'default_head': 'dual', 'offers': ['admit', 'age', 'as_scores', 'build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classes', 'classify', 'confidence', 'config', 'contrastive', 'default_head', 'describe', 'device', 'followed', 'follows', 'get_extra_state', 'header', 'hidden', 'item_counts', 'labels', 'learned', 'load', 'make_room', 'make_way', 'needs_labels', 'occupancy', 'positives', 'put', 'read', 'recognised', 'refresh', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'scaled', 'set_extra_state', 'settle', 'slots_of', 'stats', 'stored', 'unit', 'unit_features', 'views', 'vocab', 'write', 'write_state'], 'task': 'multiclass'}),
+  }, {'views': False, 'default_head': 'dual', 'offers': ['admit', 'age', 'as_scores', 'build', 'capacity_rows', 'centred', 'check_single', 'check_vocab', 'class_counts', 'classes', 'classify', 'confidence', 'config', 'contrastive', 'default_head', 'describe', 'device', 'followed', 'follows', 'get_extra_state', 'header', 'hidden', 'item_counts', 'labels', 'learned', 'load', 'make_room', 'make_way', 'needs_labels', 'occupancy', 'positives', 'put', 'read', 'recentre', 'recognised', 'refresh', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'scaled', 'set_extra_state', 'settle', 'slots_of', 'stats', 'stored', 'unit', 'unit_features', 'views', 'vocab', 'write', 'write_state'], 'task': 'multiclass'}),
   'SlotBank': ('memo.banks.slots', 'SlotBank', 'A fixed number of feature slots, filled by a write policy', {
     'size': Param(Count, 512, 'Number of slots'),
     'dim': Param(Count|None, None, 'Width of the features; known after the first write if not given'),
@@ -43,7 +43,7 @@ parts = {
     'n_classes': Param(Count|None, None, 'Labels are checked against it; widths of multi-label targets set it'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),
     'diversity_weight': Param(Probability|None, None, "Of diversity in the policy 'hybrid', beside rarity; half, if not given"),
-  }, {'views': False, 'default_head': 'add', 'offers': ['build', 'capacity_rows', 'check_single', 'check_vocab', 'class_counts', 'classify', 'config', 'default_head', 'describe', 'device', 'followed', 'follows', 'get_extra_state', 'header', 'item_counts', 'learned', 'load', 'momentum', 'needs_labels', 'policy', 'read', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'set_extra_state', 'stats', 'threshold', 'unit', 'views', 'vocab', 'write', 'write_state']}),
+  }, {'views': False, 'default_head': 'add', 'offers': ['build', 'capacity_rows', 'centred', 'check_single', 'check_vocab', 'class_counts', 'classify', 'config', 'contrastive', 'default_head', 'describe', 'device', 'followed', 'follows', 'get_extra_state', 'header', 'item_counts', 'learned', 'load', 'momentum', 'needs_labels', 'policy', 'read', 'rekey', 'reset', 'rows', 'save', 'saved_stats', 'set_extra_state', 'stats', 'threshold', 'unit', 'views', 'vocab', 'write', 'write_state']}),
  },
  'head': {
   'watch': ('memo.heads.base', 'MemoryHead', 'Watches: passes features on unchanged; the base class of all heads', {
@@ -57,7 +57,7 @@ parts = {
     'temperature': Param(Positive, 0.1, 'Of the contrastive loss, and of the vote of several rows'),
     'soft': Param(bool, False, "Mix both answers, more of the memory's the further it is above the threshold, in place of choosing one"),
     'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
-  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': True}),
+  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False}),
   'exit': ('memo.heads.gate', 'ExitHead', 'A `GateHead` early in the network, at `at=`: rows that the memory is sure of skip what is behind it', {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(Count, 1, 'Nearest rows that say the class: one, or the vote of several'),
@@ -65,7 +65,7 @@ parts = {
     'temperature': Param(Positive, 0.1, 'Of the contrastive loss, and of the vote of several rows'),
     'soft': Param(bool, False, "Mix both answers, more of the memory's the further it is above the threshold, in place of choosing one"),
     'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
-  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': True}),
+  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False}),
   'vote': ('memo.heads.mixture', 'VoteHead', "k-nearest-neighbour vote of the stored rows, mixed into the network's probabilities", {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(Count|list[Count], 20, 'Rows that vote; several: the most of them, until `fit` has chosen'),
