@@ -186,7 +186,7 @@ class MemoryHead(Described):
         self.depth = int(cfg.get('depth', self.depth))
 
     def forward(self, x):
-        z = flat(x, self.axis)
+        z = self.bank.centred(flat(x, self.axis))
         if torch.compiler.is_compiling():
             self._traced = z
             return self.fuse(x, z) if self.active else x
