@@ -305,10 +305,6 @@ class Bank(Described):
     def check_single(self, y):
         "Raise a `MemoError` if this bank cannot vote on, or replay, labels like these"
 
-    def centred(self, x):
-        "Features as they are stored and looked up: without what all have in common, where the bank follows that"
-        return x
-
     def rows(self):
         "What is stored: `features [N,D]`, `norms`, `labels`, `items`, `groups`, mask of the valid rows (None: all)"
         raise NotImplementedError

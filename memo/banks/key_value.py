@@ -31,25 +31,9 @@ class KeyValueBank(Bank):
                    lambda has: f"size={int(has/4/(36+4*(dim or 1)))}, a quarter of it, is accepted")
         for o,v in dict(items=-1, groups=-1, stamps=0, hits=0).items():
             self.register_buffer(o, torch.full((self.size,), v))
-        self.register_buffer('centre', None)
 
     @property
     def capacity_rows(self): return self.size
-
-    # early in a network features have a large part in common, beside which cosines hardly differ
-
-    def centred(self, x): return x if self.centre is None else x-self.centre.to(x.device)
-    @torch.no_grad()
-    def recentre(self,
-        x:Tensor    # Features [B,D] that were written, without the `centre` there was
-    ):
-        "Follow the mean of the network's features, which is taken off them from now on"
-        x = x.detach().to(self.device, torch.float32)
-        x = x[x.isfinite().all(1)]
-        if not len(x): return
-        with torch.inference_mode(False):
-            if self.centre is None: self.centre = torch.zeros(x.shape[1], device=self.device)
-        self.centre += x.mean(0)*(1/self.updates.clamp(min=1)).clamp(min=.1)
 
     def check_single(self, y):
         if y.ndim==2:
@@ -173,20 +157,6 @@ class KeyValueBank(Bank):
             if math.isfinite(float(sure.sum())): return y,sure
             some = best>-math.inf                   # neither all hidden nor NaN
             return torch.where(some, y, -1),torch.where(some, best/length.clamp(min=1e-12), 0.).nan_to_num_()
-
-    @torch.no_grad()
-    def rekey(self,
-        x:Tensor,       # Fresh features [B,D]
-        item:Tensor,    # Whose they are [B]
-        y:Tensor=None   # Their classes [B]: rows that have another label stay as they are
-    )->int:             # Rows that were changed
-        "Replace stored features by newly encoded ones of the same items; of all, their mean is the new centre"
-        own = self.items[:len(self)]
-        every = self.centre is not None and len(x) and bool(torch.isin(own, as_ids(item).to(self.device)).all())
-        if every and bool((m := x.detach().float().mean(0).to(self.device)).isfinite().all()):
-            self.centre += m        # the network in evaluation mode has another than it had while it was trained
-            x = x-m.to(x.device)
-        return super().rekey(x, item, y)
 
     def _replace(self, at, x, norm):
         some = has_direction(x)

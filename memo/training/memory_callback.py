@@ -546,7 +546,7 @@ class MemoryCallback(Callback):
                 continue
             slots = m.head.bank.write(*got)
             if m.head.bank.learned: forget_moments(self.opt, m.head.bank, slots)
-            if m.head.leaves_early and hasattr(m.head.bank, 'recentre'): m.head.bank.recentre(got[0])
+            m.head.wrote(got[0])
             m.stage = 'written'
 
     def after_train(self):
