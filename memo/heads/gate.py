@@ -306,8 +306,8 @@ class ExitHead(GateHead):
         _,_,items,_,valid = self.bank.stored()
         if valid is not None: items = items[valid]
         m = z.float().mean(0).to(self.threshold.device)
-        if self.centre is None or not bool(torch.isin(items, item.to(items.device)).all()) or not bool(m.isfinite().all()):
-            return z
+        every = torch.isin(items, item.to(items.device)).all() & m.isfinite().all()
+        if self.centre is None or not bool(every): return z
         self._writable()
         self.centre += m
         return z-m.to(z.device)
