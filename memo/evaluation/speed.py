@@ -281,8 +281,8 @@ def speed_text(
     a,cut = table.attrs,bool(table.threshold.notna().any())
     parts = {k:k.removesuffix('_ms') for k in ('features_ms','lookup_ms','behind_ms') if k in table}
     exits = {k:k.replace('hit_', 'at ') for k in table if k.startswith('hit_')}
-    head = ['batch', *['threshold']*cut, 'hit', *exits.values(), 'accuracy', '(network)', 'x as fast', 'ms', '(network)',
-            *parts.values()]
+    head = ['batch', *['threshold']*cut, 'hit', *exits.values(), 'accuracy', '(network)', 'x as fast', 'ms',
+            '(network)', *parts.values()]
     rows = [[r['batch'], *[f"{r['threshold']:.3f}"]*cut, share(r['hit']), *[share(r[k]) for k in exits],
              share(r['accuracy']), share(r['accuracy_network']),
              *[ms(r, k) for k in ('faster','model_ms','network_ms',*parts)]] for r in table.to_dict('records')]

@@ -146,7 +146,8 @@ def plot_speed(
         ax.set(xlabel='times as fast as the network alone', ylabel='accuracy, %')
         both = 100*pd.concat([t.accuracy, t.accuracy_network])
         low,high = both.min(),both.max()
-        if low==low: ax.set_ylim(low-max(.1*(high-low), .5), high+max(.1*(high-low), .5))   # a tenth of a point is noise
+        room = max(.1*(high-low), .5)       # where nothing differs, not a scale of its noise
+        if low==low: ax.set_ylim(low-room, high+room)
         ax.legend(title=name, loc='lower center', bbox_to_anchor=(.5,1), ncols=2, borderpad=0, columnspacing=1)
     fig.draw_without_rendering()        # from now on it is known which points lie close together
     for ax,t in zip(axs.flat, tables.values()):
