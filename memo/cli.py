@@ -311,7 +311,6 @@ def memo_speed(
         sizes = numbers(batch_sizes, '--batch-sizes')
         from memo.experiment.run_speed import speed_run
         text = speed_run(Path(run_dir), sizes, n or None, rounds, thresholds, threads, (lambda s: _say(f'{s}\n')))
-        _say(Path(run_dir)/'speed.csv')
         return None if cli else text
     return guarded(run, cli, debug)
 

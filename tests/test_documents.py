@@ -21,6 +21,16 @@ def test_readme_runs(repo, python, tmp_path):
     assert len(got)==len(said)==2 and got[0]>got[1]+.01, (got, said)
     assert all(abs(a-b)<.03 for a,b in zip(got, said)), (got, said)
 
+@pytest.mark.slow
+def test_readme_early_exit_runs(repo, python, tmp_path):
+    "The lines of the memory that answers by itself, trained shorter"
+    first,code = re.findall(r'```python\n(.*?)```', (repo/'README.md').read_text(encoding='utf-8'), re.S)
+    assert 'fit_one_cycle(12,' in code
+    code = code.replace('fit_one_cycle(12,', 'fit_one_cycle(1,')
+    code = code.replace('learn.dls[2])', 'learn.dls[2], n=16, rounds=1)')
+    r = python('-c', '\n'.join(first.splitlines()[:2])+'\n'+code, cwd=tmp_path, timeout=300)
+    assert r.returncode==0 and 'x as fast' in r.stdout, r.stderr[-2000:]
+
 def _links(page):
     "Relative links and pictures, without what is in code"
     text = re.sub(r'```.*?```|`[^`\n]*`', '', page.read_text(encoding='utf-8'), flags=re.S)

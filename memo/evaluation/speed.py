@@ -281,13 +281,16 @@ def speed_text(
     a,cut = table.attrs,bool(table.threshold.notna().any())
     parts = {k:k.removesuffix('_ms') for k in ('features_ms','lookup_ms','behind_ms') if k in table}
     exits = {k:k.replace('hit_', 'at ') for k in table if k.startswith('hit_')}
-    head = ['batch', *['threshold']*cut, 'hit', *exits.values(), 'accuracy', '(network)', 'x faster', 'ms', '(network)',
-            *parts.values()]
+    head = ['batch', *['threshold']*cut, 'hit', *exits.values(), 'accuracy', '(network)', 'x as fast', 'ms',
+            '(network)', *parts.values()]
     rows = [[r['batch'], *[f"{r['threshold']:.3f}"]*cut, share(r['hit']), *[share(r[k]) for k in exits],
              share(r['accuracy']), share(r['accuracy_network']),
              *[ms(r, k) for k in ('faster','model_ms','network_ms',*parts)]] for r in table.to_dict('records')]
     n = table.samples
-    about = (f"{a['head']} {a['memory']!r}, {a['fill']} rows; {n.min() if n.min()==n.max() else f'{n.min()}-{n.max()}'} "
+    about = (f"{a['head']} {a['memory']!r}, rows {a['fill']}; {n.min() if n.min()==n.max() else f'{n.min()}-{n.max()}'} "
              f"samples, median [quartiles] of {a['rounds']} rounds, ms a sample; {a['device']}, {a['threads']} "
              f"thread{'s' if a['threads']>1 else ''}")
-    return '\n'.join([text_table(rows, head), about, *[f'note: {o}' for o in a['notes']]])
+    keys = ("in % of the samples: hit (the memory answers), accuracy; (network): the same network without memory; "
+            "x as fast: below 1 is slower")
+    if parts: keys += "; parts of the ms: features up to the memory's place, lookup, what is behind"
+    return '\n'.join([text_table(rows, head), about, keys, *[f'note: {o}' for o in a['notes']]])

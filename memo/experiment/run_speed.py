@@ -76,4 +76,5 @@ def speed_run(
             tables.append(curve.assign(curve=True, memory=k))
         write_csv(t.folder/'speed.csv', pd.concat(tables, ignore_index=True).assign(seed=t.seed, training=t.name))
         save_pictures(t.folder, speed=lambda: plot_speed(curves))
+        say(f"{t.folder/'speed.csv'} and speed.png")
     return '\n\n'.join(texts)

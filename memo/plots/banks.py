@@ -92,8 +92,8 @@ def knows_classes(
 
 def check_class_bank(bank):
     if not knows_classes(bank):
-        raise MemoError(f"a ClassBank is needed (or another bank that knows its classes), found {type(bank).__name__}: "
-                        "plot_bank draws what that holds")
+        raise MemoError("a ClassBank is needed (or another bank that says which classes are rare), found "
+                        f"{type(bank).__name__}: plot_bank draws what that holds")
     return bank.counts.cpu()
 
 def rarest_classes(bank, n=None):

@@ -20,6 +20,9 @@ def history_of(learn):
     "Figures of the epochs of a learner's last fit"
     rec = learn.recorder
     names = [o for o in getattr(rec, 'metric_names', ())[1:] if o!='time']
+    if any(len(o)!=len(names) for o in getattr(rec, 'values', ())):
+        raise MemoError("plot_dual_path: fastai keeps the figures of a training until validate or get_preds is called: "
+                        "draw it before that, or give the table or CSV file of a CSVLogger")
     return pd.DataFrame([list(o) for o in getattr(rec, 'values', ())], columns=names)
 
 def gate_of_history(df, memory):

@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/plots/results.html.md"""
 
 # %% auto #0
 __all__ = ['result_columns', 'plot_results', 'draw_dots', 'plot_comparison', 'draw_bars', 'plot_classes', 'wilson',
-           'plot_reliability', 'plot_speed']
+           'plot_reliability', 'plot_speed', 'write_shares']
 
 # %% ../../nbs/plots/03_results.ipynb #702680d3
 import textwrap
@@ -132,7 +132,7 @@ def plot_reliability(
 def plot_speed(
     table # What `learn.memory.speed` gives, or several of these by name
 )->Figure: # A panel for each name, a line for each batch size
-    "Accuracy of a gated model against how many times faster it is than the network alone"
+    "Accuracy of a gated model against how many times as fast as the network alone it is"
     tables = table if isinstance(table, dict) else {'':table}
     if not any(len(t) for t in tables.values()): return text_picture('no times')
     fig,axs = panels(1, len(tables), 3.2, 2.4)
@@ -141,11 +141,25 @@ def plot_speed(
             of,c = of.sort_values('hit', kind='stable'),_colors[i%len(_colors)]
             ax.plot(of.faster, 100*of.accuracy, 'o-', color=c, ms=3.5, lw=1, label=f'batch {bs}')
             ax.hlines(100*of.accuracy, of.faster_low, of.faster_high, color=c, lw=1.5, alpha=.4)
-            for r in of.itertuples() if i==0 else ():
-                ax.annotate(f'{100*r.hit:.0f} %', (r.faster, 100*r.accuracy), xytext=(2, 3), fontsize=6,
-                            textcoords='offset points')
         ax.axvline(1, color='.5', lw=.8, ls=':')
         ax.axhline(100*t.accuracy_network.mean(), color='.5', lw=.8, ls='--', label='network alone')
-        ax.set(xlabel='times faster than the network alone', ylabel='accuracy, %', title=name)
-        ax.legend()
+        ax.set(xlabel='times as fast as the network alone', ylabel='accuracy, %')
+        both = 100*pd.concat([t.accuracy, t.accuracy_network])
+        low,high = both.min(),both.max()
+        room = max(.1*(high-low), .5)       # where nothing differs, not a scale of its noise
+        if low==low: ax.set_ylim(low-room, high+room)
+        ax.legend(title=name, loc='lower center', bbox_to_anchor=(.5,1), ncols=2, borderpad=0, columnspacing=1)
+    fig.draw_without_rendering()        # from now on it is known which points lie close together
+    for ax,t in zip(axs.flat, tables.values()):
+        write_shares(ax, t[t.batch==t.batch.min()].sort_values('hit', ascending=False, kind='stable'))
     return fig
+
+def write_shares(ax, df):
+    "Write the share that the memory answers at points, but not where one is written already"
+    at = []
+    for r in df.itertuples():
+        x,y = ax.transData.transform((r.faster, 100*r.accuracy))
+        if any(abs(x-a)<40 and abs(y-b)<14 for a,b in at): continue
+        at.append((x,y))
+        ax.annotate(f'{100*r.hit:.0f} %', (r.faster, 100*r.accuracy), xytext=(2, 3), fontsize=6,
+                    textcoords='offset points')

@@ -40,6 +40,7 @@ def test_every_training_with_a_gate(copy):
     "A baseline of its own training too: each has the table of both memories, as they are and over thresholds"
     text = memo_speed(str(copy), **quick)
     assert text.count('seed 0, early')==text.count('seed 0, late')==2 and text.count('over thresholds')==4
+    assert all(f"{d/'speed.csv'} and speed.png" in text.splitlines() for d in (copy, copy/other))
     for d in (copy, copy/other):
         df = pd.read_csv(d/'speed.csv')
         assert (d/'speed.png').is_file() and {*df.memory}=={'early','late'}
@@ -77,8 +78,8 @@ def test_as_a_process(copy, tool):
     r = tool('memo-speed', copy/other, '--batch-sizes', '1,8,200', '--rounds', '1', '--n=16', '--thresholds', '3',
              '--threads', '1')
     assert r.returncode==0, r.stderr[-2000:]
-    assert 'x faster' in r.stdout and '1 thread' in r.stdout and '80 samples are fewer than a batch of 200' in r.stdout
-    assert r.stdout.splitlines()[-1].endswith('speed.csv') and 'slower' not in r.stdout
+    assert 'x as fast' in r.stdout and '1 thread' in r.stdout and '80 samples are fewer than a batch of 200' in r.stdout
+    assert f"{copy/other/'speed.csv'} and speed.png" in r.stdout.splitlines()
     assert Image.open(copy/other/'speed.png').size[0]>300 and not r.stderr.strip(), r.stderr
 
 def test_options_may_come_first():

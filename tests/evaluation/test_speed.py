@@ -320,14 +320,23 @@ def test_text_and_picture(learn):
     with at(learn, median_threshold(learn)): t = quick(learn, rounds=3)
     said = speed_text(t)
     lines = said.splitlines()
-    assert len(lines)==4 and 'x faster' in lines[0] and [l.split()[0] for l in lines[1:3]]==['1','8']
-    assert f"{len(learn.memory.bank)}/400 rows" in said and '3 rounds' in said and 'slower' not in said
+    assert len(lines)==5 and 'x as fast' in lines[0] and [l.split()[0] for l in lines[1:3]]==['1','8']
+    assert f"rows {len(learn.memory.bank)}/400;" in said and '3 rounds' in said and 'in % of the samples' in lines[4]
+    assert 'up to the memory' in said
+    assert 'up to the memory' not in speed_text(t.drop(columns=['features_ms','lookup_ms','behind_ms']))
     full = made(MemoryCallback(SlotBank(20, policy='fifo'), head='exit', at='a'))
     assert '20/20, full' in speed_text(quick(full))
     fig = plot_speed(quick(learn, thresholds=4))
     ax, = fig.axes
     assert len([l for l in ax.lines if str(l.get_label()).startswith('batch')])==2
     assert len(plot_speed(dict(a=t, b=t)).axes)==2 and plot_speed(pd.DataFrame()) is not None
+
+def test_points_that_lie_together_have_one_label():
+    hit = np.linspace(0, 1, 8)
+    df = pd.DataFrame(dict(batch=1, hit=hit, accuracy=.98, accuracy_network=.98, faster=[*np.full(7, .9),2]))
+    ax, = plot_speed(df.assign(faster_low=df.faster, faster_high=df.faster)).axes
+    assert [t.get_text() for t in ax.texts]==['100 %','86 %']
+    assert ax.get_ylim()==pytest.approx((97.5,98.5))        # not 94 to 102 % where nothing differs
 
 def test_slower_is_a_ratio_below_one(learn):
     "Always network / memory: made of times in which the model takes twice as long"

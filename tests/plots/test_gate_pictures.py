@@ -48,6 +48,13 @@ def test_no_memory_that_answers():
     new = learner(SlotBank(8, policy='fifo'), 'dual')
     assert 'no epoch' in plot_dual_path(new).axes[0].texts[0].get_text()
 
+def test_after_a_prediction():
+    "fastai's recorder has no epoch of the training then"
+    learn = learner(CachedBank(20), 'dual')
+    quietly(learn, learn.fit, 1, 1e-2)
+    with learn.no_bar(), learn.no_logging(): learn.get_preds()
+    assert 'before that' in err(plot_dual_path, learn)
+
 def test_coverage(learn):
     df = learn.memory.coverage()
     a,b = plot_coverage(df).axes
