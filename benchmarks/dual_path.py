@@ -2,9 +2,9 @@
 Prints a table and writes benchmarks/dual_path.json.
 
 A small network is trained on 4,000 images for six epochs, plainly, with each bank behind head 'dual' (contrastive
-loss at weight .2), and with the vote of a reservoir; stored rows are encoded anew at the end. Threshold (eps=.005) and vote are chosen on 1,000 other images.
-Accuracy, share of the images that the memory answers, expected calibration error on 4,000 more; differences to the
-plain training, and to the vote, are paired by seed."""
+loss at weight .2), and with the vote of a reservoir; stored rows are encoded anew at the end. Threshold (eps=.005) and
+vote are chosen on 1,000 other images. Accuracy, share of the images that the memory answers, expected calibration error
+on 4,000 more; differences to the plain training, and to the vote, are paired by seed."""
 import argparse,json,warnings
 from pathlib import Path
 from statistics import mean,stdev
