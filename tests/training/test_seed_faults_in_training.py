@@ -1,5 +1,5 @@
-"""Faults of the seed's published code (specs: Q3b, Q5, Q10b, Q11, Q12) that a gate in a learner could have; those of the
-banks are in banks/test_seed_faults.py, Q10 (early features are all alike) in banks/test_centre.py"""
+"""Faults of the seed's published code (specs: Q3b, Q5, Q10b, Q11, Q12) that a gate in a learner could have; those of
+the banks are in banks/test_seed_faults.py, Q10 (early features are all alike) in banks/test_centre.py"""
 import pytest, timm, torch
 from fastai.vision.all import Callback, Learner, accuracy, set_seed
 from torch.nn import functional as F
@@ -16,7 +16,8 @@ def made(*cbs, threshold=.9, loss_weight=.3, **kw):
     set_seed(0, reproducible=True)
     cb = MemoryCallback(CachedBank(300, similarity_threshold=1.), head='dual', threshold=threshold,
                         loss_weight=loss_weight, **kw)
-    return Learner(digits_lt(n_max=40, ratio=4, valid=10, test=6, shift=0), small_cnn(1, 10), metrics=accuracy, cbs=[cb, *cbs])
+    dls = digits_lt(n_max=40, ratio=4, valid=10, test=6, shift=0)
+    return Learner(dls, small_cnn(1, 10), metrics=accuracy, cbs=[cb, *cbs])
 
 def column(learn, name): return [v[learn.recorder.metric_names.index(name)-1] for v in learn.recorder.values]
 
