@@ -307,8 +307,7 @@ class Bank(Described):
 
     def centred(self, x):
         "Features as they are stored and looked up: without what all have in common, where the bank follows that"
-        c = getattr(self, 'centre', None)
-        return x if c is None else x-c.to(x.device)
+        return x
 
     def rows(self):
         "What is stored: `features [N,D]`, `norms`, `labels`, `items`, `groups`, mask of the valid rows (None: all)"

@@ -38,6 +38,7 @@ class KeyValueBank(Bank):
 
     # early in a network features have a large part in common, beside which cosines hardly differ
 
+    def centred(self, x): return x if self.centre is None else x-self.centre.to(x.device)
     @torch.no_grad()
     def recentre(self,
         x:Tensor    # Features [B,D] that were written, without the `centre` there was

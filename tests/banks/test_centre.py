@@ -2,7 +2,6 @@
 import pytest,timm,torch
 from fastai.vision.all import CrossEntropyLossFlat,DataLoaders,Learner,set_seed
 from torch.nn import functional as F
-from helpers.errors import err
 from memo.banks.base import Bank
 from memo.banks.key_value import CachedBank,TrainableBank
 from memo.data.tensors import TensorDL
@@ -40,21 +39,6 @@ def test_it_is_saved_with_the_rows_and_emptied_with_them(bank, tmp_path):
     assert torch.equal(Bank.load(tmp_path/'b.safetensors').centre, torch.full((5,), 3.))
     bank.reset()
     assert not bank.centre.any()
-
-@pytest.mark.parametrize('codec', ['float32','bfloat16','int8','prototypes'])
-def test_a_compressed_bank_takes_it_off_too(bank, codec, tmp_path):
-    "It is put in the place of the bank that it was made of; and it is counted in its size"
-    g = torch.Generator().manual_seed(0)
-    raw = 3+torch.randn(8, 5, generator=g)
-    bank.recentre(raw)
-    bank.write(bank.centred(raw), torch.arange(8)%2)
-    new = bank.compress(.01, codec)
-    new.save(tmp_path/'b.safetensors')
-    for o in (new,Bank.load(tmp_path/'b.safetensors')):
-        assert torch.equal(o.centred(raw), bank.centred(raw))
-        if codec!='prototypes': assert torch.equal(o.classify(o.centred(raw))[0], bank.classify(bank.centred(raw))[0])
-    least = float(err(bank.compress, 1e-5, codec).split('mb=')[2].split()[0])
-    assert sum(o.nbytes for o in bank.compress(least, codec).buffers())<=least*2**20
 
 @pytest.mark.parametrize('every', [True, False])
 def test_rows_that_are_all_encoded_anew_get_a_new_centre(bank, every):
@@ -95,13 +79,3 @@ def test_a_gate_in_front_of_the_classifier_takes_cosines_of_features_as_they_are
     learn = learner('dual', None)
     with learn.no_bar(),learn.no_logging(): learn.fit(1, 1e-4)
     assert learn.memory.bank.centre is None
-
-def test_an_early_exit_over_a_compressed_bank():
-    learn = learner('exit', 'layer1')
-    with learn.no_bar(),learn.no_logging(): learn.fit(2, 1e-4)
-    learn.memory.rekey()
-    head,x = learn.memory.head,torch.cat([b[0] for b in learn.dls.train])
-    head.threshold.fill_(-1)
-    with torch.no_grad(): want = learn.model.eval()(x)
-    head.bank = head.bank.compress(.05, 'bfloat16')
-    with torch.no_grad(): assert (learn.model(x).argmax(1)==want.argmax(1)).float().mean()>.9
