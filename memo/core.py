@@ -31,12 +31,14 @@ def check_choice(
     value,      # What was found
     choices,    # What is accepted
 ):
-    "Return `value` if it is one of `choices`, else raise a `MemoError` with the nearest spelling"
+    "Return `value` if it is one of `choices`, else raise a `MemoError` with the nearest spellings"
     choices = list(choices)
     if value in choices: return value
-    near = difflib.get_close_matches(str(value), [str(o) for o in choices], 1, .5)
+    names = [str(o) for o in choices]
+    near = difflib.get_close_matches(str(value), names, 12, .5)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    some = ', '.join(map(str, choices[:12])) + (f', ... ({len(choices)} in all)' if len(choices)>12 else '')
+    if len(names)>12: names = [*near, *(o for o in names if o not in near)]     # those that fit on a line
+    some = ', '.join(names[:12]) + (f', ... ({len(names)} in all)' if len(names)>12 else '')
     raise MemoError(f"{what}: {value!r} is not one of {some}{hint}")
 
 # %% ../nbs/00_core.ipynb #3d38e80b

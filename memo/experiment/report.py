@@ -13,6 +13,7 @@ from ..core import *
 from ..evaluation.tasks import *
 from .build import on_images
 from ..plots.banks import *
+from ..plots.gate import occupancy,plot_dual_path
 from ..plots.recall import *     # gives learners their `show_memories`
 from ..plots.results import *
 from ..plots.training import *
@@ -40,7 +41,13 @@ def draw(learn, history, folder):
         more,b = '' if len(learn.memories)==1 else f'_{k}',cb.bank
         plot = plot_classbank if hasattr(b, 'prototypes') else plot_bank
         pics[f'bank{more}'] = partial(plot, b, list(d.vocab))
+        if hasattr(cb.head, 'decide'): pics[f'two_paths{more}'] = partial(_two_paths, history, k, b)
         pics[f'memories{more}'] = partial(_recalled, learn, k, 1 if len(d.valid.dataset) else 2)
     save_pictures(folder, **pics)
+
+def _two_paths(history, name, bank):
+    fig = plot_dual_path(history, name)
+    fig.suptitle(occupancy(bank), fontsize=8)
+    return fig
 
 def _recalled(learn, name, ds_idx): return on_images(learn).show_memories(4, ds_idx=ds_idx, memory=name)

@@ -143,6 +143,7 @@ def test_history_has_both_paths(ran):
     h = pd.read_csv(ran[1]/'history.csv')
     assert {'memory_usage','memory_accuracy','memory_network_accuracy','train_accuracy','memory_loss'}<={*h.columns}
     assert not {'many','medium','few'} & {*h.columns} and h['memory_usage'].between(0, 1).all()
+    assert (ran[1]/'two_paths.png').is_file()
 
 @pytest.mark.slow
 def test_evaluated_again_it_is_the_same(ran):

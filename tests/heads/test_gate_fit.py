@@ -225,3 +225,12 @@ def test_without_a_validation_set():
     learn.dls.loaders = learn.dls.loaders[:1]
     for f in (learn.memory.fit,learn.memory.coverage): assert 'needs a validation set' in err(f)
     assert len(digits())==2
+
+def test_a_class_that_the_memory_has_no_row_of():
+    "Is said, with what follows from it; where all are there nothing is"
+    head,got = held_out([.9,.5,.4], [True,False,True], [True,True,True])
+    with pytest.warns(UserWarning, match='it has no row of class 1, of which there are held-out rows'): head.fit(got)
+    head,got = held_out([.9,.5], [True,None], [True,True])
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        head.fit(got)

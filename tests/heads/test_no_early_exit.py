@@ -107,6 +107,9 @@ def test_what_the_name_of_a_place_has_to_be():
     m,x = net('resnet18')
     line = refused(m, x, 'layer')
     assert "'layer'" in line and 'layer1' in line
+    line = refused(m, x, 'layr2.1')         # of 60 names those that are like it
+    near = line.split(' is not one of ')[1].split(', ')
+    assert "did you mean 'layer2.1'" in line and near[0]=='layer2.1' and {'layer2','layer1.1','layer3.1'}<={*near}
     assert "head='exit' needs at=" in refused(m, x, None) and "head='dual' is for that place" in refused(m, x, None)
 
 def test_a_dense_block_takes_no_memory():
