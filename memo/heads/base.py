@@ -291,10 +291,9 @@ class MemoryHead(Described):
 
     def check_classes(self, n):
         "Raise an error if rows are stored of other classes than a model with `n` outputs has"
-        c,y = self.bank.n_classes,self.bank.labels
-        multi = y is not None and y.ndim==2
+        c,multi = self.bank.n_classes,self.bank.multilabel
         if c==n or c is not None and c<n and not multi or torch.compiler.is_compiling(): return
-        if multi: found = f"targets of {y.shape[1]} classes" if y.shape[1]!=n else None
+        if multi: found = f"targets of {w} classes" if (w := self.bank.labels.shape[1])!=n else None
         else:       # a bank may have room for more classes than it has rows of
             beyond = self.bank.class_counts()[n:].nonzero()
             found = f"rows of class {n+int(beyond[0])}" if len(beyond) else None
