@@ -433,7 +433,8 @@ class TrainableBank(KeyValueBank):
     def positives(self, y, i, j):
         "How sure each row is to have the query's class, and whether a query has any row at all"
         n = len(self)
-        some = (y>=0) & (y<self.n_classes) & (torch.bincount(i, minlength=len(y))<n)
+        own = torch.zeros(len(y), n, dtype=torch.bool, device=y.device).index_put_((i,j), y.new_ones(1).bool())
+        some = (y>=0) & (y<self.n_classes) & ~own.all(1)        # a row may be of the item and of the group
         return self.scores[:n].softmax(1).T.index_select(0, y.clamp(0, self.n_classes-1)),some
 
     def scaled(self, q):
