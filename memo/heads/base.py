@@ -255,7 +255,8 @@ class MemoryHead(Described):
         "Whether rows that this head answers may leave the network at its place, in the current forward pass"
         if torch.compiler.is_compiling() or self.shape is None or self.learning: return False
         call,s = self._call,self.step
-        if call is None or not (s is None or s.exits): return False
+        # in training mode a normalisation behind would be of the rest's statistics
+        if call is None or call.training or not (s is None or s.exits): return False
         # inside a part that has memories itself, that part would be given back too few rows
         if not any(h is self for h in call.heads) or call.seen[self].times>1: return False
         # a part whose rows leave it hides them from memories of the whole that are inside of it
