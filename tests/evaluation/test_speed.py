@@ -3,8 +3,8 @@ is asserted: which calls are timed is told by counting them"""
 import random, threading, warnings
 from contextlib import contextmanager
 import numpy as np, pandas as pd, pytest, timm, torch
-from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, Module, accuracy, nn, noop,
-                               set_seed)
+from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, Module, accuracy, nn,
+                               noop, set_seed)
 from helpers.errors import err
 from helpers.learners import quietly, same, snap
 from helpers.worlds import Net, files, from_folder, padded, tabular, text
