@@ -302,6 +302,11 @@ class Bank(Described):
                 raise MemoError(f"write: label {lo if lo<0 else hi} is out of range, 0..{self.n_classes-1} is accepted")
         return y.long()
 
+    @property
+    def multilabel(self):
+        "Has each row 0/1 targets, and not a class?"
+        return self.labels is not None and self.labels.ndim==2
+
     def check_single(self, y):
         "Raise a `MemoError` if this bank cannot vote on, or replay, labels like these"
 

@@ -23,7 +23,7 @@ from ..registry import register
 # %% ../../nbs/banks/09_key_value.ipynb #4be10c09
 class KeyValueBank(Bank):
     "Base class of banks of unit rows with a class each, which keep what is new to them"
-    default_head,unit,needs_labels = 'dual',True,True
+    default_head,unit,needs_labels,multilabel = 'dual',True,True,False
     def __init__(self, size, n_classes, similarity_threshold, dim, seed):
         super().__init__(dim, n_classes, seed)
         self.size,self.similarity_threshold = int(size),similarity_threshold

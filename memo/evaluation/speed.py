@@ -177,8 +177,11 @@ class Measured:
                     outs.append(targets.logits(o.float()))
                     labels.append(targets.labels(yb))
             outs,y = (None if any(o is None for o in os) else torch.cat(os) for os in (outs,labels))
-            known = outs is not None and y is not None and y.ndim==1
-            res.append((float((outs.argmax(1)==y.to(outs.device)).float().mean()) if known else np.nan, left.n))
+            acc = np.nan
+            if outs is not None and y is not None and y.ndim==1:
+                right,ok = outs.argmax(1)==y.to(outs.device),targets.known(y)
+                acc = float((right if ok is None else right[ok.to(right.device)]).float().mean())
+            res.append((acc, left.n))
         return res
 
     def times(self, batches, rounds, parts):

@@ -19,6 +19,7 @@ from ..banks.exchange import BankSaver
 from .config import *
 from ..core import *
 from ..evaluation.evaluate import *
+from ..heads.attach import gate_of
 from .report import *
 from ..training.epoch_figures import is_fitted
 from ..training.checkpoint import *
@@ -64,9 +65,12 @@ def bank_savers(t, learn):
 
 def finish_memories(t, learn):
     "After training: memories that are asked now see the network as it is, and what there is to choose is chosen"
+    cbs = {k:learn.memories[k] for k in t.cfg.memories}
     for k,m in t.cfg.memories.items():
-        cb = learn.memories[k]
-        if not fact(m.head, 'trains') and not fact(m.bank, 'views') and not cb.bank.learned: cb.rekey()
+        if not fact(m.head, 'trains') and not fact(m.bank, 'views') and not cbs[k].bank.learned: cbs[k].rekey()
+    # each is fitted to what those give that answer before it, which have to be as they will be
+    order = gate_of(get_model(learn.model)).in_order()
+    for cb in sorted(cbs.values(), key=lambda o: order.index(o.head)):
         if not is_fitted(cb.head) or (kw := cb.head.fit_args) is None: continue
         if len(learn.dls.valid.dataset): cb.fit(**kw)
 

@@ -30,7 +30,7 @@ class AnswerHead(MemoryHead):
         self.outputs,self.given = outputs,outputs is not None
 
     @property
-    def multilabel(self): return self.bank.labels is not None and self.bank.labels.ndim==2
+    def multilabel(self): return self.bank.multilabel
 
     # copies, into which a tool may average (EMA, SWA); see `memo.banks.copies`
     _rows_then,_borrowed = None,False   # rows of a copy when it was made; has it buffers that were never its own?

@@ -334,6 +334,9 @@ def check_new(model, head, at, name, wrap):
                         "the classifier nearly all of it has been run; head='dual' is for that place")
     if any(h is head for h in memories(model).values()):
         raise MemoError("this memory is in the model already: make one for each place")
+    if other := next((n for n,h in memories(model).items() if h.bank is head.bank), None):
+        raise MemoError(f"this bank is the memory {other!r} of the model already, and its rows are features of that "
+                        "place: make one for each place")
 
 def watch(model, head, x):
     "A forward of the model for `attach`; an error if the head cannot mix with what it gives"

@@ -259,7 +259,8 @@ class MemoryHead(Described):
         "Whether rows that this head answers may leave the network at its place, in the current forward pass"
         if torch.compiler.is_compiling() or self.shape is None or self.learning: return False
         call,s = self._call,self.step
-        if call is None or not (s is None or s.exits): return False
+        # in training mode a normalisation behind would be of the rest's statistics
+        if call is None or call.training or not (s is None or s.exits): return False
         # inside a part that has memories itself, that part would be given back too few rows
         if not any(h is self for h in call.heads) or call.seen[self].times>1: return False
         # a part whose rows leave it hides them from memories of the whole that are inside of it
@@ -295,10 +296,9 @@ class MemoryHead(Described):
 
     def check_classes(self, n):
         "Raise an error if rows are stored of other classes than a model with `n` outputs has"
-        c,y = self.bank.n_classes,self.bank.labels
-        multi = y is not None and y.ndim==2
+        c,multi = self.bank.n_classes,self.bank.multilabel
         if c==n or c is not None and c<n and not multi or torch.compiler.is_compiling(): return
-        if multi: found = f"targets of {y.shape[1]} classes" if y.shape[1]!=n else None
+        if multi: found = f"targets of {w} classes" if (w := self.bank.labels.shape[1])!=n else None
         else:       # a bank may have room for more classes than it has rows of
             beyond = self.bank.class_counts()[n:].nonzero()
             found = f"rows of class {n+int(beyond[0])}" if len(beyond) else None

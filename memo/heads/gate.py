@@ -124,6 +124,7 @@ class GateHead(AnswerHead):
     )->tuple:               # Vote [B,C], 0 where nothing was read; confidence [B], -inf there
         "What the memory says, and how sure it is: the cosine to the nearest row, times the share of the vote"
         self.follow()
+        if self.bank.multilabel: self.check_labels(self.bank.labels)
         n = n_classes or self.bank.n_classes
         if self.k==1:
             c,sure = self.bank.classify(z, item, group)

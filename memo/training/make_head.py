@@ -114,6 +114,10 @@ def forget_moments(
             for v in (own[p].values() if p in own else ()):
                 if torch.is_tensor(v) and v.shape==p.shape and len(v)==bank.capacity_rows:
                     v.index_fill_(0, at.to(v.device), 0)
+        # of two items half the way back to what Lookahead remembers would make one
+        for ps,slow in zip(opt.param_lists, opt.slow_weights) if getattr(opt, 'slow_weights', None) else ():
+            for p,s in zip(ps, slow):
+                if any(p is o for o in bank.parameters(recurse=False)): s[at] = p.detach()[at]
         opt = getattr(opt, 'opt', None) or getattr(opt, 'optimizer', None)
 
 # %% ../../nbs/training/08_make_head.ipynb #0142e714

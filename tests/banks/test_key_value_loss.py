@@ -69,6 +69,17 @@ def test_a_bank_that_is_not_full(kind):
     if kind is TrainableBank: assert (b.features.grad[5:]==0).all() and (b.scores.grad[5:]==0).all()
 
 @both
+def test_a_row_that_is_hidden_twice_hides_no_other(kind):
+    "Of four rows one is of the query's item and three are of its group, the same one among them"
+    b,g = kind(4, n_classes=2, similarity_threshold=1.),torch.Generator().manual_seed(3)
+    b.write(torch.randn(4, 8, generator=g), torch.zeros(4).long(), item=torch.arange(4), group=torch.tensor([0,0,0,1]))
+    z,y = torch.randn(2, 8, generator=g),torch.zeros(2).long()
+    ids = dict(item=torch.tensor([1,3]), group=torch.tensor([0,0]))
+    check(b, z, y, **ids)
+    check(b, z[:1], y[:1], **{k:o[:1] for k,o in ids.items()})
+    assert b.contrastive(z[:1], y[:1], **{k:o[:1] for k,o in ids.items()}) is not None
+
+@both
 @pytest.mark.parametrize('t', [.1,.02,.001,1e-4])
 def test_where_the_own_class_is_far_away_nothing_underflows(kind, t):
     b = kind(4, n_classes=2)

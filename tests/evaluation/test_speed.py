@@ -3,8 +3,8 @@ is asserted: which calls are timed is told by counting them"""
 import random, threading, warnings
 from contextlib import contextmanager
 import numpy as np, pandas as pd, pytest, timm, torch
-from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, Learner, Module, accuracy, nn, noop,
-                               set_seed)
+from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoader, DataLoaders, Learner, Module, accuracy, nn,
+                               noop, set_seed)
 from helpers.errors import err
 from helpers.learners import quietly, same, snap
 from helpers.worlds import Net, files, from_folder, padded, tabular, text
@@ -81,6 +81,15 @@ def test_all_or_none_leave(learn, t, hit):
         r = quick(learn)
     assert r.hit.tolist()==[hit,hit] and (r.accuracy==r.accuracy_network).all()==(hit==0)
     assert (r.behind_ms==0).all()==(hit==1) and (r.filter(like='_ms')>=0).all(axis=None)
+
+def test_samples_without_a_label_are_no_errors(learn):
+    x,y = (torch.cat([*o]).as_subclass(torch.Tensor) for o in zip(*learn.dls.valid))
+    with learn.memory.off(): p,_ = quietly(learn, 'get_preds')
+    for some in (torch.arange(len(y))%2==0,torch.zeros(len(y)).bool()):
+        dl = DataLoader([*zip(x, torch.where(some, y, -1))], bs=10)
+        t = quick(learn, dl, n=None, batch_sizes=10)
+        want = (p.argmax(1)==y)[some].float().mean()
+        assert t.samples.tolist()==[200] and t.accuracy_network.tolist()==pytest.approx([float(want)], nan_ok=True)
 
 @given(n=st.integers(2, 40), seed=st.integers(0, 9), ties=st.booleans())
 def test_thresholds_go_along_the_coverage_curve(n, seed, ties):
@@ -350,3 +359,4 @@ def test_slower_is_a_ratio_below_one(learn):
         p.setattr(sp.Measured, 'times', times)
         t = quick(learn, batch_sizes=8)
     assert t.faster.tolist()==[.5] and '0.5 [0.5, 0.5]' in speed_text(t)
+

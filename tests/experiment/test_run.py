@@ -13,6 +13,7 @@ from memo.experiment import run as ex
 from memo.evaluation.tables import Row, label, results, rows_of
 from memo.experiment.run_folder import environment, model_config, read_json, run_config
 from memo.experiment.jobs import trainings
+from memo.training.memory_callback import MemoryCallback
 
 pytestmark = pytest.mark.usefixtures('unrendered')
 
@@ -244,6 +245,32 @@ compare: [logit_adjusted, class_mean]
     assert abs((q.argmax(1)==y).float().mean().item()-scores(d)[names[2]]['accuracy'])<1e-6
     chosen = next(r['chosen'] for r in read_json(d/'metrics.json')['rows'] if r['memory']==['early','rare'])
     assert {*chosen}=={'early','rare'} and ex.evaluate_run(d)==(table,[])
+
+def test_each_memory_is_fitted_to_others_as_they_will_be(yml, tmp_path, monkeypatch):
+    """A vote first and the earliest exit last, whatever the order in the file, and none before all rows are encoded
+    anew"""
+    txt = '''
+name: exits
+seeds: [0]
+data: {name: digits_lt, n_max: 30, ratio: 6, valid: 5, test: 10, size: 8}
+memories:
+  early: {bank: CachedBank, size: 64, head: exit, at: '0', eps: .1}
+  late: {bank: CachedBank, size: 64, head: exit, at: '4', eps: .1}
+  vote: {bank: SlotBank, size: 64, policy: fifo, head: vote, k: 3}
+train: {epochs: 2, lr: 1e-2, bs: 16}
+'''
+    done = []
+    for f in ('rekey','fit'):
+        def noted(self, *args, f=f, was=getattr(MemoryCallback, f), **kw):
+            done.append((f,self.name))
+            return was(self, *args, **kw)
+        monkeypatch.setattr(MemoryCallback, f, noted)
+    ex.run_experiment(load_config(yml(txt), [f'runs={json.dumps(str(tmp_path/"runs"))}']), log=lambda s: None)
+    assert [f for f,_ in done]==['rekey']*3+['fit']*3 and [n for f,n in done if f=='fit']==['vote','late','early']
+    learn = ex.load_run(tmp_path/'runs/exits')
+    was = learn.early.head.chosen()
+    learn.early.fit(eps=.1)
+    assert learn.early.head.chosen()==pytest.approx(was)
 
 def test_a_memory_in_the_network_takes_part_in_every_row(yml, tmp_path):
     "Rows with `add` in the middle: the network's answer with it; what mixes at the end comes on top"

@@ -360,6 +360,19 @@ def test_in_training_mode_all_rows_go_through():
         with h.off(): assert reaches(m)==N
         assert reaches(m)==0
 
+def test_a_prediction_in_training_mode_is_normalised_with_the_whole_batch():
+    "As with dropout switched on: the statistics behind would be those of the rest"
+    m = copy.deepcopy(network('resnet')[0])
+    with attached(m, [('layer1',A)]) as h:
+        def got(exits):
+            n = copy.deepcopy(m).train()
+            s = Step(exits=exits)
+            s.training = False
+            with in_step([*memories(n).values()], s), torch.no_grad(), Rows(n) as rows: return n(X),rows.of('fc')
+        out,rows = got(True)
+        assert rows==[N]
+        close(out, got(False)[0])
+
 # what networks do
 
 class Catches(nn.Module):

@@ -252,3 +252,19 @@ def test_rows_of_classes_that_the_network_lacks_are_refused():
     bank = SlotBank(20, policy='fifo')
     bank.write(x, y+5)
     with pytest.raises(MemoError, match='rows of class'): GateHead(bank).mixed(torch.zeros(12, 3), x)
+
+def test_rows_of_several_labels_are_refused_in_one_line():
+    b = SlotBank(12, n_classes=C)
+    b.write(torch.randn(12, D), y=torch.ones(12, C))
+    for k in (1,3): assert "head='vote'" in err(GateHead(b, k).decide, torch.randn(5, D), n_classes=C)
+
+def test_what_rows_favour_is_not_worked_out_for_all_of_them(monkeypatch):
+    "Of a large bank of learned rows that would take longer than the search"
+    b = TrainableBank(20, n_classes=C)
+    m = nn.Sequential(nn.Flatten(), nn.Linear(D, D), nn.ReLU(), nn.Linear(D, C)).eval()
+    attach(m, GateHead(b, threshold=0.), x=torch.randn(2, D))
+    b.write(torch.rand(20, D), torch.arange(20)%C)
+    monkeypatch.setattr(TrainableBank, 'classes', lambda self: pytest.fail('all rows'))
+    with torch.no_grad():
+        for n in (1,8): assert m(torch.randn(n, D)).shape==(n,C)
+        with in_step([*memories(m).values()], Step(exits=False)): assert m(torch.randn(8, D)).shape==(8,C)

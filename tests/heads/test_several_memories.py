@@ -899,6 +899,14 @@ def test_names_that_a_learner_has(dls, name):
     with pytest.raises(MemoError, match='as something of a learner is'): learn.add_cb(MemoryCallback())
     fit(learn, 1)
 
+def test_one_bank_at_two_places_is_refused():
+    "Its rows would be features of both"
+    m,b = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 3)),SlotBank(8)
+    attach(m, MemoryHead(b), at='1', name='one')
+    with pytest.raises(MemoError, match="this bank is the memory 'one' of the model already"):
+        attach(m, MemoryHead(b), at='0', name='two')
+    assert [*memories(m)]==['one']
+
 def test_a_bank_that_is_in_the_model_behind_another_head(dls):
     learn = fit(learner(dls, MemoryCallback(SlotBank(64), head='add')), 1)
     bank,model = learn.memory.bank,learn.model

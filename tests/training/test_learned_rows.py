@@ -3,7 +3,7 @@ import copy, pickle
 import pytest, torch
 from fastai.learner import load_learner
 from fastai.optimizer import Adam, OptimWrapper
-from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoaders, Learner, MixUp, partial, set_seed
+from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoaders, Learner, MixUp, partial, ranger, set_seed
 from torch import nn
 from helpers.learners import quietly
 from memo.banks.base import Bank
@@ -159,3 +159,19 @@ def test_rekey_renews_age(dls):
     assert b.age().max()>0
     n = learn.memory.rekey()
     assert n==60 and (b.age()==0).all() and ((b.features.norm(dim=1)-1).abs()<1e-5).all()
+
+class Synced(Callback):
+    "Which rows Lookahead would pull towards an item that is not theirs any more"
+    order,run_valid,n = 100,False,0
+    def after_step(self):
+        b = self.learn.memory.bank
+        new = ((b.hits==0) & (b.stamps==b.updates)).nonzero().squeeze(1)
+        for p,s in ((p,s) for ps,ss in zip(self.opt.param_lists, self.opt.slow_weights) for p,s in zip(ps, ss)):
+            if p is b.features or p is b.scores:
+                assert torch.equal(s[new], p.detach()[new])
+                self.n += len(new)
+
+def test_lookahead_mixes_no_two_items(dls):
+    learn = learner(dls, TrainableBank(60, similarity_threshold=.999), ranger, cbs=[Synced()])
+    fit(learn)
+    assert int(learn.memory.bank.replaced)>0 and learn.synced.n>60
