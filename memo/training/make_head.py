@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from fastai.vision.all import *
 from ..core import MemoError,undisturbed
 from ..heads.base import *
+from ..heads.calls import Step,in_step
 from ..heads.places import Watched,as_found
 from ..registry import find
 from ..schema import near,open_ended

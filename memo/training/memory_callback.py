@@ -30,6 +30,7 @@ from .loss_rows import *
 from .make_head import *
 from ..core import Count,Fraction,MemoError,OneOf,check_choice,one_thread
 from ..heads.base import *
+from ..heads.calls import in_step
 from ..registry import register
 
 # %% ../../nbs/training/14_memory_callback.ipynb #65ebd9c9

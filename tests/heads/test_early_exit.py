@@ -11,7 +11,8 @@ from memo.banks.classes import ClassBank
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.heads.attach import Gate, attach, detach, find_head, holder, memories
-from memo.heads.base import MemoryHead, Step, in_step
+from memo.heads.base import MemoryHead
+from memo.heads.calls import Step, in_step
 from memo.heads.gate import ExitHead, GateHead
 from memo.heads.mixture import VoteHead
 from memo.heads.places import Watched

@@ -9,7 +9,8 @@ from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.data.longtail import digits_lt
 from memo.heads.attach import attach, detach, find_head, memories
-from memo.heads.base import MemoryHead, Step, in_step
+from memo.heads.base import MemoryHead
+from memo.heads.calls import Step, in_step
 from memo.heads.gate import ExitHead
 from memo.models.small import small_cnn
 from memo.training.collect import collect
