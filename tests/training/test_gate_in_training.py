@@ -48,7 +48,7 @@ class Rows:
 def test_one_answer_whoever_asks(head, soft):
     "A fit's own validation, `validate`, `get_preds`, the model itself; only the first holds no row back"
     keep = Keep()
-    learn = made(head, threshold=.9 if head=='dual' else .98, cbs=[keep], soft=soft)
+    learn = made(head, threshold=.9, cbs=[keep], soft=soft)
     rows = Rows(last_linear(learn.model))
     class Count(Callback):
         def before_validate(self): rows.n = 0
