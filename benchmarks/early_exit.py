@@ -29,9 +29,9 @@ warnings.filterwarnings('ignore')
 
 EPS,WEIGHT,K = .005,.2,5
 
-class Raw(CachedBank):
-    "A bank of features as they are, their common part left in"
-    def recentre(self, x): pass
+class RawExit(ExitHead):
+    "An exit on features as they are, their common part left in"
+    def wrote(self, z): pass
 
 class LinearExit(ExitHead):
     "The rival: a linear classifier on the pooled features, sure by its softmax; nothing is stored"
@@ -47,10 +47,10 @@ class LinearExit(ExitHead):
         m = top-logits.scatter(1, c[:,None], -torch.inf).logsumexp(1)
         return F.one_hot(c, logits.shape[1]).float(),m/(1+m.abs())
 
-def callback(method, at, weight=WEIGHT, bank=CachedBank):
+def callback(method, at, weight=WEIGHT, head='exit'):
     "What a learner gets for a method: 'memory', 'linear' or 'plain'"
     kw = dict(at=at, loss_weight=weight)
-    if method=='memory': return MemoryCallback(bank(2_000), head='exit', k=K, **kw)
+    if method=='memory': return MemoryCallback(CachedBank(2_000), head=head, k=K, **kw)
     return MemoryCallback(SlotBank(1), head=LinearExit, k=1, **kw) if method=='linear' else None
 
 # data
@@ -207,7 +207,6 @@ def fashion_part(o):
 def thinned(bank, n):
     "A bank with `n` of the rows of another, drawn evenly"
     new = CachedBank(n, n_classes=10)
-    new.centre = bank.centre
     f,_,y,_,_,_ = bank.rows()
     at = torch.randperm(len(f), generator=torch.Generator().manual_seed(0))[:n]
     new.write(f[at], y[at])
@@ -234,7 +233,7 @@ def ablation_part(o):
             note(f'{n} of the rows, k={K}', learn)
         if o.quick: continue
         note(f'loss weight 0, k={K}', train(dls, 'resnet18', 'memory', 'layer1', seed, epochs, weight=0.))
-        note(f'not centred, k={K}', train(dls, 'resnet18', 'memory', 'layer1', seed, epochs, bank=Raw))
+        note(f'not centred, k={K}', train(dls, 'resnet18', 'memory', 'layer1', seed, epochs, head=RawExit))
     return rows
 
 def ablation_table(rows):

@@ -305,10 +305,6 @@ class Bank(Described):
     def check_single(self, y):
         "Raise a `MemoError` if this bank cannot vote on, or replay, labels like these"
 
-    def centred(self, x):
-        "Features as they are stored and looked up: without what all have in common, where the bank follows that"
-        return x
-
     def rows(self):
         "What is stored: `features [N,D]`, `norms`, `labels`, `items`, `groups`, mask of the valid rows (None: all)"
         raise NotImplementedError
@@ -379,23 +375,50 @@ class Bank(Described):
     )->Tensor:              # None where no feature has a row of its class
         "Mean of -log of the share that the rows of a feature's own class have in its softmax over all rows"
         if not temperature>0: raise MemoError(f"contrastive: temperature={temperature!r}, above 0 is accepted")
+        if z.ndim!=2 or y.shape!=z.shape[:1] or self.labels is not None and self.labels.ndim!=1:
+            raise MemoError(f"{type(self).__name__}: the contrastive loss is of one class a row; features are "
+                            f"{tuple(z.shape)}, classes {tuple(y.shape)}; [B,D] and [B] are accepted")
         if self.follows: take_whole(self)
         if self.features is None or not len(self) or not len(z): return None
-        f,_,labels,i,g,valid = self.rows()
-        if y.ndim!=1 or labels is not None and labels.ndim!=1:
-            raise MemoError(f"{type(self).__name__}: the contrastive loss is of one class a row; class numbers [B] are "
-                            "accepted")
-        if labels is None: return None
-        y,mine = y.to(self.device),labels==y.to(self.device)[:,None]
-        hide = torch.zeros_like(mine) if valid is None else ~valid.expand_as(mine)
-        for a,b in ((item,i),(group,g)):
-            if a is not None: hide = hide | (a.to(self.device)[:,None]==b) & (b>=0)
-        mine &= ~hide & (y>=0)[:,None]
-        some = mine.any(1)
+        (i,j),mine = self.hidden(item, group),self.positives(y := y.to(self.device))
+        if mine is None: return None
+        if len(i): mine = mine.index_put((i,j), mine.new_zeros(()))
+        some = (mine>0).any(1)
         if not bool(some.any()): return None
+        if not bool(some.all()):
+            z,mine = z[some],mine[some]
+            i,j = (some.cumsum(0)-1)[i[some[i]]],j[some[i]]
         with in_full(z):
-            s = directions(z[some].float())@directions(f[:].float()).T/temperature
-            return -own_share(s.masked_fill(hide[some], -torch.inf), mine[some]).mean()
+            s = self.scaled(directions(z.float())/temperature)
+            if len(i): s = s.index_put((i,j), s.new_tensor(-torch.inf))
+            return -own_share(s, mine).mean()
+
+    def positives(self, y):
+        "How much each row is of the class of each query, 0 to 1 [B,N]; None where there are no labels"
+        _,_,labels,_,_,valid = self.rows()
+        if labels is None: return None
+        mine = (labels==y[:,None]) & (y>=0)[:,None]
+        return mine if valid is None else mine & valid
+
+    def scaled(self, q):
+        "Cosines of all rows to queries, times the lengths of those [B,N]; -inf for rows that are not valid"
+        f,_,_,_,valid = self.stored()
+        exact = self.unit and getattr(f, 'dtype', None)==torch.float32      # others are rounded, or packed
+        s = q@(f if exact else directions(f[:].float())).T
+        return s if valid is None else s.masked_fill(~valid, -torch.inf)
+
+    def hidden(self, item, group):
+        "Pairs of a query and a row that is its item's or its group's"
+        _,_,items,groups,_ = self.stored()
+        none = torch.zeros(0, dtype=torch.long, device=self.device)
+        res = [(none,none)]
+        for a,b in ((item,items),(group,groups)):
+            if a is None: continue
+            a = as_ids(a).to(self.device)
+            at = (torch.isin(b, a) & (b>=0)).nonzero().squeeze(1)
+            i,j = (a[:,None]==b[at]).nonzero(as_tuple=True)
+            res.append((i,at[j]))
+        return tuple(torch.cat(o) for o in zip(*res))
 
     @torch.no_grad()
     def rekey(self,

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .base import Bank,searchers
 from .offers import *
 from .policies import first_of_alike,hashed,lowest_of_each,taken_from_largest
-from .search import directions,has_direction,in_full,own_share
+from .search import directions,has_direction,in_full
 from .slots import last_of_slot
 from ..core import Count,MemoError,Probability,Range
 from ..registry import register
@@ -31,25 +31,9 @@ class KeyValueBank(Bank):
                    lambda has: f"size={int(has/4/(36+4*(dim or 1)))}, a quarter of it, is accepted")
         for o,v in dict(items=-1, groups=-1, stamps=0, hits=0).items():
             self.register_buffer(o, torch.full((self.size,), v))
-        self.register_buffer('centre', None)
 
     @property
     def capacity_rows(self): return self.size
-
-    # early in a network features have a large part in common, beside which cosines hardly differ
-
-    def centred(self, x): return x if self.centre is None else x-self.centre.to(x.device)
-    @torch.no_grad()
-    def recentre(self,
-        x:Tensor    # Features [B,D] that were written, without the `centre` there was
-    ):
-        "Follow the mean of the network's features, which is taken off them from now on"
-        x = x.detach().to(self.device, torch.float32)
-        x = x[x.isfinite().all(1)]
-        if not len(x): return
-        with torch.inference_mode(False):
-            if self.centre is None: self.centre = torch.zeros(x.shape[1], device=self.device)
-        self.centre += x.mean(0)*(1/self.updates.clamp(min=1)).clamp(min=.1)
 
     def check_single(self, y):
         if y.ndim==2:
@@ -174,63 +158,11 @@ class KeyValueBank(Bank):
             some = best>-math.inf                   # neither all hidden nor NaN
             return torch.where(some, y, -1),torch.where(some, best/length.clamp(min=1e-12), 0.).nan_to_num_()
 
-    @torch.no_grad()
-    def rekey(self,
-        x:Tensor,       # Fresh features [B,D]
-        item:Tensor,    # Whose they are [B]
-        y:Tensor=None   # Their classes [B]: rows that have another label stay as they are
-    )->int:             # Rows that were changed
-        "Replace stored features by newly encoded ones of the same items; of all, their mean is the new centre"
-        own = self.items[:len(self)]
-        every = self.centre is not None and len(x) and bool(torch.isin(own, as_ids(item).to(self.device)).all())
-        if every and bool((m := x.detach().float().mean(0).to(self.device)).isfinite().all()):
-            self.centre += m        # the network in evaluation mode has another than it had while it was trained
-            x = x-m.to(x.device)
-        return super().rekey(x, item, y)
-
     def _replace(self, at, x, norm):
         some = has_direction(x)
         at,x = at[some],x[some]
         self.features.index_copy_(0, at, directions(x))
         self.stamps[at] = self.updates
-
-    def contrastive(self,
-        z:Tensor,           # Features [B,D]; take a gradient
-        y:Tensor,           # Their classes [B]; -1 for none
-        temperature=.1,     # Of the softmax over all rows
-        item:Tensor=None,   # Item id of each [B]: rows of that item do not count
-        group:Tensor=None,  # Group id of each [B]: rows of that group do not count
-    )->Tensor:              # None where no feature has a row of its class
-        "Mean of -log of the share that the rows of a feature's own class have in its softmax over all rows"
-        if not temperature>0: raise MemoError(f"contrastive: temperature={temperature!r}, above 0 is accepted")
-        self.check_single(y)
-        if y.shape!=z.shape[:1] or z.ndim!=2:
-            raise MemoError(f"contrastive: features are {tuple(z.shape)}, classes {tuple(y.shape)}; [B,D] and [B] are "
-                            "accepted")
-        if not len(self) or not len(z): return None
-        y = y.to(self.device)
-        i,j = self.hidden(item, group)
-        mine,some = self.positives(y, i, j)
-        if not bool(some.any()): return None
-        if not bool(some.all()):
-            z,mine = z[some],mine[some]
-            i,j = (some.cumsum(0)-1)[i[some[i]]],j[some[i]]
-        with torch.autocast(z.device.type, enabled=False):
-            s = self.scaled(directions(z.float())/temperature)
-            if len(i): s = s.index_put((i,j), s.new_tensor(-math.inf))
-            return -own_share(s, mine).mean()
-
-    def hidden(self, item, group):
-        "Pairs of a query and a row that is its item's or its group's"
-        n,res = len(self),[]
-        for a,b in ((item,self.items[:n]),(group,self.groups[:n])):
-            if a is None: continue
-            a = as_ids(a).to(self.device)
-            at = (torch.isin(b, a) & (b>=0)).nonzero().squeeze(1)
-            i,j = (a[:,None]==b[at]).nonzero(as_tuple=True)
-            res.append((i,at[j]))
-        none = torch.zeros(0, dtype=torch.long, device=self.device)
-        return tuple(torch.cat(o) for o in zip((none,none), *res))
 
     def age(self):
         "For each row, how many updates ago it was written or encoded anew [N]"
@@ -306,14 +238,6 @@ class CachedBank(KeyValueBank):
             to = at[to[far[to].argsort(stable=True)]]
             slot[more[:len(to)]] = to[:len(more)]
         return slot
-
-    def positives(self, y, i, j):
-        "Whether each row has the query's class, and whether a query has any such row"
-        mine = self.labels[:len(self)]==y[:,None]
-        mine[i,j] = False
-        return mine,mine.any(1)
-
-    def scaled(self, q): return q@self.features[:len(self)].T
 
 # %% ../../nbs/banks/09_key_value.ipynb #4be10c13
 SURE = .9       # what a new row's scores give its class
@@ -430,11 +354,9 @@ class TrainableBank(KeyValueBank):
         slot[:n] = sure.topk(n, largest=False).indices
         return slot
 
-    def positives(self, y, i, j):
-        "How sure each row is to have the query's class, and whether a query has any row at all"
-        n = len(self)
-        some = (y>=0) & (y<self.n_classes) & (torch.bincount(i, minlength=len(y))<n)
-        return self.scores[:n].softmax(1).T.index_select(0, y.clamp(0, self.n_classes-1)),some
+    def positives(self, y):
+        n,ok = len(self),(y>=0) & (y<self.n_classes)
+        return self.scores[:n].softmax(1).T.index_select(0, y.clamp(0, self.n_classes-1))*ok[:,None]
 
     def scaled(self, q):
         f = self.features[:len(self)]

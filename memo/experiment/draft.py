@@ -197,6 +197,7 @@ def section(
     if name is None: draft.fail(key, f"{key}.name is needed; there are {', '.join(known(kind))}")
     try: p = part(kind, name)
     except MemoError as e: draft.fail(f'{key}.name', f"{key}{str(e).removeprefix(kind)}")
+    if p.facts.get('read_only'): draft.fail(key, f"{key}: a {p.name} is only read, so no training can fill it")
     for k in raw:
         if k!='name' and k not in p.keys: draft.fail(f'{key}.{k}', why_unread(p, k, key))
     check_complete(draft, p, key)
@@ -221,7 +222,7 @@ def check_complete(draft, p, key):
             draft.fail(key,
                        f"{key}.{k}: the default of {p.name} is {shown(o.default)}, and {words(o.type)} is accepted")
 
-def _others(p, k): return [n for n,o in known(p.kind).items() if k in o.keys]
+def _others(p, k): return [n for n,o in known(p.kind).items() if k in o.keys and not o.facts.get('read_only')]
 def _no_key(p, k, key): return f"{key}.{k} is no key: {p.name} gets it from the experiment, or from Python only"
 
 def why_unread(p, k, key):

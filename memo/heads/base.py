@@ -66,8 +66,12 @@ class MemoryHead(Described):
         if cfg.get('shape') is not None: self.shape = tuple(cfg['shape'])
         self.depth = int(cfg.get('depth', self.depth))
 
+    def features(self, x):
+        "What is stored, and looked up, of what comes to its place: a row for each item [B,D]"
+        return flat(x, self.axis)
+
     def forward(self, x):
-        z = self.bank.centred(flat(x, self.axis))
+        z = self.features(x)
         if torch.compiler.is_compiling():
             self._traced = z
             return self.fuse(x, z) if self.active else x
@@ -192,6 +196,10 @@ class MemoryHead(Described):
     def refit(self, collected):
         "The `fit` after each epoch: by default everything is chosen anew; a head with `refit = None` has none"
         return self.fit(collected)
+    def wrote(self, z): "Called after a step with the features [B,D] that it offered to the bank"
+    def before_rekey(self, z, item):
+        "The features [N,D] of items [N] as the bank's rows are to be replaced by them"
+        return z
     def rekeyed(self): "Called after the bank's rows were re-encoded"
     def chosen(self):
         "Values chosen by `fit`, as plain numbers"

@@ -94,6 +94,7 @@ class GateHead(AnswerHead):
         self.register_buffer('threshold', torch.tensor(float(threshold)))
         # the probability given to an answer of the memory; `fit` counts how often it is right
         self.register_buffer('certainty', torch.tensor(.95))
+        if self.leaves_early: self.register_buffer('centre', None)
 
     def check_labels(self, y):
         if y.ndim==2:
@@ -279,3 +280,34 @@ class GateHead(AnswerHead):
 class ExitHead(GateHead):
     "A `GateHead` early in the network, at `at=`: rows that the memory is sure of skip what is behind it"
     leaves_early = True
+
+    # early features have a large part in common, beside which cosines hardly differ: a running mean is taken off
+
+    def features(self, x):
+        z = super().features(x)
+        return z if self.centre is None else z-self.centre
+
+    @torch.no_grad()
+    def wrote(self, z):
+        "Follow the mean of the network's features; `z` [B,D] are without the `centre` there was"
+        z = z.to(self.threshold.device, torch.float32)
+        z = z[z.isfinite().all(1)]
+        if not len(z): return
+        self._writable()
+        with torch.inference_mode(False):
+            if self.centre is None:
+                self.centre = torch.zeros(z.shape[1], device=z.device)
+                self.lend()
+        self.centre += z.mean(0)*(1/self.bank.updates.clamp(min=1)).clamp(min=.1)
+
+    @torch.no_grad()
+    def before_rekey(self, z, item):
+        "Where all rows are encoded anew, their mean is the new `centre`: in evaluation it is another than in training"
+        _,_,items,_,valid = self.bank.stored()
+        if valid is not None: items = items[valid]
+        m = z.float().mean(0).to(self.threshold.device)
+        every = torch.isin(items, item.to(items.device)).all() & m.isfinite().all()
+        if self.centre is None or not bool(every): return z
+        self._writable()
+        self.centre += m
+        return z-m.to(z.device)

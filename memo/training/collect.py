@@ -175,7 +175,7 @@ def rekey(
                     got = collect(learn, dl.new(get_idxs=_Constant(at.tolist())), memory=True, own=True, name=name)
     say_left(stored, ids, None if got is None else got.item)
     if got is None: return 0
-    n = bank.rekey(features_of(got, name), got.item, got.y)
+    n = bank.rekey(head.before_rekey(features_of(got, name), got.item), got.item, got.y)
     head.rekeyed()
     return n
 

@@ -97,7 +97,7 @@ class FitMemory:
             return
         slots = bank.write(*got)
         if bank.learned: forget_moments(opt, bank, slots)
-        if self.head.leaves_early and hasattr(bank, 'recentre'): bank.recentre(got[0])
+        self.head.wrote(got[0])
         self.stage = 'written'
 
     def own_loss(self,

@@ -25,6 +25,7 @@ def test_both_ranks_have_the_same(ranks, bank, head):
 def test_it_is_what_one_process_would_have(ranks, bank, head):
     a,b = (r[f'{bank}-{head}'] for r in ranks)
     alone = build('bank', bank, n_classes=10)
+    if alone.learned: pytest.skip('its rows are learned too, so writes alone do not make them')
     assert len(a['steps'])==len(b['steps'])>0
     for one,two in zip(a['steps'], b['steps']):
         assert all(o is t is None or torch.equal(o, t)
