@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from copy import deepcopy
 from fastai.vision.all import *
 from .baselines import *
-from ..heads.base import MemoryHead,Step,in_step
+from ..heads.base import MemoryHead
+from ..heads.calls import Step,in_step
 from ..training.collect import collect
 from ..core import *
 from ..data.tensors import *

@@ -15,7 +15,7 @@ from copy import deepcopy
 from fastai.vision.all import *
 from ..core import MemoError
 from ..heads.attach import answer_of,detach,memories
-from ..heads.base import Call,Step,in_step
+from ..heads.calls import Call,Step,in_step
 from .tables import text_table
 from ..training.batch_ids import rows_to_hide
 from ..training.collect import *

@@ -15,7 +15,8 @@ import inspect,keyword,sys,torch,warnings
 from fastai.layers import Flatten
 from torch import nn
 from ..core import MemoError,check_choice
-from .base import AllLeft,MemoryHead,_thread,in_call
+from .base import MemoryHead
+from .calls import AllLeft,_thread,in_call
 from .places import Watched,answer_path,at_path,tensors_in,with_part
 
 # %% ../../nbs/heads/09_attach.ipynb #7ded9ee8

@@ -16,7 +16,8 @@ from torch import Tensor,nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from ..core import MemoError,undisturbed
 from ..banks.base import Described
-from .base import MemoryHead,Step,flat,in_step
+from .base import MemoryHead,flat
+from .calls import Step,in_step
 
 # %% ../../nbs/heads/08_places.ipynb #0cbdccb3
 def tensors_in(o, path=()):

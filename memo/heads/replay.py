@@ -11,7 +11,6 @@ __all__ = ['ReplayHead']
 import torch
 from ..core import Count,MemoError,Positive
 from .base import *
-from .base import *
 from ..registry import register
 
 # %% ../../nbs/heads/04_replay.ipynb #d2b61eb1

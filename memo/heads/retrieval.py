@@ -13,7 +13,6 @@ from typing import Annotated
 from ..banks.search import similarities
 from ..core import Count,OneOf,Positive
 from .base import *
-from .base import *
 from ..registry import register
 
 # %% ../../nbs/heads/03_retrieval.ipynb #0cbed305

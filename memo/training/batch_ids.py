@@ -18,7 +18,7 @@ from ..data.items import *
 from ..data.items import known_ids,set_state
 from ..data.tensors import TensorSet
 from ..heads.attach import memories
-from ..heads.base import Step,set_step
+from ..heads.calls import Step,set_step
 from .tracing import *
 from .tracing import _Rows,batch_rows,inner_loader,input_tensors,is_traceable
 

@@ -21,6 +21,7 @@ from .batch_ids import named_ids
 from ..core import MemoError,check_choice,undisturbed
 from ..data.tensors import plain_dl
 from ..heads.base import *
+from ..heads.calls import Step,in_step
 from ..data.items import *
 
 # %% ../../nbs/training/06_collect.ipynb #168301b7

@@ -12,6 +12,7 @@ from copy import deepcopy
 from fastai.vision.all import *
 from ..heads.attach import Gate,path_of
 from ..heads.base import *
+from ..heads.calls import Seen,Step,in_call,in_step
 from ..heads.places import tensors_in,with_part
 from .labels import Targets,batch_labels
 from .columns import Column

@@ -131,3 +131,9 @@ def pairs():
         return all(o in known('bank')[bank].facts['offers'] or hasattr(build('bank', bank), o)
                    for o in find('head', head).needs)
     return [(b,h) for b in parts('bank') for h in parts('head') if has(b, h)]
+
+def some_pairs():
+    "Of these, each bank with the head that it has where none is named, and each head with one bank"
+    every = pairs()
+    def of(b): return b,build('bank', b).default_head or 'watch'
+    return list(dict.fromkeys([*map(of, parts('bank')), *(next(o for o in every if o[1]==h) for h in parts('head'))]))

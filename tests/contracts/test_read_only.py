@@ -2,6 +2,7 @@
 import pytest, torch
 from fastai.vision.all import load_learner
 from helpers.errors import err
+from helpers.grid import grid
 from helpers.learners import quietly
 from memo.banks.slots import SlotBank
 from memo.banks.base import Bank
@@ -13,7 +14,8 @@ from .made import build, learner, rows
 from .test_export import answers_alike, both, model_and_rows
 
 READ_ONLY = [k for k,p in known('bank').items() if p.facts.get('read_only')]
-every = pytest.mark.parametrize('codec', ['float32','bfloat16','int8','ivfpq','pq','prototypes'])
+codecs = ['float32','bfloat16','int8','ivfpq','pq','prototypes']
+every = pytest.mark.parametrize('codec', codecs)
 # they write once, to fill it, and then only look
 looking = ('reads_are_right','reads_never_find_themselves','reads_have_a_gradient','stays_float32','figures_are_plain',
            'looking_changes_nothing')
@@ -52,8 +54,7 @@ def test_saved_loaded_copied_and_emptied(codec, tmp_path):
     b.reset()
     assert len(b)==0 and (b.read(q, 1).index==-1).all() and int(b.class_counts().sum())==0
 
-@every
-@pytest.mark.parametrize('head', ['vote','add'])
+@pytest.mark.parametrize('codec,head', grid(codecs, ['vote','add'], some=zip(codecs, ['vote','add']*3)))
 def test_in_the_place_of_the_bank(codec, head, tmp_path):
     "Exported, loaded, compiled; the network's answers hardly change"
     learn = learner(SlotBank(48, policy='fifo'), head, k=3)
@@ -70,9 +71,11 @@ def test_in_the_place_of_the_bank(codec, head, tmp_path):
     answers_alike(torch.compile(model, fullgraph=True, backend='eager', dynamic=True), model, x)
     assert codec in repr(learn.memory.bank) and 'only read' in err(quietly, learn, learn.fit, 1, 1e-2)
 
+# in the night those that are no other code in a graph: lists of codewords have codewords too
+graphs = [('float32',True), ('bfloat16',False), ('int8',False), ('ivfpq',False)]
+
 @pytest.mark.slow
-@every
-@pytest.mark.parametrize('multi', [False,True])
+@pytest.mark.parametrize('codec,multi', grid(codecs, [False,True], some=graphs))
 def test_files(codec, multi, tmp_path):
     "A graph for torch.export and for ONNX"
     learn = learner(SlotBank(48, policy='fifo'), 'vote', multi=multi, k=3)

@@ -10,7 +10,8 @@ from memo.banks.slots import SlotBank
 from memo.banks.classes import ClassBank
 from memo.core import MemoError
 from memo.heads.attach import attach, detach, find_head, find_place, memories
-from memo.heads.base import MemoryHead, Step, flat, in_call, in_step
+from memo.heads.base import MemoryHead, flat
+from memo.heads.calls import Step, in_call, in_step
 from memo.heads.retrieval import RetrievalHead
 from memo.heads.mixture import VoteHead, mix_votes
 from memo.banks.search import read_rows, within_whitener

@@ -26,7 +26,7 @@ from memo.core import MemoError
 from memo.data.transforms import RandomShift
 from memo.data.tensors import TensorDL, TensorSet
 from memo.heads.replay import ReplayHead
-from memo.heads.base import Step, in_step
+from memo.heads.calls import Step, in_step
 from memo.training.stages import Stage, fit_stages
 from memo.heads.mixture import LDAHead, PrototypeHead, VoteHead, class_nll
 from helpers.grid import grid

@@ -11,7 +11,8 @@ from memo.banks.classes import ClassBank
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.heads.attach import Gate, attach, detach, find_head, holder, memories
-from memo.heads.base import MemoryHead, Step, in_step
+from memo.heads.base import MemoryHead
+from memo.heads.calls import Step, in_step
 from memo.heads.gate import ExitHead, GateHead
 from memo.heads.mixture import VoteHead
 from memo.heads.places import Watched
@@ -53,8 +54,9 @@ families = dict(
     tv_vit=(lambda: torchvision.models.VisionTransformer(32, 8, 3, 2, 32, 64, num_classes=C),
             [f'encoder.layers.encoder_layer_{i}' for i in range(3)]),
     tv_densenet=(lambda: torchvision.models.densenet121(num_classes=C), [f'features.transition{i}' for i in (1,2,3)]))
-# every stage; the second of each family at once
-stages = [pytest.param(f, t, marks=[pytest.mark.slow]*(i!=1)) for f,(_,ts) in families.items() for i,t in enumerate(ts)]
+# every stage: the second of each family at once, the last with the slow ones, the others in the night
+def when(i, n): return [] if i==1 else [pytest.mark.slow if i==n-1 else pytest.mark.nightly]
+stages = [pytest.param(f, t, marks=when(i, len(ts))) for f,(_,ts) in families.items() for i,t in enumerate(ts)]
 X = draw(N, 3, 32, 32)
 
 @functools.cache

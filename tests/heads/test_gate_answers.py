@@ -12,7 +12,7 @@ from memo.banks.key_value import CachedBank, TrainableBank
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.heads.attach import attach, memories
-from memo.heads.base import Step, in_step
+from memo.heads.calls import Step, in_step
 from memo.heads.gate import ExitHead, GateHead
 
 D,C = 6,4

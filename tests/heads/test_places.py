@@ -10,7 +10,8 @@ from helpers.tensors import close, draw
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.heads.attach import attach, detach, find_head, holder
-from memo.heads.base import MemoryHead, Step, in_step
+from memo.heads.base import MemoryHead
+from memo.heads.calls import Step, in_step
 from memo.heads.mixture import VoteHead
 from memo.heads.places import Watched
 from memo.heads.retrieval import RetrievalHead

@@ -14,7 +14,8 @@ from memo.core import MemoError
 from memo.data.longtail import digits_lt
 from memo.data.tensors import plain_dl
 from memo.models.small import small_cnn
-from memo.heads.base import MemoryHead, Step, in_step
+from memo.heads.base import MemoryHead
+from memo.heads.calls import Step, in_step
 from memo.heads.replay import ReplayHead
 from memo.heads.retrieval import RetrievalHead
 from memo.data.items import item_ids
@@ -298,7 +299,7 @@ def test_nothing_stays_after_a_forward(make):
     net.eval()(torch.randn(4,1,16,16))
     net.train()(torch.randn(4,1,16,16))
     assert {k:id(v) for k,v in vars(h).items()}==before
-    from memo.heads.base import _thread
+    from memo.heads.calls import _thread
     assert not _thread.calls and not len(_thread.steps)
     net[0].register_forward_hook(lambda *a: 1/0)
     with pytest.raises(ZeroDivisionError): net(torch.randn(4,1,16,16))

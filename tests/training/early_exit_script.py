@@ -4,7 +4,8 @@ from fastai.distributed import num_distrib, rank_distrib
 from fastai.vision.all import Learner, accuracy, nn, set_seed
 from distributed_script import X, dls
 from memo.banks.slots import SlotBank
-from memo.heads.base import MemoryHead, Step, in_step
+from memo.heads.base import MemoryHead
+from memo.heads.calls import Step, in_step
 from memo.training.memory_callback import MemoryCallback
 
 def main(out):

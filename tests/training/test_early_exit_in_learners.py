@@ -9,7 +9,8 @@ from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.data.longtail import digits_lt
 from memo.heads.attach import attach, detach, find_head, memories
-from memo.heads.base import MemoryHead, Step, in_step
+from memo.heads.base import MemoryHead
+from memo.heads.calls import Step, in_step
 from memo.heads.gate import ExitHead
 from memo.models.small import small_cnn
 from memo.training.collect import collect
@@ -38,7 +39,8 @@ def tune(learn):
     for n,cb in learn.memories.items():
         if isinstance(cb.head, ExitHead):
             z = quietly(learn, cb.collect, learn.dls[2]).z
-            cb.head.threshold.copy_(cb.head.says(z)[1].median())
+            s = cb.head.says(z)[1].sort().values
+            cb.head.threshold.copy_((s[len(s)//2-1]+s[len(s)//2])/2)        # no row is at it
 
 class Rows:
     "A context that counts the rows which reach the classifier"
@@ -197,8 +199,8 @@ def test_two_places_a_vote_and_a_class_bank(dls):
 def test_training_is_that_of_a_memory_which_watches(dls):
     watch = learner(dls, MemoryCallback(SlotBank(300, policy='fifo'), head='watch', at=PLACE, name='early'))
     a,b = snap(learner(dls).model),snap(watch.model)
-    for k in b:
-        if not k.endswith('_extra_state'): assert torch.equal(a[k], b[k]), k
+    for k in b:     # an exit's rows are without the features' mean
+        if not k.endswith(('_extra_state','.features','norms','mean_norm')): assert torch.equal(a[k], b[k]), k
 
 def test_half_precision_training(dls):
     learn = learner(dls, early(), Half())

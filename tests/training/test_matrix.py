@@ -12,7 +12,7 @@ from memo.core import MemoError
 from memo.data.transforms import ResizeBatch
 from memo.data.tensors import TensorDL, TensorSet
 from memo.heads.retrieval import RetrievalHead
-from memo.heads.base import Step, in_step
+from memo.heads.calls import Step, in_step
 
 _d = load_digits()
 X,Y = torch.from_numpy(_d.images*(255/16)).round().byte()[:,None],torch.from_numpy(_d.target).long()
