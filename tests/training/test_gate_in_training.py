@@ -1,6 +1,6 @@
 "A gate in a learner: one answer whoever asks, columns of both paths on the same samples, the accuracy in training"
 import warnings
-import pytest, torch
+import pytest, timm, torch
 from fastai.callback.training import GradientAccumulation
 from fastai.callback.mixup import MixUp
 from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, L, Learner, MSELossFlat, accuracy, nn,
@@ -242,3 +242,19 @@ def test_exported_and_loaded(tmp_path):
     out = quietly(new, 'get_preds', dl=new.dls.test_dl(x))[0]
     torch.testing.assert_close(out, want, rtol=1e-4, atol=1e-5)
     assert rows.n==len(x)-round(got['coverage']*len(x)) and new.memory.head.chosen()==learn.memory.head.chosen()
+
+@pytest.mark.parametrize('head', ['dual','exit'])
+@pytest.mark.parametrize('bank', [CachedBank,TrainableBank])
+def test_batches_of_one_sample(bank, head):
+    "In training and in evaluation; a full bank too"
+    set_seed(0)
+    train,valid = (TensorDL(torch.rand(n, 1, 8, 8), torch.arange(n)%3, bs=1, vocab=range(3)) for n in (12,6))
+    kw = dict(at='blocks.1') if head=='exit' else {}
+    net = timm.create_model('vit_tiny_patch16_224', img_size=8, patch_size=4, in_chans=1, depth=3, num_classes=3)
+    learn = Learner(DataLoaders(train, valid, device='cpu'), net, loss_func=CrossEntropyLossFlat(), metrics=accuracy,
+                    cbs=MemoryCallback(bank(8), head=head, threshold=-1., loss_weight=.3, **kw))
+    quietly(learn, 'fit', 2, 1e-3)
+    got = last(learn)
+    assert len(learn.memory.bank)==8 and got['memory_usage']==1 and 0<got['train_loss']<9
+    probs,_ = quietly(learn, 'get_preds')
+    assert probs.shape==(6,3) and probs.isfinite().all()
