@@ -296,6 +296,7 @@ class ExitHead(GateHead):
     # early features have a large part in common, beside which cosines hardly differ: a running mean is taken off
 
     def features(self, x):
+        self.follow()
         z = super().features(x)
         return z if self.centre is None else z-self.centre
 

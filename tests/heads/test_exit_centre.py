@@ -94,3 +94,21 @@ def test_a_gate_in_front_of_the_classifier_takes_cosines_of_features_as_they_are
     with learn.no_bar(),learn.no_logging(): learn.fit(1, 1e-4)
     x = torch.rand(2, 512)
     assert learn.memory.head.features(x) is x
+
+def test_an_averaged_copy_takes_the_mean_off_that_its_rows_are_without():
+    "The first forward of a copy that a tool averaged into is as the second"
+    learn = learner('exit', 'layer1', threshold=.5)
+    with learn.no_bar(),learn.no_logging(): learn.fit(1, 1e-3)
+    copied = torch.optim.swa_utils.AveragedModel(learn.model, use_buffers=True)
+    with learn.no_bar(),learn.no_logging(): learn.fit(1, 1e-2)
+    copied.update_parameters(learn.model)
+    x = learn.dls.valid.one_batch()[0]
+    with torch.no_grad(): a,b = copied.eval()(x),copied(x)
+    assert torch.equal(a, b)
+
+def test_a_copy_made_before_the_first_batch_can_be_averaged_into():
+    learn = learner('exit', 'layer1')
+    copied = torch.optim.swa_utils.AveragedModel(learn.model, use_buffers=True)
+    with learn.no_bar(),learn.no_logging(): learn.fit(1, 1e-3)
+    copied.update_parameters(learn.model)
+    with torch.no_grad(): assert copied.eval()(learn.dls.valid.one_batch()[0]).isfinite().all()
