@@ -17,9 +17,9 @@ from .labels import batch_labels
 # %% ../../nbs/training/07_columns.ipynb #3c4ad0a0
 class Column(Metric):
     "A column that a memory adds to the progress table"
-    def __init__(self, cb, name, value=None, of_batch=None, head=None, lower_is_better=None):
+    def __init__(self, cb, name, value=None, of_batch=None, head=None, func=None, lower_is_better=None):
         self.cb,self._name,self._value,self.of_batch,self.head = cb,name,value,of_batch,head
-        self.lower_is_better = lower_is_better
+        self.func,self.lower_is_better = func,lower_is_better       # `func`: the head's, that counts
         self.got,self.now = [],[]
     @property
     def name(self): return self._name
@@ -56,7 +56,7 @@ def memory_columns(
     if not isinstance(own, dict): own = {k:getattr(m.head, k) for k in own}
     if len(own)>3:
         raise MemoError(f"{type(m.head).__name__}: {len(own)} columns ({', '.join(own)}); three at most are accepted")
-    return res + L(Column(cb, name(k), of_batch=partial(value_of_batch, m.head, f, targets), head=m.head)
+    return res + L(Column(cb, name(k), of_batch=partial(value_of_batch, m.head, f, targets), head=m.head, func=f)
                    for k,f in own.items())
 
 def value_of_batch(

@@ -12,7 +12,6 @@ import re
 from functools import partial
 from fastai.vision.all import *
 from ..core import MemoError,check_choice
-from .columns import Column
 from .memory_callback import MemoryCallback
 
 # %% ../../nbs/training/17_monitor.ipynb #47a9ae79
@@ -38,8 +37,7 @@ def path_of(o):
 
 def counted_by(metric):
     "The function behind a metric, `partial`s and bound methods undone; None where it has none"
-    column = isinstance(metric, Column) and metric.of_batch is not None
-    f = metric.of_batch.args[-1] if column else getattr(metric, 'func', None)
+    f = getattr(metric, 'func', None)
     while isinstance(f, partial): f = f.func
     return getattr(f, '__func__', f)
 
