@@ -207,6 +207,8 @@ def fashion_part(o):
 def thinned(bank, n):
     "A bank with `n` of the rows of another, drawn evenly"
     new = CachedBank(n, n_classes=10)
+    new.with_centre()
+    new.centre = bank.centre
     f,_,y,_,_,_ = bank.rows()
     at = torch.randperm(len(f), generator=torch.Generator().manual_seed(0))[:n]
     new.write(f[at], y[at])

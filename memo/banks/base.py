@@ -154,6 +154,15 @@ class Bank(Described):
         if self.follows: take_whole(self)
         return {k:v for k,v in vars(self).items() if k not in ('follows','followed')}
 
+    # What is taken off features before they are stored and looked up goes wherever the rows go
+    def with_centre(self):
+        "Have room for a `centre` [D] that is taken off features before they are stored or looked up"
+        if 'centre' not in self._buffers: self.register_buffer('centre', None)
+    def centred(self, x):
+        "Features as they are stored and looked up"
+        c = self._buffers.get('centre')
+        return x if c is None else x-c.to(x.device)
+
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
         if 'write' in vars(cls): cls.write = growing(vars(cls)['write'])
@@ -169,13 +178,16 @@ class Bank(Described):
         super()._save_to_state_dict(*args)
 
     def describe(self):
-        names = {'vocab':self.vocab} if self.vocab else {}
-        return json.dumps({**json.loads(super().describe()), 'ids':'hash', **names})
+        more = {'vocab':self.vocab} if self.vocab else {}
+        if self._buffers.get('centre') is not None: more['centred'] = True
+        return json.dumps({**json.loads(super().describe()), 'ids':'hash', **more})
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, strict, missing, *args):
         "A bank is loaded whole or is empty: rows without their features, or without their ids, would be nobody's"
         if self.follows: on_its_own(self)
         fit_kept(self, state_dict, prefix)
+        if prefix+'centre' in state_dict: self.with_centre()
+        elif prefix+'_extra_state' in state_dict and 'centre' in self._buffers: self._buffers['centre'] = None
         if not (lost := self._lost(state_dict, prefix)):
             return super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, *args)
         cfg = state_dict.get(prefix+'_extra_state')
@@ -189,12 +201,13 @@ class Bank(Described):
         "What a state should hold of this bank and does not; nothing where it holds nothing of it"
         own = {o for o in (*self._buffers, '_extra_state') if prefix+o in state_dict}
         if '_extra_state' not in own: return ['_extra_state'] if own else []
-        none = json.loads(bytes(state_dict[prefix+'_extra_state'].cpu().tolist())).get('none')
+        cfg = json.loads(bytes(state_dict[prefix+'_extra_state'].cpu().tolist()))
+        none,there = cfg.get('none'),['centre'] if cfg.get('centred') and 'centre' not in own else []
         if none is None:        # version 0.1 did not say what it had none of
             some = 'count' in own and bool(state_dict[prefix+'count']>0)
             none = [k for k,v in self._buffers.items() if v is None and not (some and k=='features')]
         own |= self._non_persistent_buffers_set
-        return [o for o in self._buffers if o not in own and o not in none]
+        return there+[o for o in self._buffers if o not in own and o not in none and o!='centre']
 
     def set_extra_state(self, state):
         super().set_extra_state(state)
@@ -548,7 +561,7 @@ class Bank(Described):
         if 'memo' not in meta: raise MemoError(f"{path} is a safetensors file, but no bank that `Bank.save` wrote")
         cfg = json.loads(meta['memo'])
         kind = loaded('bank', cfg.pop('kind'), kinds)
-        for o in ('ids','none','vocab'): cfg.pop(o, None)
+        for o in ('ids','none','vocab','centred'): cfg.pop(o, None)
         if cfg.get('policy', '') is None and 'policy' not in kwargs:
             raise MemoError(f"the policy of the bank at {path} is a function of its owner's: pass it as policy=")
         # where rows stay in the file, no room is made for them

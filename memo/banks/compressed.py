@@ -36,6 +36,7 @@ class CompressedBank(Bank):
         super().__init__(dim, n_classes, seed)
         self.size,self.codec,self.unit = int(size),check_choice('codec', codec, codecs),unit
         for o in ('items','groups','norms','scales','books','lists','centres','counts'): self.register_buffer(o, None)
+        self.with_centre()
         for o in ('recall','agreement'): self.register_buffer(o, torch.tensor(torch.nan))
 
     @property
@@ -54,7 +55,8 @@ class CompressedBank(Bank):
         n,valid = slice(0, len(self)),None
         if torch.compiler.is_compiling():   # a traced graph cannot hang on how many there are
             n,valid = slice(None),torch.arange(self.size, device=self.device)<self.count
-        own = {k:o if k in ('books','centres') else o[n] for k,o in self._buffers.items() if o is not None and o.ndim}
+        whole = 'books','centres','centre'
+        own = {k:o if k in whole else o[n] for k,o in self._buffers.items() if o is not None and o.ndim}
         f,y = as_rows(own),own.get('labels')
         if y is not None: y = y.long() if y.ndim==1 else y.float()
         norms,ids = own.get('norms'),[own.get(o) for o in ('items','groups')]
@@ -141,7 +143,7 @@ def measure(x, own, codec, plan, unit, queries, seed):
     return compare_rows(x, own['labels'], queries, t, member)
 
 # %% ../../nbs/banks/11_compressed.ipynb #d1064ed8
-def fitting(n, dim, own, unit, codec, mb):
+def fitting(n, dim, own, unit, codec, mb, centred=False):
     "How each codec can be used within the budget; refuses one that is too small for any"
     y,more = own['labels'],sum(o.nbytes//len(o) for o in own.values() if o is not None)
     classes = 1 if y is None else len(y.unique()) if y.ndim==1 else math.inf
@@ -149,7 +151,7 @@ def fitting(n, dim, own, unit, codec, mb):
     if codec is None and importlib.util.find_spec('faiss') is None: asked = [o for o in asked if o not in by_faiss]
     if not asked: raise MemoError("compress: prototypes are of one class each, this bank's rows have several labels")
     def extra(o): return more+4*(unit and o in by_faiss)
-    fixed = 64      # counters
+    fixed = 64+4*dim*centred    # counters, what is taken off queries
     got = {o:room(o, n, dim, extra(o), classes, mb*2**20-fixed)[1] for o in asked}
     plans = {o:p for o,p in got.items() if p is not None}
     if plans: return plans
@@ -176,7 +178,8 @@ def compress(self:Bank,
         if queries.ndim!=2 or queries.shape[1]!=x.shape[1] or len(queries)==0:
             raise MemoError(f"compress: queries are {tuple(queries.shape)}, [Q,{x.shape[1]}] is accepted")
         queries = queries.detach().float().cpu()
-    plans,seed = fitting(len(x), x.shape[1], own, self.unit, codec, mb),int(self.seed)
+    centred = self._buffers.get('centre') is not None
+    plans,seed = fitting(len(x), x.shape[1], own, self.unit, codec, mb, centred),int(self.seed)
     if 'float32' in plans: plans = {'float32':{}}       # nothing is better
     elif codec is None and importlib.util.find_spec('faiss') is None:
         warnings.warn(f"compress: {' and '.join(by_faiss)} were not tried, as faiss is not installed: pip install "
@@ -191,6 +194,7 @@ def filled(bank, tensors, codec, figures):
     "A `CompressedBank` of a bank's encoded rows"
     new = CompressedBank(len(tensors['features']), codec, bank.dim, bank.n_classes, bool(bank.unit), int(bank.seed))
     new.to(bank.device)
+    if (c := bank._buffers.get('centre')) is not None: tensors = {**tensors, 'centre':c.clone()}
     for k,o in tensors.items(): setattr(new, k, o.contiguous().to(bank.device))
     for k,v in dict(count=new.size, seen=bank.seen, updates=bank.updates, recall=figures[0],
                     agreement=figures[1]).items(): getattr(new, k).copy_(torch.as_tensor(v))

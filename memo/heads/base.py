@@ -68,7 +68,7 @@ class MemoryHead(Described):
 
     def features(self, x):
         "What is stored, and looked up, of what comes to its place: a row for each item [B,D]"
-        return flat(x, self.axis)
+        return self.bank.centred(flat(x, self.axis))
 
     def forward(self, x):
         z = self.features(x)

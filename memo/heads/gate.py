@@ -14,6 +14,7 @@ from fastcore.basics import AttrDict
 from torch import Tensor
 from torch.nn import functional as F
 from typing import Annotated
+from ..banks.copies import grow_copies
 from ..banks.search import class_votes
 from ..core import Count,MemoError,OneOf,OpenFraction,Positive,Probability,Range,Share
 from ..metrics.intervals import binomial_bound,rows_to_bound
@@ -104,7 +105,7 @@ class GateHead(AnswerHead):
         self.register_buffer('threshold', torch.tensor(float(threshold)))
         # the probability given to an answer of the memory; `fit` counts how often it is right
         self.register_buffer('certainty', torch.tensor(.95))
-        if self.leaves_early: self.register_buffer('centre', None)
+        if self.leaves_early: bank.with_centre()
 
     def check_labels(self, y):
         if y.ndim==2:
@@ -296,31 +297,31 @@ class ExitHead(GateHead):
     # early features have a large part in common, beside which cosines hardly differ: a running mean is taken off
 
     def features(self, x):
-        self.follow()
-        z = super().features(x)
-        return z if self.centre is None else z-self.centre
+        self.follow()       # of a copy that was averaged into: its centre too
+        return super().features(x)
 
     @torch.no_grad()
     def wrote(self, z):
-        "Follow the mean of the network's features; `z` [B,D] are without the `centre` there was"
-        z = z.to(self.threshold.device, torch.float32)
+        "Follow the mean of the network's features; `z` [B,D] are without the bank's `centre` as it was"
+        (bank := self.bank).with_centre()
+        z = z.to(bank.device, torch.float32)
         z = z[z.isfinite().all(1)]
         if not len(z): return
-        self._writable()
+        bank._writable()
         with torch.inference_mode(False):
-            if self.centre is None:
-                self.centre = torch.zeros(z.shape[1], device=z.device)
-                self.lend()
-        self.centre += z.mean(0)*(1/self.bank.updates.clamp(min=1)).clamp(min=.1)
+            if bank.centre is None: bank.centre = torch.zeros(z.shape[1], device=z.device)
+        bank.centre += z.mean(0)*(1/bank.updates.clamp(min=1)).clamp(min=.1)
+        if bank.followed: grow_copies(bank)
 
     @torch.no_grad()
     def before_rekey(self, z, item):
         "Where all rows are encoded anew, their mean is the new `centre`: in evaluation it is another than in training"
-        _,_,items,_,valid = self.bank.stored()
+        bank = self.bank
+        _,_,items,_,valid = bank.stored()
         if valid is not None: items = items[valid]
-        m = z.float().mean(0).to(self.threshold.device)
+        m = z.float().mean(0).to(bank.device)
         every = torch.isin(items, item.to(items.device)).all() & m.isfinite().all()
-        if self.centre is None or not bool(every): return z
-        self._writable()
-        self.centre += m
+        if bank._buffers.get('centre') is None or not bool(every): return z
+        bank._writable()
+        bank.centre += m
         return z-m.to(z.device)

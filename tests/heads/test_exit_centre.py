@@ -3,6 +3,7 @@ bank"""
 import copy, pytest, timm, torch
 from fastai.vision.all import CrossEntropyLossFlat,DataLoaders,Learner,set_seed
 from torch.nn import functional as F
+from memo.banks.base import Bank
 from memo.banks.classes import ClassBank
 from memo.banks.key_value import CachedBank,TrainableBank
 from memo.banks.slots import SlotBank
@@ -25,8 +26,8 @@ def offered(head, raw, item=None):
 
 def test_nothing_is_taken_off_before_anything_is_written(head):
     x = torch.randn(3, 5)
-    assert head.features(x) is x and head.centre is None
-    assert not hasattr(GateHead(CachedBank(8)), 'centre')
+    assert head.features(x) is x and head.bank.centre is None
+    assert not hasattr(GateHead(CachedBank(8)).bank, 'centre')
 
 def test_the_mean_of_what_was_written_is_taken_off(head):
     "The first batch's mean at once, then it moves by a tenth of the way at least, as a running mean that starts there"
@@ -40,9 +41,9 @@ def test_the_mean_of_what_was_written_is_taken_off(head):
 def test_features_that_are_not_finite_move_nothing(head):
     head.bank.write(torch.ones(1, 5), torch.tensor([0]))
     head.wrote(torch.tensor([[1.]*5, [float('nan')]*5]))
-    assert torch.equal(head.centre, torch.ones(5))
+    assert torch.equal(head.bank.centre, torch.ones(5))
     head.wrote(torch.full((1,5), float('inf')))
-    assert torch.equal(head.centre, torch.ones(5))
+    assert torch.equal(head.bank.centre, torch.ones(5))
 
 def test_it_goes_along_in_states_and_copies(head):
     early = copy.deepcopy(head)         # made before there was one: a tool pairs buffers by position
@@ -50,7 +51,7 @@ def test_it_goes_along_in_states_and_copies(head):
     assert [k for k,_ in early.named_buffers()]==[k for k,_ in head.named_buffers()]
     new = ExitHead(type(head.bank)(**head.bank.config()))
     new.load_state_dict(head.state_dict())
-    for o in (new, copy.deepcopy(head)): assert torch.equal(o.centre, torch.full((5,), 3.))
+    for o in (new, copy.deepcopy(head)): assert torch.equal(o.bank.centre, torch.full((5,), 3.))
 
 @pytest.mark.parametrize('every', [True, False])
 @pytest.mark.parametrize('kind', ['cached','slots','trainable'])
@@ -60,11 +61,11 @@ def test_rows_that_are_all_encoded_anew_get_a_new_centre(kind, every):
     g = torch.Generator().manual_seed(0)
     raw,item = 3+torch.randn(6, 5, generator=g),torch.arange(6)
     offered(head, raw, item)
-    was,now = head.centre.clone(),5+torch.randn(6, 5, generator=g)
+    was,now = head.bank.centre.clone(),5+torch.randn(6, 5, generator=g)
     n = 6 if every else 4
     assert head.bank.rekey(head.before_rekey(head.features(now[:n]), item[:n]), item[:n])==n
-    assert torch.allclose(head.centre, now.mean(0) if every else was, atol=1e-5)
-    assert torch.allclose(F.normalize(head.bank.stored()[0][:n]), F.normalize(now[:n]-head.centre), atol=1e-5)
+    assert torch.allclose(head.bank.centre, now.mean(0) if every else was, atol=1e-5)
+    assert torch.allclose(F.normalize(head.bank.stored()[0][:n]), F.normalize(now[:n]-head.bank.centre), atol=1e-5)
 
 def learner(head, at, bank=None, **kwargs):
     set_seed(0)
@@ -85,7 +86,7 @@ def test_an_early_exit_stores_and_looks_up_centred_features(bank):
     learn.memory.rekey()
     z,head = learn.memory.collect(learn.dls.train, memory=True).z,learn.memory.head
     def mean_cosine(o): return float((F.normalize(o)@F.normalize(o).T).mean())
-    assert mean_cosine(z+head.centre)>.8 and abs(mean_cosine(z))<.3
+    assert mean_cosine(z+head.bank.centre)>.8 and abs(mean_cosine(z))<.3
     nearest = head.bank.read(z, 1).similarity       # each finds its own row
     assert torch.allclose(nearest, torch.ones_like(nearest), atol=1e-3)
 
@@ -112,3 +113,28 @@ def test_a_copy_made_before_the_first_batch_can_be_averaged_into():
     with learn.no_bar(),learn.no_logging(): learn.fit(1, 1e-3)
     copied.update_parameters(learn.model)
     with torch.no_grad(): assert copied.eval()(learn.dls.valid.one_batch()[0]).isfinite().all()
+
+@pytest.mark.parametrize('kind', banks)
+def test_it_goes_where_the_rows_go(kind, tmp_path):
+    "Into files, from which a new head takes it, and into compressed banks; a bank of other rows brings its own, or none"
+    head = ExitHead(banks[kind]())
+    raw = 3+torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    offered(head, raw)
+    head.bank.save(tmp_path/'b.safetensors')
+    for b in (Bank.load(tmp_path/'b.safetensors'), head.bank.compress(mb=8)):
+        assert torch.equal(ExitHead(b).features(raw), head.features(raw))
+    other = ExitHead(banks[kind]())
+    other.bank.load_state_dict(head.bank.state_dict())
+    assert torch.equal(other.features(raw), head.features(raw))
+    plain = banks[kind]()
+    plain.write(raw, torch.arange(6)%2)
+    head.bank.load_state_dict(plain.state_dict())
+    assert torch.equal(head.features(raw), raw) and len(head.bank)==len(plain)
+
+def test_a_state_without_it_leaves_the_bank_empty(head):
+    offered(head, torch.randn(4, 5))
+    state = head.bank.state_dict()
+    del state['centre']
+    with pytest.warns(UserWarning, match='lacks centre'): banks_like(head).load_state_dict(state, strict=False)
+
+def banks_like(head): return type(head.bank)(**head.bank.config())
