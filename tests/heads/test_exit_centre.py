@@ -116,7 +116,7 @@ def test_a_copy_made_before_the_first_batch_can_be_averaged_into():
 
 @pytest.mark.parametrize('kind', banks)
 def test_it_goes_where_the_rows_go(kind, tmp_path):
-    "Into files, from which a new head takes it, and into compressed banks; a bank of other rows brings its own, or none"
+    "Into files, from which a new head takes it, and into compressed banks; other rows bring their own, or none"
     head = ExitHead(banks[kind]())
     raw = 3+torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
     offered(head, raw)
