@@ -57,7 +57,7 @@ parts = {
   'watch': ('memo.heads.base', 'MemoryHead', 'Watches: passes features on unchanged; the base class of all heads', {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(Count, 3, 'Rows to recall for each query'),
-  }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': False, 'also': []}),
+  }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': False, 'also': [], 'asks': False}),
   'dual': ('memo.heads.gate', 'GateHead', "The memory answers where it is sure, the network elsewhere; the network's classifier is run for the others only", {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(Count, 1, 'Nearest rows that say the class: one, or the vote of several'),
@@ -67,7 +67,7 @@ parts = {
     'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
     'eps': Param(Share|None, None, 'memo-train chooses the threshold on validation data by `fit`, with this; by default it stays as given'),
     'confidence': Param(OpenFraction|None, None, 'The same: for a `fit` that allows for chance'),
-  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False, 'also': ['soft']}),
+  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False, 'also': ['soft'], 'asks': ['eps', 'confidence']}),
   'exit': ('memo.heads.gate', 'ExitHead', 'A `GateHead` early in the network, at `at=`: rows that the memory is sure of skip what is behind it', {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(Count, 1, 'Nearest rows that say the class: one, or the vote of several'),
@@ -77,7 +77,7 @@ parts = {
     'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
     'eps': Param(Share|None, None, 'memo-train chooses the threshold on validation data by `fit`, with this; by default it stays as given'),
     'confidence': Param(OpenFraction|None, None, 'The same: for a `fit` that allows for chance'),
-  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False, 'also': ['soft']}),
+  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False, 'also': ['soft'], 'asks': ['eps', 'confidence']}),
   'vote': ('memo.heads.mixture', 'VoteHead', "k-nearest-neighbour vote of the stored rows, mixed into the network's probabilities", {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(Count|list[Count], 20, 'Rows that vote; several: the most of them, until `fit` has chosen'),
@@ -87,26 +87,26 @@ parts = {
     'balanced': Param(bool, True, 'Divide votes by class counts? (classes; those for findings never are)'),
     'whiten': Param(bool|list[bool], False, 'Compare whitened features (`within_whitener`)? Several: the first, until `fit` has chosen'),
     'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
-  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False, 'also': [], 'only': {'balanced': 'multiclass'}}),
+  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False, 'also': [], 'asks': False, 'only': {'balanced': 'multiclass'}}),
   'prototype': ('memo.heads.mixture', 'PrototypeHead', 'Nearest prototype (softmax over cosines to class averages), mixed into the network; needs a `ClassBank`', {
     'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
     'k': Param(Count, 20, 'Rows that `recall` shows'),
     'temperature': Param(Positive, 0.07, 'Of the softmax over the classes, until `fit`'),
     'weight': Param(OpenFraction, 0.5, 'Of the memory in the mixture, until `fit`'),
     'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
-  }, {'needs': ['prototypes'], 'mixes': True, 'adds_rows': False, 'trains': False, 'also': []}),
+  }, {'needs': ['prototypes'], 'mixes': True, 'adds_rows': False, 'trains': False, 'also': [], 'asks': False}),
   'lda': ('memo.heads.mixture', 'LDAHead', 'Linear discriminant analysis (Gaussian classes, one covariance), mixed into the network; needs a `ClassBank`', {
     'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
     'k': Param(Count, 20, 'Rows that `recall` shows'),
     'temperature': Param(Positive, 1.0, 'Of the softmax over the classes, until `fit`'),
     'weight': Param(OpenFraction, 0.5, 'Of the memory in the mixture, until `fit`'),
     'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
-  }, {'needs': ['prototypes'], 'mixes': True, 'adds_rows': False, 'trains': False, 'also': []}),
+  }, {'needs': ['prototypes'], 'mixes': True, 'adds_rows': False, 'trains': False, 'also': [], 'asks': False}),
   'replay': ('memo.heads.replay', 'ReplayHead', 'Replays stored features of rare classes to the classifier with each training batch; needs a `ClassBank`', {
     'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
     'k': Param(Count, 3, 'Rows that `recall` shows'),
     'most': Param(Positive, 10, 'Rows to replay for each row of a batch, at most: of many classes it would be too many'),
-  }, {'needs': ['missing', 'draw'], 'mixes': False, 'adds_rows': True, 'trains': True, 'also': []}),
+  }, {'needs': ['missing', 'draw'], 'mixes': False, 'adds_rows': True, 'trains': True, 'also': [], 'asks': False}),
   'add': ('memo.heads.retrieval', 'RetrievalHead', "Adds the recalled features to the query: z' = z + sum_j w_j m_j (Hoang et al. 2024)", {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(Count, 3, 'Rows to recall for each query'),
@@ -114,7 +114,7 @@ parts = {
     'normalize': Param(Annotated[str, OneOf('both', 'query', 'memory', 'none')]|None, None, "'both', 'query', 'memory', 'none'; by default what the similarity means"),
     'temperature': Param(Positive, 1.0, 'Of the softmax over the k similarities'),
     'rescale': Param(bool, False, "Give what is added the query's length?"),
-  }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': True, 'also': []}),
+  }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': True, 'also': [], 'asks': False}),
  },
  'callback': {
   'memory': ('memo.training.memory_callback', 'MemoryCallback', "Gives the learner's model a memory and writes the training features to it", {

@@ -33,7 +33,7 @@ kinds = {}
 def _kind(name, help, given='', facts=''): kinds[name] = Kind(help, tuple(given.split()), tuple(facts.split()))
 
 _kind('bank', 'Storage and a write policy', 'n_classes dim', 'views default_head')
-_kind('head', "What is done with what was read", 'bank name', 'needs mixes adds_rows trains also')
+_kind('head', "What is done with what was read", 'bank name', 'needs mixes adds_rows trains also asks')
 _kind('callback', 'What happens during training', 'bank head name head_kw')
 _kind('data', 'Loaders (train, valid, test) of a data set', 'bs seed sampling device drop_last')
 _kind('model', 'A network', 'n_classes n_out num_classes c_in in_chans')

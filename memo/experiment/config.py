@@ -98,9 +98,11 @@ def check_head(cfg, key, head, bank, fail):
     if t is not None and facts(bank).get('task', t)!=t and (f.get('mixes') or f.get('adds_rows')):
         fail(key, f"{key} {head.name} with a {bank.name} is for classes, and {cfg.data.name} has findings; "
                   "memory.head vote with a SlotBank is accepted")
-    if f.get('mixes') and cfg.data.get('valid')==0:
+    asks = {k:head.get(k) for k in f.get('asks') or ()}
+    if f.get('mixes') and cfg.data.get('valid')==0 and (not asks or any(v is not None for v in asks.values())):
+        none = ' and '.join(f'{key.rpartition(".")[0]}.{k}=null' for k,v in asks.items() if v is not None)
         fail(key, f"{key} {head.name} is fitted on validation data, and data.valid is 0: "
-                  "give a share of validation, or memory.head=add")
+                  f"give a share of validation, or {none or 'memory.head=add'}")
 
 def _watches(f): return not f.get('trains') or f.get('adds_rows')    # does a head leave the features as they are?
 

@@ -87,6 +87,7 @@ class GateHead(AnswerHead):
     lets_go,also = True,('soft',)       # of one training there is a row with both answers mixed too
     trains = False          # what leaves at its place does so in evaluation only
     refit = None            # the threshold is the user's until `fit` is asked for
+    asks = ('eps','confidence') # by these
     def __init__(self,
         bank,                   # The memory; becomes part of the model
         k:Count=1,              # Nearest rows that say the class: one, or the vote of several
@@ -284,7 +285,7 @@ class GateHead(AnswerHead):
     @property
     def fit_args(self):
         "What was asked for; None where that is nothing, so that the threshold stays"
-        return {k:v for k in ('eps','confidence') if (v := getattr(self, k)) is not None} or None
+        return {k:v for k in self.asks if (v := getattr(self, k)) is not None} or None
 
     def chosen(self): return dict(threshold=float(self.threshold), certainty=float(self.certainty))
 

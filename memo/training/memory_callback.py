@@ -250,7 +250,10 @@ class MemoryCallback(Callback):
         if not is_fitted(head):
             raise MemoError(f"{type(head).__name__} has nothing to fit; a memory that votes has: "
                             "MemoryCallback(bank, head='vote')")
-        return head.fit(self.held_out('fit'), **{k:v for k,v in kwargs.items() if v is not None})
+        kwargs = {k:v for k,v in kwargs.items() if v is not None}
+        check_fit_args(head, kwargs)
+        tell_stale(head.bank, self._name)
+        return head.fit(self.held_out('fit'), **kwargs)
 
     def held_out(self, what, dl=None):
         "Outputs without this memory, features and labels of a loader, by default the validation set, for the head"

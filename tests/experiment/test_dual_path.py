@@ -70,8 +70,11 @@ def test_rows_of_the_table():
     (['memory.threshold=2'], 'memory.threshold must be a number from -1 up to 1, found 2'),
     (['memory.soft=perhaps'], 'memory.soft must be true or false'),
     (['memory.thresold=.5'], 'did you mean memory.threshold?'),
-    (['data.valid=0'], 'memory.head dual is fitted on validation data, and data.valid is 0'),
-    (['data.valid=0','memory.eps=null'], 'is fitted on validation data'),
+    (['data.valid=0'], 'give a share of validation, or memory.eps=null'),
+    (['data.valid=0','memory.confidence=.9'], 'or memory.eps=null and memory.confidence=null'),
+    (['data.valid=0','memory.eps=null'], 'vote is fitted on validation data, and data.valid is 0'),
+    (['data.valid=0','memory.eps=null','compare=[{name: dual, eps: 0.01}]'],
+     'compare dual is fitted on validation data'),
     (['memory.loss_weight=0','compare=[plain]'], 'compare has plain, a training without memory'),
     (['train.opt=sgd'], 'train.opt must be one of adamw, adam'),
     (['train.clip=0'], 'train.clip must be a number above 0 or null, found 0'),
@@ -82,7 +85,8 @@ def test_mistakes_are_one_line(over, msg):
     e = err(load_config, dual/'digits_cached.yaml', over)
     assert msg in e, e
 
-@pytest.mark.parametrize('over', [['memory.head=vote','compare=[]'], ['compare=[plain]']])
+@pytest.mark.parametrize('over', [['memory.head=vote','compare=[]'], ['compare=[plain]'],
+                                  ['data.valid=0','memory.eps=null','compare=[]']])
 def test_what_is_allowed(over):
     cfg = load_config(dual/'digits_cached.yaml', over)
     assert from_dict(to_dict(cfg), 'x')==cfg
@@ -152,9 +156,10 @@ def test_evaluated_again_it_is_the_same(ran):
     assert off==[] and again.strip()==table.strip()
 
 @pytest.mark.slow
-def test_a_stated_threshold_stays(tmp_path):
-    "Nothing is chosen unasked: the published experiments have a fixed one"
-    _,folder,_ = run(tmp_path, 'digits_cached', 'memory.eps=null', 'memory.threshold=.7')
+@pytest.mark.parametrize('more', [(), ('data.valid=0','compare=[]')])
+def test_a_stated_threshold_stays(more, tmp_path):
+    "Nothing is chosen unasked: the published experiments have a fixed one. So no validation images are needed"
+    _,folder,_ = run(tmp_path, 'digits_cached', 'memory.eps=null', 'memory.threshold=.7', *more)
     rows,_ = entries(folder)
     assert rows['plain network + memory']['chosen']['threshold']==pytest.approx(.7)
 

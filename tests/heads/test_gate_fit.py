@@ -227,6 +227,24 @@ def test_without_a_validation_set():
     for f in (learn.memory.fit,learn.memory.coverage): assert 'needs a validation set' in err(f)
     assert len(digits())==2
 
+@pytest.mark.parametrize('head,msg', [('dual','GateHead does not read k; accepted: eps, confidence'),
+                                      ('vote','VoteHead does not read eps; accepted: k, whiten')])
+def test_what_a_fit_does_not_read(head, msg):
+    learn = learner(SlotBank(16, policy='fifo'), head)
+    assert msg in err(learn.memory.fit, **{msg.split()[4].rstrip(';'):.5})
+
+def test_rows_that_are_older_than_the_network(learn):
+    "Are said once they are fitted to, with what encodes them anew, and not after that"
+    bank,was = learn.memory.head.bank,learn.memory.head.chosen()
+    bank.updates += 7
+    with pytest.warns(UserWarning, match=r'its rows were encoded \d+ updates ago on average.*learn.memory.rekey()'):
+        learn.memory.fit()
+    learn.memory.rekey()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        learn.memory.fit()
+    for k,v in was.items(): getattr(learn.memory.head, k).fill_(v)
+
 def test_a_class_that_the_memory_has_no_row_of():
     "Is said, with what follows from it; where all are there nothing is"
     head,got = held_out([.9,.5,.4], [True,False,True], [True,True,True])
