@@ -1,5 +1,5 @@
 """Cached and trainable memory in front of the classifier, on Fashion-MNIST: `python benchmarks/dual_path.py [--quick]`.
-Prints a table and writes benchmarks/dual_path.json.
+Prints a table; writes benchmarks/dual_path.md and dual_path.json.
 
 A small network is trained on 4,000 images for six epochs, plainly, with each bank behind head 'dual' (contrastive
 loss at weight .2), and with the vote of a reservoir; stored rows are encoded anew at the end. Threshold (eps=.005) and
@@ -25,6 +25,7 @@ methods = {
     'cached, dual, k=5': lambda: MemoryCallback(CachedBank(2_000), head='dual', k=5, loss_weight=.2),
     'cached, dual, soft': lambda: MemoryCallback(CachedBank(2_000), head='dual', k=5, soft=True, loss_weight=.2),
     'trainable, dual': lambda: MemoryCallback(TrainableBank(2_000), head='dual', loss_weight=.2),
+    'trainable, dual, k=5': lambda: MemoryCallback(TrainableBank(2_000), head='dual', k=5, loss_weight=.2),
 }
 
 def scores(probs, y):
@@ -81,6 +82,9 @@ def main():
     print('\n'+table(rows))
     if o.quick: return
     made = dict(rows=rows, seeds=o.seeds, torch=torch.__version__)
-    Path(__file__).with_suffix('.json').write_text(json.dumps(made, indent=1)+'\n')
+    to = Path(__file__).with_suffix('.json')
+    to.write_text(json.dumps(made, indent=1)+'\n')
+    to.with_suffix('.md').write_text(f"`python benchmarks/dual_path.py`, {o.seeds} seeds (means, +- standard deviation), "
+                                     f"torch {torch.__version__}\n\n{table(rows)}\n")
 
 if __name__=='__main__': main()

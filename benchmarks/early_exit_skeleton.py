@@ -1,6 +1,6 @@
 """Early exit as a mechanism: memories at every stage of networks of different kinds, with hit rates that are planted,
 so that nothing is trained and nothing depends on data. `python benchmarks/early_exit_skeleton.py [--quick]` prints a
-table in Markdown: how many times as fast as the plain network the arithmetic allows, and what is measured.
+table in Markdown, and without --quick writes early_exit_skeleton.md: how many times as fast as the plain network the arithmetic allows, and what is measured.
 
 With a share `a` of the network in front of the memory's place, T the time of the plain network and R that of the
 memory, the time at hit rate h is at least  a T + R + (1-h)(1-a) T.  Both a and R are measured: by hooks in the plain
@@ -10,6 +10,7 @@ medians of runs in turn with the plain network's."""
 import argparse,os,time,warnings
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')     # before torch: idle threads sleep
 from contextlib import contextmanager
+from pathlib import Path
 from statistics import median
 import timm,torch,torchvision
 from torch import nn
@@ -118,9 +119,14 @@ def main():
     a = p.parse_args()
     torch.set_num_threads(a.threads)
     px,batches,rounds = (64,(1,8),a.rounds or 3) if a.quick else (224,(1,32),a.rounds or 5)
-    print(f'{px} px, {a.threads} threads, {rounds} rounds, 2,000 rows. `half`: time of half the batch as a share of '
+    page = []
+    def say(line):
+        page.append(line)
+        print(line, flush=True)
+    say(f'`python benchmarks/early_exit_skeleton.py`, torch {torch.__version__}; CPU time\n')
+    say(f'{px} px, {a.threads} threads, {rounds} rounds, 2,000 rows. `half`: time of half the batch as a share of '
           "the whole one's.\n")
-    print('| network | place | batch | a | memory | half | h=0 bound | measured | h=.5 bound | with half | measured '
+    say('| network | place | batch | a | memory | half | h=0 bound | measured | h=.5 bound | with half | measured '
           '| h=1 bound | measured |\n'+'|---'*13+'|')
     ratios = {}
     for name,(make,places) in networks.items():
@@ -138,11 +144,11 @@ def main():
                 got = [f'{b:.2f} | {v:.2f}' for b,v in got]
                 if n>1: got[1] = got[1].replace('|', f'| {1/(share+memory+half*(1-share)):.2f} |')
                 else: got[1] = got[1].replace('|', '| |')
-                print(f'| {name} | {at} | {n} | {share:.2f} | {memory:.3f} | {half:.2f} | '+' | '.join(got)+' |',
-                      flush=True)
-    print('\nMeasured over bound:\n\n| batch | hit rate | median | lowest | where |\n|---|---|---|---|---|')
+                say(f'| {name} | {at} | {n} | {share:.2f} | {memory:.3f} | {half:.2f} | '+' | '.join(got)+' |')
+    say('\nMeasured over bound:\n\n| batch | hit rate | median | lowest | where |\n|---|---|---|---|---|')
     for (n,h),os in sorted(ratios.items()):
         low = min(os)
-        print(f'| {n} | {h} | {median(o[0] for o in os):.2f} | {low[0]:.2f} | {low[1]}, {low[2]} |')
+        say(f'| {n} | {h} | {median(o[0] for o in os):.2f} | {low[0]:.2f} | {low[1]}, {low[2]} |')
+    if not (a.quick or a.only): Path(__file__).with_suffix('.md').write_text('\n'.join(page)+'\n')
 
 if __name__=='__main__': main()

@@ -6,8 +6,9 @@
 `read(k=1)` against a bare matmul and maximum over the same rows; `write` into a full bank, where all of a batch is new
 and where none is, against a loop over its samples; the memory contrastive loss, forward and backward, against the
 seed's form and against two logsumexp. CPU time of all threads, in turn; medians, and the median of the ratios with its
-quartiles. Prints a table. Four minutes, `--quick` one."""
+quartiles. Writes key_value.md. Four minutes, `--quick` one, which writes nothing."""
 import argparse,os,time
+from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')
 from statistics import median,quantiles
@@ -115,12 +116,17 @@ def main():
     p.add_argument('--quick', action='store_true', help='fewer rounds')
     a = p.parse_args()
     rounds = 10 if a.quick else a.rounds
-    print(f'{a.rows} x {a.dim}, {a.classes} classes, {torch.get_num_threads()} threads, torch {torch.__version__}\n')
-    print('| bank | what | ours, CPU ms | theirs, CPU ms | ratio (quartiles) |\n|---|---|---|---|---|')
+    page = []
+    def say(line):
+        page.append(line)
+        print(line, flush=True)
+    say(f'`python benchmarks/key_value.py`, {a.rows} x {a.dim}, {a.classes} classes, {torch.get_num_threads()} '
+        f'threads, torch {torch.__version__}\n')
+    say('| bank | what | ours, CPU ms | theirs, CPU ms | ratio (quartiles) |\n|---|---|---|---|---|')
     for kind in (CachedBank,TrainableBank):
         for part in (reads,writes,losses):
             for what,ours,theirs,(lo,mid,hi) in part(kind, a.rows, a.dim, a.classes, rounds):
-                print(f'| {kind.__name__} | {what} | {ours:.2f} | {theirs:.2f} | {mid:.3f} ({lo:.3f}-{hi:.3f}) |',
-                      flush=True)
+                say(f'| {kind.__name__} | {what} | {ours:.2f} | {theirs:.2f} | {mid:.3f} ({lo:.3f}-{hi:.3f}) |')
+    if not a.quick: Path(__file__).with_suffix('.md').write_text('\n'.join(page)+'\n')
 
 if __name__=='__main__': main()
