@@ -1,17 +1,20 @@
 """Indexed search in a million rows against exact search, and what compressed banks keep. One command,
-`python benchmarks/index.py [million|compressed] [--quick]`; writes index.md and compressed.md beside it.
+`python benchmarks/index.py [million|compressed|mapped] [--quick]`; writes index.md, compressed.md and mapped.md.
 
 The million: `--clusters` Gaussian clusters in `--dim` dimensions, whose centres are of length 1 in expectation and
 whose spread is drawn for each from a half to all of `--spread` times that; queries are drawn from the
 same. Exact and indexed reads are timed in turn, process CPU time and wall time; a figure is the median, the ratio the
-median of the pairs."""
+median of the pairs.
+
+mapped (only where it is named): a bank's file that is larger than the machine's memory, `--gib`, is written to a
+folder, `--folder`, loaded with `mmap=True` and searched for rows that are in it."""
 import os
 os.environ.setdefault('OMP_WAIT_POLICY', 'passive')     # before torch: idle threads sleep, and count no CPU time
-import argparse, resource, time
+import argparse, json, resource, tempfile, time
 from pathlib import Path
 import torch
 from fastai.vision.all import CrossEntropyLossFlat, Learner, accuracy, set_seed
-from memo.all import MemoError, SlotBank, fashion_lt, small_cnn
+from memo.all import Bank, MemoError, SlotBank, fashion_lt, small_cnn
 from memo.banks.base import searchers
 from memo.banks.codecs import codecs
 
@@ -120,20 +123,67 @@ def compressed(sets, times):
                          f'{float(torch.tensor(took[k][1:]).median()):.2f}'))
     return table(['bank','compress','codec','MiB','bytes a row','recall@1','label agreement','read 128, CPU ms'], rows)
 
+def write_large(path, n, dim, draw):
+    "The file of a full bank, a stretch of rows at a time, as its features would not fit into memory"
+    with torch.device('meta'): bank = SlotBank(n, dim, policy='fifo')
+    bank.features = torch.empty(n, dim, device='meta')
+    bank.labels = torch.empty(n, dtype=torch.long, device='meta')
+    header,at = {'__metadata__':bank.header()},0
+    state = {k:v for k,v in bank.state_dict().items() if k!='features'} | {'features':bank.features}
+    for k,v in state.items():
+        kind = {torch.float32:'F32', torch.int64:'I64', torch.uint8:'U8'}[v.dtype]
+        header[k] = dict(dtype=kind, shape=[*v.shape], data_offsets=[at, at := at+v.nbytes])
+    head = json.dumps(header).encode()
+    head += b' '*(-len(head)%8)
+    with open(path, 'wb') as f:
+        f.write(len(head).to_bytes(8, 'little')+head)
+        for k,v in state.items():
+            if k=='features': break
+            if k=='_extra_state': o = v
+            elif k in ('count','seen'): o = torch.tensor(n)
+            elif k=='items': o = torch.arange(n)
+            else: o = torch.ones(v.shape, dtype=v.dtype)
+            f.write(o.numpy().tobytes())
+        for lo in range(0, n, 65536): f.write(draw(min(65536, n-lo), 1+lo)[0].numpy().tobytes())
+
+def mapped(gib, dim, c, folder, times):
+    n,draw = int(gib*2**30/4/dim),clusters(dim, c)
+    ram = os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')/2**30
+    with tempfile.TemporaryDirectory(dir=folder) as d:
+        p,start = Path(d)/'bank.safetensors',time.perf_counter()
+        write_large(p, n, dim, draw)
+        wrote,start = time.perf_counter()-start,time.perf_counter()
+        bank = Bank.load(p, mmap=True)
+        loaded = time.perf_counter()-start
+        at = torch.randint(0, n, (128,), generator=torch.Generator().manual_seed(0))
+        q = bank.features[at].clone()
+        took,right = [],[]
+        for _ in range(times):
+            took.append(timed(lambda: right.append(float((bank.read(q, 1).index[:,0]==at).float().mean()))))
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
+    cpu,wall = median(took)
+    return (f"{n:,} rows of {dim} numbers, {gib:g} GiB of features on a machine with {ram:.1f} GiB of memory. Written in "
+            f"{wrote:.0f} s, loaded with `mmap=True` in {loaded:.1f} s. 128 stored rows, looked for among all (exact "
+            f"search): {min(right):.0%} found themselves, {wall:.0f} s a batch ({cpu:.0f} s of CPU time). The process had "
+            f"{peak:.1f} GiB at most.")
+
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    p.add_argument('what', nargs='*', default=['million','compressed'], choices=['million','compressed'])
+    p.add_argument('what', nargs='*', default=['million','compressed'], choices=['million','compressed','mapped'])
     p.add_argument('--quick', action='store_true', help='a tenth of everything, in under 2 minutes; writes no page')
     p.add_argument('--rows', type=int, default=1_000_000)
     p.add_argument('--dim', type=int, default=512)
     p.add_argument('--clusters', type=int, default=4000)
     p.add_argument('--spread', type=float, default=1.)
     p.add_argument('--kind', help="of the index: 'ivf' or 'ivfpq'; by default what bank.index() takes")
+    p.add_argument('--gib', type=float, default=26., help='of features in the mapped file')
+    p.add_argument('--folder', help='with room for that file')
     p.add_argument('--times', type=int, default=21, help='timings of each')
     a = p.parse_args()
-    if a.quick: a.rows,a.clusters,a.times = 50_000,500,5
+    if a.quick: a.rows,a.clusters,a.times,a.gib = 50_000,500,5,.5
     for o in a.what:
         if o=='million': text = '\n\n'.join(million(a.rows, a.dim, a.clusters, a.spread, a.kind, a.times))
+        elif o=='mapped': text = mapped(a.gib, a.dim, a.clusters, a.folder, 3)
         else:
             n = 2000 if a.quick else 10_000
             text = compressed([lambda: synthetic(n, 128), lambda: synthetic(n, 512),
@@ -141,6 +191,6 @@ def main():
         page = (f"`python benchmarks/index.py {o}`, torch {torch.__version__}, {torch.get_num_threads()} threads"
                 f"\n\n{text}\n")
         print(page, flush=True)
-        if not a.quick: (Path(__file__).parent/dict(million='index.md', compressed='compressed.md')[o]).write_text(page)
+        if not a.quick: (Path(__file__).parent/dict(million='index.md').get(o, f'{o}.md')).write_text(page)
 
 if __name__=='__main__': main()
