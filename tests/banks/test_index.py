@@ -4,10 +4,10 @@ import pytest, torch
 from hypothesis import given, settings, strategies as st
 from helpers.errors import err
 from helpers.tensors import close, draw
-from memo.banks.base import Bank, searchers
+from memo.banks.base import Bank
 from memo.banks.classes import ClassBank
 from memo.banks.index import Index, index_kinds, order_of, usual_kind
-from memo.banks.search import search
+from memo.banks.search import search, searchers
 from memo.banks.slots import SlotBank
 
 faiss = pytest.importorskip('faiss')
