@@ -93,7 +93,8 @@ class KeyValueBank(Bank):
 
     def _write(self, x, y, item, group):
         "Write unit rows of different items, each to a slot of its own"
-        slot,n = self.slots_of(item) if item is not None else torch.full_like(y, -1),len(self)
+        n = len(self)
+        slot = torch.full_like(y, -1) if item is None else slots_of(item, self.items[:n])
         if bool((mine := slot>=0).any()): self.refresh(slot[mine], x[mine], y[mine])
         def hold(at, to):
             slot[at] = to
@@ -130,16 +131,6 @@ class KeyValueBank(Bank):
         "Count that rows were recalled; gives the slots that nobody may have now"
         self.hits.index_add_(0, near, torch.ones_like(near))
         return taken
-
-    def slots_of(self,
-        item:Tensor # Ids [B], no id twice
-    )->Tensor:      # [B], -1 for none
-        "The slots of items"
-        s,order = item.sort()
-        own = self.items[:len(self)]
-        pos = torch.searchsorted(s, own).clamp(max=len(s)-1)
-        hit = ((s[pos]==own) & (own>=0)).nonzero().squeeze(1)
-        return torch.full_like(item, -1).index_copy_(0, order[pos[hit]], hit)
 
     def classify(self, q, item=None, group=None):
         "Class of the nearest row [B], -1 for none, and its cosine [B]"

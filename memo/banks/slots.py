@@ -128,17 +128,8 @@ class SlotBank(Bank):
 
     def _match(self, item):
         "The slot that holds each item, -1 for none; -2 for all but the last row of an item that comes twice"
-        s,order = item.sort(stable=True)
-        last = torch.ones_like(s, dtype=torch.bool)
-        last[:-1] = s[1:]!=s[:-1]
-        slot = torch.full_like(item, -1).index_fill_(0, order[~last & (s>=0)], -2)
-        n = len(self)
-        if n==0: return slot
-        ids,row = s[last],order[last]
-        pos = torch.searchsorted(ids, self.items[:n]).clamp(max=len(ids)-1)
-        hit = ((ids[pos]==self.items[:n]) & (self.items[:n]>=0)).nonzero().squeeze(1)
-        slot[row[pos[hit]]] = hit
-        return slot
+        last = last_of_item(item, torch.ones_like(item, dtype=torch.bool))
+        return slots_of(item.masked_fill(~last, -1), self.items[:len(self)]).masked_fill_(~last, -2)
 
     def _store(self, slot, x, norm, y, item, group, score):
         "Write rows into their slots, the last row of each; gives the slots that were written, -1 for other rows"
