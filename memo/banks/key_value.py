@@ -202,34 +202,41 @@ class CachedBank(KeyValueBank):
 
     def make_way(self, s, y, taken):
         "Slots for new rows, as far as there are any: of the largest classes, or of their own"
-        n = max(int(self.labels.max()), int(y.max()))+1
-        counts,came = torch.bincount(self.labels, minlength=n),torch.bincount(y, minlength=n)
-        quota = max(self.size//int((counts+came>0).sum()), 1)
         free = torch.ones_like(self.labels, dtype=torch.bool).index_fill_(0, taken, False)
-        have = torch.bincount(self.labels[free], minlength=n)
-        grow = torch.minimum((quota-counts).clamp(min=0), came)
-        give = torch.minimum(taken_from_largest(counts, grow.sum()), have)
-        own = torch.minimum(came-grow, have-give)
-        rank = torch.empty_like(y)
-        o = y.argsort(stable=True)
-        rank[o] = torch.arange(len(y), device=y.device)-(came.cumsum(0)-came)[y[o]]
+        grow,give,swap = self.quotas(y, free)
+        o = y.argsort(stable=True)      # rows by class, in each as they came
+        c = y[o]
+        nth = torch.arange(len(o), device=o.device)-torch.searchsorted(c, c)    # how many of its class come before each
+        # the first of a class make it larger, others go where rows of their class were
+        first,others = o[nth<grow[c]].sort().values,o[(nth>=grow[c]) & (nth<(grow+swap)[c])]
         slot = torch.full_like(y, -1)
-        mine = o[((rank>=grow[y]) & (rank<(grow+own)[y]))[o]]
-        if len(mine):
-            few,which = y[mine].unique(return_inverse=True)
-            sums = s.new_zeros(len(few), s.shape[1]).index_add_(0, which, s[mine])
-            at = (free & (own>0)[self.labels]).nonzero().squeeze(1)
-            c = self.labels[at]
-            slot[mine] = to = at[lowest_of_each(sums[torch.searchsorted(few, c),at], c, own)]
+        if len(others):     # these choose before the first: what a class gives up is of what they leave
+            at = (free & (swap>0)[self.labels]).nonzero().squeeze(1)
+            slot[others] = to = at[lowest_of_each(self.like_own(at, s[others], y[others]), self.labels[at], swap)]
             free[to] = False
-        more = (rank<grow[y]).nonzero().squeeze(1)
-        if len(more):
+        if len(first):
             at = (free & (give>0)[self.labels]).nonzero().squeeze(1)
-            far = s[more].sum(0)[at]
-            to = lowest_of_each(far, self.labels[at], give)
-            to = at[to[far[to].argsort(stable=True)]]
-            slot[more[:len(to)]] = to[:len(more)]
+            like = s[first].sum(0)[at]
+            to = lowest_of_each(like, self.labels[at], give)
+            to = to[like[to].argsort(stable=True)]      # of all classes together, the least alike first
+            slot[first[:len(to)]] = at[to]
         return slot
+
+    def quotas(self, y, free):
+        "Of each class: how many new rows make it larger, how many slots it gives up for such, how many it swaps"
+        n = max(int(self.labels.max()), int(y.max()))+1
+        have,new,able = (torch.bincount(o, minlength=n) for o in (self.labels, y, self.labels[free]))
+        part = max(self.size//int((have+new>0).sum()), 1)
+        grow = torch.minimum((part-have).clamp(min=0), new)     # up to its part of the bank
+        give = torch.minimum(taken_from_largest(have, grow.sum()), able)    # whoever grows, the largest pay for it
+        swap = torch.minimum(new-grow, able-give)       # what else comes takes slots of its own class, which stays as large
+        return grow,give,swap
+
+    def like_own(self, at, s, y):
+        "How like the rows of slots `at` are to all those new rows that are of their class; `s` are the similarities"
+        some,which = y.unique(return_inverse=True)
+        like = s.new_zeros(len(some), s.shape[1]).index_add_(0, which, s)
+        return like[torch.searchsorted(some, self.labels[at]),at]
 
 # %% ../../nbs/banks/13_key_value.ipynb #4be10c13
 SURE = .9       # what a new row's scores give its class
@@ -283,6 +290,7 @@ class TrainableBank(KeyValueBank):
     def settle(self):
         "Give rows unit length, which an optimizer's step has not left them"
         if self.features is None: return
+        # looked at each time, as fastai's optimizers write in a way that torch does not count
         off = self.not_unit().nonzero().squeeze(1)
         if len(off): self.features.index_copy_(0, off, directions(self.features[off]))
         self.known_unit()
@@ -335,7 +343,9 @@ class TrainableBank(KeyValueBank):
     def confidence(self):
         "How sure each row is of its class, times how much it was used since it was written or encoded anew [size]"
         used = self.hits+1
-        return self.scores.softmax(1).amax(1)*used/(used+self.updates-self.stamps)
+        s = self.scores
+        largest = 1/(s-s.amax(1, keepdim=True)).exp().sum(1)        # of its softmax, which takes six times as long
+        return largest*used/(used+self.updates-self.stamps)
 
     def make_way(self, s, y, taken):
         "Slots of the rows that are the least sure of their class, and used least; equal ones at random"
