@@ -294,7 +294,8 @@ class Bank(Described):
                             f"{tuple(z.shape)}, classes {tuple(y.shape)}; [B,D] and [B] are accepted")
         if self.follows: take_whole(self)
         if self.features is None or not len(self) or not len(z): return None
-        (i,j),mine = self.hidden(item, group),self.positives(y := y.to(self.device))
+        _,_,items,groups,_ = self.stored()
+        (i,j),mine = own_pairs(item, group, items, groups),self.positives(y := y.to(self.device))
         if mine is None: return None
         if len(i): mine = mine.index_put((i,j), mine.new_zeros(()))
         some = (mine>0).any(1)
@@ -320,19 +321,6 @@ class Bank(Described):
         exact = self.unit and getattr(f, 'dtype', None)==torch.float32      # others are rounded, or packed
         s = q@(f if exact else directions(f[:].float())).T
         return s if valid is None else s.masked_fill(~valid, -torch.inf)
-
-    def hidden(self, item, group):
-        "Pairs of a query and a row that is its item's or its group's"
-        _,_,items,groups,_ = self.stored()
-        none = torch.zeros(0, dtype=torch.long, device=self.device)
-        res = [(none,none)]
-        for a,b in ((item,items),(group,groups)):
-            if a is None: continue
-            a = as_ids(a).to(self.device)
-            at = (torch.isin(b, a) & (b>=0)).nonzero().squeeze(1)
-            i,j = (a[:,None]==b[at]).nonzero(as_tuple=True)
-            res.append((i,at[j]))
-        return tuple(torch.cat(o) for o in zip(*res))
 
     @torch.no_grad()
     def rekey(self,

@@ -142,7 +142,8 @@ class KeyValueBank(Bank):
         with in_full(q):
             q = q.detach().float()
             s = q@(f if n==len(f) else f[:n]).T
-            if item is not None or group is not None: s.index_put_(self.hidden(item, group), s.new_tensor(-math.inf))
+            if item is not None or group is not None:
+                s.index_put_(own_pairs(item, group, self.items[:n], self.groups[:n]), s.new_tensor(-math.inf))
             best,i = s.max(1)
             y,length = self.labels_of(i),torch.linalg.vector_norm(q, dim=1)
             sure = best/length
