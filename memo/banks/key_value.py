@@ -230,7 +230,7 @@ class CachedBank(KeyValueBank):
         part = max(self.size//int((have+new>0).sum()), 1)
         grow = torch.minimum((part-have).clamp(min=0), new)     # up to its part of the bank
         give = torch.minimum(taken_from_largest(have, grow.sum()), able)    # whoever grows, the largest pay for it
-        swap = torch.minimum(new-grow, able-give)       # what else comes takes slots of its own class, which stays as large
+        swap = torch.minimum(new-grow, able-give)   # what else comes takes slots of its own class
         return grow,give,swap
 
     def like_own(self, at, s, y):

@@ -7,7 +7,7 @@ from memo.experiment.run import run_experiment
 from .pictures import no_rendering
 
 def of_a_run(text):
-    "What trains the experiment of that YAML, and two fixtures: the folder of its run, and a copy that a test may change"
+    "What trains the experiment of that YAML, and fixtures: the folder of its run, and a copy that a test may change"
     def train(d, *overrides):
         (d/'tiny.yaml').write_text(text)
         cfg = load_config(d/'tiny.yaml', [f'runs={d}', *overrides])
