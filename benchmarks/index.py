@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from fastai.vision.all import CrossEntropyLossFlat, Learner, accuracy, set_seed
 from memo.all import Bank, MemoError, SlotBank, fashion_lt, small_cnn
-from memo.banks.base import searchers
+from memo.banks.search import searchers
 from memo.banks.codecs import codecs
 
 def clusters(dim, c, most=1., seed=0):

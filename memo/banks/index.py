@@ -11,10 +11,10 @@ __all__ = ['index_kinds', 'lists_of', 'by_lists', 'by_codes', 'usual_kind', 'wri
 import math,numpy as np,threading,time,torch,warnings,weakref
 from fastcore.basics import patch
 from torch.nn import functional as F
-from .base import Bank,searchers
+from .base import Bank
 from .codecs import need_faiss
 from .offers import human_bytes
-from .search import MappedSearch,hiding,search,similarities,unit_sides
+from .search import MappedSearch,hiding,search,searchers,similarities,unit_sides
 from ..core import MemoError,check_choice
 
 # %% ../../nbs/banks/12_index.ipynb #f17143a1

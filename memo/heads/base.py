@@ -11,7 +11,7 @@ __all__ = ['MemoryHead', 'flat', 'spread', 'same_labels', 'nearest_hits']
 import json,torch,warnings
 from contextlib import contextmanager
 from torch import Tensor
-from ..banks.base import Described
+from ..banks.described import Described,description
 from ..core import Count,MemoError
 from .calls import Seen,_counting,_thread,in_call
 from ..registry import known,register
@@ -61,7 +61,7 @@ class MemoryHead(Described):
         return json.dumps({**json.loads(super().describe()), **place})
     def set_extra_state(self, state):
         super().set_extra_state(state)
-        cfg = json.loads(bytes(state.cpu().tolist()))
+        cfg = description(state)
         if cfg.get('axis') is not None: self.axis = int(cfg['axis'])
         if cfg.get('shape') is not None: self.shape = tuple(cfg['shape'])
         self.depth = int(cfg.get('depth', self.depth))

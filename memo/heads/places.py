@@ -15,7 +15,7 @@ from fastai.layers import Flatten
 from torch import Tensor,nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from ..core import MemoError,undisturbed
-from ..banks.base import Described
+from ..banks.described import Described
 from .base import MemoryHead,flat
 from .calls import Step,in_step
 

@@ -356,6 +356,15 @@ def test_classify_is_what_read_says(kind):
         assert torch.equal(c[ok], want[0][ok]) and torch.equal(c[31], want[0][31])
 
 @both
+def test_a_lookup_asks_once_how_many_rows_there_are(kind, monkeypatch):
+    "On a GPU each time is a wait for it"
+    b,asked,was = full(kind, 60),[],kind.__len__
+    b.items.copy_(torch.arange(60))
+    monkeypatch.setattr(kind, '__len__', lambda self: asked.append(1) or was(self))
+    b.classify(torch.randn(3, 8), item=torch.arange(3), group=torch.arange(3))
+    assert len(asked)==1
+
+@both
 def test_all_rows_hidden_is_no_answer(kind):
     b = full(kind)
     b.groups.fill_(5)

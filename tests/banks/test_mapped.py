@@ -3,9 +3,9 @@ import hashlib, os
 import pytest, torch
 from helpers.errors import err
 from helpers.tensors import draw
-from memo.banks.base import Bank, searchers
+from memo.banks.base import Bank
 from memo.banks.classes import ClassBank
-from memo.banks.search import MappedSearch, Stretches
+from memo.banks.search import MappedSearch, Stretches, searchers
 from memo.banks.slots import SlotBank
 
 def bank_of(kind='slots', n=60):

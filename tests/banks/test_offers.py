@@ -9,7 +9,7 @@ from helpers.errors import err
 from helpers.tensors import close, gen
 from memo.banks import offers
 from memo.banks.classes import ClassBank
-from memo.banks.offers import as_ids, as_targets, copies, own_rows
+from memo.banks.offers import as_ids, as_targets, copies, own_rows, slots_of
 from memo.banks.policies import policies
 from memo.banks.search import class_votes, read_rows
 from memo.banks.slots import SlotBank
@@ -234,3 +234,12 @@ def test_hits_of_known_positives():
     for q,want in (([[1,0,0],[0,0,0],[1,0,0]],[1,1,0]), ([[-1,1,0],[-1,nan,0],[nan,1,-1]],[0,1,1]),
                    ([[0,-1,0],[1,0,0],[0,0,0]],[0,0,0])):
         assert nearest_hits(b, r, torch.tensor(q).float()).tolist()==want
+
+@given(st.integers(0, 10**6), st.integers(0, 30), st.integers(0, 30))
+def test_slots_of_items(seed, n, size):
+    "Slots of nobody are nobody's, neither are rows without an id"
+    g = torch.Generator().manual_seed(seed)
+    item = torch.randperm(40, generator=g)[:n].masked_fill(torch.rand(n, generator=g)<.3, -1)
+    items = torch.randperm(40, generator=g)[:size].masked_fill(torch.rand(size, generator=g)<.3, -1)
+    have = {k:j for j,k in enumerate(items.tolist()) if k>=0}
+    assert slots_of(item, items).tolist()==[have.get(k, -1) for k in item.tolist()]

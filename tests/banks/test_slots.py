@@ -199,7 +199,7 @@ def test_files_that_are_no_bank(tmp_path):
     with pytest.raises(MemoError): Bank.load(tmp_path)
 
 def test_a_file_that_is_not_written_leaves_the_old_one(tmp_path, monkeypatch):
-    import memo.banks.base as B
+    import memo.banks.files as B
     p = tmp_path/'b.safetensors'
     b = offer(SlotBank(12), 'rarity', 0)
     b.save(p)

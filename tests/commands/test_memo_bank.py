@@ -7,16 +7,15 @@ import numpy as np, pytest, torch
 import memo.data.longtail
 from memo import registry
 from PIL import Image
-from helpers.pictures import no_rendering
+from helpers.runs import of_a_run
 from safetensors.torch import load_file
 from memo.banks.slots import SlotBank
 from memo.banks.exchange import BankSaver
 from memo.banks.classes import ClassBank
 from memo.banks.exchange import open_bank
 from memo.cli import memo_bank, options_last
-from memo.experiment.config import load_config
 from memo.core import MemoError
-from memo.experiment.run import load_run, run_experiment
+from memo.experiment.run import load_run
 
 pytestmark = pytest.mark.usefixtures('unrendered')
 
@@ -30,17 +29,7 @@ train: {epochs: 1, bs: 16}
 pictures = ['classbank.png','classes.png','similarity.png']
 tables = ['prompt_data.json','tail_analysis.json']
 
-def train(d, *overrides):
-    (d/'tiny.yaml').write_text(TINY)
-    cfg = load_config(d/'tiny.yaml', [f'runs={d}', *overrides])
-    with no_rendering(): run_experiment(cfg, log=lambda s: None)
-    return d/cfg.name
-
-@pytest.fixture(scope='module')
-def run(tmp_path_factory): return train(tmp_path_factory.mktemp('with a space'))
-
-@pytest.fixture
-def copy(run, tmp_path): return Path(shutil.copytree(run, tmp_path/'run'))
+train,run,copy = of_a_run(TINY)
 
 @pytest.fixture(scope='module')
 def bank(run): return load_run(run).memory.bank

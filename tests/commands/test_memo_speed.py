@@ -3,11 +3,11 @@ import json, shutil
 from pathlib import Path
 import pandas as pd, pytest, torch
 from helpers.errors import err
-from helpers.pictures import no_rendering
+from helpers.runs import of_a_run
 from PIL import Image
 from memo.cli import memo_speed, options_last
 from memo.experiment.config import load_config
-from memo.experiment.run import load_run, run_experiment
+from memo.experiment.run import load_run
 
 pytestmark = pytest.mark.usefixtures('unrendered')
 
@@ -24,17 +24,7 @@ compare: [balanced_sampling]
 other = 'balanced_sampling_seed_0'
 quick = dict(batch_sizes='1,8', n=16, rounds=1, thresholds=3)
 
-def train(d, *overrides):
-    (d/'tiny.yaml').write_text(TINY)
-    cfg = load_config(d/'tiny.yaml', [f'runs={d}', *overrides])
-    with no_rendering(): run_experiment(cfg, log=lambda s: None)
-    return d/cfg.name
-
-@pytest.fixture(scope='module')
-def run(tmp_path_factory): return train(tmp_path_factory.mktemp('with a space'))
-
-@pytest.fixture
-def copy(run, tmp_path): return Path(shutil.copytree(run, tmp_path/'run'))
+_,run,copy = of_a_run(TINY)
 
 def test_every_training_with_a_gate(copy):
     "A baseline of its own training too: each has the table of both memories, as they are and over thresholds"

@@ -3,7 +3,8 @@ import contextlib
 import pytest, torch
 from torch import nn
 import toys.baseline, toys.bank, toys.callback, toys.head, toys.loss, toys.metric, toys.model, toys.sampler, toys.task
-from memo.banks.base import Bank, Described
+from memo.banks.base import Bank
+from memo.banks.described import Described
 from memo.banks.slots import SlotBank
 from memo.banks.classes import ClassBank
 from memo.heads.base import MemoryHead, flat

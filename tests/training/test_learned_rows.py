@@ -20,8 +20,10 @@ class Near(MemoryHead):
     "Features near to rows of their class"
     def loss(self, z, y): return self.bank.contrastive(z, y, item=self.own(len(z))[0])
 
-@pytest.fixture(scope='module')
-def dls(): return digits_lt(bs=16, n_max=20, ratio=2, valid=5, test=5)
+@pytest.fixture
+def dls():
+    "For each test its own: loaders go on with their random order from one fit to the next"
+    return digits_lt(bs=16, n_max=20, ratio=2, valid=5, test=5)
 
 def learner(dls, bank, opt=Adam, head=Near, loss_weight=.3, cbs=(), **kw):
     set_seed(0)
@@ -143,14 +145,15 @@ def test_a_bank_that_was_filled_before_is_attached_with_its_rows(dls):
         quietly(none, none.fit, 1, cbs=MemoryCallback(TrainableBank(8), head=None))
 
 def test_features_come_nearer_to_rows_of_their_class(dls):
-    "Those of validation too"
+    "Those of validation too; by the memory's loss alone, as the network's own brings them nearer by itself"
     res = []
     for w in (0.,.5):
         learn = learner(dls, CachedBank(100), loss_weight=w)
-        fit(learn, 4)
+        learn.loss_func = lambda pred, y: 0*pred.sum()
+        fit(learn, 8)
         got = learn.memory.collect(dls.valid)
         res.append(float(learn.memory.bank.contrastive(got.z, got.y)))
-    assert res[1]<.9*res[0], res
+    assert res[0]>2 and res[1]<.6*res[0], res       # without it as by chance: a tenth of the rows are of a class
 
 def test_rekey_renews_age(dls):
     learn = learner(dls, CachedBank(60, similarity_threshold=1.))
