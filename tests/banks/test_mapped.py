@@ -1,5 +1,5 @@
 "A bank that stays in its file is read as one in memory, in a fraction of its size, and the file stays as it was"
-import hashlib, os
+import hashlib, json, os, sys
 import pytest, torch
 from helpers.errors import err
 from helpers.tensors import draw
@@ -7,6 +7,7 @@ from memo.banks.base import Bank
 from memo.banks.classes import ClassBank
 from memo.banks.search import MappedSearch, Stretches, searchers
 from memo.banks.slots import SlotBank
+from memo.core import MemoError
 
 def bank_of(kind='slots', n=60):
     x,y = draw(n, 8),torch.arange(n)%3
@@ -72,6 +73,31 @@ def test_no_room_is_asked_for(monkeypatch, tmp_path):
     monkeypatch.setattr(O.os, 'sysconf', lambda o: 10)
     assert 'of memory' in err(Bank.load, p)
     assert len(Bank.load(p, mmap=True))==60
+
+@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='a file with a hole, as Linux has them')
+def test_larger_than_memory(tmp_path):
+    "A file larger than the machine's memory is mapped; loading it is refused with what would do"
+    width = 2**20
+    n = int(os.sysconf('SC_PAGE_SIZE')*os.sysconf('SC_PHYS_PAGES')*1.2)//4//width
+    with torch.device('meta'): b = SlotBank(n, width, policy='fifo')
+    b.features = torch.empty(n, width, device='meta')
+    state,head,at = b.state_dict(),{'__metadata__':b.header()},0
+    for k,v in state.items():
+        kind = {torch.float32:'F32', torch.int64:'I64', torch.uint8:'U8'}[v.dtype]
+        head[k] = dict(dtype=kind, shape=[*v.shape], data_offsets=[at, at := at+v.nbytes])
+    text = json.dumps(head).encode()
+    text += b' '*(-len(text)%8)
+    def seek(f, k, i=0): f.seek(8+len(text)+head[k]['data_offsets'][0]+i)
+    with open(p := tmp_path/'large.safetensors', 'wb') as f:
+        f.write(len(text).to_bytes(8, 'little')+text)
+        f.truncate(8+len(text)+at)
+        seek(f, 'count'); f.write(n.to_bytes(8, 'little'))
+        seek(f, '_extra_state'); f.write(state['_extra_state'].numpy().tobytes())
+        seek(f, 'features', 4*(width*(n-1)+7)); f.write(torch.tensor([1.5]).numpy().tobytes())
+    new = Bank.load(p, mmap=True)
+    assert len(new)==n and new.features[n-1,7]==1.5 and new.features[n-1].sum()==1.5
+    with pytest.raises(MemoError) as e: Bank.load(p)
+    assert 'memory' in str(e.value) and '\n' not in str(e.value)
 
 def test_an_index_of_it(tmp_path):
     pytest.importorskip('faiss')
