@@ -118,7 +118,7 @@ def main():
     p.add_argument('--rounds', type=int)
     a = p.parse_args()
     torch.set_num_threads(a.threads)
-    px,batches,rounds = (64,(1,8),a.rounds or 3) if a.quick else (224,(1,32),a.rounds or 5)
+    px,batches,rounds = (64,(1,8),a.rounds or 3) if a.quick else (224,(1,8),a.rounds or 5)
     page = []
     def say(line):
         page.append(line)
