@@ -1,6 +1,7 @@
 """Early exit as a mechanism: memories at every stage of networks of different kinds, with hit rates that are planted,
 so that nothing is trained and nothing depends on data. `python benchmarks/early_exit_skeleton.py [--quick]` prints a
-table in Markdown, and without --quick writes early_exit_skeleton.md: how many times as fast as the plain network the arithmetic allows, and what is measured.
+table in Markdown, and without --quick writes early_exit_skeleton.md: how many times as fast as the plain network the
+arithmetic allows, and what is measured.
 
 With a share `a` of the network in front of the memory's place, T the time of the plain network and R that of the
 memory, the time at hit rate h is at least  a T + R + (1-h)(1-a) T.  Both a and R are measured: by hooks in the plain
