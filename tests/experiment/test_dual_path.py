@@ -157,7 +157,8 @@ def test_evaluated_again_it_is_the_same(ran):
     assert off==[] and again.strip()==table.strip()
 
 @pytest.mark.slow
-@pytest.mark.parametrize('more', [(), ('data.valid=0','compare=[]')])
+@pytest.mark.parametrize('more', [(), ('data.valid=0','compare=[]'),
+                                  ('data.valid=0','compare=[exit,logit_adjusted,plain]')])
 def test_a_stated_threshold_stays(more, tmp_path):
     "Nothing is chosen unasked: the published experiments have a fixed one. So no validation images are needed"
     _,folder,_ = run(tmp_path, 'digits_cached', 'memory.eps=null', 'memory.threshold=.7', *more)
