@@ -17,11 +17,10 @@ from safetensors import SafetensorError,safe_open
 from torch import Tensor
 from .base import Bank
 from .described import description,own_arguments
-from .files import readers,write_state
+from .files import bank_class,readers,write_state
 from .classes import ClassBank
 from .slots import SlotBank
 from ..core import MemoError,check_choice,write_json
-from ..registry import loaded
 
 # %% ../../nbs/banks/14_exchange.ipynb #aea50df1
 class BankSaver:
@@ -234,7 +233,7 @@ def model_bank(path, f, memory, kinds):
     at = at[which_memory(path, [*at], memory)]
     state = {k.removeprefix(at):f.get_tensor(k) for k in f.keys() if k.startswith(at)}
     cfg = description(state['_extra_state'])
-    kind = loaded('bank', cfg['kind'], kinds)
+    kind = bank_class(cfg['kind'], kinds)
     bank = kind(**{k:v for k,v in cfg.items() if k in own_arguments(kind)})
     bank.load_state_dict(state)
     return bank

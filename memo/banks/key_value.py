@@ -346,7 +346,7 @@ class TrainableBank(KeyValueBank):
         used = self.hits+1
         s = self.scores
         largest = 1/(s-s.amax(1, keepdim=True)).exp().sum(1)        # of its softmax, which takes six times as long
-        return largest*used/(used+self.updates-self.stamps)
+        return (largest*used/(used+self.updates-self.stamps)).nan_to_num(0.)    # who knows nothing goes first
 
     def make_way(self, s, y, taken):
         "Slots of the rows that are the least sure of their class, and used least; equal ones at random"

@@ -115,10 +115,11 @@ class Answers:
         own = self.memories.get(name)
         if own is not None and not method: return own.head         # it is fitted already, and saved so
         if (method,name) not in self.heads:
-            v = self.collected('valid', name)
-            if own is None: head = build_head(self.sections[name], self.memories[self.first].bank).to(v.z.device)
-            else: head = deepcopy(own.head, {id(own.bank):own.bank})    # with what it has learned, over the same bank
+            bank = (own or self.memories[self.first]).bank
+            if own is None: head = build_head(self.sections[name], bank).to(bank.device)
+            else: head = deepcopy(own.head, {id(bank):bank})    # with what it has learned, over the same bank
             if (kw := head.fit_args) is not None:
+                v = self.collected('valid', name)
                 head.fit(AttrDict({**v, 'logits':self.net(method)[0](v.logits)}), **kw)
             self.heads[method,name] = head
         return self.heads[method,name]

@@ -102,7 +102,7 @@ def check_head(cfg, key, head, bank, fail):
     if f.get('mixes') and cfg.data.get('valid')==0 and (not asks or any(v is not None for v in asks.values())):
         none = ' and '.join(f'{key.rpartition(".")[0]}.{k}=null' for k,v in asks.items() if v is not None)
         fail(key, f"{key} {head.name} is fitted on validation data, and data.valid is 0: "
-                  f"give a share of validation, or {none or 'memory.head=add'}")
+                  f"give a share of validation, or {'take it out' if key=='compare' else none or f'{key}=add'}")
 
 def _watches(f): return not f.get('trains') or f.get('adds_rows')    # does a head leave the features as they are?
 

@@ -56,9 +56,11 @@ def check_fit_args(
 ):
     "Raise a `MemoError` where a head's `fit` does not read an argument"
     # a head that mixes passes what its `fit` does not name on to `choices`
-    last = head.choices if hasattr(head, 'choices') else head.fit
-    ps = dict.fromkeys(n for f in (head.fit,last) for n,p in inspect.signature(f).parameters.items()
-                       if p.default is not p.empty and n not in ('item','group'))       # those come with the features
+    last = head.choices if callable(getattr(head, 'choices', None)) else head.fit
+    ps = [*inspect.signature(head.fit).parameters.values()][1:]     # behind what was collected
+    ps += [p for p in inspect.signature(last).parameters.values() if p.default is not p.empty]
+    ps = dict.fromkeys(p.name for p in ps if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)
+                       and p.name not in ('item','group'))          # those come with the features
     for o in () if open_ended(last) else kwargs:
         if o not in ps: raise MemoError(f"fit: {type(head).__name__} does not read {o}{near(o, ps)}")
 
@@ -69,5 +71,5 @@ def tell_stale(
     "Say that stored rows are older than the network, where their bank knows how old they are"
     if bank.learned or not hasattr(bank, 'age') or not len(bank): return
     age = float(bank.age().float().mean())
-    if age: warn(f"memory {name!r}: its rows were encoded {age:.0f} updates ago on average, and the network is "
+    if age: warn(f"memory {name!r}: its rows were encoded {age:.1f} updates ago on average, and the network may be "
                  f"another by now: learn.{name}.rekey() encodes them anew")

@@ -399,3 +399,13 @@ def test_what_a_copy_remembers_of_its_rows_is_its_own():
     with torch.no_grad():
         for _ in range(9): new.features.mul_(1.5)
     assert ((new.rows()[0].norm(dim=1)-1).abs()<1e-5).all()
+
+def test_rows_whose_scores_are_lost_give_way_first():
+    "A row whose scores became NaN is sure of nothing; what was written a moment ago stays"
+    b = TrainableBank(3, 2)
+    b.write(torch.eye(3), torch.tensor([0,1,0]), item=torch.arange(3))
+    for lost,x in ([2],[-1.,-1,-1]),([0,1,2],[-1.,1,-1]):
+        with torch.no_grad(): b.scores[lost] = math.nan
+        assert b.confidence().isfinite().all() and (b.confidence()[lost]==0).all()
+        slot = b.write(torch.tensor([[1.,0,0],x]), torch.tensor([0,1]), item=torch.tensor([0,10*len(lost)]))
+        assert slot[0]==0 and slot[1] in (1,2) and b.items[0]==0 and (len(lost)>1 or slot[1]==2)

@@ -5,9 +5,12 @@ from helpers.errors import err
 from helpers.tensors import draw
 from memo.banks.base import Bank
 from memo.banks.classes import ClassBank
+from memo.banks.files import mapped_state
+from memo.banks.key_value import CachedBank, TrainableBank
 from memo.banks.search import MappedSearch, Stretches, searchers
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
+from safetensors.torch import save_file
 
 def bank_of(kind='slots', n=60):
     x,y = draw(n, 8),torch.arange(n)%3
@@ -55,6 +58,26 @@ def test_a_new_file_in_its_place_does_no_harm(tmp_path):
     assert all(torch.equal(m, n) for m,n in zip(new.read(q, 3), b.read(q, 3)))
     os.remove(p)
     assert torch.equal(new.read(q, 3).index, b.read(q, 3).index)
+
+@pytest.mark.parametrize('kind', [SlotBank,CachedBank,TrainableBank])
+def test_in_inference_mode(kind, tmp_path):
+    "What is mapped there can be written to outside of it, as what is loaded there can"
+    b = kind(9, policy='fifo') if kind is SlotBank else kind(9, 3)
+    x = draw(12, 8)
+    b.write(x, torch.arange(12)%3)
+    saved(b, tmp_path/'b.safetensors')
+    with torch.inference_mode(): new = Bank.load(tmp_path/'b.safetensors', mmap=True)
+    for o in (b,new): o.write(-x, torch.arange(12)%3)
+    assert new in searchers and torch.equal(new.read(x, 2).index, b.read(x, 2).index)
+
+def test_numbers_of_every_type(tmp_path):
+    "A bank of one's own may hold what memo's do not"
+    kinds = 'bool uint8 int8 int16 uint16 int32 uint32 int64 uint64 float8_e4m3fn float8_e5m2 float16 bfloat16 ' \
+            'float32 float64 complex64'
+    whole = {k:torch.tensor([[0,1,1],[1,0,1]]).to(getattr(torch, k)) for k in kinds.split()}
+    save_file(whole, tmp_path/'b.safetensors')
+    got = mapped_state(tmp_path/'b.safetensors')
+    assert {k:(o.dtype,o.tolist()) for k,o in got.items()}=={k:(o.dtype,o.tolist()) for k,o in whole.items()}
 
 def test_empty_banks_and_wrong_files(tmp_path):
     new = Bank.load(saved(SlotBank(4), tmp_path/'b.safetensors'), mmap=True)

@@ -1,5 +1,5 @@
 "A bank is loaded whole or is empty, and knows whose classes its rows are of"
-import copy, warnings
+import copy, json, time, warnings
 import pytest, torch
 from fastai.vision.all import AttrDict
 from sklearn.datasets import load_digits
@@ -8,10 +8,12 @@ from helpers.errors import err
 from helpers.learners import quietly
 from memo.banks.base import Bank
 from memo.banks.classes import ClassBank
+from memo.banks.exchange import open_bank
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.heads.mixture import LDAHead, PrototypeHead, VoteHead
 from memo.training.make_head import class_names, tell_vocab
+from safetensors.torch import save_file
 
 _d = load_digits()
 X,Y = torch.from_numpy(_d.data).float(),torch.from_numpy(_d.target).long()
@@ -156,3 +158,16 @@ def test_what_is_not_saved_is_not_missing():
         warnings.simplefilter('error')
         b.load_state_dict(a.state_dict())
     assert len(b)==9 and torch.equal(b.features, a.features) and b.cache.shape==(3,)
+
+@pytest.mark.parametrize('inside', [False, True])
+def test_a_file_calls_nothing_but_a_class_of_banks(inside, tmp_path):
+    "Whatever else has been imported: files come from anybody"
+    said = json.dumps(dict(kind='subprocess:Popen', args=['touch',str(tmp_path/'there')]))
+    state,head = {'seen':torch.tensor(0)},dict(memo=said)
+    if inside:      # a model
+        state,head = {'memory.bank._extra_state':torch.tensor([*said.encode()], dtype=torch.uint8)},dict(config='{}')
+    save_file(state, tmp_path/'b.safetensors', metadata=head)
+    for f in (open_bank, *(() if inside else (Bank.load,))):
+        assert 'subprocess:Popen, which is no class of banks' in err(f, tmp_path/'b.safetensors')
+    time.sleep(.2)      # a process would need a moment
+    assert not (tmp_path/'there').exists()

@@ -73,8 +73,9 @@ def test_rows_of_the_table():
     (['data.valid=0'], 'give a share of validation, or memory.eps=null'),
     (['data.valid=0','memory.confidence=.9'], 'or memory.eps=null and memory.confidence=null'),
     (['data.valid=0','memory.eps=null'], 'vote is fitted on validation data, and data.valid is 0'),
+    (['data.valid=0','memory.eps=null'], 'give a share of validation, or take it out'),
     (['data.valid=0','memory.eps=null','compare=[{name: dual, eps: 0.01}]'],
-     'compare dual is fitted on validation data'),
+     'compare dual is fitted on validation data, and data.valid is 0: give a share of validation, or take it out'),
     (['memory.loss_weight=0','compare=[plain]'], 'compare has plain, a training without memory'),
     (['train.opt=sgd'], 'train.opt must be one of adamw, adam'),
     (['train.clip=0'], 'train.clip must be a number above 0 or null, found 0'),
@@ -156,7 +157,8 @@ def test_evaluated_again_it_is_the_same(ran):
     assert off==[] and again.strip()==table.strip()
 
 @pytest.mark.slow
-@pytest.mark.parametrize('more', [(), ('data.valid=0','compare=[]')])
+@pytest.mark.parametrize('more', [(), ('data.valid=0','compare=[]'),
+                                  ('data.valid=0','compare=[exit,logit_adjusted,plain]')])
 def test_a_stated_threshold_stays(more, tmp_path):
     "Nothing is chosen unasked: the published experiments have a fixed one. So no validation images are needed"
     _,folder,_ = run(tmp_path, 'digits_cached', 'memory.eps=null', 'memory.threshold=.7', *more)

@@ -8,6 +8,7 @@ from helpers.errors import err
 from helpers.learners import quietly
 from memo.banks.slots import SlotBank
 from memo.banks.key_value import CachedBank
+from memo.heads.base import MemoryHead
 from memo.heads.gate import NEVER, GateHead
 from memo.metrics.intervals import binomial_bound, rows_to_bound
 from memo.training.memory_callback import MemoryCallback
@@ -233,11 +234,22 @@ def test_what_a_fit_does_not_read(head, msg):
     learn = learner(SlotBank(16, policy='fifo'), head)
     assert msg in err(learn.memory.fit, **{msg.split()[4].rstrip(';'):.5})
 
+class Asks(MemoryHead):
+    "A head whose `fit` has an argument that must be given, and another thing of the name that heads that mix use"
+    refit,choices = None,('low','high')
+    def fit(self, collected, level, *, more=0): return dict(level=level, more=more)
+
+def test_a_fit_of_ones_own():
+    "What it names is read, whether it has a default or not; the rows that it is fitted to are not asked for"
+    own = learner(SlotBank(16, policy='fifo'), Asks)
+    assert own.memory.fit(level=3, more=2)==dict(level=3, more=2)
+    for k in ('collected','levels','k'): assert f'Asks does not read {k}' in err(own.memory.fit, **{k:1})
+
 def test_rows_that_are_older_than_the_network(learn):
     "Are said once they are fitted to, with what encodes them anew, and not after that"
     bank,was = learn.memory.head.bank,learn.memory.head.chosen()
     bank.updates += 7
-    with pytest.warns(UserWarning, match=r'its rows were encoded \d+ updates ago on average.*learn.memory.rekey()'):
+    with pytest.warns(UserWarning, match=r'its rows were encoded [1-9]\d*\.\d updates ago.*learn.memory.rekey()'):
         learn.memory.fit()
     learn.memory.rekey()
     with warnings.catch_warnings():
