@@ -1,4 +1,4 @@
-"""What the first seed names as future work, tried before any of it is built.
+"""What the published code of two paths names as future work, tried before any of it is built.
 
     python benchmarks/future_work.py [attention|hierarchy|policy|signature] [--quick] [--features FOLDER]
 

@@ -162,10 +162,10 @@ def mapped(gib, dim, c, folder, times):
             took.append(timed(lambda: right.append(float((bank.read(q, 1).index[:,0]==at).float().mean()))))
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
     cpu,wall = median(took)
-    return (f"{n:,} rows of {dim} numbers, {gib:g} GiB of features on a machine with {ram:.1f} GiB of memory. Written in "
-            f"{wrote:.0f} s, loaded with `mmap=True` in {loaded:.1f} s. 128 stored rows, looked for among all (exact "
-            f"search): {min(right):.0%} found themselves, {wall:.0f} s a batch ({cpu:.0f} s of CPU time). The process had "
-            f"{peak:.1f} GiB at most.")
+    return (f"{n:,} rows of {dim} numbers, {gib:g} GiB of features on a machine with {ram:.1f} GiB of memory. Written "
+            f"in {wrote:.0f} s, loaded with `mmap=True` in {loaded:.1f} s. 128 stored rows, looked for among all (exact "
+            f"search): {min(right):.0%} found themselves, {wall:.0f} s a batch ({cpu:.0f} s of CPU time). The process "
+            f"had {peak:.1f} GiB at most.")
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])

@@ -5,7 +5,7 @@
 10,000 rows of 512 numbers, 10 classes, batches of 128 and of 1: `classify` (class and cosine of the nearest row) and
 `read(k=1)` against a bare matmul and maximum over the same rows; `write` into a full bank, where all of a batch is new
 and where none is, against a loop over its samples; the memory contrastive loss, forward and backward, against the
-seed's form and against two logsumexp. CPU time of all threads, in turn; medians, and the median of the ratios with its
+published form and two logsumexp. CPU time of all threads, in turn; medians, and the median of the ratios with its
 quartiles. Writes key_value.md. Four minutes, `--quick` one, which writes nothing."""
 import argparse,os,time
 from pathlib import Path
@@ -49,7 +49,7 @@ def reads(kind, m, d, classes, rounds):
             yield f'read(k=1), batch {n}',*in_turn(lambda: b.read(q, 1), lambda: (q@k.T).max(1), r)
 
 class Loop:
-    "The seed's update of a full cached memory, a sample at a time; rows of unit length, as it could have had them"
+    "The published update of a full cached memory, a sample at a time; rows of unit length, as it could have had them"
     def __init__(self, b): self.k,self.y,self.tau = b.features.detach().clone(),b.labels.clone(),b.similarity_threshold
     def write(self, x, y):
         for u,c in zip(F.normalize(x), y):
@@ -79,7 +79,7 @@ def writes(kind, m, d, classes, rounds):
                *in_turn(lambda: b.write(*next(a)), lambda: loop.write(*next(z)), rounds))
 
 def seeds_loss(b, x, y):
-    "The seed's: sums of the own class and of all; of a trainable memory the first slot of a class is the target"
+    "As published: sums of the own class and of all; of a trainable memory the first slot of a class is the target"
     k = b.features
     s = F.normalize(x)@F.normalize(k).T/.1
     if b.learned:
@@ -103,7 +103,7 @@ def losses(kind, m, d, classes, rounds):
             for p in b.parameters(): p.grad = None
             f().backward()
         return run
-    for name,f in (("the seed's form",seeds_loss), ('two logsumexp',two_lse)):
+    for name,f in (("the published form",seeds_loss), ('two logsumexp',two_lse)):
         yield (f'loss of 128, against {name}',
                *in_turn(step(lambda: b.contrastive(x, y)), step(lambda: f(b, x, y)), rounds))
 
