@@ -84,7 +84,8 @@ def main():
     made = dict(rows=rows, seeds=o.seeds, torch=torch.__version__)
     to = Path(__file__).with_suffix('.json')
     to.write_text(json.dumps(made, indent=1)+'\n')
-    about = f"`python benchmarks/dual_path.py`, {o.seeds} seeds (means, +- standard deviation), torch {torch.__version__}"
+    about = (f"`python benchmarks/dual_path.py`, {o.seeds} seeds (means, +- standard deviation), "
+             f"torch {torch.__version__}")
     to.with_suffix('.md').write_text(f'{about}\n\n{table(rows)}\n')
 
 if __name__=='__main__': main()

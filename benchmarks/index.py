@@ -163,7 +163,7 @@ def mapped(gib, dim, c, folder, times):
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/2**20
     cpu,wall = median(took)
     return (f"{n:,} rows of {dim} numbers, {gib:g} GiB of features on a machine with {ram:.1f} GiB of memory. Written "
-            f"in {wrote:.0f} s, loaded with `mmap=True` in {loaded:.1f} s. 128 stored rows, looked for among all (exact "
+            f"in {wrote:.0f} s, loaded by `mmap=True` in {loaded:.1f} s. 128 stored rows, looked for among all (exact "
             f"search): {min(right):.0%} found themselves, {wall:.0f} s a batch ({cpu:.0f} s of CPU time). The process "
             f"had {peak:.1f} GiB at most.")
 
