@@ -135,6 +135,11 @@ class Bank(Described):
     def capacity_rows(self):
         "How many rows the bank holds at most"
         raise NotImplementedError
+    @property
+    def occupancy(self):
+        "How many rows it holds, of how many: '5/8', '8/8, full'"
+        n,size = len(self),self.capacity_rows
+        return f"{n}/{size}{', full' if n==size else ''}"
 
     def check_vocab(self,
         vocab,      # Names of the classes of the data

@@ -161,9 +161,6 @@ class KeyValueBank(Bank):
         "For each row, how many updates ago it was written or encoded anew [N]"
         return self.updates-self.stamps[:len(self)]
 
-    @property
-    def occupancy(self): return f"{len(self)}/{self.size}" + (', full' if len(self)==self.size else '')
-
     def stats(self):
         a = self.age()
         return {**super().stats(), 'occupancy':self.occupancy, 'mean_age':float(a.float().mean()) if len(a) else 0.,

@@ -10,7 +10,7 @@ __all__ = ['Read', 'similarities', 'searchers', 'unit_rows', 'unit_sides', 'dire
            'within_whitener']
 
 # %% ../../nbs/banks/01_search.ipynb #8fc6a9a0
-import json,mmap,torch,warnings
+import mmap,torch,warnings
 from collections import namedtuple
 from contextlib import nullcontext
 from torch import Tensor
@@ -138,16 +138,15 @@ class Stretches:
 class MappedSearch:
     "`search` through the features in a bank's file, as long as nobody has written to them"
     def __init__(self,
-        path,           # A safetensors file
-        rows:Tensor     # Its `features`, mapped too
+        path,           # A file
+        rows:Tensor     # Features in it, as a part of another mapping of the whole file
     ):
         with open(path, 'rb') as f: self.file = mmap.mmap(f.fileno(), 0, access=mmap.ACCESS_READ)
-        n = 8+int.from_bytes(self.file[:8], 'little')
-        lo,hi = json.loads(self.file[8:n])['features']['data_offsets']
         with warnings.catch_warnings():
             warnings.simplefilter('ignore')     # that it cannot be written to is what is wanted
             raw = torch.frombuffer(self.file, dtype=torch.uint8)
-        self.at,self.flat = n+lo,raw[n+lo:n+hi].view(rows.dtype)
+        self.at = rows.storage_offset()*rows.itemsize
+        self.flat = raw[self.at:self.at+rows.nbytes].view(rows.dtype)
         self.known = rows,rows._version
 
     def __call__(self, q, rows, *args, **kwargs):

@@ -268,9 +268,7 @@ def speed(self:MemoryCallback,
     if not isinstance(eager, nullcontext):
         notes.append("the model is compiled, where no row leaves early: it was timed without that")
     for o in notes: warn(f"speed: {o}")
-    used,size = len(head.bank),head.bank.capacity_rows
-    full = ', full' if used==size else ''
-    res.attrs = dict(notes=notes, memory=name, head=type(head).__name__, fill=f'{used}/{size}{full}', rounds=rounds,
+    res.attrs = dict(notes=notes, memory=name, head=type(head).__name__, fill=head.bank.occupancy, rounds=rounds,
                      device=device.type, threads=torch.get_num_threads())
     return res
 
