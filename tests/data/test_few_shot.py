@@ -113,7 +113,7 @@ def test_files_that_hold_no_image_are_drawn_from(tmp_path):
             image(i).save(tmp_path/k/f'{i}.jpg')
     tls = Datasets(get_image_files(tmp_path), [[PILImage.create],[parent_label, Categorize()]],
                    splits=RandomSplitter(seed=0)(range(18)))
-    dls = tls.dataloaders(bs=2, device='cpu')
+    dls = tls.dataloaders(bs=2, after_item=[Resize(16),ToTensor], device='cpu')
     for o in get_image_files(tmp_path): o.write_bytes(b'')
     few = few_shot(dls, n_way=2, n_shot=1)
     assert len(few.train_ds)==2 and few.c==2
@@ -329,10 +329,9 @@ def test_a_memory_knows_the_items(tree, frame, made):
     assert len(bank)>=len(few.train.dataset)-4 and torch.isin(stored, item_ids(dls.train)).all() and (stored>=0).all()
     y = dict(zip(item_ids(few.train).tolist(), class_labels(few.train.dataset).y.tolist()))
     assert [y[i] for i in stored.tolist()]==bank.labels[:len(bank)].tolist()
-    r = learn.memory.recall(few.train)
-    ids = r.query_item if hasattr(r, 'query_item') else item_ids(few.train)
-    got = stored[r.index.clamp(min=0)]
-    assert not ((got==item_ids(few.train)[:,None]) & (r.index>=0)).any()
+    r = learn.recall(ds_idx=0, k=3)
+    assert (r.weight>0).any() and not ((r.row_item==r.item[:,None]) & (r.weight>0)).any()
+    assert torch.isin(r.item, item_ids(few.train)).all()
 
 # what the labels are read from
 
