@@ -6,7 +6,7 @@ from fastai.tabular.all import Categorify, TabularDataLoaders
 from fastai.text.all import TextDataLoaders
 from fastai.vision.all import (Categorize, CategoryBlock, ColReader, ColSplitter, CrossEntropyLossFlat, DataBlock,
     DataLoader, DataLoaders, Datasets, Flip, GrandparentSplitter, ImageBlock, ImageDataLoaders, MaskBlock, Normalize,
-    Path, PILImage, PILImageBW, RandomSplitter, RegressionBlock, Resize, ToTensor, accuracy, get_image_files,
+    Path, PILImage, PILImageBW, RandomSplitter, RegressionBlock, Resize, TfmdDL, TfmdLists, ToTensor, accuracy, get_image_files,
     imagenet_stats, noop, parent_label, set_seed)
 from hypothesis import given, settings, strategies as st
 from sklearn.datasets import load_digits
@@ -349,6 +349,10 @@ def test_labels_of_torchs_own_sets(tree, monkeypatch):
     both = ConcatDataset([part, Subset(folder, range(390, 400))])
     assert len(class_labels(both).y)==len(part)+10
     assert few_shot(TensorDataset(X, Y), 3, 2)!=few_shot(TensorDataset(X, Y), 3, 2, seed=1)
+    x = [ImageFolder(tree/'train'), ImageFolder(tree/'train')]
+    own,twice = ConcatDataset(x),ConcatDataset([x[0],x[0]])
+    most = int(torch.tensor(x[0].targets).bincount().min())
+    assert len(few_shot(own, None, 2*most))==20*most and 'with doubles' in err(few_shot, twice, None, 2*most)
     pairs = list(zip(X, Y.tolist()))
     assert [pairs[i][1] for i in few_shot(pairs, None, 2)]==[c for c in range(10) for _ in range(2)]
 
@@ -362,6 +366,11 @@ def test_labels_are_said(tree, frame):
     assert 'tells none; give labels=' in err(few_shot, list(range(10)))
     assert 'is no column of the items' in err(few_shot, frame, labels='colour')
     assert 'one for each of the 600 items' in err(few_shot, frame, labels=['a','b'])
+    fs = sorted(get_image_files(tree/'train'))
+    dls = Datasets(fs, [[PILImage.create],[lambda p: NAMES.index(p.parent.name)]], splits=[range(400),range(10)]).dataloaders(
+        bs=8, after_item=[Resize(16),ToTensor], device='cpu')
+    assert len(few_shot(dls, None, 2, labels=parent_label).train_ds)==20
+    assert 'give their label pipeline a Categorize' in err(few_shot, dls, 3, 2, labels=parent_label)
     a = few_shot(frame, 3, 2, labels='kind')
     b = few_shot(frame, 3, 2, labels=frame.kind.tolist())
     assert a==b and frame.kind.iloc[a].nunique()==3
@@ -380,6 +389,27 @@ def test_texts_and_tables():
     few = few_shot(dls, None, 4)
     assert few.train_ds.y.value_counts().tolist()==[4,4,4] and {*item_ids(few.train).tolist()}<{*item_ids(dls.train).tolist()}
     assert 'classes of a table keep their numbers' in err(few_shot, dls, 2)
+
+def test_a_text_is_a_class_of_a_torch_set():
+    dls = torch_dls(y=[NAMES[i] for i in Y.tolist()])
+    few = few_shot(dls, 3, 2)
+    ds = few.train.dataset
+    assert [ds.classes[ds[i][1]] for i in range(6)]==[dls.train.dataset.targets[i] for i in ds.indices]
+
+def test_lists_of_one_pipeline(tree):
+    "Their labels come with the images"
+    fs = sorted(get_image_files(tree/'train'))
+    def both(p): return PILImage.create(p),NAMES.index(p.parent.name)
+    dls = DataLoaders(*[TfmdDL(TfmdLists(fs[i::2], [both]), bs=8, after_item=[Resize(16),ToTensor]) for i in (0,1)])
+    for n_way in (None,3):
+        with pytest.warns(UserWarning, match='without its items'): few = few_shot(dls, n_way, 2)
+        assert len(few.train.dataset)==2*(n_way or 10)
+        assert torch.isin(item_ids(few.train), item_ids(dls.train)).all()
+        y = torch.cat([b[1] for b in few.train.new(shuffle=False)]).tolist()
+        assert y==([c for c in range(n_way or 10) for _ in range(2)])
+
+def test_any_whole_number_is_a_seed():
+    assert len({tuple(few_shot(range(40), None, 2, s, labels=[i%4 for i in range(40)])) for s in (0,-1,2**40,2**70+1)})==4
 
 # mistakes
 
@@ -448,6 +478,13 @@ def test_only_classes(tree, frame, make):
         assert [some.vocab[i] for i in torch.cat([o[1] for o in b])]==labels_told(b)
     few = few_shot(some, 2, 3)
     assert set(few.vocab)<set(some.vocab) and len(few.train_ds)==6
+
+def test_numbers_that_are_names():
+    "A vocabulary of the numbers 3, 5 and 7"
+    dls = DataLoaders(*[TensorDL(X[Y<3], Y[Y<3], vocab=[3,5,7]) for _ in range(2)])
+    assert only_classes(dls, [7,3]).vocab==[7,3]==only_classes(dls, ['7','3']).vocab
+    m = err(only_classes, dls, [0,1])
+    assert '0 is not one of 3, 5, 7' in m and 'nor a number' not in m
 
 def test_names_and_numbers_of_classes():
     dls = digits(device='cpu')
