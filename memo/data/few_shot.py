@@ -88,7 +88,7 @@ def draw_shots(
     if not few: return res
     c = min(few, key=lambda c: few[c])
     n,all_ = few[c]
-    more = f' (and {len(few)-1} more classes have too few)' if len(few)>1 else ''
+    more = f" (and {len(few)-1} more {'classes have' if len(few)>2 else 'class has'} too few)" if len(few)>1 else ''
     raise MemoError(f"n_shot: {n_shot} items of each class are asked for, class {str(names[c])!r} has {n}"
                     f"{f' different ones ({all_} with doubles)' if all_>n else ''}{more}; "
                     f"{f'n_shot={n}, or classes without it' if n else 'take classes without it'} (only_classes)")

@@ -9,7 +9,7 @@ __all__ = ['emotions', 'emotion_of', 'official_rows', 'folder_rows', 'raf_table'
 
 # %% ../../nbs/data/15_raf_db.ipynb #9fd1de32
 from fastai.vision.all import *
-from ..core import Count, Fraction, MemoError, Natural, NonNegative, settings
+from ..core import Count, Fraction, MemoError, Natural, NonNegative, Positive, settings
 from .image_lists import read_list_file
 from .images import FileImages, check_images, some
 from .items import hash63
@@ -101,8 +101,8 @@ def raf_db(
     rotate:NonNegative=15., # Random rotation in training, degrees either way; black comes in
     light:Fraction=.2, # Random change of brightness and contrast in training, as a share
     colour:Fraction=.2, # Random change of saturation in training, as a share
-    mean:list=imagenet_stats[0], # Of the normalisation, a number for each channel
-    std:list=imagenet_stats[1], # Of the normalisation, a number for each channel
+    mean:list[float]=imagenet_stats[0], # Of the normalisation, a number for each channel
+    std:list[Positive]=imagenet_stats[1], # Of the normalisation, a number for each channel
     workers:Natural=4, # Processes that read images
     preload:bool=False, # Read all images once, and keep them
     **kwargs

@@ -352,7 +352,8 @@ def test_the_seeds_augmentation_at_224_pixels(archive):
     assert 0<sum(mirrored)<16
     assert [type(o).__name__ for o in small(cifar10, archive, flip=False).train.after_batch.fs][0]=='RandomShift'
     fails(lambda: small(cifar10, archive, mean=[.5]), 'mean: 3 numbers are needed, found 1')
-    fails(lambda: small(cifar10, archive, std=[.5,0.,.5]), 'std: numbers above 0')
+    fails(lambda: small(cifar10, archive, std=[.5,0.,.5]), 'std must be a list of numbers above 0')
+    fails(lambda: small(cifar10, archive, mean=['a','b','c']), 'mean must be a list of numbers')
 
 # some classes, a few shots
 
