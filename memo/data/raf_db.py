@@ -61,7 +61,8 @@ def folder_rows(root):
         at = [emotion_of(o) for o in names]
         if sorted(at, key=str)!=[*range(7)]:
             wrong = [n for n,i in zip(names, at) if i is None or at.count(i)>1]
-            why = f"{some(map(repr, wrong))} {'are' if len(wrong)>1 else 'is'} not" if wrong else f'found {some(names, 7)}'
+            why = f'found {some(names, 7)}'
+            if wrong: why = f"{some(map(repr, wrong))} {'are' if len(wrong)>1 else 'is'} not"
             raise MemoError(f"RAF-DB: folders 1 (surprise) to 7 (neutral), or {', '.join(emotions)}, one of each, are "
                             f"needed in {d}, {why}")
         for n,i in zip(names, at):
@@ -92,8 +93,8 @@ def raf_table(
 @register('data', task='multiclass')
 @delegates(whole_dls, but=['tfms','items','test_items','vocab','ids'])
 def raf_db(
-    # Folder of basic/Image/aligned and basic/EmoLabel, or of train/1 to train/7 and test/1 to test/7, or of such folders
-    # by name; by default `raf_db` in the settings' data folder
+    # Folder of basic/Image/aligned and basic/EmoLabel, or of train/1 to train/7 and test/1 to test/7, or of such
+    # folders by name; by default `raf_db` in the settings' data folder
     root:str|Path=None,
     valid:Natural=25, # Validation images per class, from the training images
     size:Count=224, # Pixels; the originals have 100

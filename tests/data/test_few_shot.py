@@ -6,8 +6,8 @@ from fastai.tabular.all import Categorify, TabularDataLoaders
 from fastai.text.all import TextDataLoaders
 from fastai.vision.all import (Categorize, CategoryBlock, ColReader, ColSplitter, CrossEntropyLossFlat, DataBlock,
     DataLoader, DataLoaders, Datasets, Flip, GrandparentSplitter, ImageBlock, ImageDataLoaders, MaskBlock, Normalize,
-    Path, PILImage, PILImageBW, RandomSplitter, RegressionBlock, Resize, TfmdDL, TfmdLists, ToTensor, accuracy, get_image_files,
-    imagenet_stats, noop, parent_label, set_seed)
+    Path, PILImage, PILImageBW, RandomSplitter, RegressionBlock, Resize, TfmdDL, TfmdLists, ToTensor, accuracy,
+    get_image_files, imagenet_stats, noop, parent_label, set_seed)
 from hypothesis import given, settings, strategies as st
 from sklearn.datasets import load_digits
 from torch import nn
@@ -61,8 +61,8 @@ def block(root, frame, **kw):
                   splitter=GrandparentSplitter(valid_name='valid'), item_tfms=Resize(16))
     return b.dataloaders(root, bs=16, device='cpu', num_workers=0)
 def getters(root, frame, **kw):
-    b = DataBlock((ImageBlock(PILImageBW),CategoryBlock), get_x=ColReader('file', pref=f'{root}/'), get_y=ColReader('kind'),
-                  splitter=ColSplitter('held'), item_tfms=Resize(16))
+    b = DataBlock((ImageBlock(PILImageBW),CategoryBlock), get_x=ColReader('file', pref=f'{root}/'),
+                  get_y=ColReader('kind'), splitter=ColSplitter('held'), item_tfms=Resize(16))
     return b.dataloaders(frame, bs=16, device='cpu', num_workers=0)
 makers = [folders, frames, lists, block, getters]
 
@@ -168,7 +168,8 @@ def test_own_transforms_of_the_label(tree):
     same = few_shot(dls, None, 3)
     assert [int(o) for o in torch.cat([b[1] for b in plain_dl(same.train)])]==[number(p) for p in same.train_ds.items]
     dls = Datasets(fs, [[PILImage.create],[parent_label, Categorize(vocab=NAMES, sort=False, add_na=True)]],
-                   splits=[[*range(0, 400, 2)],[*range(1, 400, 2)]]).dataloaders(bs=8, after_item=[Resize(16),ToTensor], device='cpu')
+                   splits=[[*range(0, 400, 2)],[*range(1, 400, 2)]])
+    dls = dls.dataloaders(bs=8, after_item=[Resize(16),ToTensor], device='cpu')
     assert few_shot(dls, 10, 2).c==dls.c==11
     few = few_shot(dls, 3, 2)
     assert few.vocab[0]=='#na#' and few.c==4
@@ -209,7 +210,8 @@ def test_draws(data):
     "Of each class so many different ones; in any order the same; nested"
     n = data.draw(st.integers(4, 80))
     y = torch.tensor(data.draw(st.lists(st.integers(0, 3), min_size=n, max_size=n)))
-    keys = torch.tensor(data.draw(st.lists(st.integers(0, 2**60), min_size=n, max_size=n, unique=data.draw(st.booleans()))))
+    keys = st.lists(st.integers(0, 2**60), min_size=n, max_size=n, unique=data.draw(st.booleans()))
+    keys = torch.tensor(data.draw(keys))
     seed,p = data.draw(st.integers(0, 2**31)),torch.randperm(n)
     classes = y.unique().tolist()
     most = min(len({int(k) for k in keys[y==c]}) for c in classes)
@@ -319,7 +321,8 @@ def test_a_memory_knows_the_items(tree, frame, made):
     few = few_shot(dls, 5, 4)
     c = few.train.dataset.c
     set_seed(0)
-    learn = Learner(few, nn.Sequential(nn.Flatten(), nn.Linear(few.one_batch()[0][0].numel(), 8), nn.ReLU(), nn.Linear(8, c)),
+    width = few.one_batch()[0][0].numel()
+    learn = Learner(few, nn.Sequential(nn.Flatten(), nn.Linear(width, 8), nn.ReLU(), nn.Linear(8, c)),
                     loss_func=CrossEntropyLossFlat(), cbs=MemoryCallback(SlotBank(64, policy='fifo'), head='vote'))
     with warnings.catch_warnings():
         warnings.simplefilter('error', UserWarning)
@@ -367,7 +370,8 @@ def test_labels_are_said(tree, frame):
     assert 'is no column of the items' in err(few_shot, frame, labels='colour')
     assert 'one for each of the 600 items' in err(few_shot, frame, labels=['a','b'])
     fs = sorted(get_image_files(tree/'train'))
-    dls = Datasets(fs, [[PILImage.create],[lambda p: NAMES.index(p.parent.name)]], splits=[range(400),range(10)]).dataloaders(
+    number = lambda p: NAMES.index(p.parent.name)
+    dls = Datasets(fs, [[PILImage.create],[number]], splits=[range(400),range(10)]).dataloaders(
         bs=8, after_item=[Resize(16),ToTensor], device='cpu')
     assert len(few_shot(dls, None, 2, labels=parent_label).train_ds)==20
     assert 'give their label pipeline a Categorize' in err(few_shot, dls, 3, 2, labels=parent_label)
@@ -380,14 +384,17 @@ def test_labels_are_said(tree, frame):
     assert [int(p[i]) for i in again]==at
 
 def test_texts_and_tables():
-    df = pd.DataFrame(dict(text=[f'{"good" if i%3 else "bad"} film number {i}' for i in range(90)], label=[f'l{i%3}' for i in range(90)]))
+    df = pd.DataFrame(dict(text=[f'{"good" if i%3 else "bad"} film number {i}' for i in range(90)],
+                           label=[f'l{i%3}' for i in range(90)]))
     dls = TextDataLoaders.from_df(df, text_col='text', label_col='label', bs=8, device='cpu')
     few = few_shot(dls, 2, 4)
     assert len(few.train_ds)==8 and few.c==2 and few.one_batch()[1].max()<2
     t = pd.DataFrame(dict(a=range(90), k=[f'k{i%5}' for i in range(90)], y=[f'l{i%3}' for i in range(90)]))
-    dls = TabularDataLoaders.from_df(t, procs=[Categorify, Normalize], cat_names=['k'], cont_names=['a'], y_names='y', bs=8)
+    dls = TabularDataLoaders.from_df(t, procs=[Categorify,Normalize], cat_names=['k'], cont_names=['a'], y_names='y',
+                                     bs=8)
     few = few_shot(dls, None, 4)
-    assert few.train_ds.y.value_counts().tolist()==[4,4,4] and {*item_ids(few.train).tolist()}<{*item_ids(dls.train).tolist()}
+    assert few.train_ds.y.value_counts().tolist()==[4,4,4]
+    assert {*item_ids(few.train).tolist()}<{*item_ids(dls.train).tolist()}
     assert 'classes of a table keep their numbers' in err(few_shot, dls, 2)
 
 def test_a_text_is_a_class_of_a_torch_set():
@@ -409,7 +416,8 @@ def test_lists_of_one_pipeline(tree):
         assert y==([c for c in range(n_way or 10) for _ in range(2)])
 
 def test_any_whole_number_is_a_seed():
-    assert len({tuple(few_shot(range(40), None, 2, s, labels=[i%4 for i in range(40)])) for s in (0,-1,2**40,2**70+1)})==4
+    y = [i%4 for i in range(40)]
+    assert len({tuple(few_shot(range(40), None, 2, s, labels=y)) for s in (0,-1,2**40,2**70+1)})==4
 
 # mistakes
 
@@ -489,7 +497,8 @@ def test_numbers_that_are_names():
 def test_names_and_numbers_of_classes():
     dls = digits(device='cpu')
     a,b,c = only_classes(dls, [7,5,9]),only_classes(dls, ['7','5','9']),only_classes(dls, np.array([7,5,9]))
-    assert a.vocab==b.vocab==c.vocab==['7','5','9'] and all(torch.equal(a[i].dataset.y, b[i].dataset.y) for i in range(3))
+    assert a.vocab==b.vocab==c.vocab==['7','5','9']
+    assert all(torch.equal(a[i].dataset.y, b[i].dataset.y) for i in range(3))
     old,new = only_classes(dls, range(5)),only_classes(dls, range(5, 10))
     assert not {*torch.cat([item_ids(o) for o in old]).tolist()} & {*torch.cat([item_ids(o) for o in new]).tolist()}
     assert sum(len(o.dataset) for o in (*old,*new))==1797
@@ -499,7 +508,8 @@ def test_names_and_numbers_of_classes():
 
 @pytest.mark.parametrize('classes,part', [
     ([0,10], '10 is not one of 0, 1, 2'), ([0,'eleven'], "'eleven' is not one of"), ([0,0], "'0' is named twice"),
-    (['3',3], "'3' is named twice"), ([4], '2 or more are needed'), ([], '2 or more are needed'), (5, 'a list of names or numbers'),
+    (['3',3], "'3' is named twice"), ([4], '2 or more are needed'), ([], '2 or more are needed'),
+    (5, 'a list of names or numbers'),
     ('567', 'a list of names or numbers'), ([True,False], 'True is not one of'), ([0,-1], '-1 is not one of'),
     ([0,1.5], '1.5 is not one of')])
 def test_classes_that_are_not_there(classes, part): assert part in err(only_classes, digits(device='cpu'), classes)
