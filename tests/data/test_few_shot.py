@@ -278,6 +278,18 @@ def test_ids_are_the_items_own(tree, frame):
             own = dict(zip(map(str, names_of(dls[i].dataset)), item_ids(dls[i]).tolist()))
             assert [own[str(o)] for o in names_of(few[i].dataset)]==item_ids(few[i]).tolist()
 
+def test_ids_of_items_that_say_nothing():
+    "Numbers, of which an own function makes images: an id is that of its place in the whole set, in its part too"
+    def shown(i): return PILImageBW(image(int(i)))
+    def named(i): return NAMES[D.target[int(i)]]
+    ds = Datasets(list(range(400)), [[shown],[named, Categorize()]], splits=[[*range(300)],[*range(300, 400)]])
+    dls = ds.dataloaders(bs=8, after_item=[ToTensor], device='cpu')
+    few = few_shot(dls, 3, 2)
+    for i in (0,1):
+        own = dict(zip(dls[i].dataset.items, item_ids(dls[i]).tolist()))
+        assert [own[o] for o in few[i].dataset.items]==item_ids(few[i]).tolist()
+        assert item_ids(few[i]).tolist()==item_ids(few[i].new(shuffle=False)).tolist()
+
 class Faces(Dataset):
     "A set of somebody's own, in memory"
     def __init__(self, x, y, told=True):
