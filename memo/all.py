@@ -19,6 +19,7 @@ from .data.images import FileImages,resize_tree
 from .data.longtail import digits_lt,fashion_lt,longtail_counts,longtail_dls,longtail_subset
 from .data.image_lists import imagenet_lt,inat18,list_dls
 from .data.cifar import cifar100_lt,cifar10_lt
+from .data.few_shot import few_shot,only_classes
 from .data.chest_xray import abnormal_only,chest_table,chestxray14,findings
 from .data.chest_standin import chest_mosaic,chest_tree
 from .data.features import cached_features,features_dls

@@ -278,8 +278,8 @@ def changed(a, b):
 
 
 # %% ../../nbs/data/01_items.ipynb #e2ca957f
-def same_ids(old, new):
-    "Give `new`, which has the same items in the same order, the ids of `old`; for data sets that cannot be hashed"
-    ids = item_ids(old)
-    new.__dict__['_memo_ids'] = _Known((set_state(new),ids,known_ids(old)[1]))
+def same_ids(old, new, at=None):
+    "Give `new`, which has the items of `old` (those at positions `at`), its ids; for data sets that cannot be hashed"
+    ids,kind = known_ids(old)
+    new.__dict__['_memo_ids'] = _Known((set_state(new),ids if at is None else ids[list(at)],kind))
     return new

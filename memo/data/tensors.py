@@ -179,6 +179,7 @@ def with_loaders(
     loaders:list # What takes the place of its loaders
 )->DataLoaders:
     "`DataLoaders` of other loaders with the same path, device and split"
-    res = DataLoaders(*loaders, path=dls.path, device=dls.device)
+    cls = type(dls) if type(dls).__init__ is DataLoaders.__init__ else DataLoaders
+    res = cls(*loaders, path=dls.path, device=getattr(dls, 'device', None))
     if 'split' in vars(dls): res.split = dls.split
     return res

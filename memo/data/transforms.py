@@ -42,16 +42,21 @@ class RandomRotate(Transform):
         return res.as_subclass(type(x))
 
 class RandomLight(Transform):
-    "Change brightness, then contrast, of each image of a batch by up to a share `by` of them, either way"
+    "Change brightness, then contrast, of each image of a batch by up to a share `by`, then how strong its colours are"
     split_idx,order = 0,40     # of floats from 0 to 1
-    def __init__(self, by:float=.2): store_attr()
-    def __repr__(self): return f'RandomLight({self.by})'
+    def __init__(self, by:float=.2, colour:float=0.): store_attr()
+    def __repr__(self): return f"RandomLight({self.by}{f', colour={self.colour}' if self.colour else ''})"
     def encodes(self, x:TensorImage):
         v,grey = x.as_subclass(Tensor),torch.tensor([.299,.587,.114] if x.shape[1]==3 else [1/x.shape[1]]*x.shape[1])
         bright,contrast = 1+(2*torch.rand(2, len(v), 1, 1, 1, device=v.device, dtype=v.dtype)-1)*self.by
         v = (v*bright).clamp(0, 1)
-        mid = (v*grey.to(v)[:,None,None]).sum(1, keepdim=True).mean((2,3), keepdim=True)
-        return (mid+(v-mid)*contrast).clamp(0, 1).as_subclass(type(x))
+        def greys(v): return (v*grey.to(v)[:,None,None]).sum(1, keepdim=True)
+        mid = greys(v).mean((2,3), keepdim=True)
+        v = (mid+(v-mid)*contrast).clamp(0, 1)
+        if self.colour:
+            more = 1+(2*torch.rand(len(v), 1, 1, 1, device=v.device, dtype=v.dtype)-1)*self.colour
+            v = (greys(v)+(v-greys(v))*more).clamp(0, 1)
+        return v.as_subclass(type(x))
 
 class ResizeBatch(Transform):
     "Resize a batch to `size` pixels and `channels` channels: padded if fewer than 8 pixels are missing, else bilinear"

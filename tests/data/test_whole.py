@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.transforms import functional as tv
 from contracts import other_checks
 from memo.core import MemoError
+from memo.data import cifar as cifar_module
 from memo.data.cifar import cifar10_lt, read_cifar
 from memo.data.items import item_ids
 from memo.data.longtail import _fashion_deb, digits_lt
@@ -17,6 +18,8 @@ from memo.data.tensors import TensorDL, plain_dl
 from memo.data.transforms import RandomLight, RandomRotate
 from memo.data.whole import cifar10, cifar100, digits, fashion_mnist, stratified
 from memo.evaluation.tasks import Multiclass, titles_of
+from memo.experiment.build import build_dls, build_model
+from memo.experiment.config import load_config
 from memo.models.small import small_cnn
 
 fashion = pytest.mark.skipif(not _fashion_deb.is_dir(), reason='dataset-fashion-mnist is not installed')
@@ -314,3 +317,172 @@ def test_images_are_changed_in_training_only(archive):
     assert names==['RandomShift','IntToFloatTensor','RandomRotate','RandomLight','Normalize']
     assert [type(o).__name__ for o in small(cifar10, archive, shift=0).train.after_batch.fs]==['IntToFloatTensor',
                                                                                               'Normalize']
+
+@pytest.mark.parametrize('channels', [1,3])
+def test_colours_against_torchvision(channels):
+    x = torch.rand(30, channels, 8, 8, generator=torch.Generator().manual_seed(1))
+    torch.manual_seed(4)
+    out = RandomLight(.3, .6).encodes((TensorImage if channels==3 else TensorImageBW)(x))
+    torch.manual_seed(4)
+    bright,contrast = 1+(2*torch.rand(2, 30)-1)*.3
+    colour = 1+(2*torch.rand(30)-1)*.6
+    assert colour.std()>.2
+    for a,b,*f in zip(x, out.as_subclass(Tensor), bright.tolist(), contrast.tolist(), colour.tolist()):
+        want = tv.adjust_saturation(tv.adjust_contrast(tv.adjust_brightness(a, f[0]), f[1]), f[2])
+        assert torch.allclose(b, want, atol=2e-3)
+    torch.manual_seed(4)
+    a = RandomLight(.3).encodes(TensorImage(x))
+    torch.manual_seed(4)
+    assert not torch.equal(a, RandomLight(.3, .6).encodes(TensorImage(x))) or channels==1
+
+def test_the_seeds_augmentation_at_224_pixels(archive):
+    "Flip, rotation, brightness, contrast and saturation of the image as the network sees it, ImageNet's numbers"
+    kw = dict(size=224, shift=0, flip=True, rotate=15, light=.2, colour=.2, mean=[.485,.456,.406], std=[.229,.224,.225])
+    dls = small(cifar10, archive, n_shot=1, **kw)
+    assert [repr(o) for o in dls.train.after_batch.fs if type(o).__name__ not in ('IntToFloatTensor','Normalize')]==[
+        'RandomShift(0, flip=True)', 'ResizeBatch(224, None)', "RandomRotate(15, p=1.0, outside='zeros')",
+        'RandomLight(0.2, colour=0.2)']
+    x = dls[2].one_batch()[0].as_subclass(Tensor)
+    m,s = (torch.tensor(o)[:,None,None] for o in (kw['mean'],kw['std']))
+    big = torch.nn.functional.interpolate(dls[2].dataset.x[:1]/255, (224,224), mode='bilinear')[0]
+    assert x.shape[1:]==(3,224,224) and torch.allclose(x[0], (big-m)/s, atol=2e-2)
+    flips = small(cifar10, archive, shift=0, flip=True).train
+    mirrored = [torch.equal(a, b.flip(-1)) for a,b in zip(flips.new(shuffle=False).one_batch()[0],
+                                                         plain_dl(flips).one_batch()[0])]
+    assert 0<sum(mirrored)<16
+    assert [type(o).__name__ for o in small(cifar10, archive, flip=False).train.after_batch.fs][0]=='RandomShift'
+    fails(lambda: small(cifar10, archive, mean=[.5]), 'mean: 3 numbers are needed, found 1')
+    fails(lambda: small(cifar10, archive, std=[.5,0.,.5]), 'std must be a list of numbers above 0')
+    fails(lambda: small(cifar10, archive, mean=['a','b','c']), 'mean must be a list of numbers')
+
+# some classes, a few shots
+
+sets = [('digits','n: null'), ('fashion_mnist','valid: 20'), ('cifar10','valid: 10'), ('cifar100','valid: 2')]
+sets = [pytest.param(*o, marks=fashion if o[0]=='fashion_mnist' else ()) for o in sets]
+
+def from_yaml(yml, archive, name, more, *over):
+    root = f', root: {archive}' if name.startswith('cifar') else ''
+    return load_config(yml(f'data: {{name: {name}, {more}{root}}}\ntrain: {{bs: 16}}'), over)
+
+@pytest.mark.parametrize('name,more', sets)
+def test_few_shots_are_keys_of_every_whole_set(archive, yml, name, more):
+    "The seed's --few-shot --n-shot 5 is data.n_shot=5; the network has an output for each class drawn"
+    whole = build_dls(from_yaml(yml, archive, name, more), 0)
+    dls = build_dls(cfg := from_yaml(yml, archive, name, more, 'data.n_shot=5', 'data.n_way=4'), 0)
+    assert dls.counts.tolist()==[5]*4 and dls.c==4 and {*dls.vocab}<{*whole.vocab} and dls.train.bs==16
+    lab = whole.split.set_index('item').label
+    for a,b in zip(whole, dls):
+        assert torch.isin(item_ids(b), item_ids(a)).all()
+        assert [dls.vocab[int(y)] for y in b.dataset.y]==[whole.vocab[lab[i]] for i in item_ids(b).tolist()]
+        if a is not whole.train: assert len(b.dataset)==sum(whole.vocab[int(y)] in dls.vocab for y in a.dataset.y)
+    assert build_model(cfg, dls)(torch.zeros(2, *dls.one_batch()[0].shape[1:])).shape==(2,4)
+    less = build_dls(from_yaml(yml, archive, name, more, 'data.n_shot=1', 'data.n_way=4'), 0)
+    assert less.vocab==dls.vocab and {*item_ids(less.train).tolist()}<{*item_ids(dls.train).tolist()}
+    other = build_dls(from_yaml(yml, archive, name, more, 'data.n_shot=5', 'data.n_way=4'), 1)
+    assert {*item_ids(other.train).tolist()}!={*item_ids(dls.train).tolist()}
+    assert titles_of(Multiclass(), dls).keys()=={'accuracy','balanced_accuracy','ece'}
+
+def test_one_draw_for_several_seeds(yml, archive):
+    "shot_seed draws; the experiment's seed still orders the batches"
+    a,b,c = (build_dls(from_yaml(yml, archive, 'digits', 'valid: 30', 'data.n_shot=3', f'data.shot_seed={d}'), s)
+             for s,d in ((0,7),(1,7),(0,8)))
+    for i in range(3): assert torch.equal(item_ids(a[i]), item_ids(b[i]))
+    assert {*item_ids(a.train).tolist()}!={*item_ids(c.train).tolist()} and torch.equal(item_ids(a[2]), item_ids(c[2]))
+    assert list(a.train.get_idxs())!=list(b.train.get_idxs())
+    same = build_dls(from_yaml(yml, archive, 'digits', 'valid: 30', 'data.n_shot=3'), 7)
+    assert torch.equal(item_ids(same.train), item_ids(a.train))
+
+@pytest.mark.parametrize('name,more', sets)
+def test_some_classes_are_a_key(archive, yml, name, more):
+    "Pretrain on five, learn the others from a few: their images have the ids that they have in the whole set"
+    whole = build_dls(from_yaml(yml, archive, name, more), 0)
+    old,new = (build_dls(from_yaml(yml, archive, name, more, f'data.classes={[*o]}'), 0)
+               for o in (range(5), (9,8,7,6,5)))
+    names = {c:whole.vocab[c] for c in range(10)}
+    assert old.vocab==[names[c] for c in range(5)] and new.vocab==[names[c] for c in (9,8,7,6,5)] and old.c==5
+    lab = dict(zip(*(torch.cat(o).tolist() for o in zip(*((item_ids(d),d.dataset.y) for d in whole)))))
+    for dls in (old,new):
+        for a,b in zip(whole, dls):
+            assert all(dls.vocab[y]==whole.vocab[lab[i]] for i,y in zip(item_ids(b).tolist(), b.dataset.y.tolist()))
+        n = whole[2].dataset.y.bincount()
+        assert dls[2].dataset.y.bincount().tolist()==[int(n[whole.vocab.o2i[k]]) for k in dls.vocab]
+    ids = [{*torch.cat([item_ids(o) for o in dls]).tolist()} for dls in (old,new)]
+    assert not ids[0] & ids[1] and ids[0]|ids[1]<={*lab}
+    few = build_dls(from_yaml(yml, archive, name, more, f'data.classes=[{names[7]!r}, 2]', 'data.n_shot=2'), 0)
+    assert few.vocab==[names[7],names[2]] and few.counts.tolist()==[2,2]
+
+def test_n_counts_the_images_of_the_classes_that_stay():
+    assert [len(o.dataset) for o in digits(200, classes=[1,2,3], valid=10, device='cpu')]==[200,30,120]
+
+@pytest.mark.parametrize('kw,parts', [
+    (dict(n_shot=5, n=100), ('n: give n or n_shot, not both',)),
+    (dict(shot_seed=3), ('shot_seed: 3 is read with n_shot or n_way',)),
+    (dict(classes=[0,10]), ('classes: 10 is not one of 0, 1',)),
+    (dict(classes=[1]), ('classes: 2 or more',)),
+    (dict(n_way=11), ('n_way: 11 classes are asked for, 10 are there',)),
+    (dict(n_way=3, classes=[1,2]), ('n_way: 3 classes are asked for, 2 are there',)),
+    (dict(n_shot=0), ('n_shot must be a whole number from 1',)),
+    (dict(n_shot=150), ('n_shot: 150 items of each class are asked for, class ',)),
+])
+def test_draws_that_cannot_be(kw, parts): fails(lambda: digits(device='cpu', **kw), *parts)
+
+def test_a_key_that_cannot_be_is_named(archive, yml):
+    cfg = from_yaml(yml, archive, 'digits', 'n_shot: 500')
+    fails(lambda: build_dls(cfg, 0), 'data.n_shot: 500 items of each class')
+    fails(lambda: from_yaml(yml, archive, 'digits', 'n_shot: 0'), 'data.n_shot must be a whole number from 1')
+    fails(lambda: from_yaml(yml, archive, 'digits', 'n_shots: 5'), 'did you mean data.n_shot?')
+    fails(lambda: build_dls(from_yaml(yml, archive, 'digits', 'classes: [1,1]'), 0), "data.classes: '1' is named twice")
+
+# what is fetched
+
+@pytest.fixture
+def fetched(monkeypatch, photos):
+    "torchvision's data sets, whose network is this test: the calls"
+    calls = []
+    def of(classes):
+        def fetch(root, download=False):
+            calls.append((classes,download))
+            write_archive(Path(root), photos, classes)
+        return fetch
+    import torchvision.datasets as ds
+    for c in (10,100): monkeypatch.setattr(ds, f'CIFAR{c}', of(c))
+    return calls
+
+def test_an_archive_is_fetched_once(fetched, archive, tmp_path, yml):
+    a = small(cifar10, tmp_path/'new', download=True)
+    b = small(cifar10, archive)
+    assert fetched==[(10,True)] and all(torch.equal(p.dataset.x, q.dataset.x) for p,q in zip(a, b))
+    assert [o.name for o in (tmp_path/'new').iterdir()]==['cifar-10-batches-py']
+    small(cifar10, tmp_path/'new', download=True)
+    small(cifar10, archive, download=True)
+    assert len(fetched)==1
+    cfg = load_config(yml(f'data: {{name: cifar100, root: {tmp_path/"new"}, valid: 2}}'), ['data.download=true'])
+    assert build_dls(cfg, 0).c==100 and fetched[1:]==[(100,True)]
+
+def test_nothing_is_fetched_unasked(fetched, tmp_path, pngs, own_pngs):
+    fails(lambda: cifar10(tmp_path/'none'), "cifar10's download=true fetches it")
+    small(cifar10, pngs, download=True)
+    (tmp_path/'cifar-10-batches-py').mkdir()
+    (tmp_path/'cifar-10-batches-py'/'data_batch_1').write_bytes(b'')
+    fails(lambda: cifar10(tmp_path, download=True), 'data_batch_2, data_batch_3', 'not in')
+    assert not fetched
+
+@pytest.mark.parametrize('e,why', [(OSError('<urlopen error [Errno -2] Name or service not known>'), 'Name or service'),
+                                   (RuntimeError('File not found or corrupted.\nmore'), 'corrupted.)')])
+def test_a_network_that_is_not_there(monkeypatch, tmp_path, e, why):
+    import torchvision.datasets as ds
+    def fetch(*a, **kw): raise e
+    monkeypatch.setattr(ds, 'CIFAR10', fetch)
+    fails(lambda: cifar10(tmp_path, download=True), 'CIFAR-10: cannot be downloaded to', why, 'unpack')
+    assert not [*tmp_path.iterdir()]
+    (tmp_path/'file').write_text('')
+    fails(lambda: cifar10(tmp_path/'file', download=True), 'cannot be downloaded')
+
+def test_two_processes_that_fetch_at_once(fetched, tmp_path, photos, monkeypatch):
+    "The second finds the first's folder and leaves it"
+    real = cifar_module.os.replace
+    def replace(a, b):
+        if not Path(b).exists(): write_archive(tmp_path, photos)
+        real(a, b)
+    monkeypatch.setattr(cifar_module.os, 'replace', replace)
+    assert len(small(cifar10, tmp_path, download=True).train_ds)==1400
