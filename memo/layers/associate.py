@@ -52,17 +52,18 @@ def check_patterns(q, k, v, mask):
     def no(what, fit): raise MemoError(f"hopfield: {what}, with q {list(q.shape)}; {fit} is accepted")
     if n not in (2,3,4): no("q has to have two axes to four", "[L,d], [B,L,d] or [B,h,L,d]")
     for name,x in dict(k=k, v=v).items():
-        if x.ndim not in (2,n):
-            no(f"{name} is {list(x.shape)}", f"[S,d]{['', ', or [B,S,d] (B may be 1)', ', or [B,h,S,d] (B, h may be 1)'][n-2]}")
+        also = ['',' or [B,S,d], where B may be 1,',' or [B,h,S,d], where B and h may be 1,'][n-2]
+        if x.ndim not in (2,n): no(f"{name} is {list(x.shape)}", f"[S,d]{also}")
     if k.shape[-1]!=q.shape[-1]: no(f"k is {list(k.shape)}", f"a last axis of {q.shape[-1]}")
     if v.shape[-2]!=k.shape[-2]: no(f"v is {list(v.shape)} and k {list(k.shape)}", "as many values as keys")
     lead = [four(x).shape[:2] for x in (q,k,v)]
     for i in (0,1):
-        if len({o[i] for o in lead}-{1})>1: no(f"k is {list(k.shape)}, v {list(v.shape)}", "the same batch and heads, or 1")
+        if len({o[i] for o in lead}-{1})>1:
+            no(f"k is {list(k.shape)} and v {list(v.shape)}", "the same batch and the same heads, or 1 of them,")
     if mask is None: return
-    if mask.dtype!=torch.bool:
-        no(f"mask is of {mask.dtype}", "torch.bool, True where a pattern may be read (as in scaled_dot_product_attention),")
-    want = [*torch.broadcast_shapes(*lead),q.shape[-2],k.shape[-2]][4-n:]
+    if mask.dtype!=torch.bool: no(f"mask is of {mask.dtype}", "torch.bool, True where a pattern may be read,")
+    B,h = torch.broadcast_shapes(*lead)
+    want = [*([],[B],[B,h])[n-2],q.shape[-2],k.shape[-2]]
     if mask.ndim>n or any(a not in (1,b) for a,b in zip(mask.shape[::-1], want[::-1])):
         no(f"mask is {list(mask.shape)}", f"what can be broadcast to {want}")
 
@@ -181,8 +182,18 @@ def associate(
     y,w,x,done = (as_asked(o, p) for o in (y,w,x,done))
     return Association(y.to(q.dtype), w, x.to(q.dtype), done[...,0])
 
-def hopfield(q, k, v=None, beta=None, steps:Natural=0, eps:NonNegative=1e-4, mask=None, topk:Count=None, sparsity='softmax',
-             dropout:Fraction=0.)->Tensor:
+def hopfield(
+    q:Tensor,           # These are the arguments of `associate`
+    k:Tensor,
+    v:Tensor=None,
+    beta=None,
+    steps:Natural=0,
+    eps:NonNegative=1e-4,
+    mask:Tensor=None,
+    topk:Count=None,
+    sparsity:str='softmax',
+    dropout:Fraction=0.
+)->Tensor:              # [B,h,L,dv]
     "The value of `associate` alone, by `F.scaled_dot_product_attention` where that can be"
     if steps or topk is not None or sparsity!='softmax':
         return associate(q, k, v, beta, steps, eps, mask, topk, sparsity, dropout).value

@@ -90,7 +90,8 @@ class Hopfield(nn.Module):
     def set_beta(self, beta, learn, d):
         "Keep the inverse temperature as a number, a buffer or a parameter"
         if isinstance(beta, (list,tuple)) and len(beta)!=self.heads:
-            raise MemoError(f"Hopfield: beta has {len(beta)} numbers for {self.heads} heads; as many, or one, is accepted")
+            raise MemoError(f"Hopfield: beta has {len(beta)} numbers for {self.heads} heads; one or as many are "
+                            "accepted")
         b = torch.tensor(d**-.5 if beta is None else beta, dtype=torch.float)
         if learn and not b.min()>0: raise MemoError(f"Hopfield: beta {beta} cannot learn; above 0 is accepted")
         self.log_beta = nn.Parameter(b.log()) if learn else None
@@ -128,9 +129,10 @@ class Hopfield(nn.Module):
         "The arguments of `hopfield`"
         stored = state if stored is None else stored
         if state.ndim==2 and stored.ndim==3:
-            raise MemoError(f"Hopfield: state is {list(state.shape)}, stored {list(stored.shape)}; a state [B,L,{state.shape[1]}]"
-                            " is accepted")
-        state,stored,projected = (x if x.ndim==3 else x[None] for x in (state,stored,stored if projected is None else projected))
+            raise MemoError(f"Hopfield: state is {list(state.shape)} and stored {list(stored.shape)}; a state "
+                            f"[B,L,{state.shape[1]}] is accepted")
+        if projected is None: projected = stored
+        state,stored,projected = (x if x.ndim==3 else x[None] for x in (state,stored,projected))
         k,v = self.memory(stored, projected)
         return dict(q=self.queries(state), k=k, v=v, beta=self.beta, steps=self.steps, eps=self.eps, topk=self.topk,
                     mask=readable(valid, mask, stored.shape[1], self.extra), sparsity=self.sparsity,
@@ -272,8 +274,9 @@ def check_rows(x, t, size, d, targets):
     def no(found, fit): raise MemoError(f"init_from: {found}; {fit} is accepted")
     if x.shape[1]!=d: no(f"patterns of {x.shape[1]} numbers", f"{d}")
     if len(x)<size: no(f"{len(x)} patterns for {size} slots", f"as many, or size={len(x)},")
-    if (t is None)!=(targets is None):
-        no("targets are missing" if t is None else "there are no targets", "one of each pattern where the layer has targets")
-    if t is not None and t.shape!=(len(x),targets.shape[1]): no(f"targets {list(t.shape)}", f"[{len(x)},{targets.shape[1]}]")
+    if t is None and targets is not None: no("targets are missing", "one of each pattern")
+    if t is not None and targets is None: no("targets for a layer without", "HopfieldLookup(targets=)")
+    want = t is not None and (len(x),targets.shape[1])
+    if want and t.shape!=want: no(f"targets {list(t.shape)}", f"{list(want)}")
     for o in (x,t):
         if o is not None and not o.isfinite().all(): no("values that are not finite", "what has neither NaN nor inf")
