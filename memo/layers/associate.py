@@ -50,6 +50,7 @@ def check_patterns(q, k, v, mask):
     "Raise a `MemoError` where shapes do not go together"
     n = q.ndim
     def no(what, fit): raise MemoError(f"hopfield: {what}, with q {list(q.shape)}; {fit} is accepted")
+    if not all(x.is_floating_point() for x in (q,k,v)): no("q, k or v holds whole numbers", "floating point")
     if n not in (2,3,4): no("q has to have two axes to four", "[L,d], [B,L,d] or [B,h,L,d]")
     for name,x in dict(k=k, v=v).items():
         also = ['',' or [B,S,d], where B may be 1,',' or [B,h,S,d], where B and h may be 1,'][n-2]
@@ -79,8 +80,9 @@ def check_options(steps, eps, topk, sparsity, dropout):
 def inverse_temperature(beta, q, heads):
     "A number, or a tensor that can be broadcast to [B,h,L,1]"
     if beta is None: return 1/math.sqrt(max(q.shape[-1], 1))
-    if isinstance(beta, (list,tuple)): beta = torch.tensor(beta, device=q.device)
-    if not isinstance(beta, Tensor): return float(accept(beta, NonNegative, 'beta'))
+    def one(b): return float(accept(b, NonNegative, 'beta'))
+    if isinstance(beta, (list,tuple)): beta = torch.tensor([one(o) for o in beta], device=q.device)
+    if not isinstance(beta, Tensor): return one(beta)
     if beta.ndim==0: return beta
     if beta.ndim>1 or len(beta) not in (1,heads):
         raise MemoError(f"beta: {list(beta.shape)} is not one number for each of {heads} heads; a number, [{heads}] or "

@@ -17,7 +17,7 @@ from typing import Annotated
 from ..banks.codecs import kmeans,nearest
 from ..core import Count,Fraction,MemoError,Natural,NonNegative,OneOf,check_choice
 from .associate import *
-from ..schema import checked
+from ..schema import accept,checked
 
 # %% ../../nbs/layers/03_hopfield.ipynb #c13f0005
 roles = ('state','stored','projected')
@@ -78,7 +78,7 @@ class Hopfield(nn.Module):
         dv = width['projected'] if 'projected' in static else d
         self.heads,self.steps,self.eps,self.topk,self.sparsity,self.dropout = heads,steps,eps,topk,sparsity,dropout
         self.norms = nn.ModuleDict({o:nn.LayerNorm(width[o]) for o in norm if o!='heads'})
-        if 'heads' in norm: self.norms |= dict(query=nn.LayerNorm(d), key=nn.LayerNorm(d))
+        if 'heads' in norm: self.norms.update(dict(query=nn.LayerNorm(d), key=nn.LayerNorm(d)))
         self.to_heads = nn.ModuleDict({o:projection(width[o], heads*d, bias) for o in roles if o not in static})
         self.out = nn.Identity() if n_out==0 else projection(heads*dv, n_out or dim, bias)
         self.null,self.extra = null,bias_pattern+null
@@ -92,6 +92,7 @@ class Hopfield(nn.Module):
         if isinstance(beta, (list,tuple)) and len(beta)!=self.heads:
             raise MemoError(f"Hopfield: beta has {len(beta)} numbers for {self.heads} heads; one or as many are "
                             "accepted")
+        for o in beta if isinstance(beta, (list,tuple)) else (): accept(o, NonNegative, 'beta')
         b = torch.tensor(d**-.5 if beta is None else beta, dtype=torch.float)
         if learn and not b.min()>0: raise MemoError(f"Hopfield: beta {beta} cannot learn; above 0 is accepted")
         self.log_beta = nn.Parameter(b.log()) if learn else None

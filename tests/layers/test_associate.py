@@ -339,7 +339,7 @@ def test_shapes_that_do_not_go_together(change, said):
     assert '\n' not in str(e.value) and 'is accepted' in str(e.value)
 
 @pytest.mark.parametrize('o,said', [
-    (dict(beta=-1), 'beta must be a number from 0'), (dict(beta=math.nan), 'beta'), (dict(beta=[1,2,3]), 'for each of 2 heads'),
+    (dict(beta=-1), 'beta must be a number from 0'), (dict(beta=math.nan), 'beta'), (dict(beta=[1,-1]), 'beta'), (dict(beta=[1,2,3]), 'for each of 2 heads'),
     (dict(beta='x'), 'beta'), (dict(steps=-1), 'steps'), (dict(steps=1.5), 'steps'), (dict(topk=0), 'topk'), (dict(eps=-1), 'eps'),
     (dict(dropout=1.), 'dropout'), (dict(sparsity='sparse'), "did you mean 'sparsemax'"),
     (dict(mask=torch.ones(4, 6)), 'True where a pattern may be read'), (dict(mask=torch.ones(4, 6, dtype=torch.uint8)), 'bool'),
@@ -348,6 +348,9 @@ def test_options_that_are_none(o, said):
     for f in (hopfield,associate):
         with pytest.raises(MemoError, match=said) as e: f(randn(3, 2, 4, 5), randn(6, 5), **o)
         assert '\n' not in str(e.value)
+
+def test_whole_numbers_are_no_patterns():
+    with pytest.raises(MemoError, match='floating point is accepted'): hopfield(randn(2, 3), torch.ones(4, 3, dtype=torch.long))
 
 def test_energy_of_no_patterns():
     with pytest.raises(MemoError, match='no stored patterns'): energy(randn(2, 3), randn(0, 3))
