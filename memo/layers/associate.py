@@ -225,7 +225,7 @@ def metastability(
 )->Tensor:              # [...]; 0 where nothing was read
     "The smallest number of patterns that together have so much of the weight: of how many a recall is a mixture"
     w = weight.float().sort(-1, descending=True).values
-    few = ((w.cumsum(-1)<mass-1e-6).sum(-1)+1).clamp(max=w.shape[-1])
+    few = ((w.cumsum(-1)<mass).sum(-1)+1).clamp(max=w.shape[-1])
     return few*(w>0).any(-1)
 
 def retrieval_error(

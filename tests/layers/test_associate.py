@@ -156,13 +156,14 @@ def test_a_row_that_may_read_nothing(o, dtype):
     q,k,mask = randn(2, 3, 4, 8).to(dtype),randn(6, 8).to(dtype),torch.ones(2, 1, 4, 6, dtype=torch.bool)
     mask[1,0,2] = False
     q.requires_grad_()
+    k.requires_grad_()
     r = associate(q, k, mask=mask, **o)
     assert not r.value[1,:,2].any() and not r.weight[1,:,2].any() and not r.steps[1,:,2].any()
     assert torch.equal(r.state[1,:,2], q[1,:,2])
     y = hopfield(q, k, mask=mask, **o)
     assert not y[1,:,2].any() and y.isfinite().all() and y[0].any() and y.dtype==dtype
     y.float().sum().backward()
-    assert q.grad.isfinite().all() and not q.grad[1,:,2].any()
+    assert q.grad.isfinite().all() and not q.grad[1,:,2].any() and k.grad.isfinite().all()
 
 @pytest.mark.parametrize('o', [dict(), dict(steps=2, beta=1), dict(sparsity='sparsemax'), dict(beta=[1.,2.])])
 def test_order_of_patterns(o):
@@ -217,6 +218,11 @@ def test_half_precision(o, dtype):
         y = hopfield(q, k, v, **o)
         want = hopfield(q.double(), k.double(), v.double(), **o)
         assert y.dtype==dtype and torch.allclose(y.double(), want, atol=.02 if dtype==torch.half else .06)
+
+def test_a_query_times_beta_may_be_more_than_a_half_holds():
+    q,k = (100*F.one_hot(torch.tensor(o), 8).half() for o in ([[2]],[[0],[1],[2]]))
+    y = hopfield(q, k[:,0], beta=torch.tensor(1000.))
+    assert torch.equal(y, q)
 
 @pytest.mark.parametrize('o', [dict(), dict(steps=2), dict(topk=4)])
 def test_autocast_changes_nothing(o):

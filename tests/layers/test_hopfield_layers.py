@@ -76,6 +76,15 @@ def test_as_multihead_attention():
     want = t(x, y, y, key_padding_mask=~valid, attn_mask=~mask)[0]
     assert torch.allclose(m(x, y, valid=valid, mask=mask), want, atol=1e-5)
 
+@pytest.mark.parametrize('beta,want', [(None,.5), (2.,2.), ([.3,2.],[.3,2.])])
+def test_a_beta_that_learns_begins_where_it_is_put(beta, want):
+    m,x = far(Hopfield(8, heads=2, beta=beta)),randn(2, 3, 8)
+    m2 = Hopfield(8, heads=2, beta=beta, learn_beta=True)
+    m2.load_state_dict({k:v for k,v in m.state_dict().items() if k!='head_betas'}, strict=False)
+    assert torch.allclose(m2.beta, torch.tensor(want)) and torch.allclose(m2(x), m(x), atol=1e-6)
+    m2(x).square().sum().backward()
+    assert m2.log_beta.grad.all()
+
 def test_begins_as_published():
     "Weights N(0, .02^2), biases 0; keys and values of their own"
     m = HopfieldLookup(256, size=500, heads=4)

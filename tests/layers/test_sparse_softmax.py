@@ -31,6 +31,12 @@ def test_as_bisection_finds(f, x):
     assert (got>=0).all() and torch.allclose(got.sum(-1), torch.ones(len(x)).double())
 
 @both
+def test_near_the_threshold(f):
+    "Where the second of two scores gets its first weight"
+    x = torch.stack([torch.zeros(401), -torch.linspace(.8, 1.2, 401)*(1 if f is sparsemax else 2)], 1).double()
+    assert torch.allclose(f(x), bisected(x, alphas[f]), atol=1e-9) and (f(x)[205:,1]==0).all() and (f(x)[:195,1]>0).all()
+
+@both
 @given(x=rows, c=st.floats(-1e3, 1e3))
 def test_properties(f, x, c):
     "The same for scores that are all shifted, in any order; a higher score has no lower weight"
