@@ -59,7 +59,7 @@ class Bare(nn.Module):
         return self.out(y.transpose(1, 2).reshape(x.shape))
 
 class Published(Bare):
-    "The official lookup: its memory is copied for each image, then normed and projected; weights are worked out in full"
+    "The official lookup: its memory is copied for each image, then normed and projected; weights are in full"
     def forward(self, x):
         q = self.q(self.norms[0](x))
         m = self.patterns.expand(len(x), -1, -1)
@@ -72,7 +72,8 @@ class Seed(nn.Module):
     "The seed's layer: LN(x + softmax(beta (xWq) M^T) V), keys and values as they are"
     def __init__(self, d):
         super().__init__()
-        self.q,self.norm,self.log_beta = nn.Linear(d, d, bias=False),nn.LayerNorm(d),nn.Parameter(torch.tensor(.125).log())
+        self.q,self.norm = nn.Linear(d, d, bias=False),nn.LayerNorm(d)
+        self.log_beta = nn.Parameter(torch.tensor(.125).log())
         self.keys,self.values = (nn.Parameter(torch.randn(1, S, d)) for _ in range(2))
     def forward(self, x):
         a = torch.softmax(self.q(x)@self.keys.mT*self.log_beta.exp(), -1)
@@ -105,12 +106,14 @@ def layers(d, heads, rounds, others):
     copied.load_state_dict(bare.state_dict())
     torch.testing.assert_close(copied(x[:2]), bare(x[:2]))
     rows = [(f'HopfieldLookup, {heads} heads',lookup,rounds)]
-    if others: rows += [('published formulas',copied,rounds//3),('seed',Seed(d),rounds//3),('timm block',Block(d, 12),rounds//3)]
+    if others: rows += [(n,m,rounds//3) for n,m in
+                        (('published formulas',copied),('seed',Seed(d)),('timm block',Block(d, 12)))]
     for name,m,n in rows:
         def ours(): return m(x)
         def base(): return bare(x)
         yield f'{name}, forward',*in_turn(forward(ours), forward(base), n)
-        yield 'the same, forward and backward',*in_turn(both(ours, x, *m.parameters()), both(base, x, *bare.parameters()), n)
+        trained = both(ours, x, *m.parameters()),both(base, x, *bare.parameters())
+        yield 'the same, forward and backward',*in_turn(*trained, n)
         if m is lookup:
             m.eval()
             yield 'the same in evaluation, keys kept',*in_turn(forward(ours), forward(base), n)
@@ -132,4 +135,5 @@ if __name__=='__main__':
     for line in table(o.quick):
         print(line, flush=True)
         lines.append(line)
-    if not o.quick: Path(__file__).with_suffix('.md').write_text('# What a Hopfield lookup costs\n\n'+'\n'.join(lines)+'\n')
+    page = '# What a Hopfield lookup costs\n\n'+'\n'.join(lines)+'\n'
+    if not o.quick: Path(__file__).with_suffix('.md').write_text(page)

@@ -9,8 +9,8 @@ alphas = {sparsemax:2., entmax15:1.5}
 both = pytest.mark.parametrize('f', alphas)
 
 def bisected(x, alpha):
-    """The definition of alpha-entmax: [(alpha-1) x - tau]_+ ^ (1/(alpha-1)), with the tau that makes the sum 1, found by
-    halving an interval that holds it"""
+    """The definition of alpha-entmax: [(alpha-1) x - tau]_+ ^ (1/(alpha-1)), with the tau that makes the sum 1, found
+    by halving an interval that holds it"""
     z = (alpha-1)*x.double()
     lo,hi = z.amax(-1, keepdim=True)-1,z.amax(-1, keepdim=True)
     def p(tau): return (z-tau).clamp(min=0)**(1/(alpha-1))
@@ -34,7 +34,8 @@ def test_as_bisection_finds(f, x):
 def test_near_the_threshold(f):
     "Where the second of two scores gets its first weight"
     x = torch.stack([torch.zeros(401), -torch.linspace(.8, 1.2, 401)*(1 if f is sparsemax else 2)], 1).double()
-    assert torch.allclose(f(x), bisected(x, alphas[f]), atol=1e-9) and (f(x)[205:,1]==0).all() and (f(x)[:195,1]>0).all()
+    p = f(x)
+    assert torch.allclose(p, bisected(x, alphas[f]), atol=1e-9) and (p[205:,1]==0).all() and (p[:195,1]>0).all()
 
 @both
 @given(x=rows, c=st.floats(-1e3, 1e3))
