@@ -26,8 +26,8 @@ def head_width(dim, d_stored, heads, d_head, static):
     "Numbers of a query in each head"
     fixed = {d for o,d in dict(state=dim, stored=d_stored).items() if o in static}
     if len(fixed|{d_head}-{None})>1:
-        raise MemoError(f"Hopfield: static={static!r} compares patterns as they are, of {dim} and {d_stored} numbers, and "
-                        f"d_head is {d_head}: the same width is accepted")
+        raise MemoError(f"Hopfield: static={static!r} compares patterns as they are, of {dim} and {d_stored} numbers, "
+                        f"and d_head is {d_head}: the same width is accepted")
     if fixed: return fixed.pop()
     if d_head is None and dim%heads:
         raise MemoError(f"Hopfield: {heads} heads do not divide dim={dim}; give d_head, the width of each")
