@@ -28,6 +28,9 @@ from .heads.retrieval import RetrievalHead
 from .heads.replay import ReplayHead
 from .heads.mixture import LDAHead,PrototypeHead,VoteHead,mix_votes
 from .heads.attach import attach,detach,find_head,memories
+from .layers.sparse import entmax15,sparsemax
+from .layers.associate import associate,energy,hopfield,metastability,retrieval_error
+from .layers.hopfield import Hopfield,HopfieldLookup,HopfieldPooling
 from .models.small import small_cnn
 from .models.backbones import chest_head,chest_model,load_backbone
 from .training.losses import AsymmetricLoss,LogitAdjustedCE,SigmoidFocalLoss,adjust_logits,pos_weights
