@@ -6,18 +6,18 @@ Docs: https://github.com/fastmemo/memo/heads/attach.html.md"""
 
 # %% auto #0
 __all__ = ['network_modules', 'find_place', 'runs_children', 'declared_last', 'memories', 'find_head', 'holder', 'Gate',
-           'path_of', 'unclear', 'answer_of', 'HeadGate', 'ResetGate', 'SaveGate', 'Tap', 'TapIn', 'TapOut', 'Wrapped',
-           'check_name', 'attach', 'check_new', 'watch', 'let_leave', 'not_broadcast', 'feature_axis', 'gate_of',
-           'guard', 'detach', 'take_out']
+           'path_of', 'unclear', 'answer_of', 'HeadGate', 'ResetGate', 'SaveGate', 'Tap', 'TapIn', 'TapOut', 'Within',
+           'Enough', 'check_halves', 'Wrapped', 'check_name', 'attach', 'check_new', 'check_within', 'watch',
+           'let_leave', 'not_broadcast', 'feature_axis', 'gate_of', 'guard', 'detach', 'take_out']
 
 # %% ../../nbs/heads/09_attach.ipynb #b1a7c003
-import inspect,keyword,sys,torch,warnings
+import copy,inspect,keyword,sys,torch,warnings
 from fastai.layers import Flatten
 from torch import nn
-from ..core import MemoError,check_choice
+from ..core import MemoError,check_choice,undisturbed
 from .base import MemoryHead
-from .calls import AllLeft,_thread,in_call
-from .places import Watched,answer_path,at_path,tensors_in,with_part
+from .calls import AllLeft,Step,_thread,in_call,in_step
+from .places import Watched,answer_path,as_found,at_path,tensors_in,with_part
 
 # %% ../../nbs/heads/09_attach.ipynb #7ded9ee8
 def network_modules(model):
@@ -264,6 +264,48 @@ class TapIn(Tap):
 class TapOut(Tap):
     def __call__(self, module, args, out): return self.through(module, out)
 
+class Within:
+    "A module's `forward` with the memory between its sublayers"
+    def __init__(self,
+        module:nn.Module,   # Such as a transformer's block
+        name:str,           # Of the memory in it
+        run                 # Function (module, memory, x, ...) of a module file, which runs the sublayers
+    ): self.module,self.name,self.run = module,name,run
+    def inner(self, *args, **kwargs): return type(self.module).forward(self.module, *args, **kwargs)
+    @property
+    def __signature__(self): return inspect.signature(self.inner)
+    def __call__(self, *args, **kwargs): return self.run(self.module, getattr(self.module, self.name), *args, **kwargs)
+
+class Enough(BaseException): "What a forward was made for is known"
+
+def check_halves(
+    model:nn.Module,    # Any model
+    module:nn.Module,   # A part of it
+    run,                # How a memory shall come between its sublayers, see `Within`
+    xb,                 # Inputs of the model: few rows
+    at:str              # What the user calls the part
+):
+    "Raise a `MemoError` if with a memory that does nothing a module would not give, to the bit, what it gives by itself"
+    same,why = [],None
+    def both(*args, **kwargs):
+        # of other weights, since some begin with branches that are multiplied by zero
+        twin = copy.deepcopy(module)
+        vars(twin).pop('forward', None)
+        for p in twin.parameters(): p.add_(torch.randn_like(p), alpha=.1)
+        same.append(torch.equal(twin(*args, **kwargs), run(twin, nn.Identity(), *args, **kwargs)))
+        raise Enough
+    with undisturbed(), torch.no_grad(), as_found(model), in_step(memories(model).values(), Step(off=True)):
+        module.forward = both
+        try: model(*xb)
+        except Enough: pass
+        except Exception as e: why = (str(e) or type(e).__name__).splitlines()[0][:120]
+        finally: del module.forward
+    if why is None and same: why = None if all(same) else 'the sum of its halves is not what it gives'
+    elif why is None: why = 'it is not called in a forward of the model'
+    if why is None: return
+    raise MemoError(f"at: {at!r}, a {type(module).__name__}, is no block that {run.__name__} can run in two halves "
+                    f"({why}); a block x + attn(norm1(x)), x + mlp(norm2(x)), or a place behind one, is accepted")
+
 class Wrapped(nn.Module):
     "A module followed by its memory, in the module's place"
     def __init__(self, module, name):
@@ -292,11 +334,18 @@ def attach(
     wrap:bool=False,
     # Inputs of a few rows (several in a tuple), or what was `Watched` of them: places are found by what is called
     x=None,
+    # Function (module, memory, x, ...) that runs the sublayers of the module at `at` with the memory between them, as
+    # `after_attention` does; by default the memory is in front of the module, or behind it
+    within=None,
 ) -> nn.Module:
     "Attach `head` to `model`, in place"
     check_new(model, head, at, name, wrap)
+    if within is not None: check_within(model, at, x, wrap)
     seen = watch(model, head, x)
     where,m,front = find_place(model, at, seen)
+    if within is not None:
+        where,m,front = at,model.get_submodule(at),False
+        check_halves(model, m, within, seen.inputs, at)
     if wrap: where,m,front = at,model.get_submodule(at),False
     called = m
     axis = feature_axis(model, m, front, seen)
@@ -314,6 +363,7 @@ def attach(
         if any(h is head for h in o.modules()): guard(o)
     if m is model and front: gate.taps.append(TapIn(name, head))
     elif front: m.register_forward_pre_hook(TapIn(name, head))
+    elif within is not None: m.forward = Within(m, name, within)
     elif not wrap: m.register_forward_hook(TapOut(name, head))
     if (dev := next((o.device for o in model.parameters()), None)) is not None: head.to(dev)
     head.train(model.training)
@@ -335,9 +385,19 @@ def check_new(model, head, at, name, wrap):
                         "the classifier nearly all of it has been run; head='dual' is for that place")
     if any(h is head for h in memories(model).values()):
         raise MemoError("this memory is in the model already: make one for each place")
+    if head.bank.shareable: return
     if other := next((n for n,h in memories(model).items() if h.bank is head.bank), None):
         raise MemoError(f"this bank is the memory {other!r} of the model already, and its rows are features of that "
                         "place: make one for each place")
+
+def check_within(model, at, x, wrap):
+    "Raise a `MemoError` if a memory cannot come between the sublayers of a module"
+    if wrap: raise MemoError("wrap=True puts the memory behind a module, within= inside of it: one of them is accepted")
+    if at is None or x is None:
+        raise MemoError("within= needs at=, the name of a block, and x=, inputs of a few rows on which it is tried")
+    m = model.get_submodule(check_choice('at', at, {n for n,_ in network_modules(model) if n}))
+    if isinstance(vars(m).get('forward'), Within):
+        raise MemoError(f"at: there is a memory within {at!r} already; one behind it, without within=, is accepted")
 
 def watch(model, head, x):
     "A forward of the model for `attach`; an error if the head cannot mix with what it gives"
@@ -413,6 +473,7 @@ def take_out(model, name, head):
                 for i,f in list(hooks.items()):
                     if isinstance(f, Tap) and f.name==key: del hooks[i]
             del m._modules[key]
+            if isinstance(w := vars(m).get('forward'), Within) and w.name==key: del m.forward
             if isinstance(m, Wrapped):
                 parent,_,k = path.rpartition('.')
                 setattr(model.get_submodule(parent), k, m.wrapped)
