@@ -51,8 +51,8 @@ class HopfieldHead(MemoryHead):
             l.weight = nn.Parameter(torch.eye(dim))
             return l
         with torch.inference_mode(False):
-            self.norm,self.query = nn.LayerNorm(dim),same()
-            if self.bank.projected: self.row_norm,self.key,self.value = nn.LayerNorm(dim),same(),same()
+            self.norm,self.query = nn.LayerNorm(dim, 1e-6),same()
+            if self.bank.projected: self.row_norm,self.key,self.value = nn.LayerNorm(dim, 1e-6),same(),same()
             self.gate = nn.Parameter(torch.zeros(dim))
             if self.learn_beta: self.log_beta = nn.Parameter(torch.full((self.heads,), self.first_beta(dim)).log())
         self.to(self.bank.device)
@@ -95,7 +95,8 @@ class HopfieldHead(MemoryHead):
     def prepared(self, t, item=None, group=None):
         "Queries [B,h,N,d], keys and values [1,h,M,d], beta, and which rows each item may see ([B,1,1,M], None: all)"
         rows,values,valid = self.bank.patterns()
-        q = self.query(self.norm(t.to(self.norm.weight.dtype)))
+        t = t.to(self.norm.weight.dtype)
+        q = self.query(self.norm(F.normalize(t, dim=-1) if self.bank.unit else t))      # as long as rows are
         if self.bank.projected:
             rows = self.row_norm(rows.to(q.device, torch.float32))
             rows,values = self.key(rows),self.value(rows)
