@@ -88,7 +88,7 @@ class HopfieldHead(MemoryHead):
         t:Tensor    # Tokens [B,N,D]
     )->Tensor:      # [B,N,D]; zeros where no row may be seen
         "What the memory gives for tokens"
-        q,k,v,beta,mask = self.prepared(t, *self.own(len(t)))
+        q,k,v,beta,mask = self.prepared(t, *self.own(t.shape[0]))
         out = hopfield(q, k, v, beta, self.steps, mask=mask, topk=self.topk, dropout=self.dropout if self.learning else 0.)
         return out.transpose(1, 2).flatten(2)
 

@@ -100,7 +100,7 @@ class Prompts(nn.Module):
         super().__init__()
         self.prompt = nn.Parameter(torch.empty(layers, n, dim).uniform_(-bound, bound))
         self.dropout = nn.Dropout(dropout)
-    def forward(self, i, x): return self.dropout(self.prompt[i]).to(x.dtype).expand(len(x), -1, -1)
+    def forward(self, i, x): return self.dropout(self.prompt[i]).to(x.dtype).expand(x.shape[0], -1, -1)
 
 def classifiers(model):
     "The classifier of a timm model; of a distilled one there are two"
