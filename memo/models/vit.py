@@ -6,13 +6,14 @@ Docs: https://github.com/fastmemo/memo/models/vit.html.md"""
 
 # %% auto #0
 __all__ = ['positions', 'kinds', 'half', 'after_attention', 'beside_attention', 'check_vit', 'ImagesFit', 'load_vit',
-           'some_images', 'Prompts', 'classifiers', 'vit_parts', 'vit_splitter', 'FrozenMode', 'freeze_backbone',
-           'which_blocks', 'block_banks', 'block_memory', 'hopfield_vit', 'remove_memory', 'linear_probe', 'Insert',
-           'TakeOut', 'NoBias', 'patch_edge', 'insert_prompts', 'vpt']
+           'some_images', 'Prompts', 'classifiers', 'vit_parts', 'vit_splitter', 'FrozenMode', 'frozen_whole',
+           'with_groups', 'which_blocks', 'block_banks', 'block_memory', 'hopfield_vit', 'remove_memory',
+           'linear_probe', 'Insert', 'TakeOut', 'NoBias', 'patch_edge', 'insert_prompts', 'vpt']
 
 # %% ../../nbs/models/03_vit.ipynb #13640732
-import copy,math,torch
+import math,torch
 from collections.abc import Callable
+from fastai.torch_core import norm_types
 from pathlib import Path
 from torch import Tensor,nn
 from torch.nn import functional as F
@@ -126,24 +127,33 @@ def vit_splitter(
     return [o for o in groups if o]
 
 class FrozenMode:
-    "A model's `train` that leaves a frozen backbone in evaluation mode"
+    "A model's `train` that leaves a frozen backbone in evaluation mode, and norms frozen with what they are in"
     def __init__(self, model): self.model = model
     def __call__(self, mode=True):
         type(self.model).train(self.model, mode)
-        body,memory,last = vit_parts(self.model)
-        ps = [p for m in [self.model,*body] for p in m.parameters(recurse=False)]
-        if mode and not any(p.requires_grad for p in ps):
-            for m in body: m.training = False
+        if mode:
+            body,memory,_ = vit_parts(self.model)
+            if frozen_whole([self.model,*body]):
+                for m in body: m.training = False
+            frozen_whole(memory)
         return self.model
 
-def freeze_backbone(
-    model:nn.Module # A vision transformer of timm's, with memories or prompts or without
+def frozen_whole(modules):
+    "Whether modules are frozen but for their norms, which a `Learner` with train_bn=True trains: those are frozen too"
+    own = [(isinstance(m, norm_types),p) for m in modules for p in m.parameters(recurse=False)]
+    if any(p.requires_grad for norm,p in own if not norm): return False
+    for _,p in own: p.requires_grad_(False)
+    return True
+
+def with_groups(
+    model:nn.Module,    # A vision transformer of timm's, with memories or prompts or without
+    freeze:bool         # Train memories, prompts and classifier only?
 ):
-    "Freeze all but memories, prompts and classifier, in place; they are in evaluation mode from then on, until unfrozen"
-    for p in vit_splitter(model)[0]: p.requires_grad_(False)
+    "Freeze a backbone, and have it in evaluation mode as long as it is frozen; in place"
+    if freeze:
+        for p in vit_splitter(model)[0]: p.requires_grad_(False)
     model.train = FrozenMode(model)
-    model.train(model.training)
-    return model
+    return model.train(model.training)
 
 # %% ../../nbs/models/03_vit.ipynb #2f010c30
 kinds = dict(learned='LearnedBank')     # what `memory` may be called
@@ -218,7 +228,7 @@ def hopfield_vit(
         head = HopfieldHead(bank, heads, beta, learn_beta, steps, topk, dropout, tokens,
                             getattr(model, 'num_prefix_tokens', 0), k=min(3, bank.capacity_rows))
         block_memory(head, seen, model, position, i)
-    return freeze_backbone(model) if freeze else model
+    return with_groups(model, freeze)
 
 def remove_memory(
     model:nn.Module # Has memories
@@ -246,7 +256,7 @@ def linear_probe(
         for name,m in [(n,m) for n,m in model.named_children() if any(m is c for c in classifiers(model))]:
             setattr(model, name, nn.Sequential(nn.Linear(m.in_features, hidden), nn.ReLU(), nn.Dropout(dropout),
                                                nn.Linear(hidden, n_out)))
-    return freeze_backbone(model) if freeze else model
+    return with_groups(model, freeze)
 
 # %% ../../nbs/models/03_vit.ipynb #5b24ed91
 class Insert:
@@ -316,4 +326,4 @@ def vpt(
     "A frozen vision transformer with learned prompts beside its tokens (Jia et al. 2022), and a new classifier"
     model = load_vit(arch, n_out, pretrained, c_in, img_size, kwargs)
     insert_prompts(model, arch, deep, n_prompts, dropout)
-    return freeze_backbone(model)
+    return with_groups(model, True)
