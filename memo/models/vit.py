@@ -7,7 +7,7 @@ Docs: https://github.com/fastmemo/memo/models/vit.html.md"""
 # %% auto #0
 __all__ = ['positions', 'kinds', 'half', 'after_attention', 'beside_attention', 'check_vit', 'ImagesFit', 'load_vit',
            'some_images', 'Prompts', 'classifiers', 'vit_parts', 'vit_splitter', 'FrozenMode', 'frozen_whole',
-           'with_groups', 'which_blocks', 'block_banks', 'block_memory', 'hopfield_vit', 'remove_memory',
+           'with_groups', 'which_blocks', 'block_banks', 'block_memory', 'hopfield_vit', 'remove_memory', 'token_reads',
            'linear_probe', 'Insert', 'TakeOut', 'NoBias', 'patch_edge', 'insert_prompts', 'vpt']
 
 # %% ../../nbs/models/03_vit.ipynb #13640732
@@ -156,7 +156,8 @@ def with_groups(
     return model.train(model.training)
 
 # %% ../../nbs/models/03_vit.ipynb #2f010c30
-kinds = dict(learned='LearnedBank')     # what `memory` may be called
+# what `memory` may be called
+kinds = dict(learned='LearnedBank', associative='AssociativeBank', class_prototype='CentroidBank')
 
 def which_blocks(blocks, n, arch):
     "Numbers of blocks: all, the last few, or those that are listed"
@@ -205,7 +206,8 @@ def hopfield_vit(
     blocks:str|int|list='all', # Which have a memory: 'all', how many of the last ones, or a list of numbers from 0
     beta:Positive=None,     # Inverse temperature of the read; None: 1/sqrt(width of a head)
     tokens:Annotated[str, OneOf('all cls'.split())]='all', # 'cls': only the class token looks anything up
-    memory:str|Bank|Callable='learned', # 'learned', a bank's name, a bank, or a function of the block's number
+    # 'learned', 'associative', 'class_prototype', a bank's name, a bank, or a function of the block's number
+    memory:str|Bank|Callable='learned',
     freeze:bool=True,       # Train memory and classifier only?
     dropout:Fraction=.1,    # Of the read's weights, in training
     pretrained:bool|str|Path=False, # True: timm's weights; a path: weights from that file
@@ -238,6 +240,23 @@ def remove_memory(
     return model
 
 # %% ../../nbs/models/03_vit.ipynb #885e6861
+def token_reads(
+    model:nn.Module,    # Has Hopfield memories
+    *xb                 # Its inputs
+)->dict:                # Name of a memory -> weights [B,heads,N,M] of N tokens over M patterns
+    "How much each token reads each pattern, in one forward of a model"
+    found,hooks = {},[]
+    def note(name):
+        def hook(head, args): found[name] = head.association(args[0])
+        return hook
+    for n,h in memories(model).items():
+        if hasattr(h, 'association'): hooks.append(h.register_forward_pre_hook(note(n)))
+    try: model(*xb)
+    finally:
+        for o in hooks: o.remove()
+    return found
+
+# %% ../../nbs/models/03_vit.ipynb #5b24ed91
 @register('model', 'linear_probe', vit=True)
 def linear_probe(
     arch:str,               # A vision transformer in timm
@@ -258,7 +277,7 @@ def linear_probe(
                                                nn.Linear(hidden, n_out)))
     return with_groups(model, freeze)
 
-# %% ../../nbs/models/03_vit.ipynb #5b24ed91
+# %% ../../nbs/models/03_vit.ipynb #b1b74231
 class Insert:
     "A hook in front of a block that puts prompts behind the prefix tokens, in the place of those that are there"
     def __init__(self, prompts, i, prefix, had): self.prompts,self.i,self.prefix,self.had = prompts,i,prefix,had

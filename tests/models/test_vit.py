@@ -9,14 +9,14 @@ from helpers.grid import grid
 from helpers.learners import quietly
 from memo.banks.base import Bank
 from memo.banks.classes import ClassBank
-from memo.banks.key_value import CachedBank
-from memo.banks.patterns import LearnedBank
+from memo.banks.key_value import CachedBank, TrainableBank
+from memo.banks.patterns import AssociativeBank, CentroidBank, LearnedBank
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.heads.attach import Within, attach, detach, memories
 from memo.layers.hopfield_head import HopfieldHead
-from memo.models.vit import (after_attention, beside_attention, hopfield_vit, linear_probe, remove_memory, vit_parts,
-                             vit_splitter, vpt)
+from memo.models.vit import (after_attention, beside_attention, hopfield_vit, linear_probe, remove_memory, token_reads,
+                             vit_parts, vit_splitter, vpt)
 from memo.training.memory_callback import MemoryCallback
 from memo.training.param_groups import body_head_splitter
 
@@ -351,3 +351,85 @@ def test_other_reads(steps, topk, heads, learn_beta):
     if learn_beta:
         m.train()(images('class_token')).sum().backward()
         assert h.log_beta.grad.abs().sum()>0
+
+banks = dict(learned=lambda: LearnedBank(9), slots=lambda: SlotBank(9, policy='fifo'), classes=lambda: ClassBank(5, 4),
+    cached=lambda: CachedBank(9), trainable=lambda: TrainableBank(9, 5), associative=lambda: AssociativeBank(9),
+    means=lambda: CentroidBank(5), compressed=lambda: SlotBank(9, policy='fifo'))
+
+@pytest.mark.parametrize('kind', banks)
+@pytest.mark.parametrize('heads,beta', [(1,None), (4,.125)])
+def test_any_bank_of_the_library(kind, heads, beta):
+    "The read is softmax(beta q K^T) V over its rows, each seen through the head's norm and projections; x + g of it"
+    bank,x = banks[kind](),torch.randn(3, 6, 16)
+    g = torch.Generator().manual_seed(0)
+    bank.build(16, 5)
+    h = HopfieldHead(bank, heads=heads, beta=beta)
+    with torch.no_grad(): assert torch.equal(h(x), x)       # before it is built
+    h.build(16, 5)
+    for p in h.parameters(): nn.init.normal_(p, std=.3)
+    if kind!='learned':
+        with torch.no_grad(): assert torch.equal(h(x), x)       # empty
+        bank.write(torch.randn(20, 16, generator=g), torch.arange(20)%4, item=torch.arange(20))
+    if kind=='compressed': h.bank = bank = bank.compress(1, 'int8')
+    f,_,_,_,_,valid = bank.rows()
+    f = torch.stack([f[i].float() for i in range(len(f))])
+    if valid is not None: f = f[valid]
+    assert len(f)==len(bank)>0
+    t = F.normalize(x, dim=-1) if bank.unit else x
+    q = F.layer_norm(t, (16,), h.norm.weight, h.norm.bias, 1e-6)@h.query.weight.T
+    if kind=='learned': k,v = bank.features,bank.values
+    else:
+        f = F.layer_norm(f, (16,), h.row_norm.weight, h.row_norm.bias, 1e-6)
+        k,v = f@h.key.weight.T,f@h.value.weight.T
+    want,d = x.clone(),16//heads
+    for i in range(heads):
+        at = slice(i*d, i*d+d)
+        w = ((d**-.5 if beta is None else beta)*q[...,at]@k[:,at].T).softmax(-1)
+        want[...,at] += h.gate[at]*(w@v[:,at])
+    torch.testing.assert_close(h.eval()(x), want, rtol=1e-4, atol=1e-4)
+    h(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in (h.gate,h.query.weight,h.norm.weight))
+    if kind!='learned': assert h.key.weight.grad.abs().sum()>0 and h.value.weight.grad.abs().sum()>0
+
+def test_who_may_see_nothing_gets_nothing():
+    "Where all rows are an item's own; a NaN in its features would spoil a training"
+    from memo.heads.calls import Step, in_step
+    h = HopfieldHead(SlotBank(4, policy='fifo'))
+    h.build(8, None)
+    nn.init.ones_(h.gate)
+    h.bank.write(torch.randn(3, 8), item=torch.tensor([7,7,8]), group=torch.tensor([1,1,2]))
+    x = torch.randn(3, 5, 8, requires_grad=True)
+    with in_step([h], Step(torch.tensor([7,8,9]), torch.tensor([1,2,2]), hide=True)):
+        y = h(x)
+        w = h.association(x, torch.tensor([7,8,9]), torch.tensor([1,2,1]))
+    assert h.bank.items[:2].tolist()==[7,8] and torch.equal(w[:,0,0]>0, torch.tensor([[False,True],[True,False],[False,True]]))
+    y.sum().backward()
+    assert x.grad.isfinite().all()
+    with in_step([h], Step(torch.tensor([8,8,8]), torch.tensor([1,1,1]), hide=True)): assert torch.equal(h(x), x)
+
+@pytest.mark.parametrize('shape,axis', [((3,8),None), ((3,8,4,5),None), ((3,4,5,8),-1), ((3,5,8),None)])
+def test_features_of_any_form(shape, axis):
+    "A vector, a map, tokens: each position asks by itself"
+    h,x = head(8),torch.randn(shape)
+    nn.init.normal_(h.gate)
+    h.axis = axis
+    y = h.eval()(x)
+    a = (axis if axis is not None else {3:2, 4:1}.get(x.ndim, 1))%x.ndim
+    t = x.movedim(a, -1).reshape(-1, 8)
+    torch.testing.assert_close(y.movedim(a, -1).reshape(-1, 8), t+h.gate*h.read(t[:,None])[:,0], rtol=1e-4, atol=1e-5)
+    assert h.features(x).shape==(3,8)
+    if x.ndim==4: assert 'class token' in err(lambda: setattr(h, 'tokens', 'cls') or h(x))
+
+def test_T3_what_was_read_is_that_of_the_forward_itself():
+    "T3: of the tokens as they come to the memory, in one pass through the blocks"
+    m,x = open_gates(made('class_token', dropout=0.)).eval(),images('class_token')
+    passes,outs = [],{}
+    for b in m.blocks: b.register_forward_hook(lambda *_: passes.append(1))
+    for n,h in memories(m).items(): h.register_forward_hook(lambda h, a, out, n=n: outs.update({n:(a[0],out)}))
+    with torch.no_grad(): found = token_reads(m, x)
+    assert len(passes)==3 and [*found]==[*memories(m)]
+    for n,h in memories(m).items():
+        w,(t,out) = found[n],outs[n]
+        assert w.shape==(3,1,10,7) and torch.allclose(w.sum(-1), torch.ones(3, 1, 10))
+        torch.testing.assert_close(t+h.gate*(w[:,0]@h.bank.values), out, rtol=1e-4, atol=1e-5)
+    assert not any(h._forward_pre_hooks for h in memories(m).values())

@@ -27,7 +27,9 @@ def loaders(n=48):
 
 net = dict(img_size=16, patch_size=8, depth=2, embed_dim=32, num_heads=2, c_in=1)
 makers = dict(hopfield=(hopfield_vit, dict(size=9)), slots=(hopfield_vit, dict(size=20, memory='SlotBank')),
-              cached=(hopfield_vit, dict(size=20, memory='CachedBank')), probe=(linear_probe, {}),
+              cached=(hopfield_vit, dict(size=20, memory='CachedBank')),
+              associative=(hopfield_vit, dict(size=20, memory='associative')),
+              means=(hopfield_vit, dict(size=20, memory='class_prototype')), probe=(linear_probe, {}),
               shallow=(vpt, dict(n_prompts=3)), deep=(vpt, dict(n_prompts=3, deep=True)))
 every = pytest.mark.parametrize('kind', makers)
 
@@ -105,7 +107,7 @@ def test_saved_loaded_and_exported(kind, tmp_path):
     new.model.train()
     assert not vit_parts(new.model)[0][0].training
 
-@pytest.mark.parametrize('kind', ['slots','cached'])
+@pytest.mark.parametrize('kind', ['slots','cached','means'])
 def test_each_block_stores_its_own_features(kind):
     "After the step, what the loss was of; M5: keys are those features, not random numbers"
     learn = learner(kind, position='after_ffn', tokens='cls')
@@ -118,6 +120,12 @@ def test_each_block_stores_its_own_features(kind):
     for i,h in enumerate(memories(learn.model).values()):
         b = h.bank
         n,(f,_,y,item,_,_) = len(b),b.rows()
+        if kind=='means':
+            assert n==10 and torch.equal(b.class_counts(), torch.bincount(Y[:48]))
+            if i==0: torch.testing.assert_close(f, torch.stack([z[0][1][:,0][Y[:48]==c].mean(0) for c in range(10)]), rtol=1e-3,
+                                                atol=1e-4)
+            assert (b.classify(f)[0]==torch.arange(10)).all()
+            continue
         assert n==(20 if kind=='cached' else len(item))>5 and torch.equal(y, Y[item-10**12]) and b.dim==32
         if i==0:        # the first block is fed by the frozen network alone
             want = z[0][1][:,0][item-10**12]
