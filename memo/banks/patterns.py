@@ -15,7 +15,7 @@ from typing import Annotated
 from .base import Bank
 from .offers import check_room
 from .slots import SlotBank
-from ..core import Count,Fraction,MemoError,OneOf,Share
+from ..core import Count,MemoError,OneOf,Share
 from ..registry import register
 
 # %% ../../nbs/banks/13_patterns.ipynb #7f0467ea
@@ -42,7 +42,7 @@ class LearnedBank(Bank):
         check_room(f"size: {self.size} patterns of width {dim}", 8*self.size*dim, self.device,
                    lambda has: f"size={int(has/32/dim)}, a quarter of it, is accepted")
         with torch.inference_mode(False):
-            self.features,self.values = (nn.Parameter(o) for o in self.drawn(dim))
+            for n,o in zip(('features','values'), self.drawn(dim)): setattr(self, n, nn.Parameter(o))
         self.dim = dim
         self.count.fill_(self.size)
 
@@ -81,7 +81,7 @@ class LearnedBank(Bank):
         s['megabytes'] += sum(p.nbytes for p in self.parameters(recurse=False))/2**20
         return s
 
-# %% ../../nbs/banks/13_patterns.ipynb #ce46cd5e
+# %% ../../nbs/banks/13_patterns.ipynb #a34b0f46
 USED = .99      # what the running mean of how much rows are used keeps, each write
 
 @register('bank')
@@ -144,7 +144,7 @@ class AssociativeBank(SlotBank):
         self.features[at] = torch.lerp(self.features[at], new, by)
         self.norms[at] = self.features[at].norm(dim=1)
 
-# %% ../../nbs/banks/13_patterns.ipynb #50a339a6
+# %% ../../nbs/banks/13_patterns.ipynb #764ea911
 @register('bank', task='multiclass', patterns=True)
 class CentroidBank(Bank):
     "A row for each class: the mean of all its features, from sums and counts; classes that were not seen are masked"

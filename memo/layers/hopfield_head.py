@@ -45,7 +45,8 @@ class HopfieldHead(MemoryHead):
     def build(self, dim, n_classes):
         if self.gate is not None: return
         if dim%self.heads:
-            raise MemoError(f"heads: {self.heads} do not divide the {dim} features at this place; a divisor is accepted")
+            raise MemoError(f"heads: {self.heads} do not divide the {dim} features at this place; a divisor of that is "
+                            "accepted")
         def same():     # projections begin as the identity: queries and rows are of one space
             l = nn.Linear(dim, dim, bias=False)
             l.weight = nn.Parameter(torch.eye(dim))
@@ -89,7 +90,8 @@ class HopfieldHead(MemoryHead):
     )->Tensor:      # [B,N,D]; zeros where no row may be seen
         "What the memory gives for tokens"
         q,k,v,beta,mask = self.prepared(t, *self.own(t.shape[0]))
-        out = hopfield(q, k, v, beta, self.steps, mask=mask, topk=self.topk, dropout=self.dropout if self.learning else 0.)
+        p = self.dropout if self.learning else 0.
+        out = hopfield(q, k, v, beta, self.steps, mask=mask, topk=self.topk, dropout=p)
         return out.transpose(1, 2).flatten(2)
 
     def prepared(self, t, item=None, group=None):

@@ -16,7 +16,6 @@ from collections.abc import Callable
 from fastai.torch_core import norm_types
 from pathlib import Path
 from torch import Tensor,nn
-from torch.nn import functional as F
 from typing import Annotated
 from ..banks.base import Bank
 from ..core import Count,Fraction,MemoError,Natural,OneOf,Positive,check_choice,undisturbed
@@ -50,6 +49,7 @@ def beside_attention(block, memory, x, *args, **kwargs):
     x = memory(x)+y
     return x + half(block, 2, block.mlp(block.norm2(x)))
 
+# within the block; None: behind it
 positions = dict(after_attn=after_attention, after_ffn=None, after_mlp=None, parallel=beside_attention)
 
 # %% ../../nbs/models/03_vit.ipynb #88cf178c
@@ -112,7 +112,8 @@ def vit_parts(
     model:nn.Module # Of `hopfield_vit`, `vpt` or `linear_probe`
 ):                  # Modules of the backbone, of memories and prompts, of the classifier
     "The modules of a vision transformer, by what is trained together"
-    memory = [o for m in model.modules() if isinstance(m, MemoryHead) or getattr(m, 'adapts', False) for o in m.modules()]
+    own = [m for m in model.modules() if isinstance(m, MemoryHead) or getattr(m, 'adapts', False)]
+    memory = [o for m in own for o in m.modules()]
     last = [o for c in [*classifiers(model), getattr(model, 'head_drop', None)] if c is not None for o in c.modules()]
     mine = {id(o) for o in (model, *memory, *last)}
     return [m for m in model.modules() if id(m) not in mine],memory,last
@@ -120,7 +121,7 @@ def vit_parts(
 def vit_splitter(
     model:nn.Module # Of `hopfield_vit`, `vpt` or `linear_probe`
 )->list:            # Lists of parameters
-    "Parameter groups [backbone, memories and prompts, classifier] for a `Learner`; groups without parameters are left out"
+    "Parameter groups [backbone, memories and prompts, classifier] for a `Learner`; those that are empty are left out"
     _,memory,last = ({id(p) for m in o for p in m.parameters(recurse=False)} for o in vit_parts(model))
     groups = [[],[],[]]
     for p in model.parameters(): groups[2 if id(p) in last else 1 if id(p) in memory else 0].append(p)
@@ -174,7 +175,7 @@ def block_banks(memory, at, size, n_out, shared):
         names = {**kinds, **{n:n for n,p in known('bank').items() if not p.facts.get('read_only')}}
         p = part('bank', names[check_choice('memory', memory, names)])
         def new(i): return make(Section('bank', p.name, {'size':size} if 'size' in p.params else {}), n_classes=n_out)
-    elif isinstance(memory, Bank): 
+    elif isinstance(memory, Bank):
         if len(at)>1 and not memory.shareable:
             raise MemoError(f"memory: one {type(memory).__name__} for {len(at)} blocks, and its rows are features of one; "
                             "a function of the block's number that makes one, or blocks=1, is accepted")
@@ -202,7 +203,8 @@ def hopfield_vit(
     arch:str,               # A vision transformer in timm
     n_out:int,              # Classes
     size:Count=1000,        # Patterns in each memory
-    position:Annotated[str, OneOf(positions)]='after_attn', # 'parallel': beside the attention; 'after_ffn': behind the block
+    # 'parallel': beside the attention; 'after_ffn': behind the block
+    position:Annotated[str, OneOf(positions)]='after_attn',
     blocks:str|int|list='all', # Which have a memory: 'all', how many of the last ones, or a list of numbers from 0
     beta:Positive=None,     # Inverse temperature of the read; None: 1/sqrt(width of a head)
     tokens:Annotated[str, OneOf('all cls'.split())]='all', # 'cls': only the class token looks anything up
@@ -239,7 +241,7 @@ def remove_memory(
     detach(model)
     return model
 
-# %% ../../nbs/models/03_vit.ipynb #885e6861
+# %% ../../nbs/models/03_vit.ipynb #e83b4c1f
 def token_reads(
     model:nn.Module,    # Has Hopfield memories
     *xb                 # Its inputs
@@ -256,7 +258,7 @@ def token_reads(
         for o in hooks: o.remove()
     return found
 
-# %% ../../nbs/models/03_vit.ipynb #5b24ed91
+# %% ../../nbs/models/03_vit.ipynb #2d14a5bb
 @register('model', 'linear_probe', vit=True)
 def linear_probe(
     arch:str,               # A vision transformer in timm
@@ -277,7 +279,7 @@ def linear_probe(
                                                nn.Linear(hidden, n_out)))
     return with_groups(model, freeze)
 
-# %% ../../nbs/models/03_vit.ipynb #b1b74231
+# %% ../../nbs/models/03_vit.ipynb #e0d6f051
 class Insert:
     "A hook in front of a block that puts prompts behind the prefix tokens, in the place of those that are there"
     def __init__(self, prompts, i, prefix, had): self.prompts,self.i,self.prefix,self.had = prompts,i,prefix,had

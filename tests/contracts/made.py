@@ -39,7 +39,8 @@ def build(kind, name, **more):
     "The part of that name, made of what is given and, where something else is needed, of any value that is accepted"
     ps = takes(kind, name)
     small = dict(arch='test_vit', img_size=64) if known(kind)[name].facts.get('vit') else {}
-    args = {k:v for k,v in {**given, **small}.items() if k in ps and _accepts(ps[k], v)} | {k:v for k,v in more.items() if k in ps}
+    known_to_all = {**given, **small}
+    args = {k:v for k,v in known_to_all.items() if k in ps and _accepts(ps[k], v)} | {k:v for k,v in more.items() if k in ps}
     args |= {k:other(p) for k,p in ps.items() if p.default is required and k not in args}
     return find(kind, name)(**args)
 

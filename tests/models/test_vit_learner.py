@@ -43,7 +43,8 @@ def learner(kind, seed=0, cbs=(), splitter=vit_splitter, **kw):
     return learn
 
 def grouped(learn): return [{id(p):p.detach().clone() for p in g} for g in vit_splitter(learn.model)]
-def moved(learn, was): return [any(not torch.equal(p, w[id(p)]) for p in g) for g,w in zip(vit_splitter(learn.model), was)]
+def moved(learn, was):
+    return [any(not torch.equal(p, w[id(p)]) for p in g) for g,w in zip(vit_splitter(learn.model), was)]
 def fit(learn, n=1, lr=1e-2): quietly(learn, learn.fit, n, lr)
 
 @every
@@ -115,15 +116,16 @@ def test_each_block_stores_its_own_features(kind):
     names = [*memories(learn.model)]
     assert names==['hopfield_0','hopfield_1'] and [*learn.memories]==names
     x = learn.dls.train_ds.x
-    with torch.no_grad(): z = remove_memory(copy.deepcopy(learn.model).eval()).forward_intermediates(x, intermediates_only=True,
-        return_prefix_tokens=True, output_fmt='NLC')
+    bare = remove_memory(copy.deepcopy(learn.model).eval())
+    with torch.no_grad(): z = bare.forward_intermediates(x, intermediates_only=True, return_prefix_tokens=True,
+                                                         output_fmt='NLC')
     for i,h in enumerate(memories(learn.model).values()):
         b = h.bank
         n,(f,_,y,item,_,_) = len(b),b.rows()
         if kind=='means':
             assert n==10 and torch.equal(b.class_counts(), torch.bincount(Y[:48]))
-            if i==0: torch.testing.assert_close(f, torch.stack([z[0][1][:,0][Y[:48]==c].mean(0) for c in range(10)]), rtol=1e-3,
-                                                atol=1e-4)
+            means = torch.stack([z[0][1][:,0][Y[:48]==c].mean(0) for c in range(10)])
+            if i==0: torch.testing.assert_close(f, means, rtol=1e-3, atol=1e-4)
             assert (b.classify(f)[0]==torch.arange(10)).all()
             continue
         assert n==(20 if kind=='cached' else len(item))>5 and torch.equal(y, Y[item-10**12]) and b.dim==32
@@ -197,7 +199,8 @@ def test_at_insertion_on_trained_weights():
 def test_in_the_middle_of_somebodys_network():
     "As a head by its name, behind any module, over any bank"
     set_seed(0)
-    model = timm.create_model('vit_tiny_patch16_224', num_classes=10, in_chans=1, **{k:v for k,v in net.items() if k!='c_in'})
+    kw = {k:v for k,v in net.items() if k!='c_in'}
+    model = timm.create_model('vit_tiny_patch16_224', num_classes=10, in_chans=1, **kw)
     learn = Learner(loaders(), model, loss_func=CrossEntropyLossFlat(), splitter=body_head_splitter,
                     cbs=MemoryCallback(CachedBank(30), head='hopfield', at='blocks.1', heads=2))
     fit(learn, 2)

@@ -108,7 +108,8 @@ def test_checkpointing_keeps_prompts():
         grads.append(m.prompts.prompt.grad)
     assert torch.allclose(*grads, atol=1e-6)
 
-@pytest.mark.parametrize('form,deep', grid(forms, [False,True], some=[('class_token',True), ('beit',False), ('eva',True)]))
+@pytest.mark.parametrize('form,deep', grid(forms, [False,True],
+    some=[('class_token',True), ('beit',False), ('eva',True)]))
 def test_graphs(form, deep):
     m,x = made(form, vpt, deep=deep, n_prompts=4).eval(),images(form, 4)
     torch._dynamo.reset()
