@@ -435,8 +435,7 @@ def take_out(model, name, head):
                     if isinstance(f, Tap) and f.name==key: del hooks[i]
             del m._modules[key]
             if isinstance(w := vars(m).get('forward'), Within) and w.name==key: del m.forward
-            if isinstance(m, Wrapped):
-                put_part(model, path, m.wrapped)
+            if isinstance(m, Wrapped): put_part(model, path, m.wrapped)
             where = f'{path}.{key}'.lstrip('.')
     for m in model.modules():
         g = vars(m).get('forward')

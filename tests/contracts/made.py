@@ -40,7 +40,8 @@ def build(kind, name, **more):
     ps = takes(kind, name)
     small = dict(arch='test_vit', img_size=64) if known(kind)[name].facts.get('vit') else {}
     known_to_all = {**given, **small}
-    args = {k:v for k,v in known_to_all.items() if k in ps and _accepts(ps[k], v)} | {k:v for k,v in more.items() if k in ps}
+    args = {k:v for k,v in known_to_all.items() if k in ps and _accepts(ps[k], v)}
+    args |= {k:v for k,v in more.items() if k in ps}
     args |= {k:other(p) for k,p in ps.items() if p.default is required and k not in args}
     return find(kind, name)(**args)
 
