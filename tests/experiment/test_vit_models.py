@@ -1,6 +1,7 @@
 "Vision transformers with memories, prompts or a new classifier, by their names in a YAML file"
 import pytest, torch
 from helpers.learners import quietly
+from memo.evaluation.evaluate import evaluate
 from memo.experiment.build import build_learner
 from memo.experiment.config import from_dict
 from memo.experiment.run_folder import load_weights, save_weights
@@ -39,3 +40,15 @@ def test_beside_a_memory_of_its_own():
     quietly(learn, learn.fit, 1, 1e-2)
     assert {*learn.memories}=={'memory', *(f'hopfield_{i}' for i in range(len(learn.model.blocks)))}
     assert all(len(h.bank)>0 for h in memories(learn.model).values())
+
+@pytest.mark.parametrize('memory', ['learned','associative'])
+def test_what_is_in_the_network_is_on_in_its_scores(memory):
+    "They are those of the network with the memories that it came with, and not those of its backbone alone"
+    cfg = experiment(name='hopfield_vit', size=20, memory=memory)
+    learn = build_learner(cfg, 0)
+    quietly(learn, learn.fit, 2, 1e-2)
+    for h in memories(learn.model).values(): torch.nn.init.normal_(h.gate)
+    p,y = quietly(learn, learn.get_preds, ds_idx=2)
+    r = evaluate(learn, cfg)
+    assert r.rows[0]['scores']['accuracy']==pytest.approx(float((p.argmax(1)==y).float().mean()), abs=1e-6)
+    assert torch.allclose(next(iter(r.probs.values())), p, atol=1e-5)
