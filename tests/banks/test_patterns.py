@@ -161,6 +161,14 @@ def test_M6_as_many_slots_change_as_there_are_samples(n, seed):
     assert (b.used[at]>=used[at]-1e-6).all() and torch.allclose(b.used[at], used[at].clamp(min=float(used.mean())))
 
 @pytest.mark.parametrize('rule', ['hebbian','replace_least_used'])
+def test_use_is_of_many_writes(rule):
+    "Not of the last one: who was used much is not the least used for one batch without it"
+    b = full(rule)
+    b.used.copy_(torch.tensor([.9,.1,.1,.1,.1]))
+    b.write(-b.features[:1])
+    assert b.used.argmax()==0 and b.used[0]>.8
+
+@pytest.mark.parametrize('rule', ['hebbian','replace_least_used'])
 def test_rows_in_turn(rule):
     "Who was written last is not the least used then: all rows get their share"
     b = full(rule, 6)
