@@ -11,6 +11,7 @@ from .banks.base import Bank
 from .banks.slots import SlotBank
 from .banks.classes import ClassBank
 from .banks.index import Index
+from .banks.patterns import AssociativeBank,CentroidBank,LearnedBank
 from .banks.exchange import BankSaver,latest_bank,open_bank
 from .data.items import item_ids
 from .data.tensors import TensorDL,plain_dl
@@ -31,8 +32,10 @@ from .heads.attach import attach,detach,find_head,memories
 from .layers.sparse import entmax15,sparsemax
 from .layers.associate import associate,energy,hopfield,metastability,retrieval_error
 from .layers.hopfield import Hopfield,HopfieldLookup,HopfieldPooling
+from .layers.hopfield_head import HopfieldHead
 from .models.small import small_cnn
 from .models.backbones import chest_head,chest_model,load_backbone
+from .models.vit import after_attention,hopfield_vit,linear_probe,remove_memory,token_reads,vit_splitter,vpt
 from .training.losses import AsymmetricLoss,LogitAdjustedCE,SigmoidFocalLoss,adjust_logits,pos_weights
 from .training.batch_ids import BatchIds
 from .training.collect import collect

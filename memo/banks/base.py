@@ -28,6 +28,8 @@ class Bank(Described):
     needs_labels = False    # can it store nothing without a label?
     rewritten = ()      # names of parameters of which `write` replaces rows: an average of them is of several items
     learned = False     # are rows parameters, made by `build` when the memory gets its place in a model?
+    projected = True    # does a Hopfield head learn projections of its rows? Rows that are learned themselves need none
+    shareable = False   # may several memories of a model have it? Not where its rows are features of one place
     def __init__(self, dim, n_classes, seed):
         super().__init__()
         self.dim,self.n_classes = dim,n_classes
@@ -232,6 +234,12 @@ class Bank(Described):
         "What `rows` gives but for the labels, which may take long to work out"
         f,norms,_,items,groups,valid = self.rows()
         return f,norms,items,groups,valid
+
+    def patterns(self):
+        "What a Hopfield read compares a query with, and gives [N,D] each; a mask of the valid ones [N] (None: all)"
+        f,_,_,_,valid = self.stored()
+        f = f if isinstance(f, Tensor) else f[:]
+        return f,f,valid
 
     def labels_of(self, i):
         "Labels of rows `i`; None where there are none"

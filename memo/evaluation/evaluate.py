@@ -13,6 +13,7 @@ from contextlib import ExitStack
 from copy import deepcopy
 from fastai.vision.all import *
 from .baselines import *
+from ..heads.attach import memories
 from ..heads.base import MemoryHead
 from ..heads.calls import Step,in_step
 from ..training.collect import collect
@@ -79,9 +80,10 @@ class Answers:
         store_attr()
         self.memories,self.got,self.nets,self.heads = getattr(learn, 'memories', {}),{},{},{}
         self.sections = {s.name:s for s in cfg.compare}
-        self.used = [k for k,m in cfg.memories.items() if fact(m.head, 'trains')]
+        own = [k for k in memories(get_model(learn.model)) if k not in cfg.memories]        # the network came with them
+        self.used = [k for k,m in cfg.memories.items() if fact(m.head, 'trains')]+own
         seen = [k for k,m in cfg.memories.items() if k not in self.used or fact(m.head, 'adds_rows')]
-        self.first = first([*seen, *cfg.memories])      # whose features and rows others work on
+        self.first = first([*seen, *cfg.memories, *own])    # whose features and rows others work on
 
     def collected(self, part, name=None):
         "Outputs of the network with the memories that trained with it, and the features at the place of memory `name`"

@@ -6,8 +6,9 @@ Docs: https://github.com/fastmemo/memo/experiment/build.html.md"""
 
 # %% auto #0
 __all__ = ['made', 'with_key', 'build_dls', 'sampling_of', 'full_batches', 'other_train', 'load_or_random', 'build_model',
-           'build_memory', 'build_loss', 'usual_loss', 'build_metrics', 'build_learner', 'check_monitors',
-           'two_batches', 'feature_dls', 'frozen_dls', 'on_images', 'first_stages', 'build_stages', 'rising']
+           'build_memory', 'build_loss', 'usual_loss', 'build_metrics', 'build_learner', 'comes_with_banks',
+           'check_monitors', 'two_batches', 'feature_dls', 'frozen_dls', 'on_images', 'first_stages', 'build_stages',
+           'rising']
 
 # %% ../../nbs/experiment/04_build.ipynb #7035be2c
 import contextlib
@@ -128,11 +129,16 @@ def build_learner(
     else: model = build_model(cfg, dls, short)
     splitter = trainable_params if cfg.train.frozen else body_head_splitter
     t = cfg.train
-    cbs = [*build_memory(cfg, dls), *(made(f'train.cbs.{s.name}', s) for s in t.cbs)]
+    cbs = [*build_memory(cfg, dls), *([MemoryCallback(name='in_network')] if comes_with_banks(model) else []),
+           *(made(f'train.cbs.{s.name}', s) for s in t.cbs)]
     if t.clip is not None: cbs.append(GradientClip(t.clip))
     loss = build_loss('train.loss', t.loss, dls, t.class_weights, task(cfg))
     return Learner(dls, model.to(dls.device), loss_func=loss, opt_func=dict(adamw=adamw, adam=adam)[t.opt],
                    splitter=splitter, metrics=build_metrics(cfg, dls), cbs=cbs, wd=t.wd)
+
+def comes_with_banks(model):
+    "Has a network memories of its own that are written to? Patterns that are learned are not"
+    return any(not h.bank.learned or h.bank.rewritten for h in memories(model).values())
 
 def check_monitors(cfg, learn):
     "Raise a `MemoError` if `monitor` names no column of the progress table, or one that may be better either way"

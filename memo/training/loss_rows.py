@@ -123,9 +123,9 @@ class FitMemory:
         learn.loss = (1-w)*learn.loss + w*own.detach()
         self.losses.append(float(own.detach()))
 
-def tie_learned(learn, banks):
-    "Several processes wait for a gradient of each parameter, also of learned rows that no loss looked at: these"
-    ps = [p for b in banks for p in b.parameters() if p.requires_grad]
+def tie_learned(learn, parts):
+    "Several processes wait for a gradient of each parameter, also of learned ones that no loss looked at: these"
+    ps = [p for o in parts for p in o.parameters() if p.requires_grad]
     for p in ps: learn.loss_grad = learn.loss_grad + p.sum()*0
     return [p for p in ps if p.grad is None]
 

@@ -366,7 +366,9 @@ class MemoryCallback(Callback):
             if f.counts and f.writing: f.count(self.learn)     # mixed images have no label of their own
             if self.loss_weight and f.real:
                 for m in f.memories: m.own_loss(self.learn, f.targets, self.loss_weight)
-            if num_distrib()>1: f.tied = tie_learned(self.learn, [m.head.bank for m in f.memories])
+            # a head looks at nothing, and so leaves what it learns aside, as long as its bank is empty
+            if num_distrib()>1: f.tied = tie_learned(self.learn, [m.head if not len(m.head.bank) else m.head.bank
+                                                                  for m in f.memories])
             return
         if f.figures is not None and (step := self.learn.batch_ids.step) is not None: f.figures.look(step)
 

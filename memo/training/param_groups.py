@@ -21,6 +21,7 @@ def head_module(model):
         return model[1]
     if hasattr(model, 'get_classifier'):
         m = model.get_classifier()
+        if isinstance(m, (tuple,list)): m = nn.ModuleList(m)        # of a distilled network there are two
         if isinstance(m, nn.Module) and len(params(m)): return m
     ms = [m for _,m in network_modules(model) if isinstance(m, nn.Linear)]
     if not ms:
@@ -29,7 +30,9 @@ def head_module(model):
     return ms[-1]
 
 # %% ../../nbs/training/16_param_groups.ipynb #98fd75f5
-def memory_parts(model): return [m for m in model.modules() if isinstance(m, (MemoryHead,Bank))]
+def memory_parts(model):
+    "Memories, and what else adapts a network without being of it, as prompts do"
+    return [m for m in model.modules() if isinstance(m, (MemoryHead,Bank)) or getattr(m, 'adapts', False)]
 
 def body_head_splitter(model):
     "Two parameter groups, [backbone, rest]: the rest is the classifier and any parameters of a memory"

@@ -1,0 +1,54 @@
+"Vision transformers with memories, prompts or a new classifier, by their names in a YAML file"
+import pytest, torch
+from helpers.learners import quietly
+from memo.evaluation.evaluate import evaluate
+from memo.experiment.build import build_learner
+from memo.experiment.config import from_dict
+from memo.experiment.run_folder import load_weights, save_weights
+from memo.heads.attach import memories
+from memo.banks.patterns import AssociativeBank, CentroidBank, LearnedBank
+
+def experiment(own=None, **model):
+    return from_dict(dict(name='x', seeds=[0], data=dict(name='digits', n=60, size=32), train=dict(epochs=1, bs=16, lr=1e-2),
+                          memory=own, model=dict(arch='test_vit', img_size=32, **model)), 'test')
+
+@pytest.mark.parametrize('model,kind', [
+    (dict(name='hopfield_vit', size=20, beta=.125, blocks=2), LearnedBank),
+    (dict(name='hopfield_vit', size=20, memory='associative', position='after_ffn'), AssociativeBank),
+    (dict(name='hopfield_vit', size=20, memory='class_prototype', blocks=[1], tokens='cls'), CentroidBank),
+    (dict(name='vpt', deep=True, n_prompts=3), None), (dict(name='linear_probe', hidden=8), None)])
+def test_by_name(model, kind, tmp_path):
+    "Built, trained with what is frozen left alone, saved and loaded; banks that are written to are driven"
+    cfg = experiment(**model)
+    learn = build_learner(cfg, 0)
+    was = {k:p.detach().clone() for k,p in learn.model.named_parameters() if not p.requires_grad}
+    quietly(learn, learn.fit, 2, 1e-2)
+    assert was and all(torch.equal(p, was[k]) for k,p in learn.model.named_parameters() if k in was)
+    ms = memories(learn.model)
+    assert bool(ms)==(kind is not None) and all(type(h.bank) is kind and len(h.bank)>0 for h in ms.values())
+    assert [*learn.memories]==([] if kind in (None,LearnedBank) else [*ms])
+    if kind is LearnedBank: assert all(h.first_beta(64)==.125 for h in ms.values())
+    p = quietly(learn, learn.get_preds)[0]
+    save_weights(learn, tmp_path/'m.safetensors', cfg)
+    new = load_weights(build_learner(cfg, 1), tmp_path/'m.safetensors')
+    assert torch.equal(quietly(new, new.get_preds, dl=learn.dls.valid)[0], p)
+
+def test_beside_a_memory_of_its_own():
+    "One at the classifier, and those in the blocks"
+    learn = build_learner(experiment(own=dict(bank='SlotBank', size=30, policy='fifo', head='vote'),
+                                     name='hopfield_vit', size=20, memory='associative'), 0)
+    quietly(learn, learn.fit, 1, 1e-2)
+    assert {*learn.memories}=={'memory', *(f'hopfield_{i}' for i in range(len(learn.model.blocks)))}
+    assert all(len(h.bank)>0 for h in memories(learn.model).values())
+
+@pytest.mark.parametrize('memory', ['learned','associative'])
+def test_what_is_in_the_network_is_on_in_its_scores(memory):
+    "They are those of the network with the memories that it came with, and not those of its backbone alone"
+    cfg = experiment(name='hopfield_vit', size=20, memory=memory)
+    learn = build_learner(cfg, 0)
+    quietly(learn, learn.fit, 2, 1e-2)
+    for h in memories(learn.model).values(): torch.nn.init.normal_(h.gate)
+    p,y = quietly(learn, learn.get_preds, ds_idx=2)
+    r = evaluate(learn, cfg)
+    assert r.rows[0]['scores']['accuracy']==pytest.approx(float((p.argmax(1)==y).float().mean()), abs=1e-6)
+    assert torch.allclose(next(iter(r.probs.values())), p, atol=1e-5)
