@@ -9,8 +9,9 @@ from memo.heads.attach import memories
 from memo.banks.patterns import AssociativeBank, CentroidBank, LearnedBank
 
 def experiment(own=None, **model):
-    return from_dict(dict(name='x', seeds=[0], data=dict(name='digits', n=60, size=32), train=dict(epochs=1, bs=16, lr=1e-2),
-                          memory=own, model=dict(arch='test_vit', img_size=32, **model)), 'test')
+    train = dict(epochs=1, bs=16, lr=1e-2)
+    return from_dict(dict(name='x', seeds=[0], data=dict(name='digits', n=60, size=32), train=train, memory=own,
+                          model=dict(arch='test_vit', img_size=32, **model)), 'test')
 
 @pytest.mark.parametrize('model,kind', [
     (dict(name='hopfield_vit', size=20, beta=.125, blocks=2), LearnedBank),

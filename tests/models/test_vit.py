@@ -228,7 +228,7 @@ class PostNorm(nn.Module):
     def __init__(self, d):
         super().__init__()
         self.norm1,self.norm2,self.attn,self.mlp = nn.LayerNorm(d),nn.LayerNorm(d),nn.Linear(d, d),nn.Linear(d, d)
-        for o in (self.norm1.weight,self.norm2.weight,self.attn.bias,self.mlp.bias): nn.init.zeros_(o)  # at first nothing
+        for o in (self.norm1.weight,self.norm2.weight,self.attn.bias,self.mlp.bias): nn.init.zeros_(o)
     def forward(self, x):
         x = x+self.norm1(self.attn(x))
         return x+self.norm2(self.mlp(x))
