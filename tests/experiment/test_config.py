@@ -52,7 +52,8 @@ compare: [logit_adjusted]
     ('memory: {policy: raritty}', "did you mean 'rarity'?"),
     ('memory: {momentum: 1}', 'memory.momentum must be a number from 0 to below 1, found 1'),
     ('memory: {capacity: 3}', 'memory.capacity is read by the bank ClassBank only, and memory.bank is SlotBank'),
-    ('memory: {bank: ClassBank, size: 3}', 'memory.size is read by the bank CachedBank, TrainableBank, SlotBank only'),
+    ('memory: {bank: ClassBank, size: 3}', 'memory.size is read by the bank CachedBank, TrainableBank, LearnedBank, '
+     'AssociativeBank, CentroidBank, SlotBank only'),
     ('memory: {bank: CompressedBank, size: 3}', 'a CompressedBank is only read, so no training can fill it'),
     ('memory: {head: add, whiten: true}', 'memory.whiten is read by the head vote only'),
     ('memory: {head: add, k: [1, 2]}', 'memory.k must be a whole number from 1, found [1, 2]'),
