@@ -77,6 +77,19 @@ def test_wrapped_names(wrap, tmp_path):
     f = saved({f'{wrap}{k}':v for k,v in net.state_dict().items()}, tmp_path/'a.pth')
     same(load_backbone(vit, f, 1000, **small), net)
 
+def test_compiled_blocks(tmp_path):
+    net = network(**small)
+    f = saved({k.replace('blocks.1.', 'blocks.1._orig_mod.'):v for k,v in net.state_dict().items()}, tmp_path/'a.pth')
+    same(load_backbone(vit, f, 1000, **small), net)
+
+def test_names_of_another_release(tmp_path):
+    "DeiT III as it was published calls its LayerScale gamma"
+    arch = 'deit3_small_patch16_224'
+    net = network(arch, **small)
+    sd = {k.replace('ls1.gamma', 'gamma_1').replace('ls2.gamma', 'gamma_2'):v for k,v in net.state_dict().items()}
+    assert sd.keys()!=net.state_dict().keys()
+    same(load_backbone(arch, saved(sd, tmp_path/'a.pth'), 1000, **small), net)
+
 @pytest.mark.parametrize('under', ['model','state_dict','module'])
 def test_whole_checkpoints(under, tmp_path):
     net = network(**small)
