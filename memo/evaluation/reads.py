@@ -1,4 +1,4 @@
-"""How a memory inside a network is read: by which token, of which rows, how sharply, measured on the queries of real images
+"""How a memory inside a network is read: by which tokens and classes, of which rows, how sharply, on real queries
 
 Docs: https://github.com/fastmemo/memo/evaluation/reads.html.md"""
 
@@ -34,9 +34,8 @@ def readers(
                                "MemoryCallback(bank, head='hopfield')")
     if memory is not None: hs = {memory:hs[check_choice('memory', memory, hs)]}
     full = {n:h for n,h in hs.items() if h.gate is not None and len(h.bank)}
-    if not full: raise MemoError(f"memory: {', '.join(hs)} {'is' if len(hs)==1 else 'are'} empty: train first, or load a "
-                                 "trained model")
-    return full
+    if full: return full
+    raise MemoError(f"memory: {', '.join(hs)} {'is' if len(hs)==1 else 'are'} empty: train, or load a trained model")
 
 @contextmanager
 def hooked(
@@ -177,8 +176,8 @@ def hopfield_reads(
     with hooked(heads, lambda name, h, x, out: res[name].note(x, out)):
         run_batches(learn, dl, [*memories(get_model(learn.model)).values()], each)
     idle = [k for k,o in res.items() if not o.items]
-    if idle: raise MemoError(f"memory: nothing came to {', '.join(idle)}: the loader is empty, or its place was not passed")
-    return res
+    if not idle: return res
+    raise MemoError(f"memory: nothing came to {', '.join(idle)}: the loader is empty, or its place was not passed")
 
 # %% ../../nbs/evaluation/07_reads.ipynb #3cc0df17
 def key_cosines(k):
@@ -198,7 +197,8 @@ def reads_of(learn, dl, ds_idx, n, memory):
 def table_row(name, r):
     "The figures of a memory"
     q,k,beta = r.sample
-    def per_read(times): return float(entropy(associate(q[None], k[None], beta=times*beta).weight.double()).exp().mean())
+    def per_read(times):
+        return float(entropy(associate(q[None], k[None], beta=times*beta).weight.double()).exp().mean())
     special,use = r.specialisation(),r.use/r.use.sum().clamp(min=1e-300)
     cos,near = key_cosines(k.transpose(0, 1).flatten(1))
     mean = {c:v/r.n for c,v in r.sums.items()}

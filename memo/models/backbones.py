@@ -147,8 +147,8 @@ def fit_sizes(model, sd):
     want = {k:v for k,v in model.state_dict().items() if not k.startswith(others) and v.is_floating_point()}
     if all(k in sd and size(sd[k])==size(v) for k,v in want.items()): return sd
     arch = _cfg(model).get('architecture')
-    fit = getattr(sys.modules.get(timm.model_entrypoint(arch).__module__), 'checkpoint_filter_fn', None) if arch else None
-    if fit is None: return sd
+    module = sys.modules.get(timm.model_entrypoint(arch).__module__) if arch else None
+    if (fit := getattr(module, 'checkpoint_filter_fn', None)) is None: return sd
     kw = {'adapt_layer_scale':True} if 'adapt_layer_scale' in inspect.signature(fit).parameters else {}
     try: return fit(dict(sd), model, **kw)
     except Exception: return sd         # what does not fit is told of when it is loaded
@@ -208,8 +208,8 @@ def known_name(arch):
     name,kw = torchvision_names.get(arch, (arch,{}))
     if arch=='tile_cnn' or of_source(arch): return name,kw
     if '/' in arch or os.sep in arch or ':' in arch:
-        raise MemoError(f"arch: {arch!r} is no name of timm's; hf-hub:OWNER/NAME (on the Hub), local-dir:PATH (a folder "
-                        "with config.json) or a name without a slash is accepted")
+        raise MemoError(f"arch: {arch!r} is no name of timm's; hf-hub:OWNER/NAME (on the Hub), local-dir:PATH (a "
+                        "folder with config.json) or a name without a slash is accepted")
     if not timm.is_model(name):
         near = difflib.get_close_matches(arch, [*timm.list_models(), *torchvision_names], 3, .5)
         raise MemoError(f"arch: timm has no model {arch!r}"
@@ -225,8 +225,7 @@ def new_network(arch, num_classes, in_chans, kwargs):
     name,kw = known_name(arch)
     if arch=='tile_cnn': return tile_cnn(in_chans, num_classes)
     try:
-        with quiet_hub():
-            return timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **{**kw,**kwargs})
+        with quiet_hub(): return timm.create_model(name, num_classes=num_classes, in_chans=in_chans, **{**kw,**kwargs})
     except (RuntimeError, OSError, ValueError, KeyError) as e:
         if not of_source(arch): raise
         raise MemoError(f"arch: no network can be made of {arch!r} ({_why(e)}); local-dir:PATH of a folder with "
@@ -264,7 +263,8 @@ def load_backbone(
     model = new_network(arch, num_classes, in_chans, kwargs)
     if pretrained is False or pretrained is None: return model
     if pretrained is True and of_source(arch): sd,what = source_weights(arch)
-    load_weights_into(model, fit_weights(model, torchvision_to_timm(arch, sd) if own else sd, num_classes, in_chans), what)
+    if own: sd = torchvision_to_timm(arch, sd)
+    load_weights_into(model, fit_weights(model, sd, num_classes, in_chans), what)
     return model
 
 # %% ../../nbs/models/02_backbones.ipynb #21237d02

@@ -29,7 +29,8 @@ from ..training.collect import _Constant,fastai_loader
 from ..training.keep import as_pixels,kept_inputs
 from ..training.vocab import answer_vocab
 from .figure import Picture,_colors,drawing,panels,short_names
-from .recall import _bad,_frame,_good,as_query,decoded_inputs,draw_input,draw_text,label_text,same_label,training_inputs
+from .recall import _bad,_frame,_good,as_query,decoded_inputs,draw_input,draw_text,label_text,same_label
+from .recall import training_inputs
 
 # %% ../../nbs/plots/07_hopfield.ipynb #24324129
 TIMES = .1,.3,1,3,10        # of a memory's own beta
@@ -93,7 +94,7 @@ def draw_energy(axs, q, k, own, betas, steps):
         band(a, range(steps+1), torch.stack([energy(x[None], k[None], beta) for x in xs]), color, name)
         w = associate(xs[-1:], k[None], beta=beta).weight
         ends.append((metastability(w),retrieval_error(xs[-1:], k[None])/k.norm(dim=-1).mean().clamp(min=1e-9)))
-    at = [float(torch.as_tensor(o).mean()) for o,_ in bs]
+    at = [float(o.mean()) if torch.is_tensor(o) else o for o,_ in bs]
     for ax,v in zip((b,c), zip(*ends)): band(ax, at, torch.stack(v), '#4477aa', None)
     a.set(xlabel='update steps', ylabel='energy')
     a.xaxis.get_major_locator().set_params(integer=True)
@@ -157,7 +158,7 @@ def plot_retrieval(
             g = torch.Generator().manual_seed(seed)
             order = torch.randperm(M, generator=g).tolist()
             band(row[0], noises, torch.stack([recall_error(k, at, o, beta, steps, g) for o in noises]), color, label)
-            errors = [recall_error(k[:,order[:n]], [*range(min(n, 256))], noise, beta, steps, g).flatten() for n in counts]
+            errors = [recall_error(k[:,order[:n]], [*range(min(n, 256))], noise, beta, steps, g) for n in counts]
             row[1].plot(counts, [float(o.double().median()) for o in errors], color=color, lw=1.2, marker='.', ms=4)
         row[0].set(xlabel='noise', ylabel='error')
         legend_above(row[0], f'{name}{": "*bool(name)}{M} patterns, beta')
@@ -236,8 +237,9 @@ def reads_of_item(learn, idx, ds_idx, memory):
     heads,found = readers(model, memory),{}
     named = {n:h for n,h in heads.items() if (i := h.bank.stored()[2]) is not None and bool((i>=0).any())}
     if not named:
-        raise MemoError(f"memory: the rows of {', '.join(heads)} ({type(next(iter(heads.values())).bank).__name__}) are no "
-                        "image's; rows that are stored features, as memory='associative' or 'SlotBank' has, are accepted")
+        raise MemoError(f"memory: the rows of {', '.join(heads)} ({type(first(heads.values()).bank).__name__}) are no "
+                        "image's; rows that are stored features, as memory='associative' or 'SlotBank' has, are "
+                        "accepted")
     def note(name, h, x, out):
         t,_ = h.as_tokens(x)
         w = h.association(x, *h.own(len(x))).mean(1)[0].float()
@@ -322,7 +324,8 @@ def draw_reads(fig, spec, x, name, head, got, y, inputs, names, tokens, k, model
         draw_lines(m, grid, im.shape)
         m.set(xticks=[], yticks=[])
         m.spines[:].set_visible(False)
-        m.set_title(f'{name}: read by each patch\n{100*float(best.values.mean()):.2g} % of its weight', parse_math=False)
+        part = 100*float(best.values.mean())
+        m.set_title(f'{name}: read by each patch\n{part:.2g} % of its weight', parse_math=False)
         for t,i in (strips.items() if tokens is not None else ()):
             if i<prefix: continue
             (r,c),(ph,pw) = divmod(i-prefix, grid[1]),(px[0]/grid[0],px[1]/grid[1])
