@@ -119,9 +119,11 @@ def test_a_tenth_and_ten_times_of_beta():
 
 def test_parts_of_a_batch_and_batches_add_up(monkeypatch):
     learn = learner(memory='SlotBank', size=30)
-    want,few = hopfield_table(learn),hopfield_table(learn, n=4)
+    want,own,few = hopfield_table(learn),hopfield_table(learn, ds_idx=0),hopfield_table(learn, n=4)
     monkeypatch.setattr(reads, 'ROOM', 1)
     torch.testing.assert_close(torch.tensor(hopfield_table(learn).values), torch.tensor(want.values))
+    # where each image has rows of its own that are hidden from it
+    torch.testing.assert_close(torch.tensor(hopfield_table(learn, ds_idx=0).values), torch.tensor(own.values))
     learn.dls = loaders(classes(5), bs=3)
     torch.testing.assert_close(torch.tensor(hopfield_table(learn).values), torch.tensor(want.values))
     assert (few.per_read!=want.per_read).all()

@@ -13,7 +13,7 @@ from memo.evaluation.reads import hopfield_reads
 from memo.heads.attach import memories
 from memo.models.small import small_cnn
 from memo.models.vit import hopfield_vit, vit_splitter
-from memo.plots.hopfield import plot_energy, plot_retrieval, plot_slot_use, plot_token_reads
+from memo.plots.hopfield import by_item, plot_energy, plot_retrieval, plot_slot_use, plot_token_reads
 from memo.training.memory_callback import MemoryCallback
 
 def pictures(n):
@@ -247,6 +247,12 @@ def test_a_training_image_does_not_find_itself():
     w,_ = weights(learn, 'hopfield_1', i, train=True)
     assert i not in drawn[:len(items)-1] and sorted(drawn[:len(items)-1])==sorted(o for o in items if o!=i)
     assert drawn[0]==items[int(w[0].argmax())]
+
+def test_rows_of_one_image_count_together():
+    w = torch.tensor([[.1,.2,.3,.4],[.4,.3,.2,.1]])
+    per,ids = by_item(w, torch.tensor([7,-1,3,7]))
+    assert ids.tolist()==[3,7]
+    torch.testing.assert_close(per, torch.tensor([[.3,.5],[.2,.5]]))
 
 @pytest.mark.parametrize('bank', ['ClassBank','AssociativeBank','CachedBank'])
 def test_other_banks(bank):
