@@ -1,14 +1,22 @@
 """What a Hopfield lookup costs. One command,
 
-    python benchmarks/hopfield.py [--quick]
+    python benchmarks/hopfield.py [--part lookup|network] [--quick]
 
-16 images of 197 tokens, 768 wide, 1,000 slots that all share: the function `hopfield` against
+The lookup: 16 images of 197 tokens, 768 wide, 1,000 slots that all share: the function `hopfield` against
 `F.scaled_dot_product_attention` over the same shared keys, and the layer `HopfieldLookup` against the same norms, three
 products, attention and output written out in bare torch; forward, and forward with backward, with one head and twelve.
 Beside them, as multiples of the same bare layer: the lookup in evaluation, which keeps its keys; the published layers'
 formulas, which copy the memory for each image before they norm and project it; the seed's layer; a timm block of that
-width. CPU time of all threads, in turn; medians, and the median of the ratios with its quartiles. Writes hopfield.md.
-About eight minutes; `--quick`, 192 wide and fewer rounds, under two, which writes nothing."""
+width.
+
+The network: ViT-tiny at 224 px with 1,000 learned patterns in every block, in the last three, for the class token only,
+and beside them prompts in every block (VPT-deep), against the same network with a new classifier alone; forward in
+evaluation, forward with backward of what is trained while the backbone is frozen, and, once, of everything; and what is
+kept for the backward pass, in megabytes.
+
+CPU time of all threads, in turn; medians, and the median of the ratios with its quartiles. Writes hopfield.md, of which
+one part alone leaves the other as it is. About fifteen minutes; `--quick`, narrower or with smaller batches and fewer
+rounds, under two for each part, which writes nothing."""
 import argparse,os,time
 from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -19,6 +27,7 @@ from torch import nn
 from torch.nn import functional as F
 from memo.layers.associate import hopfield
 from memo.layers.hopfield import HopfieldLookup
+from memo.models.vit import hopfield_vit,linear_probe,vpt
 
 B,L,S = 16,197,1000
 
@@ -119,7 +128,63 @@ def layers(d, heads, rounds, others):
             yield 'the same in evaluation, keys kept',*in_turn(forward(ours), forward(base), n)
             m.train()
 
-def table(quick):
+def kept(model, x):
+    "Megabytes of tensors that a forward in training keeps for its backward, parameters apart"
+    own,seen = {p.untyped_storage().data_ptr() for p in model.parameters()},{}
+    def note(t):
+        s = t.untyped_storage()
+        if s.data_ptr() not in own: seen[s.data_ptr()] = s.nbytes()
+        return t
+    alive = []      # storages that are still there have addresses of their own
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (alive.append(t), note(t))[1], lambda t: t):
+        out = model(x).sum()
+    return sum(seen.values())/2**20,out
+
+arch = 'vit_tiny_patch16_224'
+networks = {
+    'memory in every block':lambda **kw: hopfield_vit(arch, 10, **kw),
+    'memory in every block, for the class token':lambda **kw: hopfield_vit(arch, 10, tokens='cls', **kw),
+    'memory in the last 3 blocks':lambda **kw: hopfield_vit(arch, 10, blocks=3, **kw),
+    'memory in the last 3 blocks, for the class token':lambda **kw: hopfield_vit(arch, 10, blocks=3, tokens='cls',
+                                                                                 **kw),
+    'VPT-deep, 10 prompts':lambda **kw: vpt(arch, 10, deep=True)}
+
+def seeded(make, **kw):
+    torch.manual_seed(0)
+    return make(**kw)
+
+def trained(model, x):
+    ps = [p for p in model.parameters() if p.requires_grad]
+    return both(lambda: model(x), *ps)
+
+def against(name, model, bare, x, rounds):
+    "Both in evaluation, then both in training"
+    for m in (model,bare): m.eval()
+    with torch.no_grad(): same = torch.equal(model(x), bare(x))
+    if 'memory' in name: assert same, f'{name} is no identity'
+    yield f'{name}, forward',*in_turn(forward(lambda: model(x)), forward(lambda: bare(x)), rounds),''
+    for m in (model,bare): m.train()
+    mb = ' and '.join(f'{kept(m, x)[0]:.0f}' for m in (model,bare))
+    yield 'the same, forward and backward',*in_turn(trained(model, x), trained(bare, x), rounds),mb
+
+def network_table(quick):
+    yield (f'ViT-tiny, 224 px, {S} patterns a memory; CPU ms of {torch.get_num_threads()} thread(s), medians; bare: a '
+           'frozen network with a new classifier\n')
+    yield '| batch | what | ms | bare ms | ratio [quartiles] | MB kept, bare |\n|---|---|---|---|---|---|'
+    def row(b, what, a, base, q, mb):
+        return f'| {b} | {what} | {a:.1f} | {base:.1f} | {q[1]:.3f} [{q[0]:.3f}, {q[2]:.3f}] | {mb} |'
+    sizes = {1:5,4:3} if quick else {1:25,8:11,32:7}
+    for b,rounds in sizes.items():
+        x,bare = torch.randn(b, 3, 224, 224),seeded(lambda: linear_probe(arch, 10))
+        for name,make in networks.items():
+            for r in against(name, seeded(make), bare, x, rounds): yield row(b, *r)
+        full = seeded(lambda: linear_probe(arch, 10, freeze=False)).train()
+        model = seeded(networks['memory in every block'], freeze=False).train()
+        mb = ' and '.join(f'{kept(m, x)[0]:.0f}' for m in (model,full))
+        yield row(b, 'memory in every block, all is trained, against all of the bare network',
+                  *in_turn(trained(model, x), trained(full, x), rounds), mb)
+
+def lookup_table(quick):
     torch.manual_seed(0)
     d,rounds = (192,9) if quick else (768,15)
     yield f'{B} x {L} tokens, {d} wide, {S} slots; CPU ms of {torch.get_num_threads()} thread(s), medians\n'
@@ -128,12 +193,26 @@ def table(quick):
     for rows in (*(functions(d, h, rounds) for h in heads),*(layers(d, h, rounds, h==heads[-1]) for h in heads)):
         for what,a,b,(q1,q2,q3) in rows: yield f'| {what} | {a:.1f} | {b:.1f} | {q2:.3f} [{q1:.3f}, {q3:.3f}] |'
 
+parts = dict(lookup=('One lookup',lookup_table), network=('A whole network',network_table))
+
+def sections(text):
+    "Heading -> lines of a page"
+    return {o.partition('\n')[0]:o.partition('\n')[2].strip() for o in text.split('\n## ')[1:]}
+
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])
-    p.add_argument('--quick', action='store_true', help='192 wide, fewer rounds; writes nothing')
-    o,lines = p.parse_args(),[]
-    for line in table(o.quick):
-        print(line, flush=True)
-        lines.append(line)
-    page = '# What a Hopfield lookup costs\n\n'+'\n'.join(lines)+'\n'
-    if not o.quick: Path(__file__).with_suffix('.md').write_text(page)
+    p.add_argument('--part', choices=parts, help='this one only')
+    p.add_argument('--quick', action='store_true', help='smaller, fewer rounds; writes nothing')
+    o,file = p.parse_args(),Path(__file__).with_suffix('.md')
+    page = sections(file.read_text()) if file.exists() else {}
+    for name in [o.part] if o.part else parts:
+        head,table = parts[name]
+        lines = []
+        for line in table(o.quick):
+            print(line, flush=True)
+            lines.append(line)
+        page[head] = '\n'.join(lines)
+        print()
+    order = [h for h,_ in parts.values() if h in page]
+    text = ''.join(f'\n## {h}\n\n{page[h]}\n' for h in order)
+    if not o.quick: file.write_text('# What a Hopfield lookup costs\n'+text)

@@ -50,9 +50,11 @@ from .evaluation.baselines import Baseline
 from .evaluation.tables import Row,compare,format_results,results
 from .evaluation.evaluate import evaluate
 from .evaluation.speed import speed_text
+from .evaluation.reads import hopfield_reads,hopfield_table
 from .plots.training import plot_counts,plot_history
 from .plots.gate import plot_coverage,plot_dual_path
 from .plots.results import plot_classes,plot_comparison,plot_reliability,plot_results,plot_speed
+from .plots.hopfield import plot_energy,plot_retrieval,plot_slot_use,plot_token_reads
 from .plots.banks import bank_table,plot_bank,plot_classbank,plot_similarity,plot_stored
 from .experiment.shipped import experiment_file,shipped
 from .experiment.sections import to_yaml
