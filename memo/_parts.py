@@ -474,7 +474,8 @@ parts = {
     'shared': Param(bool, False, 'One bank for all blocks?'),
     'c_in': Param(int, 3, 'Channels of the images'),
     'img_size': Param(Count|None, None, 'Of the images; None: what the network is for'),
-  }, {'vit': True}),
+    'timm': Param(dict|None, None, 'What a YAML file has for `timm.create_model`, e.g. {depth: 6}'),
+  }, {'vit': True, 'title': 'Hopfield memory'}),
   'linear_probe': ('memo.models.vit', 'linear_probe', 'A vision transformer of which the classifier is trained: a linear layer, or one with a hidden layer', {
     'arch': Param(str, required, 'A vision transformer in timm'),
     'n_out': Param(int, required, 'Classes'),
@@ -484,6 +485,7 @@ parts = {
     'pretrained': Param(bool|str|object, False, "True: timm's weights; a path: weights from that file"),
     'c_in': Param(int, 3, 'Channels of the images'),
     'img_size': Param(Count|None, None, 'Of the images; None: what the network is for'),
+    'timm': Param(dict|None, None, 'What a YAML file has for `timm.create_model`, e.g. {depth: 6}'),
   }, {'vit': True}),
   'vpt': ('memo.models.vit', 'vpt', 'A frozen vision transformer with learned prompts beside its tokens (Jia et al. 2022), and a new classifier', {
     'arch': Param(str, required, 'A vision transformer in timm'),
@@ -494,6 +496,7 @@ parts = {
     'pretrained': Param(bool|str|object, False, "True: timm's weights; a path: weights from that file"),
     'c_in': Param(int, 3, 'Channels of the images'),
     'img_size': Param(Count|None, None, 'Of the images; None: what the network is for'),
+    'timm': Param(dict|None, None, 'What a YAML file has for `timm.create_model`, e.g. {depth: 6}'),
   }, {'vit': True}),
  },
  'loss': {
@@ -541,6 +544,21 @@ parts = {
   'plain': ('memo.evaluation.baselines', 'Plain', 'The same training without memory; for heads that change how the network is trained', {
   }, {}),
   'balanced_sampling': ('memo.evaluation.baselines', 'BalancedSampling', 'Training with class-balanced sampling: every class equally often', {
+  }, {}),
+  'linear_probe': ('memo.evaluation.baselines', 'LinearProbe', 'Another training: the same backbone, frozen, with nothing but a linear classifier', {
+    'lr': Param(Positive|None, None, "Of its training; null: the experiment's"),
+  }, {}),
+  'vpt_shallow': ('memo.evaluation.baselines', 'ShallowPrompts', 'Another training: the same backbone, frozen, with learned prompts in front of its first block (Jia et al. 2022)', {
+    'n_prompts': Param(Count, 10, 'How many'),
+    'lr': Param(Positive|None, None, "Of its training; null: the experiment's"),
+  }, {}),
+  'vpt_deep': ('memo.evaluation.baselines', 'DeepPrompts', 'Another training: the same backbone, frozen, with learned prompts in each block (Jia et al. 2022)', {
+    'n_prompts': Param(Count, 10, 'How many'),
+    'lr': Param(Positive|None, None, "Of its training; null: the experiment's"),
+  }, {}),
+  'lora': ('memo.evaluation.baselines', 'LowRankChanges', 'Another training: the same backbone, frozen, with low-rank changes of its attention (Hu et al. 2021)', {
+    'rank': Param(Count, 8, 'Of the changes; alpha stays 16'),
+    'lr': Param(Positive|None, None, "Of its training; null: the experiment's"),
   }, {}),
   'logit_adjusted': ('memo.evaluation.baselines', 'LogitAdjusted', 'Post-hoc logit adjustment: the log class frequencies are subtracted from the outputs (Menon et al. 2021)', {
   }, {}),
