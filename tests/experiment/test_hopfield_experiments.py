@@ -1,5 +1,5 @@
 "Experiments with Hopfield memories: their YAML, the seed's parameters, other networks beside it, runs, resuming, mistakes"
-import json, signal, sys
+import json, signal
 from pathlib import Path
 import pytest, torch, yaml
 from conftest import root
@@ -7,12 +7,12 @@ from data.test_raf_db import by_seed, images, write_folders, write_official
 from data.test_whole import archive, fashion, photos
 from helpers.errors import err
 from helpers.pictures import no_rendering
-from memo.evaluation.baselines import check_baseline, is_baseline, training_title
+from memo.evaluation.baselines import training_title
 from memo.evaluation.tables import label, row_of
 from memo.experiment import run as ex
 from memo.experiment.build import build_learner, build_stages
 from memo.experiment.compare import run_experiments
-from memo.experiment.config import from_dict, load_config, override
+from memo.experiment.config import from_dict, load_config
 from memo.experiment.jobs import differing, trainings
 from memo.experiment.sections import to_dict, to_yaml
 from memo.heads.attach import memories
@@ -59,8 +59,7 @@ def test_a_learner_is_what_the_file_says():
     learn = build_learner(cfg, 0)
     ms,(stage,) = memories(learn.model),build_stages(cfg, learn, 0)
     assert [*ms]==[f'hopfield_{i}' for i in range(6)] and learn.gradient_clip.max_norm==1 and stage.kw==dict(pct_start=.05)
-    assert all(len(h.bank)==100 and h.first_beta(96)==.125 and h.drop.p==.1 if hasattr(h, 'drop') else len(h.bank)==100
-               for h in ms.values())
+    assert all(len(h.bank)==100 and h.first_beta(96)==.125 for h in ms.values())
     assert len(learn.dls.train_ds)==50 and learn.dls.one_batch()[0].shape[1:]==(1,28,28)
     assert learn.model.embed_dim==96 and learn.model.patch_embed.patch_size==(4,4)
 
@@ -186,9 +185,7 @@ def test_five_shots_of_digits(trained):
 
 @pytest.mark.slow
 def test_each_saw_the_same_five_images(trained):
-    import pandas as pd
     folder,_ = trained
-    def shots(d): return [*pd.read_csv(d/'split.csv').query('part=="train"').iloc[:,0]] if (d/'split.csv').is_file() else None
     m = [json.loads((folder/o/'metrics.json').read_text())['classes'] for o in ('',*(f'{n}_seed_0' for n in others))]
     assert all(o==m[0] and {*o.values()}=={5} for o in m)
     a = [build_learner(t.cfg, 1).dls.train_ds.items for t in trainings(ex.run_config(folder), folder) if t.seed==1]
@@ -216,7 +213,8 @@ def test_killed_and_resumed(trained, python, tool, tmp_path):
     r = tool('memo-train', '--resume', folder, render=False)
     assert r.returncode==0, r.stderr
     assert (folder/'results.csv').read_text()==(whole/'results.csv').read_text()
-    for f in sorted(whole.rglob('metrics.json')): assert (folder/f.relative_to(whole)).read_text()==f.read_text()
+    for f in whole.rglob('metrics.json'):
+        if 'eval' not in f.parts: assert (folder/f.relative_to(whole)).read_text()==f.read_text()
 
 @pytest.mark.slow
 def test_one_table_over_two_experiments(trained, tmp_path):
