@@ -75,7 +75,7 @@ def check_called(model, layers, arch):
         raise MemoError(f"dropout: the attention of {arch} reads the weights of its layer, which sees no input that could "
                         "be dropped; 0 is accepted")
 
-@register('model', 'lora', vit=True)
+@register('model', 'lora', vit=True, adapts=True)
 def lora(
     arch:str,               # A vision transformer in timm
     n_out:int,              # Classes

@@ -7,7 +7,7 @@ from data.test_raf_db import by_seed, images, write_folders, write_official
 from data.test_whole import archive, fashion, photos
 from helpers.errors import err
 from helpers.pictures import no_rendering
-from memo.evaluation.baselines import training_title
+from memo.evaluation.baselines import paired_of, training_title
 from memo.evaluation.tables import label, row_of
 from memo.experiment import run as ex
 from memo.experiment.build import build_learner, build_stages
@@ -25,7 +25,10 @@ interrupt = root/'tests/commands/interrupt.py'
 files = [f'{o}.yaml' for o in 'cifar10 cifar100 digits fashion rafdb'.split()]
 imagenet = [o for o in files if o[:3] in ('cif','raf')]
 others = 'linear_probe vpt_shallow vpt_deep lora'.split()
-TITLES = ['Hopfield memory','linear probe','VPT-shallow','VPT-deep','LoRA']
+on_features = 'class_mean logistic ridge tip_adapter tip_adapter_trained'.split()
+NETS = ['Hopfield memory','linear probe','VPT-shallow','VPT-deep','LoRA']
+FITTED = ['nearest class mean','logistic regression','ridge regression','Tip-Adapter','Tip-Adapter, keys learned']
+TITLES = [NETS[0],*FITTED,*NETS[1:]]
 NET = ['model.pretrained=false','model.size=9','model.timm={patch_size: 7, embed_dim: 32, depth: 2, num_heads: 2}']
 TINY = [*NET,'train.epochs=2','train.bs=16','train.lr=1e-2','seeds=[0,1]','data.test=10']
 PHOTOS = ['model.pretrained=false','model.arch=test_vit','model.img_size=32','model.size=9','data.size=32',
@@ -39,7 +42,7 @@ def test_every_file_loads_and_reads_back(name, tmp_path):
     assert cfg.name==f"hopfield/{name.removesuffix('.yaml')}" and cfg.model.name=='hopfield_vit' and not cfg.memories
     (tmp_path/'y.yaml').write_text(to_yaml(cfg))
     assert load_config(tmp_path/'y.yaml')==cfg and from_dict(to_dict(cfg), 'x')==cfg
-    assert [s.name for s in cfg.compare if s.name in others]==others
+    assert [s.name for s in cfg.compare]==[*(['class_mean','ridge'] if name in imagenet else on_features), *others]
     assert load_config(f'hopfield/{name.removesuffix(".yaml")}')==cfg       # it ships
 
 @pytest.mark.parametrize('name', imagenet)
@@ -78,9 +81,20 @@ def test_the_own_network_is_not_trained_twice():
     for model,i in (('linear_probe',1), ('vpt',2), ('{name: vpt, deep: true}',3), ('{name: lora, rank: 2}',4)):
         cfg = load_config(hopfield/'digits.yaml', [f'model={model}','seeds=[3]'])
         names = [t.name for t in trainings(cfg, 'r')]
-        assert names==['', *[o for k,o in enumerate(others) if k!=i-1]] and training_title(cfg)==TITLES[i]
+        assert names==['', *[o for k,o in enumerate(others) if k!=i-1]] and training_title(cfg)==NETS[i]
     cfg = load_config(hopfield/'digits.yaml', ['model=linear_probe','model.freeze=false','seeds=[3]'])
     assert len(trainings(cfg, 'r'))==5 and training_title(cfg)=='plain network'      # it is trained whole
+
+@pytest.mark.parametrize('model,where', [('hopfield_vit',''), ('linear_probe',''), ('vpt','linear_probe'), ('lora','linear_probe')])
+def test_classifiers_on_the_backbones_features(model, where):
+    "Once, where nothing is added to it that cannot be taken out; its own row is compared with each"
+    ts = trainings(load_config(hopfield/'digits.yaml', [f'model={model}','seeds=[3]']), 'r')
+    assert [t.name for t in ts if t.cfg.compare]==[where]
+    t = next(t for t in ts if t.name==where)
+    assert [s.name for s in t.cfg.compare]==on_features and {*on_features}<={*paired_of(t.cfg, t.name)}
+    if model=='vpt':
+        e = err(load_config, hopfield/'digits.yaml', ['model=vpt','compare=[logistic]'])
+        assert 'of vpt that cannot be taken out: linear_probe as model or under compare, or compare=[], is accepted' in e
 
 def test_other_networks_differ_in_the_model_only():
     cfg = load_config(hopfield/'digits.yaml', ['model.dropout=.3','seeds=[0,7]','compare=[linear_probe,vpt_shallow,'
@@ -175,10 +189,10 @@ def test_five_shots_of_digits(trained):
     assert names_of(table)==TITLES and pairs_of(table)==[f'Hopfield memory - {o}' for o in TITLES[1:]]
     assert 'vit_tiny_patch16_224 on digits, Hopfield memory, seeds 0, 1' in out and '(2 seeds, 95 % interval)' in table
     got = [rows_in(folder/o) for o in ('', *(f'{n}_seed_0' for n in others))]
-    assert [[*o] for o in got]==[[o] for o in TITLES]
+    assert [[*o] for o in got]==[TITLES[:6], *([o] for o in NETS[1:])]
     again = [rows_in(folder/o) for o in ('seed_1', *(f'{n}_seed_1' for n in others))]
     diff = (folder/'results.csv').read_text()
-    for i,n in enumerate(TITLES[1:], 1):
+    for i,n in enumerate(NETS[1:], 1):
         d = [a[0]['Hopfield memory']['accuracy']-a[i][n]['accuracy'] for a in (got,again)]
         line = next(l for l in diff.splitlines() if l.startswith(f'Hopfield memory,2') and f',{n},' in l)
         assert f'{sum(d)/2:.6f}'[:7] in line or abs(sum(d))<1e-6
@@ -235,7 +249,7 @@ def a_run(name, folder, *over):
 @pytest.mark.parametrize('name', ['cifar10','cifar100'])
 def test_cifar_in_its_official_layout(name, archive, tmp_path):
     folder,table = a_run(name, tmp_path, f'data.root={archive}', *PHOTOS)
-    assert names_of(table)==TITLES and ex.evaluate_run(folder)[1]==[]
+    assert names_of(table)==[NETS[0],FITTED[0],FITTED[2],*NETS[1:]] and ex.evaluate_run(folder)[1]==[]
     assert {*json.loads((folder/'metrics.json').read_text())['classes'].values()}=={5}
 
 @pytest.mark.slow
@@ -244,14 +258,14 @@ def test_raf_db(layout, images, tmp_path):
     write_official(tmp_path/'d', images) if layout=='official' else write_folders(tmp_path/'d', images, by_seed)
     folder,table = a_run('rafdb', tmp_path, f'data.root={tmp_path/"d"}', 'data.workers=0', *PHOTOS,
                          'compare=[linear_probe,lora]')
-    assert names_of(table)==[TITLES[0],TITLES[1],TITLES[4]]
+    assert names_of(table)==[NETS[0],NETS[1],NETS[4]]
     assert json.loads((folder/'metrics.json').read_text())['classes']['happiness']==5
 
 @pytest.mark.slow
 @fashion
 def test_fashion(tmp_path):
     _,table = a_run('fashion', tmp_path, *[o for o in TINY if 'test' not in o], 'seeds=[0]', 'compare=[vpt_shallow]')
-    assert names_of(table)==[TITLES[0],TITLES[2]]
+    assert names_of(table)==[NETS[0],NETS[2]]
 
 @pytest.mark.slow
 def test_weights_of_another_run(tmp_path):
