@@ -33,7 +33,7 @@ def check_features(
     lo,hi = int(y.min()),int(y.max())
     if lo<0 or hi>=n_classes:
         raise MemoError(f"{what}: training items have classes from {lo} to {hi}; 0 to {n_classes-1} is accepted")
-    return z.detach().float().cpu(),y.cpu()
+    return z.detach().as_subclass(Tensor).float().cpu(),y.as_subclass(Tensor).cpu()     # of fastai's types
 
 def standardized(
     z:Tensor    # Features [N,D]
