@@ -435,13 +435,13 @@ parts = {
     'c_in': Param(int, 3, 'Channels of the images'),
     'dropout': Param(Fraction|None, None, 'In front of the classifier, behind a memory; null: none (.5 where train.frozen is true)'),
   }, {'backbone': 'memo.models.backbones:load_backbone', 'classifier': 'memo.models.backbones:linear_head'}),
-  'lora': ('memo.models.lora', 'lora', "A frozen vision transformer with low-rank changes of its attention's weights (Hu et al. 2021), and a new classifier", {
+  'lora': ('memo.models.lora', 'lora', 'A frozen vision transformer with low-rank changes of its attention (Hu et al. 2021), and a new classifier', {
     'arch': Param(str, required, 'A vision transformer in timm'),
     'n_out': Param(int, required, 'Classes'),
     'rank': Param(Count, 8, 'Of the changes'),
     'alpha': Param(Positive, 16, 'They are multiplied by alpha/rank'),
     'dropout': Param(Fraction, 0.0, 'Of what a changed layer is given, on the way through the change, in training'),
-    'targets': Param(str|list, 'qkv', "Which layers: 'qkv' (queries, keys, values), or names in a block, e.g. [qkv, attn.proj, fc1]"),
+    'targets': Param(str|list, 'qkv', "Layers: 'qkv' (queries, keys, values), or names in a block, e.g. [qkv, attn.proj]"),
     'pretrained': Param(bool|str|object, False, "True: timm's weights; a path: weights from that file"),
     'c_in': Param(int, 3, 'Channels of the images'),
     'img_size': Param(Count|None, None, 'Of the images; None: what the network is for'),

@@ -300,5 +300,7 @@ def remedies_of(cfg, training=''):
     return _those(cfg, training, 'remedy')
 def paired_of(cfg, training=''):
     "Names of those among them that the experiment's own rows are compared with"
-    frozen = [s.name for s in cfg.compare if is_baseline(s) and fact(cfg.model, 'vit') and baseline(s).works_on=='features']
-    return list(dict.fromkeys([*_those(cfg, training, 'paired'), *frozen]))
+    named = _those(cfg, training, 'paired')
+    if fact(cfg.model, 'vit'):       # classifiers on the features of its backbone alone
+        named += [s.name for s in cfg.compare if is_baseline(s) and baseline(s).works_on=='features']
+    return list(dict.fromkeys(named))

@@ -82,14 +82,14 @@ def lora(
     rank:Count=8,           # Of the changes
     alpha:Positive=16,      # They are multiplied by alpha/rank
     dropout:Fraction=0.,    # Of what a changed layer is given, on the way through the change, in training
-    targets:str|list='qkv', # Which layers: 'qkv' (queries, keys, values), or names in a block, e.g. [qkv, attn.proj, fc1]
+    targets:str|list='qkv', # Layers: 'qkv' (queries, keys, values), or names in a block, e.g. [qkv, attn.proj]
     pretrained:bool|str|Path=False, # True: timm's weights; a path: weights from that file
     c_in:int=3,             # Channels of the images
     img_size:Count=None,    # Of the images; None: what the network is for
     timm:dict=None,         # What a YAML file has for `timm.create_model`, e.g. {depth: 6}
     **kwargs                # To `timm.create_model`
 )->nn.Module:
-    "A frozen vision transformer with low-rank changes of its attention's weights (Hu et al. 2021), and a new classifier"
+    "A frozen vision transformer with low-rank changes of its attention (Hu et al. 2021), and a new classifier"
     model = load_vit(arch, n_out, pretrained, c_in, img_size, {**(timm or {}), **kwargs})
     layers = []
     for name in targeted(model, targets, arch):

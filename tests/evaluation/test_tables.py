@@ -91,9 +91,9 @@ def test_other_networks_are_paired_with_the_own_one(memory):
            paired=[r.training], titles={r.training:r.training}) for s in (0,1) for r in (probe,deep))
     t,d = results([*a, *b])
     own_rows = ['plain network',*['plain network + memory']*memory]
-    ours = {(o,r) for o in own_rows for r in ('nearest class mean','linear_probe','vpt_deep','nearest class mean, linear_probe',
-                                              'nearest class mean, vpt_deep')}
-    within = {(f'{n} + memory',n) for n in ('plain network','linear_probe','vpt_deep')} | {(own_rows[-1],'logit adjustment')}
+    others = ['linear_probe','vpt_deep']
+    ours = {(o,r) for o in own_rows for r in ('nearest class mean', *others, *(f'nearest class mean, {n}' for n in others))}
+    within = {(f'{n} + memory',n) for n in ('plain network', *others)} | {(own_rows[-1],'logit adjustment')}
     assert {*zip(d.method, d.rival)}==ours | (within if memory else set()) and len(d)==len({*zip(d.method, d.rival)})
     got = d[(d.method=='plain network') & (d.rival=='linear_probe')].iloc[0]
     assert got.seeds==2 and got.f1_mean==pytest.approx(.15)

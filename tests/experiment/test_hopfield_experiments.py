@@ -1,4 +1,4 @@
-"Experiments with Hopfield memories: their YAML, the seed's parameters, other networks beside it, runs, resuming, mistakes"
+"Experiments with Hopfield memories: their YAML, the seed's parameters, other networks, runs, resuming, mistakes"
 import json, signal
 from pathlib import Path
 import pytest, torch, yaml
@@ -61,7 +61,8 @@ def test_a_learner_is_what_the_file_says():
     cfg = load_config(hopfield/'digits.yaml', ['model.pretrained=false'])
     learn = build_learner(cfg, 0)
     ms,(stage,) = memories(learn.model),build_stages(cfg, learn, 0)
-    assert [*ms]==[f'hopfield_{i}' for i in range(6)] and learn.gradient_clip.max_norm==1 and stage.kw==dict(pct_start=.05)
+    assert [*ms]==[f'hopfield_{i}' for i in range(6)]
+    assert learn.gradient_clip.max_norm==1 and stage.kw==dict(pct_start=.05)
     assert all(len(h.bank)==100 and h.first_beta(96)==.125 for h in ms.values())
     assert len(learn.dls.train_ds)==50 and learn.dls.one_batch()[0].shape[1:]==(1,28,28)
     assert learn.model.embed_dim==96 and learn.model.patch_embed.patch_size==(4,4)
@@ -74,8 +75,10 @@ def test_the_model_by_its_name(name, model):
     "What is of the backbone stays, what only the Hopfield memory reads is dropped"
     was,cfg = load_config(hopfield/name).model,load_config(hopfield/name, [f'model={model}']).model
     assert cfg.name==model and all(cfg[k]==was[k] for k in ('arch','pretrained','img_size','timm'))
-    if model!='hopfield_vit': assert 'beta' not in cfg and 'size' not in cfg and cfg.dropout==(.1 if 'probe' in model else 0)
-    assert load_config(hopfield/name, [f'model={{name: {model}}}','model.arch=deit3_small_patch16_224']).model.arch[:5]=='deit3'
+    if model!='hopfield_vit':
+        assert 'beta' not in cfg and 'size' not in cfg and cfg.dropout==(.1 if 'probe' in model else 0)
+    arch = 'deit3_small_patch16_224'
+    assert load_config(hopfield/name, [f'model={{name: {model}}}',f'model.arch={arch}']).model.arch==arch
 
 def test_the_own_network_is_not_trained_twice():
     for model,i in (('linear_probe',1), ('vpt',2), ('{name: vpt, deep: true}',3), ('{name: lora, rank: 2}',4)):
@@ -85,7 +88,8 @@ def test_the_own_network_is_not_trained_twice():
     cfg = load_config(hopfield/'digits.yaml', ['model=linear_probe','model.freeze=false','seeds=[3]'])
     assert len(trainings(cfg, 'r'))==5 and training_title(cfg)=='plain network'      # it is trained whole
 
-@pytest.mark.parametrize('model,where', [('hopfield_vit',''), ('linear_probe',''), ('vpt','linear_probe'), ('lora','linear_probe')])
+@pytest.mark.parametrize('model,where', [('hopfield_vit',''), ('linear_probe',''), ('vpt','linear_probe'),
+                                         ('lora','linear_probe')])
 def test_classifiers_on_the_backbones_features(model, where):
     "Once, where nothing is added to it that cannot be taken out; its own row is compared with each"
     ts = trainings(load_config(hopfield/'digits.yaml', [f'model={model}','seeds=[3]']), 'r')
@@ -94,7 +98,7 @@ def test_classifiers_on_the_backbones_features(model, where):
     assert [s.name for s in t.cfg.compare]==on_features and {*on_features}<={*paired_of(t.cfg, t.name)}
     if model=='vpt':
         e = err(load_config, hopfield/'digits.yaml', ['model=vpt','compare=[logistic]'])
-        assert 'of vpt that cannot be taken out: linear_probe as model or under compare, or compare=[], is accepted' in e
+        assert 'of vpt that cannot be taken out: linear_probe as model or under compare, or' in e
 
 def test_other_networks_differ_in_the_model_only():
     cfg = load_config(hopfield/'digits.yaml', ['model.dropout=.3','seeds=[0,7]','compare=[linear_probe,vpt_shallow,'
@@ -108,7 +112,8 @@ def test_other_networks_differ_in_the_model_only():
         assert all(t.cfg.model[k]==cfg.model[k] for k in ('arch','pretrained','img_size','timm'))
     probe,shallow,deep,lora = (t.cfg.model for t in ts[1:5])
     assert (probe.name,probe.hidden,probe.freeze)==('linear_probe',None,True)
-    assert (shallow.name,shallow.deep,shallow.n_prompts,shallow.dropout)==('vpt',False,10,0)    # the memory's is another one
+    # dropout of a memory's read is not that of prompts
+    assert (shallow.name,shallow.deep,shallow.n_prompts,shallow.dropout)==('vpt',False,10,0)
     assert (deep.deep,deep.n_prompts,lora.rank,ts[4].cfg.train.lr)==(True,3,2,.5)
 
 def test_what_each_of_them_trains():
@@ -159,7 +164,7 @@ def test_other_networks_are_for_vision_transformers(name):
     (['model.blocks=[7]'], 'blocks: [7], and vit_tiny_patch16_224 has 6'),
     (['model.memory=class_prototype','model.size=5'], '10'),
     (['model={name: lora, targets: [query]}'], "targets: 'query' is no linear layer"),
-    (['model.timm={depths: 2}'], "'depths'"), (['model.pretrained=nowhere.safetensors'], 'no file nowhere.safetensors')])
+    (['model.timm={depths: 2}'], "'depths'"), (['model.pretrained=no.safetensors'], 'no file no.safetensors')])
 def test_mistakes_that_are_told_before_anything_is_written(over, msg, tmp_path):
     cfg = load_config(hopfield/'digits.yaml', ['model.pretrained=false', *over, f'runs={json.dumps(str(tmp_path))}'])
     e = err(ex.run_experiment, cfg)
@@ -274,9 +279,12 @@ def test_weights_of_another_run(tmp_path):
     d = dict(name='before', seeds=[0], memory=None, data=dict(name='digits', n=60, size=28, classes=[0,1,2], test=10),
              train=dict(epochs=1, bs=16), model=dict(name='linear_probe', freeze=False, **small))
     (tmp_path/'before.yaml').write_text(yaml.safe_dump(d))
-    with no_rendering(): ex.run_experiment(load_config(tmp_path/'before.yaml', [f'runs={tmp_path}']), log=lambda s: None)
+    before = load_config(tmp_path/'before.yaml', [f'runs={tmp_path}'])
+    with no_rendering(): ex.run_experiment(before, log=lambda s: None)
     was = ex.load_run(tmp_path/'before').model.state_dict()
-    cfg = load_config(hopfield/'digits.yaml', [*TINY, f'model.pretrained={tmp_path}/before/model.safetensors','seeds=[0]'])
+    weights = f'model.pretrained={tmp_path}/before/model.safetensors'
+    cfg = load_config(hopfield/'digits.yaml', [*TINY, weights, 'seeds=[0]'])
     for t in trainings(cfg, 'r'):
         new = build_learner(t.cfg, 0).model.state_dict()
-        assert new['head.weight'].shape==(10,32) and all(torch.equal(new[k], v) for k,v in was.items() if k[:5]!='head.')
+        assert new['head.weight'].shape==(10,32)
+        assert all(torch.equal(new[k], v) for k,v in was.items() if k[:5]!='head.')
