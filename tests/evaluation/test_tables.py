@@ -92,7 +92,8 @@ def test_other_networks_are_paired_with_the_own_one(memory):
     t,d = results([*a, *b])
     own_rows = ['plain network',*['plain network + memory']*memory]
     others = ['linear_probe','vpt_deep']
-    ours = {(o,r) for o in own_rows for r in ('nearest class mean', *others, *(f'nearest class mean, {n}' for n in others))}
+    rivals = ['nearest class mean', *others, *(f'nearest class mean, {n}' for n in others)]
+    ours = {(o,r) for o in own_rows for r in rivals}
     within = {(f'{n} + memory',n) for n in ('plain network', *others)} | {(own_rows[-1],'logit adjustment')}
     assert {*zip(d.method, d.rival)}==ours | (within if memory else set()) and len(d)==len({*zip(d.method, d.rival)})
     got = d[(d.method=='plain network') & (d.rival=='linear_probe')].iloc[0]
