@@ -16,7 +16,8 @@ ALL = nearest_mean,logistic_cv,ridge_cv,tip_adapter,fast_trained
 
 def shots(sizes, d=8, seed=0, noise=1.2):
     "Features of so many items of each class, in a random order"
-    mu,y = 2*torch.randn(len(sizes), d, generator=gen(99)),torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    y = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+    mu = 2*torch.randn(len(sizes), d, generator=gen(99))
     z = mu[y]+noise*torch.randn(len(y), d, generator=gen(seed))
     i = torch.randperm(len(y), generator=gen(seed+1))
     return (z*torch.logspace(-1, 1, d)+3)[i],y[i]
@@ -30,7 +31,9 @@ def test_logistic_regression_is_a_pipeline_chosen_in_folds(sizes, seed):
     f,got = logistic_cv(z, y, len(sizes))
     fold,losses = item_folds(z, y).numpy(),{}
     x,t = z.double().numpy(),y.numpy()
-    def fit(C, at): return make_pipeline(StandardScaler(), LogisticRegression(C=C, max_iter=5000, tol=1e-8)).fit(x[at], t[at])
+    def fit(C, at):
+        m = LogisticRegression(C=C, max_iter=5000, tol=1e-8)
+        return make_pipeline(StandardScaler(), m).fit(x[at], t[at])
     for C in 10.**np.arange(-4, 5):
         p = np.zeros((len(t),len(sizes)))
         for k in range(fold.max()+1): p[fold==k] = fit(C, fold!=k).predict_log_proba(x[fold==k])
@@ -43,7 +46,8 @@ def test_logistic_regression_is_a_pipeline_chosen_in_folds(sizes, seed):
 def test_ridge_is_that_of_scikit_learn(sizes, d):
     z,y = shots(sizes, d)
     f,got = ridge_cv(z, y, len(sizes))
-    sk = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=10.**np.arange(-2, 6.5, .5))).fit(z.double().numpy(), y)
+    sk = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=10.**np.arange(-2, 6.5, .5)))
+    sk.fit(z.double().numpy(), y)
     assert got['alpha']==pytest.approx(sk[-1].alpha_) and got['by']=='leave-one-out'
     q,_ = shots(sizes, d, seed=50)
     s = sk.decision_function(q.double().numpy())
@@ -90,7 +94,8 @@ def test_folds(data):
     y = torch.tensor(data.draw(st.lists(st.integers(0, c-1), min_size=n, max_size=n)))
     z = torch.randn(n, 3, generator=gen(data.draw(st.integers(0, 99))))
     item = data.draw(st.sampled_from(['none','own','shared']))
-    item = None if item=='none' else torch.arange(n) if item=='own' else 10*y+torch.arange(n)%3-(torch.arange(n)%4==0)*99
+    i = torch.arange(n)
+    item = None if item=='none' else i if item=='own' else 10*y+i%3-(i%4==0)*99
     if item is not None: item = item.clamp(min=-1)
     k = data.draw(st.integers(2, 6))
     fold = item_folds(z, y, item, k)
@@ -238,4 +243,5 @@ def test_the_nearest_means_temperature_is_of_items_held_out():
     ts = np.logspace(-2.5, 0, 26)
     assert got=={'temperature':pytest.approx(min(ts, key=lambda t: class_nll((cos/t).log_softmax(1), y).item())),
                  'by':'cross-validation'}
-    close(f(z)*got['temperature'], nearest_mean(z, y, 3, z, y)[0](z)*nearest_mean(z, y, 3, z, y)[1]['temperature'], 1e-6)
+    g,other = nearest_mean(z, y, 3, z, y)
+    close(f(z)*got['temperature'], g(z)*other['temperature'], 1e-6)

@@ -1,10 +1,9 @@
-"Classifiers on frozen features in experiments with few shots: of which network their features are, and which rows there are"
+"Classifiers on frozen features in experiments with few shots: whose features they get, and which rows there are"
 import copy, json
 import pytest, torch, yaml
 from fastai.torch_core import get_model
 from helpers.errors import err
 from helpers.learners import quietly
-from memo.core import MemoError
 from memo.evaluation import evaluate as ev
 from memo.evaluation.baselines import suits
 from memo.evaluation.classifiers import logistic_cv, nearest_mean, ridge_cv, tip_adapter
@@ -20,8 +19,9 @@ TITLES = ['nearest class mean','logistic regression','ridge regression','Tip-Ada
 VIT = dict(name='hopfield_vit', arch='test_vit', img_size=32, size=20, blocks=2)
 
 def experiment(model=VIT, compare=ALL, memory=None, **data):
-    return from_dict(dict(name='x', seeds=[0], data={**dict(name='digits', n_shot=5, valid=0, test=10, size=32), **data},
-                          model=model, memory=memory, train=dict(epochs=1, bs=16, lr=1e-2), compare=compare), 'test')
+    data = {**dict(name='digits', n_shot=5, valid=0, test=10, size=32), **data}
+    return from_dict(dict(name='x', seeds=[0], data=data, model=model, memory=memory, compare=compare,
+                          train=dict(epochs=1, bs=16, lr=1e-2)), 'test')
 
 def trained(cfg):
     learn = build_learner(cfg, 0)
@@ -47,9 +47,9 @@ def probs(learn, cfg):
 
 # features
 
+PROBE = dict(name='linear_probe', arch='test_vit', img_size=32)
 @pytest.mark.parametrize('model', [VIT, {**VIT, 'memory':'associative', 'position':'after_ffn'},
-    {**VIT, 'memory':'class_prototype'}, dict(name='linear_probe', arch='test_vit', img_size=32),
-    dict(name='linear_probe', arch='test_vit', img_size=32, hidden=8), dict(name='linear_probe', arch='test_vit3', img_size=32)])
+    {**VIT, 'memory':'class_prototype'}, PROBE, {**PROBE, 'hidden':8}, {**PROBE, 'arch':'test_vit3'}])
 def test_features_are_those_of_the_backbone_before_the_training(model):
     "Without what the training left in memories or a hidden layer; the network is afterwards as it was"
     cfg = experiment(model)
@@ -144,7 +144,8 @@ def test_what_is_refused():
     for k in ALL: assert f'compare has {k}, which needs the features of a network without' in err(experiment, vpt, [k])
     assert 'compare crt is fitted on validation data, and data.valid is 0' in err(experiment, VIT, ['crt'])
     assert experiment(VIT, ['crt'], valid=2)
-    assert "base must be one of class_mean, logistic, ridge" in err(experiment, VIT, [dict(name='tip_adapter', base='mean')])
+    mean = dict(name='tip_adapter', base='mean')
+    assert 'base must be one of class_mean, logistic, ridge' in err(experiment, VIT, [mean])
     d = dict(name='chest_mosaic')
     cfg = dict(name='x', seeds=[0], data=d, memory=None, compare=['logistic'])
     assert 'compare logistic is for classes' in err(from_dict, cfg, 'test')
@@ -163,7 +164,8 @@ def test_the_same_features_are_not_scored_twice():
 def test_as_a_process(tool, tmp_path):
     "No validation data, two seeds; memo-eval gives the same table"
     cfg = dict(name='few', seeds=[0,1], data=dict(name='digits', n_shot=5, valid=0, size=32, test=10), model=VIT,
-               memory=None, train=dict(epochs=1, bs=16, lr=1e-2), compare=[*ALL[:4], dict(name=ALL[4], base='logistic')])
+               memory=None, train=dict(epochs=1, bs=16, lr=1e-2),
+               compare=[*ALL[:4], dict(name=ALL[4], base='logistic')])
     (tmp_path/'x.yaml').write_text(yaml.safe_dump(cfg))
     r = tool('memo-train', tmp_path/'x.yaml', f'runs={tmp_path}/runs', render=False)
     assert r.returncode==0, r.stderr
