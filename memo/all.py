@@ -36,6 +36,7 @@ from .layers.hopfield_head import HopfieldHead
 from .models.small import small_cnn
 from .models.backbones import chest_head,chest_model,load_backbone
 from .models.vit import after_attention,hopfield_vit,linear_probe,remove_memory,token_reads,vit_splitter,vpt
+from .models.lora import lora
 from .training.losses import AsymmetricLoss,LogitAdjustedCE,SigmoidFocalLoss,adjust_logits,pos_weights
 from .training.batch_ids import BatchIds
 from .training.collect import collect
@@ -45,7 +46,7 @@ from .training.export_model import export_model
 from .training.param_groups import adamw,body_head_splitter
 from .training.stages import Stage,fit_stages
 from .evaluation.tasks import Task,task_of
-from .evaluation.classifiers import nearest_mean,retrain_classifier
+from .evaluation.classifiers import logistic_cv,nearest_mean,retrain_classifier,ridge_cv,tip_adapter,tip_adapter_trained
 from .evaluation.baselines import Baseline
 from .evaluation.tables import Row,compare,format_results,results
 from .evaluation.evaluate import evaluate

@@ -36,7 +36,8 @@ def comparing(cfg, sections):
 def with_changes(cfg, changes, posts):
     "The experiment with changes, and of `posts` what suits it"
     c = override(cfg, {**changes, 'compare':[]})
-    return comparing(c, [s for s in posts if suits(c, s)])
+    def new(s): return not (is_baseline(s) and baseline(s).works_on=='features' and same_features(cfg, c))
+    return comparing(c, [s for s in posts if suits(c, s) and new(s)])
 
 def without_memory(name, cfg):
     "What every other training gets too has its row, less the memory"
@@ -58,9 +59,10 @@ def trainings(
     posts = [s for s in cfg.compare if s.name not in makes]
     res = []
     for i,seed in enumerate(cfg.seeds):
-        one = comparing(override(cfg, {'seeds':[seed]}), posts)
-        todo = [('', '', one)] + [(k, k, with_changes(one, b.overrides(one), posts))
-                                  for k,b in makes.items() if k not in beside]
+        one = override(cfg, {'seeds':[seed], 'compare':[]})
+        one = comparing(one, [s for s in posts if suits(one, s)])     # where another training suits it does there
+        todo = [('', '', one)] + [(k, k, with_changes(one, changes, posts)) for k,b in makes.items()
+                                  if k not in beside and (changes:=b.overrides(one))]
         for k,b in makes.items():
             if k in beside:
                 todo += [(_joined(k, n), n, without_memory(k, with_changes(c, b.overrides(c), c.compare)))

@@ -79,7 +79,8 @@ def load_vit(arch, n_out, pretrained, c_in, img_size, kwargs):
     if img_size is not None: kwargs = dict(img_size=img_size, **kwargs)
     try: model = load_backbone(arch, pretrained, n_out, c_in, **kwargs)
     except TypeError as e:
-        raise MemoError(f"{arch}: {str(e).splitlines()[0][:150]}; arguments of the network in timm are accepted") from e
+        raise MemoError(f"{arch}: {str(e).splitlines()[0][:150]}; a vision transformer, with its arguments in timm, is "
+                        "accepted") from e
     check_vit(model, arch)
     p = model.patch_embed
     if getattr(p, 'strict_img_size', False) and getattr(p, 'img_size', None) is not None:
@@ -198,7 +199,7 @@ def block_memory(head, seen, model, position, i):
     for o in (head.bank, head): o.build(head.bank.dim, head.bank.n_classes)
     head.to(next(model.parameters()).device)
 
-@register('model', 'hopfield_vit', vit=True)
+@register('model', 'hopfield_vit', vit=True, title='Hopfield memory')
 def hopfield_vit(
     arch:str,               # A vision transformer in timm
     n_out:int,              # Classes
@@ -220,10 +221,11 @@ def hopfield_vit(
     shared:bool=False,      # One bank for all blocks?
     c_in:int=3,             # Channels of the images
     img_size:Count=None,    # Of the images; None: what the network is for
+    timm:dict=None,         # What a YAML file has for `timm.create_model`, e.g. {depth: 6}
     **kwargs                # To `timm.create_model`, e.g. `drop_path_rate`, `dynamic_img_size`
 )->nn.Module:
     "A vision transformer with a Hopfield memory in its blocks; until it is trained it gives what it gave without"
-    model = load_vit(arch, n_out, pretrained, c_in, img_size, kwargs)
+    model = load_vit(arch, n_out, pretrained, c_in, img_size, {**(timm or {}), **kwargs})
     at = which_blocks(blocks, len(model.blocks), arch)
     if tokens=='cls' and (getattr(model, 'cls_token', None) is None or not getattr(model, 'num_prefix_tokens', 1)):
         raise MemoError(f"tokens='cls': the blocks of {arch} have no class token; tokens='all' is accepted")
@@ -269,10 +271,11 @@ def linear_probe(
     pretrained:bool|str|Path=False, # True: timm's weights; a path: weights from that file
     c_in:int=3,             # Channels of the images
     img_size:Count=None,    # Of the images; None: what the network is for
+    timm:dict=None,         # What a YAML file has for `timm.create_model`, e.g. {depth: 6}
     **kwargs                # To `timm.create_model`
 )->nn.Module:
     "A vision transformer of which the classifier is trained: a linear layer, or one with a hidden layer"
-    model = load_vit(arch, n_out, pretrained, c_in, img_size, kwargs)
+    model = load_vit(arch, n_out, pretrained, c_in, img_size, {**(timm or {}), **kwargs})
     if hidden is not None:
         for name,m in [(n,m) for n,m in model.named_children() if any(m is c for c in classifiers(model))]:
             setattr(model, name, nn.Sequential(nn.Linear(m.in_features, hidden), nn.ReLU(), nn.Dropout(dropout),
@@ -332,7 +335,7 @@ def insert_prompts(model, arch, deep, n, dropout):
                         "attention is tied to the places of its tokens") from e
     finally: model.train(was)
 
-@register('model', 'vpt', vit=True)
+@register('model', 'vpt', vit=True, adapts=True)
 def vpt(
     arch:str,               # A vision transformer in timm
     n_out:int,              # Classes
@@ -342,9 +345,10 @@ def vpt(
     pretrained:bool|str|Path=False, # True: timm's weights; a path: weights from that file
     c_in:int=3,             # Channels of the images
     img_size:Count=None,    # Of the images; None: what the network is for
+    timm:dict=None,         # What a YAML file has for `timm.create_model`, e.g. {depth: 6}
     **kwargs                # To `timm.create_model`
 )->nn.Module:
     "A frozen vision transformer with learned prompts beside its tokens (Jia et al. 2022), and a new classifier"
-    model = load_vit(arch, n_out, pretrained, c_in, img_size, kwargs)
+    model = load_vit(arch, n_out, pretrained, c_in, img_size, {**(timm or {}), **kwargs})
     insert_prompts(model, arch, deep, n_prompts, dropout)
     return with_groups(model, True)

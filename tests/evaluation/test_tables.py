@@ -82,6 +82,23 @@ def test_pairs_of_an_experiment():
                                           ('logit adjustment + memory','logit adjustment'), (p,'balanced sampling'),
                                           (p,'logit adjustment')]
 
+@pytest.mark.parametrize('memory', [False,True])
+def test_other_networks_are_paired_with_the_own_one(memory):
+    "Each of the experiment's own rows, whether a memory answers or is in the network; nothing else is"
+    probe,deep = Row('linear_probe'),Row('vpt_deep')
+    a = (m(s, {own:.5+.1*s, **({mem:.6} if memory else {}), mean:.3, adj:.2}, paired=['class_mean']) for s in (0,1))
+    b = (m(s, {r:.4, **({r._replace(memory=('memory',)):.4} if memory else {}), r._replace(method='class_mean'):.1},
+           paired=[r.training], titles={r.training:r.training}) for s in (0,1) for r in (probe,deep))
+    t,d = results([*a, *b])
+    own_rows = ['plain network',*['plain network + memory']*memory]
+    others = ['linear_probe','vpt_deep']
+    rivals = ['nearest class mean', *others, *(f'nearest class mean, {n}' for n in others)]
+    ours = {(o,r) for o in own_rows for r in rivals}
+    within = {(f'{n} + memory',n) for n in ('plain network', *others)} | {(own_rows[-1],'logit adjustment')}
+    assert {*zip(d.method, d.rival)}==ours | (within if memory else set()) and len(d)==len({*zip(d.method, d.rival)})
+    got = d[(d.method=='plain network') & (d.rival=='linear_probe')].iloc[0]
+    assert got.seeds==2 and got.f1_mean==pytest.approx(.15)
+
 def test_a_row_without_its_network_has_no_difference_to_it():
     "What is trained with the memory, where nothing is trained without"
     t,d = results([m(0, {mem:.5, Row(memory=('lda',)):.6, adj:.7})])

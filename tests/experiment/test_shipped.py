@@ -49,7 +49,7 @@ def test_ones_own_file_comes_first(empty, name):
 def test_neither_a_file_nor_a_name(empty):
     assert 'did you mean quickstart?' in err('quikstart')
     assert 'did you mean chestxray/small/vote?' in err('vote')
-    assert 'did you mean tail/cifar10_lt' in err('cifar10')
+    assert 'did you mean hopfield/cifar10' in err('cifar10') and 'did you mean tail/cifar10_lt' in err('cifar10_l')
     assert 'did you mean tail/digits/adjusted_loss or tail/digits/balanced' in err('tail/digits')
     assert 'did you mean quickstart?' in err('experiments/quickstart.yaml')
     assert 'did you mean' not in err('zzz')
