@@ -217,8 +217,8 @@ def energy(
     "Energy of states among stored patterns"
     p = arranged(q, k, None, beta, None)
     if not k.shape[-2]: raise MemoError("energy: there are no stored patterns; at least one is accepted")
-    if not isinstance(p.beta, Tensor) and not p.beta: raise MemoError("energy: beta is 0, which it is divided by; above 0 "
-                                                                      "is accepted")
+    if not isinstance(p.beta, Tensor) and not p.beta:
+        raise MemoError("energy: beta is 0, which it is divided by; above 0 is accepted")
     with in_full(q):
         x,k = (o.to(common(p.q, p.k, least=torch.float)) for o in (p.q,p.k))
         lse = torch.logsumexp(x*p.beta@k.mT, -1, keepdim=True)

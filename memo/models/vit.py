@@ -192,7 +192,8 @@ def block_banks(memory, at, size, n_out, shared):
                         "number that makes one is accepted")
     banks = [new(i) for i in at[:1 if shared else None]]
     for b in banks:
-        if not isinstance(b, Bank): raise MemoError(f"memory: the function gives a {type(b).__name__}; a bank is accepted")
+        if isinstance(b, Bank): continue
+        raise MemoError(f"memory: the function gives a {type(b).__name__}; a bank is accepted")
     if shared and len(at)>1 and not banks[0].shareable:
         raise MemoError(f"shared=True: the rows of a {type(banks[0]).__name__} are features of one block; "
                         "memory='learned' is accepted")

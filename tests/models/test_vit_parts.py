@@ -87,6 +87,13 @@ def test_prompts_are_taken_out(form, deep):
     assert 'memo.' not in str(pickle.dumps(m)) and len(vit_splitter(m))==2
     with torch.no_grad(): assert torch.equal(m.forward_intermediates(x)[1][0], net.forward_intermediates(x)[1][0])
 
+def test_prompts_are_taken_out_where_blocks_share_their_biases():
+    kw = dict(use_rel_pos_bias=False, use_shared_rel_pos_bias=True)
+    m,x = made('beit', vpt, n_prompts=4, **kw),images('beit')
+    net = timm.create_model(forms['beit'][0], num_classes=5, img_size=forms['beit'][1], **small, **kw)
+    net.load_state_dict({k:v for k,v in m.state_dict().items() if 'prompt' not in k})
+    assert answers(m, x).shape==(3,5) and torch.equal(answers(remove_memory(m), x), answers(net, x))
+
 @every
 @pytest.mark.parametrize('position', ['after_attn','after_ffn','parallel'])
 @pytest.mark.parametrize('freeze', [True,False])
