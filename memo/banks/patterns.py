@@ -197,7 +197,6 @@ class CentroidBank(Bank):
         "Add features to the means of their classes"
         if y is None: raise MemoError("a CentroidBank has means of classes: write needs y=")
         x,_,y,_,_,_,ok = self._take(x, y, None, None, None)
-        if y.ndim==2: raise MemoError("a CentroidBank has one class a row, so it takes no multi-label targets")
         if len(x)==0: return self._as_offered(y, ok)
         if int(y.min())<0: raise MemoError(f"write: label {int(y.min())}, a class from 0 on is accepted")
         self.build(self.dim, self.n_classes)
@@ -208,6 +207,13 @@ class CentroidBank(Bank):
         self.features.copy_(self.sums/self.counts.clamp(min=1)[:,None])
         self.count.copy_((self.counts>0).sum())
         return self._as_offered(y, ok)
+
+    def check_single(self, y):
+        if y.ndim!=2: return
+        raise MemoError("a CentroidBank has a mean of each class, so it takes no multi-label targets: use a SlotBank")
+    def _labels(self, y):
+        if y.ndim==2 and (y.shape[1]>1 or y.is_floating_point()): self.check_single(y)
+        return super()._labels(y)
 
     def class_counts(self):
         "How many features each class's mean is of [C]"

@@ -113,7 +113,10 @@ def labels_by(ds, by):
 def loaded_labels(ds):
     "Labels of a set that tells them with its items alone"
     if isinstance(ds, torch.utils.data.IterableDataset) or not hasattr(ds, '__len__'):
-        raise MemoError(f"labels: a {type(ds).__name__} is a stream, from which nothing can be chosen")
+        n = type(ds).__name__
+        if not hasattr(ds, '__iter__'):
+            raise MemoError(f"labels: {n} is no data set; DataLoaders, a data set or a list of items is accepted")
+        raise MemoError(f"labels: a {n} is a stream, from which nothing can be chosen")
     def no(): raise MemoError(f"labels: a {type(ds).__name__} tells none; give labels=, a list, a column of its data "
                               "frame or a function of an item (parent_label)")
     try: pair = len(ds)==0 or isinstance(ds[0], (tuple,list)) and len(ds[0])>1

@@ -6,8 +6,8 @@ Docs: https://github.com/fastmemo/memo/layers/associate.html.md"""
 
 # %% auto #0
 __all__ = ['sparsities', 'Problem', 'Association', 'four', 'fold', 'unfold', 'fold_like', 'check_patterns', 'check_options',
-           'inverse_temperature', 'arranged', 'as_asked', 'weigh', 'common', 'attend', 'updates', 'associate',
-           'hopfield', 'energy', 'metastability', 'retrieval_error']
+           'inverse_temperature', 'arranged', 'as_asked', 'weigh', 'common', 'attend', 'all_at_rest', 'updates',
+           'associate', 'hopfield', 'energy', 'metastability', 'retrieval_error']
 
 # %% ../../nbs/layers/02_associate.ipynb #b13f0002
 import math,torch
@@ -93,7 +93,7 @@ def inverse_temperature(beta, q, heads):
 def arranged(q, k, v, beta, mask):
     "What is to be worked out, as a `Problem` of folded tensors, each with its axes"
     v = k if v is None else v
-    if not torch.compiler.is_compiling(): check_patterns(q, k, v, mask)
+    if not (torch.compiler.is_compiling() or torch.jit.is_tracing()): check_patterns(q, k, v, mask)
     n,q,k,v = q.ndim,four(q),four(k),four(v)
     b,h = torch.broadcast_shapes(k.shape[:2], v.shape[:2])
     B,H = torch.broadcast_shapes(q.shape[:2], (b,h))
@@ -146,6 +146,11 @@ def attend(p, dropout=0.):
                                            scale=p.beta if number else 1.)
     return y if p.blind is None else y.masked_fill(p.blind, 0)
 
+def all_at_rest(going):
+    "Whether no state moves any more; not known under `torch.func.vmap`, where all steps are made"
+    try: return not going.any()
+    except RuntimeError: return False
+
 def updates(p, steps, eps, **kw):
     "States, their weights and how many updates each took"
     x,w = p.q,weigh(p.q, p, **kw)
@@ -157,7 +162,7 @@ def updates(p, steps, eps, **kw):
         far = torch.linalg.vector_norm((found-w).detach(), dim=-1, keepdim=True)>eps
         x,w,done = torch.where(going, new, x),torch.where(going, found, w),done+going
         going = going & far
-        if not torch.compiler.is_compiling() and not going.any(): break
+        if not torch.compiler.is_compiling() and all_at_rest(going): break
     return x,w if p.blind is None else w.masked_fill(p.blind, 0),done
 
 # %% ../../nbs/layers/02_associate.ipynb #b13f000b
@@ -212,6 +217,8 @@ def energy(
     "Energy of states among stored patterns"
     p = arranged(q, k, None, beta, None)
     if not k.shape[-2]: raise MemoError("energy: there are no stored patterns; at least one is accepted")
+    if not isinstance(p.beta, Tensor) and not p.beta:
+        raise MemoError("energy: beta is 0, which it is divided by; above 0 is accepted")
     with in_full(q):
         x,k = (o.to(common(p.q, p.k, least=torch.float)) for o in (p.q,p.k))
         lse = torch.logsumexp(x*p.beta@k.mT, -1, keepdim=True)

@@ -122,7 +122,7 @@ class Hopfield(nn.Module):
         k,v = self.in_heads('stored', stored),self.in_heads('projected', projected)
         if 'key' in self.norms: k = self.norms['key'](k)
         if self.bias_key is not None:
-            k,v = (torch.cat([x, b.to(x.dtype).expand(len(x), -1, -1, -1)], 2)
+            k,v = (torch.cat([x, b.to(x.dtype).expand(x.shape[0], -1, -1, -1)], 2)
                    for x,b in ((k,self.bias_key),(v,self.bias_value)))
         return (F.pad(k, (0,0,0,1)),F.pad(v, (0,0,0,1))) if self.null else (k,v)
 

@@ -8,7 +8,7 @@ Docs: https://github.com/fastmemo/memo/layers/hopfield_head.html.md"""
 __all__ = ['HopfieldHead']
 
 # %% ../../nbs/layers/04_hopfield_head.ipynb #ab51e4cc
-import torch
+import torch,warnings
 from torch import Tensor,nn
 from torch.nn import functional as F
 from typing import Annotated
@@ -68,12 +68,20 @@ class HopfieldHead(MemoryHead):
         return super().features(x)
 
     def fuse(self, x, z):
-        if self.gate is None or self.bank.features is None: return x
-        if not torch.compiler.is_compiling() and not len(self.bank): return x
+        if self.gate is None: return x
+        if torch.compiler.is_compiling(): nothing = self.bank.features is None
+        elif nothing := self.bank.features is None or not len(self.bank): self.say_empty()
+        if nothing: return x
         t,back = self.as_tokens(x)
         h = (self.gate*self.read(t[:,:1] if self.tokens=='cls' else t)).to(x.dtype)
         if h.shape[1]<t.shape[1]: h = F.pad(h, (0,0,0,t.shape[1]-h.shape[1]))
         return x+back(h)
+
+    def say_empty(self):
+        "Warn where it is trained with nothing in it and nobody writes"
+        if self.training and torch.is_grad_enabled() and self.step is None:
+            warnings.warn("memory: it is empty, so nothing is read from it, and nobody writes: MemoryCallback() among the "
+                          "cbs of a Learner writes after each step, bank.write(...) at once")
 
     def as_tokens(self, x):
         "Features as tokens [B,N,D], and what makes them what they were"

@@ -7,11 +7,12 @@ Docs: https://github.com/fastmemo/memo/models/vit.html.md"""
 # %% auto #0
 __all__ = ['positions', 'kinds', 'half', 'after_attention', 'beside_attention', 'check_vit', 'ImagesFit', 'load_vit',
            'some_images', 'Prompts', 'classifiers', 'vit_parts', 'vit_splitter', 'FrozenMode', 'frozen_whole',
-           'with_groups', 'which_blocks', 'block_banks', 'block_memory', 'hopfield_vit', 'remove_memory', 'token_reads',
-           'linear_probe', 'Insert', 'TakeOut', 'NoBias', 'patch_edge', 'insert_prompts', 'vpt']
+           'with_groups', 'which_blocks', 'block_banks', 'prefix_at', 'block_memory', 'hopfield_vit', 'remove_memory',
+           'token_reads', 'linear_probe', 'Insert', 'TakeOut', 'Beside', 'Intermediates', 'NoBias', 'patch_edge',
+           'insert_prompts', 'without_prompts', 'vpt']
 
 # %% ../../nbs/models/03_vit.ipynb #13640732
-import math,torch
+import copy,math,torch
 from collections.abc import Callable
 from fastai.torch_core import norm_types
 from pathlib import Path
@@ -66,25 +67,27 @@ def check_vit(
 
 class ImagesFit:
     "A hook that says it where images are of another size than a network's"
-    def __init__(self, size): self.size = size
     def __call__(self, module, args):
-        size = tuple(args[0].shape[-2:])
-        if size==self.size: return
-        want,got = (' x '.join(map(str, o)) for o in (self.size,size))
+        size,fit = tuple(args[0].shape[-2:]),tuple(module.img_size)     # as `set_input_size` left it
+        if size==fit: return
+        want,got = (' x '.join(map(str, o)) for o in (fit,size))
         raise MemoError(f"images are {got}, this network is for {want}: resize them, or make it with "
                         f"img_size={got.partition(' ')[0]} or dynamic_img_size=True")
 
 def load_vit(arch, n_out, pretrained, c_in, img_size, kwargs):
     "A vision transformer with a new classifier"
+    for k,o in dict(num_classes='n_out', in_chans='c_in').items():
+        if k in kwargs: raise MemoError(f"{k}: {o}={kwargs[k]!r} is accepted")
     if img_size is not None: kwargs = dict(img_size=img_size, **kwargs)
     try: model = load_backbone(arch, pretrained, n_out, c_in, **kwargs)
-    except TypeError as e:
-        raise MemoError(f"{arch}: {str(e).splitlines()[0][:150]}; a vision transformer, with its arguments in timm, is "
-                        "accepted") from e
+    except MemoError: raise
+    except Exception as e:
+        raise MemoError(f"{arch}: {(str(e) or type(e).__name__).splitlines()[0][:150]}; a vision transformer, with its "
+                        "arguments in timm, is accepted") from e
     check_vit(model, arch)
     p = model.patch_embed
     if getattr(p, 'strict_img_size', False) and getattr(p, 'img_size', None) is not None:
-        p.register_forward_pre_hook(ImagesFit(tuple(p.img_size)))
+        p.register_forward_pre_hook(ImagesFit())
     return model
 
 def some_images(model):
@@ -175,34 +178,48 @@ def block_banks(memory, at, size, n_out, shared):
     if isinstance(memory, str):
         names = {**kinds, **{n:n for n,p in known('bank').items() if not p.facts.get('read_only')}}
         p = part('bank', names[check_choice('memory', memory, names)])
-        def new(i): return make(Section('bank', p.name, {'size':size} if 'size' in p.params else {}), n_classes=n_out)
+        # of a bank with rows of each class, so many in all
+        rows = {k:v for k,v in dict(size=size, capacity=max(1, size//max(n_out, 1))).items() if k in p.params}
+        def new(i): return make(Section('bank', p.name, rows), n_classes=n_out or None)
     elif isinstance(memory, Bank):
         if len(at)>1 and not memory.shareable:
             raise MemoError(f"memory: one {type(memory).__name__} for {len(at)} blocks, and its rows are features of one; "
                             "a function of the block's number that makes one, or blocks=1, is accepted")
         return [memory for _ in at]
-    elif callable(memory): new = memory
+    elif callable(memory) and not isinstance(memory, type): new = memory
     else:
         raise MemoError(f"memory: {memory!r}; {', '.join(kinds)}, a bank's name, a bank, or a function of the block's "
                         "number that makes one is accepted")
     banks = [new(i) for i in at[:1 if shared else None]]
+    for b in banks:
+        if isinstance(b, Bank): continue
+        raise MemoError(f"memory: the function gives a {type(b).__name__}; a bank is accepted")
     if shared and len(at)>1 and not banks[0].shareable:
         raise MemoError(f"shared=True: the rows of a {type(banks[0]).__name__} are features of one block; "
                         "memory='learned' is accepted")
     return banks*(len(at) if shared else 1)
 
+def prefix_at(
+    model:nn.Module,    # Of timm's
+    x:Tensor            # What comes to one of its blocks
+):
+    "How many of the tokens are no patches; none where class tokens join them behind that block, as in CaiT"
+    patches,n = getattr(model.patch_embed, 'num_patches', None),getattr(model, 'num_prefix_tokens', 0)
+    return n if patches is None or x.ndim==3 and x.shape[1]==patches+n else 0
+
 def block_memory(head, seen, model, position, i):
     "Put a memory into a block"
-    within = positions[position]
-    attach(model, head, f'blocks.{i}', f'hopfield_{i}', x=seen, within=within)
-    if head.bank.dim is None: head.bank.dim = seen.called(model.blocks[i]).out.shape[-1]
-    for o in (head.bank, head): o.build(head.bank.dim, head.bank.n_classes)
+    width = seen.called(model.blocks[i]).out.shape[-1]
+    head.check_width(width)
+    attach(model, head, f'blocks.{i}', f'hopfield_{i}', x=seen, within=positions[position])
+    head.bank.dim = width
+    for o in (head.bank, head): o.build(width, head.bank.n_classes)
     head.to(next(model.parameters()).device)
 
 @register('model', 'hopfield_vit', vit=True, title='Hopfield memory')
 def hopfield_vit(
     arch:str,               # A vision transformer in timm
-    n_out:int,              # Classes
+    n_out:Natural,          # Classes; 0: it gives features
     size:Count=1000,        # Patterns in each memory
     # 'parallel': beside the attention; 'after_ffn': behind the block
     position:Annotated[str, OneOf(positions)]='after_attn',
@@ -219,7 +236,7 @@ def hopfield_vit(
     topk:Count=None,        # Read these many patterns only; None: all
     learn_beta:bool=False,  # Learn beta, for each head?
     shared:bool=False,      # One bank for all blocks?
-    c_in:int=3,             # Channels of the images
+    c_in:Count=3,           # Channels of the images
     img_size:Count=None,    # Of the images; None: what the network is for
     timm:dict=None,         # What a YAML file has for `timm.create_model`, e.g. {depth: 6}
     **kwargs                # To `timm.create_model`, e.g. `drop_path_rate`, `dynamic_img_size`
@@ -227,20 +244,26 @@ def hopfield_vit(
     "A vision transformer with a Hopfield memory in its blocks; until it is trained it gives what it gave without"
     model = load_vit(arch, n_out, pretrained, c_in, img_size, {**(timm or {}), **kwargs})
     at = which_blocks(blocks, len(model.blocks), arch)
-    if tokens=='cls' and (getattr(model, 'cls_token', None) is None or not getattr(model, 'num_prefix_tokens', 1)):
-        raise MemoError(f"tokens='cls': the blocks of {arch} have no class token; tokens='all' is accepted")
     banks,seen = block_banks(memory, at, size, n_out, shared),Watched(model, some_images(model))
-    for i,bank in zip(at, banks):
-        head = HopfieldHead(bank, heads, beta, learn_beta, steps, topk, dropout, tokens,
-                            getattr(model, 'num_prefix_tokens', 0), k=min(3, bank.capacity_rows))
+    prefix = [prefix_at(model, seen.called(model.blocks[i]).x) for i in at]
+    if tokens=='cls' and (getattr(model, 'cls_token', None) is None or 0 in prefix):
+        raise MemoError(f"tokens='cls': the blocks of {arch} have no class token; tokens='all' is accepted")
+    for i,bank,n in zip(at, banks, prefix):
+        head = HopfieldHead(bank, heads, beta, learn_beta, steps, topk, dropout, tokens, n,
+                            k=min(3, bank.capacity_rows))
         block_memory(head, seen, model, position, i)
     return with_groups(model, freeze)
 
 def remove_memory(
-    model:nn.Module # Has memories
+    model:nn.Module # Has memories or prompts
 )->nn.Module:       # The same
-    "Take all memories out of a model, in place; what is left gives to the bit what it gave before they came"
+    "Take all memories and prompts out, in place: to the bit the network before they came; what is frozen stays frozen"
     detach(model)
+    for m in model.modules():
+        if isinstance(vars(m).get('train'), FrozenMode): del m.train
+        for hooks in (m._forward_pre_hooks, m._forward_hooks):
+            for i in [i for i,f in hooks.items() if isinstance(f, (ImagesFit,Insert,TakeOut))]: del hooks[i]
+    for m in [m for m in model.modules() if isinstance(getattr(m, 'prompts', None), Prompts)]: without_prompts(m)
     return model
 
 # %% ../../nbs/models/03_vit.ipynb #e83b4c1f
@@ -264,12 +287,12 @@ def token_reads(
 @register('model', 'linear_probe', vit=True)
 def linear_probe(
     arch:str,               # A vision transformer in timm
-    n_out:int,              # Classes
+    n_out:Count,            # Classes
     hidden:Count=None,      # Width of a hidden layer; None: none
     dropout:Fraction=.1,    # Behind the hidden layer
     freeze:bool=True,       # Train the classifier only?
     pretrained:bool|str|Path=False, # True: timm's weights; a path: weights from that file
-    c_in:int=3,             # Channels of the images
+    c_in:Count=3,           # Channels of the images
     img_size:Count=None,    # Of the images; None: what the network is for
     timm:dict=None,         # What a YAML file has for `timm.create_model`, e.g. {depth: 6}
     **kwargs                # To `timm.create_model`
@@ -292,9 +315,34 @@ class Insert:
         return new,*args[1:]
 
 class TakeOut:
-    "A hook behind the last block that takes the prompts out"
-    def __init__(self, prefix, n): self.prefix,self.n = prefix,n
-    def __call__(self, module, args, out): return torch.cat([out[:,:self.prefix], out[:,self.prefix+self.n:]], 1)
+    "A hook that takes the prompts out behind the last block, whichever is left as that"
+    def __init__(self, model, prefix, n): self.model,self.prefix,self.n = model,prefix,n
+    def __call__(self, module, args, out):
+        if module is self.model.blocks[-1]: return torch.cat([out[:,:self.prefix], out[:,self.prefix+self.n:]], 1)
+
+class Beside(nn.Module):
+    "A block whose prompts come and go beside its tokens"
+    def __init__(self, i, block, last, prefix, n, prompts):
+        super().__init__()
+        self.i,self.block,self.last,self.prefix,self.n = i,block,last,prefix,n
+        self.prompts = prompts      # that come to each block
+    def forward(self, x, *args, **kwargs):
+        p,n = self.prefix,self.n
+        if self.i: x = torch.cat([x[:,:p], self.prompts[self.i], x[:,p:]], 1)
+        y = self.block(x, *args, **kwargs)
+        if self.last: return y
+        self.prompts[self.i+1] = y[:,p:p+n]
+        return torch.cat([y[:,:p], y[:,p+n:]], 1)
+
+class Intermediates:
+    "timm's `forward_intermediates` of a model with prompts: what it gives holds none"
+    def __init__(self, model, prefix, n): self.model,self.prefix,self.n = model,prefix,n
+    def __call__(self, *args, **kwargs):
+        m,prompts = copy.copy(self.model),{}        # the same parts, but for the list of blocks
+        vars(m)['_modules'] = {**m._modules}
+        bs = [*m.blocks]
+        m.blocks = nn.Sequential(*[Beside(i, b, b is bs[-1], self.prefix, self.n, prompts) for i,b in enumerate(bs)])
+        return type(m).forward_intermediates(m, *args, **kwargs)
 
 class NoBias:
     "A table of biases for pairs of tokens (BEiT), with zeros for the prompts"
@@ -314,14 +362,16 @@ def patch_edge(model):
 
 def insert_prompts(model, arch, deep, n, dropout):
     "Give a vision transformer prompts, in place"
-    blocks,prefix = model.blocks,getattr(model, 'num_prefix_tokens', 0)
-    dim,(h,w) = model.embed_dim,patch_edge(model)
+    blocks,prefix,dim = model.blocks,getattr(model, 'num_prefix_tokens', 0),getattr(model, 'embed_dim', None)
+    if dim is None: raise MemoError(f"arch: {arch!r} takes no prompts: its blocks are of several widths")
+    h,w = patch_edge(model)
     # as published: Glorot's bound, as if prompts were made of patches
     model.prompts = Prompts(len(blocks) if deep else 1, n, dim, math.sqrt(6/(3*h*w+dim)), dropout)
     for i in range(len(blocks) if deep else 1):
         blocks[i].register_forward_pre_hook(Insert(model.prompts, i, prefix, n if i else 0))
-    blocks[-1].register_forward_hook(TakeOut(prefix, n))
+    if hasattr(model, 'forward_intermediates'): model.forward_intermediates = Intermediates(model, prefix, n)
     for b in blocks:        # positions that attention is told are of patches
+        b.register_forward_hook(TakeOut(model, prefix, n))
         if hasattr(b.attn, 'num_prefix_tokens'): b.attn.num_prefix_tokens += n
         if hasattr(b.attn, '_get_rel_pos_bias'): b.attn._get_rel_pos_bias = NoBias(b.attn, prefix, n)
     if isinstance(getattr(model, 'rel_pos_bias', None), nn.Module):
@@ -335,15 +385,27 @@ def insert_prompts(model, arch, deep, n, dropout):
                         "attention is tied to the places of its tokens") from e
     finally: model.train(was)
 
+def without_prompts(model):
+    "Take the prompts out of a vision transformer, in place, whose hooks are gone"
+    n = model.prompts.prompt.shape[1]
+    for b in model.blocks:
+        if hasattr(b.attn, 'num_prefix_tokens'): b.attn.num_prefix_tokens -= n
+        vars(b.attn).pop('_get_rel_pos_bias', None)
+    if isinstance(bias := getattr(model, 'rel_pos_bias', None), nn.Module):
+        for i in [i for i,f in bias._forward_hooks.items() if isinstance(getattr(f, '__self__', None), NoBias)]:
+            del bias._forward_hooks[i]
+    vars(model).pop('forward_intermediates', None)
+    del model.prompts
+
 @register('model', 'vpt', vit=True, adapts=True)
 def vpt(
     arch:str,               # A vision transformer in timm
-    n_out:int,              # Classes
+    n_out:Natural,          # Classes; 0: it gives features
     deep:bool=False,        # Prompts for each block? Else in front of the first
     n_prompts:Count=10,     # How many
     dropout:Fraction=0.,    # Of the prompts, in training
     pretrained:bool|str|Path=False, # True: timm's weights; a path: weights from that file
-    c_in:int=3,             # Channels of the images
+    c_in:Count=3,           # Channels of the images
     img_size:Count=None,    # Of the images; None: what the network is for
     timm:dict=None,         # What a YAML file has for `timm.create_model`, e.g. {depth: 6}
     **kwargs                # To `timm.create_model`

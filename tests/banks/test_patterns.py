@@ -112,6 +112,12 @@ def test_more_classes_than_slots_are_refused():
     for y in (None, torch.full((6,), CLASSES), torch.full((6,), -1), torch.rand(6, CLASSES)):
         assert err(b.write, **{**rows(6), 'y':y}) and len(b)==0 and int(b.seen)==0
 
+def test_several_classes_an_item_have_no_mean():
+    "Of targets [B,C] it is told what takes them; a column of class numbers [B,1] is fine"
+    for b in (CentroidBank(CLASSES), filled(centroids)):
+        assert 'multi-label' in err(b.write, **{**rows(6), 'y':torch.ones(6, CLASSES)})
+        assert (b.write(**{**rows(6), 'y':rows(6)['y'][:,None]})>=0).all()
+
 def test_what_is_no_feature_is_in_no_mean():
     b,o = CentroidBank(CLASSES),rows(6)
     o['x'][2] = float('nan')

@@ -482,6 +482,7 @@ def test_streams_are_refused():
         def __iter__(self): yield from zip(X, Y)
     dls = DataLoaders(DataLoader(Stream(), bs=4), DataLoader(Stream(), bs=4))
     assert 'a Stream is a stream' in err(few_shot, dls)
+    for o in (None, 3): assert 'is no data set' in err(few_shot, o)
     own = TorchDL(Faces(X, Y), 4, sampler=torch.utils.data.WeightedRandomSampler([1.]*len(X), 10))
     assert 'WeightedRandomSampler of its own' in err(few_shot, DataLoaders(own, own))
 

@@ -277,6 +277,10 @@ def test_energy_as_published():
     assert torch.allclose(energy(randn(2, 3, 4, 5), randn(1, 3, 6, 5), [.5,1.,2.])[1,2],
                           energy(randn(2, 3, 4, 5)[1,2], randn(1, 3, 6, 5)[0,2], 2.))
 
+def test_at_beta_zero_there_is_no_energy():
+    with pytest.raises(MemoError, match='beta is 0') as e: energy(randn(3, 5), randn(7, 5), 0)
+    assert '\n' not in str(e.value)
+
 def test_an_update_is_a_step_down_the_energy():
     "xi - dE/dxi is the next state (theorem 1's concave-convex procedure)"
     k,q = randn(6, 4),randn(3, 4, seed=1).requires_grad_()

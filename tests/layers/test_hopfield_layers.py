@@ -354,6 +354,7 @@ def test_freezing_and_groups():
 @pytest.mark.slow
 @pytest.mark.parametrize('m', [lambda: Hopfield(8, heads=2, steps=2),
                                lambda: HopfieldLookup(8, size=9, heads=2, null=True),
+                               lambda: Hopfield(8, bias_pattern=True, null=True),
                                lambda: HopfieldPooling(8, quantity=2)])
 def test_graphs_of_layers(m):
     m,x = far(m()).eval(),randn(4, 3, 8)
@@ -378,8 +379,11 @@ def test_a_compiled_lookup_trains():
     assert torch.allclose(got, m.patterns.grad, atol=1e-5) and got.any()
 
 @pytest.mark.filterwarnings('ignore:There is a performance drop')
-def test_per_sample_gradients():
-    m,x = far(HopfieldLookup(8, size=9)),randn(4, 3, 8)
+@pytest.mark.parametrize('kw', [{}, dict(steps=3), dict(steps=2, sparsity='entmax15'), dict(steps=1, topk=3, heads=2)])
+def test_per_sample_gradients(kw):
+    "With updates too, whose stopping rule cannot be asked there"
+    m,x = far(HopfieldLookup(8, size=9, **kw)),randn(4, 3, 8)
+    with torch.no_grad(): assert torch.allclose(torch.func.vmap(m)(x), m(x), atol=1e-5)
     ps = {k:v.detach() for k,v in m.named_parameters()}
     def loss(ps, x): return torch.func.functional_call(m, ps, (x,)).square().sum()
     each = torch.func.vmap(torch.func.grad(loss), (None,0))(ps, x)['patterns']
