@@ -74,7 +74,7 @@ def test_rows_are_the_classifiers_on_those_features():
     (x,y),(xt,_) = batch(learn, 0),batch(learn, 2)
     z,zt = pooled(before, x),pooled(before, xt)
     r,p = probs(learn, cfg)
-    assert [*r.probs]==['plain network', *TITLES[:4]]
+    assert [*r.probs]==['Hopfield memory', *TITLES[:4]]
     for k,f in dict(class_mean=nearest_mean, logistic=logistic_cv, ridge=ridge_cv, tip_adapter=tip_adapter).items():
         want,chosen = f(z, y, 10)
         assert torch.allclose(p[k], want(zt).softmax(1), atol=2e-3), k
@@ -169,8 +169,9 @@ def test_as_a_process(tool, tmp_path):
     (tmp_path/'x.yaml').write_text(yaml.safe_dump(cfg))
     r = tool('memo-train', tmp_path/'x.yaml', f'runs={tmp_path}/runs', render=False)
     assert r.returncode==0, r.stderr
-    table = [o for o in r.stdout.splitlines() if o.startswith(('plain', *TITLES))]
-    assert [o.split('  ')[0] for o in table]==['plain network', *TITLES]
+    means = r.stdout.partition('differences')[0].splitlines()
+    table = [o for o in means if o.startswith(('Hopfield', *TITLES))]
+    assert [o.split('  ')[0] for o in table]==['Hopfield memory', *TITLES]
     m = json.loads((tmp_path/'runs/few/metrics.json').read_text())
     assert [o['method'] for o in m['rows']]==['', *ALL] and all(o['chosen'] for o in m['rows'][1:])
     e = tool('memo-eval', tmp_path/'runs/few', render=False)
