@@ -128,7 +128,7 @@ def without_memories(cfg):
 
 def same_features(a, b):
     "Have two trainings the same features, as both leave the same backbone as it came?"
-    def of(c): return c.data,[c.model.get(k) for k in ('arch','pretrained','img_size')]
+    def of(c): return c.data,[c.model.get(k) for k in ('arch','pretrained','img_size','timm')]
     return all(fact(c.model, 'vit') and c.model.get('freeze') for c in (a,b)) and of(a)==of(b)
 
 @register('baseline', 'class_mean')
