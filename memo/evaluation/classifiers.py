@@ -37,10 +37,10 @@ def check_features(
 
 def standardized(
     z:Tensor    # Features [N,D]
-):              # Mean and deviation [D]; 1 for features that do not vary
+):              # Mean and deviation [D]; 1 for features that do not vary but for rounding
     "What features are standardised by"
     mean,std = z.mean(0),z.std(0, correction=0)
-    return mean,std.masked_fill(std<=1e-7*mean.abs(), 1.)
+    return mean,std.masked_fill(std<=1e-6*mean.abs(), 1.)
 
 # %% ../../nbs/evaluation/02_classifiers.ipynb #b13c0002
 def item_folds(
@@ -58,7 +58,7 @@ def item_folds(
     for c in y.unique():
         at = (y==c).nonzero().flatten()
         items = list(dict.fromkeys(own[i] for i in at[key[at].argsort()].tolist()))
-        if len(items)>1: of.update({o:of.get(o, i%folds) for i,o in enumerate(items)})
+        if len(items)>1: of.update({o:i%folds for i,o in enumerate(items)})
     return torch.tensor([of.get(o, -1) for o in own])
 
 def out_of_fold(
