@@ -462,6 +462,7 @@ parts = {
     'shared': Param(bool, False, 'One bank for all blocks?'),
     'c_in': Param(int, 3, 'Channels of the images'),
     'img_size': Param(Count|None, None, 'Of the images; None: what the network is for'),
+    'timm': Param(dict|None, None, 'What a YAML file has for `timm.create_model`, e.g. {depth: 6}'),
   }, {'vit': True}),
   'linear_probe': ('memo.models.vit', 'linear_probe', 'A vision transformer of which the classifier is trained: a linear layer, or one with a hidden layer', {
     'arch': Param(str, required, 'A vision transformer in timm'),
@@ -472,6 +473,7 @@ parts = {
     'pretrained': Param(bool|str|object, False, "True: timm's weights; a path: weights from that file"),
     'c_in': Param(int, 3, 'Channels of the images'),
     'img_size': Param(Count|None, None, 'Of the images; None: what the network is for'),
+    'timm': Param(dict|None, None, 'What a YAML file has for `timm.create_model`, e.g. {depth: 6}'),
   }, {'vit': True}),
   'vpt': ('memo.models.vit', 'vpt', 'A frozen vision transformer with learned prompts beside its tokens (Jia et al. 2022), and a new classifier', {
     'arch': Param(str, required, 'A vision transformer in timm'),
@@ -482,6 +484,7 @@ parts = {
     'pretrained': Param(bool|str|object, False, "True: timm's weights; a path: weights from that file"),
     'c_in': Param(int, 3, 'Channels of the images'),
     'img_size': Param(Count|None, None, 'Of the images; None: what the network is for'),
+    'timm': Param(dict|None, None, 'What a YAML file has for `timm.create_model`, e.g. {depth: 6}'),
   }, {'vit': True}),
  },
  'loss': {

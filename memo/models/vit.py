@@ -220,10 +220,11 @@ def hopfield_vit(
     shared:bool=False,      # One bank for all blocks?
     c_in:int=3,             # Channels of the images
     img_size:Count=None,    # Of the images; None: what the network is for
+    timm:dict=None,         # What a YAML file has for `timm.create_model`, e.g. {depth: 6}
     **kwargs                # To `timm.create_model`, e.g. `drop_path_rate`, `dynamic_img_size`
 )->nn.Module:
     "A vision transformer with a Hopfield memory in its blocks; until it is trained it gives what it gave without"
-    model = load_vit(arch, n_out, pretrained, c_in, img_size, kwargs)
+    model = load_vit(arch, n_out, pretrained, c_in, img_size, {**(timm or {}), **kwargs})
     at = which_blocks(blocks, len(model.blocks), arch)
     if tokens=='cls' and (getattr(model, 'cls_token', None) is None or not getattr(model, 'num_prefix_tokens', 1)):
         raise MemoError(f"tokens='cls': the blocks of {arch} have no class token; tokens='all' is accepted")
@@ -269,10 +270,11 @@ def linear_probe(
     pretrained:bool|str|Path=False, # True: timm's weights; a path: weights from that file
     c_in:int=3,             # Channels of the images
     img_size:Count=None,    # Of the images; None: what the network is for
+    timm:dict=None,         # What a YAML file has for `timm.create_model`, e.g. {depth: 6}
     **kwargs                # To `timm.create_model`
 )->nn.Module:
     "A vision transformer of which the classifier is trained: a linear layer, or one with a hidden layer"
-    model = load_vit(arch, n_out, pretrained, c_in, img_size, kwargs)
+    model = load_vit(arch, n_out, pretrained, c_in, img_size, {**(timm or {}), **kwargs})
     if hidden is not None:
         for name,m in [(n,m) for n,m in model.named_children() if any(m is c for c in classifiers(model))]:
             setattr(model, name, nn.Sequential(nn.Linear(m.in_features, hidden), nn.ReLU(), nn.Dropout(dropout),
@@ -342,9 +344,10 @@ def vpt(
     pretrained:bool|str|Path=False, # True: timm's weights; a path: weights from that file
     c_in:int=3,             # Channels of the images
     img_size:Count=None,    # Of the images; None: what the network is for
+    timm:dict=None,         # What a YAML file has for `timm.create_model`, e.g. {depth: 6}
     **kwargs                # To `timm.create_model`
 )->nn.Module:
     "A frozen vision transformer with learned prompts beside its tokens (Jia et al. 2022), and a new classifier"
-    model = load_vit(arch, n_out, pretrained, c_in, img_size, kwargs)
+    model = load_vit(arch, n_out, pretrained, c_in, img_size, {**(timm or {}), **kwargs})
     insert_prompts(model, arch, deep, n_prompts, dropout)
     return with_groups(model, True)
