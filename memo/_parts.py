@@ -435,6 +435,18 @@ parts = {
     'c_in': Param(int, 3, 'Channels of the images'),
     'dropout': Param(Fraction|None, None, 'In front of the classifier, behind a memory; null: none (.5 where train.frozen is true)'),
   }, {'backbone': 'memo.models.backbones:load_backbone', 'classifier': 'memo.models.backbones:linear_head'}),
+  'lora': ('memo.models.lora', 'lora', "A frozen vision transformer with low-rank changes of its attention's weights (Hu et al. 2021), and a new classifier", {
+    'arch': Param(str, required, 'A vision transformer in timm'),
+    'n_out': Param(int, required, 'Classes'),
+    'rank': Param(Count, 8, 'Of the changes'),
+    'alpha': Param(Positive, 16, 'They are multiplied by alpha/rank'),
+    'dropout': Param(Fraction, 0.0, 'Of what a changed layer is given, on the way through the change, in training'),
+    'targets': Param(str|list, 'qkv', "Which layers: 'qkv' (queries, keys, values), or names in a block, e.g. [qkv, attn.proj, fc1]"),
+    'pretrained': Param(bool|str|object, False, "True: timm's weights; a path: weights from that file"),
+    'c_in': Param(int, 3, 'Channels of the images'),
+    'img_size': Param(Count|None, None, 'Of the images; None: what the network is for'),
+    'timm': Param(dict|None, None, 'What a YAML file has for `timm.create_model`, e.g. {depth: 6}'),
+  }, {'vit': True, 'adapts': True}),
   'small_cnn': ('memo.models.small', 'small_cnn', 'A small network: six convolutions, average pooling, a linear classifier on 64 features', {
     'c_in': Param(int, 1, 'Channels of the images'),
     'n_classes': Param(int, 10, 'Outputs'),
@@ -463,7 +475,7 @@ parts = {
     'c_in': Param(int, 3, 'Channels of the images'),
     'img_size': Param(Count|None, None, 'Of the images; None: what the network is for'),
     'timm': Param(dict|None, None, 'What a YAML file has for `timm.create_model`, e.g. {depth: 6}'),
-  }, {'vit': True}),
+  }, {'vit': True, 'title': 'Hopfield memory'}),
   'linear_probe': ('memo.models.vit', 'linear_probe', 'A vision transformer of which the classifier is trained: a linear layer, or one with a hidden layer', {
     'arch': Param(str, required, 'A vision transformer in timm'),
     'n_out': Param(int, required, 'Classes'),
@@ -485,7 +497,7 @@ parts = {
     'c_in': Param(int, 3, 'Channels of the images'),
     'img_size': Param(Count|None, None, 'Of the images; None: what the network is for'),
     'timm': Param(dict|None, None, 'What a YAML file has for `timm.create_model`, e.g. {depth: 6}'),
-  }, {'vit': True}),
+  }, {'vit': True, 'adapts': True}),
  },
  'loss': {
   'logit_adjusted': ('memo.training.losses', 'LogitAdjustedCE', 'Logit-adjusted loss: cross-entropy of `logits + tau * log prior` (Menon et al. 2021)', {
@@ -533,6 +545,21 @@ parts = {
   }, {}),
   'balanced_sampling': ('memo.evaluation.baselines', 'BalancedSampling', 'Training with class-balanced sampling: every class equally often', {
   }, {}),
+  'linear_probe': ('memo.evaluation.baselines', 'LinearProbe', 'Another training: the same backbone, frozen, with nothing but a linear classifier', {
+    'lr': Param(Positive|None, None, "Of its training; null: the experiment's"),
+  }, {}),
+  'vpt_shallow': ('memo.evaluation.baselines', 'ShallowPrompts', 'Another training: the same backbone, frozen, with learned prompts in front of its first block (Jia et al. 2022)', {
+    'n_prompts': Param(Count, 10, 'How many'),
+    'lr': Param(Positive|None, None, "Of its training; null: the experiment's"),
+  }, {}),
+  'vpt_deep': ('memo.evaluation.baselines', 'DeepPrompts', 'Another training: the same backbone, frozen, with learned prompts in each block (Jia et al. 2022)', {
+    'n_prompts': Param(Count, 10, 'How many'),
+    'lr': Param(Positive|None, None, "Of its training; null: the experiment's"),
+  }, {}),
+  'lora': ('memo.evaluation.baselines', 'LowRankChanges', 'Another training: the same backbone, frozen, with low-rank changes of its attention (Hu et al. 2021)', {
+    'rank': Param(Count, 8, 'Of the changes; alpha stays 16'),
+    'lr': Param(Positive|None, None, "Of its training; null: the experiment's"),
+  }, {}),
   'logit_adjusted': ('memo.evaluation.baselines', 'LogitAdjusted', 'Post-hoc logit adjustment: the log class frequencies are subtracted from the outputs (Menon et al. 2021)', {
   }, {}),
   'class_mean': ('memo.evaluation.baselines', 'ClassMean', 'Nearest class mean: the class whose mean feature has the largest cosine', {
@@ -540,6 +567,18 @@ parts = {
   'crt': ('memo.evaluation.baselines', 'Retrained', 'Classifier re-training (cRT): the last layer trained again on frozen features with class-balanced sampling', {
     'steps': Param(Count, 300, 'Optimizer steps of 256 draws, or ten times through the data where that is more'),
     'wds': Param(list[NonNegative], (0.001, 0.1, 1.0, 10.0), 'Weight decays to choose from'),
+  }, {}),
+  'logistic': ('memo.evaluation.baselines', 'Logistic', 'Logistic regression, its regularisation chosen by cross-validation on the training items alone', {
+  }, {}),
+  'ridge': ('memo.evaluation.baselines', 'Ridge', 'Ridge classifier, its penalty chosen by leaving out one training item at a time', {
+  }, {}),
+  'tip_adapter': ('memo.evaluation.baselines', 'TipAdapter', 'Tip-Adapter (Zhang et al. 2022): a classifier and a cache of the training items, nothing is trained', {
+    'base': Param(Annotated[str, OneOf('class_mean', 'logistic', 'ridge')], 'class_mean', 'The classifier, which stands for weights of texts'),
+  }, {}),
+  'tip_adapter_trained': ('memo.evaluation.baselines', 'TrainedTipAdapter', 'Tip-Adapter-F (Zhang et al. 2022): the keys of the cache are learned', {
+    'base': Param(Annotated[str, OneOf('class_mean', 'logistic', 'ridge')], 'class_mean', 'The classifier, which stands for weights of texts'),
+    'epochs': Param(Count, 20, "Of the keys' training"),
+    'lr': Param(Positive, 0.001, 'Its rate'),
   }, {}),
  },
  'method': {

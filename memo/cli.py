@@ -112,12 +112,13 @@ def parts_text(kind=None):
 # %% ../nbs/90_cli.ipynb #dd7b2836
 def announcement(cfg, dry_run=False):
     "What is about to be trained, in a line"
+    from memo.evaluation.baselines import model_title
     from memo.experiment.config import run_folder
     net = cfg.model.get('arch', cfg.model.name)
     ms = [f"{'memory' if n=='memory' else f'memory {n}'} {m.bank.name} + {m.head.name}" for n,m in cfg.memories.items()]
     seeds = f"{'seed' if len(cfg.seeds)==1 else 'seeds'} {', '.join(map(str, cfg.seeds))}"
     where = 'a dry run, no run is written' if dry_run else f'run folder {run_folder(cfg)}'
-    return f"{cfg.name}: {', '.join([f'{net} on {cfg.data.name}', *(ms or ['no memory']), seeds])}; {where}"
+    return f"{cfg.name}: {', '.join([f'{net} on {cfg.data.name}', *(ms or [model_title(cfg) or 'no memory']), seeds])}; {where}"
 
 # %% ../nbs/90_cli.ipynb #f3ff27fb
 def check_arguments(config, resume, others):

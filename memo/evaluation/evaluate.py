@@ -200,7 +200,8 @@ def evaluate(
     columns = titles_of(task, dls, own)
     if any('usage' in o['scores'] for o in rows): columns = {**columns, 'usage':'usage', **columns}
     return AttrDict(rows=rows, probs=probs, tables=tables, pred=task.predictions(probs, y, dls, test.item.cpu()), y=y,
-                    task=task, columns=columns, titles=titles, remedies=remedies_of(cfg, training))
+                    task=task, columns=columns, titles=titles, remedies=remedies_of(cfg, training),
+                    paired=paired_of(cfg, training))
 
 def finite(o):
     "Replace numbers that JSON cannot hold (nan, infinity) by None"
@@ -211,7 +212,7 @@ def finite(o):
 def metrics_of(seed, r):
     "Contents of `metrics.json` for a training, from the result of `evaluate`"
     return finite(dict(seed=seed, task=r.task.name, columns=r.columns, digits=r.task.digits,
-                       titles=r.titles, remedies=r.remedies, rows=r.rows))
+                       titles=r.titles, remedies=r.remedies, paired=r.paired, rows=r.rows))
 
 def class_text(r):
     "Tables of scores per class as text, a block for each row"

@@ -6,8 +6,8 @@ Docs: https://github.com/fastmemo/memo/evaluation/tables.html.md"""
 
 # %% auto #0
 __all__ = ['Row', 'label', 'row_of', 'rows_of', 'titles_in', 'column_titles', 'seed_scores', 'mean_rows', 'difference_rows',
-           'as_table', 'per_cent', 'results', 'text_table', 'md_table', 'all_rows', 'with_interval', 'format_results',
-           'compare', 'single']
+           'as_table', 'per_cent', 'is_other', 'results', 'text_table', 'md_table', 'all_rows', 'with_interval',
+           'format_results', 'compare', 'single']
 
 # %% ../../nbs/evaluation/04_tables.ipynb #642a6b7a
 import numpy as np,pandas as pd
@@ -96,6 +96,10 @@ def as_table(rows, attrs):
 def per_cent(v, sign='', digits=1): return '' if v!=v else f'{100*v:{sign}.{digits}f}'
 
 # %% ../../nbs/evaluation/04_tables.ipynb #ba3edfc1
+def is_other(row, names):
+    "Whether a row is of a training or method among `names`, without memory"
+    return not row.memory and (row.training or row.method) and {row.training,row.method} <= {'',*names}
+
 def results(
     metrics:list # Contents of the `metrics.json` of each training
 )->tuple: # Means over seeds (a row for each method); paired differences (a row for each pair)
@@ -106,7 +110,8 @@ def results(
             got = by.setdefault(row._replace(seed=None), {})
             if row.seed in got: raise MemoError(f"results: {label(row, titles)} has seed {row.seed} twice")
             got[row.seed] = v
-    known,places = {o for m in metrics for o in m['remedies']},list(dict.fromkeys(o.network for o in by))
+    known,others = ({o for m in metrics for o in m.get(k, ())} for k in ('remedies','paired'))
+    places = list(dict.fromkeys(o.network for o in by))
     def is_own(r): return not r.training and not r.method
     def is_remedy(r): return not is_own(r) and {r.training,r.method} <= {'',*known}
     def rank(r): return 0 if is_own(r) else 1 if is_remedy(r) else 2,places.index(r.network),bool(r.memory)
@@ -116,6 +121,7 @@ def results(
     def without(r): return next(iter(o for o in (r.network, r._replace(memory=r.memory[:-1])) if o in by), None)
     pairs = [(r, without(r)) for r in mem if without(r) is not None] + [(r, o) for r in mem if is_own(r)
         for o in remedies]
+    pairs += [(r, o) for r in rows if is_own(r) for o in rows if is_other(o, others)]
     names = {r:label(r, titles) for r in rows}
     if len({*names.values()})<len(rows):
         raise MemoError(f"results: two rows are called alike ({', '.join(names.values())}); "

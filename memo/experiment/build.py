@@ -23,6 +23,7 @@ from ..data.samplers import *
 from ..data.tensors import *
 from ..training.losses import *
 from ..training.monitor import progress_columns,read_monitor
+from ..models.vit import ImagesFit
 from ..training.param_groups import *
 from ..training.stages import *
 from ..registry import Section,call,find,make,part,resolve
@@ -80,8 +81,11 @@ def _sizes(n_classes, c_in):
 
 def build_model(cfg, dls, short=None):
     "The network of an experiment"
-    sizes = _sizes(dls.c, dls.one_batch()[0].shape[1])
-    return load_or_random(cfg, lambda m: made('model', m, **sizes), short)
+    x = dls.one_batch()[0]
+    model = load_or_random(cfg, lambda m: made('model', m, **_sizes(dls.c, x.shape[1])), short)
+    for h in getattr(model, 'patch_embed', nn.Identity())._forward_pre_hooks.values():
+        if isinstance(h, ImagesFit): h(model, (x,))     # raises before anything is written
+    return model
 
 def _of_memory(here, e, own, head): return with_key(here if _word(e) in own else f'{here}.head', e, own|head)
 

@@ -41,12 +41,14 @@ def table_lines(cfg, folder):
 def compared_with(lines, k):
     "Labels of the rows that row `k` is compared with"
     a = lines[k]
-    if not a.row.memory: return []
+    others = [n for n,b in lines.items() if b.experiment==a.experiment and is_other(b.row, b.got[0].get('paired', ()))]
+    if a.row.training or a.row.method: others = []
+    if not a.row.memory: return others
     plain = {n:b for n,b in lines.items() if not b.row.memory}
     same = [n for n,b in plain.items() if b.row.method==a.row.method and but_memory(a.cfg, b.cfg)]
     own = [n for n in same if lines[n].experiment==a.experiment]
     remedies = [n for n,b in plain.items() if is_remedy(b.row, b.cfg) and but_remedy(a.cfg, b.cfg)]
-    return list(dict.fromkeys([*(own or same)[:1], *remedies]))
+    return list(dict.fromkeys([*(own or same)[:1], *remedies, *others]))
 
 def compare_runs(
     cfgs, # Finished experiments
@@ -69,7 +71,7 @@ def compare_runs(
     save_pictures(folder, differences=lambda: plot_results(diff))
     own = diff[[r.rival==base[r.method][0] for r in diff.itertuples()]]
     n = len(diff)-len(own)
-    if n: note = f"\n\n{n} more differences, to the remedies for rare classes, are in comparison.md.{note}"
+    if n: note = f"\n\n{n} more differences, to other baselines, are in comparison.md.{note}"
     return format_results(table, own)+note
 
 def run_experiments(

@@ -59,9 +59,10 @@ def trainings(
     posts = [s for s in cfg.compare if s.name not in makes]
     res = []
     for i,seed in enumerate(cfg.seeds):
-        one = comparing(override(cfg, {'seeds':[seed]}), posts)
-        todo = [('', '', one)] + [(k, k, with_changes(one, b.overrides(one), posts))
-                                  for k,b in makes.items() if k not in beside]
+        one = override(cfg, {'seeds':[seed], 'compare':[]})
+        one = comparing(one, [s for s in posts if suits(one, s)])     # where another training suits it does there
+        todo = [('', '', one)] + [(k, k, with_changes(one, changes, posts)) for k,b in makes.items()
+                                  if k not in beside and (changes:=b.overrides(one))]
         for k,b in makes.items():
             if k in beside:
                 todo += [(_joined(k, n), n, without_memory(k, with_changes(c, b.overrides(c), c.compare)))

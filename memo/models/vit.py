@@ -79,7 +79,7 @@ def load_vit(arch, n_out, pretrained, c_in, img_size, kwargs):
     if img_size is not None: kwargs = dict(img_size=img_size, **kwargs)
     try: model = load_backbone(arch, pretrained, n_out, c_in, **kwargs)
     except TypeError as e:
-        raise MemoError(f"{arch}: {str(e).splitlines()[0][:150]}; arguments of the network in timm are accepted") from e
+        raise MemoError(f"{arch}: {str(e).splitlines()[0][:150]}; a vision transformer, with its arguments in timm, is accepted") from e
     check_vit(model, arch)
     p = model.patch_embed
     if getattr(p, 'strict_img_size', False) and getattr(p, 'img_size', None) is not None:
@@ -198,7 +198,7 @@ def block_memory(head, seen, model, position, i):
     for o in (head.bank, head): o.build(head.bank.dim, head.bank.n_classes)
     head.to(next(model.parameters()).device)
 
-@register('model', 'hopfield_vit', vit=True)
+@register('model', 'hopfield_vit', vit=True, title='Hopfield memory')
 def hopfield_vit(
     arch:str,               # A vision transformer in timm
     n_out:int,              # Classes

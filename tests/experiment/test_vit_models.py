@@ -17,7 +17,8 @@ def experiment(own=None, **model):
     (dict(name='hopfield_vit', size=20, beta=.125, blocks=2), LearnedBank),
     (dict(name='hopfield_vit', size=20, memory='associative', position='after_ffn'), AssociativeBank),
     (dict(name='hopfield_vit', size=20, memory='class_prototype', blocks=[1], tokens='cls'), CentroidBank),
-    (dict(name='vpt', deep=True, n_prompts=3), None), (dict(name='linear_probe', hidden=8), None)])
+    (dict(name='vpt', deep=True, n_prompts=3), None), (dict(name='linear_probe', hidden=8), None),
+    (dict(name='lora', rank=2, targets=['qkv','fc1']), None)])
 def test_by_name(model, kind, tmp_path):
     "Built, trained with what is frozen left alone, saved and loaded; banks that are written to are driven"
     cfg = experiment(**model)

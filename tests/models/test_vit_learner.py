@@ -12,6 +12,7 @@ from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.data.tensors import TensorDL, TensorSet
 from memo.heads.attach import memories
+from memo.models.lora import lora
 from memo.models.vit import hopfield_vit, linear_probe, remove_memory, vit_parts, vit_splitter, vpt
 from memo.training.memory_callback import MemoryCallback
 from memo.training.param_groups import adamw, body_head_splitter
@@ -30,7 +31,7 @@ makers = dict(hopfield=(hopfield_vit, dict(size=9)), slots=(hopfield_vit, dict(s
               cached=(hopfield_vit, dict(size=20, memory='CachedBank')),
               associative=(hopfield_vit, dict(size=20, memory='associative')),
               means=(hopfield_vit, dict(size=20, memory='class_prototype')), probe=(linear_probe, {}),
-              shallow=(vpt, dict(n_prompts=3)), deep=(vpt, dict(n_prompts=3, deep=True)))
+              shallow=(vpt, dict(n_prompts=3)), deep=(vpt, dict(n_prompts=3, deep=True)), lora=(lora, dict(rank=2)))
 every = pytest.mark.parametrize('kind', makers)
 
 def learner(kind, seed=0, cbs=(), splitter=vit_splitter, **kw):
