@@ -309,7 +309,7 @@ def main():
     to = here.with_suffix('.json')
     was = json.loads(to.read_text()) if to.is_file() else dict(cells={}, test=o.test)
     cells = was['cells']
-    if was['test']!=o.test: p.error(f"{to.name} is of {was['test']} test images a class: --test {was['test']}, or move it")
+    if was['test']!=o.test: p.error(f"{to} has {was['test']} images a class: --test {was['test']}, or move it")
     if not o.page:
         run(o, cells, [(w,k,s) for s in range(o.seeds) for k in shots for w in held_out], [*trained],
             lambda cells: write_text(to, json.dumps(dict(test=o.test, torch=torch.__version__, cells=cells))+'\n'))

@@ -65,7 +65,7 @@ def of_digits(classes, **model):
 @pytest.mark.parametrize('model', [dict(name='linear_probe'), dict(name='hopfield_vit', size=9),
                                    dict(name='vpt', deep=True, n_prompts=2), dict(name='lora')])
 def test_the_weights_of_a_run_serve_other_classes(model, tmp_path):
-    "What pretrain_low.yaml leaves is taken as `pretrained`, with another number of outputs too: a frozen backbone, to the bit"
+    "The model file of a run is taken as `pretrained`, with another number of outputs: a frozen backbone, to the bit"
     cfg = of_digits([0,1,2,3,4], name='linear_probe', freeze=False)
     learn = build_learner(cfg, 0)
     assert len(learn.model.blocks)==2 and learn.model.embed_dim==32
