@@ -54,3 +54,27 @@ def test_what_is_in_the_network_is_on_in_its_scores(memory):
     r = evaluate(learn, cfg)
     assert r.rows[0]['scores']['accuracy']==pytest.approx(float((p.argmax(1)==y).float().mean()), abs=1e-6)
     assert torch.allclose(next(iter(r.probs.values())), p, atol=1e-5)
+
+NET = dict(arch='vit_tiny_patch16_224', img_size=28, timm=dict(patch_size=7, embed_dim=32, depth=2, num_heads=2))
+def of_digits(classes, **model):
+    "A small network by timm's arguments, five classes of digits"
+    data = dict(name='digits', classes=classes, n=40, valid=3, size=28)
+    train = dict(epochs=1, bs=16)
+    return from_dict(dict(name='x', seeds=[0], data=data, memory=None, train=train, model=dict(**NET, **model)), 'test')
+
+@pytest.mark.parametrize('model', [dict(name='linear_probe'), dict(name='hopfield_vit', size=9),
+                                   dict(name='vpt', deep=True, n_prompts=2), dict(name='lora')])
+def test_the_weights_of_a_run_serve_other_classes(model, tmp_path):
+    "The model file of a run is taken as `pretrained`, with another number of outputs: a frozen backbone, to the bit"
+    cfg = of_digits([0,1,2,3,4], name='linear_probe', freeze=False)
+    learn = build_learner(cfg, 0)
+    assert len(learn.model.blocks)==2 and learn.model.embed_dim==32
+    was = {k:v.clone() for k,v in learn.model.state_dict().items()}
+    quietly(learn, learn.fit, 1, 1e-2)
+    sd = {k:v for k,v in learn.model.state_dict().items() if not k.startswith('head.')}
+    assert sd and not any(torch.equal(v, was[k]) for k,v in sd.items() if v.is_floating_point())    # all was trained
+    save_weights(learn, tmp_path/'model.safetensors', cfg)
+    new = build_learner(of_digits([5,6,7,8], pretrained=str(tmp_path/'model.safetensors'), **model), 1).model
+    own = new.state_dict()
+    for k,v in sd.items(): assert torch.equal(own[k], v), k
+    assert new.head.out_features==4 and not any(p.requires_grad for k,p in new.named_parameters() if k in sd)
