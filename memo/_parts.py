@@ -135,6 +135,17 @@ parts = {
     'temperature': Param(Positive, 1.0, 'Of the softmax over the k similarities'),
     'rescale': Param(bool, False, "Give what is added the query's length?"),
   }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': True, 'also': [], 'asks': False}),
+  'token_vote': ('memo.heads.tokens', 'TokenVoteHead', "Votes of an image's tokens by what each retrieves from the tokens of each class, mixed into the network's answer", {
+    'bank': Param(Any, required, 'The memory, a row for all tokens of an image; becomes part of the model'),
+    'k': Param(Count, 3, 'Rows that `recall` shows'),
+    'beta': Param(Positive, 40.0, 'Inverse temperature of the read'),
+    'scale': Param(Positive, 20.0, "Inverse temperature of a token's vote"),
+    'place': Param(NonNegative, 2.0, 'How much it counts where tokens lie; 0: not at all'),
+    'prefix': Param(Natural|None, None, 'Tokens in front that are no patches; None: what is left of the largest square, up to 8'),
+    'temperature': Param(Positive, 0.25, 'Of the softmax over classes, until `fit`'),
+    'weight': Param(OpenFraction, 0.5, 'Of the memory in the mixture, until `fit`'),
+    'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
+  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False, 'also': [], 'asks': False, 'task': 'multiclass'}),
   'hopfield': ('memo.layers.hopfield_head', 'HopfieldHead', 'Adds to each token what a Hopfield read of the memory gives for it: x + g H(LN(x)), with g learned from 0 on', {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'heads': Param(Count, 1, 'Parts that features are cut into, with a softmax each'),
