@@ -2,9 +2,9 @@
 after each draw (what is there is not done again) and few_shot.md; `--page` makes the page alone.
 
 Two small vision transformers (depth 6, width 96, patch 4), trained from scratch on classes 0-4 of Fashion-MNIST ('low')
-and on 5-9 ('high'), are frozen; the weights are made first where they are missing (memo-train hopfield/pretrain_low and
-pretrain_high). The seed draws 1, 5 or 10 images of each of the other five classes, the same for all methods; all are
-scored on the same test images. What is trained has the same number of steps. What was chosen, and on what: see the
+and on 5-9 ('high'), are frozen; the weights are made first where they are missing (memo-train hopfield/pretrain/low and
+hopfield/pretrain/high). The seed draws 1, 5 or 10 images of each of the other five classes, the same for all methods;
+all are scored on the same test images. What is trained has the same number of steps. What was chosen, and on what: see the
 page, and `--tune`, which scores on training images with other seeds."""
 import argparse,json,subprocess,sys,time,warnings
 from functools import lru_cache,partial
@@ -38,9 +38,9 @@ def pixels(x): return x.float().div(127.5).sub(1)
 @lru_cache
 def weights(way):
     "The file of weights; trained where it is missing"
-    run = settings().runs/f'hopfield/pretrain_{way}'
+    run = settings().runs/f'hopfield/pretrain/{way}'
     if not (run/'model.safetensors').is_file():
-        what = ['--resume', run] if run.is_dir() else [here.parents[1]/f'experiments/hopfield/pretrain_{way}.yaml']
+        what = ['--resume', run] if run.is_dir() else [here.parents[1]/f'experiments/hopfield/pretrain/{way}.yaml']
         subprocess.run([sys.executable, '-m', 'memo.cli', 'train', *map(str, what)], check=True)
     return run/'model.safetensors'
 

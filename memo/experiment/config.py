@@ -106,6 +106,9 @@ def check_head(cfg, key, head, bank, fail):
         has = [n for n,p in known('bank').items() if need in p.facts.get('offers', [])]
         if not has or need in facts(bank).get('offers', []): continue
         fail(key, f"{key} {head.name} needs memory.bank {' or '.join(has)}, found {bank.name}")
+    if t is not None and f.get('task', t)!=t:
+        fail(key, f"{key} {head.name} is for classes, and {cfg.data.name} has findings; "
+                  "memory.head vote is accepted")
     if t is not None and facts(bank).get('task', t)!=t and (f.get('mixes') or f.get('adds_rows')):
         fail(key, f"{key} {head.name} with a {bank.name} is for classes, and {cfg.data.name} has findings; "
                   "memory.head vote with a SlotBank is accepted")

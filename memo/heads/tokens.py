@@ -31,7 +31,7 @@ def near(
     return place**2*(turn(i//w, h)+turn(i%w, w))
 
 def retrieved(
-    s:Tensor,       # How like each token [B,T] is to each of the tokens of each row: [B,T,N,U]; -inf where it may not look
+    s:Tensor,       # How like each token is to each of the tokens of each row [B,T,N,U]; -inf where it may not look
     y:Tensor,       # Classes of the rows [N]
     n_classes:int,  # C
     beta:float      # Inverse temperature
@@ -94,7 +94,8 @@ class TokenVoteHead(MixHead):
 
     def check_labels(self, y):
         if y.ndim==2:
-            raise MemoError("head token_vote is for one class an image, and targets are of several; head='vote' is accepted")
+            raise MemoError("head token_vote is for one class an image, and targets are of several; head='vote' is "
+                            "accepted")
         super().check_labels(y)
 
     def scores(self,

@@ -274,7 +274,7 @@ def test_fashion(tmp_path):
 
 @pytest.mark.slow
 def test_weights_of_another_run(tmp_path):
-    "As pretrain_low's are taken: the backbone is that of the file, the classifier new"
+    "As pretrain/low's are taken: the backbone is that of the file, the classifier new"
     small = dict(arch='vit_tiny_patch16_224', img_size=28, timm=dict(patch_size=7, embed_dim=32, depth=2, num_heads=2))
     d = dict(name='before', seeds=[0], memory=None, data=dict(name='digits', n=60, size=28, classes=[0,1,2], test=10),
              train=dict(epochs=1, bs=16), model=dict(name='linear_probe', freeze=False, **small))

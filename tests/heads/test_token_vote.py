@@ -40,8 +40,8 @@ def by_loop(q, k, y, n_classes, grid, beta, scale, place):
 def slots(n, n_classes): return SlotBank(n, policy='fifo', n_classes=n_classes)
 
 @settings(max_examples=25, deadline=None)
-@given(seed=st.integers(0, 10**6), side=st.integers(1, 3), prefix=st.integers(0, 2), beta=st.sampled_from([.5,8.,40.,300.]),
-       place=st.sampled_from([0.,.5,2.]), n=st.integers(1, 9))
+@given(seed=st.integers(0, 10**6), side=st.integers(1, 3), prefix=st.integers(0, 2), n=st.integers(1, 9),
+       beta=st.sampled_from([.5,8.,40.,300.]), place=st.sampled_from([0.,.5,2.]))
 def test_hopfield_reads_in_a_loop(seed, side, prefix, beta, place, n):
     g = torch.Generator().manual_seed(seed)
     def tokens(n): return torch.randn(n, prefix+side**2, 5, generator=g)
@@ -82,7 +82,8 @@ def test_parts_are_the_whole():
     own = torch.cat([item,torch.full((6,), -1)])
     got = head.scores(head.features(q), item=own)               # 27 items a part
     for i in (0, 26, 27, 63, 69):
-        torch.testing.assert_close(head.scores(head.features(q[i:i+1]), item=own[i:i+1])[0], got[i], rtol=1e-4, atol=1e-4)
+        one = head.scores(head.features(q[i:i+1]), item=own[i:i+1])[0]
+        torch.testing.assert_close(one, got[i], rtol=1e-4, atol=1e-4)
 
 def test_own_rows_are_not_read():
     "As if they were not there; where nothing is left there is no vote"
@@ -129,9 +130,11 @@ def test_maps_and_channels_last():
 
 def shots():
     set_seed(0)
-    model = linear_probe('vit_tiny_patch16_224', 10, img_size=32, c_in=1, patch_size=8, embed_dim=48, depth=3, num_heads=3)
+    small = dict(img_size=32, c_in=1, patch_size=8, embed_dim=48, depth=3, num_heads=3)
+    model = linear_probe('vit_tiny_patch16_224', 10, **small)
     dls = digits(n_shot=5, valid=10, bs=25)
-    return Learner(dls, model, CrossEntropyLossFlat(), cbs=MemoryCallback(SlotBank(50, policy='fifo'), head='token_vote', at='blocks.0'))
+    cb = MemoryCallback(SlotBank(50, policy='fifo'), head='token_vote', at='blocks.0')
+    return Learner(dls, model, CrossEntropyLossFlat(), cbs=cb)
 
 def test_in_a_vision_transformer(tmp_path):
     "Each shot is a row of 16 tokens; what the model answers is the mixture; saved, loaded and exported with its grid"
