@@ -4,7 +4,8 @@ after each draw (what is there is not done again) and few_shot.md; `--page` make
 Two small vision transformers (depth 6, width 96, patch 4), trained from scratch on classes 0-4 of Fashion-MNIST ('low')
 and on 5-9 ('high'), are frozen; the weights are made first where they are missing (memo-train hopfield/pretrain/low and
 hopfield/pretrain/high). The seed draws 1, 5 or 10 images of each of the other five classes, the same for all methods;
-all are scored on the same test images. What is trained has the same number of steps. What was chosen, and on what: see the
+all are scored on the same test images.
+What is trained has the same number of steps. What was chosen, and on what: see the
 page, and `--tune`, which scores on training images with other seeds."""
 import argparse,json,subprocess,sys,time,warnings
 from functools import lru_cache,partial
