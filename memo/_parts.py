@@ -252,7 +252,6 @@ parts = {
     'shift': Param(Natural, 4, 'Random shift in training, in pixels of the originals'),
     'mean': Param(list[float]|None, None, 'Of the normalisation, a number for each channel; by default .5'),
     'std': Param(list[Positive]|None, None, 'Of the normalisation, a number for each channel; by default .5'),
-    'n': Param(Count|None, None, 'Training images, drawn by `seed`, of each class its share; by default all but those for validation'),
     'classes': Param(list|None, None, 'Only these, by number or name, numbered anew in this order; by default all'),
     'n_way': Param(Count|None, None, 'So many classes, drawn; by default all'),
     'n_shot': Param(Count|None, None, 'Training images per class, drawn; by default all that are left'),

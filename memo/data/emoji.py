@@ -135,7 +135,7 @@ def divided(
 _vendors = Annotated[str, OneOf('google','twitter')]
 
 @register('data', task='multiclass')
-@delegates(whole_dls, but=['tfms','items','test_items','vocab','ids'])
+@delegates(whole_dls, but=['n','tfms','items','test_items','vocab','ids'])
 def emoji(
     # Folder of `node_modules`, or of the packages or archives of `npm pack`; by default `emoji` in the settings' data one
     root:str|Path=None,
