@@ -504,7 +504,7 @@ parts = {
     'pretrained': Param(bool|str|object, False, "True: timm's weights; a path: weights from that file"),
     'c_in': Param(int, 3, 'Channels of the images'),
     'img_size': Param(Count|None, None, 'Of the images; None: what the network is for'),
-  }, {'vit': True}),
+  }, {'vit': True, 'adapts': True}),
  },
  'loss': {
   'logit_adjusted': ('memo.training.losses', 'LogitAdjustedCE', 'Logit-adjusted loss: cross-entropy of `logits + tau * log prior` (Menon et al. 2021)', {
@@ -559,6 +559,18 @@ parts = {
   'crt': ('memo.evaluation.baselines', 'Retrained', 'Classifier re-training (cRT): the last layer trained again on frozen features with class-balanced sampling', {
     'steps': Param(Count, 300, 'Optimizer steps of 256 draws, or ten times through the data where that is more'),
     'wds': Param(list[NonNegative], (0.001, 0.1, 1.0, 10.0), 'Weight decays to choose from'),
+  }, {}),
+  'logistic': ('memo.evaluation.baselines', 'Logistic', 'Logistic regression, its regularisation chosen by cross-validation on the training items alone', {
+  }, {}),
+  'ridge': ('memo.evaluation.baselines', 'Ridge', 'Ridge classifier, its penalty chosen by leaving out one training item at a time', {
+  }, {}),
+  'tip_adapter': ('memo.evaluation.baselines', 'TipAdapter', 'Tip-Adapter (Zhang et al. 2022): a classifier and a cache of the training items, nothing is trained', {
+    'base': Param(Annotated[str, OneOf('class_mean', 'logistic', 'ridge')], 'class_mean', 'The classifier, which stands for weights of texts'),
+  }, {}),
+  'tip_adapter_trained': ('memo.evaluation.baselines', 'TrainedTipAdapter', 'Tip-Adapter-F (Zhang et al. 2022): the keys of the cache are learned', {
+    'base': Param(Annotated[str, OneOf('class_mean', 'logistic', 'ridge')], 'class_mean', 'The classifier, which stands for weights of texts'),
+    'epochs': Param(Count, 20, "Of the keys' training"),
+    'lr': Param(Positive, 0.001, 'Its rate'),
   }, {}),
  },
  'method': {

@@ -45,7 +45,7 @@ from .training.export_model import export_model
 from .training.param_groups import adamw,body_head_splitter
 from .training.stages import Stage,fit_stages
 from .evaluation.tasks import Task,task_of
-from .evaluation.classifiers import nearest_mean,retrain_classifier
+from .evaluation.classifiers import logistic_cv,nearest_mean,retrain_classifier,ridge_cv,tip_adapter,tip_adapter_trained
 from .evaluation.baselines import Baseline
 from .evaluation.tables import Row,compare,format_results,results
 from .evaluation.evaluate import evaluate

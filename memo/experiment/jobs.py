@@ -36,7 +36,8 @@ def comparing(cfg, sections):
 def with_changes(cfg, changes, posts):
     "The experiment with changes, and of `posts` what suits it"
     c = override(cfg, {**changes, 'compare':[]})
-    return comparing(c, [s for s in posts if suits(c, s)])
+    def new(s): return not (is_baseline(s) and baseline(s).works_on=='features' and same_features(cfg, c))
+    return comparing(c, [s for s in posts if suits(c, s) and new(s)])
 
 def without_memory(name, cfg):
     "What every other training gets too has its row, less the memory"

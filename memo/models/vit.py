@@ -332,7 +332,7 @@ def insert_prompts(model, arch, deep, n, dropout):
                         "attention is tied to the places of its tokens") from e
     finally: model.train(was)
 
-@register('model', 'vpt', vit=True)
+@register('model', 'vpt', vit=True, adapts=True)
 def vpt(
     arch:str,               # A vision transformer in timm
     n_out:int,              # Classes
