@@ -19,14 +19,21 @@ from ..data.samplers import balanced_order
 from ..heads.mixture import class_nll
 
 # %% ../../nbs/evaluation/02_classifiers.ipynb #b13c0001
-def check_features(what, z, y, n_classes):
-    "Raise a `MemoError` if a classifier cannot be fitted to features [N,D] of classes [N]"
+def check_features(
+    what,           # The classifier
+    z, y,           # Training features [N,D] and classes [N]
+    n_classes,      # C
+    zv=None         # Validation features, if there are any
+):                  # z and y, to compute with
+    "Raise a `MemoError` if a classifier cannot be fitted to this"
     if len(z)==0: raise MemoError(f"{what}: there are no features")
-    bad = int((~z.isfinite()).any(1).sum())
-    if bad: raise MemoError(f"{what}: features of {bad} of {len(z)} items are not finite (NaN or infinite)")
+    for o,kind in ((z,'training'), (zv,'validation')):
+        bad = 0 if o is None else int((~o.isfinite()).any(1).sum())
+        if bad: raise MemoError(f"{what}: features of {bad} of {len(o)} {kind} items are not finite (NaN or infinite)")
     lo,hi = int(y.min()),int(y.max())
     if lo<0 or hi>=n_classes:
-        raise MemoError(f"{what}: items have classes from {lo} to {hi}; 0 to {n_classes-1} is accepted")
+        raise MemoError(f"{what}: training items have classes from {lo} to {hi}; 0 to {n_classes-1} is accepted")
+    return z.detach().as_subclass(Tensor).float().cpu(),y.as_subclass(Tensor).cpu()     # of fastai's types
 
 def standardized(
     z:Tensor    # Features [N,D]
@@ -81,7 +88,7 @@ def nearest_mean(
 ):                      # A function from features [B,D] to logits [B,C]; what was chosen
     """Nearest-class-mean classifier: cosines to the class means over a temperature, fitted on validation data, else by
     cross-validation, else (one item a class) .1"""
-    check_features('nearest_mean', z, y, n_classes)
+    z,y = check_features('nearest_mean', z, y, n_classes, zv)
     def fit(at):
         m = F.normalize(torch.zeros(n_classes, z.shape[1]).index_add_(0, y[at], F.normalize(z[at])))
         unseen = torch.bincount(y[at], minlength=n_classes)==0
@@ -109,7 +116,7 @@ def retrain_classifier(
     wds=(1e-3,1e-1,1.,10.)  # Weight decays to choose from
 ):                          # A function from features [B,D] to logits [B,C]; what was chosen
     "Train a linear classifier on frozen features with class-balanced sampling (cRT)"
-    check_features('retrain_classifier', z, y, n_classes)
+    z,y = check_features('retrain_classifier', z, y, n_classes, zv)
     mean,std = z.mean(0),z.std(0)+1e-6
     x,xv,best = (z-mean)/std,(zv-mean)/std,None
     steps = max(steps, math.ceil(10*len(z)/256))
@@ -153,7 +160,7 @@ def fit_logistic(
     if len(seen)==1:
         zero = z.new_zeros(1, z.shape[1]).double()
         return [linear_answer(mean, std, zero, zero[:,0], seen, n_classes) for _ in Cs]
-    m,res = LogisticRegression(max_iter=2000, tol=1e-6, warm_start=True),[]
+    m,res = LogisticRegression(max_iter=5000, tol=1e-8, warm_start=True),[]
     for C in Cs:
         with warnings.catch_warnings():     # classes that can be told apart, and hardly any regularisation
             warnings.simplefilter('ignore')
@@ -174,8 +181,7 @@ def logistic_cv(
 ):                      # A function from features [B,D] to log-probabilities [B,C]; what was chosen
     """Logistic regression on standardised features, its regularisation chosen by stratified cross-validation on the
     training items alone; with one item a class, of which none can be held out, it is C=1"""
-    check_features('logistic_cv', z, y, n_classes)
-    z,y,Cs = z.cpu(),y.cpu(),sorted(Cs)
+    (z,y),Cs = check_features('logistic_cv', z, y, n_classes),sorted(Cs)
     def fit(at):
         fs = fit_logistic(z[at], y[at], n_classes, Cs)
         return lambda q: torch.stack([f(q) for f in fs], 1)
@@ -197,9 +203,8 @@ def ridge_cv(
 ):                      # A function from features [B,D] to log-probabilities [B,C]; what was chosen
     """Ridge classifier (targets 1 and -1) on standardised features; penalty, and temperature of its scores, chosen by
     leaving out one item at a time; with one item a class they are 1 and .5"""
-    check_features('ridge_cv', z, y, n_classes)
-    z,y = z.double().cpu(),y.cpu()
-    mean,std = standardized(z)
+    z,y = check_features('ridge_cv', z, y, n_classes)
+    mean,std = standardized(z := z.double())
     (seen,to),n = y.unique(return_inverse=True),len(z)
     t = 2*F.one_hot(to, len(seen)).double()-1
     u,s,vt = torch.linalg.svd((z-mean)/std, full_matrices=False)
@@ -311,7 +316,7 @@ def tip_adapter(
 ):                      # A function from features [B,D] to logits [B,C]; what was chosen
     """Tip-Adapter (Zhang et al. 2022): base(q) + alpha exp(-beta (1 - q K^T)) L over a cache of the training items;
     alpha and beta are chosen on validation data, else by cross-validation, else (one item a class) 1 and 5.5"""
-    check_features('tip_adapter', z, y, n_classes)
+    z,y = check_features('tip_adapter', z, y, n_classes, zv)
     return fit_tip(z, y, n_classes, zv, yv, item, base, seed)
 
 def tip_adapter_trained(
@@ -328,6 +333,6 @@ def tip_adapter_trained(
 ):                      # A function from features [B,D] to logits [B,C]; what was chosen
     """Tip-Adapter-F: the keys are learned, with what `tip_adapter` chooses; then alpha and beta are chosen again, with
     learned keys (in a cross-validation those of each fold)"""
-    check_features('tip_adapter_trained', z, y, n_classes)
+    z,y = check_features('tip_adapter_trained', z, y, n_classes, zv)
     def train(*args): return learned_keys(*args, epochs, lr, seed)
     return fit_tip(z, y, n_classes, zv, yv, item, base, seed, train)

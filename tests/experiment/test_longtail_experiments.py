@@ -68,8 +68,6 @@ CB = 'bank: ClassBank'
      'compare class_mean is for classes'),
     ('memory: {bank: ClassBank, head: lda}\ncompare: [vote, lda]', 'compare has lda, which memory.head is already'),
     ('memory: {head: vote}\ncompare: [vote]', 'compare has vote, which memory.head is already'),
-    ('memory: null\ncompare: [class_mean]', 'compare has class_mean, which needs the features that a memory sees'),
-    ('memory: null\ncompare: [crt]', 'compare has crt, which needs the features'),
     ('memory: {head: add}\ncompare: [vote]', 'compare has vote, which needs'),
     ('memory: {head: watch}\ncompare: [plain]', 'compare has plain'),
     ('memory: {bank: ClassBank, head: lda}\ndata: {name: digits_lt, valid: 0}', 'memory.head lda is fitted on '
