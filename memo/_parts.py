@@ -241,7 +241,7 @@ parts = {
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multiclass'}),
   'emoji': ('memo.data.emoji', 'emoji', 'Emoji as two vendors draw them: each a class of one training and one test image, or their subcategories', {
-    'root': Param(str|object|None, None, "Folder of `node_modules`, or of the packages or archives of `npm pack`; by default `emoji` in the settings' data one"),
+    'root': Param(str|object|None, None, "Folder of `node_modules`, or of packages or their archives; by default `emoji` in the settings' data folder"),
     'classes_by': Param(Annotated[str, OneOf('emoji', 'subcategory', 'category')], 'emoji', 'What a class is'),
     'vendor': Param(Annotated[str, OneOf('google', 'twitter')], 'google', 'Whose drawings are trained on'),
     'test_vendor': Param(Annotated[str, OneOf('google', 'twitter')], 'twitter', 'Whose drawings are asked for'),

@@ -30,7 +30,8 @@ def find_package(
     "Where a vendor's drawings are"
     name = f'emoji-datasource-{vendor}'
     dirs = [root/'node_modules'/name, root/name, root/name/'package']
-    packed = sorted(root.glob(f'{name}-*.tgz'), key=lambda o: [int(n) for n in re.findall(r'\d+', o.name)], reverse=True)
+    def version(o): return [int(n) for n in re.findall(r'\d+', o.name)]
+    packed = sorted(root.glob(f'{name}-*.tgz'), key=version, reverse=True)
     return first([*(o for o in dirs if (o/'emoji.json').is_file()), *packed])
 
 def package_files(
@@ -59,7 +60,8 @@ def on_white(
     try:
         with Image.open(io.BytesIO(o) if isinstance(o, bytes) else o) as im: im = im.convert('RGBA')
     except (OSError, SyntaxError, ValueError, EOFError, Image.DecompressionBombError) as e:
-        raise MemoError(f"emoji: cannot read the image {name}: {str(e).splitlines()[0]}; fetch the package again") from e
+        why = str(e).splitlines()[0]
+        raise MemoError(f"emoji: cannot read the image {name}: {why}; fetch the package again") from e
     if im.size!=(64,64): raise MemoError(f"emoji: {name} has {im.size[0]} x {im.size[1]} pixels, 64 x 64 are needed")
     return np.asarray(Image.alpha_composite(Image.new('RGBA', im.size, 'white'), im).convert('RGB')).transpose(2, 0, 1)
 
@@ -67,14 +69,14 @@ def on_white(
 def read_emoji(
     root:str|Path=None, # Where the packages are; by default `emoji` in the settings' data folder
     vendor:str='google' # Whose drawings
-)->tuple: # A table of the emoji in their usual order (image, name, category, subcategory, tones), and the drawings
-    "All emoji as one vendor draws them, uint8 [N,3,64,64]; `tones` says in how many skin tones there are more drawings"
+)->tuple: # Table of the emoji in their usual order (image, name, category, subcategory, tones); uint8 [N,3,64,64]
+    "All emoji as one vendor draws them, and in how many other skin tones (`tones`)"
     root = Path(ifnone(root, settings().data/'emoji'))
     at = find_package(root, vendor)
     if at is None:
         both = 'emoji-datasource-google emoji-datasource-twitter'
-        raise MemoError(f"emoji: no emoji-datasource-{vendor} in {root}; npm install --prefix {root} {both}, or npm pack "
-                        f"{both} in it, puts both there; or give their folder as root")
+        raise MemoError(f"emoji: no emoji-datasource-{vendor} in {root}; npm install --prefix {root} {both}, or "
+                        f"npm pack {both} in it, puts both there; or give their folder as root")
     rows,files = package_files(at, vendor)
     try:
         rows = [(o['sort_order'], o['image'], o['short_name'], o['category'], o['subcategory'],
@@ -137,12 +139,13 @@ _vendors = Annotated[str, OneOf('google','twitter')]
 @register('data', task='multiclass')
 @delegates(whole_dls, but=['n','tfms','items','test_items','vocab','ids'])
 def emoji(
-    # Folder of `node_modules`, or of the packages or archives of `npm pack`; by default `emoji` in the settings' data one
+    # Folder of `node_modules`, or of packages or their archives; by default `emoji` in the settings' data folder
     root:str|Path=None,
     classes_by:Annotated[str, OneOf('emoji','subcategory','category')]='emoji', # What a class is
     vendor:_vendors='google', # Whose drawings are trained on
     test_vendor:_vendors='twitter', # Whose drawings are asked for
-    test:Fraction=None, # Share of the emoji of each class that are not trained on; by default half. Not with emoji as classes
+    # Share of the emoji of each class that are not trained on; by default half. Not with emoji as classes
+    test:Fraction=None,
     valid:Fraction=.3, # Share of what is not trained on that is for validation, the same for every seed
     least:Count=None, # Emoji that a class must have to be one; by default 2. Not with emoji as classes
     size:Count=64, # Pixels

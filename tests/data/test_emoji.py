@@ -259,7 +259,8 @@ def test_a_broken_archive(packed, tmp_path):
     (dict(test_vendor='google'), "test_vendor: google's drawings are trained on"),
     (dict(vendor='twitter'), "test_vendor: twitter's drawings are trained on"),
     (dict(n_shot=2), '2'), (dict(n_way=500), '500'),
-    (dict(classes_by='subcategory', n_shot=50), '50'), (dict(classes=['digit_1','digit_x']), "'digit_x' is not one of")])
+    (dict(classes_by='subcategory', n_shot=50), '50'),
+    (dict(classes=['digit_1','digit_x']), "'digit_x' is not one of")])
 def test_what_cannot_be(root, kw, says): assert says in err(emoji, root, **kw)
 
 @pytest.mark.parametrize('key', ['classes_by=name','vendor=apple','valid=1','size=0','test=1.5'])
