@@ -250,9 +250,9 @@ def main():
 
 def page(ways, shots): return f"""# Few shots of emoji on frozen features
 
-`python benchmarks/few_shot_emoji.py --root FOLDER`: EfficientNet-Lite0 (ImageNet) at 96 px, never trained here. Accuracy
-in %, mean of 10 seeds; differences are paired by seed, with 95 % t-intervals. Noto's drawings are learned from,
-Twemoji's are asked for.
+`python benchmarks/few_shot_emoji.py --root FOLDER`: EfficientNet-Lite0 (ImageNet) at 96 px, never trained here.
+Accuracy in %, mean of 10 seeds; differences are paired by seed, with 95 % t-intervals. Noto's drawings are
+learned from, Twemoji's are asked for.
 {__doc__.split('Two questions, ten seeds:')[1].split('Rows, grids')[0].rstrip()}
 
 ## Each emoji a class, one shot
