@@ -128,10 +128,10 @@ def divided(
 )->DataLoaders: # Training, validation, test
     "Loaders with a share of the test items for validation"
     ds = dls[2].dataset
-    order = sorted(range(len(ds)), key=lambda i: (int(ds.y[i]), hash63(int(ds.items[i]))))
-    pick = {o for i,o in enumerate(order) if int((i+1)*share+1e-9)>int(i*share+1e-9)}
-    two = [tensor([i for i in range(len(ds)) if (i in pick)==v], dtype=torch.long) for v in (True,False)]
-    return with_loaders(dls, [dls.train, *(dls[2].new(ds.subset(o)) for o in two)])
+    n = [int(i*share+1e-9) for i in range(len(ds)+1)]
+    picked = torch.zeros(len(ds), dtype=torch.bool)
+    picked[ds.y.argsort(stable=True)] = tensor(n).diff()>0
+    return with_loaders(dls, [dls.train, *(dls[2].new(ds.subset(o.nonzero().flatten())) for o in (picked,~picked))])
 
 # %% ../../nbs/data/16_emoji.ipynb #46b185a9
 _vendors = Annotated[str, OneOf('google','twitter')]
