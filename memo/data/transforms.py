@@ -12,16 +12,17 @@ from fastai.vision.all import *
 
 # %% ../../nbs/data/04_transforms.ipynb #a9625b06
 class RandomShift(Transform):
-    "Shift each image of a batch by up to `pixels`, filling with zeros; mirror half of them if `flip`"
-    split_idx,order = 0,5
-    def __init__(self, pixels:int=2, flip:bool=False): store_attr()
-    def __repr__(self): return f'RandomShift({self.pixels}, flip={self.flip})'
+    "Shift each image of a batch by up to `pixels`, filling with `fill`; mirror half of them if `flip`"
+    split_idx,order,fill = 0,5,0
+    def __init__(self, pixels:int=2, flip:bool=False, fill:int=0): store_attr()
+    def __repr__(self):
+        return f"RandomShift({self.pixels}, flip={self.flip}{f', fill={self.fill}' if self.fill else ''})"
     def encodes(self, x:TensorImage):
         (b,_,h,w),p,dev = x.shape,self.pixels,x.device
         o = torch.randint(0, 2*p+1, (3,b,1), device=dev)
         rows,cols = o[0]+torch.arange(h, device=dev),o[1]+torch.arange(w, device=dev)
         if self.flip: cols = torch.where(torch.rand(b, 1, device=dev)<.5, cols.flip(-1), cols)
-        xp = F.pad(x.as_subclass(Tensor), (p,)*4).permute(0,2,3,1)
+        xp = F.pad(x.as_subclass(Tensor), (p,)*4, value=self.fill).permute(0,2,3,1)
         res = xp[torch.arange(b, device=dev)[:,None,None], rows[:,:,None], cols[:,None,:]]
         return res.permute(0,3,1,2).contiguous().as_subclass(type(x))
 

@@ -176,3 +176,10 @@ def test_as_a_process(tool, tmp_path):
     assert [o['method'] for o in m['rows']]==['', *ALL] and all(o['chosen'] for o in m['rows'][1:])
     e = tool('memo-eval', tmp_path/'runs/few', render=False)
     assert e.returncode==0 and all(o in e.stdout for o in table), e.stdout+e.stderr
+
+def test_the_training_without_memory_beside_it_has_no_classifier_again():
+    "Its network's features would be told apart by nothing in the table"
+    memory = dict(bank='SlotBank', size=50, policy='fifo', head='hopfield')
+    cfg = experiment('small_cnn', ['plain','class_mean','ridge'], memory)
+    got = [(t.name,[s.name for s in t.cfg.compare]) for t in trainings(cfg, 'x')]
+    assert got==[('',['class_mean','ridge']),('',[])]
