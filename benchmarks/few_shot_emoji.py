@@ -10,7 +10,9 @@ Twemoji's are asked for. Two questions, ten seeds:
 
 What a row has to choose beyond cross-validation on its shots (beta, weights, shrinkage) it chooses on the others alone:
 on a part of them that is taken for classes to learn, with the rest as others; so too whitening and the memory of
-drawings that `recall` reads. Rows, grids and numbers of draws are fixed here. Accuracies are kept in
+drawings that `recall` reads. Which combination is compared with the rest, and all grids, were fixed before the run, but
+after trials on some of its draws (seeds 0 to 3 of the first question, 0 and 1 of the second): these are not fresh, the
+others are. Rows, grids and numbers of draws are fixed here. Accuracies are kept in
 benchmarks/few_shot_emoji.json seed by seed, from where a run goes on, and written to few_shot_emoji.md."""
 import argparse,itertools,json,time,warnings
 from pathlib import Path

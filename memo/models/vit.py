@@ -7,9 +7,9 @@ Docs: https://github.com/fastmemo/memo/models/vit.html.md"""
 # %% auto #0
 __all__ = ['positions', 'kinds', 'half', 'after_attention', 'beside_attention', 'check_vit', 'ImagesFit', 'load_vit',
            'some_images', 'Prompts', 'classifiers', 'vit_parts', 'vit_splitter', 'FrozenMode', 'frozen_whole',
-           'with_groups', 'which_blocks', 'block_banks', 'prefix_at', 'block_memory', 'hopfield_vit', 'remove_memory',
-           'token_reads', 'linear_probe', 'Insert', 'TakeOut', 'Beside', 'Intermediates', 'NoBias', 'patch_edge',
-           'insert_prompts', 'without_prompts', 'vpt']
+           'with_groups', 'which_blocks', 'bank_maker', 'block_banks', 'prefix_at', 'block_memory', 'hopfield_vit',
+           'remove_memory', 'token_reads', 'linear_probe', 'Insert', 'TakeOut', 'Beside', 'Intermediates', 'NoBias',
+           'patch_edge', 'insert_prompts', 'without_prompts', 'vpt']
 
 # %% ../../nbs/models/03_vit.ipynb #13640732
 import copy,math,torch
@@ -173,14 +173,20 @@ def which_blocks(blocks, n, arch):
     raise MemoError(f"blocks: {blocks!r}, and {arch} has {n}; 'all', how many of the last ones (1..{n}), or a list of "
                     f"numbers from 0 to {n-1} is accepted")
 
+def bank_maker(memory, size, n_out):
+    "A function of a block's number that makes a bank by name: 'associative', or {'name': 'SlotBank', 'policy': 'fifo'}"
+    args = dict(memory) if isinstance(memory, dict) else dict(name=memory)
+    names = {**kinds, **{n:n for n,p in known('bank').items() if not p.facts.get('read_only')}}
+    p = part('bank', names[check_choice('memory', args.pop('name', None), names)])
+    if lost := sorted({*map(str, args)}-{*p.params}):
+        raise MemoError(f"memory: {p.name} takes no {lost[0]}; {', '.join(p.params)} is accepted")
+    # of a bank with rows of each class, so many in all
+    rows = {k:v for k,v in dict(size=size, capacity=max(1, size//max(n_out, 1))).items() if k in p.params}
+    return lambda i: make(Section('bank', p.name, {**rows, **args}), n_classes=n_out or None)
+
 def block_banks(memory, at, size, n_out, shared):
     "A bank for each block"
-    if isinstance(memory, str):
-        names = {**kinds, **{n:n for n,p in known('bank').items() if not p.facts.get('read_only')}}
-        p = part('bank', names[check_choice('memory', memory, names)])
-        # of a bank with rows of each class, so many in all
-        rows = {k:v for k,v in dict(size=size, capacity=max(1, size//max(n_out, 1))).items() if k in p.params}
-        def new(i): return make(Section('bank', p.name, rows), n_classes=n_out or None)
+    if isinstance(memory, (str,dict)): new = bank_maker(memory, size, n_out)
     elif isinstance(memory, Bank):
         if len(at)>1 and not memory.shareable:
             raise MemoError(f"memory: one {type(memory).__name__} for {len(at)} blocks, and its rows are features of one; "
@@ -226,8 +232,9 @@ def hopfield_vit(
     blocks:str|int|list='all', # Which have a memory: 'all', how many of the last ones, or a list of numbers from 0
     beta:Positive=None,     # Inverse temperature of the read; None: 1/sqrt(width of a head)
     tokens:Annotated[str, OneOf('all cls'.split())]='all', # 'cls': only the class token looks anything up
-    # 'learned', 'associative', 'class_prototype', a bank's name, a bank, or a function of the block's number
-    memory:str|Bank|Callable='learned',
+    # 'learned', 'associative', 'class_prototype'; a bank's name, also with arguments, {'name': 'SlotBank',
+    # 'policy': 'fifo'}; a bank, or a function of the block's number that makes one
+    memory:str|dict|Bank|Callable='learned',
     freeze:bool=True,       # Train memory and classifier only?
     dropout:Fraction=.1,    # Of the read's weights, in training
     pretrained:bool|str|Path=False, # True: timm's weights; a path: weights from that file

@@ -7,6 +7,7 @@ from memo.experiment.config import from_dict
 from memo.experiment.run_folder import load_weights, save_weights
 from memo.heads.attach import memories
 from memo.banks.patterns import AssociativeBank, CentroidBank, LearnedBank
+from memo.banks.slots import SlotBank
 
 def experiment(own=None, **model):
     train = dict(epochs=1, bs=16, lr=1e-2)
@@ -17,6 +18,7 @@ def experiment(own=None, **model):
     (dict(name='hopfield_vit', size=20, beta=.125, blocks=2), LearnedBank),
     (dict(name='hopfield_vit', size=20, memory='associative', position='after_ffn'), AssociativeBank),
     (dict(name='hopfield_vit', size=20, memory='class_prototype', blocks=[1], tokens='cls'), CentroidBank),
+    (dict(name='hopfield_vit', size=60, memory=dict(name='SlotBank', policy='fifo')), SlotBank),
     (dict(name='vpt', deep=True, n_prompts=3), None), (dict(name='linear_probe', hidden=8), None),
     (dict(name='lora', rank=2, targets=['qkv','fc1']), None)])
 def test_by_name(model, kind, tmp_path):

@@ -157,9 +157,19 @@ def test_rows_of_each_class_are_as_many_as_asked_for():
     assert memories(m)['hopfield_2'].bank.capacity_rows==20
     assert isinstance(memories(m)['hopfield_2'].bank, ClassBank)
 
+def test_a_bank_with_arguments():
+    "As a YAML file can say it; `size` is the model's where the bank has none of its own"
+    kw = dict(name='SlotBank', policy='fifo', n_classes=7)
+    bank = memories(made('class_token', memory=kw, size=20, blocks=1))['hopfield_2'].bank
+    assert bank.policy=='fifo' and bank.capacity_rows==20 and bank.n_classes==7
+    bank = memories(made('class_token', memory=dict(name='associative', rate=.5, size=9), size=20, blocks=1))
+    assert bank['hopfield_2'].bank.rate==.5 and bank['hopfield_2'].bank.size==9 and kw['name']=='SlotBank'
+
 # what cannot be
 
 @pytest.mark.parametrize('kw,says', [(dict(memory=lambda i: None),'NoneType'), (dict(memory=LearnedBank),"bank's name"),
+    (dict(memory=dict(name='SlotBank', polcy='fifo')),'takes no polcy'), (dict(memory=dict(policy='fifo')),'memory'),
+    (dict(memory=dict(name='associative', rate=2.)),'rate'),
     (dict(c_in=0),'c_in'), (dict(n_out=-1),'n_out'), (dict(num_classes=3),'n_out=3'), (dict(in_chans=1),'c_in=1'),
     (dict(global_pool='x'),'vit_tiny'), (dict(embed_dim=33),'vit_tiny'), (dict(features_only=True),'vit_tiny'),
     (dict(memory='class_prototype', size=4),'size=5'), (dict(memory='class_prototype', n_out=0),'classes')])
