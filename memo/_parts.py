@@ -141,7 +141,7 @@ parts = {
     'beta': Param(Positive, 40.0, 'Inverse temperature of the read'),
     'scale': Param(Positive, 20.0, "Inverse temperature of a token's vote"),
     'place': Param(NonNegative, 2.0, 'How much it counts where tokens lie; 0: not at all'),
-    'prefix': Param(Natural|None, None, 'Tokens in front that are no patches; None: what is left of the largest square, up to 8'),
+    'prefix': Param(Natural|None, None, 'Tokens in front that are no patches; None: as the network says, else guessed'),
     'temperature': Param(Positive, 0.25, 'Of the softmax over classes, until `fit`'),
     'weight': Param(OpenFraction, 0.5, 'Of the memory in the mixture, until `fit`'),
     'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
