@@ -282,8 +282,7 @@ def make(
     "Build the part that a section names"
     f = find(section.kind, section.name)
     args = spoken(f, section.args)
-    if section.kind=='data' and open_ended(f):
-        return f(**{**{k:v for k,v in given.items() if v is not None}, **args})
+    if section.kind=='data' and open_ended(f): return f(**{**{k:v for k,v in given.items() if v is not None}, **args})
     return call(f, args, **given)
 
 # %% ../nbs/02_registry.ipynb #23d81db4

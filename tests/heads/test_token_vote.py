@@ -241,7 +241,8 @@ def test_images_of_another_size_change_nothing():
     head.bank.write(head.features(torch.randn(3, 4, 5)), torch.tensor([0,1,1]))
     z = head.features(torch.randn(2, 4, 5))
     was = head.scores(z)
-    with pytest.raises(MemoError, match='rows of width 20'): head.check_width(head.features(torch.randn(2, 9, 5)).shape[1])
+    other = head.features(torch.randn(2, 9, 5))
+    with pytest.raises(MemoError, match='rows of width 20'): head.check_width(other.shape[1])
     assert head.grid==(2,2) and torch.equal(head.scores(z), was)
 
 def test_compared_with_other_settings(tmp_path):
