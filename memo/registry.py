@@ -6,8 +6,8 @@ Docs: https://github.com/fastmemo/memo/registry.html.md"""
 
 # %% auto #0
 __all__ = ['kinds', 'Kind', 'Part', 'public_names', 'register', 'describe_part', 'known', 'importing_from', 'check_module',
-           'import_path', 'part', 'find', 'resolve', 'call', 'takes', 'loaded', 'Section', 'make', 'all_modules',
-           'index_lines', 'index_text', 'write_index']
+           'import_path', 'part', 'find', 'resolve', 'call', 'spoken', 'takes', 'loaded', 'Section', 'make',
+           'all_modules', 'index_lines', 'index_text', 'write_index']
 
 # %% ../nbs/02_registry.ipynb #3e9be894
 import contextlib,inspect,pkgutil,sys
@@ -218,6 +218,14 @@ def call(f, args, **given):
     ps = inspect.signature(f).parameters
     return f(**{k:v for k,v in {**given, **args}.items() if k in ps})
 
+def spoken(f, args):
+    "Arguments without defaults of what `f` hands on (fastcore's `delegates`), which it may fill in by itself"
+    code = getattr(inspect.unwrap(f.__init__ if isinstance(f, type) else f), '__code__', None)
+    if code is None: return args
+    own,ps = code.co_varnames[:code.co_argcount+code.co_kwonlyargcount],arguments(f)
+    def default(k, v): return k in ps and k not in own and plain(o := ps[k].default) and v==o
+    return {k:v for k,v in args.items() if not default(k, v)}
+
 def takes(
     part, # A `Part`
     k:str # An argument that the experiment fills in
@@ -273,9 +281,9 @@ def make(
 ):
     "Build the part that a section names"
     f = find(section.kind, section.name)
-    if section.kind=='data' and open_ended(f):
-        return f(**{**{k:v for k,v in given.items() if v is not None}, **section.args})
-    return call(f, section.args, **given)
+    args = spoken(f, section.args)
+    if section.kind=='data' and open_ended(f): return f(**{**{k:v for k,v in given.items() if v is not None}, **args})
+    return call(f, args, **given)
 
 # %% ../nbs/02_registry.ipynb #23d81db4
 def all_modules():

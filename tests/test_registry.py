@@ -209,3 +209,15 @@ def test_what_a_script_registered_goes_with_it(monkeypatch):
     assert 'of_a_notebook' not in known('bank') and 'is not one of' in err(find, 'bank', 'of_a_notebook')
     monkeypatch.setitem(sys.modules, '__main__', first)
     assert find('bank', 'of_a_notebook') is Mine
+
+def test_defaults_that_a_part_hands_on_are_its_own():
+    "fastai's MixedPrecision gives the scaler of its signature a device itself: what nobody states is not passed on"
+    from fastai.callback.fp16 import MixedPrecision
+    name = 'fastai.callback.fp16.MixedPrecision'
+    args = {k:o.default for k,o in part('callback', name).keys.items()}
+    assert args['device']=='cuda' and args['growth_interval']==2000
+    assert make(Section('callback', name, args)).kwargs=={}
+    got = make(Section('callback', name, {**args, 'growth_interval':5}, ['growth_interval']))
+    assert isinstance(got, MixedPrecision) and got.kwargs=={'growth_interval':5}
+    own = make(Section('head', 'vote', {'k':20}), bank=SlotBank(30))    # of its own arguments all are
+    assert own.k==20

@@ -147,8 +147,11 @@ class Answers:
         own = self.memories.get(name)
         if own is not None and not method: return own.head         # it is fitted already, and saved so
         if (method,name) not in self.heads:
-            bank = (own or self.memories[self.first]).bank
-            if own is None: head = build_head(self.sections[name], bank).to(bank.device)
+            there = own or self.memories[self.first]
+            bank = there.bank
+            if own is None:
+                head = build_head(self.sections[name], bank).to(bank.device)
+                head.sits_with(there.head)
             else: head = deepcopy(own.head, {id(bank):bank})    # with what it has learned, over the same bank
             if (kw := head.fit_args) is not None:
                 v = self.collected('valid', name)

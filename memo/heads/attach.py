@@ -308,6 +308,7 @@ def attach(
     check_name(name, model, *([] if m is model else [m]))
     if wrap: put_part(model, at, m.train(model.training))
     head.axis,head.shape,head.depth = axis,None,0
+    head.attached(model)
     m.add_module(name, head)
     (gate := gate_of(model)).add(head)
     if seen is not None: gate.path = seen.path

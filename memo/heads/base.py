@@ -157,6 +157,8 @@ class MemoryHead(Described):
         rest = self._call.leave(hit, answer)
         return x if len(rest)==len(x) else x[rest]
 
+    def attached(self, model): "Called when it is attached to a model"
+    def sits_with(self, other): "Called when it is to answer on features of the place of another head"
     def fuse(self, x, z): return x
     def loss(self, z, y): return None
     def answer(self, logits): return logits

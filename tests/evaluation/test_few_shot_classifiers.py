@@ -195,6 +195,18 @@ def test_what_cannot_be_fitted_to(fit):
         assert 'features of 6 of 6 validation items' in err(fit, z, y, 2, z*float('nan'), y)
 
 @pytest.mark.parametrize('fit', ALL)
+def test_other_types_are_taken_and_other_shapes_refused(fit):
+    z,y = shots((5,5,5))
+    f,_ = fit(z.half(), y.int(), 3)
+    want = fit(z.half().float(), y, 3)[0](z)
+    close(f(z), want)
+    for o in (z.half(), z.bfloat16(), z.double()): close(f(o), f(o.float()))
+    assert 'training features are (15, 1, 8); a row for each item [N,D]' in err(fit, z[:,None], y, 3)
+    assert 'classes are (15, 3), of 15 items; one class an item' in err(fit, z, F.one_hot(y, 3), 3)
+    assert 'classes are (4,), of 15 items' in err(fit, z, y[:4], 3)
+    if fit is nearest_mean: assert 'validation features are (8,)' in err(fit, z, y, 3, z[0], y)
+
+@pytest.mark.parametrize('fit', ALL)
 def test_features_that_do_not_vary(fit):
     "What they are in new items tells nothing; a query without numbers has no answer and spoils no other"
     z,y = shots((4,4,4))

@@ -11,6 +11,7 @@ from memo.banks.key_value import CachedBank
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.data.whole import digits
+from memo.heads.attach import attach
 from memo.heads.tokens import TokenVoteHead
 from memo.layers.associate import hopfield
 from memo.models.vit import linear_probe
@@ -181,3 +182,80 @@ def test_several_labels_are_refused():
 def test_more_prefix_than_tokens():
     with pytest.raises(MemoError, match=r'prefix: 9, and there are 4 tokens; 0\.\.3'):
         TokenVoteHead(SlotBank(4), prefix=9).features(torch.randn(2, 4, 5))
+
+def test_rows_in_parts(monkeypatch):
+    "Rows are read some at a time where they are many, with hidden and unlabelled ones in each part"
+    set_seed(0)
+    n,T = 40,400
+    head = TokenVoteHead(slots(n, 6), beta=7.)
+    k,y,item = torch.randn(n, T, 3),torch.arange(n)%5,torch.arange(n)
+    y[::7] = -1
+    head.bank.write(head.features(k), y.clamp(min=0), item=item)
+    head.bank.labels[:n] = y
+    q,own = torch.randn(3, T, 3),torch.tensor([1,37,-1])            # 26 rows a part
+    got = head.scores(head.features(q), item=own)
+    for i in range(3):
+        some = (y>=0) & (item!=own[i])
+        want = by_loop(q[i:i+1], k[some], y[some], 6, (20,20), 7., 20., 2.)
+        torch.testing.assert_close(got[i:i+1], want, rtol=2e-3, atol=2e-3)
+
+def test_nothing_to_read():
+    assert not TokenVoteHead(slots(4, 3)).votes(torch.randn(2, 8)).any()
+    head = TokenVoteHead(SlotBank(4, policy='fifo'))
+    assert head.votes(torch.randn(2, 8)).shape==(2,0)
+    head.bank.write(torch.randn(2, 8), torch.tensor([-1,-1]))
+    assert head.votes(torch.randn(2, 8)).shape==(2,0) and not head.votes(torch.randn(2, 8), n_classes=3).any()
+
+@pytest.mark.parametrize('arch,size,want', [('vit_tiny_patch16_224', (32,112), (1,(2,7))),
+    ('vit_small_patch14_reg4_dinov2', (28,84), (5,(2,6))), ('deit_tiny_distilled_patch16_224', (16,112), (2,(1,7))),
+    ('cait_xxs24_224', (64,64), (0,(4,4)))])
+def test_tokens_that_are_no_patches(arch, size, want):
+    "The network knows: of 2 by 7 patches and a class token, 6 are not what is left of a square"
+    import timm
+    model = timm.create_model(arch, img_size=size, num_classes=3).eval()
+    head = TokenVoteHead(slots(4, 3))
+    attach(model, head, at='blocks.0')
+    with torch.no_grad(): model(torch.randn(2, 3, *size))
+    n = math.prod(want[1])
+    assert head.grid==want[1] and head.patches(n+want[0])==want
+    assert TokenVoteHead(slots(4, 3)).patches(15)==(6,(3,3))        # nobody knows
+
+def test_trained_compiled_and_exported():
+    "A model that never ran but compiled knows its tokens; graphs take other numbers of images"
+    learn = shots()
+    quietly(learn, learn.fit, 1, 1e-2)
+    torch._dynamo.reset()
+    other = shots()
+    other.model.compile(backend='aot_eager')
+    quietly(other, other.fit, 1, 1e-2)
+    assert other.memory.head.grid==(4,4)
+    x = torch.cat([xb for xb,_ in learn.dls.valid])[:9].as_subclass(torch.Tensor)
+    with torch.no_grad():
+        want = learn.model.eval()(x)
+        torch.testing.assert_close(other.model.eval()(x), want, rtol=1e-4, atol=1e-4)
+        graph = torch.export.export(learn.model, (x[:4],), dynamic_shapes=({0:torch.export.Dim.AUTO},)).module()
+        for n in (1, 9): torch.testing.assert_close(graph(x[:n]), want[:n], rtol=1e-4, atol=1e-4)
+
+def test_images_of_another_size_change_nothing():
+    head = TokenVoteHead(slots(4, 2))
+    head.bank.write(head.features(torch.randn(3, 4, 5)), torch.tensor([0,1,1]))
+    z = head.features(torch.randn(2, 4, 5))
+    was = head.scores(z)
+    other = head.features(torch.randn(2, 9, 5))
+    with pytest.raises(MemoError, match='rows of width 20'): head.check_width(other.shape[1])
+    assert head.grid==(2,2) and torch.equal(head.scores(z), was)
+
+def test_compared_with_other_settings(tmp_path):
+    "A head of this kind under `compare` reads the same tokens as the memory's own"
+    from memo.evaluation.evaluate import Answers
+    from memo.experiment.config import from_dict
+    learn = shots()
+    quietly(learn, learn.fit, 1, 1e-2)
+    own = dict(bank='SlotBank', size=50, policy='fifo', head='token_vote', at='blocks.0')
+    cfg = from_dict(dict(name='x', data='digits', model=dict(name='linear_probe', arch='vit_tiny_patch16_224'),
+                         memory=own, compare=[dict(name='token_vote', beta=5.)]), 'test')
+    head = Answers(learn, cfg).head('', 'token_vote')
+    assert head is not learn.memory.head and head.beta==5 and head.grid==(4,4)
+    c = learn.memory.collect(learn.dls.valid)
+    learn.memory.head.beta = 5.
+    torch.testing.assert_close(head.scores(c.z), learn.memory.head.scores(c.z))
