@@ -172,10 +172,10 @@ def associate(
     v:Tensor=None,      # What is read from them [S,dv] or [B,h,S,dv]; by default themselves
     beta=None,          # Inverse temperature: a number, one for each head, a tensor; by default 1/sqrt(d)
     steps:Natural=0,    # Updates of the state, at most
-    eps:NonNegative=1e-4, # A state whose weights change by less (their Euclidean norm) stays as it is
     mask:Tensor=None,   # Booleans that can be broadcast to [B,h,L,S], True where a pattern may be read
     topk:Count=None,    # Only so many patterns, those most similar, may have weight
     sparsity:str='softmax', # 'softmax', 'sparsemax' or 'entmax15'
+    eps:NonNegative=1e-4, # A state whose weights change by less (their Euclidean norm) stays as it is
     dropout:Fraction=0. # Share of weights that are dropped when values are read
 )->Association:         # value [B,h,L,dv], weight [B,h,L,S], state [B,h,L,d], steps [B,h,L]
     "What a Hopfield network recalls, with the weights of its patterns, the state after its updates and their number"
@@ -195,15 +195,15 @@ def hopfield(
     v:Tensor=None,
     beta=None,
     steps:Natural=0,
-    eps:NonNegative=1e-4,
     mask:Tensor=None,
     topk:Count=None,
     sparsity:str='softmax',
+    eps:NonNegative=1e-4,
     dropout:Fraction=0.
 )->Tensor:              # [B,h,L,dv]
     "The value of `associate` alone, by `F.scaled_dot_product_attention` where that can be"
     if steps or topk is not None or sparsity!='softmax':
-        return associate(q, k, v, beta, steps, eps, mask, topk, sparsity, dropout).value
+        return associate(q, k, v, beta, steps, mask, topk, sparsity, eps, dropout).value
     check_options(steps, eps, topk, sparsity, dropout)
     p = arranged(q, k, v, beta, mask)
     return as_asked(attend(p, dropout), p).to(q.dtype)

@@ -80,6 +80,14 @@ def test_the_model_by_its_name(name, model):
     arch = 'deit3_small_patch16_224'
     assert load_config(hopfield/name, [f'model={{name: {model}}}',f'model.arch={arch}']).model.arch==arch
 
+@pytest.mark.parametrize('model', ['hopfield_vit','linear_probe','vpt','{name: vpt, deep: true}','lora'])
+def test_every_file_at_once_takes_any_of_them(model):
+    "memo-train experiments/hopfield/*.yaml model=... data.n_shot=5"
+    for f in sorted(hopfield.glob('*.yaml')):
+        cfg = load_config(f, [f'model={model}','data.n_shot=5','seeds=[0]'])
+        ts = trainings(cfg, 'r')
+        assert ts[0].cfg.data.n_shot==5 and sum('class_mean' in [s.name for s in t.cfg.compare] for t in ts)==1, f.name
+
 def test_the_own_network_is_not_trained_twice():
     for model,i in (('linear_probe',1), ('vpt',2), ('{name: vpt, deep: true}',3), ('{name: lora, rank: 2}',4)):
         cfg = load_config(hopfield/'digits.yaml', [f'model={model}','seeds=[3]'])

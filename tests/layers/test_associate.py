@@ -67,6 +67,14 @@ def test_masks_are_broadcast(shape, shared):
     assert torch.allclose(hopfield(q, k, v, mask=mask), want, atol=1e-10)
     assert torch.allclose(associate(q, k, v, mask=mask).value, want, atol=1e-10)
 
+@pytest.mark.parametrize('f', [hopfield,associate])
+def test_arguments_in_their_order(f):
+    "q, k, v, beta, steps, mask, topk"
+    q,k,v,mask = randn(2, 3, 4, 5),randn(2, 3, 6, 5),randn(2, 3, 6, 7),randn(2, 3, 4, 6)>0
+    got,want = f(q, k, v, 2., 1, mask, 2),f(q, k, v, beta=2., steps=1, mask=mask, topk=2)
+    if f is associate: got,want = got.value,want.value
+    assert torch.equal(got, want)
+
 def test_masks_follow_scaled_dot_product_attention():
     q,k,v,mask = randn(2, 3, 4, 5),randn(2, 3, 6, 5),randn(2, 3, 6, 5),randn(2, 3, 4, 6)>0
     want = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
