@@ -181,7 +181,8 @@ def draw_use(ax, name, r):
            xlabel='row, most read first' if M<=30 else f'{M} rows, most read first')
     if M<=30: ax.set_xticks(range(1, M+1), [str(int(o)) for o in order])
     idle = 1-int(r.read.sum())/M
-    ax.set_title(f'{name}: spread over {figure(float(entropy(share).exp()))} of {M} rows, {100*idle:.3g} % in no top {TOP}',
+    over = figure(float(entropy(share).exp()))
+    ax.set_title(f'{name}: spread over {over} of {M} rows, {100*idle:.3g} % in no top {TOP}',
                  parse_math=False)
 
 def draw_special(ax, r):
