@@ -117,7 +117,8 @@ def loaded_labels(ds):
         if not hasattr(ds, '__iter__'):
             raise MemoError(f"labels: {n} is no data set; DataLoaders, a data set or a list of items is accepted")
         raise MemoError(f"labels: a {n} is a stream, from which nothing can be chosen")
-    def no(): raise MemoError(f"labels: a {type(ds).__name__} tells none; give labels=, a list, a column of its data "
+    what = 'list' if isinstance(ds, L) else type(ds).__name__
+    def no(): raise MemoError(f"labels: a {what} tells none; give labels=, a list, a column of its data "
                               "frame or a function of an item (parent_label)")
     try: pair = len(ds)==0 or isinstance(ds[0], (tuple,list)) and len(ds[0])>1
     except Exception: pair = False

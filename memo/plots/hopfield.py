@@ -20,7 +20,7 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 from ..core import Count,MemoError,Natural,NonNegative,undisturbed
 from ..data.tensors import plain_dl
-from ..evaluation.reads import Reads,entropy,hopfield_reads,hooked,readers,reads_of,run_batches,thinned
+from ..evaluation.reads import TOP,Reads,entropy,hopfield_reads,hooked,readers,reads_of,run_batches,thinned
 from ..heads.attach import memories
 from ..heads.places import as_found
 from ..layers.associate import associate,energy,metastability,retrieval_error
@@ -181,7 +181,8 @@ def draw_use(ax, name, r):
            xlabel='row, most read first' if M<=30 else f'{M} rows, most read first')
     if M<=30: ax.set_xticks(range(1, M+1), [str(int(o)) for o in order])
     idle = 1-int(r.read.sum())/M
-    ax.set_title(f'{name}: {figure(float(entropy(share).exp()))} of {M} rows in use, {100*idle:.3g} % never read',
+    over = figure(float(entropy(share).exp()))
+    ax.set_title(f'{name}: spread over {over} of {M} rows, {100*idle:.3g} % in no top {TOP}',
                  parse_math=False)
 
 def draw_special(ax, r):

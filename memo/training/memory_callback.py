@@ -450,7 +450,11 @@ def memory_of(
 ):              # The callback that drives it
     "One memory of a learner, by name"
     ms = learn.memories
-    if not ms: raise MemoError("this learner has no memory; add MemoryCallback(bank)")
+    if not ms:
+        inside = ', '.join(memories(get_model(learn.model)))
+        raise MemoError(f"no callback drives the memories of this learner's model ({inside}): put MemoryCallback() "
+                        "among its cbs; plot_slot_use(learn) shows how those that are learned are read" if inside else
+                        "this learner has no memory; add MemoryCallback(bank)")
     if name is None and len(ms)>1:
         raise MemoError(f"this learner has {len(ms)} memories: say which with memory=, one of {', '.join(ms)}")
     if name is not None: check_choice('memory', name, ms)

@@ -2,6 +2,7 @@
 import random, shutil, warnings
 import numpy as np, pandas as pd, PIL.Image, pytest, torch
 from fastai.learner import Learner, load_learner
+from fastcore.foundation import L
 from fastai.tabular.all import Categorify, TabularDataLoaders
 from fastai.text.all import TextDataLoaders
 from fastai.vision.all import (Categorize, CategoryBlock, ColReader, ColSplitter, CrossEntropyLossFlat, DataBlock,
@@ -379,6 +380,7 @@ def test_a_set_that_tells_no_labels_is_loaded_once():
 
 def test_labels_are_said(tree, frame):
     assert 'tells none; give labels=' in err(few_shot, list(range(10)))
+    assert 'a list tells none' in err(few_shot, L(['a/1.png','b/2.png']))      # what get_image_files gives
     assert 'is no column of the items' in err(few_shot, frame, labels='colour')
     assert 'one for each of the 600 items' in err(few_shot, frame, labels=['a','b'])
     fs = sorted(get_image_files(tree/'train'))

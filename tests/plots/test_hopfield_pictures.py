@@ -147,7 +147,7 @@ def test_use_of_rows():
         np.testing.assert_allclose(p.get_data().values, np.sort(share*9)[::-1], rtol=1e-6)
         assert [t.get_text() for t in a.get_xticklabels()]==[str(j) for j in np.argsort(-share, kind='stable')]
         slots = np.exp(-(share*np.log(share)).sum())
-        assert a.get_title()==f'{name}: {slots:.3g} of 9 rows in use, {100*(1-o.read.double().mean()):.3g} % never read'
+        assert a.get_title()==f'{name}: spread over {slots:.3g} of 9 rows, {100*(1-o.read.double().mean()):.3g} % in no top 5'
         bars = np.array([q.get_height() for q in b.patches])
         want,_ = np.histogram(o.specialisation().clamp(0, 1), bins=20, range=(0,1), weights=share)
         np.testing.assert_allclose(bars, want, atol=1e-9)
