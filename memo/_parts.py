@@ -143,7 +143,7 @@ parts = {
     'place': Param(NonNegative, 2.0, 'How much it counts where tokens lie; 0: not at all'),
     'prefix': Param(Natural|None, None, 'Tokens in front that are no patches; None: as the network says, else guessed'),
     'temperature': Param(Positive, 0.25, 'Of the softmax over classes, until `fit`'),
-    'weight': Param(OpenFraction, 0.5, 'Of the memory in the mixture, until `fit`'),
+    'weight': Param(OpenFraction, 0.9, 'Of the memory in the mixture, until `fit`'),
     'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
   }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False, 'also': [], 'asks': False, 'task': 'multiclass'}),
   'hopfield': ('memo.layers.hopfield_head', 'HopfieldHead', 'Adds to each token what a Hopfield read of the memory gives for it: x + g H(LN(x)), with g learned from 0 on', {

@@ -68,7 +68,7 @@ class TokenVoteHead(MixHead):
         place:NonNegative=2.,   # How much it counts where tokens lie; 0: not at all
         prefix:Natural=None,    # Tokens in front that are no patches; None: as the network says, else guessed
         temperature:Positive=.25, # Of the softmax over classes, until `fit`
-        weight:OpenFraction=.5, # Of the memory in the mixture, until `fit`
+        weight:OpenFraction=.9, # Of the memory in the mixture, until `fit`
         # What the model gives: 'logits', 'probabilities'; by default what training shows
         outputs:Annotated[str, OneOf('logits', 'probabilities')]=None,
     ):

@@ -6,9 +6,9 @@ Docs: https://github.com/fastmemo/memo/plots/hopfield.html.md"""
 
 # %% auto #0
 __all__ = ['TIMES', 'given_patterns', 'samples_of', 'its_betas', 'went', 'band', 'legend_above', 'draw_energy', 'plot_energy',
-           'disturbed', 'recall_error', 'plot_retrieval', 'figure', 'draw_use', 'draw_special', 'plot_slot_use',
-           'grid_of', 'by_item', 'reads_of_item', 'is_image', 'small_image', 'mosaic', 'draw_lines', 'draw_strip',
-           'told_tokens', 'draw_reads', 'plot_token_reads']
+           'disturbed', 'recall_error', 'plot_retrieval', 'figure', 'per_cent', 'draw_use', 'draw_special',
+           'plot_slot_use', 'grid_of', 'by_item', 'reads_of_item', 'is_image', 'small_image', 'mosaic', 'draw_lines',
+           'draw_strip', 'told_tokens', 'draw_reads', 'plot_token_reads']
 
 # %% ../../nbs/plots/07_hopfield.ipynb #9a291af6
 import math
@@ -168,6 +168,7 @@ def plot_retrieval(
 
 # %% ../../nbs/plots/07_hopfield.ipynb #aac5f8b6
 def figure(v): return f'{v:.0f}' if v>=100 else f'{v:.3g}'
+def per_cent(v): return '< .1 %' if 0<v<.001 else f'{100*v:.{0 if v>=.095 else 1}f} %'
 
 def draw_use(ax, name, r):
     "How much each row is read, in order"
@@ -288,7 +289,7 @@ def draw_strip(fig, spec, title, w, ids, labels, y, inputs, names, k):
         if item in inputs: draw_input(ax, inputs[item])
         else: draw_text(ax, 'not in\ndls.train')
         label = labels and labels.get(item)
-        text = f'{100*v:.2g} %' if label is None else f'{label_text(label, names)}\n{100*v:.2g} %'
+        text = per_cent(v) if label is None else f'{label_text(label, names)}\n{per_cent(v)}'
         known = label is not None and y is not None and label.ndim==y.ndim
         ax.set_title(f'{title}\n{text}' if j==0 else f'\n{text}', parse_math=False, fontsize=6)
         _frame(ax, ('k' if not known else _good if same_label(label, y) else _bad))
@@ -325,8 +326,8 @@ def draw_reads(fig, spec, x, name, head, got, y, inputs, names, tokens, k, model
         draw_lines(m, grid, im.shape)
         m.set(xticks=[], yticks=[])
         m.spines[:].set_visible(False)
-        part = 100*float(best.values.mean())
-        m.set_title(f'{name}: read by each patch\n{part:.2g} % of its weight', parse_math=False)
+        part = per_cent(float(best.values.mean()))
+        m.set_title(f'{name}: read by each patch\n{part} of its weight', parse_math=False)
         for t,i in (strips.items() if tokens is not None else ()):
             if i<prefix: continue
             (r,c),(ph,pw) = divmod(i-prefix, grid[1]),(px[0]/grid[0],px[1]/grid[1])

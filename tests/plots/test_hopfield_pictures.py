@@ -42,6 +42,7 @@ def render(fig):
     return Image.open(b)
 
 def median(v): return np.median(np.asarray(v))
+def per_cent(v): return '< .1 %' if 0<v<.001 else f'{100*v:.0f} %' if v>=.095 else f'{100*v:.1f} %'
 def soft(s): return np.exp(s-s.max())/np.exp(s-s.max()).sum()
 
 # energy and retrieval
@@ -147,7 +148,8 @@ def test_use_of_rows():
         np.testing.assert_allclose(p.get_data().values, np.sort(share*9)[::-1], rtol=1e-6)
         assert [t.get_text() for t in a.get_xticklabels()]==[str(j) for j in np.argsort(-share, kind='stable')]
         slots = np.exp(-(share*np.log(share)).sum())
-        assert a.get_title()==f'{name}: spread over {slots:.3g} of 9 rows, {100*(1-o.read.double().mean()):.3g} % in no top 5'
+        idle = 100*(1-o.read.double().mean())
+        assert a.get_title()==f'{name}: spread over {slots:.3g} of 9 rows, {idle:.3g} % in no top 5'
         bars = np.array([q.get_height() for q in b.patches])
         want,_ = np.histogram(o.specialisation().clamp(0, 1), bins=20, range=(0,1), weights=share)
         np.testing.assert_allclose(bars, want, atol=1e-9)
@@ -212,9 +214,9 @@ def test_images_by_patch(kw, prefix):
     for t in range(min(prefix, 4)):
         best = w[t].topk(3)
         for ax,v,i in zip(strips[3*t:3*t+3], best.values, best.indices):
-            assert number(ax, x)==int(items[i]) and ax.get_title().endswith(f'\n{100*v:.2g} %')
+            assert number(ax, x)==int(items[i]) and ax.get_title().endswith(f'\n{per_cent(v)}')
             assert ax.get_title().split('\n')[-2]==str(int(items[i])%5)
-    assert f'{100*w[prefix:].amax(1).mean():.2g} % of its weight' in mosaic.get_title()
+    assert f'{per_cent(w[prefix:].amax(1).mean())} of its weight' in mosaic.get_title()
     render(fig)
 
 def test_only_the_class_token():
