@@ -122,6 +122,8 @@ def hop(**kw):
     "What makes a `hopfield_vit`; a function among the arguments is given the number of shots"
     return lambda w, n: hopfield_vit(**vit, pretrained=w, **{k:v(n) if callable(v) else v for k,v in kw.items()})
 
+KEEPS = dict(name='SlotBank', policy='fifo')     # all shots
+
 trained = {
     'linear probe':                             (lambda w, n: linear_probe(**vit, pretrained=w), 1e-1),
     'VPT-shallow':                              (lambda w, n: vpt(**vit, pretrained=w), 1e-1),
@@ -131,8 +133,7 @@ trained = {
     'Hopfield, 50 patterns, last 2 blocks':     (hop(size=50, blocks=2), 1e-1),
     'Hopfield, associative, last 2 blocks':     (hop(memory='associative', size=lambda n: n, blocks=2), 3e-2),
     'Hopfield, class means, last 2 blocks':     (hop(memory='class_prototype', size=5, blocks=2), 3e-2),
-    'Hopfield over the shots, last 2 blocks':   (hop(memory=dict(name='SlotBank', policy='fifo'), size=lambda n: n, blocks=2),
-                                                 3e-2),
+    'Hopfield over the shots, last 2 blocks':   (hop(memory=KEEPS, size=lambda n: n, blocks=2), 3e-2),
 }
 
 class NoValidation(Callback):
@@ -303,7 +304,7 @@ def main():
     p.add_argument('--seeds', type=int, default=10)
     p.add_argument('--test', type=int, default=200, help='test images a class, the first of the file')
     p.add_argument('--threads', type=int, default=1)
-    p.add_argument('--again', nargs='+', help="rows to do again, as they are called; 'features': all fitted to features")
+    p.add_argument('--again', nargs='+', help="rows to do again; 'features': all that are fitted to features")
     p.add_argument('--quick', action='store_true', help='five shots, one seed, few methods; nothing is written')
     p.add_argument('--page', action='store_true', help='make few_shot.md from what few_shot.json holds')
     p.add_argument('--tune', action='store_true', help='what learning rates were chosen by')
