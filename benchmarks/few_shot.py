@@ -282,6 +282,8 @@ itself; all rows without a Hopfield read count as baselines, those on whitened b
   they lie in the image, are the memory of that class, without copies. Each token of a test image looks itself up in
   each of the five (beta 40); its likeness to what it gets (times 20) is a log softmax over the classes, of which the
   image's score is the mean. Nothing is trained. In the library it is head='token_vote' at='blocks.0'.
+* *Over the shots, last 2 blocks*: a bank that keeps all shots. This row and those fitted to features were done again
+  after the others, with the library as it is now (at first that bank kept some of the shots only).
 * *Our combination*: log probabilities of the logistic regression on whitened blocks + 4 times that read."""
 
 def page(cells):

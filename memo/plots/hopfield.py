@@ -100,6 +100,9 @@ def draw_energy(axs, q, k, own, betas, steps):
     a.xaxis.get_major_locator().set_params(integer=True)
     b.set(xlabel='beta', xscale='log', yscale='log', ylabel='patterns mixed', ylim=(.8, 1.25*k.shape[1]))
     c.set(xlabel='beta', xscale='log', ylabel='distance to a pattern', ylim=(0, None))
+    for ax in (b,c):
+        ax.set_xticks(at, [f'{o:.3g}' for o in at])
+        ax.set_xticks([], minor=True)
 
 @torch.no_grad()
 @drawing()
