@@ -23,7 +23,9 @@ from memo.experiment.build import comes_with_banks
 from memo.layers.associate import hopfield
 from memo.metrics.intervals import paired
 from memo.models.lora import lora
-from memo.models.vit import hopfield_vit,linear_probe,vit_splitter,vpt
+from memo.models.hopfield_vit import hopfield_vit
+from memo.models.prompts import vpt
+from memo.models.vit import linear_probe,vit_splitter
 from memo.training.memory_callback import MemoryCallback
 
 here,shots,ours = Path(__file__),(1,5,10),'our combination'

@@ -27,7 +27,9 @@ from torch import nn
 from torch.nn import functional as F
 from memo.layers.associate import hopfield
 from memo.layers.hopfield import HopfieldLookup
-from memo.models.vit import hopfield_vit,linear_probe,vpt
+from memo.models.hopfield_vit import hopfield_vit
+from memo.models.prompts import vpt
+from memo.models.vit import linear_probe
 
 B,L,S = 16,197,1000
 

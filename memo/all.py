@@ -35,7 +35,9 @@ from .layers.hopfield import Hopfield,HopfieldLookup,HopfieldPooling
 from .layers.hopfield_head import HopfieldHead
 from .models.small import small_cnn
 from .models.backbones import chest_head,chest_model,load_backbone
-from .models.vit import after_attention,hopfield_vit,linear_probe,remove_memory,token_reads,vit_splitter,vpt
+from .models.hopfield_vit import after_attention,hopfield_vit,remove_memory,token_reads
+from .models.prompts import vpt
+from .models.vit import linear_probe,vit_splitter
 from .models.lora import lora
 from .training.losses import AsymmetricLoss,LogitAdjustedCE,SigmoidFocalLoss,adjust_logits,pos_weights
 from .training.batch_ids import BatchIds

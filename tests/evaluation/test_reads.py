@@ -12,7 +12,8 @@ from memo.evaluation import reads
 from memo.evaluation.reads import hopfield_reads, hopfield_table
 from memo.heads.attach import memories
 from memo.models.small import small_cnn
-from memo.models.vit import hopfield_vit, vit_splitter
+from memo.models.hopfield_vit import hopfield_vit
+from memo.models.vit import vit_splitter
 from memo.training.memory_callback import MemoryCallback
 
 vit = dict(img_size=8, patch_size=4, depth=2, embed_dim=24, num_heads=2, c_in=1)

@@ -12,7 +12,7 @@ from memo.experiment.config import from_dict, override
 from memo.experiment.jobs import trainings
 from memo.data.tensors import plain_dl
 from memo.heads.attach import memories
-from memo.models.vit import remove_memory
+from memo.models.hopfield_vit import remove_memory
 
 ALL = ['class_mean','logistic','ridge','tip_adapter','tip_adapter_trained']
 TITLES = ['nearest class mean','logistic regression','ridge regression','Tip-Adapter','Tip-Adapter, keys learned']

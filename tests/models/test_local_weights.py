@@ -4,7 +4,9 @@ import json, pytest, timm, torch
 from helpers.errors import err
 from torch import nn
 from memo.models.backbones import chest_model, load_backbone, timm_model
-from memo.models.vit import hopfield_vit, linear_probe, vpt
+from memo.models.hopfield_vit import hopfield_vit
+from memo.models.prompts import vpt
+from memo.models.vit import linear_probe
 
 small = dict(depth=2, embed_dim=48, num_heads=3)
 vit = 'vit_tiny_patch16_224'

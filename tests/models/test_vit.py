@@ -15,8 +15,9 @@ from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.heads.attach import Within, attach, detach, memories
 from memo.layers.hopfield_head import HopfieldHead
-from memo.models.vit import (after_attention, beside_attention, hopfield_vit, linear_probe, remove_memory, token_reads,
-                             vit_parts, vit_splitter, vpt)
+from memo.models.hopfield_vit import after_attention, beside_attention, hopfield_vit, remove_memory, token_reads
+from memo.models.prompts import vpt
+from memo.models.vit import linear_probe, vit_parts, vit_splitter
 from memo.training.memory_callback import MemoryCallback
 from memo.training.param_groups import body_head_splitter
 

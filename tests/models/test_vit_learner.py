@@ -13,7 +13,9 @@ from memo.core import MemoError
 from memo.data.tensors import TensorDL, TensorSet
 from memo.heads.attach import memories
 from memo.models.lora import lora
-from memo.models.vit import hopfield_vit, linear_probe, remove_memory, vit_parts, vit_splitter, vpt
+from memo.models.hopfield_vit import hopfield_vit, remove_memory
+from memo.models.prompts import vpt
+from memo.models.vit import linear_probe, vit_parts, vit_splitter
 from memo.training.memory_callback import MemoryCallback
 from memo.training.param_groups import adamw, body_head_splitter
 

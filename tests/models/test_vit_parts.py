@@ -10,7 +10,9 @@ from memo.banks.patterns import LearnedBank
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.heads.attach import memories
-from memo.models.vit import hopfield_vit, linear_probe, prefix_at, remove_memory, vit_splitter, vpt
+from memo.models.hopfield_vit import hopfield_vit, prefix_at, remove_memory
+from memo.models.prompts import vpt
+from memo.models.vit import linear_probe, vit_splitter
 from memo.training.memory_callback import MemoryCallback
 from models.test_vit import answers, every, forms, images, made, open_gates, plain, small
 from models.test_vit_learner import loaders

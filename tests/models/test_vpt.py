@@ -4,7 +4,8 @@ import pytest, timm, torch
 from torch import nn
 from helpers.errors import err
 from helpers.grid import grid
-from memo.models.vit import linear_probe, vit_parts, vit_splitter, vpt
+from memo.models.prompts import vpt
+from memo.models.vit import linear_probe, vit_parts, vit_splitter
 from models.test_vit import answers, every, forms, images, made, plain
 
 deeps = pytest.mark.parametrize('deep', [False,True])

@@ -12,7 +12,8 @@ from memo.data.tensors import TensorDL, TensorSet
 from memo.evaluation.reads import hopfield_reads
 from memo.heads.attach import memories
 from memo.models.small import small_cnn
-from memo.models.vit import hopfield_vit, vit_splitter
+from memo.models.hopfield_vit import hopfield_vit
+from memo.models.vit import vit_splitter
 from memo.plots.hopfield import by_item, plot_energy, plot_retrieval, plot_slot_use, plot_token_reads
 from memo.training.memory_callback import MemoryCallback
 
