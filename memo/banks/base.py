@@ -26,6 +26,7 @@ class Bank(Described):
     views = False       # does it keep several rows of an item? Those are not encoded anew, which would make them one
     unit = False        # have rows unit length? Then queries get it too, whatever they are compared by
     needs_labels = False    # can it store nothing without a label?
+    labelled = True     # may its rows have labels?
     rewritten = ()      # names of parameters of which `write` replaces rows: an average of them is of several items
     learned = False     # are rows parameters, made by `build` when the memory gets its place in a model?
     projected = True    # does a Hopfield head learn projections of its rows? Rows that are learned themselves need none

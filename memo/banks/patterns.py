@@ -22,7 +22,7 @@ from ..registry import register
 @register('bank', patterns=True)
 class LearnedBank(Bank):
     "Patterns that are parameters, keys and values: they are learned with the network, and nothing is written"
-    learned,shareable,projected,default_head = True,True,False,'hopfield'
+    learned,shareable,labelled,projected,default_head = True,True,False,False,'hopfield'
     def __init__(self,
         size:Count=1000,        # Number of patterns
         dim:Count=None,         # Their width; in a model that of the features at its place

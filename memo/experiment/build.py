@@ -70,10 +70,10 @@ def other_train(dls, seed, bs, sampling):
 # %% ../../nbs/experiment/04_build.ipynb #2d53598d
 def load_or_random(cfg, load, short):
     "`load(model section)`; in a dry run without weights where they cannot be had"
+    path = cfg.model.get('pretrained')
+    if name := makes_weights(path): raise MemoError(f'model.pretrained: no file {path}; memo-train {name} makes it')
     try: return load(cfg.model)
     except MemoError as e:
-        name = makes_weights(cfg.model.get('pretrained'))
-        if name: raise MemoError(f'{e}; memo-train {name} makes it') from e
         if short is None or cfg.model.get('pretrained') is not True or 'arch' in str(e).split(':')[0]: raise
         short(f'note: random weights in this dry run, as {e}')
         return load(Section('model', cfg.model.name, {**cfg.model.args, 'pretrained':False}))

@@ -26,6 +26,9 @@ class AnswerHead(MemoryHead):
     "Base class of heads that change what the model answers, in evaluation mode, by the labels of the rows recalled"
     mixes = needs_labels = True
     def __init__(self, bank, k:Count, outputs:Annotated[str, OneOf('logits', 'probabilities')]=None):
+        if not bank.labelled:
+            raise MemoError(f"a {type(self).__name__} answers by the labels of rows, and those of a {type(bank).__name__} "
+                            "have none: head='hopfield' is accepted")
         super().__init__(bank, k)
         self.outputs,self.given = outputs,outputs is not None
 

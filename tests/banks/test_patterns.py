@@ -9,7 +9,7 @@ from contracts.made import CLASSES, DIM, refused_in_one_line, rows, state_equal,
 from helpers.errors import err
 from memo.banks.base import Bank
 from memo.banks.patterns import USED, AssociativeBank, CentroidBank, LearnedBank
-from memo.registry import known
+from memo.registry import find, known
 
 PATTERNS = [k for k,p in known('bank').items() if p.facts.get('patterns')]
 def test_there_is_something_to_try(): assert PATTERNS==['LearnedBank','CentroidBank']
@@ -29,6 +29,12 @@ def test_nothing_is_written():
     assert b.write(**rows(6)).tolist()==[-1]*6 and b.rekey(rows(6)['x'], rows(6)['item'])==0
     state_equal(b, learned())
     assert all(torch.equal(v, was[k]) for k,v in b.state_dict().items()) and random_state()==draws
+
+@pytest.mark.parametrize('name', [k for k,p in known('head').items() if p.module.startswith('memo.')
+                                  and find('head', k).needs_labels and not find('head', k).needs])
+def test_no_head_answers_by_labels_that_are_not_there(name):
+    "Patterns have no classes: told before anything is trained"
+    assert 'LearnedBank' in err(find('head', name), LearnedBank(9)) and find('head', name)(centroids(), k=1)
 
 def test_patterns_are_parameters_of_its_seed():
     draws = random_state()

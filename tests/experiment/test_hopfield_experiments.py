@@ -296,3 +296,11 @@ def test_weights_of_another_run(tmp_path):
         new = build_learner(t.cfg, 0).model.state_dict()
         assert new['head.weight'].shape==(10,32)
         assert all(torch.equal(new[k], v) for k,v in was.items() if k[:5]!='head.')
+
+def test_weights_that_are_not_there_name_what_makes_them(tmp_path):
+    "Those of a shipped experiment's run; of another file nothing more is known"
+    def told(path):
+        return err(build_learner, load_config(hopfield/'digits.yaml', [f'model.pretrained={path}', 'seeds=[0]']), 0)
+    there = tmp_path/'hopfield/pretrain/low/model.safetensors'
+    assert told(there).endswith(f'no file {there}; memo-train hopfield/pretrain/low makes it')
+    assert 'makes it' not in told(tmp_path/'mine/model.safetensors')
