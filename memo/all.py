@@ -21,6 +21,7 @@ from .data.longtail import digits_lt,fashion_lt,longtail_counts,longtail_dls,lon
 from .data.image_lists import imagenet_lt,inat18,list_dls
 from .data.cifar import cifar100_lt,cifar10_lt
 from .data.few_shot import few_shot,only_classes
+from .data.streams import Stream,split_stream
 from .data.chest_xray import abnormal_only,chest_table,chestxray14,findings
 from .data.chest_standin import chest_mosaic,chest_tree
 from .data.features import cached_features,features_dls
@@ -47,6 +48,7 @@ from .training.save_bank import SaveBank
 from .training.export_model import export_model
 from .training.param_groups import adamw,body_head_splitter
 from .training.stages import Stage,fit_stages
+from .continual.stream_fit import StreamResult
 from .evaluation.tasks import Task,task_of
 from .evaluation.classifiers import logistic_cv,nearest_mean,retrain_classifier,ridge_cv,tip_adapter,tip_adapter_trained
 from .evaluation.baselines import Baseline
