@@ -91,7 +91,7 @@ def draw_shares(ax, won, y, n, vocab):
     share = t[:,used]/t.sum(1, keepdim=True).clamp(min=1)
     im = ax.imshow(share, aspect='auto', cmap='Blues', vmin=0, vmax=1)
     ax.figure.colorbar(im, ax=ax, shrink=.8)
-    ax.set_xticks(range(len(used)), used.tolist() if len(used)<=30 else ['']*len(used))
+    ax.set_xticks(range(len(used)), used.tolist() if len(used)<=16 else ['']*len(used))
     if k<=30: ax.set_yticks(range(k), short_names(vocab, k))
     ax.set(title=f'share of each class, by {len(used)} of {n} units', xlabel='unit', ylabel='class')
     for label in ax.get_yticklabels(): label.set_parse_math(False)
@@ -106,7 +106,7 @@ def draw_wins(ax, layer, output):
     ax.plot(n, gone[order], color='#ee6677', lw=0, marker='.', ms=3, label='given away')
     won = f'{int((wins>0).sum())} of {len(wins)} units have won'
     ax.set(yscale='symlog', xlabel='unit', ylabel='in training', title=won)
-    ax.set_xticks(n, order.tolist() if len(wins)<=30 else ['']*len(wins))
+    ax.set_xticks(n, order.tolist() if len(wins)<=16 else ['']*len(wins))
     ax.legend()
 
 # %% ../../nbs/plots/08_memory_linear.ipynb #cbef34d3
