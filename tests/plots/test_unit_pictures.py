@@ -15,7 +15,7 @@ def state(m): return {k:v.clone() for k,v in m.state_dict().items()}
 def learner(n=6, shape=()):
     torch.manual_seed(0)
     x,y = torch.randn(20, n),torch.arange(20)%3
-    dls = DataLoaders(TensorDL(x, y, bs=6),TensorDL(x, y, bs=6, vocab=['a $','b','c']))
+    dls = DataLoaders(*(TensorDL(x, y, bs=6, vocab=['a $','b','c']) for _ in range(2)))
     return Learner(dls, nn.Sequential(nn.Linear(n, 4), nn.Dropout(.5), layer_of(4)), loss_func=nn.CrossEntropyLoss())
 
 @pytest.mark.parametrize('kw', [{},dict(distance='euclidean'),dict(shared_keys=False),dict(psi='sign')])
