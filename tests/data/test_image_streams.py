@@ -77,7 +77,8 @@ def test_each_image_goes_through_the_backbone_once(tmp_path):
     assert f.names==s.names and f.classes==s.classes and f.seed==s.seed and f.ordered==s.ordered
     for a,b,c,ps,qs in zip(s.whole.loaders, f.whole.loaders, again.whole.loaders, s.parts, f.parts):
         assert torch.equal(item_ids(a), item_ids(b)) and torch.equal(a.dataset.y, b.dataset.y)
-        assert b.dataset.x.dtype==torch.float32 and b.dataset.x.shape[1:]==(16,) and torch.equal(b.dataset.x, c.dataset.x)
+        assert b.dataset.x.dtype==torch.float32 and b.dataset.x.shape[1:]==(16,)
+        assert torch.equal(b.dataset.x, c.dataset.x)
         assert all(map(torch.equal, ps, qs))
     for i,(a,b) in enumerate(zip(s, f)):
         for x,y in zip(a.loaders, b.loaders):
