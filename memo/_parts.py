@@ -170,7 +170,7 @@ parts = {
     'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
     'train': Param(bool, False, 'Train the rest of the network too?'),
   }, {}),
-  'RanPAC': ('memo.continual.class_statistics', 'RanPAC', "Answers by ridge regression on random features of a frozen backbone's, counted as they come (McDonnell et al. 2023)", {
+  'RanPAC': ('memo.continual.class_statistics', 'RanPAC', 'Answers by ridge regression on random features of a frozen backbone, counted as they come (McDonnell et al. 2023)', {
     'n_random': Param(Count|None, None, 'How many random features; by default four times the width, 5000 at most'),
     'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
     'train': Param(bool, False, 'Train the rest of the network too?'),

@@ -59,8 +59,8 @@ class ClassStatistics(Bank):
         dev,w = self.device,self.dim if not self.random else self.n_random or min(4*self.dim, 5000)
         self.counts = torch.zeros(self.n_classes, dtype=torch.long, device=dev)
         self.means = torch.zeros(self.n_classes, w, dtype=torch.double, device=dev)
-        if self.scatter: self.within = torch.zeros(w, w, dtype=torch.double if w<=2048 or not self.random else torch.float,
-                                                   device=dev)
+        kind = torch.float if self.random and w>2048 else torch.double
+        if self.scatter: self.within = torch.zeros(w, w, dtype=kind, device=dev)
         if self.random:
             g = torch.Generator().manual_seed(int(self.seed))
             self.projection = (torch.randn(self.dim, w, generator=g)/self.dim**.5).to(dev)
