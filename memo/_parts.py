@@ -160,6 +160,22 @@ parts = {
   }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': True, 'also': [], 'asks': False}),
  },
  'callback': {
+  'NearestMean': ('memo.continual.class_statistics', 'NearestMean', "Answers by the nearest class mean of a frozen backbone's features, counted as they come", {
+    'metric': Param(Annotated[str, OneOf('cosine', 'euclidean')], 'cosine', 'What is near; by the cosine, means are of unit features'),
+    'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
+    'train': Param(bool, False, 'Train the rest of the network too?'),
+  }, {}),
+  'StreamingLDA': ('memo.continual.class_statistics', 'StreamingLDA', "Answers by linear discriminant analysis of a frozen backbone's features, counted as they come (Hayes & Kanan 2020)", {
+    'shrinkage': Param(OpenFraction, 0.01, 'Share of the identity, times the mean variance, in the covariance'),
+    'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
+    'train': Param(bool, False, 'Train the rest of the network too?'),
+  }, {}),
+  'RanPAC': ('memo.continual.class_statistics', 'RanPAC', 'Answers by ridge regression on random features of a frozen backbone, counted as they come (McDonnell et al. 2023)', {
+    'n_random': Param(Count|None, None, 'How many random features; by default four times the width, 5000 at most'),
+    'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
+    'train': Param(bool, False, 'Train the rest of the network too?'),
+    'seed': Param(int, 0, 'Of the random features'),
+  }, {}),
   'memory': ('memo.training.memory_callback', 'MemoryCallback', "Gives the learner's model a memory and writes the training features to it", {
     'bank': Param(object, None, 'The memory; None: all memories that are in the model already and have no callback'),
     'k': Param(int|list|None, None, "Rows to recall for each query; by default the head's, or what the bank has room for"),
@@ -695,6 +711,15 @@ parts = {
     'c_in': Param(int, 1, 'Channels of the images'),
     'n_classes': Param(int, 0, 'Outputs; 0: the 64 features'),
   }, {}),
+  'stages': ('memo.models.stages', 'stages_model', 'A linear classifier on the features of all stages of a timm network', {
+    'arch': Param(str, required, 'A timm name, for `load_backbone`'),
+    'pretrained': Param(bool|str|object, False, 'For `load_backbone`'),
+    'n_classes': Param(int, 10, 'Outputs'),
+    'c_in': Param(int, 3, 'Channels of the images'),
+    'pool': Param(Count, 2, 'Places a side that a stage is averaged over'),
+    'at': Param(list[int]|None, None, 'Numbers of the stages, from 0; by default all'),
+    'dropout': Param(Fraction|None, None, 'Before the linear layer; by default .5'),
+  }, {'backbone': 'memo.models.stages:stage_features', 'classifier': 'memo.models.backbones:linear_head'}),
   'linear_probe': ('memo.models.vit', 'linear_probe', 'A vision transformer of which the classifier is trained: a linear layer, or one with a hidden layer', {
     'arch': Param(str, required, 'A vision transformer in timm'),
     'n_out': Param(Count, required, 'Classes'),

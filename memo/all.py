@@ -43,6 +43,7 @@ from .models.hopfield_vit import after_attention,hopfield_vit,remove_memory,toke
 from .models.prompts import vpt
 from .models.vit import linear_probe,vit_splitter
 from .models.lora import lora
+from .models.stages import StageFeatures
 from .training.losses import AsymmetricLoss,LogitAdjustedCE,SigmoidFocalLoss,adjust_logits,pos_weights
 from .training.batch_ids import BatchIds
 from .training.collect import collect
