@@ -160,6 +160,47 @@ parts = {
   }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': True, 'also': [], 'asks': False}),
  },
  'callback': {
+  'Replay': ('memo.continual.replay', 'Replay', 'Experience replay (ER): the loss of some earlier examples is added to that of each batch', {
+    'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
+    'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
+    'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
+    'seed': Param(int, 0, 'Of its own random numbers'),
+  }, {}),
+  'DERpp': ('memo.continual.replay', 'DERpp', 'Dark experience replay (DER++): earlier examples shall have the outputs that they had, and their labels', {
+    'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
+    'alpha': Param(NonNegative, 0.1, 'Weight of the squared distance to the outputs that are stored'),
+    'beta': Param(NonNegative, 0.5, 'Weight of the loss of a second batch of examples'),
+    'batch_size': Param(Count|None, None, 'Of examples in a step; None: as many as the current batch has'),
+    'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
+    'seed': Param(int, 0, 'Of its own random numbers'),
+  }, {}),
+  'ACE': ('memo.continual.replay', 'ACE', 'ER-ACE: replay, and the loss of the current batch is among its own classes only', {
+    'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
+    'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
+    'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
+    'seed': Param(int, 0, 'Of its own random numbers'),
+  }, {}),
+  'MIR': ('memo.continual.replay', 'MIR', 'Replay of the examples whose loss a step on the current batch would increase most', {
+    'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
+    'batch_size': Param(Count|None, None, 'Of examples in a step; None: as many as the current batch has'),
+    'candidates': Param(Count|None, None, 'To choose them from; None: ten times as many'),
+    'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
+    'seed': Param(int, 0, 'Of its own random numbers'),
+  }, {}),
+  'AGEM': ('memo.continual.replay', 'AGEM', 'A-GEM: no step may point against the gradient of some earlier examples', {
+    'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
+    'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
+    'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
+    'seed': Param(int, 0, 'Of its own random numbers'),
+  }, {}),
+  'GDumb': ('memo.continual.replay', 'GDumb', 'GDumb: store a balanced sample; when an experience ends, train on that alone, from the weights of the start', {
+    'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
+    'epochs': Param(Count, 10, 'Passes over them'),
+    'lr': Param(Positive|None, None, "None: that of the learner's optimizer"),
+    'batch_size': Param(Count|None, None, 'None: that of the training loader'),
+    'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'greedy', 'Which ones stay'),
+    'seed': Param(int, 0, 'Of its own random numbers'),
+  }, {}),
   'memory': ('memo.training.memory_callback', 'MemoryCallback', "Gives the learner's model a memory and writes the training features to it", {
     'bank': Param(object, None, 'The memory; None: all memories that are in the model already and have no callback'),
     'k': Param(int|list|None, None, "Rows to recall for each query; by default the head's, or what the bank has room for"),
