@@ -23,7 +23,7 @@ def test_what_is_stored_is_that_of_one_process(ranks, m):
     a,b = (o[m] for o in ranks)
     s = Exemplars(30, dict(balanced='balanced', gdumb='greedy').get(m, 'reservoir'), n_classes=10)
     for x,x2,y,y2 in zip(a['x'], b['x'], a['y'], b['y']): s.write(torch.cat([x,x2]), torch.cat([y,y2]))
-    assert len(a['x'])==20 and len({*torch.cat(a['x']+b['x']).sum(1).tolist()})>=398     # each item was seen by one
+    assert len(a['x'])==20 and len(torch.cat(a['x']+b['x']).unique(dim=0))>390  # each by one
     own = {k.rpartition('.')[2]:v for k,v in a['model'].items() if a['name'] in k and '.start.' not in k}
     for k in ('x','y','ptr','count'): assert torch.equal(own[k], s[k]), k
 
