@@ -12,7 +12,6 @@ __all__ = ['pass_state', 'fit_state', 'StreamResult', 'batch_for', 'in_large_bat
 from fastai.vision.all import *
 from torch.utils.data import DataLoader as TorchDL
 from ..core import Count,MemoError,undisturbed,write_csv
-from ..data.class_labels import class_labels
 from ..data.digests import digest
 from ..data.few_shot import loader_of
 from ..data.streams import Stream,order_by
@@ -96,13 +95,13 @@ class Measured:
         at = torch.cat(parts).unique()
         self.parts,self.most = [torch.searchsorted(at, o) for o in parts],-1
         if not len(at): return
-        self.y = class_labels(dl.dataset).y[at]
+        self.y = stream.labels(k)[at]
         bad = first(i for i,o in enumerate(self.parts) if bool((self.y[o]<0).any()))
         if bad is not None:
             raise MemoError(f"fit_stream: experience {bad} ({stream.names[bad]}) has items to measure whose label is none "
                             "of the stream's classes; leave them out of its parts")
         self.most = int(self.y.max())
-        some = dl if len(at)==len(dl.dataset) else loader_of(dl, at.tolist(), None, None)
+        some = dl if len(at)==len(dl.dataset) else loader_of(dl, at.tolist(), None, stream.labels(k))
         self.dl = some if isinstance(some, TorchDL) else plain_dl(some, bs=batch_for(dl))
 
     def accuracies(self, learn, inner=False):
@@ -305,7 +304,7 @@ def fit_stream(self:Learner,
     for k,v,t in (('epochs',epochs,Count), ('measure',measure,Count|None)): accept(v, t, k)
     fit = ifnone(fit, 'fit')
     if not callable(fit): check_rate(lr, 'lr')
-    if not callable(fit) and not callable(getattr(self, str(fit), None)):
+    if not callable(fit) and not (isinstance(fit, str) and callable(getattr(type(self), fit, None))):
         raise MemoError(f"fit: {fit!r} is no method of the learner; fit_one_cycle, fit_flat_cos or a function "
                         "fit(learn, epochs, lr, cbs=, start_epoch=) is accepted")
     run = StreamFit(stream, epochs, lr, fit, measure)
