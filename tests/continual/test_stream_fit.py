@@ -249,7 +249,8 @@ def test_resumed_is_unbroken(tmp_path, at, experience, epoch):
     class Stop(Callback):
         order = 200
         def stop(self):
-            if self.learn.experience==experience and self.learn.epoch>=epoch and not hasattr(self.learn, 'gather_preds'): raise Killed('now')
+            late = self.learn.epoch>=epoch or at=='before_fit'
+            if self.learn.experience==experience and late and not hasattr(self.learn, 'gather_preds'): raise Killed('now')
     setattr(Stop, at, Stop.stop)
     half = make(dls)
     with pytest.raises(Killed): run(half, stream, 2, cbs=[Buffer(), Stop()], measure=3, checkpoint=tmp_path/'b')
