@@ -168,7 +168,9 @@ def outer_fit(learn):
 # %% ../../nbs/continual/05_stream_fit.ipynb #b1c07e93
 class Seen:
     "What was seen of the batches of an epoch; a callback's own attributes take ten times as long to set"
-    def __init__(self): self.batches,self.right,self.n = 0,0,0; self.clear()
+    def __init__(self):
+        self.batches,self.right,self.n = 0,0,0
+        self.clear()
     def clear(self): self.preds,self.ys,self.losses,self.held,self.y,self.pred = [],[],[],0,None,None
 
 class Online(Callback):
