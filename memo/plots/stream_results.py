@@ -57,7 +57,8 @@ def plot_matrix(
     ax.set_yticks(*zip(*[(p,t) for p,t in zip(places, texts) if p<len(A)]))
     for t in (*ax.get_xticklabels(), *ax.get_yticklabels()): t.set_parse_math(False)
     ax.set(xlabel='accuracy on', ylabel='after')
-    ax.set_title(f'average accuracy {r.average_accuracy:.3f}, forgetting {r.forgetting:.3f}' if not valid else 'validation')
+    told = f'average accuracy {r.average_accuracy:.3f}, forgetting {r.forgetting:.3f}'
+    ax.set_title('validation' if valid else told)
     bar = fig.colorbar(at, ax=ax, fraction=.045, ticks=[0,.5,1])
     bar.ax.set_ylim(0, 1)
     return fig
