@@ -47,7 +47,8 @@ def streamed(x, y, bs, opt=SGD, cbs=None):
 
 def torch_sgd(*args): return streamed(*args, opt=partial(OptimWrapper, opt=torch.optim.SGD))
 
-ways = {'bare PyTorch loop':bare, "fastai's loop":fastai, '`fit_stream`':streamed, "`fit_stream`, torch's SGD":torch_sgd}
+ways = {'bare PyTorch loop':bare, "fastai's loop":fastai, '`fit_stream`':streamed,
+        "`fit_stream`, torch's SGD":torch_sgd}
 
 def measure(bs, steps, runs):
     "Median seconds of each way"
@@ -77,7 +78,8 @@ def main():
     print('\n'.join(lines))
     if args.out:
         head = __doc__.splitlines()[0]
-        text = f'# Online training\n\n{head}.\nMade by `python benchmarks/online_loop.py --out benchmarks/online_loop.md`.\n\n'
+        how = 'python benchmarks/online_loop.py --out benchmarks/online_loop.md'
+        text = f'# Online training\n\n{head}.\nMade by `{how}`.\n\n'
         with open(args.out, 'w') as f: f.write(text+'\n'.join(lines)+'\n')
 
 if __name__=='__main__': main()
