@@ -179,7 +179,8 @@ def test_inside_another_fit():
             if not self.done or len(self.done)>1: pass
             if not hasattr(self.learn, 'experience'):
                 l = self.learn
-                self.said.append((l.epoch, l.iter, l.train_iter, l.n_epoch, l.n_iter, [h['lr'] for h in self.opt.hypers],
+                rates = [h['lr'] for h in self.opt.hypers]
+                self.said.append((l.epoch, l.iter, l.train_iter, l.n_epoch, l.n_iter, rates,
                                   round(l.pct_train, 9), l.model.training))
     for event in ('after_batch','before_batch','after_pred'):
         outs = []
