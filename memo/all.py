@@ -52,6 +52,7 @@ from .training.export_model import export_model
 from .training.param_groups import adamw,body_head_splitter
 from .training.stages import Stage,fit_stages
 from .continual.method import Kept,Method
+from .continual.buffers import Exemplars
 from .continual.stream_fit import StreamResult
 from .evaluation.tasks import Task,task_of
 from .evaluation.classifiers import logistic_cv,nearest_mean,retrain_classifier,ridge_cv,tip_adapter,tip_adapter_trained
