@@ -5,6 +5,7 @@ from .registry import Section,known,register
 from .metrics.multiclass import balanced_accuracy,ece,longtail_scores,shot_groups,shot_metrics
 from .metrics.multilabel import calibration_bins,class_ap,class_auc,class_table,macro_ap,macro_auc,multilabel_scores
 from .metrics.intervals import paired,patient_bootstrap
+from .metrics.continual import anytime_accuracy,average_accuracy,backward_transfer,forgetting,forward_transfer
 from .banks.search import Read,class_votes,read_rows,within_whitener
 from .banks.policies import Candidates,Policy,policies
 from .banks.base import Bank
@@ -53,6 +54,8 @@ from .training.export_model import export_model
 from .training.param_groups import adamw,body_head_splitter
 from .training.row_sgd import row_sgd
 from .training.stages import Stage,fit_stages
+from .continual.method import Kept,Method
+from .continual.buffers import Exemplars
 from .continual.stream_fit import StreamResult
 from .evaluation.tasks import Task,task_of
 from .evaluation.classifiers import logistic_cv,nearest_mean,retrain_classifier,ridge_cv,tip_adapter,tip_adapter_trained
@@ -65,6 +68,7 @@ from .plots.streams import plot_stream
 from .plots.training import plot_counts,plot_history
 from .plots.gate import plot_coverage,plot_dual_path
 from .plots.results import plot_classes,plot_comparison,plot_reliability,plot_results,plot_speed
+from .plots.stream_results import DrawSurfaces,plot_matrix,plot_stream_accuracy,plot_surfaces
 from .plots.hopfield import plot_energy,plot_retrieval,plot_slot_use,plot_token_reads
 from .plots.memory_linear import plot_units
 from .plots.banks import bank_table,plot_bank,plot_classbank,plot_similarity,plot_stored
