@@ -53,7 +53,7 @@ def network_of(
     model = get_model(of.model if isinstance(of, Learner) else of)
     return getattr(model, '_orig_mod', model)
 
-# %% ../../nbs/continual/04_penalties.ipynb #8c17c699
+# %% ../../nbs/continual/04_penalties.ipynb #43bc0db9
 def together(model, ps, xb, y):
     "Gradients of log p(y|x) of each row, by name [B,...], for all rows at once"
     def loss(ps, y, *xb): return F.cross_entropy(full(answer_of(model, functional_call(model, ps, xb))), y)
@@ -110,7 +110,8 @@ class Fisher:
     def mean(self):
         "The mean over samples, by name"
         if not self.n and not self.lost: raise MemoError("EWC: the loader is empty")
-        if not self.n: raise MemoError(f"EWC: the gradients of all {self.lost} samples are NaN: the training has diverged")
+        if not self.n: raise MemoError(f"EWC: no gradient of {self.lost} samples is finite, the training has "
+                                        "diverged: give a smaller weight or learning rate")
         if self.lost: warn(f"EWC: gradients of {self.lost} of {self.n+self.lost} samples are not finite; these are left out")
         return {k:v/self.n for k,v in self.sums.items()}
 
