@@ -160,6 +160,33 @@ parts = {
   }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': True, 'also': [], 'asks': False}),
  },
  'callback': {
+  'NearestMean': ('memo.continual.class_statistics', 'NearestMean', "Answers by the nearest class mean of a frozen backbone's features, counted as they come", {
+    'metric': Param(Annotated[str, OneOf('cosine', 'euclidean')], 'cosine', 'What is near; by the cosine, means are of unit features'),
+    'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
+    'train': Param(bool, False, 'Train the rest of the network too?'),
+  }, {}),
+  'StreamingLDA': ('memo.continual.class_statistics', 'StreamingLDA', "Answers by linear discriminant analysis of a frozen backbone's features, counted as they come (Hayes & Kanan 2020)", {
+    'shrinkage': Param(OpenFraction, 0.01, 'Share of the identity, times the mean variance, in the covariance'),
+    'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
+    'train': Param(bool, False, 'Train the rest of the network too?'),
+  }, {}),
+  'RanPAC': ('memo.continual.class_statistics', 'RanPAC', "Answers by ridge regression on random features of a frozen backbone's, counted as they come (McDonnell et al. 2023)", {
+    'n_random': Param(Count|None, None, 'How many random features; by default four times the width, 5000 at most'),
+    'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
+    'train': Param(bool, False, 'Train the rest of the network too?'),
+    'seed': Param(int, 0, 'Of the random features'),
+  }, {}),
+  'EWC': ('memo.continual.penalties', 'EWC', 'Holds weights by their Fisher information; is told of experiences, unless `every` is given', {
+    'weight': Param(NonNegative, 1000.0, 'Half of it times the penalty is added to the loss'),
+    'labels': Param(Annotated[str, OneOf('sampled', 'empirical')], 'sampled', "From the model's answers, or the data's"),
+    'gamma': Param(Share|None, None, 'How much of it stays when more comes; None: all, around the weights of then (`every`: .9)'),
+    'samples': Param(Count, 1000, 'For the Fisher information, at most; None: all of an experience'),
+    'every': Param(Count|None, None, 'Consolidate after each so many steps, on their batch; None: after each experience'),
+  }, {}),
+  'LwF': ('memo.continual.penalties', 'LwF', 'Keeps what the network says of old classes, as it was after the last experience, of which it is told', {
+    'weight': Param(NonNegative, 1.0, 'Of the distillation'),
+    'temperature': Param(Positive, 2.0, 'Above 1: small probabilities count more'),
+  }, {}),
   'memory': ('memo.training.memory_callback', 'MemoryCallback', "Gives the learner's model a memory and writes the training features to it", {
     'bank': Param(object, None, 'The memory; None: all memories that are in the model already and have no callback'),
     'k': Param(int|list|None, None, "Rows to recall for each query; by default the head's, or what the bank has room for"),
