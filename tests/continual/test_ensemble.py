@@ -12,6 +12,7 @@ from helpers.tensors import close, draw
 import memo.continual.stream_fit
 from memo.continual.ensemble import Ensemble, OwnLosses, redrawn
 from memo.continual.penalties import EWC, LwF
+from memo.continual.replay import Replay
 
 def test_members_differ_and_answer_with_the_mean():
     net = digit_net(norm=True)
@@ -96,6 +97,20 @@ def test_beside_others(cbs):
     r = quietly(learn, learn.fit_stream, s, 1)
     assert r.matrix.shape==(3,3) and not same(was, {k:v for k,v in snap(learn.model).items() if k in was})
     assert all(p.isfinite().all() for p in learn.model.parameters())
+
+def test_replayed_items_reach_each_member_in_full():
+    "As strongly as their own losses: members that are alike learn as one of them would alone"
+    s,one = digit_stream(),digit_net()
+    def same_members():
+        e = Ensemble(copy.deepcopy(one), 3)
+        for m in e.members: m.load_state_dict(one.state_dict())
+        return e
+    learn = stream_learner(s, [Replay(40), OwnLosses()], net=(e := same_members()))
+    quietly(learn, learn.fit_stream, s, 1)
+    learn = stream_learner(s, [Replay(40)], net=(own := copy.deepcopy(one)))
+    quietly(learn, learn.fit_stream, s, 1)
+    for m in e.members:
+        for a,b in zip(m.parameters(), own.parameters()): close(a, b, 1e-4)
 
 def test_no_hook_stays():
     learn = stream_learner(digit_stream(), [OwnLosses()], net=Ensemble(digit_net(), 2))
