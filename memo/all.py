@@ -51,6 +51,7 @@ from .training.save_bank import SaveBank
 from .training.export_model import export_model
 from .training.param_groups import adamw,body_head_splitter
 from .training.stages import Stage,fit_stages
+from .training.fast_loop import fast_loop
 from .continual.method import Kept,Method
 from .continual.stream_fit import StreamResult
 from .evaluation.tasks import Task,task_of
