@@ -23,6 +23,8 @@ from .data.image_lists import imagenet_lt,inat18,list_dls
 from .data.cifar import cifar100_lt,cifar10_lt
 from .data.few_shot import few_shot,only_classes
 from .data.streams import Stream,split_stream
+from .data.modes_moons import modes,moons
+from .data.image_streams import stream_features
 from .data.chest_xray import abnormal_only,chest_table,chestxray14,findings
 from .data.chest_standin import chest_mosaic,chest_tree
 from .data.features import cached_features,features_dls
@@ -49,6 +51,7 @@ from .training.save_bank import SaveBank
 from .training.export_model import export_model
 from .training.param_groups import adamw,body_head_splitter
 from .training.stages import Stage,fit_stages
+from .training.fast_loop import fast_loop
 from .continual.method import Kept,Method
 from .continual.stream_fit import StreamResult
 from .continual.penalties import fisher_information
@@ -61,9 +64,11 @@ from .evaluation.tables import Row,compare,format_results,results
 from .evaluation.evaluate import evaluate
 from .evaluation.speed import speed_text
 from .evaluation.reads import hopfield_reads,hopfield_table
+from .plots.streams import plot_stream
 from .plots.training import plot_counts,plot_history
 from .plots.gate import plot_coverage,plot_dual_path
 from .plots.results import plot_classes,plot_comparison,plot_reliability,plot_results,plot_speed
+from .plots.stream_results import DrawSurfaces,plot_matrix,plot_stream_accuracy,plot_surfaces
 from .plots.hopfield import plot_energy,plot_retrieval,plot_slot_use,plot_token_reads
 from .plots.banks import bank_table,plot_bank,plot_classbank,plot_similarity,plot_stored
 from .experiment.shipped import experiment_file,shipped
