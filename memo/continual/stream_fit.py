@@ -277,7 +277,7 @@ class StreamFit:
     def __call__(self, learn, stage, cbs, start_epoch):
         keep, = cbs
         keep.by_hand,rows = True,keep.prog.more
-        for k in self.tests: rows.setdefault(k, torch.zeros(0, len(self.stream), dtype=torch.float64))
+        for k in self.tests: rows.setdefault(k, torch.zeros(0, len(self.on), dtype=torch.float64))
         learn.stream_result = self.result(keep.prog)
         i,epoch = divmod(start_epoch, self.epochs)
         for i in range(i, len(self.stream)):
