@@ -334,7 +334,8 @@ def fit_stream(self:Learner,
             if hasattr(type(cb), 'attach'): cb.attach()     # what a checkpoint has of it finds its place
         self.metrics = self.metrics+ValueMetric(lambda: self.online.value, 'online')
         h = fit_stages(self, [stage], checkpoint, resume, None, log, {**run.facts(), **ifnone(experiment, {})})
-    self.stream_result = StreamResult(stream.names, h.attrs, h, epochs)     # of one that had ended already, too
+    # of one that had ended already, too
+    self.stream_result = StreamResult(run.on.names, h.attrs, h, epochs, stream.of is not None)
     return self.stream_result
 
 @contextmanager
