@@ -176,6 +176,21 @@ parts = {
     'train': Param(bool, False, 'Train the rest of the network too?'),
     'seed': Param(int, 0, 'Of the random features'),
   }, {}),
+  'ICaRL': ('memo.continual.icarl', 'ICaRL', 'Exemplars by herding, distillation, and the nearest mean exemplar for an answer; is told of experiences', {
+    'size': Param(Count|str, 2000, "Exemplars in all, or their bytes: '2MB'"),
+    'at': Param(str|None, None, 'Name of the module whose features count; by default those that enter the classifier'),
+  }, {}),
+  'EWC': ('memo.continual.penalties', 'EWC', 'Holds weights by their Fisher information; is told of experiences, unless `every` is given', {
+    'weight': Param(NonNegative, 1000.0, 'Half of it times the penalty is added to the loss'),
+    'labels': Param(Annotated[str, OneOf('sampled', 'empirical')], 'sampled', "From the model's answers, or the data's"),
+    'gamma': Param(Share|None, None, 'How much of it stays when more comes; None: all, around the weights of then (`every`: .9)'),
+    'samples': Param(Count|None, 1000, 'For the Fisher information, at most; None: all of an experience'),
+    'every': Param(Count|None, None, 'Consolidate after each so many steps, on their batch; None: after each experience'),
+  }, {}),
+  'LwF': ('memo.continual.penalties', 'LwF', 'Keeps what the network says of old classes, as it was after the last experience, of which it is told', {
+    'weight': Param(NonNegative, 1.0, 'Of the distillation'),
+    'temperature': Param(Positive, 2.0, 'Above 1: small probabilities count more'),
+  }, {}),
   'Replay': ('memo.continual.replay', 'Replay', 'Experience replay (ER): the loss of some earlier examples is added to that of each batch', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),

@@ -54,9 +54,13 @@ from .training.export_model import export_model
 from .training.param_groups import adamw,body_head_splitter
 from .training.row_sgd import row_sgd
 from .training.stages import Stage,fit_stages
+from .training.fast_loop import fast_loop
 from .continual.method import Kept,Method
 from .continual.buffers import Exemplars
 from .continual.stream_fit import StreamResult
+from .continual.penalties import fisher_information
+from .continual.icarl import herding
+from .continual.ensemble import Ensemble,OwnLosses
 from .evaluation.tasks import Task,task_of
 from .evaluation.classifiers import logistic_cv,nearest_mean,retrain_classifier,ridge_cv,tip_adapter,tip_adapter_trained
 from .evaluation.baselines import Baseline

@@ -64,6 +64,7 @@ class Stream(Sequence):
         if len(self.names)!=len(self):
             raise MemoError(f"stream: {len(self)} names are needed, one an experience, found {len(self.names)}")
 
+    of = None       # of a joint one: the stream whose experiences it is measured on
     def check_positions(self):
         "Raise a `MemoError` for positions that a loader has not"
         for k,(dl,ps) in enumerate(zip(self.whole.loaders, self.parts)):
@@ -95,8 +96,11 @@ class Stream(Sequence):
     @property
     def c(self): return self.whole.c
     def joint(self):
-        "All experiences in one, shuffled: what a method could reach that forgets nothing"
-        return Stream(self.whole, [[torch.cat(ps)] for ps in self.parts], ['joint'], False, self.seed, self.known)
+        "All experiences in one, shuffled: what a method could reach that forgets nothing; measured on each of them"
+        res = Stream(self.whole, [[torch.cat(ps).unique()] for ps in self.parts], ['joint'], False, self.seed,
+                     self.known)
+        res.of = ifnone(self.of, self)
+        return res
 
 # %% ../../nbs/data/17_streams.ipynb #b550deea
 def parted(at, n, generator):

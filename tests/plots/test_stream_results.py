@@ -15,7 +15,8 @@ def saved(fig):
     fig.savefig(b, format='png', dpi=40)
     return b.getvalue()
 
-def result(A, names=None, **rows): return StreamResult(names or [f'e{i}' for i in range(len(A[0]))], dict(test=A, **rows))
+def result(A, names=None, **rows):
+    return StreamResult(names or [f'e{i}' for i in range(len(A[0]))], dict(test=A, **rows))
 
 A = [[.9,.1,np.nan],[.4,.8,np.nan],[.25,.5,np.nan]]
 
@@ -41,7 +42,7 @@ def test_valid():
     assert 'validation' in err(plot_matrix, result(A), valid=True)
 
 def test_over_the_stream():
-    r = result(A, steps=[(0,5,[.2,0,0]),(1,5,[.6,.6,0])])
+    r = result(A, steps=[[0,5,.2,0,0],[1,5,.6,.6,0]])
     ax = plot_stream_accuracy(r).axes[0]
     mean = next(o for o in ax.lines if o.get_label()=='mean of those so far')
     np.testing.assert_allclose(mean.get_ydata(), [.2,.9,.6,.6,.375])
@@ -96,6 +97,7 @@ def test_surfaces_of_what_is_no_plane():
     dls = digits(bs=64, seed=0)
     s = split_stream(dls, n=5)
     learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)))
-    with learn.no_bar(), learn.no_logging(): assert 'points in the plane' in err(learn.fit_stream, s, cbs=DrawSurfaces())
+    with learn.no_bar(), learn.no_logging(): said = err(learn.fit_stream, s, cbs=DrawSurfaces())
+    assert 'points in the plane' in said
     assert 'DrawSurfaces' in err(plot_surfaces, DrawSurfaces(), s) and 'DrawSurfaces' in err(plot_surfaces, None, s)
     assert 'size' in err(DrawSurfaces, 0)
