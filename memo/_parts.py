@@ -171,13 +171,13 @@ parts = {
     'loss_weight': Param(Fraction, 0.0, "Share of the head's own loss in what is trained: (1-w) x the learner's loss + w x the head's"),
     'every': Param(Count, 1, 'Write the features of each `every`-th batch, beginning with the first of a fit'),
     'keep': Param(Annotated[str, OneOf('paths', 'thumbnails')]|None, None, "Goes along with the bank for `explain`: 'thumbnails' (small pictures of the items), 'paths' (of files)"),
-  }, {}),
+  }, {'continual': False}),
   'save_bank': ('memo.training.save_bank', 'SaveBank', "Save the memory's bank every few epochs, in the background", {
     'every': Param(Count, 10, 'Epochs'),
     'folder': Param(str|object, 'banks', 'Where the files go, below `learn.path` where it is relative'),
     'prefix': Param(str, 'bank', 'Their name: {prefix}_step_{n}.safetensors after n epochs of all fits, and .json with the figures'),
     'memory': Param(str|None, None, 'Name of the memory; None: the only one'),
-  }, {}),
+  }, {'continual': False}),
  },
  'data': {
   'chest_mosaic': ('memo.data.chest_standin', 'chest_mosaic', 'DataLoaders of the mosaic stand-in for ChestX-ray14, which is written to disk on first use', {
@@ -513,6 +513,21 @@ parts = {
     'img_size': Param(Count|None, None, 'Of the images; None: what the network is for'),
     'timm': Param(dict|None, None, 'What a YAML file has for `timm.create_model`, e.g. {depth: 6}'),
   }, {'vit': True, 'title': 'Hopfield memory'}),
+  'lp': ('memo.models.linear', 'linear_model', 'A linear classifier of points or features', {
+    'n_in': Param(int, 2, 'Numbers an input'),
+    'n_classes': Param(int, 4, 'Outputs'),
+    'bias': Param(bool, True, 'Add one to each output?'),
+    'arch': Param(str|None, None, 'With train.frozen: the timm network whose features are the input'),
+    'pretrained': Param(bool|str|object, True, 'Its weights: true, those of ImageNet; a path, those in that file'),
+  }, {'backbone': 'memo.models.linear:backbone_of', 'flat': True}),
+  'mlp': ('memo.models.linear', 'hidden_model', 'One hidden layer of tanh and a linear classifier, for points or features', {
+    'n_in': Param(int, 2, 'Numbers an input'),
+    'n_classes': Param(int, 4, 'Outputs'),
+    'hidden': Param(Count, 50, 'Width of the hidden layer'),
+    'bias': Param(bool, True, 'Add one to each output?'),
+    'arch': Param(str|None, None, 'With train.frozen: the timm network whose features are the input'),
+    'pretrained': Param(bool|str|object, True, 'Its weights: true, those of ImageNet; a path, those in that file'),
+  }, {'backbone': 'memo.models.linear:backbone_of', 'flat': True}),
   'lora': ('memo.models.lora', 'lora', 'A frozen vision transformer with low-rank changes of its attention (Hu et al. 2021), and a new classifier', {
     'arch': Param(str, required, 'A vision transformer in timm'),
     'n_out': Param(int, required, 'Classes'),
@@ -567,6 +582,9 @@ parts = {
   'bce': ('memo.training.losses', 'binary_cross_entropy', 'Binary cross-entropy, label by label', {
     'pos_weight': Param(Any, None, 'Weight of the positives of each class, [C]'),
   }, {'task': 'multilabel'}),
+  'hinge': ('memo.training.losses', 'OneVsAllHinge', 'Hinge loss of each class against all others, without a margin', {
+    'reduction': Param(str, 'mean', "Of the items; 'none' gives one number an item"),
+  }, {'task': 'multiclass'}),
   'focal': ('memo.training.losses', 'SigmoidFocalLoss', 'Focal loss for multi-label targets (Lin et al. 2017)', {
     'alpha': Param(Positive, 1.0, 'Factor of the whole'),
     'gamma': Param(NonNegative, 2.0, 'Focusing: 0 is binary cross-entropy'),
@@ -601,6 +619,11 @@ parts = {
   'plain': ('memo.evaluation.baselines', 'Plain', 'The same training without memory; for heads that change how the network is trained', {
   }, {}),
   'balanced_sampling': ('memo.evaluation.baselines', 'BalancedSampling', 'Training with class-balanced sampling: every class equally often', {
+  }, {}),
+  'naive': ('memo.evaluation.baselines', 'Naive', 'Another training: the same network, which just learns what comes', {
+  }, {}),
+  'joint': ('memo.evaluation.baselines', 'Joint', 'Another training: the same network, which is given all experiences at once, shuffled', {
+    'epochs': Param(Count|None, None, 'Of it; null: as many as each experience has'),
   }, {}),
   'linear_probe': ('memo.evaluation.baselines', 'LinearProbe', 'Another training: the same backbone, frozen, with nothing but a linear classifier', {
     'lr': Param(Positive|None, None, "Of its training; null: the experiment's"),
@@ -641,11 +664,13 @@ parts = {
  'method': {
  },
  'task': {
+  'stream': ('memo.evaluation.stream_task', 'StreamTask', 'One class for each item, and the items come in experiences, one after another', {
+  }, {'stream': True, 'train': {'epochs': 1, 'bs': 10}, 'loss': 'ce'}),
   'multiclass': ('memo.evaluation.tasks', 'Multiclass', 'One class for each item', {
-  }, {'loss': 'ce'}),
+  }, {'stream': False, 'train': None, 'loss': 'ce'}),
   'multilabel': ('memo.evaluation.tasks', 'Multilabel', 'Any number of labels for each item', {
     'threshold': Param(Probability, 0.5, 'Probability above which a class counts as found'),
     'draws': Param(Count, 1000, 'Of patients, for the intervals'),
-  }, {'loss': 'bce', 'empty': True}),
+  }, {'stream': False, 'train': None, 'loss': 'bce', 'empty': True}),
  },
 }

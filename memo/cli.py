@@ -114,7 +114,7 @@ def announcement(cfg, dry_run=False):
     "What is about to be trained, in a line"
     from memo.evaluation.baselines import model_title
     from memo.experiment.config import run_folder
-    net = cfg.model.get('arch', cfg.model.name)
+    net = cfg.model.get('arch') or cfg.model.name
     ms = [f"{'memory' if n=='memory' else f'memory {n}'} {m.bank.name} + {m.head.name}" for n,m in cfg.memories.items()]
     seeds = f"{'seed' if len(cfg.seeds)==1 else 'seeds'} {', '.join(map(str, cfg.seeds))}"
     where = 'a dry run, no run is written' if dry_run else f'run folder {run_folder(cfg)}'

@@ -50,6 +50,7 @@ def keep(learn, name, module):
 class Method(Callback):
     "Base of continual methods: its `state` is saved with the model"
     order = 30      # behind what changes batches, before what clips gradients
+    continual = True        # against forgetting: a training without it can be compared
     def __init__(self): self.state = Kept()
     def before_fit(self): keep(self.learn, self.name, self.state)
     def detach(self):

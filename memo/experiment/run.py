@@ -98,7 +98,7 @@ def train(
                        experiment=training_keys(cfg))
     learn.dls = final
     with alone(), learn.no_bar(), learn.no_logging():
-        finish_memories(t, learn)
+        if not in_stream(cfg): finish_memories(t, learn)      # which would look at all that has been
         r = evaluate(learn, cfg, training=t.name)
     if not main: return learn
     for _,s in savers:
