@@ -32,8 +32,8 @@ def split_points(
     "Every second point is for training, the others in turn for validation and test; then the order of the stream"
     res = []
     for at in (np.arange(0, n, 2), np.arange(1, n, 4), np.arange(3, n, 4)):
-        mix = np.random.RandomState(1234).permutation(len(at))     # the published one, of which the IID validation set is half
-        at = at[mix]
+        mix = np.random.RandomState(1234).permutation(len(at))
+        at = at[mix]        # as published: which points the IID validation set has depends on it
         if kind=='IID': res.append((at[mix], np.zeros(len(at), int)))
         else:
             e = y[at] if kind=='CI' else domain[at]*(y.max()+1)+y[at]
@@ -129,7 +129,8 @@ def modes(
     from sklearn.datasets import make_blobs
     check_ratios(ratios)
     C = len(ratios)
-    centres = check_shape('centres', centres, (None,C,2), f'for each domain a centre (2 numbers) of each of {C} classes')
+    centres = check_shape('centres', centres, (None,C,2),
+                          f'for each domain a centre (2 numbers) of each of {C} classes')
     stds = check_shape('stds', stds, (len(centres),C), f'{len(centres)} x {C} deviations, for domains and classes')
     if (stds<0).any(): raise MemoError(f"stds: 0 or more is needed, found {stds.min():g}")
     sizes = class_sizes(n, ratios, len(centres))

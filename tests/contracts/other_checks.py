@@ -99,8 +99,13 @@ def sampler_is_pickled(name):
 
 # data sets
 
+def is_stream(name): return known('data')[name].facts.get('task')=='stream'
+
 def loaders(name, **kw):
-    try: return build('data', name, **kw)
+    "Its loaders, those of everything where it is a stream"
+    ps = takes('data', name)
+    if is_stream(name) and 'images' in ps: kw = dict(n=ps['n'].default, images=200) | kw    # n are its experiences
+    try: return build('data', name, **kw).whole if is_stream(name) else build('data', name, **kw)
     except MemoError as e:
         assert '\n' not in str(e)
         if 'root' not in takes('data', name): raise
@@ -119,7 +124,7 @@ def data_has_three_parts(name):
 def data_suits_its_task(name):
     "That it names, or that its labels mean"
     dls = loaders(name)
-    t = known('data')[name].facts.get('task')
+    t = None if is_stream(name) else known('data')[name].facts.get('task')
     task = task_of(dls, t)
     assert isinstance(task, Task) and task.suits(torch.as_tensor(dls.train.dataset.y[:2]))
 
@@ -137,16 +142,15 @@ def data_is_repeatable(name):
 
 def data_takes_samplers(name):
     dls = loaders(name)
-    if 'sampling' not in takes('data', name) or task_of(dls,
-                                                        known('data')[name].facts.get('task')).suits(torch.zeros(2,
-                                                            3)): return
+    if 'sampling' not in takes('data', name) or not is_stream(name) and task_of(
+        dls, known('data')[name].facts.get('task')).suits(torch.zeros(2, 3)): return
     cls,kw = loader_for(build('sampler', 'balanced'))
     assert type(loaders(name, sampling=(cls,kw)).train) is cls
 
 def data_is_trained_on(name, tmp_path):
     "With a memory; the export holds none of it"
     dls = loaders(name)
-    multi = task_of(dls, known('data')[name].facts.get('task')).suits(torch.zeros(2, 3))
+    multi = not is_stream(name) and task_of(dls, known('data')[name].facts.get('task')).suits(torch.zeros(2, 3))
     width = dls.one_batch()[0][0].numel()
     learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(width, dls.c)),
                     loss_func=nn.BCEWithLogitsLoss() if multi else CrossEntropyLossFlat(),

@@ -95,7 +95,8 @@ def test_nothing_is_in_two_parts_or_experiences(f):
         s = stream(f, kind, valid_all=True)
         ids = torch.cat([item_ids(dl) for dl in s.whole.loaders])
         assert len(ids.unique())==2000
-        for dl,ps in zip(s.whole.loaders, s.parts): assert torch.cat(ps).sort().values.tolist()==[*range(len(dl.dataset))]
+        for dl,ps in zip(s.whole.loaders, s.parts):
+            assert torch.cat(ps).sort().values.tolist()==[*range(len(dl.dataset))]
         x = torch.cat([dl.dataset.x for dl in s.whole.loaders])
         assert torch.allclose(x.amin(0), -torch.ones(2)) and torch.allclose(x.amax(0), torch.ones(2))
 
@@ -136,7 +137,8 @@ def test_other_shapes():
     assert 1.5<wide[1]/wide[0]<2.6
     t = stream(moons, 'CDI', ratios=[.6,.4], offsets=[[[0,0]],[[9,9]]], noise=[[0],[0]])
     x,y = t.whole.train.dataset.x,t.whole.train.dataset.y
-    assert len(t)==4 and t.classes==[[0],[1]]*2 and (x[t.parts[0][0]].max(0).values<x[t.parts[0][2]].min(0).values).all()
+    assert len(t)==4 and t.classes==[[0],[1]]*2
+    assert (x[t.parts[0][0]].max(0).values<x[t.parts[0][2]].min(0).values).all()
     same = stream(modes, 'CDI', ratios=[.5,.5], centres=[[[0,0],[0,1]]], stds=[[0,0]])
     assert same.whole.train.dataset.x.isfinite().all(), 'all on one line'
 
@@ -148,7 +150,8 @@ def test_sizes_of_classes():
 @pytest.mark.parametrize('f,kw,says', [
     (modes, dict(kind='CID'), 'kind must be one of IID, CI, CDI, CDID'), (modes, dict(kind=None), 'kind'),
     (moons, dict(ratios=[.5,.4]), 'ratios: 2 or more shares above 0 that sum to 1 are needed, found [0.5, 0.4], which'),
-    (modes, dict(ratios=[1.5,-.5]), 'ratios'), (modes, dict(ratios=[1]), 'ratios'), (modes, dict(ratios=['a','b']), 'ratios'),
+    (modes, dict(ratios=[1.5,-.5]), 'ratios'), (modes, dict(ratios=[1]), 'ratios'),
+    (modes, dict(ratios=['a','b']), 'ratios'),
     (modes, dict(ratios=[float('nan'),.5]), 'ratios'), (modes, dict(ratios=[]), 'ratios'),
     (modes, dict(n=20), 'n: 20 points in 2 domains leave 1 for class 2'), (moons, dict(n=30), 'n: 30 points'),
     (moons, dict(n=0), 'n'), (modes, dict(n=-5), 'n'), (modes, dict(bs=0), 'bs'),
@@ -163,10 +166,11 @@ def test_registered():
     for k in ('modes','moons'):
         p = known('data')[k]
         assert p.facts['task']=='stream' and {'kind','n','ratios','valid_all','val_bs'}<=set(p.keys)
-    assert {'centres','stds'}<=set(known('data')['modes'].keys) and {'offsets','noise'}<=set(known('data')['moons'].keys)
+    assert {'centres','stds'}<=set(known('data')['modes'].keys)
+    assert {'offsets','noise'}<=set(known('data')['moons'].keys)
 
-def test_a_linear_reader_of_one_experience_forgets():
-    "What the streams are for: the joint classes are learned by neighbours, and none but the last by the last experience"
+def test_the_last_experience_is_not_enough():
+    "What the streams are for: nearest neighbours know all classes from all experiences, one class from the last"
     s = stream(modes, 'CI', bs=50)
     def answers(train): return train[1][torch.cdist(test[0], train[0]).argmin(1)]
     test = seen(s.whole.loaders[2])

@@ -12,6 +12,7 @@ from contracts import other_checks
 from memo.core import MemoError
 from memo.data import cifar as cifar_module
 from memo.data.cifar import cifar10_lt, read_cifar
+from memo.data.image_streams import split_cifar10, split_cifar100
 from memo.data.items import item_ids
 from memo.data.longtail import _fashion_deb, digits_lt
 from memo.data.tensors import TensorDL, plain_dl
@@ -96,6 +97,14 @@ def test_all_images_are_there(archive, photos):
 def test_hundred_classes(archive):
     dls = small(cifar100, archive, valid=2)
     assert dls.c==100 and dls.counts.tolist()==[10]*100 and [len(dl.dataset) for dl in dls]==[1000,200,300]
+
+def test_as_streams(archive):
+    "The same images, classes a few at a time"
+    for f,g,n,valid in ((split_cifar10,cifar10,5,10), (split_cifar100,cifar100,10,2)):
+        s,dls = small(f, archive, valid=valid),small(g, archive, valid=valid)
+        assert len(s)==n and {len(cs) for cs in s.classes}=={dls.c//n} and s[0].vocab==dls.vocab
+        for a,b in zip(s.whole.loaders, dls.loaders): assert torch.equal(item_ids(a), item_ids(b))
+        for name,cs in zip(s.names, s.classes): assert name.split(', ')==[dls.vocab[c] for c in cs]
 
 @pytest.mark.parametrize('named', ['official','numbers','padded'])
 def test_image_files_are_the_archive(archive, pngs, photos, tmp_path, named):
