@@ -160,6 +160,22 @@ parts = {
   }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': True, 'also': [], 'asks': False}),
  },
  'callback': {
+  'NearestMean': ('memo.continual.class_statistics', 'NearestMean', "Answers by the nearest class mean of a frozen backbone's features, counted as they come", {
+    'metric': Param(Annotated[str, OneOf('cosine', 'euclidean')], 'cosine', 'What is near; by the cosine, means are of unit features'),
+    'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
+    'train': Param(bool, False, 'Train the rest of the network too?'),
+  }, {'continual': True}),
+  'StreamingLDA': ('memo.continual.class_statistics', 'StreamingLDA', "Answers by linear discriminant analysis of a frozen backbone's features, counted as they come (Hayes & Kanan 2020)", {
+    'shrinkage': Param(OpenFraction, 0.01, 'Share of the identity, times the mean variance, in the covariance'),
+    'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
+    'train': Param(bool, False, 'Train the rest of the network too?'),
+  }, {'continual': True}),
+  'RanPAC': ('memo.continual.class_statistics', 'RanPAC', "Answers by ridge regression on random features of a frozen backbone's, counted as they come (McDonnell et al. 2023)", {
+    'n_random': Param(Count, 2000, 'How many random features; memory and time go with the square and the cube'),
+    'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
+    'train': Param(bool, False, 'Train the rest of the network too?'),
+    'seed': Param(int, 0, 'Of the random features'),
+  }, {'continual': True}),
   'memory': ('memo.training.memory_callback', 'MemoryCallback', "Gives the learner's model a memory and writes the training features to it", {
     'bank': Param(object, None, 'The memory; None: all memories that are in the model already and have no callback'),
     'k': Param(int|list|None, None, "Rows to recall for each query; by default the head's, or what the bank has room for"),

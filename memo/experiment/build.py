@@ -237,6 +237,8 @@ def build_stages(cfg, learn, seed, lr=None, short=None):
     t,p,dls = cfg.train,cfg.train.phase2,learn.dls
     kw = dict(monitor=t.monitor, patience=t.patience, min_delta=t.min_delta)
     dls1 = full_batches(cfg, abnormal_only(dls)) if t.abnormal_only else dls
+    if hasattr(dls, 'stream'):      # for the lines of progress; `fit_stream` makes its own
+        return [Stage('stream', t.epochs*(1 if t.joint else len(dls.stream)), t.lr)]
     st = first_stages(cfg, learn, dls1, ifnone(lr, t.lr), kw, short)
     if t.class_weights:
         for s in st: s.loss_func = build_loss('train.loss', t.loss, dls1, True, task(cfg))
