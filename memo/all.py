@@ -5,6 +5,7 @@ from .registry import Section,known,register
 from .metrics.multiclass import balanced_accuracy,ece,longtail_scores,shot_groups,shot_metrics
 from .metrics.multilabel import calibration_bins,class_ap,class_auc,class_table,macro_ap,macro_auc,multilabel_scores
 from .metrics.intervals import paired,patient_bootstrap
+from .metrics.continual import anytime_accuracy,average_accuracy,backward_transfer,forgetting,forward_transfer
 from .banks.search import Read,class_votes,read_rows,within_whitener
 from .banks.policies import Candidates,Policy,policies
 from .banks.base import Bank
@@ -50,6 +51,7 @@ from .training.save_bank import SaveBank
 from .training.export_model import export_model
 from .training.param_groups import adamw,body_head_splitter
 from .training.stages import Stage,fit_stages
+from .continual.method import Kept,Method
 from .continual.stream_fit import StreamResult
 from .evaluation.tasks import Task,task_of
 from .evaluation.classifiers import logistic_cv,nearest_mean,retrain_classifier,ridge_cv,tip_adapter,tip_adapter_trained

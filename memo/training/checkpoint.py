@@ -147,10 +147,11 @@ class Progress:
     def __init__(self, learn, stages, checkpoint=None, log=None, experiment=None):
         store_attr()
         self.rows,self.best,self.best_file,self.best_state,self.wait,self.files = [],None,None,None,0,[]
+        self.more = {}      # what else a stage's own function wants saved: plain values
         self.folder = None if checkpoint is None else Path(checkpoint)
         self.momenta = {b:b.momentum for b in self.banks()}
         every = [learn.dls, *(o for s in stages for o in (s.dls,*s.loaders) if o is not None)]
-        self.dls = L(dl for dls in every for dl in dls.loaders).unique()
+        self.dls = L(dl for dls in every for dl in dls.loaders if hasattr(dl, 'rng')).unique()
 
     def banks(self): return [o for o in memory_parts(get_model(self.learn.model)) if hasattr(o, 'momentum')]
     def set_momentum(self, v):
@@ -196,7 +197,7 @@ class Progress:
         if not rank_distrib():
             fn = self.folder/f's{stage}_e{epoch}.pt'
             opt = None if self.learn.opt is None else self.learn.opt.state_dict()
-            where = dict(stage=stage, epoch=epoch, plan=[s.plan() for s in self.stages], rows=self.rows,
+            where = dict(stage=stage, epoch=epoch, plan=[s.plan() for s in self.stages], rows=self.rows, more=self.more,
                          experiment=as_lists_plain(self.experiment))
             facts = None if opt is None else optimizer_facts(self.learn)
             best = dict(best=self.best, best_file=self.best_file, wait=self.wait)
@@ -224,6 +225,7 @@ class Progress:
             raise MemoError(f"the checkpoint in {self.folder} is of another recipe: {len(ck['plan'])} stages there, "
                             f"{len(self.stages)} here")
         self.rows,self.best,self.best_file,self.wait = ck['rows'],ck['best'],ck['best_file'],ck['wait']
+        self.more = ck.get('more', {})
         self.files = [(self.folder/f"s{ck['stage']}_e{ck['epoch']}.pt", self.best_file)]
 
     def load(self, ck):

@@ -89,6 +89,7 @@ class StageCallback(Callback):
         self.prog,self.i,self.start = prog,i,start
         self.at = 0 if start is None else start['epoch']     # epochs of the stage that are done
         self.level,self.now,self.begun,self.trained,self.pending,self.figures = None,0,False,False,False,()
+        self.by_hand = False        # does a function that fits several times save by itself behind each?
     @property
     def stage(self): return self.prog.stages[self.i]
 
@@ -137,7 +138,7 @@ class StageCallback(Callback):
 
     def after_fit(self):
         if not self._own(): return
-        if self.pending: self._save()
+        if self.pending and not self.by_hand: self._save()
         self.begun = self.pending = False
 
     def _save(self): self.prog.save(self.i, self.at, self._recorder(), self._scaler())
