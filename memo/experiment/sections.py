@@ -66,7 +66,8 @@ class Train:
 
 @dataclass
 class Plots:
-    "Pictures that take their time"
+    "Pictures of a training"
+    save:bool = True # Those that every training gets
     draw:bool = False # Of a stream of points in a plane: which class is answered where, after each experience
 
 @dataclass
