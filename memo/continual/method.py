@@ -70,9 +70,10 @@ class Method(Callback):
         host = keeper(self.learn.model)
         if host._modules.get(self.name) is self.state: del host._modules[self.name]
     def add_loss(self, term):
-        "Add to what is back-propagated; `learn.loss` is what is logged of it"
-        self.learn.loss_grad = self.learn.loss_grad+term
-        self.learn.loss = self.learn.loss_grad.clone()
+        "Add to what is back-propagated, of an accumulated batch its share, and to what is logged"
+        acc = first(o for o in self.learn.cbs if isinstance(o, GradientAccumulation))
+        self.learn.loss_grad = self.learn.loss_grad+(term if acc is None else term*find_bs(self.yb)/acc.n_acc)
+        self.learn.loss = self.learn.loss+term.detach()
 
 # %% ../../nbs/continual/01_method.ipynb #c8d1f04e
 @contextmanager

@@ -1,0 +1,291 @@
+"EWC and LwF against their formulas written out, in a learner and in a loop of one's own; faults C1 and C2 of published code"
+import copy
+import pytest, torch
+import torch.nn.functional as F
+from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, GradientAccumulation, Learner, SGD, nn,
+                               set_seed)
+from torch.utils.data import DataLoader as TorchDL
+from helpers.errors import err
+from helpers.learners import quietly, snap
+from helpers.tensors import close, draw, gen
+from memo.continual.method import Kept
+from memo.continual.penalties import EWC, LwF, Fisher, distillation, fisher_information, one_by_one, together
+from memo.core import MemoError
+from memo.data.tensors import TensorDL
+
+def data(n=40, d=5, c=4, seed=0):
+    x = draw(n, d, seed=seed)
+    return x,torch.randint(c, (n,), generator=gen(seed))
+def loader(x, y, bs=8, **kw): return TorchDL(list(zip(x, y)), bs, **kw)
+def mlp(d=5, c=4, seed=0, double=True):
+    torch.manual_seed(seed)
+    net = nn.Sequential(nn.Linear(d, 6), nn.Tanh(), nn.Linear(6, c))
+    return net.double() if double else net
+def squared(net, x, y):
+    "The squared gradients of log p(y|x) of one sample, by name"
+    net.zero_grad()
+    F.log_softmax(net(x[None]), 1)[0,y].backward()
+    res = {k:p.grad.clone()**2 for k,p in net.named_parameters()}
+    net.zero_grad(set_to_none=True)
+    return res
+def mean_of(ds): return {k:sum(d[k] for d in ds)/len(ds) for k in ds[0]}
+def alike(a, b, tol=1e-9):
+    assert a.keys()==b.keys()
+    for k in a: close(a[k], b[k], tol)
+
+def test_empirical_fisher_is_the_mean_of_squared_gradients_of_samples():
+    net,(x,y) = mlp(),data()
+    x = x.double()
+    want = mean_of([squared(net, a, b) for a,b in zip(x, y)])
+    for bs in (1, 7, 40): alike(fisher_information(net, loader(x, y, bs), 'empirical'), want)
+
+def test_sampled_fisher_is_the_expectation_over_the_models_own_answers():
+    net,x = mlp(),data(2)[0].double()
+    want = {}
+    for a in x:
+        p = F.softmax(net(a[None]), 1)[0].detach()
+        for c in range(4):
+            for k,v in squared(net, a, c).items(): want[k] = want.get(k, 0)+p[c]*v/2
+    got = fisher_information(net, loader(x.repeat(4000, 1), torch.zeros(8000, dtype=torch.long), 500))
+    for k in want: torch.testing.assert_close(got[k], want[k], rtol=.1, atol=.02*float(want[k].max()))
+
+def test_draws_of_single_rows_differ():
+    "A batch of one, each time: labels are drawn by the step, not the same quantile again and again"
+    net = nn.Linear(3, 2)
+    nn.init.zeros_(net.weight), nn.init.zeros_(net.bias)
+    f = [Fisher(net, seed=i) for i in range(20)]
+    ys = [int(o.targets((torch.zeros(1, 3),), ())) for o in f]
+    assert 4<sum(ys)<16
+
+@pytest.mark.parametrize('net', [nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(.5),
+                                              nn.Flatten(), nn.Linear(108, 4))], ids=['convs'])
+def test_rows_at_once_are_those_one_by_one(net):
+    x,y = draw(6, 1, 8, 8),torch.arange(6)%4
+    net.train()(x)
+    ps = dict(net.eval().named_parameters())
+    alike(together(net, {k:p.detach() for k,p in ps.items()}, (x,), y), one_by_one(net, ps, (x,), y), 1e-5)
+
+class Recurrent(nn.Module):
+    "`vmap` has no rule for it"
+    def __init__(self):
+        super().__init__()
+        self.rnn,self.out = nn.LSTM(5, 6, batch_first=True),nn.Linear(6, 4)
+    def forward(self, x):
+        z = self.rnn(x[:,None])[0][:,-1]
+        if float(z.sum())>1e9: z = z*2
+        return self.out(z)
+
+def test_a_network_that_vmap_cannot_run_is_asked_row_by_row():
+    net,(x,y) = Recurrent().double(),data(10)
+    x = x.double()
+    f = Fisher(net, 'empirical')
+    f.add((x,), (y,))
+    assert f.way is one_by_one
+    alike(f.mean(), mean_of([squared(net, a, b) for a,b in zip(x, y)]))
+
+def test_fault_c1_squared_mean_gradients():
+    "Published code squares the gradient of a batch, which shrinks with its size, and divides old information anew"
+    net,(x,y) = mlp(),data(64)
+    x = x.double()
+    true = sum(v.sum() for v in fisher_information(net, loader(x, y, 16), 'empirical').values())
+    of_batches = 0.
+    for a,b in loader(x, y, 16):
+        net.zero_grad()
+        F.cross_entropy(net(a), b).backward()
+        of_batches += sum(float((p.grad**2).sum()) for p in net.parameters())/4
+    assert of_batches<.5*true
+    close(sum(v.sum() for v in fisher_information(net, loader(x, y, 1), 'empirical').values()), true, 1e-9)
+    ewc = EWC(labels='empirical')
+    ewc.consolidate(net, loader(x, y, 16))
+    once = ewc.state['fisher 0.weight'].clone()
+    ewc.consolidate(net, loader(x, y, 4))
+    close(ewc.state['fisher 0.weight'], 2*once, 1e-9)      # the ratio was 1.25
+
+def walked(net, seed):
+    with torch.no_grad():
+        for p in net.parameters(): p += .3*torch.randn(p.shape, generator=gen(seed)).to(p.dtype)
+def gradient(net, loss):
+    net.zero_grad(set_to_none=True)
+    loss.backward()
+    return {k:p.grad for k,p in net.named_parameters()}
+
+def three_consolidations(**kw):
+    net,ewc,seen = mlp(),EWC(weight=3., labels='empirical', **kw),[]
+    for i in range(3):
+        x,y = data(16, seed=i)
+        dl = loader(x.double(), y)
+        ewc.consolidate(net, dl)
+        seen.append((fisher_information(net, dl, 'empirical'),{k:p.detach().clone() for k,p in net.named_parameters()}))
+        walked(net, i)
+    return net,ewc,seen
+
+def test_penalty_is_the_sum_over_experiences():
+    net,ewc,seen = three_consolidations()
+    def want(): return 3/2*sum((F[k]*(p-at[k])**2).sum() for F,at in seen for k,p in net.named_parameters())
+    close(ewc.penalty(), want(), 1e-9)
+    alike(gradient(net, ewc.penalty()), gradient(net, want()))
+    assert len(ewc.state.tensors())==2*4+1, 'room for one experience'
+
+def test_penalty_online():
+    net,ewc,seen = three_consolidations(gamma=.7)
+    f = {k:.49*seen[0][0][k]+.7*seen[1][0][k]+seen[2][0][k] for k in seen[0][0]}
+    want = 3/2*sum((f[k]*(p-seen[2][1][k])**2).sum() for k,p in net.named_parameters())
+    close(ewc.penalty(), want, 1e-9)
+
+@pytest.mark.parametrize('gamma', [None, .5])
+def test_a_grown_head_holds_its_old_rows(gamma):
+    "Part of C1: published code crashes"
+    x,y = data(16)
+    net,ewc = mlp(double=False),EWC(gamma=gamma, labels='empirical')
+    ewc.consolidate(net, loader(x, y))
+    f,old = {k:v.clone() for k,v in ewc.state.tensors().items()},net[2]
+    net[2] = nn.Linear(6, 7)
+    with torch.no_grad():
+        net[2].weight[:4],net[2].bias[:4] = old.weight,old.bias
+        close(ewc.penalty(), 0.)
+        net[2].weight[4:] += 5
+        close(ewc.penalty(), 0.)
+        net[2].weight[1] += 1
+    close(ewc.penalty(), 500*f['fisher 2.weight'][1].sum(), 1e-3)
+    ewc.consolidate(net, loader(x, y+3))
+    assert ewc.state['fisher 2.weight'].shape==(7,6)
+    walked(net, 0)
+    ewc.penalty().backward()
+    assert all(p.grad.isfinite().all() for p in net.parameters())
+
+def test_a_parameter_of_another_shape_is_free_and_none_left_is_said():
+    x,y = data(16)
+    net,ewc = mlp(double=False),EWC()
+    ewc.consolidate(net, loader(x, y))
+    walked(net, 1)
+    was = ewc.penalty()
+    net[2] = nn.Linear(6, 3)
+    assert 0<ewc.penalty()<was
+    assert 'no parameter that it holds' in err(lambda: ewc.penalty(nn.Linear(2, 2)))
+
+def test_consolidating_leaves_everything_as_it_was():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(.5), nn.Linear(6, 4))
+    net[3].eval()
+    x,y = data(16)
+    g = gen(3)
+    dl = loader(x, y, shuffle=True, generator=g)
+    F.cross_entropy(net(x), y).backward()
+    was,grads,modes = snap(net),[p.grad.clone() for p in net.parameters()],[m.training for m in net.modules()]
+    rng,own = torch.get_rng_state(),g.get_state()
+    EWC().consolidate(net, dl)
+    assert torch.equal(rng, torch.get_rng_state()) and torch.equal(own, g.get_state())
+    assert [m.training for m in net.modules()]==modes and all(torch.equal(was[k], v) for k,v in snap(net).items())
+    assert all(torch.equal(a, p.grad) for a,p in zip(grads, net.parameters()))
+
+def test_samples_bound_the_work():
+    calls = []
+    net = mlp(double=False)
+    net.register_forward_pre_hook(lambda m, a: calls.append(len(a[0])))
+    x,y = data(64)
+    f = fisher_information(net, loader(x, y, 8), 'empirical', samples=20)
+    assert sum(calls)<=20
+    alike(f, fisher_information(net, loader(x[:20], y[:20], 8), 'empirical'), 1e-6)
+
+def test_frozen_layers_are_left_out_and_nothing_trained_is_said():
+    x,y = data(16)
+    net = mlp(double=False)
+    net[0].requires_grad_(False)
+    ewc = EWC()
+    ewc.consolidate(net, loader(x, y))
+    assert {k for k in ewc.state.tensors() if k.startswith('fisher')}=={'fisher 2.weight','fisher 2.bias'}
+    net.requires_grad_(False)
+    assert 'nothing to hold' in err(lambda: EWC().consolidate(net, loader(x, y)))
+
+def test_samples_that_are_not_finite_are_left_out():
+    x,y = data(16)
+    net = mlp(double=False)
+    want = fisher_information(net, loader(x[1:], y[1:]), 'empirical')
+    x[0] = float('nan')
+    with pytest.warns(UserWarning, match='1 of 16'): got = fisher_information(net, loader(x, y), 'empirical')
+    alike(got, want, 1e-6)
+    assert 'diverged' in err(lambda: fisher_information(net, loader(x*float('nan'), y)))
+    assert 'empty' in err(lambda: fisher_information(net, []))
+
+def test_no_labels_and_labels_of_another_kind():
+    x,y = data(16)
+    net = mlp(double=False)
+    alone = TorchDL(list(x), 8)
+    assert fisher_information(net, alone)['0.weight'].isfinite().all()
+    assert 'no labels' in err(lambda: fisher_information(net, alone, 'empirical'))
+    assert 'one class an item' in err(lambda: fisher_information(net, loader(x, F.one_hot(y, 4).float()), 'empirical'))
+
+def test_half_precision_keeps_small_numbers():
+    "Squares of small gradients are zero in half precision"
+    net = mlp(double=False)
+    ewc = EWC()
+    ewc.consolidate(net, loader(*data(16)))
+    ewc.state['fisher 0.weight'] *= 1e-9
+    small = ewc.state['fisher 0.weight'].clone()
+    net.ewc = ewc.state
+    net.half()
+    assert torch.equal(ewc.state['fisher 0.weight'], small) and ewc.state['fisher 0.weight'].dtype==torch.float32
+    p = ewc.penalty()
+    assert p.dtype==torch.float32 and p.isfinite()
+
+def test_it_says_of_which_model():
+    x,y = data(16)
+    ewc,net = EWC(),mlp(double=False)
+    assert 'of which model' in err(ewc.penalty)
+    assert EWC().penalty(net)==0
+    ewc.consolidate(net, loader(x, y))
+    new = EWC()
+    new.state.load_state_dict(ewc.state.state_dict())
+    walked(net, 0)
+    assert new.penalty(net)==ewc.penalty()>0
+
+# distillation
+
+def test_distillation_is_its_formula():
+    z,old = draw(6, 5).double(),draw(6, 4, seed=1).double()
+    at,T = torch.tensor([0,2,3]),2.5
+    want = 0.
+    for a,b in zip(z, old):
+        p,q = ((v[at]/T).exp()/(v[at]/T).exp().sum() for v in (b, a))
+        want += T**2*sum(p[i]*(p[i].log()-q[i].log()) for i in range(3))/6
+    close(distillation(z, old, at, T), want, 1e-12)
+
+def test_fault_c2_cross_entropy_for_divergence():
+    "Published code is at the entropy of the teacher when nothing is lost, ignores its weight and crashes on growth"
+    net,x = mlp(double=False),data(16)[0]
+    for w in (1., 3.):
+        lwf = LwF(weight=w, temperature=2.)
+        lwf.consolidate(net)
+        assert lwf.penalty(net(x), x).abs()<1e-6
+        changed = net(x)+draw(16, 4, seed=2)
+        if w==1: one = lwf.penalty(changed, x)
+        else: close(lwf.penalty(changed, x), 3*one)
+    old = net[2]
+    net[2] = nn.Linear(6, 7)
+    with torch.no_grad(): net[2].weight[:4],net[2].bias[:4] = old.weight,old.bias
+    assert lwf.penalty(net(x), x).abs()<1e-6, 'new rows count'
+
+def test_the_teacher_stays_as_it_was():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(5, 6), nn.BatchNorm1d(6), nn.Dropout(.5), nn.Linear(6, 4))
+    x = data(16)[0]
+    net(x)
+    lwf = LwF()
+    lwf.consolidate(net)
+    was = copy.deepcopy(net).eval()(x)
+    for _ in range(3):
+        net(x*3+1)
+        walked(net, 0)
+    state,modes,rng = snap(net),[m.training for m in net.modules()],torch.get_rng_state()
+    got = lwf.state.answers(net, (x,))
+    close(got, was, 1e-6)
+    assert not got.requires_grad and [m.training for m in net.modules()]==modes
+    assert torch.equal(rng, torch.get_rng_state()) and all(torch.equal(state[k], v) for k,v in snap(net).items())
+
+def test_classes_that_were_seen_are_the_old_ones():
+    lwf = LwF()
+    lwf.state.see(torch.tensor([0,2,-1]), 4)
+    net = mlp(double=False)
+    lwf.consolidate(net)
+    lwf.state.see(torch.tensor([3]), 6)     # a grown head
+    assert lwf.state.classes(4).tolist()==[0,2] and lwf.state['seen'].tolist()==[True,False,True,True,False,False]
