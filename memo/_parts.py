@@ -171,10 +171,21 @@ parts = {
     'train': Param(bool, False, 'Train the rest of the network too?'),
   }, {'continual': True}),
   'RanPAC': ('memo.continual.class_statistics', 'RanPAC', "Answers by ridge regression on random features of a frozen backbone's, counted as they come (McDonnell et al. 2023)", {
-    'n_random': Param(Count, 2000, 'How many random features; memory and time go with the square and the cube'),
+    'n_random': Param(Count|None, None, 'How many random features; by default four times the width, 5000 at most'),
     'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
     'train': Param(bool, False, 'Train the rest of the network too?'),
     'seed': Param(int, 0, 'Of the random features'),
+  }, {'continual': True}),
+  'EWC': ('memo.continual.penalties', 'EWC', 'Holds weights by their Fisher information; is told of experiences, unless `every` is given', {
+    'weight': Param(NonNegative, 1000.0, 'Half of it times the penalty is added to the loss'),
+    'labels': Param(Annotated[str, OneOf('sampled', 'empirical')], 'sampled', "From the model's answers, or the data's"),
+    'gamma': Param(Share|None, None, 'How much of it stays when more comes; None: all, around the weights of then (`every`: .9)'),
+    'samples': Param(Count, 1000, 'For the Fisher information, at most; None: all of an experience'),
+    'every': Param(Count|None, None, 'Consolidate after each so many steps, on their batch; None: after each experience'),
+  }, {'continual': True}),
+  'LwF': ('memo.continual.penalties', 'LwF', 'Keeps what the network says of old classes, as it was after the last experience, of which it is told', {
+    'weight': Param(NonNegative, 1.0, 'Of the distillation'),
+    'temperature': Param(Positive, 2.0, 'Above 1: small probabilities count more'),
   }, {'continual': True}),
   'memory': ('memo.training.memory_callback', 'MemoryCallback', "Gives the learner's model a memory and writes the training features to it", {
     'bank': Param(object, None, 'The memory; None: all memories that are in the model already and have no callback'),

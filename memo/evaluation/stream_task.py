@@ -28,7 +28,7 @@ def stream_scores(
 )->dict: # Name -> number, nan where unknown
     "What is reported of a matrix of accuracies"
     A = np.asarray(A, dtype=float)
-    if A.ndim==1: return {k:float(np.nanmean(A)) if k=='average_accuracy' else np.nan for k in measures}
+    if A.ndim==1: return {k:mean_known(A) if k=='average_accuracy' else np.nan for k in measures}
     return {k:f(A) for k,f in measures.items()}
 
 def chosen_on(

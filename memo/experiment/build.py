@@ -206,7 +206,8 @@ def _label(cfg): return cfg.model.get('arch') or cfg.model.name
 def frozen_dls(cfg, dls, short=None):
     "DataLoaders over cached features of `dls`, and a classifier for them"
     f = facts(cfg.model)
-    net = load_or_random(cfg, lambda m: call(resolve(f['backbone']), m.args), short)     # for images of three channels
+    with undisturbed(): c = dls[2].one_batch()[0].shape[1]
+    net = load_or_random(cfg, lambda m: call(resolve(f['backbone']), m.args, in_chans=c), short)
     res = feature_dls(net.to(dls.device), dls, _label(cfg), short)
     res.images,res.backbone = dls,net
     if hasattr(dls, 'stream'): res = whole_of(over(res, dls.stream))
