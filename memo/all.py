@@ -60,6 +60,7 @@ from .evaluation.tables import Row,compare,format_results,results
 from .evaluation.evaluate import evaluate
 from .evaluation.speed import speed_text
 from .evaluation.reads import hopfield_reads,hopfield_table
+from .plots.streams import plot_stream
 from .plots.training import plot_counts,plot_history
 from .plots.gate import plot_coverage,plot_dual_path
 from .plots.results import plot_classes,plot_comparison,plot_reliability,plot_results,plot_speed
