@@ -30,7 +30,9 @@ def draw_scores(r, dls, folder):
     def counts(): return plot_counts(*shots(dls), list(dls.vocab))
     def classes(): return plot_classes(r.tables)
     def reliability(): return plot_reliability(last(r.probs.values()), r.y)
-    pics = {f.__name__:f for f in (counts,classes,reliability)}
+    def stream(): return plot_stream(dls.stream)
+    def matrix(): return plot_matrix(dls.result)
+    pics = {f.__name__:f for f in (counts,classes,reliability,stream,matrix)}
     save_pictures(folder, **{k:pics[check_choice('picture', k, pics)] for k in r.task.pictures})
 
 def draw(learn, history, folder):
