@@ -16,6 +16,7 @@ from ..plots.banks import *
 from ..plots.gate import occupancy,plot_dual_path
 from ..plots.recall import *     # gives learners their `show_memories`
 from ..plots.results import *
+from ..plots.streams import plot_stream
 from ..plots.training import *
 
 # %% ../../nbs/experiment/07_report.ipynb #2acb1479
@@ -31,8 +32,7 @@ def draw_scores(r, dls, folder):
     def classes(): return plot_classes(r.tables)
     def reliability(): return plot_reliability(last(r.probs.values()), r.y)
     def stream(): return plot_stream(dls.stream)
-    def matrix(): return plot_matrix(dls.result)
-    pics = {f.__name__:f for f in (counts,classes,reliability,stream,matrix)}
+    pics = {f.__name__:f for f in (counts,classes,reliability,stream)}
     save_pictures(folder, **{k:pics[check_choice('picture', k, pics)] for k in r.task.pictures})
 
 def draw(learn, history, folder):
