@@ -6,9 +6,9 @@ Docs: https://github.com/fastmemo/memo/experiment/config.html.md"""
 
 # %% auto #0
 __all__ = ['for_epochs', 'task', 'check_train', 'check_task', 'check_frozen', 'check_model', 'check_stream', 'check_head',
-           'check_compared', 'check', 'finish', 'parse_yaml', 'read_file', 'read_layers', 'base_file', 'own_path',
-           'assign', 'load_config', 'from_dict', 'override', 'foreign_parts', 'reads_root', 'run_folder', 'Phase2',
-           'Train', 'Memory', 'Experiment', 'all_sections', 'facts', 'to_dict', 'flat', 'to_yaml']
+           'check_compared', 'check', 'finish', 'parse_yaml', 'read_file', 'read_layers', 'base_file', 'is_table',
+           'own_path', 'assign', 'load_config', 'from_dict', 'override', 'foreign_parts', 'reads_root', 'run_folder',
+           'Phase2', 'Train', 'Memory', 'Experiment', 'all_sections', 'facts', 'to_dict', 'flat', 'to_yaml']
 
 # %% ../../nbs/experiment/03_config.ipynb #b6965434
 import hashlib,sys,yaml
@@ -225,6 +225,10 @@ def base_file(path, base):
     "The file that `base` in the file `path` means: a path from there, else an experiment that ships"
     own = path.parent/base
     return own if own.is_file() else shipped().get(base.removesuffix('.yaml'), own)
+
+def is_table(path):
+    "Is a file, or the experiment of a name, a table of methods?"
+    return any('methods' in d for d,_ in read_layers(experiment_file(path)))
 
 def own_path(d, folder):
     "The folders that a layer names in `path`, relative to its own"

@@ -248,6 +248,7 @@ def shrunk(cfg):
     if torch.cuda.is_available(): return with_args(cfg, 'data', preload=False)
     less,p = {'train.bs':min(8, cfg.train.bs)} if takes(part('data', cfg.data.name), 'bs') else {},cfg.train.phase2
     if p is not None: less['train.phase2.bs'] = min(8, p.bs or 8)
+    if in_stream(cfg): less['train.epochs'] = 1
     return override(with_args(cfg, 'data', preload=False, val_bs=8), less)
 
 def dry_run(cfg, log=print):
@@ -259,7 +260,9 @@ def dry_run(cfg, log=print):
         stages = build_stages(c, learn, t.seed, 1e-4 if c.train.lr=='find' else None, log)
         with processes(learn), learn.no_bar(), learn.no_logging(), tempfile.TemporaryDirectory() as d:
             learn.path = Path(d)
-            for s in stages: fit_stages(learn, [replace(s, epochs=1, monitor=None, patience=None)], cbs=_Short())
+            if in_stream(c): fit_all(c, learn, stages)      # of few items
+            else:
+                for s in stages: fit_stages(learn, [replace(s, epochs=1, monitor=None, patience=None)], cbs=_Short())
         names = ', '.join(s.name for s in stages)
         if not rank_distrib(): log(f"{t.cfg.name} seed {t.seed}: two batches of train and valid in each of {names}: ok")
 
