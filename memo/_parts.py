@@ -176,6 +176,10 @@ parts = {
     'train': Param(bool, False, 'Train the rest of the network too?'),
     'seed': Param(int, 0, 'Of the random features'),
   }, {'continual': True}),
+  'ICaRL': ('memo.continual.icarl', 'ICaRL', 'Exemplars by herding, distillation, and the nearest mean exemplar for an answer; is told of experiences', {
+    'size': Param(Count, 2000, 'Exemplars in all'),
+    'at': Param(str|None, None, 'Name of the module whose features count; by default those that enter the classifier'),
+  }, {'continual': True}),
   'EWC': ('memo.continual.penalties', 'EWC', 'Holds weights by their Fisher information; is told of experiences, unless `every` is given', {
     'weight': Param(NonNegative, 1000.0, 'Half of it times the penalty is added to the loss'),
     'labels': Param(Annotated[str, OneOf('sampled', 'empirical')], 'sampled', "From the model's answers, or the data's"),
