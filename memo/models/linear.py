@@ -20,11 +20,11 @@ def flat_input(*layers): return nn.Sequential(nn.Flatten(), *layers)
 def backbone_of(
     arch:str|None=None, # A timm name
     pretrained:bool|str|Path=True, # As of `load_backbone`
-    **kwargs # To `load_backbone`
+    in_chans:int=3 # Channels of the images
 ):
     "The network whose features enter a model of this module"
     if arch is None: raise MemoError("model.arch: the features of which timm network? It is needed where train.frozen is true")
-    return load_backbone(arch, pretrained, **kwargs)
+    return load_backbone(arch, pretrained, in_chans=in_chans)
 
 # %% ../../nbs/models/07_linear.ipynb #3687f11d
 @register('model', 'lp', backbone=backbone_of, flat=True)
