@@ -142,8 +142,28 @@ class TensorDL(TfmdDL):
     def retain(self, res, b): return res
 
     def __iter__(self):
-        try: yield from super().__iter__()
+        try: yield from self.slices() if self.only_slices() else super().__iter__()
         except MemoError as e: raise worker_error(e) from None
+
+    _steps = ('create_batches do_batch create_batch create_item do_item sample chunkify retain before_batch after_item '
+              'after_batch').split()
+    def only_slices(self):
+        "Is nothing done to batches, so that a loader's way to make them can be left out?"
+        x,t,mine = self.dataset.x,type(self),vars(self)
+        return (self.fake_l.num_workers==0 and not self.pin_memory and self.bs and not is_lazy(x) and self.n is not None
+                and (self.device is None or x.device==self.device)
+                and all(getattr(t, k) is getattr(TensorDL, k) for k in self._steps)
+                and all(k not in mine or isinstance(mine[k], Pipeline) and not mine[k].fs for k in self._steps))
+
+    def slices(self):
+        "The same batches in less time"
+        self.randomize()
+        self.before_iter()
+        at = torch.tensor(self.get_idxs(), dtype=torch.long, device=self.dataset.x.device)
+        torch.empty((), dtype=torch.int64).random_()        # as torch's loaders draw
+        for o in at.split(self.bs):
+            if len(o)==self.bs or not self.drop_last: yield self.dataset[o]
+        self.after_iter()
 
     def _one_pass(self):
         "What a batch consists of, found out on a made-up row: an empty set has no other, and no file is read"

@@ -254,7 +254,9 @@ def fit_stages(
     elif resume: raise MemoError("resume=True needs checkpoint=, the folder of the run to go on with")
     try: run_stages(learn, prog, ck, cbs)
     finally: prog.reset_momentum()
-    return pd.DataFrame(prog.rows)
+    res = pd.DataFrame(prog.rows)
+    res.attrs.update(prog.more)     # what a stage's own function left there
+    return res
 
 # %% ../../nbs/training/19_stages.ipynb #7e0723ef
 def phase_pair(v, what):
