@@ -65,11 +65,11 @@ class Past(Teacher):
         at = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(int(self['passes'])))
         return at[len(at)*i//n:len(at)*(i+1)//n].to(self.labels.device)
 
-# %% ../../nbs/continual/07_icarl.ipynb #69ebb5b8
+# %% ../../nbs/continual/07_icarl.ipynb #0f51c46e
 @register('callback', 'ICaRL')
 class ICaRL(StatisticsCallback):
     "Exemplars by herding, distillation, and the nearest mean exemplar for an answer; is told of experiences"
-    order = 5       # its loss is there before it is scaled, mixed or added to
+    order = 3       # its loss is there before it is scaled, mixed or added to
     def __init__(self,
         size:Count=2000, # Exemplars in all
         at:str=None # Name of the module whose features count; by default those that enter the classifier

@@ -71,7 +71,7 @@ class Method(Callback):
         if host._modules.get(self.name) is self.state: del host._modules[self.name]
     def add_loss(self, term):
         "Add to what is back-propagated, of an accumulated batch its share, and to what is logged"
-        acc = first(o for o in self.learn.cbs if isinstance(o, GradientAccumulation))
+        acc = first(o for o in self.learn.cbs if isinstance(o, GradientAccumulation) and o.order<self.order)
         self.learn.loss_grad = self.learn.loss_grad+(term if acc is None else term*find_bs(self.yb)/acc.n_acc)
         self.learn.loss = self.learn.loss+term.detach()
 

@@ -17,7 +17,8 @@ from ..data.digests import digest
 from ..data.few_shot import loader_of
 from ..data.streams import Stream,order_by
 from ..data.tensors import TensorSet,plain_dl,with_loaders
-from ..metrics.continual import anytime_accuracy,average_accuracy,backward_transfer,forgetting,forward_transfer
+from ..metrics.continual import (anytime_accuracy,average_accuracy,backward_transfer,forgetting,
+                                 forward_transfer,mean_known)
 from ..schema import accept,shown
 from ..training.batch_ids import fits_running
 from ..training.distributed import alone
@@ -31,10 +32,15 @@ class StreamResult:
         names:list, # Of the experiences
         rows:dict, # 'test' and 'valid': a row of accuracies [E] after each experience; 'steps': rows measured within
         history=(), # A row for every epoch
-        epochs:int=1 # Of each experience
+        epochs:int=1, # Of each experience
+        joint:bool=False # Were all experiences learned at once?
     ):
+<<<<<<< HEAD
         self.names,self.epochs,self.history = names,epochs,pd.DataFrame(history)
         self.history.attrs = {}
+=======
+        self.names,self.epochs,self.history,self.joint = names,epochs,pd.DataFrame(history),joint
+>>>>>>> reg14
         def matrix(k): return np.array(rows[k], dtype=float).reshape(-1, len(names)) if k in rows else None
         self.matrix,self.valid_matrix = matrix('test'),matrix('valid')
         self.steps = [(i,n,np.array(a, dtype=float)) for i,n,a in rows.get('steps', ())]
@@ -42,10 +48,11 @@ class StreamResult:
     def __len__(self): return len(self.matrix)
     def __repr__(self):
         if not len(self): return f'StreamResult: none of {len(self.names)} experiences'
-        return (f'StreamResult: {len(self)} of {len(self.names)} experiences, average accuracy '
+        done = 'all' if self.joint else f'{len(self)} of {len(self.names)}'
+        return (f'StreamResult: {done} experiences, average accuracy '
                 f'{self.average_accuracy:.4f}, forgetting {self.forgetting:.4f}')
     @property
-    def average_accuracy(self): return average_accuracy(self.matrix)
+    def average_accuracy(self): return mean_known(self.matrix[-1]) if self.joint else average_accuracy(self.matrix)
     @property
     def forgetting(self): return forgetting(self.matrix)
     @property
@@ -64,7 +71,7 @@ class StreamResult:
     @property
     def anytime_accuracy(self):
         at,_,rows = zip(*self.measured())
-        return anytime_accuracy(np.stack(rows), at)
+        return anytime_accuracy(np.stack(rows), [len(self.names)-1]*len(rows) if self.joint else at)
 
     def table(self):
         "All accuracies, one a row: after which experience (and batch of it), on the items of which"
@@ -247,7 +254,8 @@ class StreamFit:
         n = len(stream.whole.loaders)
         if n<2: raise MemoError("fit_stream: the stream has training items only; a set to measure on is needed, "
                                 "as the second or third loader")
-        self.tests = {k:Measured(stream, i) for k,i in dict(test=n-1, **(dict(valid=1) if n>2 else {})).items()}
+        self.on = ifnone(stream.of, stream)     # a joint one is measured on what it is of
+        self.tests = {k:Measured(self.on, i) for k,i in dict(test=n-1, **(dict(valid=1) if n>2 else {})).items()}
         if self.tests['test'].most<0: raise MemoError("fit_stream: the stream has no test items to measure on")
         self.most = max(max(map(max, stream.classes)), *(o.most for o in self.tests.values()))
 
@@ -284,7 +292,8 @@ class StreamFit:
         else: getattr(learn, self.fit)(self.epochs, self.lr, cbs=cbs, start_epoch=epoch)
         tell(learn, 'after_experience')
 
-    def result(self, prog): return StreamResult(self.stream.names, {**prog.more}, prog.rows, self.epochs)
+    def result(self, prog):
+        return StreamResult(self.on.names, {**prog.more}, prog.rows, self.epochs, self.on is not self.stream)
 
 @patch
 def fit_stream(self:Learner,

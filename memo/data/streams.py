@@ -60,6 +60,7 @@ class Stream(Sequence):
         if len(self.names)!=len(self):
             raise MemoError(f"stream: {len(self)} names are needed, one an experience, found {len(self.names)}")
 
+    of = None       # of a joint one: the stream whose experiences it is measured on
     def __len__(self): return len(self.parts[0])
     def __repr__(self): return f'Stream: {len(self)} experiences, {sum(map(len, self.parts[0]))} training items'
     def __getitem__(self, i):
@@ -78,8 +79,10 @@ class Stream(Sequence):
     @property
     def c(self): return self.whole.c
     def joint(self):
-        "All experiences in one, shuffled: what a method could reach that forgets nothing"
-        return Stream(self.whole, [[torch.cat(ps)] for ps in self.parts], ['joint'], False, self.seed)
+        "All experiences in one, shuffled: what a method could reach that forgets nothing; measured on each of them"
+        res = Stream(self.whole, [[torch.cat(ps).unique()] for ps in self.parts], ['joint'], False, self.seed)
+        res.of = ifnone(self.of, self)
+        return res
 
 # %% ../../nbs/data/17_streams.ipynb #b550deea
 def parted(at, n, generator):

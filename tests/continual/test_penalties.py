@@ -2,16 +2,21 @@
 import copy
 import pytest, torch
 import torch.nn.functional as F
-from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, GradientAccumulation, Learner, SGD, nn,
-                               set_seed)
+from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, GradientAccumulation, Learner, SGD,
+                               load_learner, nn)
 from torch.utils.data import DataLoader as TorchDL
+from contracts.made import StopAt
+from helpers.digit_streams import digit_loaders, digit_net, digit_stream, stream_learner
 from helpers.errors import err
+from helpers.half import Half
 from helpers.learners import quietly, snap
 from helpers.tensors import close, draw, gen
-from memo.continual.method import Kept
+import memo.continual.stream_fit
+from memo.banks.slots import SlotBank
 from memo.continual.penalties import EWC, LwF, Fisher, distillation, fisher_information, one_by_one, together
-from memo.core import MemoError
+from memo.data.items import item_ids
 from memo.data.tensors import TensorDL
+from memo.training.memory_callback import MemoryCallback
 
 def data(n=40, d=5, c=4, seed=0):
     x = draw(n, d, seed=seed)
@@ -289,3 +294,197 @@ def test_classes_that_were_seen_are_the_old_ones():
     lwf.consolidate(net)
     lwf.state.see(torch.tensor([3]), 6)     # a grown head
     assert lwf.state.classes(4).tolist()==[0,2] and lwf.state['seen'].tolist()==[True,False,True,True,False,False]
+
+# in a learner
+
+def trained(cbs, n=3, epochs=2, by='class', **kw):
+    s = digit_stream(n, by)
+    learn = stream_learner(s, **kw)
+    return quietly(learn, learn.fit_stream, s, epochs, cbs=cbs),learn
+
+def weights(learn): return {k:p.detach().clone() for k,p in learn.model.named_parameters()}
+
+class Losses(Callback):
+    "What is back-propagated and logged of each training batch"
+    order = 99
+    def __init__(self): self.seen = []
+    def after_loss(self):
+        if self.training: self.seen.append((float(self.loss_grad), float(self.loss), float(F.cross_entropy(self.pred, self.y))))
+
+def consolidated(learn, cls=EWC, **kw):
+    "A method in a learner that has seen its first data"
+    cb = cls(**kw)
+    learn.add_cb(cb)
+    cb.consolidate(*((learn,learn.dls.train) if cls is EWC else (learn,)))
+    with torch.no_grad():
+        for p in learn.model.parameters(): p += .1*draw(*p.shape)
+    return cb
+
+@pytest.mark.parametrize('cls', [EWC,LwF])
+def test_what_is_added_is_the_penalty_in_training_only(cls):
+    s = digit_stream()
+    learn = stream_learner(s, lr=0.)
+    cb,seen = consolidated(learn, cls, weight=10.),Losses()
+    quietly(learn, learn.fit, 1, cbs=seen)
+    assert len(seen.seen)>3
+    for a,b,ce in seen.seen:
+        assert a-ce>1e-3
+        if cls is EWC: close(a-ce, cb.penalty(), 1e-3)
+        close(a, b)
+    valid = quietly(learn, learn.validate)[0]
+    learn.remove_cb(cb)
+    close(valid, quietly(learn, learn.validate)[0])
+
+@pytest.mark.parametrize('cls', [EWC,LwF])
+def test_accumulated_batches_have_it_once(cls):
+    "Half batches, two of them a step, move the weights as one does"
+    res = []
+    for bs,acc in ((16,[]), (8,[GradientAccumulation(16)])):
+        s = digit_stream()
+        learn = stream_learner(s)
+        cb = consolidated(learn, cls, weight=10.)
+        x,y = (torch.cat(o)[:16] for o in zip(*learn.dls.train))
+        learn.dls = DataLoaders(TensorDL(x, y, bs=bs), learn.dls.valid, device='cpu')
+        was,seen = weights(learn),Losses()
+        quietly(learn, learn.fit, 1, .05, cbs=[*acc,seen])
+        res.append((weights(learn),sum(o[1] for o in seen.seen)/len(seen.seen)))
+        assert any(not torch.equal(v, was[k]) for k,v in weights(learn).items())
+    alike(res[0][0], res[1][0], 1e-5)
+    close(res[0][1], res[1][1], 1e-4)
+
+def test_two_methods_in_any_order():
+    def both(cbs): return weights(trained(cbs)[1])
+    a,b = both([EWC(50.), LwF(2.)]),both([LwF(2.), EWC(50.)])
+    alike(a, b, 1e-5)
+    one = both([EWC(50.)])
+    assert any(not torch.allclose(a[k], one[k]) for k in a)
+
+def test_in_half_precision():
+    _,learn = trained([EWC(50.), LwF(2.), Half()])
+    assert all(p.isfinite().all() for p in learn.model.parameters())
+
+def test_a_memory_beside_them():
+    "It stores the labels of the items, whatever the loss is; what answers in its place in evaluation is no teacher"
+    bank = SlotBank(64, policy='fifo')
+    r,learn = trained([MemoryCallback(bank, head='vote'), LwF(5.), EWC(50.)], epochs=1)
+    n = len(bank)
+    assert n==64
+    dl = digit_loaders(classes=6).train
+    known = {int(i):int(y) for i,y in zip(item_ids(dl), dl.dataset.y)}
+    assert all(known[int(i)]==int(y) for i,y in zip(bank.items[:n], bank.labels[:n]))
+
+def test_the_teacher_answers_as_is_trained():
+    "A memory that votes in evaluation takes no part in it"
+    s = digit_stream()
+    bank = SlotBank(64, policy='fifo')
+    learn = stream_learner(s, [MemoryCallback(bank, head='vote')])
+    quietly(learn, learn.fit, 1)
+    lwf = LwF()
+    learn.add_cb(lwf)
+    lwf.consolidate(learn)
+    x = learn.dls.train.dataset.x[:8]
+    with torch.no_grad():
+        for p in learn.model.parameters(): p += 0
+        said = lwf.state.answers(learn.model, (x,))
+        with learn.memory.off(): close(said, learn.model.eval()(x))
+        assert not torch.allclose(said, learn.model(x))
+    assert len(bank)==64
+
+@pytest.mark.parametrize('make', [lambda: EWC(50.), lambda: EWC(50., gamma=.5, labels='empirical'), lambda: EWC(50., every=3),
+                                  lambda: LwF(5.)], ids=['ewc','online','every','lwf'])
+@pytest.mark.parametrize('stop', [9,17])
+def test_resumed_in_the_middle(tmp_path, make, stop):
+    "In a learner of its own, as in another process: Fisher information and teacher come out of the checkpoint"
+    s = digit_stream()
+    def run(resume=False, **kw):
+        learn = stream_learner(s, seed=3 if resume else 0)
+        return learn,quietly(learn, learn.fit_stream, s, 2, cbs=[make(),*kw.get('cbs', ())], checkpoint=kw.get('at'), resume=resume)
+    whole,a = run()
+    with pytest.raises(KeyboardInterrupt): run(at=tmp_path, cbs=[StopAt(stop)])
+    again,b = run(True, at=tmp_path)
+    alike(snap(whole.model), snap(again.model), 0)
+    assert (a.matrix==b.matrix).all()
+
+def test_every_consolidates_by_itself():
+    "Steps of a batch each, as a running mean; told of nothing"
+    s = digit_stream()
+    learn,ewc = stream_learner(s),EWC(0., every=2, gamma=.75, labels='empirical')
+    want = {}
+    class Restated(Callback):
+        order = EWC.order+1
+        def after_step(self):
+            n = learn.train_iter+1
+            if n%2: return
+            f = mean_of([squared_of(learn.model, x, y) for x,y in zip(self.x, self.y)])
+            for k,v in f.items(): want[k] = .75*want.get(k, 0)+.25*v
+    quietly(learn, learn.fit, 2, cbs=[ewc,Restated()])
+    for k in want: close(ewc.state[f'fisher {k}'], want[k], 1e-5)
+    at = ewc.state['weight 0.weight'].clone()
+    ewc.learn = learn
+    ewc.after_experience()
+    assert torch.equal(at, ewc.state['weight 0.weight'])
+
+def squared_of(net, x, y):
+    "The same beside a training"
+    gs = torch.autograd.grad(F.log_softmax(net(x[None]), 1)[0,y], [*net.parameters()])
+    return {k:g**2 for (k,_),g in zip(net.named_parameters(), gs)}
+
+def test_an_export_has_nothing_of_it(tmp_path):
+    s = digit_stream()
+    learn = stream_learner(s, [EWC(50.), LwF(2.)])
+    learn.path = tmp_path
+    quietly(learn, learn.fit_stream, s, 1)
+    learn.export()
+    new = load_learner(tmp_path/'export.pkl')
+    assert not any('fisher' in k or 'then' in k for k in new.model.state_dict())
+    assert any('fisher' in k for k in learn.model.state_dict())
+    raw = (tmp_path/'export.pkl').read_bytes()
+    assert learn.ewc.state['fisher 0.weight'].numpy().tobytes()[:256] not in raw
+    learn.save('m')
+    assert learn.lwf.state['then 0.weight'].numpy().tobytes()[:256] in (tmp_path/'models'/'m.pth').read_bytes()
+
+@pytest.mark.parametrize('cbs', [lambda: [EWC(50.)], lambda: [LwF(2.)]], ids=['ewc','lwf'])
+def test_one_class_at_a_time_norms_and_frozen_layers(cbs):
+    s = digit_stream(6, bs=64)
+    net = digit_net(norm=True)
+    net[0].requires_grad_(False)
+    learn = stream_learner(s, net=net)
+    was = net[0].weight.clone()
+    r = quietly(learn, learn.fit_stream, s, 1, cbs=cbs())
+    assert r.matrix.shape==(6,6) and torch.equal(was, net[0].weight)
+    assert all(p.isfinite().all() for p in net.parameters())
+
+def test_they_keep_what_was_learned():
+    "Domain after domain, where one head is for all: forgetting of the weights that mattered is less"
+    def moved(cbs):
+        s = digit_stream()
+        learn = stream_learner(s)
+        learn.dls = s[0]
+        quietly(learn, learn.fit, 2)
+        was = weights(learn)
+        f = fisher_information(learn, s[0].train)
+        for cb in cbs: learn.add_cb(cb).ewc.consolidate(learn, s[0].train)
+        learn.dls = s[1]
+        quietly(learn, learn.fit, 2)
+        return sum(float((f[k]*(v-was[k])**2).sum()) for k,v in weights(learn).items())
+    assert moved([EWC(50.)])<.5*moved([])
+
+def test_a_training_that_diverges_is_told_in_a_line():
+    s = digit_stream()
+    learn = stream_learner(s, lr=1e3)
+    assert 'smaller' in err(lambda: EWC().consolidate(learn, [(torch.full((4,64), float('nan')), torch.zeros(4).long())]))
+
+def test_lwf_on_a_head_that_grows_between_experiences():
+    s = digit_stream()
+    net = digit_net(2)
+    x,y = draw(32, 64),torch.arange(32)%2
+    dls = DataLoaders(TensorDL(x, y, bs=8), TensorDL(x, y, bs=8), device='cpu')
+    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), opt_func=SGD, lr=.05, cbs=[LwF(3.), EWC(5.)])
+    quietly(learn, learn.fit, 1)
+    learn.lwf.consolidate(learn)
+    learn.ewc.consolidate(learn, dls.train)
+    net[2] = nn.Linear(32, 4)
+    learn.opt = None
+    learn.dls = DataLoaders(TensorDL(x, y+2, bs=8), TensorDL(x, y+2, bs=8), device='cpu')
+    quietly(learn, learn.fit, 1)
+    assert learn.lwf.state['seen'].tolist()==[True]*4 and learn.lwf.state['old'].tolist()==[True]*2
