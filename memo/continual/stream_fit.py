@@ -35,12 +35,8 @@ class StreamResult:
         epochs:int=1, # Of each experience
         joint:bool=False # Were all experiences learned at once?
     ):
-<<<<<<< HEAD
-        self.names,self.epochs,self.history = names,epochs,pd.DataFrame(history)
-        self.history.attrs = {}
-=======
         self.names,self.epochs,self.history,self.joint = names,epochs,pd.DataFrame(history),joint
->>>>>>> reg14
+        self.history.attrs = {}
         def matrix(k): return np.array(rows[k], dtype=float).reshape(-1, len(names)) if k in rows else None
         self.matrix,self.valid_matrix = matrix('test'),matrix('valid')
         self.steps = [(i,n,np.array(a, dtype=float)) for i,n,a in rows.get('steps', ())]
@@ -324,7 +320,7 @@ def fit_stream(self:Learner,
             if hasattr(type(cb), 'attach'): cb.attach()     # what a checkpoint has of it finds its place
         self.metrics = self.metrics+ValueMetric(lambda: self.online.value, 'online')
         h = fit_stages(self, [stage], checkpoint, resume, None, log, {**run.facts(), **ifnone(experiment, {})})
-    self.stream_result = StreamResult(stream.names, h.attrs, h, epochs)     # of one that had ended already, too
+    self.stream_result = StreamResult(run.on.names, h.attrs, h, epochs, run.on is not stream)     # of one that had ended already, too
     return self.stream_result
 
 @contextmanager
