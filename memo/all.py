@@ -64,6 +64,7 @@ from .plots.streams import plot_stream
 from .plots.training import plot_counts,plot_history
 from .plots.gate import plot_coverage,plot_dual_path
 from .plots.results import plot_classes,plot_comparison,plot_reliability,plot_results,plot_speed
+from .plots.stream_results import DrawSurfaces,plot_matrix,plot_stream_accuracy,plot_surfaces
 from .plots.hopfield import plot_energy,plot_retrieval,plot_slot_use,plot_token_reads
 from .plots.banks import bank_table,plot_bank,plot_classbank,plot_similarity,plot_stored
 from .experiment.shipped import experiment_file,shipped

@@ -41,8 +41,10 @@ class Stream(Sequence):
         parts:list, # For each loader the positions of the items [n] of each experience, a list of tensors
         names:list=None, # Of the experiences; by default their classes
         ordered:bool=False, # Do training items come in the order of their positions, as a drift wants? Else shuffled
-        seed:int=0 # Of the order in which items come
+        seed:int=0, # Of the order in which items come
+        labels:dict=None # Those of all items of a loader [N], by its number, where they are known already
     ):
+        self.known = {} if labels is None else labels
         self.whole,self.ordered,self.seed = dls,ordered,seed
         self.parts = [[torch.as_tensor(o).long() for o in ps] for ps in parts]
         sizes = {len(ps) for ps in self.parts}
@@ -52,8 +54,10 @@ class Stream(Sequence):
         empty = first(i for i,o in enumerate(self.parts[0]) if not len(o))
         if not sizes-{0} or empty is not None:
             raise MemoError(f"stream: experience {empty or 0} has no training items; take it out of the list")
-        y = class_labels(dls.train.dataset).y
-        self.classes = [y[o].unique().tolist() for o in self.parts[0]]
+        self.check_positions()
+        self.classes = [self.labels(0)[o].unique().tolist() for o in self.parts[0]]
+        bad = first(i for i,cs in enumerate(self.classes) if cs[0]<0)
+        if bad is not None: raise MemoError(f"stream: experience {bad} has training items whose label is no class")
         vocab = [str(o) for o in dls.vocab] if hasattr(dls, 'vocab') else None
         texts = [', '.join(vocab[c] if vocab else str(c) for c in cs) for cs in self.classes]
         self.names = texts if names is None else [str(o) for o in names]
@@ -61,15 +65,28 @@ class Stream(Sequence):
             raise MemoError(f"stream: {len(self)} names are needed, one an experience, found {len(self.names)}")
 
     of = None       # of a joint one: the stream whose experiences it is measured on
+    def check_positions(self):
+        "Raise a `MemoError` for positions that a loader has not"
+        for k,(dl,ps) in enumerate(zip(self.whole.loaders, self.parts)):
+            n = len(check_loader(dl))
+            bad = first(i for i,o in enumerate(ps) if o.ndim!=1 or len(o) and (int(o.min())<0 or int(o.max())>=n))
+            if bad is not None: raise MemoError(f"stream: positions from 0 to {n-1} are needed in loader {k}, found "
+                                                f"{shown(ps[bad].tolist())} for experience {bad}")
+    def labels(self, k):
+        "The class of every item of loader `k` [N]"
+        if k not in self.known: self.known[k] = class_labels(self.whole.loaders[k].dataset).y
+        return self.known[k]
+
     def __len__(self): return len(self.parts[0])
     def __repr__(self): return f'Stream: {len(self)} experiences, {sum(map(len, self.parts[0]))} training items'
     def __getitem__(self, i):
         if isinstance(i, slice):
             at = range(len(self))[i]
             return type(self)(self.whole, [[ps[j] for j in at] for ps in self.parts], [self.names[j] for j in at],
-                              self.ordered, self.seed)
+                              self.ordered, self.seed, self.known)
         i = range(len(self))[i]
-        res = [loader_of(dl, ps[i].tolist(), None, None) for dl,ps in zip(self.whole.loaders, self.parts)]
+        res = [loader_of(dl, ps[i].tolist(), None, self.labels(k))
+               for k,(dl,ps) in enumerate(zip(self.whole.loaders, self.parts))]
         if self.ordered: res[0] = in_turn(res[0])
         order_by(res[0], f'{self.seed} {i} 0')
         return with_loaders(self.whole, res)
@@ -80,7 +97,7 @@ class Stream(Sequence):
     def c(self): return self.whole.c
     def joint(self):
         "All experiences in one, shuffled: what a method could reach that forgets nothing; measured on each of them"
-        res = Stream(self.whole, [[torch.cat(ps).unique()] for ps in self.parts], ['joint'], False, self.seed)
+        res = Stream(self.whole, [[torch.cat(ps).unique()] for ps in self.parts], ['joint'], False, self.seed, self.known)
         res.of = ifnone(self.of, self)
         return res
 
