@@ -163,13 +163,14 @@ class Exemplars(Kept):
 
     def expect(self, n_classes):
         "Say how many classes the stream has"
-        if self.n_classes==n_classes or self.policy=='reservoir': return
+        known = len(self['offers']) if 'offers' in self else None
+        if known is not None and n_classes<=known: self.n_classes = known
+        if self.n_classes is not None and n_classes<=self.n_classes or self.policy=='reservoir': return
+        if known is not None: raise MemoError(f"exemplars: of {known} classes, now there are {n_classes}")
         if self.policy=='ring' and not self.in_bytes and self.asked<n_classes:
             raise MemoError(f"size: a ring of {self.asked} has no slot for each of {n_classes} classes; at least "
                             f"{n_classes}, or policy='balanced', is accepted")
         self.n_classes,dev = n_classes,self.seed.device
-        if 'offers' in self and len(self['offers'])==n_classes: return
-        if 'offers' in self: raise MemoError(f"exemplars: of {len(self['offers'])} classes, now there are {n_classes}")
         self['offers'] = torch.zeros(n_classes, dtype=torch.long, device=dev)
         self['marked'] = torch.zeros(n_classes, dtype=torch.bool, device=dev)
 

@@ -94,7 +94,8 @@ _export = Learner.export
 @patch
 def export(self:Learner,
     fname='export.pkl', # The file, below `learn.path`
-    **kwargs            # Of the export that this one calls: what pickles, and how
+    *args,              # Of the export that this one calls: what pickles, and how
+    **kwargs
 ):
     "Export the learner for `load_learner`; what continual methods keep of the stream, old items among it, is left out"
-    with states_out(self): return _export(self, fname, **kwargs)
+    with states_out(self): return _export(self, fname, *args, **kwargs)
