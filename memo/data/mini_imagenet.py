@@ -12,7 +12,7 @@ import json,warnings
 from fastai.vision.all import *
 from ..core import Count, MemoError, NonNegative, atomic_path, settings, write_json
 from .cifar import read_pickle
-from .image_streams import photo_stream
+from .image_streams import photo_stream, positions
 from .images import some
 from .items import position_ids
 from .streams import Stream
@@ -114,7 +114,7 @@ def cached_domains(
 
 # %% ../../nbs/data/20_mini_imagenet.ipynb #635a0a66
 @register('data', task='stream')
-@delegates(photo_stream, but=['sets','experiences','names','workers'])
+@delegates(photo_stream, but=['sets','parts','names','ordered','workers'])
 def mini_imagenet_ns(
     # Folder of mini-imagenet-cache-train.pkl, -val.pkl and -test.pkl; by default `mini_imagenet` in the settings' data
     # folder
@@ -129,7 +129,7 @@ def mini_imagenet_ns(
     if not len(noise): raise MemoError("noise: a number for each domain is needed, found none")
     root,cache = (Path(ifnone(o, d/'mini_imagenet')) for o,d in ((root,settings().data), (cache,settings().cache)))
     x,vocab,counts,key = cached_domains(root, cache, noise)
-    C,D,lo,sets,es = len(vocab),len(noise),0,[],[]
+    C,D,lo,sets,parts = len(vocab),len(noise),0,[],[]
     for part in range(3):
         sizes = torch.tensor([part_sizes(n)[part] for n in counts]*D)
         e = torch.arange(C*D).repeat_interleave(sizes)
@@ -138,7 +138,7 @@ def mini_imagenet_ns(
         info = dict(vocab=vocab, counts=D*tensor([part_sizes(n)[0] for n in counts]), many=0, few=0)
         sets.append(TensorSet(torch.from_numpy(x[lo:lo+len(at)]), y, position_ids(at, int(key, 16)>>1),
                               split_idx=int(part>0), **info))
-        es.append(e)
+        parts.append(positions(e, C*D))
         lo += int(sizes.sum())
     domains = [f'noise {o:g}' if o else 'original' for o in noise]
-    return photo_stream(sets, es, [f'{c}, {d}' for d in domains for c in vocab], bs=bs, **kwargs)
+    return photo_stream(sets, parts, [f'{c}, {d}' for d in domains for c in vocab], bs=bs, **kwargs)

@@ -62,7 +62,8 @@ def test_parts(tree, cache, images):
     "For each class and domain its first images, the next, the last; the original domain is what is in the files"
     s = small(tree, cache, valid_all=True)
     assert len(s)==18 and s.c==6 and s.whole.vocab==[f'n{c:08}' for c in order]
-    assert s.classes==[[i%6] for i in range(18)] and s.names[7]=='n00000001, noise 0.025' and s.names[0]=='n00000004, original'
+    assert s.classes==[[i%6] for i in range(18)]
+    assert s.names[7]=='n00000001, noise 0.025' and s.names[0]=='n00000004, original'
     for e in range(18):
         c = order[e%6]
         a,b,n = (np.cumsum(part_sizes(n_of(c)))).tolist()
@@ -96,7 +97,7 @@ def test_noise(tree, cache, images):
     assert torch.equal(again.whole.train.dataset.x, x)
 
 def test_made_once(tree, tmp_path, monkeypatch):
-    "Then read from the cache, without the pickles; others for another noise and for other files; a broken one is made again"
+    "Then read from the cache, without the pickles; another for another noise; a broken one is made again"
     a = small(tree, tmp_path)
     files = {*os.listdir(tmp_path)}
     assert len(files)==2 and not [o for o in files if o.endswith('.part')]
@@ -166,17 +167,20 @@ def test_faults(tree, images, tmp_path, monkeypatch):
     assert 'posix.system' in broken(0, class_dict=Evil()) and not (tmp_path/'harmed').exists()
     assert "'image_data', uint8 [N,H,W,3], is needed, found NoneType" in broken(0, image_data=None)
     assert "found float64 [33, 84, 84, 3]" in broken(1, image_data=np.zeros((33,84,84,3)))
-    assert "uint8 [N,84,84,3], is needed, found uint8 [30, 64, 64, 3]" in broken(1, image_data=np.zeros((30,64,64,3), np.uint8))
+    small64 = np.zeros((30,64,64,3), np.uint8)
+    assert "uint8 [N,84,84,3], is needed, found uint8 [30, 64, 64, 3]" in broken(1, image_data=small64)
     assert "'class_dict'" in broken(0, class_dict=None) and 'no class' in broken(0, class_dict={})
     assert 'rows up to 30 for n00000000' in broken(1, class_dict={'n00000000':[*range(31)]})
-    assert 'row -1' in broken(1, class_dict={'a':[-1,0,1]}) and 'no list of whole numbers' in broken(1, class_dict={'a':['x']})
+    assert 'row -1' in broken(1, class_dict={'a':[-1,0,1]})
+    assert 'no list of whole numbers' in broken(1, class_dict={'a':['x']})
     assert 'rows that are of two classes' in broken(1, class_dict={'a':[0,1],'b':[1,2]})
     assert "class 'n00000004' is in another file too" in broken(2, class_dict={'n00000004':[*range(20)]})
     assert 'a has 9' in broken(1, class_dict={'a':[*range(9)]})
     (tmp_path/'cut').mkdir()
     for f in _files: (tmp_path/'cut'/f).write_bytes((tree/f).read_bytes()[:-50])
     assert 'not a whole pickle' in err(small, tmp_path/'cut', tmp_path/'cache')
-    assert 'noise' in err(small, tree, tmp_path/'cache', noise=[]) and 'noise' in err(small, tree, tmp_path/'cache', noise=[-1])
+    assert 'noise' in err(small, tree, tmp_path/'cache', noise=[])
+    assert 'noise' in err(small, tree, tmp_path/'cache', noise=[-1])
     assert not (tmp_path/'cache').exists() or not os.listdir(tmp_path/'cache'), 'nothing is left behind'
 
 def test_registered_and_default_folders(tree, tmp_path, monkeypatch):
