@@ -216,8 +216,9 @@ def best_penalty(
     "The penalty with the smallest error by generalised cross-validation; the search ends where it has risen twice"
     r = torch.ones(len(g), 64).bernoulli_(generator=torch.Generator().manual_seed(0)).to(g)*2-1
     best,since = (math.inf,many[0]),0
+    least = 10*torch.finfo(g.dtype).eps*float(g.diagonal().max())   # what rounding leaves of it
     for p in many:
-        if (got := ridge(g, h, p)) is None: break       # below what single precision resolves
+        if p<least or (got := ridge(g, h, p)) is None: break
         w,l = got
         # effective parameters: the trace of g (g+p)^-1, from 64 random signs
         k = len(g)-p*float((r*torch.cholesky_solve(r, l)).sum())/64
