@@ -76,7 +76,7 @@ def last_row(probs, y, dls, k=2):
 @register('task', 'stream', loss='ce')
 class StreamTask(Multiclass):
     "One class for each item, and the items come in experiences, one after another"
-    columns,pictures,stream = stream_columns,('stream',),True
+    columns,pictures,stream = stream_columns,('stream','matrix','accuracy'),True
     train = dict(epochs=1, bs=10)
 
     def columns_of(self, dls): return self.columns
