@@ -65,7 +65,7 @@ class Past(Teacher):
         at = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(int(self['passes'])))
         return at[len(at)*i//n:len(at)*(i+1)//n].to(self.labels.device)
 
-# %% ../../nbs/continual/07_icarl.ipynb #0f51c46e
+# %% ../../nbs/continual/07_icarl.ipynb #8b6bfa4e
 @register('callback', 'ICaRL')
 class ICaRL(StatisticsCallback):
     "Exemplars by herding, distillation, and the nearest mean exemplar for an answer; is told of experiences"
@@ -87,7 +87,7 @@ class ICaRL(StatisticsCallback):
     def before_train(self):
         super().before_train()
         y = class_labels(self.dls.train.dataset).y.unique()
-        self.new = y[y>=0].to(self.dls.device)
+        self.new = y[y>=0].to(first(o.device for o in self.learn.model.parameters()))
         if self.size<(n := len({*self.new.tolist(), *self.state.labels.tolist()})):
             raise MemoError(f"ICaRL: size={self.size} has no room for an exemplar of each of {n} classes; at least {n} is "
                             "accepted")
@@ -105,6 +105,7 @@ class ICaRL(StatisticsCallback):
         if self.training and len(self.yb):
             model,s,old = network_of(self.learn),self.state,()
             pred = answer_of(model, self.pred)
+            self.n_out = pred.shape[1]
             if s.ready: old = s['old'].nonzero()[:,0],s.answers(model, self.xb)
             self.learn.loss_grad = icarl_loss(pred, self.y, self.new, *old)
             self.learn.loss = self.learn.loss_grad.clone()
@@ -125,8 +126,10 @@ class ICaRL(StatisticsCallback):
             xs = [torch.cat([o.as_subclass(Tensor) for o in os]) for os in zip(*parts)]
             place = torch.where(own, own.cumsum(0)-1, len(new)+at-n)
             s.put([x[place] for x in xs], y[at])
-            self.head.bank.reset()
-            self.head.bank.write(z[at], y[at])
+            bank = self.head.bank
+            bank.reset()
+            if bank.n_classes is None: bank.n_classes = self.n_out
+            bank.write(z[at], y[at])
             s.see(y[at], int(y[at].max())+1)
             s.learn_from(model)
 

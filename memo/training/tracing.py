@@ -227,6 +227,7 @@ def _looked(xs): return [some_values(o) for o in _rowed(xs)]
 
 class _Rows:
     "Inputs and targets of a batch as they were, to tell what has happened to them"
+    lost = None     # rows that are none of those that were recorded
     def __init__(self, xs, yb):
         self.ys = [_bare(o) for o in yb if isinstance(o, Tensor)]
         self.looked = _looked(xs)
@@ -249,6 +250,7 @@ class _Rows:
 
     def take(self, i):
         "Apply a permutation or selection that a callback declared: row `j` is now row `i[j]`"
+        self.lost = i<0
         i,n = i.clamp(min=0),int(i.max())
         self.some,self.ys = ([o[i] if len(o)>n else o for o in os] for os in (self.some, self.ys))
         self.keys = ()      # to be looked at in any case
@@ -261,6 +263,7 @@ class _Rows:
         n,item = x.shape[0],item.to(x.device)
         now,marks = (sum(map(hash_rows, os)) for os in (_looked(xs), self.some))
         eq = now[:,None]==marks.to(now.device)[None]
+        if self.lost is not None and len(self.lost)==len(marks): eq &= ~self.lost.to(eq.device)
         at = eq.byte().argmax(1)
         sure = eq.any(1) & (~eq | (item[None]==item[at][:,None])).all(1)      # equal rows of several items say nothing
         at,own = torch.where(sure, at, -1).cpu(),torch.arange(n)
