@@ -234,7 +234,7 @@ parts = {
   }, {'continual': True}),
   'DrawSurfaces': ('memo.plots.stream_results', 'DrawSurfaces', 'Keeps the answers to a grid of points after each experience of a stream in the plane', {
     'size': Param(Count, 64, 'Points of the grid along each axis'),
-  }, {'continual': True}),
+  }, {'continual': False}),
   'memory': ('memo.training.memory_callback', 'MemoryCallback', "Gives the learner's model a memory and writes the training features to it", {
     'bank': Param(object, None, 'The memory; None: all memories that are in the model already and have no callback'),
     'k': Param(int|list|None, None, "Rows to recall for each query; by default the head's, or what the bank has room for"),

@@ -130,7 +130,8 @@ def fit_all(cfg, learn, stages, **kwargs):
 # %% ../../nbs/experiment/08_run.ipynb #fda16f55
 def state_bytes(learn):
     "Size of all that a model holds: its weights, its memories, what its methods keep"
-    return sum(o.numel()*o.element_size() for o in get_model(learn.model).state_dict().values())
+    every = get_model(learn.model).state_dict().items()
+    return sum(o.numel()*o.element_size() for k,o in every if 'draw_surfaces' not in k.split('.'))
 
 def write_scores(folder, seed, r, dls, pictures=True, **more):
     "Write predictions, tables and pictures, and last `metrics.json`, which marks the training as finished"
