@@ -37,6 +37,7 @@ from .layers.sparse import entmax15,sparsemax
 from .layers.associate import associate,energy,hopfield,metastability,retrieval_error
 from .layers.hopfield import Hopfield,HopfieldLookup,HopfieldPooling
 from .layers.hopfield_head import HopfieldHead
+from .layers.memory_linear import MemoryLinear,to_memory_linear
 from .models.small import small_cnn
 from .models.backbones import chest_head,chest_model,load_backbone
 from .models.hopfield_vit import after_attention,hopfield_vit,remove_memory,token_reads
@@ -50,6 +51,7 @@ from .training.memory_callback import MemoryCallback
 from .training.save_bank import SaveBank
 from .training.export_model import export_model
 from .training.param_groups import adamw,body_head_splitter
+from .training.row_sgd import row_sgd
 from .training.stages import Stage,fit_stages
 from .continual.method import Kept,Method
 from .continual.stream_fit import StreamResult
@@ -66,6 +68,7 @@ from .plots.gate import plot_coverage,plot_dual_path
 from .plots.results import plot_classes,plot_comparison,plot_reliability,plot_results,plot_speed
 from .plots.stream_results import DrawSurfaces,plot_matrix,plot_stream_accuracy,plot_surfaces
 from .plots.hopfield import plot_energy,plot_retrieval,plot_slot_use,plot_token_reads
+from .plots.memory_linear import plot_units
 from .plots.banks import bank_table,plot_bank,plot_classbank,plot_similarity,plot_stored
 from .experiment.shipped import experiment_file,shipped
 from .experiment.sections import to_yaml

@@ -28,8 +28,10 @@ orders = 'paper','backward'
 class AfterBackward:
     "Has a layer's keys move once what was read is back-propagated"
     def __init__(self, layer, z): self.layer,self.z = layer,z
-    def backward(self):
-        if self.z is not None: torch.autograd.Variable._execution_engine.queue_callback(self.run)
+    def backward(self): self.later(self.wait)
+    def later(self, f):
+        if self.z is not None: torch.autograd.Variable._execution_engine.queue_callback(f)
+    def wait(self): self.later(self.run)        # behind what DistributedDataParallel does with gradients at the end
     def run(self):
         z,self.z = self.z,None
         if z is not None: self.layer.learn(z)

@@ -27,7 +27,7 @@ def by_unit(flat, n):
 def parts(b, width):
     "Slices of a batch, so that a table of all units for the rows of one has at most 64 MB"
     n = max(1, 2**24//width)
-    return [slice(i, i+n) for i in range(0, b, n)]
+    return [slice(i, i+n) for i in range(0, max(b, 1), n)]
 
 def spread(g, flat, n):
     "What is of picks [b,r,p], in a table of all units [b,n*p]"
@@ -127,7 +127,7 @@ class Blend(torch.autograd.Function):
         x,m,a,index,born,y = ctx.saved_tensors
         flat,how = numbered(index, m),ctx.how
         w = m.view(-1, how.p, m.shape[-1]//how.p)
-        g = g.to(how.dtype).view(len(g), -1, 1, how.p)
+        g = g.to(how.dtype).view(len(g), len(m), 1, how.p)
         ga = (g*y).sum(-1).to(a.dtype) if ctx.needs_input_grad[2] else None
         # a unit that was given away since has other weights now
         if born is not None: a = a*(ctx.births.view(-1)[flat]==born).view(a.shape)
