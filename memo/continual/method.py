@@ -37,7 +37,8 @@ class Kept(nn.Module):
 
 def keeper(model):
     "The module that a method's state is a child of: the first that does not run its children one after the other"
-    return first(o for o in get_model(model).modules() if not isinstance(o, (nn.Sequential,nn.ModuleList,nn.ModuleDict)))
+    plain = nn.Sequential,nn.ModuleList,nn.ModuleDict
+    return first(o for o in get_model(model).modules() if not isinstance(o, plain))
 
 def keep(
     learn,  # A learner

@@ -171,11 +171,13 @@ def outer_fit(learn):
 # %% ../../nbs/continual/05_stream_fit.ipynb #b1c07e93
 class Seen:
     "What was seen of the batches of an epoch; a callback's own attributes take ten times as long to set"
-    def __init__(self): self.batches,self.right,self.n = 0,0,0; self.clear()
+    def __init__(self):
+        self.batches,self.right,self.n = 0,0,0
+        self.clear()
     def clear(self): self.preds,self.ys,self.losses,self.held,self.y,self.pred = [],[],[],0,None,None
 
 class Online(Callback):
-    "In training: the order of items, accuracy on them before they are learned, and an end to losses that are not finite"
+    "In training: the order of items, accuracy on them before they are learned, an end to losses that are not finite"
     order,run_valid = -10**5,False
     def __init__(self, most): self.most,self.seen = most,Seen()
     def start(self, i, name, seed):
@@ -299,7 +301,9 @@ def fit_stream(self:Learner,
     stream:Stream, # What to learn from
     epochs:Count=1, # Passes over each experience
     lr=None, # Rate; None: the learner's
-    fit=None, # How an experience is trained: a method of the learner ('fit_one_cycle'), or a function of the same arguments; None: at a constant rate
+    # How an experience is trained: a method of the learner ('fit_one_cycle'), or a function of the same arguments; None:
+    # at a constant rate
+    fit=None,
     cbs=None, # Callbacks for the stream, methods among them
     measure:Count|None=None, # Measure after every so many batches too, not only after each experience
     checkpoint=None, # Folder for checkpoints

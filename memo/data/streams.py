@@ -115,9 +115,12 @@ def domains_of(ds, by):
 def split_stream(
     dls:DataLoaders, # Any loaders with one class an item
     n:Count=5, # Groups of classes, or parts of 'iid'; a domain is an experience by itself
-    by:Literal['class','domain','both','iid']='class', # What changes from one experience to the next; 'both': domain after domain, in each group after group of classes
+    # What changes from one experience to the next; 'both': domain after domain, in each group after group of classes
+    by:Literal['class','domain','both','iid']='class',
     seed:int=0, # Of the order of classes, and of items
-    domain=None, # Of each item: a column of the data frame, an attribute of the tensor set, a function of an item; or a list for each loader
+    # Of each item: a column of the data frame, an attribute of the tensor set, a function of an item; or a list for
+    # each loader
+    domain=None,
     drift=None # What items are sorted by inside an experience, named as `domain` is; None: they are shuffled
 )->Stream: # Experiences in order
     "A stream from loaders: class-, domain-, class- and domain-incremental or i.i.d., with or without drift"
@@ -147,5 +150,5 @@ def split_stream(
     if drift is not None:
         key = torch.as_tensor(domains_of(sets[0], named(drift)[0]))
         parts[0] = [o[key[o].argsort(stable=True)] for o in parts[0]]
-    names = None if by=='class' else [f'part {i+1}' for i in range(n)] if by=='iid' else [str(o) for o in of] if by=='domain' else None
+    names = dict(iid=[f'part {i+1}' for i in range(n)], domain=[str(o) for o in of]).get(by)
     return Stream(dls, parts, names, drift is not None, seed)

@@ -57,9 +57,10 @@ def forgetting(
 # %% ../../nbs/metrics/04_continual.ipynb #93bf0c7d
 def backward_transfer(
     A, # Accuracies [T,E]
-    kind:Literal['positive','signed','last']='positive' # 'positive' and 'signed' of all rows, the former at least 0; 'last': of the last row
+    # 'positive' and 'signed' are of all rows, the former at least 0; 'last' is of the last row
+    kind:Literal['positive','signed','last']='positive'
 )->float: # nan after one experience
-    "What later experiences did to earlier ones (Diaz-Rodriguez et al. 2018: BWT+, BWT; 'last': Lopez-Paz & Ranzato 2017)"
+    "What later experiences did to earlier ones (Diaz-Rodriguez et al. 2018; 'last': Lopez-Paz & Ranzato 2017)"
     accept(kind, Literal['positive','signed','last'], 'kind')
     A = accuracy_matrix(A)
     n = len(A)

@@ -16,7 +16,7 @@ from ..continual.method import Method
 from ..continual.stream_fit import StreamResult,in_one_pass
 from ..core import Count,MemoError
 from ..data.streams import Stream
-from ..data.tensors import TensorSet,plain_dl
+from ..data.tensors import plain_dl
 from .figure import Picture,_colors,drawing,panels
 from .streams import in_plane
 from ..registry import register
@@ -50,13 +50,15 @@ def plot_matrix(
     ax = fig.subplots()
     at = ax.imshow(A, cmap='Blues', vmin=0, vmax=1.15, aspect='auto' if n>16 else 'equal')
     for i,j in np.ndindex(A.shape) if n<=10 else ():
-        if A[i,j]==A[i,j]: ax.text(j, i, f'{100*A[i,j]:.0f}', ha='center', va='center', fontsize=7, color='w' if A[i,j]>.6 else 'k')
+        text = '' if np.isnan(A[i,j]) else f'{100*A[i,j]:.0f}'
+        ax.text(j, i, text, ha='center', va='center', fontsize=7, color='w' if A[i,j]>.6 else 'k')
     places,texts = ticks_of(r.names)
     ax.set_xticks(places, texts, rotation=35, ha='right')
     ax.set_yticks(*zip(*[(p,t) for p,t in zip(places, texts) if p<len(A)]))
     for t in (*ax.get_xticklabels(), *ax.get_yticklabels()): t.set_parse_math(False)
     ax.set(xlabel='accuracy on', ylabel='after')
-    ax.set_title(f'average accuracy {r.average_accuracy:.3f}, forgetting {r.forgetting:.3f}' if not valid else 'validation')
+    told = f'average accuracy {r.average_accuracy:.3f}, forgetting {r.forgetting:.3f}'
+    ax.set_title('validation' if valid else told)
     bar = fig.colorbar(at, ax=ax, fraction=.045, ticks=[0,.5,1])
     bar.ax.set_ylim(0, 1)
     return fig
@@ -84,7 +86,8 @@ def plot_stream_accuracy(
     known = [row[:i+1][~np.isnan(row[:i+1])] for row,i in zip(A, at)]
     ax.plot(t, [o.mean() if len(o) else np.nan for o in known], color='k', lw=1.6, label='mean of those so far')
     if len(r.online_accuracy):
-        ax.plot(np.arange(len(r))+.5, r.online_accuracy[:len(r)], 'o', ms=3, mfc='w', mec='.4', label='before training on it')
+        online = r.online_accuracy[:len(r)]
+        ax.plot(np.arange(len(online))+.5, online, 'o', ms=3, mfc='w', mec='.4', label='before training on it')
     ax.set(ylim=(-.03,1.03), xlim=(0,len(r)), xlabel='experiences', ylabel='accuracy')
     if n<=16: ax.set_xticks(range(len(r)+1))
     ax.legend(loc='lower left', bbox_to_anchor=(0,1), ncols=2)
@@ -138,14 +141,17 @@ def plot_surfaces(
     cols = min(cols, len(got))
     fig,axs = panels(math.ceil(len(got)/cols), cols, 1.35, 1.4)
     for ax in axs.flat[len(got):]: ax.axis('off')
-    light = ListedColormap([[.45*v+.55 for v in to_rgb(_colors[c%len(_colors)])] for c in range(int(max(v.max() for v in got.values()))+1)])
+    most = max(int(v.max()) for v in got.values())
+    light = ListedColormap([[.45*v+.55 for v in to_rgb(_colors[c%len(_colors)])] for c in range(most+1)])
     corners = grid_of(torch.as_tensor(x), 2)
     box = [float(o) for o in (corners[0,0],corners[-1,0],corners[0,1],corners[-1,1])]
     for ax,(i,g) in zip(axs.flat, got.items()):
-        ax.imshow(g.cpu(), cmap=light, vmin=-.5, vmax=light.N-.5, origin='lower', extent=box, aspect='auto', interpolation='nearest')
+        ax.imshow(g.cpu(), cmap=light, vmin=-.5, vmax=light.N-.5, origin='lower', extent=box, aspect='auto',
+                  interpolation='nearest')
         for j,at in enumerate(stream.parts[0][:i+1]):
             at = at.numpy()
-            ax.scatter(*x[at].T, s=3 if j<i else 6, c=[_colors[c%len(_colors)] for c in y[at]], lw=0, alpha=.35 if j<i else 1)
+            colour = [_colors[c%len(_colors)] for c in y[at]]
+            ax.scatter(*x[at].T, s=3 if j<i else 6, c=colour, lw=0, alpha=.35 if j<i else 1)
         ax.set(xticks=[], yticks=[], xlim=box[:2], ylim=box[2:])
         ax.set_title(f'after {stream.names[i][:24]}', fontsize=7, parse_math=False)
     return fig
