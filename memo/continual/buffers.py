@@ -10,9 +10,10 @@ __all__ = ['policies', 'columns', 'joined', 'of_reservoir', 'places_in_class', '
 
 # %% ../../nbs/continual/02_buffers.ipynb #45fbf7ca
 import re,torch,numpy as np
+from typing import Annotated
 from torch import Tensor
 from fastcore.basics import AttrDict
-from ..core import Count,MemoError,check_choice
+from ..core import Count,MemoError,OneOf,check_choice
 from ..banks.offers import check_room,human_bytes
 from ..banks.policies import algorithm_r,hashed
 from ..banks.slots import last_of_slot
@@ -30,7 +31,7 @@ def columns(
         if bad is not None: raise MemoError(f"exemplars: {name} has a key {bad!r}; texts without . / : are accepted")
         parts = [(f'{name}:{k}',v) for k,v in o.items()]
     elif isinstance(o, (tuple,list)): parts = [(f'{name}/{i}',v) for i,v in enumerate(o)]
-    else: raise MemoError(f"exemplars: {name} is a {type(o).__name__}; tensors, or tuples and dicts of them, are stored")
+    else: raise MemoError(f"exemplars: {name} is a {type(o).__name__}; tensors, tuples and dicts of them are stored")
     return {k:v for n,p in parts for k,v in columns(p, n).items()}
 
 def joined(
@@ -136,7 +137,7 @@ class Exemplars(Kept):
     "A store of examples with a policy that says which of a stream stay"
     def __init__(self,
         size:Count|str=200,     # How many, or how many bytes: '2MB'
-        policy:str='reservoir', # Which of them stay: one of `policies`
+        policy:Annotated[str, OneOf(policies)]='reservoir', # Which of them stay
         n_classes:Count=None,   # Needed by the policies that look at labels
         seed:int=0              # Of its own random numbers
     ):
@@ -285,8 +286,7 @@ class Exemplars(Kept):
 
 def labelled(y):
     "Which rows have a target; None for all"
-    if y.is_floating_point():
-        bad = y.isnan().flatten(1).any(1) if y.ndim>1 else y.isnan()
+    if y.is_floating_point(): bad = y.isnan().reshape(len(y), -1).any(1)
     elif y.ndim==1: bad = y<0
     else: return None
     return ~bad if bool(bad.any()) else None

@@ -9,12 +9,13 @@ __all__ = ['unmixed_loss', 'one_or_all', 'Rehearsal', 'Replay', 'DERpp', 'ACE', 
            'GDumb']
 
 # %% ../../nbs/continual/03_replay.ipynb #21a7b724
+from typing import Annotated
 from contextlib import contextmanager,nullcontext
 from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import *
 from torch.func import functional_call
-from ..core import Count,MemoError,NonNegative,Positive
+from ..core import Count,MemoError,NonNegative,OneOf,Positive
 from ..heads.attach import memories
 from ..heads.calls import Step,in_step
 from ..registry import register
@@ -37,7 +38,7 @@ class Rehearsal(Method):
     def __init__(self,
         size:Count|str=200,     # How many examples, or how many bytes: '2MB'
         batch_size:Count=None,  # Of them in a step; None: as many as the current batch has
-        policy:str='reservoir', # Which ones stay: 'reservoir', 'ring', 'balanced', 'greedy'
+        policy:Annotated[str, OneOf(policies)]='reservoir', # Which ones stay
         seed:int=0              # Of its own random numbers
     ):
         store_attr()
@@ -102,7 +103,8 @@ class Rehearsal(Method):
             if not torch.is_tensor(learn.pred):
                 raise MemoError(f"{self.name}: the model gives a {type(learn.pred).__name__}, one tensor is needed")
             cols['logits'] = learn.pred.detach().as_subclass(Tensor)
-        if self.heads and (item := vars(learn).get('item')) is not None: cols['item'] = item.to(first(cols.values()).device)
+        item = vars(learn).get('item') if self.heads else None
+        if item is not None: cols['item'] = item.to(first(cols.values()).device)
         return cols
 
     def after_cancel_step(self): self.kept = []
@@ -111,7 +113,9 @@ class Rehearsal(Method):
         kept,self.kept = self.kept,[]
         if not kept: return
         cols = kept[0] if len(kept)==1 else {k:torch.cat([o[k] for o in kept]) for k in kept[0]}
-        if num_distrib()>1: cols = dict(zip(cols, to_detach(tuple(cols.values()), cpu=False, gather=True)))
+        if num_distrib()>1:
+            got = to_detach(tuple(cols.values()), cpu=False, gather=True)
+            cols = {k:v.as_subclass(Tensor) for k,v in zip(cols, got)}
         self.state.write_columns(cols)
 
 # %% ../../nbs/continual/03_replay.ipynb #d043d702
@@ -130,7 +134,7 @@ class DERpp(Rehearsal):
         alpha:NonNegative=.1,       # Weight of the squared distance to the outputs that are stored
         beta:NonNegative=.5,        # Weight of the loss of a second batch of examples
         batch_size:Count=None,      # Of examples in a step; None: as many as the current batch has
-        policy:str='reservoir',     # Which ones stay: 'reservoir', 'ring', 'balanced', 'greedy'
+        policy:Annotated[str, OneOf(policies)]='reservoir', # Which ones stay
         seed:int=0                  # Of its own random numbers
     ):
         super().__init__(size, batch_size, policy, seed)
@@ -176,7 +180,7 @@ class MIR(Rehearsal):
         size:Count|str=200,     # How many examples, or how many bytes: '2MB'
         batch_size:Count=None,  # Of examples in a step; None: as many as the current batch has
         candidates:Count=None,  # To choose them from; None: ten times as many
-        policy:str='reservoir', # Which ones stay: 'reservoir', 'ring', 'balanced', 'greedy'
+        policy:Annotated[str, OneOf(policies)]='reservoir', # Which ones stay
         seed:int=0              # Of its own random numbers
     ):
         super().__init__(size, batch_size, policy, seed)
@@ -197,7 +201,7 @@ class MIR(Rehearsal):
         new = {n:p.detach()-lr*g for (n,p),g in zip(ps.items(), gs) if g is not None}
         with torch.no_grad(), as_evaluated(model), NoneReduce(self.loss_of) as loss:
             def losses(f): return loss(self.forward(r, f), *columns(r.y, 'y').values()).view(len(r.x), -1).mean(1)
-            return losses(lambda *xs: functional_call(model, new, xs))-losses(model)
+            return (losses(lambda *xs: functional_call(model, new, xs))-losses(model)).as_subclass(Tensor)
 
 # %% ../../nbs/continual/03_replay.ipynb #018e1b8d
 @register('callback', 'AGEM')
@@ -239,7 +243,7 @@ class GDumb(Rehearsal):
         epochs:Count=10,        # Passes over them
         lr:Positive=None,       # None: that of the learner's optimizer
         batch_size:Count=None,  # None: that of the training loader
-        policy:str='greedy',    # Which ones stay: 'reservoir', 'ring', 'balanced', 'greedy'
+        policy:Annotated[str, OneOf(policies)]='greedy', # Which ones stay
         seed:int=0              # Of its own random numbers
     ):
         super().__init__(size, batch_size, policy, seed)

@@ -118,7 +118,8 @@ def test_rows_stay_together(policy):
     x,y = torch.randint(0, 255, (n,3,4), dtype=torch.uint8),torch.arange(n)%C
     x[:,0,0] = torch.arange(n)
     s = Exemplars(10, policy, n_classes=C)
-    where = [s.write(x[i:i+7], y[i:i+7], torch.arange(n)[i:i+7,None].half(), torch.arange(n)[i:i+7]*2) for i in range(0,n,7)]
+    t = torch.arange(n)
+    where = [s.write(x[i:i+7], y[i:i+7], t[i:i+7,None].half(), 2*t[i:i+7]) for i in range(0,n,7)]
     r = s.rows(torch.arange(len(s)))
     i = r.x[:,0,0].long()
     assert r.x.dtype==torch.uint8 and torch.equal(r.x, x[i]) and torch.equal(r.y, y[i])
@@ -191,7 +192,8 @@ def test_bytes():
         s.write(x, y, **kw)
         assert 65536-s.nbytes//s.size<s.nbytes<=65536
         return s.size
-    assert size(x)==65536//(1024+8) and size(x.byte())==65536//(256+8) and size(x, logits=torch.zeros(8, 10))==65536//(1072)
+    assert size(x)==65536//(1024+8) and size(x.byte())==65536//(256+8)
+    assert size(x, logits=torch.zeros(8, 10))==65536//(1024+8+40)
     assert size(x, item=torch.arange(8))==size(x)
     for bad in ('2 apples', '0B', '-2MB', 0, -1, True, 2.5, None):
         with pytest.raises(MemoError, match='a number of examples'): Exemplars(bad)
@@ -204,7 +206,8 @@ def test_batches_of_any_structure():
     s = Exemplars(10)
     s.write(x, torch.arange(4))
     r = s.rows(torch.tensor([2,0]))
-    assert torch.equal(r.x['image'], x['image'][[2,0]]) and r.x['parts'][0].tolist()==[2,0] and r.x['parts'][1].shape==(2,2,2)
+    assert torch.equal(r.x['image'], x['image'][[2,0]])
+    assert r.x['parts'][0].tolist()==[2,0] and r.x['parts'][1].shape==(2,2,2)
     two = Exemplars(10)
     two.write(torch.randn(4, 3), (torch.arange(4),torch.randn(4, 2)))
     assert two.sample(2).y[1].shape==(2,2)

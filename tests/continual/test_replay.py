@@ -1,20 +1,16 @@
 "Methods that replay against their formulas, written out as plain loops with the same draws"
 import copy
 import pytest, torch
-from fastai.callback.core import Callback, CancelStepException
-from fastai.callback.mixup import MixUp
-from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders
-from fastai.learner import Learner, load_learner
+from fastai.learner import Learner
 from fastai.losses import CrossEntropyLossFlat
-from fastai.optimizer import SGD, Adam
+from fastai.optimizer import SGD
 from helpers.learners import quietly
 from torch import nn
 from torch.nn import functional as F
 from sklearn.datasets import load_digits
 from memo.continual.buffers import Exemplars
-from memo.continual.replay import ACE, AGEM, DERpp, GDumb, MIR, Replay
-from memo.core import MemoError
+from memo.continual.replay import ACE, AGEM, DERpp, MIR, Replay
 from memo.data.tensors import TensorDL
 
 d = load_digits()
@@ -28,7 +24,8 @@ def net(seed=0):
     torch.manual_seed(seed)
     return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
 def learner(cbs, model=None, bs=BS, n=400, opt=SGD, **kw):
-    return Learner(dls(bs, n), net() if model is None else model, loss_func=CrossEntropyLossFlat(), opt_func=opt, cbs=cbs, wd=0., **kw)
+    model = net() if model is None else model
+    return Learner(dls(bs, n), model, loss_func=CrossEntropyLossFlat(), opt_func=opt, cbs=cbs, wd=0., **kw)
 def weights(m): return [p.detach().clone() for p in m.parameters()]
 def batches(bs=BS, n=400): return zip(X[order[:n]].split(bs), Y[order[:n]].split(bs))
 def close(a, b, **kw):
@@ -98,11 +95,12 @@ def mir(m, store, x, y):
         loss = F.cross_entropy(m(x), y)+F.cross_entropy(m(r.x[at]), r.y[at])
     loss.backward()
 
-@pytest.mark.parametrize('cb,step', [(lambda: Replay(50), er), (lambda: DERpp(50, .3, .7), derpp), (lambda: ACE(50), ace),
-                                     (lambda: AGEM(50), agem), (lambda: MIR(50), mir)], ids='er derpp ace agem mir'.split())
-def test_is_its_formula(cb, step):
+pairs = dict(er=(Replay,er), derpp=(lambda n: DERpp(n, .3, .7),derpp), ace=(ACE,ace), agem=(AGEM,agem), mir=(MIR,mir))
+
+@pytest.mark.parametrize('make,step', pairs.values(), ids=pairs)
+def test_is_its_formula(make, step):
     m,store = plain_loop(step)
-    cb = cb()
+    cb = make(50)
     learn = learner(cb)
     quietly(learn, learn.fit, 1, .1)
     close(weights(learn.model), weights(m), rtol=1e-4, atol=1e-5)
