@@ -7,9 +7,8 @@ Docs: https://github.com/fastmemo/memo/continual/ensemble.html.md"""
 # %% auto #0
 __all__ = ['redrawn', 'Ensemble', 'OwnLosses']
 
-# %% ../../nbs/continual/08_ensemble.ipynb #3960ba0e
+# %% ../../nbs/continual/08_ensemble.ipynb #80e9092b
 from copy import deepcopy
-from fastai.callback.hook import Hooks
 from fastai.vision.all import *
 from ..core import Count,MemoError
 from ..schema import accept
@@ -43,26 +42,29 @@ class Ensemble(nn.Module):
         return [m(*xb) for m in self.members]
     def forward(self, *xb): return torch.stack(self.each(*xb)).mean(0)
 
-# %% ../../nbs/continual/08_ensemble.ipynb #7b875b94
+# %% ../../nbs/continual/08_ensemble.ipynb #bb053c0a
 class OwnLosses(Callback):
     "Trains each member of an `Ensemble` on its own loss"
     order,run_valid,_stateattrs = 4,False,('hooks','outs')     # before losses are scaled, mixed or added to
-    hooks,outs = None,()
+    def __init__(self): self._init_state()
+    def _init_state(self): self.hooks,self.outs = [],[]
     def before_fit(self):
         if not isinstance(m := get_model(self.learn.model), Ensemble):
             raise MemoError(f"OwnLosses trains an Ensemble, this learner has a {type(m).__name__}")
     def before_batch(self):
         self.let_go()
-        self.hooks = Hooks(get_model(self.model).members, lambda m,i,o: o, detach=False)
+        m,n = get_model(self.model),len(get_model(self.model).members)
+        # the gradient of a mean is each member's share of it
+        self.hooks = [m.register_forward_hook(lambda m, i, o: o+(n-1)*(o-o.detach()))]
+        self.hooks += [o.register_forward_hook(lambda m, i, o: self.outs.append(o)) for o in m.members]
     def after_pred(self):
-        self.outs = [*self.hooks.stored]        # before anybody else asks the model
-        self.let_go()
+        for h in self.hooks[1:]: h.remove()     # whoever else asks the model is not listened to
     def after_loss(self):
-        if not self.training or not len(self.yb): return
+        if not len(self.yb): return
         losses = [self.loss_func(to_float(o), *self.yb) for o in self.outs]
-        self.learn.loss_grad,self.outs = sum(losses),()
+        self.learn.loss_grad,self.outs = sum(losses),[]
         self.learn.loss = self.loss_grad.detach()/len(losses)
     def let_go(self):
-        if self.hooks is not None: self.hooks.remove()
-        self.hooks = None
-    def after_fit(self): self.let_go()
+        for h in self.hooks: h.remove()
+        self._init_state()
+    after_batch = after_fit = let_go
