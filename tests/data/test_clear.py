@@ -106,7 +106,8 @@ def test_faults(trees, tmp_path):
     assert 'camera.json is missing' in broken('new', lambda o: (o/'test/labeled_metadata/1/camera.json').unlink())
     assert 'cannot read' in broken('new', lambda o: (o/'train/labeled_metadata.json').write_text('{'))
     assert '3.jpg is missing' in broken('new', lambda o: (o/'train/labeled_images/1/bus/3.jpg').unlink())
-    assert '3.jpg is empty' in broken('old', lambda o: (o/'training_folder/labeled_images/1/bus/3.jpg').write_bytes(b''))
+    image = 'training_folder/labeled_images/1/bus/3.jpg'
+    assert '3.jpg is empty' in broken('old', lambda o: (o/image).write_bytes(b''))
     assert 'each once, are needed' in broken('old', lambda o: (o/'class_names.txt').write_text('bus\nbus\n'))
     assert 'has a label 2, there are 2 names' in broken('old', lambda o: (o/'class_names.txt').write_text('a\nb\n'))
     assert 'class_names.txt' in broken('new', lambda o: (o/'train/class_names.txt').unlink())

@@ -52,7 +52,8 @@ def listed(tree, tmp_path_factory):
     write_lists(root, 'NIC_v2_79', many[:3], [(3, o) for o in objects])
     return root
 
-def small(root, scenario='NC', **kw): return core50(root, scenario, **dict(size=32, valid=.2, workers=0, device='cpu') | kw)
+def small(root, scenario='NC', **kw):
+    return core50(root, scenario, **dict(size=32, valid=.2, workers=0, device='cpu') | kw)
 
 def where(s, k, i):
     "(session, object) of the items of an experience"
