@@ -2,12 +2,13 @@
 
     python benchmarks/streams_frozen.py [fashion|digits] [--part search|test] [--quick] [--features FOLDER]
 
-Features of an ImageNet-trained EfficientNet-Lite0 at 64 pixels are computed once and kept in FOLDER. `search` tries all
-ideas on training images only: of each class some are learned from, others are held out, in two draws. `test` runs what is
-chosen there, and what it is compared with, over streams of 5 experiences of 2 classes, in 5 orders of the classes with
-training images drawn anew for each, and answers for the test images after every experience; methods are compared order
-by order. No method is told where an experience ends. Statistics are the same for any batch size (tests/continual), so
-they are written in large batches here. Prints Markdown; `--quick` is one draw, two orders and fewer images."""
+Features of an ImageNet-trained EfficientNet-Lite0 at 64 pixels are computed once and kept in FOLDER. `search` tries
+all ideas on training images only: of each class some are learned from, others are held out, in two draws. `test` runs
+what is chosen there, and what it is compared with, over streams of 5 experiences of 2 classes, in 5 orders of the
+classes with training images drawn anew for each, and answers for the test images after every experience; methods are
+compared order by order. No method is told where an experience ends. Statistics are the same for any batch size
+(tests/continual), so they are written in large batches here. Prints Markdown; `--quick` is one draw,
+two orders and fewer images."""
 import argparse,math,statistics,sys,time
 from pathlib import Path
 import safetensors.torch as st, torch
@@ -84,7 +85,8 @@ def draws(y, n, m, seed):
 def of_head(head):
     def fit(z, y):
         b = head.bank
-        for i in torch.randperm(len(y), generator=torch.Generator().manual_seed(0)).split(500): b.write(head.features(z[i]), y[i])
+        order = torch.randperm(len(y), generator=torch.Generator().manual_seed(0))
+        for i in order.split(500): b.write(head.features(z[i]), y[i])
         return lambda q: torch.cat([head.mixed(torch.zeros(len(o), C), head.features(o)) for o in q.split(2000)])
     return fit
 
@@ -261,15 +263,13 @@ def counted(head):
     return run
 
 def joint(run, **kw): return lambda parts, z, y, q, seed: run([torch.cat(parts)], z, y, q, seed)
-def head_of(cls, **kw): return lambda: cls(ClassStatistics(C, scatter=cls is not NearestMeanHead, random=cls is RanPACHead), **kw)
-
-METHODS = {('own','plain linear'):sgd(), ('own','replay of 200'):sgd(200), ('own','nearest mean'):counted(head_of(NearestMeanHead)),
-    ('own','StreamingLDA'):counted(head_of(StreamingLDAHead)), ('own','RanPAC'):counted(head_of(RanPACHead)),
-    ('own','joint linear, 3 epochs'):joint(sgd(epochs=3)), ('stages','nearest mean'):counted(head_of(NearestMeanHead)), ('stages','StreamingLDA'):counted(head_of(StreamingLDAHead)),
-    ('stages','RanPAC'):counted(head_of(RanPACHead)), ('stages','joint linear, 3 epochs'):joint(sgd(epochs=3)), ('fine','plain linear'):sgd(),
-    ('fine','replay of 200'):sgd(200), ('fine','nearest mean'):counted(head_of(NearestMeanHead)),
-    ('fine','StreamingLDA'):counted(head_of(StreamingLDAHead)), ('fine','RanPAC'):counted(head_of(RanPACHead)),
-    ('fine','joint linear, 3 epochs'):joint(sgd(epochs=3))}
+def statistics_for(cls): return ClassStatistics(C, scatter=cls is not NearestMeanHead, random=cls is RanPACHead)
+heads = {n:counted(lambda h=h: h(statistics_for(h)))
+         for n,h in {'nearest mean':NearestMeanHead, 'StreamingLDA':StreamingLDAHead, 'RanPAC':RanPACHead}.items()}
+plain = {'plain linear':sgd(), 'replay of 200':sgd(200)}
+bound = {'joint linear, 3 epochs':joint(sgd(epochs=3))}
+METHODS = {(k,n):f for k,fs in dict(own={**plain, **heads, **bound}, fine={**plain, **heads, **bound}, stages={
+    'nearest mean':heads['nearest mean'], 'StreamingLDA':heads['StreamingLDA'], **bound}).items() for n,f in fs.items()}
 
 def test(f, n, quick):
     "The methods over the streams, compared order by order"
@@ -290,14 +290,14 @@ def test(f, n, quick):
             rows.setdefault((kind,name), []).append((*scores,time.process_time()-start))
             print(seed, kind, name, rows[kind,name][-1], file=sys.stderr, flush=True)
     base = [r[0] for r in rows['own','StreamingLDA']]
-    print('| features | method | average accuracy | forgetting | average on the way | against StreamingLDA, order by order | CPU s |')
-    print('|---|---|---|---|---|---|---|')
+    print('| features | method | average accuracy | forgetting | average on the way | against StreamingLDA, order by '
+          'order | CPU s |\n|---|---|---|---|---|---|---|')
     for (kind,name),v in rows.items():
         acc,forgot,way,t = zip(*v)
         d = [a-b for a,b in zip(acc, base)]
         def pm(o): return '' if math.isnan(o[0]) else f'{statistics.mean(o):.1f} ± {statistics.stdev(o):.1f}'
-        print(f"| {kind} | {name} | {pm(acc)} | {pm(forgot)} | {pm(way)} | {statistics.mean(d):+.1f} ({min(d):+.1f} to {max(d):+.1f}) |"
-              f' {statistics.mean(t):.0f} |')
+        print(f'| {kind} | {name} | {pm(acc)} | {pm(forgot)} | {pm(way)} | {statistics.mean(d):+.1f} ({min(d):+.1f} to '
+              f'{max(d):+.1f}) | {statistics.mean(t):.0f} |')
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -198,7 +198,7 @@ def sums(
     "Gram matrix [W,W] and class sums [W,C] of the features that came"
     m,s = bank.means,bank.within
     a = m*bank.counts[:,None]
-    return ((s+s.T)/2+(a.T@m).to(s.dtype)),a.T.to(s.dtype)
+    return (s+s.T)/2+(a.T@m).to(s.dtype),a.T.to(s.dtype)
 
 def ridge(
     g, h,       # Gram matrix [W,W], class sums [W,C]
@@ -263,7 +263,8 @@ class StatisticsCallback(MemoryCallback):
         if amp is not None and amp.scaler.is_enabled():
             raise MemoError(f"{type(self).__name__} takes no steps, which loss scaling (to_fp16) does not allow: to_bf16, "
                             "or train=True, is accepted")
-        for p in self.learn.model.parameters(): p.grad = None       # an optimizer's step moves what has one, of zeros too
+        # an optimizer's step moves what has one, of zeros too
+        for p in self.learn.model.parameters(): p.grad = None
 
     def before_backward(self):
         if self._only_counts and self.training: raise CancelBackwardException()
@@ -272,8 +273,10 @@ class StatisticsCallback(MemoryCallback):
 class NearestMean(StatisticsCallback):
     "Answers by the nearest class mean of a frozen backbone's features, counted as they come"
     def __init__(self,
-        metric:Annotated[str, OneOf('cosine', 'euclidean')]='cosine', # What is near; by the cosine, means are of unit features
-        at:str=None,            # Name of the module whose features are counted; by default those that enter the classifier
+        # What is near; by the cosine, means are of unit features
+        metric:Annotated[str, OneOf('cosine', 'euclidean')]='cosine',
+        # Name of the module whose features are counted; by default those that enter the classifier
+        at:str=None,
         train:bool=False,       # Train the rest of the network too?
     ): super().__init__('nearest_mean', ClassStatistics(scatter=False), NearestMeanHead, at, train, metric=metric)
 
@@ -282,16 +285,18 @@ class StreamingLDA(StatisticsCallback):
     "Answers by linear discriminant analysis of a frozen backbone's features, counted as they come (Hayes & Kanan 2020)"
     def __init__(self,
         shrinkage:OpenFraction=1e-2, # Share of the identity, times the mean variance, in the covariance
-        at:str=None,            # Name of the module whose features are counted; by default those that enter the classifier
+        # Name of the module whose features are counted; by default those that enter the classifier
+        at:str=None,
         train:bool=False,       # Train the rest of the network too?
     ): super().__init__('streaming_lda', ClassStatistics(), StreamingLDAHead, at, train, shrinkage=shrinkage)
 
 @register('callback', 'RanPAC')
 class RanPAC(StatisticsCallback):
-    "Answers by ridge regression on random features of a frozen backbone's, counted as they come (McDonnell et al. 2023)"
+    "Answers by ridge regression on random features of a frozen backbone, counted as they come (McDonnell et al. 2023)"
     def __init__(self,
         n_random:Count=None,    # How many random features; by default four times the width, 5000 at most
-        at:str=None,            # Name of the module whose features are counted; by default those that enter the classifier
+        # Name of the module whose features are counted; by default those that enter the classifier
+        at:str=None,
         train:bool=False,       # Train the rest of the network too?
         seed:int=0,             # Of the random features
     ):

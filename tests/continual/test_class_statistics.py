@@ -1,8 +1,8 @@
 """Statistics of classes are those of the features however they came, and answers are those of scikit-learn; what is
 counted is what the loss was of; what answers is in the model"""
 import copy, numpy as np, pytest, torch, warnings
-from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, F, GradientAccumulation, Learner, SGD, accuracy, load_learner,
-    nn, partial, set_seed)
+from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, F, GradientAccumulation, Learner, SGD,
+                               accuracy, load_learner, nn, partial, set_seed)
 from hypothesis import given, settings, strategies as st
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 from sklearn.linear_model import Ridge
@@ -82,14 +82,16 @@ def test_classes_that_come_late_leave_the_others():
 def test_features_that_are_no_numbers_are_not_counted():
     z,y = features(20)
     z[3,1],z[7,0] = np.nan,np.inf
-    with pytest.warns(UserWarning, match='2 of 20 features are NaN or infinite'): got = (b := ClassStatistics(C)).write(z, y)
+    b = ClassStatistics(C)
+    with pytest.warns(UserWarning, match='2 of 20 features are NaN or infinite'): got = b.write(z, y)
     ok = got>=0
     assert (~ok).nonzero().flatten().tolist()==[3,7] and b.within.isfinite().all()
     other = stats_of((z[ok],y[ok]))
     assert torch.equal(b.means, other.means) and torch.equal(b.within, other.within)
 
-@pytest.mark.parametrize('z,y,found', [(torch.zeros(2, D), torch.tensor([0,C]), 'label 4'), (torch.zeros(2, D+1),
-    torch.tensor([0,1]), 'width 7'), (torch.zeros(2, D), None, 'y='), (torch.zeros(2, D), torch.eye(C)[:2], 'class numbers')])
+@pytest.mark.parametrize('z,y,found', [(torch.zeros(2, D), torch.tensor([0,C]), 'label 4'),
+    (torch.zeros(2, D+1), torch.tensor([0,1]), 'width 7'), (torch.zeros(2, D), None, 'y='),
+    (torch.zeros(2, D), torch.eye(C)[:2], 'class numbers')])
 def test_bad_input_is_one_line(z, y, found):
     b = stats_of(features(20))
     was = copy.deepcopy(b.state_dict())
@@ -104,7 +106,8 @@ def test_a_file_holds_them(kw, tmp_path):
     b.load_state_dict(a.state_dict())
     for o in (a,b): o.write(z2, y2)
     assert all(torch.equal(v, b.state_dict()[k]) for k,v in a.state_dict().items())
-    with pytest.raises(MemoError, match='width 6'): stats_of((torch.randn(9, 3), y[:9]), **kw).load_state_dict(a.state_dict())
+    other = stats_of((torch.randn(9, 3), y[:9]), **kw)
+    with pytest.raises(MemoError, match='width 6'): other.load_state_dict(a.state_dict())
 
 # ---- answers
 
@@ -311,3 +314,13 @@ def test_a_state_of_another_network_is_one_line():
     state = learn.model.state_dict()
     with pytest.raises(MemoError, match='width 8'): other.streaming_lda.bank.load_state_dict(
         {k.partition('bank.')[2]:v for k,v in state.items() if 'bank.' in k})
+
+@pytest.mark.slow
+def test_two_ranks(tmp_path, two_ranks, repo):
+    r = two_ranks(repo/'tests/continual/class_statistics_script.py', tmp_path, cwd=repo)
+    assert r.returncode==0, r.stdout[-3000:]+r.stderr[-6000:]
+    a,b = (torch.load(tmp_path/f'rank{i}.pt', weights_only=True) for i in range(2))
+    assert a['model'].keys()==b['model'].keys() and all(torch.equal(v, b['model'][k]) for k,v in a['model'].items())
+    # all items of two epochs, but for an incomplete batch, or one item twice
+    n = int(next(v for k,v in a['model'].items() if k.endswith('counts')).sum())
+    assert abs(n-2*a['n'])<=64

@@ -9,7 +9,8 @@ from memo.models.stages import StageFeatures, stage_features, stages_model
 def test_they_are_what_the_stages_give():
     net = load_backbone('resnet18').eval()
     x,maps = torch.rand(2, 3, 64, 64),[]
-    hooks = [o.register_forward_hook(lambda m, a, out: maps.append(out)) for o in (net.act1, net.layer1, net.layer2, net.layer3, net.layer4)]
+    own = net.act1,net.layer1,net.layer2,net.layer3,net.layer4
+    hooks = [o.register_forward_hook(lambda m, a, out: maps.append(out)) for o in own]
     with torch.no_grad(): z = net(x)
     for o in hooks: o.remove()
     with torch.no_grad(): got = StageFeatures(net, 3)(x)
@@ -23,7 +24,8 @@ def test_width_is_known(arch, size, at):
     with torch.no_grad(): assert m(torch.rand(2, 3, size, size)).shape==(2,m.num_features)
 
 def test_bad_input_is_one_line():
-    for f,say in ((lambda: StageFeatures(nn.Linear(2, 2)), 'a Linear does not'), (lambda: stage_features('resnet18', at=[7]), '7; this'),
+    for f,say in ((lambda: StageFeatures(nn.Linear(2, 2)), 'a Linear does not'),
+                  (lambda: stage_features('resnet18', at=[7]), '7; this'),
                   (lambda: stages_model('resnet18', at=[]), 'no stage')):
         with pytest.raises(MemoError, match=say) as e: f()
         assert '\n' not in str(e.value)
