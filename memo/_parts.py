@@ -170,7 +170,7 @@ parts = {
     'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
     'train': Param(bool, False, 'Train the rest of the network too?'),
   }, {'continual': True}),
-  'RanPAC': ('memo.continual.class_statistics', 'RanPAC', "Answers by ridge regression on random features of a frozen backbone's, counted as they come (McDonnell et al. 2023)", {
+  'RanPAC': ('memo.continual.class_statistics', 'RanPAC', 'Answers by ridge regression on random features of a frozen backbone, counted as they come (McDonnell et al. 2023)', {
     'n_random': Param(Count|None, None, 'How many random features; by default four times the width, 5000 at most'),
     'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
     'train': Param(bool, False, 'Train the rest of the network too?'),
@@ -194,7 +194,7 @@ parts = {
   'Replay': ('memo.continual.replay', 'Replay', 'Experience replay (ER): the loss of some earlier examples is added to that of each batch', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
-    'policy': Param(str, 'reservoir', "Which ones stay: 'reservoir', 'ring', 'balanced', 'greedy'"),
+    'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
   }, {'continual': True}),
   'DERpp': ('memo.continual.replay', 'DERpp', 'Dark experience replay (DER++): earlier examples shall have the outputs that they had, and their labels', {
@@ -202,26 +202,26 @@ parts = {
     'alpha': Param(NonNegative, 0.1, 'Weight of the squared distance to the outputs that are stored'),
     'beta': Param(NonNegative, 0.5, 'Weight of the loss of a second batch of examples'),
     'batch_size': Param(Count|None, None, 'Of examples in a step; None: as many as the current batch has'),
-    'policy': Param(str, 'reservoir', "Which ones stay: 'reservoir', 'ring', 'balanced', 'greedy'"),
+    'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
   }, {'continual': True}),
   'ACE': ('memo.continual.replay', 'ACE', 'ER-ACE: replay, and the loss of the current batch is among its own classes only', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
-    'policy': Param(str, 'reservoir', "Which ones stay: 'reservoir', 'ring', 'balanced', 'greedy'"),
+    'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
   }, {'continual': True}),
   'MIR': ('memo.continual.replay', 'MIR', 'Replay of the examples whose loss a step on the current batch would increase most', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of examples in a step; None: as many as the current batch has'),
     'candidates': Param(Count|None, None, 'To choose them from; None: ten times as many'),
-    'policy': Param(str, 'reservoir', "Which ones stay: 'reservoir', 'ring', 'balanced', 'greedy'"),
+    'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
   }, {'continual': True}),
   'AGEM': ('memo.continual.replay', 'AGEM', 'A-GEM: no step may point against the gradient of some earlier examples', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
-    'policy': Param(str, 'reservoir', "Which ones stay: 'reservoir', 'ring', 'balanced', 'greedy'"),
+    'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
   }, {'continual': True}),
   'GDumb': ('memo.continual.replay', 'GDumb', 'GDumb: store a balanced sample; when an experience ends, train on that alone, from the weights of the start', {
@@ -229,7 +229,7 @@ parts = {
     'epochs': Param(Count, 10, 'Passes over them'),
     'lr': Param(Positive|None, None, "None: that of the learner's optimizer"),
     'batch_size': Param(Count|None, None, 'None: that of the training loader'),
-    'policy': Param(str, 'greedy', "Which ones stay: 'reservoir', 'ring', 'balanced', 'greedy'"),
+    'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'greedy', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
   }, {'continual': True}),
   'DrawSurfaces': ('memo.plots.stream_results', 'DrawSurfaces', 'Keeps the answers to a grid of points after each experience of a stream in the plane', {

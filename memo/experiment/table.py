@@ -145,7 +145,7 @@ def noted(e, i, vs, cfg, ms):
     "How a method was tuned, and what it takes"
     said = ', '.join(f"{k.removeprefix('train.').removeprefix('cbs.')} {v}" for k,v in e.settings[i].items())
     size = None if ms is None else round(mean_of(ms, 'bytes')/1000, 1)
-    return dict(method=e.name, settings=len(vs), diverged=vs[:1]!=[None] and vs.count(None) or 0, chosen=said,
+    return dict(method=e.name, settings=len(vs), diverged=vs.count(None) if len(vs)>1 else 0, chosen=said,
                 validation=vs[i], kilobytes=size, seconds=None if ms is None else seconds_of(cfg))
 
 def run_table(
