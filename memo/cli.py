@@ -154,7 +154,8 @@ def method_tables(files, assigned):
     from memo.experiment.config import is_table
     ours = [o for o in files if is_table(o)]
     if not ours: return []
-    if len(files)>1: raise MemoError(f"{ours[0]} is a table of methods, which is trained by itself; found {len(files)} files")
+    if len(files)>1:
+        raise MemoError(f"{ours[0]} is a table of methods, which is trained by itself; found {len(files)} files")
     from memo.experiment.table import load_table
     return [load_table(ours[0], assigned)]
 
@@ -200,8 +201,8 @@ def memo_train(
         cfgs = [] if resume is not None or tables else configs([config, *more], assigned)
         if print_config: return _say('\n---\n'.join(to_text(c).rstrip() for c in [*(t.cfg for t in tables), *cfgs]))
         if cli and os.environ.get('RANK') in (None,'','0'):    # of several processes one
-            for o in [announcement(c, dry_run) for c in [*(t.cfg for t in tables), *cfgs]] or [f'going on with {resume}']:
-                _say(o)
+            every = [*(t.cfg for t in tables), *cfgs]
+            for o in [announcement(c, dry_run) for c in every] or [f'going on with {resume}']: _say(o)
         text,where = (train_methods(tables[0], overwrite, dry_run) if tables else
                       train_all(cfgs, resume, table, overwrite, dry_run))
         if text: _say(f'\n{text}\n\n{where}')

@@ -104,8 +104,9 @@ class StreamTask(Multiclass):
         row = Row(training, '', tuple(cfg.memories))
         titles = {training:stream_title(cfg, training)}
         name,scores = label(row, titles),self.scores(probs, y, dls)
-        if getattr(dls, 'result', None) is None and len(dls.valid.dataset):      # of one that has been given all at once
+        if getattr(dls, 'result', None) is None and len(dls.valid.dataset):      # of what came all at once
             scores['valid_average_accuracy'] = mean_known(last_row(*learn.get_preds(dl=dls.valid), dls, 1))
-        return AttrDict(rows=[dict(training=row.training, method='', memory=list(row.memory), scores=scores)],
-                        probs={name:probs}, tables={}, pred=self.predictions({name:probs}, y, dls, item_ids(dls[2])), y=y,
-                        task=self, columns=self.columns, titles=titles, remedies=[], paired=paired_of(cfg, training))
+        rows = [dict(training=row.training, method='', memory=list(row.memory), scores=scores)]
+        return AttrDict(rows=rows, probs={name:probs}, tables={}, y=y, task=self, columns=self.columns, titles=titles,
+                        pred=self.predictions({name:probs}, y, dls, item_ids(dls[2])), remedies=[],
+                        paired=paired_of(cfg, training))

@@ -65,8 +65,8 @@ def sampling_of(here, t): return None if t.sampling is None else made(f'{here}.s
 def full_batches(cfg, dls):
     "Drop an incomplete last training batch if the model normalises over the batch, as it could be a single image"
     if facts(cfg.model).get('full_batches'):
-        stream = getattr(dls, 'stream', None)
-        dls.train.drop_last = (len(dls.train.dataset) if stream is None else min(map(len, stream.parts[0])))>=dls.train.bs
+        n = min(map(len, dls.stream.parts[0])) if hasattr(dls, 'stream') else len(dls.train.dataset)
+        dls.train.drop_last = n>=dls.train.bs
     return dls
 
 def other_train(dls, seed, bs, sampling):

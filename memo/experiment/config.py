@@ -96,11 +96,11 @@ def check_model(cfg, fail):
         if getattr(t, k): fail(f'train.{k}', f"train.{k} has nothing to freeze where train.frozen is true")
 
 # what is for epochs over all of the data
-for_epochs = 'freeze_epochs','freeze_cached','warmup_epochs','pct_start','sampling','abnormal_only','class_weights','phase2'
-for_epochs += 'monitor','patience'
+for_epochs = ('freeze_epochs','freeze_cached','warmup_epochs','pct_start','sampling','abnormal_only','class_weights',
+              'phase2','monitor','patience')
 
 def check_stream(cfg, fail):
-    "In a stream items come once, in an order that is given, and nobody knows what comes later; elsewhere there is no stream"
+    "In a stream items come once, in a given order, and nobody knows what comes later; elsewhere there is none"
     t = cfg.train
     if not in_stream(cfg):
         for key,v in (('train.joint',t.joint), ('train.half',t.half), ('plots.draw',cfg.plots.draw)):

@@ -187,13 +187,13 @@ class Draft:
     def set_listed(self, key, rest, v, where):
         "Set a key of a part in a list, which is there by its name"
         head,_,k = key.rpartition('.')
-        parts = [dict(name=o) if isinstance(o, str) else dict(o) for o in (self.raw.get(head) or {} if head else self.raw)
-                 .get(k) or []]
+        there = (self.raw.get(head) or {} if head else self.raw).get(k) or []
+        parts = [dict(name=o) if isinstance(o, str) else dict(o) for o in there]
         name,_,arg = rest.rpartition('.')
         one = [o for o in parts if o.get('name')==name]
         if not one:
-            raise MemoError(f"{where}: {key}.{rest}: {key} names {', '.join(o.get('name', '?') for o in parts) or 'nothing'}; "
-                            f"{key}=[...] sets the list")
+            names = ', '.join(o.get('name', '?') for o in parts) or 'nothing'
+            raise MemoError(f"{where}: {key}.{rest}: {key} names {names}; {key}=[...] sets the list")
         one[0][arg] = v
         self.set(key, parts, where)
         self.origin[f'{key}.{name}.{arg}'] = where

@@ -49,7 +49,8 @@ def draw(learn, history, folder):
         plot = plot_classbank if hasattr(b, 'prototypes') else plot_bank
         pics[f'bank{more}'] = partial(plot, b, list(d.vocab))
         if hasattr(cb.head, 'decide'): pics[f'two_paths{more}'] = partial(_two_paths, history, k, b)
-        if has_pictures(learn, b): pics[f'memories{more}'] = partial(_recalled, learn, k, 1 if len(d.valid.dataset) else 2)
+        if not has_pictures(learn, b): continue
+        pics[f'memories{more}'] = partial(_recalled, learn, k, 1 if len(d.valid.dataset) else 2)
     save_pictures(folder, **pics)
 
 def has_pictures(learn, bank):

@@ -60,7 +60,8 @@ def settings_of(
     else: raise MemoError(f"{here}.grid must be keys with lists of values, or a list of settings, found {shown(grid)}")
     if not res or not all(isinstance(o, dict) for o in res):
         raise MemoError(f"{here}.grid must be keys with lists of values, or a list of settings, found {shown(grid)}")
-    if len(res)>8: raise MemoError(f"{here}.grid has {len(res)} settings; 8 at most, so that every method is tuned as much")
+    if len(res)>8:
+        raise MemoError(f"{here}.grid has {len(res)} settings; 8 at most, so that every method is tuned as much")
     return res
 
 # %% ../../nbs/experiment/11_table.ipynb #a1d9e311
@@ -128,7 +129,8 @@ def trained(cfg, overwrite, log):
 def chosen_score(cfg):
     "What a setting is chosen by: average accuracy at the end of the first half, on validation items"
     vs = [m['rows'][0]['scores'].get('valid_average_accuracy') for m in scores_of(cfg)]
-    if None in vs: raise MemoError(f"{cfg.name}: the first half of {cfg.data.name} has no validation items to choose on")
+    if None in vs:
+        raise MemoError(f"{cfg.name}: the first half of {cfg.data.name} has no validation items to choose on")
     return sum(vs)/len(vs)
 
 def best_setting(table, e, overwrite=False, log=print):
@@ -199,5 +201,5 @@ def dry_table(table, log=print):
     "Two batches of every setting of every method; no run is written"
     for e in table.entries:
         for i,o in enumerate(e.settings):
-            dry_run(changed(e.cfg, {**o, 'name':f'{table.cfg.name}/{slug(e.name)}/try_{i+1}', 'seeds':table.cfg.seeds[:1]},
-                            f'methods.{e.name}'), log)
+            own = dict(name=f'{table.cfg.name}/{slug(e.name)}/try_{i+1}', seeds=table.cfg.seeds[:1])
+            dry_run(changed(e.cfg, {**o, **own}, f'methods.{e.name}'), log)
