@@ -23,7 +23,7 @@ def backbone_of(
     in_chans:int=3 # Channels of the images
 ):
     "The network whose features enter a model of this module"
-    if arch is None: raise MemoError("model.arch: the features of which timm network? It is needed where train.frozen is true")
+    if arch is None: raise MemoError("model.arch: the features of which network? Needed where train.frozen is true")
     return load_backbone(arch, pretrained, in_chans=in_chans)
 
 # %% ../../nbs/models/08_linear.ipynb #7637ecd7
