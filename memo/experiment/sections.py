@@ -44,8 +44,7 @@ class Train:
     lr:Positive|Literal['find'] = 4e-3 # Peak of the cycle; find: the valley of lr_find
     pct_start:OpenFraction|None = None # Share of a cycle in which the rate rises; null: fastai's
     bs:Count = 64 # Batch size
-    # Optimizer; adam adds the weight decay to the gradient; sgd has no momentum where the rate is constant; row_sgd is
-    # one that leaves units of a MemoryLinear alone that an item has not selected
+    # Optimizer; adam and sgd add the weight decay to the gradient; row_sgd steps chosen units of a MemoryLinear only
     opt:Literal['adamw','adam','sgd','row_sgd'] = 'adamw'
     wd:NonNegative = .01 # Weight decay
     clip:Positive|None = None # Longest gradient that is stepped along, a longer one is shortened; null: any
@@ -173,7 +172,7 @@ def yaml_lines(d, key, indent, docs):
     "Lines of a dict: key and value, and the comment"
     for k,v in d.items():
         here = f'{key}{k}'
-        doc = f"  # {docs[here]}" if docs.get(here) else ''
+        doc = f"  # {' '.join(docs[here].split())}" if docs.get(here) else ''
         if isinstance(v, dict) and v:
             yield f'{indent}{leaf_text(k)}:{doc}'
             yield from yaml_lines(v, f'{here}.', indent+'  ', docs)
