@@ -258,6 +258,7 @@ def test_to_yaml_reads_back(yml, over):
 def test_every_key_has_a_comment(repo):
     "`--print-config` says what each key is for; those that are handed on to timm are timm's"
     for p in sorted((repo/'experiments').rglob('*.yaml')):
+        if is_table(p): continue
         deep = math.inf     # indentation of what is handed on
         for line in to_yaml(load_config(p), comments=True).splitlines():
             at = len(line)-len(line.lstrip())
