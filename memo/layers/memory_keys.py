@@ -9,7 +9,7 @@ __all__ = ['psis', 'distances', 'unchanged', 'signs', 'resized', 'squared', 'sim
            'MemoryKeys']
 
 # %% ../../nbs/layers/05_memory_keys.ipynb #1c62d7ee
-import math,torch
+import torch
 from collections.abc import Callable
 from torch import Tensor,nn
 from torch.nn import functional as F
@@ -96,8 +96,8 @@ class MemoryKeys(nn.Module):
         k = torch.empty(groups, units, self.key_size)
         if upd_k=='ad_hoc_WTA': self.register_buffer('keys', k)
         else: self.keys = nn.Parameter(k)
-        for o in ('mu','eta','wins','scrambles'):
-            self.register_buffer(o, torch.zeros(groups, units, dtype=torch.long))
+        none = torch.zeros(groups, units, dtype=torch.long)
+        for o in ('mu','eta','wins','scrambles'): self.register_buffer(o, none.clone())
         self.reset_keys()
 
     @torch.no_grad()

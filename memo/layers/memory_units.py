@@ -10,7 +10,6 @@ __all__ = ['by_unit', 'parts', 'spread', 'best_way', 'products', 'to_inputs', 't
 
 # %% ../../nbs/layers/06_memory_units.ipynb #69b9f525
 import mmap,torch
-from torch import Tensor
 from torch.nn import functional as F
 from typing import NamedTuple
 

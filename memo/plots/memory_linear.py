@@ -74,13 +74,14 @@ def draw_plane(ax, layer, x, y, output):
     won = winners(layer, g.flatten(0, 1), output).view(160, 160)
     rgb = torch.tensor(unit_colors(layer.units_each))[:,:3]
     extent = [float(o) for pair in zip(lo, hi) for o in pair]
-    ax.imshow(.35*rgb[won]+.65, origin='lower', extent=extent, aspect='auto')
-    ax.scatter(*x.T, s=3, c='.3' if y is None else y, cmap='tab10', lw=0, vmin=0, vmax=9)
+    ax.imshow((.35*rgb[won]+.65).numpy(), origin='lower', extent=extent, aspect='auto')
+    how = dict(c='.3') if y is None else dict(c=y.numpy(), cmap='tab10', vmin=0, vmax=9)
+    ax.scatter(*x.T.numpy(), s=3, lw=0, **how)
     if layer.psi=='identity':
         used = layer.wins[output if not layer.shared_keys else 0].cpu()>0
         for i,k in enumerate(layer.keys[0 if layer.shared_keys else output].detach().float().cpu()):
-            if used[i]: ax.text(*k, str(i), ha='center', va='center', fontsize=7, weight='bold', clip_on=True)
-    ax.set(title='which unit answers, keys by number', xlim=(lo[0],hi[0]), ylim=(lo[1],hi[1]))
+            if used[i]: ax.text(*k.tolist(), str(i), ha='center', va='center', fontsize=7, weight='bold', clip_on=True)
+    ax.set(title='which unit answers, keys by number', xlim=extent[:2], ylim=extent[2:])
 
 def draw_shares(ax, won, y, n, vocab):
     "How much of each class each unit answers"
@@ -89,9 +90,9 @@ def draw_shares(ax, won, y, n, vocab):
     used = t.sum(0).nonzero().flatten()
     used = used[t[:,used].argmax(0).argsort(stable=True)]       # units of one class side by side
     share = t[:,used]/t.sum(1, keepdim=True).clamp(min=1)
-    im = ax.imshow(share, aspect='auto', cmap='Blues', vmin=0, vmax=1)
+    im = ax.imshow(share.numpy(), aspect='auto', cmap='Blues', vmin=0, vmax=1)
     ax.figure.colorbar(im, ax=ax, shrink=.8)
-    ax.set_xticks(range(len(used)), used.tolist() if len(used)<=30 else ['']*len(used))
+    ax.set_xticks(range(len(used)), used.tolist() if len(used)<=16 else ['']*len(used))
     if k<=30: ax.set_yticks(range(k), short_names(vocab, k))
     ax.set(title=f'share of each class, by {len(used)} of {n} units', xlabel='unit', ylabel='class')
     for label in ax.get_yticklabels(): label.set_parse_math(False)
@@ -102,11 +103,11 @@ def draw_wins(ax, layer, output):
     wins,gone = layer.wins[g].cpu(),layer.scrambles[g].cpu()
     order = wins.argsort(descending=True, stable=True)
     n = range(len(order))
-    ax.bar(n, wins[order], color='#4477aa', width=1, label='wins')
-    ax.plot(n, gone[order], color='#ee6677', lw=0, marker='.', ms=3, label='given away')
+    ax.bar(n, wins[order].numpy(), color='#4477aa', width=1, label='wins')
+    ax.plot(n, gone[order].numpy(), color='#ee6677', lw=0, marker='.', ms=3, label='given away')
     won = f'{int((wins>0).sum())} of {len(wins)} units have won'
     ax.set(yscale='symlog', xlabel='unit', ylabel='in training', title=won)
-    ax.set_xticks(n, order.tolist() if len(wins)<=30 else ['']*len(wins))
+    ax.set_xticks(n, order.tolist() if len(wins)<=16 else ['']*len(wins))
     ax.legend()
 
 # %% ../../nbs/plots/08_memory_linear.ipynb #cbef34d3

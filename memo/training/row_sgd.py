@@ -13,7 +13,7 @@ from collections.abc import Iterable
 from fastai.optimizer import Optimizer
 from functools import partial
 from torch import Tensor
-from ..core import MemoError,NonNegative
+from ..core import NonNegative
 from ..layers.memory_units import zeros
 from ..schema import accept
 

@@ -1,4 +1,4 @@
-"Run by test_memory_linear_processes.py on two gloo ranks: trains a MemoryLinear on halves of batches, one larger than the other"
+"Run by test_memory_linear_processes.py on two gloo ranks: trains a MemoryLinear on parts of batches, unequal ones"
 import sys, torch
 from torch.nn import functional as F
 from pathlib import Path

@@ -148,8 +148,9 @@ def test_every_way_to_learn(distance, upd):
     for order in ('paper','backward'):
         compare(made(distance=distance, order=order, upd_m=upd[0], upd_k=upd[1], delta=3), 3)
 
-@pytest.mark.parametrize('kw', [dict(psi='sign', scramble=False),dict(psi='resize', key_size=3),dict(psi='resize', key_size=9),
-                                dict(bias=False),dict(delta=1),dict(delta=50),dict(scramble=False),dict(key_mem_units=1),
+@pytest.mark.parametrize('kw', [dict(psi='sign', scramble=False),dict(psi='resize', key_size=3),
+                                dict(psi='resize', key_size=9),dict(bias=False),dict(delta=1),dict(delta=50),
+                                dict(scramble=False),dict(key_mem_units=1),
                                 dict(out_features=1, shared_keys=False),dict(sigma=3., distance='euclidean'),
                                 dict(scramble=False, tau_mu=None, tau_eta=None, tau_alpha=None)])
 @pytest.mark.parametrize('order', ['paper','backward'])

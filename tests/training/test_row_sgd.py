@@ -1,4 +1,4 @@
-"row_sgd moves the memory units that had a part in a step, and nothing else; where it need not know that, it is fastai's SGD"
+"row_sgd moves the memory units that had a part in a step, and nothing else; of other parameters it is fastai's SGD"
 import copy
 from functools import partial
 import pytest, torch
