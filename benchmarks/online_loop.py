@@ -12,6 +12,8 @@ import torch, torch.nn.functional as F
 from fastai.vision.all import DataLoaders, Learner, SGD, OptimWrapper, nn, partial, set_seed
 from memo.all import Stream, TensorDL
 import memo.continual.stream_fit
+try: from memo.continual.replay import Replay
+except ImportError: Replay = None
 
 def loaders(x, y, bs):
     "All items are for training; a few are measured, which is not what is timed here"
@@ -47,7 +49,32 @@ def streamed(x, y, bs, opt=SGD, cbs=None):
 
 def torch_sgd(*args): return streamed(*args, opt=partial(OptimWrapper, opt=torch.optim.SGD))
 
-ways = {'bare PyTorch loop':bare, "fastai's loop":fastai, '`fit_stream`':streamed, "`fit_stream`, torch's SGD":torch_sgd}
+def bare_replay(x, y, bs, size=200):
+    "A reservoir of rows, of which as many as the batch has are trained on beside it"
+    model = nn.Linear(x.shape[1], 10)
+    opt = torch.optim.SGD(model.parameters(), lr=.01)
+    bx,by,seen = torch.zeros(size, x.shape[1]),torch.zeros(size).long(),0
+    t = time.process_time()
+    for at in torch.randperm(len(x)).split(bs):
+        xb,yb = x[at],y[at]
+        loss = F.cross_entropy(model(xb), yb)
+        if seen:
+            i = torch.randperm(min(seen, size))[:bs]
+            loss = loss+F.cross_entropy(model(bx[i]), by[i])
+        opt.zero_grad()
+        loss.backward()
+        opt.step()
+        for k in range(len(xb)):
+            j = seen if seen<size else int(torch.randint(seen+1, (1,)))
+            if j<size: bx[j],by[j] = xb[k],yb[k]
+            seen += 1
+    return time.process_time()-t
+
+def replayed(*args): return streamed(*args, cbs=Replay(200))
+
+ways = {'bare PyTorch loop':bare, "fastai's loop":fastai, '`fit_stream`':streamed,
+        "`fit_stream`, torch's SGD":torch_sgd}
+if Replay is not None: ways |= {'bare loop with a reservoir':bare_replay, '`fit_stream` with `Replay(200)`':replayed}
 
 def measure(bs, steps, runs):
     "Median seconds of each way"
@@ -68,16 +95,18 @@ def main():
     p.add_argument('--out', help='write the table there too')
     args = p.parse_args()
     torch.set_num_threads(1)
-    steps,runs = (1000,3) if args.quick else (4000,7)
+    steps,runs = (1000,3) if args.quick else (4000,5)
     lines = ['| batch | loop | µs a step | items a second | of the bare loop |', '|---|---|---|---|---|']
     for bs in (1,10):
         got = measure(bs, steps, runs)
         for k,t in got.items():
-            lines.append(f"| {bs} | {k} | {1e6*t/steps:.0f} | {bs*steps/t:,.0f} | {got['bare PyTorch loop']/t:.2f} |")
+            base = got['bare loop with a reservoir' if 'eplay' in k or 'reservoir' in k else 'bare PyTorch loop']
+            lines.append(f"| {bs} | {k} | {1e6*t/steps:.0f} | {bs*steps/t:,.0f} | {base/t:.2f} |")
     print('\n'.join(lines))
     if args.out:
         head = __doc__.splitlines()[0]
-        text = f'# Online training\n\n{head}.\nMade by `python benchmarks/online_loop.py --out benchmarks/online_loop.md`.\n\n'
+        how = 'python benchmarks/online_loop.py --out benchmarks/online_loop.md'
+        text = f'# Online training\n\n{head}.\nMade by `{how}`.\n\n'
         with open(args.out, 'w') as f: f.write(text+'\n'.join(lines)+'\n')
 
 if __name__=='__main__': main()

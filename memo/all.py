@@ -54,6 +54,7 @@ from .training.export_model import export_model
 from .training.param_groups import adamw,body_head_splitter
 from .training.row_sgd import row_sgd
 from .training.stages import Stage,fit_stages
+from .training.fast_loop import fast_loop
 from .continual.method import Kept,Method
 from .continual.stream_fit import StreamResult
 from .evaluation.tasks import Task,task_of

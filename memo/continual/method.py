@@ -8,6 +8,7 @@ Docs: https://github.com/fastmemo/memo/continual/method.html.md"""
 __all__ = ['Kept', 'keeper', 'keep', 'Method', 'states_out']
 
 # %% ../../nbs/continual/01_method.ipynb #07316e8e
+import cloudpickle
 from fastai.vision.all import *
 from ..core import MemoError
 
@@ -94,9 +95,9 @@ _export = Learner.export
 
 @patch
 def export(self:Learner,
-    fname='export.pkl', # The file, below `learn.path`
-    *args,              # Of the export that this one calls: what pickles, and how
-    **kwargs
+    fname='export.pkl',         # The file, below `learn.path`
+    pickle_module=cloudpickle,  # What pickles
+    pickle_protocol=2           # Version of the format
 ):
     "Export the learner for `load_learner`; what continual methods keep of the stream, old items among it, is left out"
-    with states_out(self): return _export(self, fname, *args, **kwargs)
+    with states_out(self): return _export(self, fname, pickle_module, pickle_protocol)

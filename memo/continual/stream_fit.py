@@ -301,8 +301,8 @@ def fit_stream(self:Learner,
     stream:Stream, # What to learn from
     epochs:Count=1, # Passes over each experience
     lr=None, # Rate; None: the learner's
-    # How an experience is trained: a method of the learner ('fit_one_cycle'), or a function of the same arguments; None:
-    # at a constant rate
+    # How an experience is trained: a method of the learner ('fit_one_cycle'), or a function of the same arguments;
+    # None: at a constant rate
     fit=None,
     cbs=None, # Callbacks for the stream, methods among them
     measure:Count|None=None, # Measure after every so many batches too, not only after each experience

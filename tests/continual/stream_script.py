@@ -41,10 +41,12 @@ def main(out, kill=None):
     if kill=='resume': set_seed(8)
     with processes(learn), learn.no_bar(), learn.no_logging():
         several = num_distrib()>1
-        r = learn.fit_stream(split_stream(dls, n=3), 2, cbs=[*([Kill()] if kill=='kill' else []), *([] if several else [Buffer()])],
-                             measure=3, checkpoint=f'{out}/ck', resume=kill=='resume')
+        cbs = [*([Kill()] if kill=='kill' else []), *([] if several else [Buffer()])]
+        r = learn.fit_stream(split_stream(dls, n=3), 2, cbs=cbs, measure=3,
+                             checkpoint=f'{out}/ck', resume=kill=='resume')
     torch.save(dict(table=torch.tensor(r.table().accuracy.tolist()), online=torch.tensor(r.online_accuracy),
-                    n=len(r.steps), model=learn.model.state_dict(), left='experience' in vars(learn)), f'{out}/rank{rank_distrib()}.pt')
+                    n=len(r.steps), model=learn.model.state_dict(), left='experience' in vars(learn)),
+               f'{out}/rank{rank_distrib()}.pt')
 
 if __name__=='__main__':
     main(*sys.argv[1:])

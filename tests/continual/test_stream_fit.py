@@ -111,7 +111,8 @@ def test_rows_that_a_method_adds_do_not_count():
     class Doubles(Callback):
         order = 20
         def before_batch(self):
-            if self.training: self.learn.xb,self.learn.yb = (torch.cat([self.x, self.x*0]),),(torch.cat([self.y, self.y*0]),)
+            if not self.training: return
+            self.learn.xb,self.learn.yb = (torch.cat([self.x, self.x*0]),),(torch.cat([self.y, self.y*0]),)
     dls = loaders()
     r = run(make(dls, cbs=Doubles()), stream_of(dls))
     assert r.online_accuracy.shape==(3,) and (r.online_accuracy<=1).all()
@@ -177,8 +178,10 @@ def test_inside_another_fit():
         def before_step(self):
             if not self.done or len(self.done)>1: pass
             if not hasattr(self.learn, 'experience'):
-                self.said.append((self.learn.epoch, self.learn.iter, self.learn.train_iter, self.learn.n_epoch, self.learn.n_iter,
-                              [h['lr'] for h in self.opt.hypers], round(self.learn.pct_train, 9), self.learn.model.training))
+                l = self.learn
+                rates = [h['lr'] for h in self.opt.hypers]
+                self.said.append((l.epoch, l.iter, l.train_iter, l.n_epoch, l.n_iter, rates,
+                                  round(l.pct_train, 9), l.model.training))
     for event in ('after_batch','before_batch','after_pred'):
         outs = []
         for ok in (False,True):
@@ -186,7 +189,8 @@ def test_inside_another_fit():
             cb = Inside(ok, event)
             set_seed(3)
             with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(3, .01, cbs=cb)
-            outs.append((cb.said, len(learn.recorder.losses), len(learn.recorder.values), learn.recorder.lrs, len(learn.recorder.iters)))
+            r = learn.recorder
+            outs.append((cb.said, len(r.losses), len(r.values), r.lrs, len(r.iters)))
             assert bool(cb.done)==ok
         assert outs[0]==outs[1], event
 
@@ -195,7 +199,8 @@ def test_inside_another_fit():
 def test_events_and_the_number_of_the_experience():
     got = []
     class Told(Callback):
-        def before_experience(self): got.append(('before', self.learn.experience, sorted({*map(int, self.dls.train.dataset.y)})))
+        def before_experience(self):
+            got.append(('before', self.learn.experience, sorted({*map(int, self.dls.train.dataset.y)})))
         def after_experience(self): got.append(('after', self.learn.experience, self.learn.dls.train.n))
         def before_fit(self): got.append('fit') if not hasattr(self.learn, 'gather_preds') else None
     dls = loaders()
@@ -203,18 +208,20 @@ def test_events_and_the_number_of_the_experience():
     run(make(dls), stream, cbs=Told())
     assert got==[o for i in range(3) for o in (('before', i, stream.classes[i]), 'fit', ('after', i, 20))]
 
+def rate(seen, cb): seen.append(cb.opt.hypers[-1]['lr'])
+
 def test_ways_to_fit():
     dls = loaders()
     stream = stream_of(dls)
     lrs = {}
     for fit in (None,'fit_one_cycle','fit_flat_cos',Learner.fit_one_cycle):
         learn,seen = make(dls),[]
-        run(learn, stream, 2, fit=fit, lr=.01, cbs=Callback(before_step=lambda self: seen.append(self.opt.hypers[-1]['lr'])))
+        run(learn, stream, 2, fit=fit, lr=.01, cbs=Callback(before_step=partial(rate, seen)))
         lrs[fit] = seen
     assert {*lrs[None]}=={.01} and len({*lrs['fit_one_cycle']})==10 and len({*lrs['fit_flat_cos']})>2
     assert lrs[Learner.fit_one_cycle]==lrs['fit_one_cycle']
     learn,seen = make(dls),[]
-    run(learn, stream, cbs=Callback(before_step=lambda self: seen.append(self.opt.hypers[-1]['lr'])))
+    run(learn, stream, cbs=Callback(before_step=partial(rate, seen)))
     assert {*seen}=={.02}
 
 def test_a_cancelled_experience_is_followed_by_the_next():
@@ -250,7 +257,8 @@ def test_resumed_is_unbroken(tmp_path, at, experience, epoch):
         order = 200
         def stop(self):
             late = self.learn.epoch>=epoch or at=='before_fit'
-            if self.learn.experience==experience and late and not hasattr(self.learn, 'gather_preds'): raise Killed('now')
+            if self.learn.experience!=experience or not late or hasattr(self.learn, 'gather_preds'): return
+            raise Killed('now')
     setattr(Stop, at, Stop.stop)
     half = make(dls)
     with pytest.raises(Killed): run(half, stream, 2, cbs=[Buffer(), Stop()], measure=3, checkpoint=tmp_path/'b')
@@ -261,7 +269,8 @@ def test_resumed_is_unbroken(tmp_path, at, experience, epoch):
     assert same(snap(whole.model), snap(new.model)) and 'buffer.at/2' in str([*snap(new.model)])
     np.testing.assert_array_equal(a.matrix, b.matrix)
     np.testing.assert_array_equal(a.valid_matrix, b.valid_matrix)
-    pd.testing.assert_frame_equal(a.history.drop(columns='seconds'), b.history.drop(columns='seconds'), check_exact=True)
+    ha,hb = (o.history.drop(columns='seconds') for o in (a,b))
+    pd.testing.assert_frame_equal(ha, hb, check_exact=True)
     assert a.table().equals(b.table()) and len(a.steps)==len(b.steps)==9
     # one that had ended gives its figures again
     c = run(make(dls), stream, 2, cbs=Buffer(), measure=3, checkpoint=tmp_path/'b', resume=True)
@@ -271,12 +280,14 @@ def test_another_stream_is_not_resumed(tmp_path):
     dls = loaders()
     stream = stream_of(dls)
     run(make(dls), stream, checkpoint=tmp_path)
-    for kw,say in ((dict(epochs=2), 'epochs'), (dict(lr=.5), 'lr'), (dict(fit='fit_one_cycle'), 'fit'), (dict(measure=2), 'measure')):
+    for kw,say in ((dict(epochs=2), 'epochs'), (dict(lr=.5), 'lr'), (dict(fit='fit_one_cycle'), 'fit'),
+                   (dict(measure=2), 'measure')):
         with pytest.raises(MemoError, match=f'another experiment: {say}|{say}'):
-            run(make(dls), stream, **{**kw}, checkpoint=tmp_path, resume=True)
-    with pytest.raises(MemoError, match='items'): run(make(dls), stream_of(dls, seed=1), checkpoint=tmp_path, resume=True)
-    with pytest.raises(MemoError, match='experiences'): run(make(dls), stream_of(dls, n=2), checkpoint=tmp_path, resume=True)
-    with pytest.raises(MemoError, match='another model'): run(make(dls, out=C+1), stream, checkpoint=tmp_path, resume=True)
+            run(make(dls), stream, **kw, checkpoint=tmp_path, resume=True)
+    def again(learn, stream): return run(learn, stream, checkpoint=tmp_path, resume=True)
+    with pytest.raises(MemoError, match='items'): again(make(dls), stream_of(dls, seed=1))
+    with pytest.raises(MemoError, match='experiences'): again(make(dls), stream_of(dls, n=2))
+    with pytest.raises(MemoError, match='another model'): again(make(dls, out=C+1), stream)
     with pytest.raises(MemoError, match='what is'):
         run(make(dls), stream, checkpoint=tmp_path, resume=True, experiment=dict(what=1))
 
@@ -314,19 +325,21 @@ def test_more_classes_than_outputs():
 def test_sets_to_measure_on():
     dls = loaders()
     only = DataLoaders(dls.train, device='cpu')
-    with pytest.raises(MemoError, match='training items only'): run(make(dls), Stream(only, [torch.arange(60).tensor_split(2)]))
+    with pytest.raises(MemoError, match='training items only'):
+        run(make(dls), Stream(only, [torch.arange(60).tensor_split(2)]))
     two = DataLoaders(dls.train, dls.valid, device='cpu')
     r = run(make(two), split_stream(two, n=3))
     assert r.matrix.shape==(3,3) and r.valid_matrix is None
     none = [torch.tensor([], dtype=torch.long)]*3
     stream = stream_of(dls)
-    with pytest.raises(MemoError, match='no test items'): run(make(dls), Stream(dls, [stream.parts[0], stream.parts[1], none]))
+    with pytest.raises(MemoError, match='no test items'):
+        run(make(dls), Stream(dls, [stream.parts[0], stream.parts[1], none]))
     # some have none: nan there, and the figures are of the others
     parts = [stream.parts[0], [*none[:2], stream.parts[1][2]], [stream.parts[2][0], none[0], stream.parts[2][2]]]
     r = run(make(dls), Stream(dls, parts), measure=4)
     assert np.isnan(r.matrix[:,1]).all() and not np.isnan(r.matrix[:,[0,2]]).any()
     assert np.isnan(r.valid_matrix[:,:2]).all() and r.average_accuracy==pytest.approx(np.mean(r.matrix[2,[0,2]]))
-    for k in ('forgetting','backward_transfer','forward_transfer','anytime_accuracy'): assert getattr(r, k)==getattr(r, k)
+    assert all(o==o for o in (r.forgetting,r.backward_transfer,r.forward_transfer,r.anytime_accuracy))
 
 def test_items_of_no_class():
     x = torch.randn(12, 5)
@@ -341,8 +354,10 @@ def test_a_loss_that_is_not_finite():
     learn = make(dls)
     class Breaks(Callback):
         def after_loss(self):
-            if self.training and self.learn.experience==1: self.learn.loss = self.learn.loss_grad = self.learn.loss_grad*float('nan')
-    with pytest.raises(MemoError, match=r'not finite.*experience 1 \(.*epoch 0.*lower lr'): run(learn, stream_of(dls), cbs=Breaks())
+            if self.training and self.learn.experience==1:
+                self.learn.loss = self.learn.loss_grad = self.learn.loss_grad*float('nan')
+    with pytest.raises(MemoError, match=r'not finite.*experience 1 \(.*epoch 0.*lower lr'):
+        run(learn, stream_of(dls), cbs=Breaks())
     assert len(learn.stream_result)==1
 
 def test_other_loaders_and_ordered_streams():

@@ -6,7 +6,8 @@ pytestmark = pytest.mark.slow
 
 def run(repo, out, *args):
     out.mkdir(exist_ok=True)
-    return subprocess.run([sys.executable, repo/'tests/continual/stream_script.py', out, *args], cwd=repo, capture_output=True, text=True)
+    script = repo/'tests/continual/stream_script.py'
+    return subprocess.run([sys.executable, script, out, *args], cwd=repo, capture_output=True, text=True)
 
 def equal(a, b):
     assert a['model'].keys()==b['model'].keys() and all(torch.equal(v, b['model'][k]) for k,v in a['model'].items())

@@ -6,6 +6,8 @@ from hypothesis.extra.numpy import arrays
 from memo.core import MemoError
 from memo.metrics.continual import *
 
+figures = average_accuracy,forgetting,backward_transfer,forward_transfer,anytime_accuracy
+
 def mean(xs):
     xs = [x for x in xs if x==x]
     return sum(xs)/len(xs) if xs else math.nan
@@ -39,7 +41,7 @@ def test_formulas(A):
     close(backward_transfer(A), max(0., b) if (b := loop_bwt(L))==b else b)
     close(forward_transfer(A), loop_fwt(L))
     close(anytime_accuracy(A), mean(acc(L, t) for t in range(len(L))))
-    assert all(isinstance(f(A), float) for f in (average_accuracy,forgetting,backward_transfer,forward_transfer,anytime_accuracy))
+    assert all(isinstance(f(A), float) for f in figures)
 
 def test_the_sums_as_they_are_printed():
     "Spec 2.3, without nan: 2/(T(T-1)) times the sum over i>j, and over i<j"
@@ -63,7 +65,7 @@ def test_one_experience_and_a_stream_that_has_not_ended():
 
 def test_nothing_to_measure(recwarn):
     A = np.full((3,3), np.nan)
-    for f in (average_accuracy,forgetting,backward_transfer,forward_transfer,anytime_accuracy): assert math.isnan(f(A))
+    for f in figures: assert math.isnan(f(A))
     assert not recwarn.list
 
 def test_rows_within_experiences():
@@ -73,9 +75,10 @@ def test_rows_within_experiences():
     for at in ([0,0,1], [0,0,1,2], [-1,0,1,1], [0.,0.,1.,1.]):
         with pytest.raises(MemoError, match='at:'): anytime_accuracy(A, at)
 
-@pytest.mark.parametrize('A', [[], [[]], [.5,.5], .5, np.zeros((3,2)), np.zeros((1,2,2)), [[.1],[.2,.3]], [['a']], None])
+@pytest.mark.parametrize('A', [[], [[]], [.5,.5], .5, np.zeros((3,2)), np.zeros((1,2,2)), [[.1],[.2,.3]], [['a']],
+                               None])
 def test_what_is_no_matrix(A):
-    for f in (average_accuracy,forgetting,backward_transfer,forward_transfer,anytime_accuracy):
+    for f in figures:
         with pytest.raises(MemoError, match='matrix'): f(A)
 
 def test_percents_are_refused():
@@ -86,4 +89,5 @@ def test_percents_are_refused():
 def test_other_containers():
     import torch
     A = torch.rand(3,3)
-    assert average_accuracy(A)==pytest.approx(float(A[2].mean())) and forgetting(A.tolist())==pytest.approx(forgetting(A.numpy()))
+    assert average_accuracy(A)==pytest.approx(float(A[2].mean()))
+    assert forgetting(A.tolist())==pytest.approx(forgetting(A.numpy()))

@@ -30,7 +30,8 @@ class Plan(Callback):
         self.learn.planned = n = vars(self.learn).get('planned', 0)+1
         every,ex = self.plan[name]
         if n%every==0: raise ex()
-for _k in ('before_batch','after_pred','after_loss','before_backward','after_backward','before_step','after_step','after_batch'):
+for _k in '''before_batch after_pred after_loss before_backward after_backward before_step after_step
+              after_batch'''.split():
     setattr(Plan, _k, (lambda k: lambda self: self.look(k))(_k))
 
 class Quiet(Plan):
@@ -85,11 +86,13 @@ class TrainMetrics(Callback):
 cases = dict(
     plain=dict(), logged=dict(cbs=[Log]), one=dict(bs=1, cbs=[Log]), cycle=dict(fit='fit_one_cycle', cbs=[Log]),
     adam=dict(opt_func=Adam), momentum=dict(opt_func=partial(SGD, mom=.9), wd=.1), ranger=dict(opt_func=ranger),
-    torch=dict(opt_func=partial(OptimWrapper, opt=torch.optim.SGD)), adamw=dict(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)),
+    torch=dict(opt_func=partial(OptimWrapper, opt=torch.optim.SGD)),
+    adamw=dict(opt_func=partial(OptimWrapper, opt=torch.optim.AdamW)),
     l2=dict(opt_func=partial(SGD, decouple_wd=False), wd=.1), smooth=dict(loss=LabelSmoothingCrossEntropyFlat()),
     torch_loss=dict(loss=nn.CrossEntropyLoss()), function=dict(loss=lambda p,y: F.cross_entropy(p, y)),
     focal=dict(loss=FocalLossFlat()), accumulate=dict(cbs=[lambda: GradientAccumulation(10), Log]),
-    clip=dict(cbs=[lambda: GradientClip(.1), Log]), mixup=dict(cbs=[MixUp, Log]), images=dict(image=True, cbs=[CutMix, Log]),
+    clip=dict(cbs=[lambda: GradientClip(.1), Log]), mixup=dict(cbs=[MixUp, Log]),
+    images=dict(image=True, cbs=[CutMix, Log]),
     memory=dict(cbs=[lambda: MemoryCallback(SlotBank(20, n_classes=3), k=3, head='add'), Log]),
     classes=dict(cbs=[lambda: MemoryCallback(SlotBank(20, policy='reservoir', n_classes=3), k=3, head='vote')]),
     bf16=dict(cbs=[lambda: MixedPrecision('bf16'), Log]), short=dict(cbs=[lambda: ShortEpochCallback(.4), Log]),
@@ -179,7 +182,8 @@ class Fits(Callback):
     def after_pred(self):
         if not self.training or self.iter!=3 or self.busy: return
         self.busy.append(1)
-        l,keep = self.learn,{k:vars(self.learn)[k] for k in ('dl','iter','n_iter','xb','yb','pred','n_epoch','epoch','train_iter','pct_train','training')}
+        l,names = self.learn,'dl iter n_iter xb yb pred n_epoch epoch train_iter pct_train training'.split()
+        keep = {k:vars(l)[k] for k in names}
         {'fit':lambda: l.fit(1), 'predict':lambda: l.get_preds(dl=l.dls.valid)}[self.what]()
         for k,v in keep.items(): setattr(l, k, v)
         l.model.train()
@@ -231,7 +235,8 @@ def test_a_loop_can_be_pickled():
     assert isinstance(new, FastLoop) and new.cbs is None
 
 @pytest.mark.parametrize('f', [CrossEntropyLossFlat(), BCEWithLogitsLossFlat(), MSELossFlat(),
-    L1LossFlat(), LabelSmoothingCrossEntropyFlat(eps=.2), FocalLossFlat(gamma=1.), CrossEntropyLossFlat(weight=tensor([1.,2,3])),
+    L1LossFlat(), LabelSmoothingCrossEntropyFlat(eps=.2), FocalLossFlat(gamma=1.),
+    CrossEntropyLossFlat(weight=tensor([1.,2,3])),
     CrossEntropyLossFlat(reduction='none')])
 def test_losses_on_plain_tensors(f):
     set_seed(0)
@@ -262,7 +267,8 @@ def test_slices_are_the_loader_s():
     x,y = torch.randn(13, 3),torch.randint(0, 3, (13,))
     class Long(TensorDL):
         def create_batch(self, b): return super().create_batch(b)
-    for kw in (dict(shuffle=True), dict(), dict(drop_last=True, shuffle=True), dict(bs=1), dict(bs=20), dict(bs=20, drop_last=True)):
+    for kw in (dict(shuffle=True), dict(), dict(drop_last=True, shuffle=True), dict(bs=1), dict(bs=20),
+               dict(bs=20, drop_last=True)):
         a,b = (cls(x, y, **{**dict(bs=4), **kw}) for cls in (TensorDL,Long))
         assert a.only_slices() and not b.only_slices()
         got = []
@@ -272,7 +278,8 @@ def test_slices_are_the_loader_s():
             got.append(([*dl], [*dl], torch.get_rng_state(), dl.rng.getstate()))
         for p,q in zip(got[0][:2], got[1][:2]):
             assert len(p)==len(q)==len(a)
-            for s,t in zip(p, q): assert type(s) is type(t) and all(type(u) is type(v) and torch.equal(u, v) for u,v in zip(s, t))
+            for s,t in zip(p, q):
+                assert type(s) is type(t) and all(type(u) is type(v) and torch.equal(u, v) for u,v in zip(s, t))
         assert torch.equal(got[0][2], got[1][2]) and got[0][3]==got[1][3]
     images = torch.zeros(4, 1, 2, 2, dtype=torch.uint8)
     assert not TensorDL(images, y[:4]).only_slices()            # turned to floats
