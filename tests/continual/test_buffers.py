@@ -4,7 +4,7 @@ from collections import Counter
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from memo.banks.policies import hashed
-from memo.continual.buffers import Exemplars, policies
+from memo.continual.buffers import Exemplars, policies, randoms
 from memo.core import MemoError
 
 C = 5
@@ -253,5 +253,9 @@ def test_fewer_slots_than_classes(policy):
     assert len(s)==3 and s.class_counts().sum()==3 and (policy=='reservoir' or s.class_counts().max()==1)
 
 def test_random_numbers_of_writes_and_draws_are_not_the_same():
+    for seed in (0, 7, -3, 2**62):
+        for lo in (1, -5, 2**40, -(2**45)):
+            ref = hashed(torch.tensor(seed), torch.arange(lo, lo+40)).tolist()
+            assert randoms(torch.tensor(seed), lo, 40)==ref and randoms(torch.tensor(seed), lo, 5)==ref[:5]
     assert not {*hashed(torch.tensor(0), torch.arange(1, 1000)).tolist()} & {
         *hashed(torch.tensor(0), torch.arange(1000)-((torch.tensor(1)*256+1)<<20)).tolist()}
