@@ -177,7 +177,7 @@ parts = {
     'seed': Param(int, 0, 'Of the random features'),
   }, {'continual': True}),
   'ICaRL': ('memo.continual.icarl', 'ICaRL', 'Exemplars by herding, distillation, and the nearest mean exemplar for an answer; is told of experiences', {
-    'size': Param(Count, 2000, 'Exemplars in all'),
+    'size': Param(Count|str, 2000, "Exemplars in all, or their bytes: '2MB'"),
     'at': Param(str|None, None, 'Name of the module whose features count; by default those that enter the classifier'),
   }, {'continual': True}),
   'EWC': ('memo.continual.penalties', 'EWC', 'Holds weights by their Fisher information; is told of experiences, unless `every` is given', {

@@ -57,6 +57,9 @@ from .training.stages import Stage,fit_stages
 from .training.fast_loop import fast_loop
 from .continual.method import Kept,Method
 from .continual.stream_fit import StreamResult
+from .continual.penalties import fisher_information
+from .continual.icarl import herding
+from .continual.ensemble import Ensemble,OwnLosses
 from .evaluation.tasks import Task,task_of
 from .evaluation.classifiers import logistic_cv,nearest_mean,retrain_classifier,ridge_cv,tip_adapter,tip_adapter_trained
 from .evaluation.baselines import Baseline

@@ -13,7 +13,7 @@ from fastai.vision.all import *
 from ..core import Count,MemoError
 from ..schema import accept
 
-# %% ../../nbs/continual/08_ensemble.ipynb #9b6e2e8e
+# %% ../../nbs/continual/08_ensemble.ipynb #2e9e46cf
 def redrawn(network):
     "A copy of a network with other first weights; layers that are frozen stay as they are"
     new = deepcopy(network)
@@ -22,8 +22,8 @@ def redrawn(network):
         if own and not any(p.requires_grad for p in own): continue
         reset = getattr(m, 'reset_parameters', getattr(m, '_reset_parameters', None))
         if reset is not None: reset()
-        elif own: raise MemoError(f"Ensemble: nothing draws the weights of {n or 'the network'} anew, a {type(m).__name__} "
-                                  "without reset_parameters; a function that makes a network is accepted")
+        elif own: raise MemoError(f"Ensemble: nothing draws the weights of {n or 'the network'} anew, a "
+                                  f"{type(m).__name__} without reset_parameters; a function that makes a network is accepted")
     return new
 
 class Ensemble(nn.Module):

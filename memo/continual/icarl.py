@@ -7,7 +7,7 @@ Docs: https://github.com/fastmemo/memo/continual/icarl.html.md"""
 # %% auto #0
 __all__ = ['herding', 'icarl_loss', 'Past', 'ICaRL']
 
-# %% ../../nbs/continual/07_icarl.ipynb #b6a9d453
+# %% ../../nbs/continual/07_icarl.ipynb #da76bee1
 from fastai.vision.all import *
 from ..core import Count,MemoError
 from ..data.class_labels import class_labels
@@ -15,6 +15,7 @@ from ..heads.attach import answer_of,memories
 from ..heads.calls import Step,in_step
 from ..registry import register
 from ..training.collect import evaluating
+from .buffers import as_bytes
 from .method import keep,keeper
 from .penalties import Teacher,batches_of,full,in_order,network_of
 from .class_statistics import ClassStatistics,NearestMeanHead,StatisticsCallback
@@ -33,7 +34,7 @@ def herding(
         free[res[-1]],total = False,total+z[res[-1]]
     return torch.tensor(res, dtype=torch.long, device=z.device)
 
-# %% ../../nbs/continual/07_icarl.ipynb #e62b9dc6
+# %% ../../nbs/continual/07_icarl.ipynb #5003c94f
 def icarl_loss(
     z:Tensor, # Answers [B,C]
     y:Tensor, # Classes [B]
@@ -63,22 +64,29 @@ class Past(Teacher):
     def turn(self, i, n):
         "Positions of those that come with batch `i` of `n`: each once a pass, in another order in each"
         at = torch.randperm(len(self.labels), generator=torch.Generator().manual_seed(int(self['passes'])))
-        return at[len(at)*i//n:len(at)*(i+1)//n].to(self.labels.device)
+        at = at[len(at)*i//n:len(at)*(i+1)//n]
+        return at[rank_distrib()::max(1, num_distrib())].to(self.labels.device)     # each process takes its share
 
-# %% ../../nbs/continual/07_icarl.ipynb #8b6bfa4e
+# %% ../../nbs/continual/07_icarl.ipynb #54065c2f
 @register('callback', 'ICaRL')
 class ICaRL(StatisticsCallback):
     "Exemplars by herding, distillation, and the nearest mean exemplar for an answer; is told of experiences"
     order = 3       # its loss is there before it is scaled, mixed or added to
     def __init__(self,
-        size:Count=2000, # Exemplars in all
+        size:Count|str=2000, # Exemplars in all, or their bytes: '2MB'
         at:str=None # Name of the module whose features count; by default those that enter the classifier
     ):
         super().__init__('icarl', ClassStatistics(scatter=False), NearestMeanHead, at, True, metric='cosine')
+        if isinstance(size, str): as_bytes(size)
         self.size,self.state = size,Past()
 
     def attach(self): keep(self.learn, 'icarl_state', self.state)
     def after_create(self): self.attach()
+    def detach(self):
+        "Take memory and state out of the model"
+        host = keeper(self.learn.model)
+        if host._modules.get('icarl_state') is self.state: del host._modules['icarl_state']
+        return super().detach()
     def before_fit(self):
         self.attach()
         super().before_fit()
@@ -87,10 +95,8 @@ class ICaRL(StatisticsCallback):
     def before_train(self):
         super().before_train()
         y = class_labels(self.dls.train.dataset).y.unique()
-        self.new = y[y>=0].to(first(o.device for o in self.learn.model.parameters()))
-        if self.size<(n := len({*self.new.tolist(), *self.state.labels.tolist()})):
-            raise MemoError(f"ICaRL: size={self.size} has no room for an exemplar of each of {n} classes; at least {n} is "
-                            "accepted")
+        new = self._fits[-1].new = y[y>=0].to(first(o.device for o in self.learn.model.parameters()))
+        self.share({*new.tolist(), *self.state.labels.tolist()}, self.state.x(slice(1)))
         self.state['passes'] = self.state['passes']+1 if 'passes' in self.state else torch.tensor(0)
 
     def before_batch(self):
@@ -107,7 +113,7 @@ class ICaRL(StatisticsCallback):
             pred = answer_of(model, self.pred)
             self.n_out = pred.shape[1]
             if s.ready: old = s['old'].nonzero()[:,0],s.answers(model, self.xb)
-            self.learn.loss_grad = icarl_loss(pred, self.y, self.new, *old)
+            self.learn.loss_grad = icarl_loss(pred, self.y, self._fits[-1].new, *old)
             self.learn.loss = self.learn.loss_grad.clone()
         super().after_loss()
 
@@ -115,11 +121,13 @@ class ICaRL(StatisticsCallback):
         "Pick exemplars, take their means for answers and the network as it is for the next experience's teacher"
         s,dl,every = self.state,self.dls.train,slice(None)
         with evaluating(self.learn) as model:
-            got = [(self.features(model, xb),yb[0].as_subclass(Tensor)) for xb,yb in batches_of(self.learn, in_order(dl))]
-            z,y = map(torch.cat, zip(*got))
-            n = len(y)
+            zs,ys = [],[]
+            for xb,yb in batches_of(self.learn, in_order(dl)):
+                zs.append(self.features(model, xb))
+                ys.append(yb[0].as_subclass(Tensor))
+            z,y,n = torch.cat(zs),torch.cat(ys),sum(map(len, ys))
             if len(s.labels): z,y = torch.cat([z, self.features(model, s.x(every))]),torch.cat([y,s.labels])
-            at = self.pick(z, y, n)
+            at = self.pick(z, y, n, xb)
             own,new = at<n,at[at<n].tolist()
             parts = [xb for xb,_ in batches_of(self.learn, in_order(dl, new))] if new else []
             parts += [s.x(every)] if len(s.labels) else []
@@ -133,20 +141,31 @@ class ICaRL(StatisticsCallback):
             s.see(y[at], int(y[at].max())+1)
             s.learn_from(model)
 
-    def pick(self, z, y, n):
+    def share(self, classes, xb):
+        "How many exemplars each class may have, of inputs like these"
+        if not len(classes) or isinstance(self.size, str) and not len(xb): return      # not known yet
+        if not isinstance(self.size, str): n = self.size
+        else: n = as_bytes(self.size)//sum(x[:1].nbytes for x in xb)
+        if n>=len(classes): return n//len(classes)
+        raise MemoError(f"ICaRL: size={self.size!r} has room for {n} exemplars, at least {len(classes)}, one of each "
+                        "class so far, is accepted")
+
+    def pick(self, z, y, n, xb):
         "Positions of the exemplars, class after class, among items and, from position `n` on, those of before"
         ok = (y>=0) & z.isfinite().all(1)
-        classes = y[ok].unique().tolist()
-        room,res = self.size//max(1, len(classes)),[]
+        classes,res = y[ok].unique().tolist(),[]
+        if not classes: raise MemoError("ICaRL: no feature of this experience is finite: the training has diverged")
+        room = self.share(classes, xb)
         for c in classes:
             at = ((y==c) & ok).nonzero()[:,0]
             # of a class that has nothing new the first
             res.append(at[:room] if bool((at>=n).all()) else at[herding(z[at], room)])
-        if not res: raise MemoError("ICaRL: no feature of this experience is finite: the training has diverged")
         return torch.cat(res)
 
     def features(self, model, xb):
         "Of some inputs at the memory's place, 64 at a time [B,D]"
+        if not all(isinstance(x, Tensor) for x in xb):
+            raise MemoError(f"ICaRL keeps inputs that are tensors, these are {', '.join(type(x).__name__ for x in xb)}")
         res = []
         for i in range(0, find_bs(xb), 64):
             step = Step(exits=False)

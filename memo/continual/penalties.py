@@ -56,7 +56,7 @@ def network_of(
     model = get_model(of.model if isinstance(of, Learner) else of)
     return getattr(model, '_orig_mod', model)
 
-# %% ../../nbs/continual/04_penalties.ipynb #43bc0db9
+# %% ../../nbs/continual/04_penalties.ipynb #ecb9f59c
 def together(model, ps, xb, y):
     "Gradients of log p(y|x) of each row, by name [B,...], for all rows at once"
     def loss(ps, y, *xb): return F.cross_entropy(full(answer_of(model, functional_call(model, ps, xb))), y)
@@ -110,12 +110,19 @@ class Fisher:
         for k,g in gs.items(): self.sums[k] += full(g[ok]).pow(2).sum(0)
         self.n,self.lost = self.n+int(ok.sum()),self.lost+int((~ok).sum())
 
+    def gather(self):
+        "Take what all processes have together"
+        if num_distrib()<2: return
+        n = torch.tensor([float(self.n),float(self.lost)], device=first(self.sums.values()).device)
+        for o in (n, *self.sums.values()): torch.distributed.all_reduce(o)
+        self.n,self.lost = (int(o) for o in n)
+
     def mean(self):
         "The mean over samples, by name"
         if not self.n and not self.lost: raise MemoError("EWC: the loader is empty")
         if not self.n: raise MemoError(f"EWC: no gradient of {self.lost} samples is finite, the training has "
                                         "diverged: give a smaller weight or learning rate")
-        if self.lost: warn(f"EWC: gradients of {self.lost} of {self.n+self.lost} samples are not finite; these are left out")
+        if self.lost: warn(f"EWC: gradients of {self.lost} of {self.n+self.lost} samples are not finite, they are left out")
         return {k:v/self.n for k,v in self.sums.items()}
 
 # %% ../../nbs/continual/04_penalties.ipynb #ca82e230
@@ -176,11 +183,10 @@ def fisher_information(
     if own is not None: own.set_state(was)
     return f.mean()
 
-# %% ../../nbs/continual/04_penalties.ipynb #5bdb8d3a
+# %% ../../nbs/continual/04_penalties.ipynb #d504e7e2
 class Springs(Kept):
     "Numbers that stay in full precision, whatever the model is turned into"
-    def _apply(self, fn, recurse=True):
-        return super()._apply(lambda t: t.to(fn(t.new_empty(0)).device), recurse)
+    def _apply(self, fn, recurse=True): return super()._apply(lambda t: t.to(fn(t.new_empty(0)).device), recurse)
 
 def old_rows(p, like):
     "The part of a parameter that was there before its head grew; None where it is another parameter"
@@ -260,6 +266,7 @@ class EWC(Method):
         if n%self.every: return
         f,gamma = Fisher(network_of(self.learn), self.labels, int(n)),ifnone(self.gamma, .9)
         with undisturbed(): f.add(self.xb, self.yb)
+        f.gather()
         if f.n: self.hold(f.model, {k:(1-gamma)*v for k,v in f.mean().items()}, gamma)
 
 # %% ../../nbs/continual/04_penalties.ipynb #1902c110

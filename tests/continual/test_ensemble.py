@@ -133,7 +133,7 @@ def test_copies_and_files(tmp_path):
     quietly(learn, learn.fit_stream, s, 1)
     x = draw(4, 64)
     want = learn.model.eval()(x)
-    assert torch.equal(copy.deepcopy(learn.model)(x), want) and torch.equal(pickle.loads(pickle.dumps(learn.model))(x), want)
+    for m in (copy.deepcopy(learn.model), pickle.loads(pickle.dumps(learn.model))): assert torch.equal(m(x), want)
     learn.export()
     assert torch.equal(load_learner(tmp_path/'export.pkl').model.eval()(x), want)
     new = Ensemble(digit_net(), 2)
@@ -143,7 +143,8 @@ def test_copies_and_files(tmp_path):
 def test_members_of_memory_linear():
     "Copies have keys and units of their own, and learn by themselves"
     memory_linear = pytest.importorskip('memo.layers.memory_linear')
-    net = memory_linear.MemoryLinear(64, 6, key_mem_units=8, delta=2, gamma_alpha=5., beta_k=.01, tau_alpha=.9, tau_mu=50, tau_eta=50)
+    net = memory_linear.MemoryLinear(64, 6, key_mem_units=8, delta=2, gamma_alpha=5., beta_k=.01,
+                                     tau_alpha=.9, tau_mu=50, tau_eta=50)
     s = digit_stream()
     e = Ensemble(net, 2)
     own = copy.deepcopy(e.members[1])

@@ -13,6 +13,7 @@ import memo.continual.stream_fit
 from memo.banks.slots import SlotBank
 from memo.continual.icarl import ICaRL, herding, icarl_loss
 from memo.continual.penalties import EWC, LwF
+from memo.continual.replay import Replay
 from memo.data.items import item_ids
 from memo.data.streams import split_stream
 from memo.data.tensors import TensorDL, TensorSet
@@ -133,18 +134,18 @@ class Batches(Callback):
     order = 60
     def __init__(self): self.of = {}
     def after_loss(self):
-        if self.training: self.of.setdefault((self.learn.experience, self.epoch), []).append((self.x.clone(), self.y.clone(), self.learn.item))
+        if self.training: self.of.setdefault((self.learn.experience, self.epoch), []).append((self.x.clone(), self.y))
 
 def test_each_exemplar_comes_once_an_epoch_in_another_order():
     learn = run([cb := ICaRL(30), b := Batches()], epochs=2)[1]
     n = len(learn.dls.train.dataset)
     def joined(key):
         own = {o.numpy().tobytes() for o in digit_stream()[key[0]].train.dataset.x}
-        return [o.numpy().tobytes() for x,*_ in b.of[key] for o in x if o.numpy().tobytes() not in own]
+        return [o.numpy().tobytes() for x,_ in b.of[key] for o in x if o.numpy().tobytes() not in own]
     assert joined((0,0))==[]
     a,c = joined((1,0)),joined((1,1))
     assert len(a)==len({*a})==30 and {*a}=={*c} and a!=c
-    sizes = [len(x) for x,*_ in b.of[1,0]]
+    sizes = [len(x) for x,_ in b.of[1,0]]
     assert max(sizes[:-1])-min(sizes[:-1])<=1
 
 def test_a_memory_beside_it_knows_whose_rows_are_whose():
@@ -158,7 +159,8 @@ def test_a_memory_beside_it_knows_whose_rows_are_whose():
 
 def domains(classes=5):
     dls = digit_loaders(classes=classes)
-    return split_stream(dls, by='domain', domain=[['a' if i%2 else 'b' for i in range(len(dl.dataset))] for dl in dls.loaders])
+    of = [['a' if i%2 else 'b' for i in range(len(dl.dataset))] for dl in dls.loaders]
+    return split_stream(dls, by='domain', domain=of)
 
 def test_classes_that_come_again_are_learned_by_their_labels():
     "Domain after domain; exemplars are herded anew among the new items and the old exemplars"
@@ -170,7 +172,14 @@ def test_classes_that_come_again_are_learned_by_their_labels():
     assert 0<from_here<=30 and r.matrix[1].min()>.6
 
 def test_too_small_for_the_classes():
-    assert 'size=3 has no room for an exemplar of each of 4 classes' in err(lambda: run([ICaRL(3)]))
+    assert 'room for 3 exemplars, at least 4, one of each class' in err(lambda: run([ICaRL(3)]))
+    assert "size='700B' has room for 2" in err(lambda: run([ICaRL('700B')]))
+    assert 'bytes' in err(lambda: ICaRL('many'))
+
+def test_a_budget_in_bytes():
+    cb = ICaRL('5kB')       # 20 rows of 64 numbers
+    run([cb], epochs=1)
+    assert cb.state.labels.bincount().tolist()==[3]*6 and sum(o.nbytes for o in cb.state.x(slice(None)))<=5*1024
 
 def test_forgetting_is_less():
     a,b = run([], epochs=4)[0],run([ICaRL(60)], epochs=4)[0]
@@ -180,8 +189,8 @@ def test_samples_that_are_not_finite_or_have_no_class_are_no_exemplars():
     cb = stream_learner(digit_stream(), [ICaRL(30)]).icarl
     z,y = torch.full((6, 4), float('nan')),torch.tensor([0,0,0,1,1,-1])
     z[1:] = F.normalize(draw(5, 4))
-    assert sorted(cb.pick(z, y, 6).tolist())==[1,2,3,4]
-    assert 'diverged' in err(lambda: cb.pick(z*float('nan'), y, 6))
+    assert sorted(cb.pick(z, y, 6, ()).tolist())==[1,2,3,4]
+    assert 'diverged' in err(lambda: cb.pick(z*float('nan'), y, 6, ()))
 
 @pytest.mark.parametrize('stop', [9,17])
 def test_resumed_in_the_middle(tmp_path, stop):
@@ -212,8 +221,9 @@ def test_an_export_answers_alike_and_holds_no_exemplar(tmp_path):
     assert len(rows)==30 and not any(o in raw for o in rows)
     assert not any('then' in k or ' ' in k for k in new.model.state_dict())
 
-@pytest.mark.parametrize('cbs', [lambda: [EWC(5.), ICaRL(30)], lambda: [ICaRL(30), EWC(5.)], lambda: [LwF(2.), ICaRL(30)]],
-                         ids=['ewc-icarl','icarl-ewc','lwf-icarl'])
+@pytest.mark.parametrize('cbs', [lambda: [EWC(5.), ICaRL(30)], lambda: [ICaRL(30), EWC(5.)],
+                                 lambda: [LwF(2.), ICaRL(30)], lambda: [Replay(20), ICaRL(30)]],
+                         ids=['ewc-icarl','icarl-ewc','lwf-icarl','replay-icarl'])
 def test_with_other_methods(cbs):
     "Their losses are added to its own, whichever comes first"
     class Seen(Callback):
@@ -223,7 +233,7 @@ def test_with_other_methods(cbs):
             cb = self.learn.icarl
             if not self.training or not cb.state.ready: return
             old = cb.state['old'].nonzero()[:,0],cb.state.answers(self.learn.model, self.xb)
-            self.off.append(float(self.loss_grad-icarl_loss(self.pred, self.y, cb.new, *old)))
+            self.off.append(float(self.loss_grad-icarl_loss(self.pred, self.y, cb._fits[-1].new, *old)))
     run([*cbs(), seen := Seen()])
     assert len(seen.off)>5 and min(seen.off)>-1e-5 and max(seen.off)>1e-6
 
@@ -237,7 +247,8 @@ def test_torchs_loaders_too():
         for cb in (learn.icarl, learn.ewc, learn.lwf): cb.after_experience()
     assert learn.icarl.state.labels.bincount().tolist()==[3]*4
     rows = {o.numpy().tobytes():int(c) for o,c in zip(x[:60], y[:60])}
-    assert all(rows[o.numpy().tobytes()]==int(c) for o,c in zip(*learn.icarl.state.x(slice(None)), learn.icarl.state.labels))
+    st = learn.icarl.state
+    assert all(rows[o.numpy().tobytes()]==int(c) for o,c in zip(*st.x(slice(None)), st.labels))
 
 def test_a_head_that_grows_between_experiences():
     x,y = X[Y<4][:160],Y[Y<4][:160]
@@ -257,3 +268,13 @@ def test_a_head_that_grows_between_experiences():
     assert learn.icarl.state['then 2.weight'].shape==(4,32)
     with torch.no_grad(): got = net.eval()(x).argmax(1)
     assert torch.equal(got, nearest(learn, x)) and {*got.tolist()}=={0,1,2,3}
+
+def test_taken_out_it_leaves_the_network_as_it_was():
+    s = digit_stream()
+    learn = stream_learner(s)
+    names = [*learn.model.state_dict()]
+    learn.add_cb(ICaRL(12))
+    quietly(learn, learn.fit_stream, s, 1)
+    assert len([*learn.model.state_dict()])>len(names)
+    learn.icarl.detach()
+    assert [*learn.model.state_dict()]==names and 'icarl' not in learn.cbs.attrgot('name')

@@ -1,4 +1,4 @@
-"EWC and LwF against their formulas written out, in a learner and in a loop of one's own; faults C1 and C2 of published code"
+"EWC and LwF against their formulas written out, in a learner and in a loop of one's own; published faults C1 and C2"
 import copy
 import pytest, torch
 import torch.nn.functional as F
@@ -309,7 +309,8 @@ class Losses(Callback):
     order = 99
     def __init__(self): self.seen = []
     def after_loss(self):
-        if self.training: self.seen.append((float(self.loss_grad), float(self.loss), float(F.cross_entropy(self.pred, self.y))))
+        if not self.training: return
+        self.seen.append((float(self.loss_grad), float(self.loss), float(F.cross_entropy(self.pred, self.y))))
 
 def consolidated(learn, cls=EWC, **kw):
     "A method in a learner that has seen its first data"
@@ -390,15 +391,16 @@ def test_the_teacher_answers_as_is_trained():
         assert not torch.allclose(said, learn.model(x))
     assert len(bank)==64
 
-@pytest.mark.parametrize('make', [lambda: EWC(50.), lambda: EWC(50., gamma=.5, labels='empirical'), lambda: EWC(50., every=3),
-                                  lambda: LwF(5.)], ids=['ewc','online','every','lwf'])
+@pytest.mark.parametrize('make', [lambda: EWC(50.), lambda: EWC(50., gamma=.5, labels='empirical'),
+                                  lambda: EWC(50., every=3), lambda: LwF(5.)], ids=['ewc','online','every','lwf'])
 @pytest.mark.parametrize('stop', [9,17])
 def test_resumed_in_the_middle(tmp_path, make, stop):
     "In a learner of its own, as in another process: Fisher information and teacher come out of the checkpoint"
     s = digit_stream()
     def run(resume=False, **kw):
         learn = stream_learner(s, seed=3 if resume else 0)
-        return learn,quietly(learn, learn.fit_stream, s, 2, cbs=[make(),*kw.get('cbs', ())], checkpoint=kw.get('at'), resume=resume)
+        cbs = [make(), *kw.get('cbs', ())]
+        return learn,quietly(learn, learn.fit_stream, s, 2, cbs=cbs, checkpoint=kw.get('at'), resume=resume)
     whole,a = run()
     with pytest.raises(KeyboardInterrupt): run(at=tmp_path, cbs=[StopAt(stop)])
     again,b = run(True, at=tmp_path)
@@ -472,7 +474,8 @@ def test_they_keep_what_was_learned():
 def test_a_training_that_diverges_is_told_in_a_line():
     s = digit_stream()
     learn = stream_learner(s, lr=1e3)
-    assert 'smaller' in err(lambda: EWC().consolidate(learn, [(torch.full((4,64), float('nan')), torch.zeros(4).long())]))
+    bad = [(torch.full((4,64), float('nan')), torch.zeros(4).long())]
+    assert 'smaller' in err(lambda: EWC().consolidate(learn, bad))
 
 def test_lwf_on_a_head_that_grows_between_experiences():
     s = digit_stream()

@@ -19,7 +19,8 @@ def digit_loaders(n=300, bs=16, classes=10):
     dls.train.rng = random.Random(0)
     return dls
 
-def digit_stream(n=3, by='class', classes=6, seed=0, **kw): return split_stream(digit_loaders(classes=classes, **kw), n, by, seed)
+def digit_stream(n=3, by='class', classes=6, seed=0, **kw):
+    return split_stream(digit_loaders(classes=classes, **kw), n, by, seed)
 
 def digit_net(c=6, norm=False):
     return nn.Sequential(nn.Linear(64, 32), *([nn.BatchNorm1d(32)] if norm else []), nn.ReLU(), nn.Linear(32, c))
