@@ -78,7 +78,7 @@ def plot_times(stream):
         for t in ax.get_yticklabels(): t.set_parse_math(False)
     else: ax.set_ylabel(f'{len(here)} classes')
     label_times(ax, stream, ends)
-    bar = fig.colorbar(at, ax=ax, fraction=.04, ticks=[0,.5,1], label="share of the class's items")
+    bar = fig.colorbar(at, ax=ax, fraction=.04, ticks=[0,.5,1], label='share of its class')
     bar.ax.set_ylim(0, 1)
     ax.set_title(f'{len(stream)} experiences, {ends[-1]} training items')
     return fig

@@ -69,7 +69,7 @@ def test_fashion():
     assert all(len(n.split(', '))==2 for n in s.names)
 
 def test_each_image_goes_through_the_backbone_once(tmp_path):
-    s,net = split_digits(**kw),Seen()
+    s,net = split_digits(seed=2, **kw),Seen()
     f = stream_features(net, s, tmp_path)
     assert net.seen==450
     again = stream_features(net, s, tmp_path)

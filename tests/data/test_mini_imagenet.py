@@ -35,7 +35,7 @@ def write(root, images, dump=pickle.dumps, name=lambda c: f'n{c:08}'):
     for f,cs in parts_of.items():
         at,of = 0,{}
         for c in cs:
-            of[name(c)] = list(range(at, at+len(images[c])))
+            of[name(c)] = list(range(at, at+len(images[c])))[::-1]       # in no order of the file
             at += len(images[c])
         d = dict(image_data=np.concatenate([images[c] for c in cs]), class_dict=dict(reversed(of.items())))
         (root/f).write_bytes(dump(d))
@@ -75,7 +75,9 @@ def test_parts(tree, cache, images):
     half = small(tree, cache)
     sizes = [[len(o) for o in ps] for ps in s.parts]
     assert [len(o) for o in half.parts[1]]==sizes[1][:9]+[0]*9 and len(half.whole.valid.dataset)==sum(sizes[1][:9])
-    for k in (0,2): assert [len(o) for o in half.parts[k]]==sizes[k]
+    for k in (0,2):
+        assert [len(o) for o in half.parts[k]]==sizes[k]
+        assert torch.equal(half.whole.loaders[k].dataset.x, s.whole.loaders[k].dataset.x)
     ids = torch.cat([item_ids(dl) for dl in s.whole.loaders])
     assert len(ids.unique())==len(ids) and torch.isin(torch.cat([item_ids(dl) for dl in half.whole.loaders]), ids).all()
 
@@ -93,6 +95,12 @@ def test_noise(tree, cache, images):
             assert not torch.equal((b-a)[0], (b-a)[1]) and b.min()>=0 and b.max()<=1
             low = (b-a)[a==0]
             assert (low>=0).all() and abs(float((low>0).double().mean())-.5)<.1, 'half of it is cut off at black'
+    def first(e): return x[s.parts[0][e][0]].double()/255
+    a,b = first(0),first(3)
+    mid = (a>.35) & (a<.65) & (b>.35) & (b<.65)
+    noises = [(first(e+6*d)-first(e))[mid] for e in (0,3) for d in (1,2)]
+    rho = torch.corrcoef(torch.stack(noises))
+    assert mid.sum()>100 and (rho-torch.eye(4)).abs().max()<.4, 'another for each class and domain'
     again = small(tree, cache.parent/f'{cache.name}-again')
     assert torch.equal(again.whole.train.dataset.x, x)
 
