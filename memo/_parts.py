@@ -196,6 +196,7 @@ parts = {
     'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
+    'raw': Param(bool, False, 'Store them as they are before the batch transforms, and apply these at each replay'),
   }, {'continual': True}),
   'DERpp': ('memo.continual.replay', 'DERpp', 'Dark experience replay (DER++): earlier examples shall have the outputs that they had, and their labels', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
@@ -204,12 +205,14 @@ parts = {
     'batch_size': Param(Count|None, None, 'Of examples in a step; None: as many as the current batch has'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
+    'raw': Param(bool, False, 'Store them as they are before the batch transforms'),
   }, {'continual': True}),
   'ACE': ('memo.continual.replay', 'ACE', 'ER-ACE: replay, and the loss of the current batch is among its own classes only', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
+    'raw': Param(bool, False, 'Store them as they are before the batch transforms, and apply these at each replay'),
   }, {'continual': True}),
   'MIR': ('memo.continual.replay', 'MIR', 'Replay of the examples whose loss a step on the current batch would increase most', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
@@ -217,12 +220,14 @@ parts = {
     'candidates': Param(Count|None, None, 'To choose them from; None: ten times as many'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
+    'raw': Param(bool, False, 'Store them as they are before the batch transforms'),
   }, {'continual': True}),
   'AGEM': ('memo.continual.replay', 'AGEM', 'A-GEM: no step may point against the gradient of some earlier examples', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
+    'raw': Param(bool, False, 'Store them as they are before the batch transforms, and apply these at each replay'),
   }, {'continual': True}),
   'GDumb': ('memo.continual.replay', 'GDumb', 'GDumb: store a balanced sample; when an experience ends, train on that alone, from the weights of the start', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
@@ -231,6 +236,7 @@ parts = {
     'batch_size': Param(Count|None, None, 'None: that of the training loader'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'greedy', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
+    'raw': Param(bool, False, 'Store them as they are before the batch transforms'),
   }, {'continual': True}),
   'DrawSurfaces': ('memo.plots.stream_results', 'DrawSurfaces', 'Keeps the answers to a grid of points after each experience of a stream in the plane', {
     'size': Param(Count, 64, 'Points of the grid along each axis'),

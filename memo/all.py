@@ -44,6 +44,7 @@ from .models.hopfield_vit import after_attention,hopfield_vit,remove_memory,toke
 from .models.prompts import vpt
 from .models.vit import linear_probe,vit_splitter
 from .models.lora import lora
+from .models.stages import StageFeatures
 from .models.linear import hidden_model,linear_model,memory_model
 from .training.losses import AsymmetricLoss,LogitAdjustedCE,SigmoidFocalLoss,adjust_logits,pos_weights
 from .training.batch_ids import BatchIds

@@ -59,7 +59,8 @@ class ClassStatistics(Bank):
         dev,w = self.device,self.dim if not self.random else self.n_random or min(4*self.dim, 5000)
         self.counts = torch.zeros(self.n_classes, dtype=torch.long, device=dev)
         self.means = torch.zeros(self.n_classes, w, dtype=torch.double, device=dev)
-        if self.scatter: self.within = torch.zeros(w, w, dtype=torch.float if self.random else torch.double, device=dev)
+        kind = torch.float if self.random and w>2048 else torch.double
+        if self.scatter: self.within = torch.zeros(w, w, dtype=kind, device=dev)
         if self.random:
             g = torch.Generator().manual_seed(int(self.seed))
             self.projection = (torch.randn(self.dim, w, generator=g)/self.dim**.5).to(dev)
@@ -216,7 +217,7 @@ def best_penalty(
     "The penalty with the smallest error by generalised cross-validation; the search ends where it has risen twice"
     r = torch.ones(len(g), 64).bernoulli_(generator=torch.Generator().manual_seed(0)).to(g)*2-1
     best,since = (math.inf,many[0]),0
-    least = 10*torch.finfo(g.dtype).eps*float(g.diagonal().max())   # what rounding leaves of it
+    least = 1000*torch.finfo(g.dtype).eps*float(g.diagonal().max())     # below, rounding would be seen
     for p in many:
         if p<least or (got := ridge(g, h, p)) is None: break
         w,l = got
