@@ -46,6 +46,7 @@ def draw(learn, history, folder):
     if hasattr(learn, 'draw_surfaces'): pics['surfaces'] = lambda: plot_surfaces(learn.draw_surfaces, d.stream)
     for k,cb in learn.memories.items():
         more,b = '' if len(learn.memories)==1 else f'_{k}',cb.bank
+        if hasattr(d, 'stream') and b.rows()[3] is None: continue      # statistics of classes, no items
         plot = plot_classbank if hasattr(b, 'prototypes') else plot_bank
         pics[f'bank{more}'] = partial(plot, b, list(d.vocab))
         if hasattr(cb.head, 'decide'): pics[f'two_paths{more}'] = partial(_two_paths, history, k, b)
@@ -54,9 +55,8 @@ def draw(learn, history, folder):
     save_pictures(folder, **pics)
 
 def has_pictures(learn, bank):
-    "Are there images of what a bank holds? Of points there are none in a stream, nor of statistics of classes"
-    if not hasattr(learn.dls, 'stream'): return True
-    return bank.rows()[3] is not None and on_images(learn).dls.valid.dataset[0][0].ndim==3
+    "Are there images of what a bank holds? Of points in a stream there are none"
+    return not hasattr(learn.dls, 'stream') or on_images(learn).dls.valid.dataset[0][0].ndim==3
 
 def _two_paths(history, name, bank):
     fig = plot_dual_path(history, name)

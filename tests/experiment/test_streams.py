@@ -15,6 +15,7 @@ from memo.experiment.jobs import trainings, training_keys
 from memo.experiment.sections import to_dict, to_yaml
 from memo.models.backbones import load_backbone
 from memo.models.linear import hidden_model, linear_model
+from memo.registry import known
 from memo.training.losses import OneVsAllHinge
 
 pytestmark = pytest.mark.usefixtures('unrendered')
@@ -257,3 +258,23 @@ def test_the_same_experiences_as_of_the_images(weights, tmp_path, monkeypatch):
     a,b = build_dls(cfg, 0).stream,build_learner(cfg, 0).dls.stream
     assert a.names==b.names and all(torch.equal(x, y) for x,y in zip(a.parts[0], b.parts[0]))
     assert torch.equal(torch.as_tensor(a.whole.train.dataset.y), torch.as_tensor(b.whole.train.dataset.y))
+
+methods = [k for k,p in known('callback').items() if p.facts.get('continual')]
+
+@pytest.mark.parametrize('name', methods)
+def test_every_method_in_a_run(name, tmp_path):
+    "Trained, saved with what it keeps, scored again from the file"
+    cfg = cfg_of(f'train.cbs=[{name}]', 'plots.draw=true', 'data.n=120', f'runs={json.dumps(str(tmp_path))}')
+    table = ex.run_experiment(cfg, log=silent)
+    d = tmp_path/cfg.name
+    again,off = ex.evaluate_run(d)
+    assert f'mlp, {name}' in table and again==table and not off
+    assert (d/'surfaces.png').exists() and (d/'matrix.png').exists() and (d/'accuracy.png').exists()
+
+def test_a_memory_in_a_stream(tmp_path):
+    "Any head: it reads what it has seen so far, is not fitted to what is to come, and has its row"
+    cfg = cfg_of('memory={size: 32, head: add, k: 3}', 'train.lr=.01', f'runs={json.dumps(str(tmp_path))}', 'compare=[naive]')
+    table = ex.run_experiment(cfg, log=silent)
+    assert 'mlp + memory' in table and 'mlp, as it comes' in table
+    again,off = ex.evaluate_run(tmp_path/cfg.name)
+    assert again==table and not off
