@@ -264,7 +264,8 @@ methods = [k for k,p in known('callback').items() if p.facts.get('continual')]
 @pytest.mark.parametrize('name', methods)
 def test_every_method_in_a_run(name, tmp_path):
     "Trained, saved with what it keeps, scored again from the file"
-    cfg = cfg_of(f'train.cbs=[{name}]', 'plots.draw=true', 'data.n=120', f'runs={json.dumps(str(tmp_path))}')
+    cfg = cfg_of(f'train.cbs=[{name}]', 'train.lr=1e-3', 'plots.draw=true', 'data.n=120',
+                 f'runs={json.dumps(str(tmp_path))}')
     table = ex.run_experiment(cfg, log=silent)
     d = tmp_path/cfg.name
     again,off = ex.evaluate_run(d)
@@ -273,7 +274,8 @@ def test_every_method_in_a_run(name, tmp_path):
 
 def test_a_memory_in_a_stream(tmp_path):
     "Any head: it reads what it has seen so far, is not fitted to what is to come, and has its row"
-    cfg = cfg_of('memory={size: 32, head: add, k: 3}', 'train.lr=.01', f'runs={json.dumps(str(tmp_path))}', 'compare=[naive]')
+    cfg = cfg_of('memory={size: 32, head: add, k: 3}', 'train.lr=.01', 'compare=[naive]',
+                 f'runs={json.dumps(str(tmp_path))}')
     table = ex.run_experiment(cfg, log=silent)
     assert 'mlp + memory' in table and 'mlp, as it comes' in table
     again,off = ex.evaluate_run(tmp_path/cfg.name)
