@@ -80,7 +80,8 @@ compare: [logit_adjusted]
     ('compare: [balanced_sampling]\ntrain: {sampling: balanced}', 'which train.sampling is already'),
     ('train: {patience: 3}', 'train.patience needs train.monitor'),
     ('train: {phase2: {lr: [1e-3]}}', 'train.phase2.lr must be a list of two numbers'),
-    ('train: {frozen: true}', 'train.frozen needs a pretrained network (chest, timm, lp, mlp, mh, stages), found small_cnn'),
+    ('train: {frozen: true}', 'train.frozen needs a pretrained network (chest, timm, lp, mlp, mh, stages), '
+     'found small_cnn'),
     ('train: {class_weights: true}', 'train.class_weights is for losses that have pos_weight (bce, focal, asymmetric), '
                                      'and train.loss is ce'),
     ('train: {abnormal_only: true}', 'train.abnormal_only is for data whose items may have no class'),
