@@ -184,7 +184,7 @@ parts = {
     'weight': Param(NonNegative, 1000.0, 'Half of it times the penalty is added to the loss'),
     'labels': Param(Annotated[str, OneOf('sampled', 'empirical')], 'sampled', "From the model's answers, or the data's"),
     'gamma': Param(Share|None, None, 'How much of it stays when more comes; None: all, around the weights of then (`every`: .9)'),
-    'samples': Param(Count, 1000, 'For the Fisher information, at most; None: all of an experience'),
+    'samples': Param(Count|None, 1000, 'For the Fisher information, at most; None: all of an experience'),
     'every': Param(Count|None, None, 'Consolidate after each so many steps, on their batch; None: after each experience'),
   }, {'continual': True}),
   'LwF': ('memo.continual.penalties', 'LwF', 'Keeps what the network says of old classes, as it was after the last experience, of which it is told', {

@@ -57,6 +57,7 @@ from .training.row_sgd import row_sgd
 from .training.stages import Stage,fit_stages
 from .training.fast_loop import fast_loop
 from .continual.method import Kept,Method
+from .continual.buffers import Exemplars
 from .continual.stream_fit import StreamResult
 from .continual.penalties import fisher_information
 from .continual.icarl import herding

@@ -64,11 +64,12 @@ def randoms(
     return res
 
 def of_reservoir(store, y):
-    if len(y)>16: return algorithm_r(store, y)
-    t = int(store.ptr)+1
-    store.ptr.add_(len(y))
-    slots = [n-1 if n<=store.size else r%n for n,r in enumerate(randoms(store.seed, t, len(y)), t)]
-    return torch.tensor([-1 if o>=store.size else o for o in slots], device=y.device)
+    k,size,ptr = y.shape[0],store.size,store.ptr
+    if k>16: return algorithm_r(store, y)
+    t = int(ptr)+1
+    ptr.add_(k)
+    slots = [n-1 if n<=size else r%n for n,r in enumerate(randoms(store.seed, t, k), t)]
+    return torch.tensor([-1 if o>=size else o for o in slots], device=y.device)
 
 def places_in_class(
     y:Tensor    # Classes [B]
@@ -222,17 +223,21 @@ class Exemplars(Kept):
         given = dict(x=x, y=y, logits=logits, task=task, item=item)
         return self.write_columns({k:v for n,o in given.items() if o is not None for k,v in columns(o, n).items()})
 
-    @torch.no_grad()
     def write_columns(self, cols):
         "The same of tensors by name"
         y = cols.get('y')
         if y is not None and (ok := labelled(y)) is not None: cols = {k:v[ok] for k,v in cols.items()}
         y = cols[next(k for k in cols if k[0]=='y')]
-        if not len(y): return y.new_zeros(0, dtype=torch.long)
+        if not y.shape[0]: return y.new_zeros(0, dtype=torch.long)
         self._check(cols, y)
         if not self.names: self._make_room(cols, y)
         if 'item' in self and 'item' not in cols: cols['item'] = torch.full((len(y),), -1, device=y.device)
         slot = policies[self.policy](self, y)
+        if slot.shape[0]==1:        # as streams have it
+            if (to := int(slot))<0: return slot
+            for k in self.names: self._buffers[k][to] = cols[k][0]
+            self._buffers['count'].clamp_(min=to+1)
+            return slot
         at = (slot>=0).nonzero().squeeze(1)
         if len(at)==0: return slot
         if len(at)>1: at = at[last_of_slot(slot[at], self.size)]
@@ -242,7 +247,7 @@ class Exemplars(Kept):
         return slot if len(at)==len(slot) else torch.full_like(slot, -1).index_copy_(0, at, to)
 
     def _check(self, cols, y):
-        if {len(v) for v in cols.values()}!={len(y)}:
+        if any(v.shape[:1]!=y.shape[:1] for v in cols.values()):
             raise MemoError(f"exemplars: as many rows of each are needed, found { {k:len(v) for k,v in cols.items()} }")
         if self.policy!='reservoir':
             if y.ndim!=1 or y.is_floating_point():
@@ -265,11 +270,11 @@ class Exemplars(Kept):
     )->Tensor:      # Slots, all of them where there are no more
         "Slots of some examples, each at most once, each set of `k` with the same probability"
         n,dev = len(self),self.seed.device
-        self._buffers['draws'] += 1
+        draws = self._buffers['draws'].add_(1)
         if k>=n: return torch.arange(n, device=dev)
         # Floyd's algorithm: its cost is that of k, not of all that there are
         got = {}
-        for r,j in zip(randoms(self.seed, -((int(self._buffers['draws'])*256+rank+1)<<20), k), range(n-k, n)):
+        for r,j in zip(randoms(self.seed, -((int(draws)*256+rank+1)<<20), k), range(n-k, n)):
             got[j if (i := r%(j+1)) in got else i] = True
         return torch.tensor([*got], device=dev)
 
@@ -283,7 +288,8 @@ class Exemplars(Kept):
         at  # Slots
     )->AttrDict: # `x`, `y`, and `logits`, `task`, `item` where they are stored
         "Examples by their slots"
-        cols = {k:self._buffers[k][at] for k in self.names}
+        cols = {k:self._buffers[k].index_select(0, at) for k in self.names}
+        if len(cols)==2 and 'x' in cols and 'y' in cols: return AttrDict(cols)
         got = {k:joined(cols, k) for k in ('x','y','logits','task','item')}
         return AttrDict({k:v for k,v in got.items() if v is not None})
 

@@ -183,7 +183,7 @@ def fisher_information(
     if own is not None: own.set_state(was)
     return f.mean()
 
-# %% ../../nbs/continual/04_penalties.ipynb #d504e7e2
+# %% ../../nbs/continual/04_penalties.ipynb #6d9272eb
 class Springs(Kept):
     "Numbers that stay in full precision, whatever the model is turned into"
     def _apply(self, fn, recurse=True): return super()._apply(lambda t: t.to(fn(t.new_empty(0)).device), recurse)
@@ -207,7 +207,7 @@ class EWC(Method):
         weight:NonNegative=1000., # Half of it times the penalty is added to the loss
         labels:Annotated[str, OneOf('sampled empirical'.split())]='sampled', # From the model's answers, or the data's
         gamma:Share=None, # How much of it stays when more comes; None: all, around the weights of then (`every`: .9)
-        samples:Count=1000, # For the Fisher information, at most; None: all of an experience
+        samples:Count|None=1000, # For the Fisher information, at most; None: all of an experience
         every:Count=None # Consolidate after each so many steps, on their batch; None: after each experience
     ):
         store_attr()

@@ -58,6 +58,7 @@ class Rehearsal(Method):
     "Base of methods that keep examples and train on them again"
     # before what scales the loss or leaves half precision, behind what mixes images
     order,run_valid,with_logits = MixedPrecision.order-5,False,False
+    rank,world = 0,1
     def __init__(self,
         size:Count|str=200,     # How many examples, or how many bytes: '2MB'
         batch_size:Count=None,  # Of them in a step; None: as many as the current batch has
@@ -83,7 +84,7 @@ class Rehearsal(Method):
         self.mixes = any(isinstance(o, MixHandler) for o in self.learn.cbs)
 
     def before_train(self):
-        self.loss_of = unmixed_loss(self.learn)
+        self.loss_of,self.rank,self.world = unmixed_loss(self.learn),rank_distrib(),num_distrib()
         if self.raw is not None: self.raw.begin(self.learn.dl)
         if self.mixes: warn(f"{self.name}: images are mixed (MixUp, CutMix), so nothing is stored in this fit")
 
@@ -100,7 +101,7 @@ class Rehearsal(Method):
     def replayed(self, k=None):
         "Some examples: `x`, `y`, and what else is stored of them"
         if k is None: k = self.batch_size or find_bs(self.learn.yb)
-        return self.rows(self.state.draw(k, rank_distrib()))
+        return self.rows(self.state.draw(k, self.rank))
 
     def rows(self, at):
         "Examples by their slots, as the model gets them"
@@ -126,17 +127,13 @@ class Rehearsal(Method):
         out = self.forward(r) if out is None else out
         return self.loss_of(out, *(r.y if isinstance(r.y, tuple) else (r.y,)))
 
-    def __call__(self, event_name):     # an event that it does not have costs next to nothing
-        return super().__call__(event_name) if hasattr(type(self), event_name) else None
-
     # what is stored
 
     def after_backward(self):
-        if not self.mixes and 'lr_finder' not in vars(self.learn): self.kept.append(self.seen())
+        if not self.mixes and 'lr_finder' not in vars(self.learn): self.kept.append(self.seen(self.learn))
 
-    def seen(self):
+    def seen(self, learn):
         "The current batch by columns"
-        learn = self.learn
         xb,yb = learn.xb,learn.yb
         if self.raw is not None and self.raw.pipe is not None: xb,yb = self.raw.batch[:len(xb)],self.raw.batch[len(xb):]
         cols = {**columns(one_or_all(xb), 'x'), **columns(one_or_all(yb), 'y')}
@@ -154,7 +151,7 @@ class Rehearsal(Method):
         kept,self.kept = self.kept,[]
         if not kept: return
         cols = kept[0] if len(kept)==1 else {k:torch.cat([o[k] for o in kept]) for k in kept[0]}
-        if num_distrib()>1:
+        if self.world>1:
             got = to_detach(tuple(cols.values()), cpu=False, gather=True)
             cols = {k:v.as_subclass(Tensor) for k,v in zip(cols, got)}
         self.state.write_columns(cols)
@@ -231,7 +228,7 @@ class MIR(Rehearsal):
 
     def rehearse(self):
         k = self.batch_size or find_bs(self.learn.yb)
-        at = self.state.draw(max(self.candidates or 10*k, k), rank_distrib())
+        at = self.state.draw(max(self.candidates or 10*k, k), self.rank)
         if len(at)>k: at = at[self.increase(self.rows(at)).topk(k).indices]
         self.add_loss(self.loss_on(self.rows(at)))
 
@@ -304,7 +301,7 @@ class GDumb(Rehearsal):
         if not learn.training or 'lr_finder' in vars(learn): return
         if not len(self.state.start):
             for k,v in tensors_of(get_model(learn.model)).items(): self.state.start[k] = v.detach().clone()
-        if not self.mixes: self.kept.append(self.seen())
+        if not self.mixes: self.kept.append(self.seen(learn))
         self.after_step()
         raise CancelBatchException()
     def after_loss(self): pass

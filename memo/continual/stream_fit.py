@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/continual/stream_fit.html.md"""
 
 # %% auto #0
 __all__ = ['pass_state', 'fit_state', 'StreamResult', 'batch_for', 'in_large_batches', 'Measured', 'in_one_pass', 'put_back',
-           'measuring', 'outer_fit', 'Seen', 'Online', 'Within', 'tell', 'StreamFit', 'left_alone']
+           'measuring', 'outer_fit', 'Seen', 'Online', 'add_row', 'Within', 'tell', 'StreamFit', 'left_alone']
 
 # %% ../../nbs/continual/05_stream_fit.ipynb #03ef807c
 from fastai.vision.all import *
@@ -29,7 +29,9 @@ class StreamResult:
     "Accuracies on the items of every experience, measured after each, and what they come to"
     def __init__(self,
         names:list, # Of the experiences
-        rows:dict, # 'test' and 'valid': a row of accuracies [E] after each experience; 'steps': rows measured within
+        # 'test' and 'valid': accuracies [T,E] after each experience; 'steps' [R,2+E]: those measured within, behind
+        # experience and batch
+        rows:dict,
         history=(), # A row for every epoch
         epochs:int=1, # Of each experience
         joint:bool=False # Were all experiences learned at once?
@@ -38,7 +40,7 @@ class StreamResult:
         self.history.attrs = {}
         def matrix(k): return np.array(rows[k], dtype=float).reshape(-1, len(names)) if k in rows else None
         self.matrix,self.valid_matrix = matrix('test'),matrix('valid')
-        self.steps = [(i,n,np.array(a, dtype=float)) for i,n,a in rows.get('steps', ())]
+        self.steps = [(int(o[0]),int(o[1]),o[2:]) for o in np.array(rows.get('steps', ()), dtype=float)]
 
     def __len__(self): return len(self.matrix)
     def __repr__(self):
@@ -233,6 +235,11 @@ class Online(Callback):
         right,n = to_detach(tensor([[float(o.right),o.n]], device=self.learn.dls.device)).sum(0).tolist()
         return right/n if n else None
 
+def add_row(rows, k, row):
+    "One more row; a tensor, as lists of thousands of numbers make checkpoints slow"
+    row = torch.tensor([row], dtype=torch.float64)
+    rows[k] = torch.cat([rows[k], row]) if k in rows else row
+
 class Within(Callback):
     "Measures in the middle of experiences too"
     order,run_valid = 10**6+1,False     # behind all that a batch ends with
@@ -240,7 +247,7 @@ class Within(Callback):
     def after_batch(self):
         learn = self.learn
         n = learn.epoch*learn.n_iter+learn.iter+1
-        if n%self.every==0: self.rows.append((learn.experience, n, self.test.accuracies(learn, True)))
+        if n%self.every==0: add_row(self.rows, 'steps', [learn.experience, n, *self.test.accuracies(learn, True)])
 
 def tell(learn, event):
     "Call `before_experience` or `after_experience` of the callbacks that have it"
@@ -270,13 +277,13 @@ class StreamFit:
     def __call__(self, learn, stage, cbs, start_epoch):
         keep, = cbs
         keep.by_hand,rows = True,keep.prog.more
-        for k in (*self.tests, 'steps'): rows.setdefault(k, [])
+        for k in self.tests: rows.setdefault(k, torch.zeros(0, len(self.on), dtype=torch.float64))
         learn.stream_result = self.result(keep.prog)
         i,epoch = divmod(start_epoch, self.epochs)
         for i in range(i, len(self.stream)):
             self.experience(learn, i, keep, epoch)
             epoch = 0
-            for k,o in self.tests.items(): rows[k].append(o.accuracies(learn))
+            for k,o in self.tests.items(): add_row(rows, k, o.accuracies(learn))
             learn.stream_result = self.result(keep.prog)
             keep.at = (i+1)*self.epochs     # whatever was cancelled
             if keep.at<stage.epochs: keep.prog.save(keep.i, keep.at)
@@ -287,7 +294,7 @@ class StreamFit:
         warm_loaders(learn.dls)
         learn.online.start(i, self.stream.names[i], self.stream.seed)
         if not epoch: tell(learn, 'before_experience')
-        within = [] if self.measure is None else [Within(self.tests['test'], self.measure, keep.prog.more['steps'])]
+        within = [] if self.measure is None else [Within(self.tests['test'], self.measure, keep.prog.more)]
         cbs = [*within, keep]
         if callable(self.fit): self.fit(learn, self.epochs, self.lr, cbs=cbs, start_epoch=epoch)
         else: getattr(learn, self.fit)(self.epochs, self.lr, cbs=cbs, start_epoch=epoch)
@@ -327,7 +334,8 @@ def fit_stream(self:Learner,
             if hasattr(type(cb), 'attach'): cb.attach()     # what a checkpoint has of it finds its place
         self.metrics = self.metrics+ValueMetric(lambda: self.online.value, 'online')
         h = fit_stages(self, [stage], checkpoint, resume, None, log, {**run.facts(), **ifnone(experiment, {})})
-    self.stream_result = StreamResult(run.on.names, h.attrs, h, epochs, run.on is not stream)     # of one that had ended already, too
+    # of one that had ended already, too
+    self.stream_result = StreamResult(run.on.names, h.attrs, h, epochs, stream.of is not None)
     return self.stream_result
 
 @contextmanager

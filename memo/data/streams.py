@@ -97,7 +97,8 @@ class Stream(Sequence):
     def c(self): return self.whole.c
     def joint(self):
         "All experiences in one, shuffled: what a method could reach that forgets nothing; measured on each of them"
-        res = Stream(self.whole, [[torch.cat(ps).unique()] for ps in self.parts], ['joint'], False, self.seed, self.known)
+        res = Stream(self.whole, [[torch.cat(ps).unique()] for ps in self.parts], ['joint'], False, self.seed,
+                     self.known)
         res.of = ifnone(self.of, self)
         return res
 

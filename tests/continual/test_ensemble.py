@@ -82,7 +82,11 @@ def test_what_is_logged_is_the_mean():
         def after_loss(self):
             if self.training: seen.append((float(self.loss), float(self.loss_grad), [float(F.cross_entropy(o, self.y))
                                            for o in self.learn.model.each(self.x)]))
-    learn = stream_learner(s, [OwnLosses(), Look()], net=Ensemble(digit_net(), 3))
+    class Probe(Callback):
+        "Somebody else asks the model, before the loss is made"
+        order = 3
+        def after_loss(self): self.learn.model(self.x)
+    learn = stream_learner(s, [OwnLosses(), Look(), Probe()], net=Ensemble(digit_net(), 3))
     quietly(learn, learn.fit, 1)
     for a,b,ls in seen:
         close(a, sum(ls)/3)

@@ -1,4 +1,5 @@
 "iCaRL against its steps written out, in a stream, and fault C3 of published code"
+import warnings
 import pytest, torch
 import torch.nn.functional as F
 from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoaders, Learner, SGD, load_learner, nn
@@ -151,7 +152,9 @@ def test_each_exemplar_comes_once_an_epoch_in_another_order():
 def test_a_memory_beside_it_knows_whose_rows_are_whose():
     "Rows that were joined are nobody's"
     bank = SlotBank(2000, policy='fifo')
-    run([MemoryCallback(bank, head=None), ICaRL(30)], epochs=1)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', 'memory: a callback has')
+        run([MemoryCallback(bank, head=None), ICaRL(30)], epochs=1)
     dl = digit_loaders(classes=6).train
     known = {int(i):int(y) for i,y in zip(item_ids(dl), dl.dataset.y)}
     ids,ys = bank.items[:len(bank)].tolist(),bank.labels[:len(bank)].tolist()

@@ -42,7 +42,7 @@ def test_valid():
     assert 'validation' in err(plot_matrix, result(A), valid=True)
 
 def test_over_the_stream():
-    r = result(A, steps=[(0,5,[.2,0,0]),(1,5,[.6,.6,0])])
+    r = result(A, steps=[[0,5,.2,0,0],[1,5,.6,.6,0]])
     ax = plot_stream_accuracy(r).axes[0]
     mean = next(o for o in ax.lines if o.get_label()=='mean of those so far')
     np.testing.assert_allclose(mean.get_ydata(), [.2,.9,.6,.6,.375])

@@ -41,10 +41,10 @@ def test_the_table_says_who_answers():
 
 def test_of_a_learner_it_is_what_the_layer_is_given():
     learn = learner()
+    want = learn.model[0](torch.cat([b[0] for b in learn.dls.valid]))       # without dropout
     was,rng = state(learn.model),torch.get_rng_state()
     x,y = its_inputs(learn, learn.model[2], learn.dls.valid)
     assert x.shape==(20,4) and torch.equal(y, torch.arange(20)%3)
-    want = learn.model[0](torch.cat([b[0] for b in learn.dls.valid]))       # without dropout
     torch.testing.assert_close(x, want.detach())
     fig = plot_units(learn)
     assert [t.get_text() for t in fig.axes[0].get_yticklabels()]==['a $','b','c']
