@@ -164,40 +164,40 @@ parts = {
     'metric': Param(Annotated[str, OneOf('cosine', 'euclidean')], 'cosine', 'What is near; by the cosine, means are of unit features'),
     'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
     'train': Param(bool, False, 'Train the rest of the network too?'),
-  }, {}),
+  }, {'continual': True}),
   'StreamingLDA': ('memo.continual.class_statistics', 'StreamingLDA', "Answers by linear discriminant analysis of a frozen backbone's features, counted as they come (Hayes & Kanan 2020)", {
     'shrinkage': Param(OpenFraction, 0.01, 'Share of the identity, times the mean variance, in the covariance'),
     'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
     'train': Param(bool, False, 'Train the rest of the network too?'),
-  }, {}),
+  }, {'continual': True}),
   'RanPAC': ('memo.continual.class_statistics', 'RanPAC', 'Answers by ridge regression on random features of a frozen backbone, counted as they come (McDonnell et al. 2023)', {
     'n_random': Param(Count|None, None, 'How many random features; by default four times the width, 5000 at most'),
     'at': Param(str|None, None, 'Name of the module whose features are counted; by default those that enter the classifier'),
     'train': Param(bool, False, 'Train the rest of the network too?'),
     'seed': Param(int, 0, 'Of the random features'),
-  }, {}),
+  }, {'continual': True}),
   'ICaRL': ('memo.continual.icarl', 'ICaRL', 'Exemplars by herding, distillation, and the nearest mean exemplar for an answer; is told of experiences', {
     'size': Param(Count|str, 2000, "Exemplars in all, or their bytes: '2MB'"),
     'at': Param(str|None, None, 'Name of the module whose features count; by default those that enter the classifier'),
-  }, {}),
+  }, {'continual': True}),
   'EWC': ('memo.continual.penalties', 'EWC', 'Holds weights by their Fisher information; is told of experiences, unless `every` is given', {
     'weight': Param(NonNegative, 1000.0, 'Half of it times the penalty is added to the loss'),
     'labels': Param(Annotated[str, OneOf('sampled', 'empirical')], 'sampled', "From the model's answers, or the data's"),
     'gamma': Param(Share|None, None, 'How much of it stays when more comes; None: all, around the weights of then (`every`: .9)'),
     'samples': Param(Count|None, 1000, 'For the Fisher information, at most; None: all of an experience'),
     'every': Param(Count|None, None, 'Consolidate after each so many steps, on their batch; None: after each experience'),
-  }, {}),
+  }, {'continual': True}),
   'LwF': ('memo.continual.penalties', 'LwF', 'Keeps what the network says of old classes, as it was after the last experience, of which it is told', {
     'weight': Param(NonNegative, 1.0, 'Of the distillation'),
     'temperature': Param(Positive, 2.0, 'Above 1: small probabilities count more'),
-  }, {}),
+  }, {'continual': True}),
   'Replay': ('memo.continual.replay', 'Replay', 'Experience replay (ER): the loss of some earlier examples is added to that of each batch', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
     'raw': Param(bool, False, 'Store them as they are before the batch transforms, and apply these at each replay'),
-  }, {}),
+  }, {'continual': True}),
   'DERpp': ('memo.continual.replay', 'DERpp', 'Dark experience replay (DER++): earlier examples shall have the outputs that they had, and their labels', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'alpha': Param(NonNegative, 0.1, 'Weight of the squared distance to the outputs that are stored'),
@@ -206,14 +206,14 @@ parts = {
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
     'raw': Param(bool, False, 'Store them as they are before the batch transforms'),
-  }, {}),
+  }, {'continual': True}),
   'ACE': ('memo.continual.replay', 'ACE', 'ER-ACE: replay, and the loss of the current batch is among its own classes only', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
     'raw': Param(bool, False, 'Store them as they are before the batch transforms, and apply these at each replay'),
-  }, {}),
+  }, {'continual': True}),
   'MIR': ('memo.continual.replay', 'MIR', 'Replay of the examples whose loss a step on the current batch would increase most', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of examples in a step; None: as many as the current batch has'),
@@ -221,14 +221,14 @@ parts = {
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
     'raw': Param(bool, False, 'Store them as they are before the batch transforms'),
-  }, {}),
+  }, {'continual': True}),
   'AGEM': ('memo.continual.replay', 'AGEM', 'A-GEM: no step may point against the gradient of some earlier examples', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
     'raw': Param(bool, False, 'Store them as they are before the batch transforms, and apply these at each replay'),
-  }, {}),
+  }, {'continual': True}),
   'GDumb': ('memo.continual.replay', 'GDumb', 'GDumb: store a balanced sample; when an experience ends, train on that alone, from the weights of the start', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'epochs': Param(Count, 10, 'Passes over them'),
@@ -237,10 +237,10 @@ parts = {
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'greedy', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
     'raw': Param(bool, False, 'Store them as they are before the batch transforms'),
-  }, {}),
+  }, {'continual': True}),
   'DrawSurfaces': ('memo.plots.stream_results', 'DrawSurfaces', 'Keeps the answers to a grid of points after each experience of a stream in the plane', {
     'size': Param(Count, 64, 'Points of the grid along each axis'),
-  }, {}),
+  }, {'continual': False}),
   'memory': ('memo.training.memory_callback', 'MemoryCallback', "Gives the learner's model a memory and writes the training features to it", {
     'bank': Param(object, None, 'The memory; None: all memories that are in the model already and have no callback'),
     'k': Param(int|list|None, None, "Rows to recall for each query; by default the head's, or what the bank has room for"),
@@ -252,13 +252,13 @@ parts = {
     'loss_weight': Param(Fraction, 0.0, "Share of the head's own loss in what is trained: (1-w) x the learner's loss + w x the head's"),
     'every': Param(Count, 1, 'Write the features of each `every`-th batch, beginning with the first of a fit'),
     'keep': Param(Annotated[str, OneOf('paths', 'thumbnails')]|None, None, "Goes along with the bank for `explain`: 'thumbnails' (small pictures of the items), 'paths' (of files)"),
-  }, {}),
+  }, {'continual': False}),
   'save_bank': ('memo.training.save_bank', 'SaveBank', "Save the memory's bank every few epochs, in the background", {
     'every': Param(Count, 10, 'Epochs'),
     'folder': Param(str|object, 'banks', 'Where the files go, below `learn.path` where it is relative'),
     'prefix': Param(str, 'bank', 'Their name: {prefix}_step_{n}.safetensors after n epochs of all fits, and .json with the figures'),
     'memory': Param(str|None, None, 'Name of the memory; None: the only one'),
-  }, {}),
+  }, {'continual': False}),
  },
  'data': {
   'chest_mosaic': ('memo.data.chest_standin', 'chest_mosaic', 'DataLoaders of the mosaic stand-in for ChestX-ray14, which is written to disk on first use', {
@@ -745,6 +745,44 @@ parts = {
     'img_size': Param(Count|None, None, 'Of the images; None: what the network is for'),
     'timm': Param(dict|None, None, 'What a YAML file has for `timm.create_model`, e.g. {depth: 6}'),
   }, {'vit': True, 'title': 'Hopfield memory'}),
+  'lp': ('memo.models.linear', 'linear_model', 'A linear classifier of points or features', {
+    'n_in': Param(int, 2, 'Numbers an input'),
+    'n_classes': Param(int, 4, 'Outputs'),
+    'bias': Param(bool, True, 'Add one to each output?'),
+    'arch': Param(str|None, None, 'With train.frozen: the timm network whose features are the input'),
+    'pretrained': Param(bool|str|object, True, 'Its weights: true, those of ImageNet; a path, those in that file'),
+  }, {'backbone': 'memo.models.linear:backbone_of', 'flat': True}),
+  'mlp': ('memo.models.linear', 'hidden_model', 'One hidden layer of tanh and a linear classifier, for points or features', {
+    'n_in': Param(int, 2, 'Numbers an input'),
+    'n_classes': Param(int, 4, 'Outputs'),
+    'hidden': Param(Count, 50, 'Width of the hidden layer'),
+    'bias': Param(bool, True, 'Add one to each output?'),
+    'arch': Param(str|None, None, 'With train.frozen: the timm network whose features are the input'),
+    'pretrained': Param(bool|str|object, True, 'Its weights: true, those of ImageNet; a path, those in that file'),
+  }, {'backbone': 'memo.models.linear:backbone_of', 'flat': True}),
+  'mh': ('memo.models.linear', 'memory_model', 'A memory head: one layer whose weights are blended, for each input, of those of the nearest memory units', {
+    'n_in': Param(int, 2, 'Numbers an input'),
+    'n_classes': Param(int, 4, 'Outputs'),
+    'arch': Param(str|None, None, 'With train.frozen: the timm network whose features are the input'),
+    'pretrained': Param(bool|str|object, True, 'Its weights: true, those of ImageNet; a path, those in that file'),
+    'bias': Param(bool, True, 'Have units biases?'),
+    'key_mem_units': Param(Count, 100, 'Units'),
+    'delta': Param(Count, 2, 'How many of them blend'),
+    'gamma_alpha': Param(NonNegative, 25.0, 'Inverse temperature of the blend'),
+    'beta_k': Param(NonNegative, 0.01, "Step of a winner's key towards the input"),
+    'tau_alpha': Param(float|None, 0.95, 'An input whose best similarity is below is new'),
+    'tau_mu': Param(Natural|None, 50, 'A unit that has won so often is never given away'),
+    'tau_eta': Param(Natural|None, 50, 'Nor one that has won within so many inputs'),
+    'psi': Param(Annotated[str, OneOf('identity', 'sign', 'resize', 'resize1d')], 'identity', "From inputs to keys; 'resize': to `key_size` numbers"),
+    'key_size': Param(Count|None, None, 'Width of keys; None: of the input'),
+    'sigma': Param(Positive, 1.0, 'Width of the euclidean similarity'),
+    'upd_m': Param(Annotated[str, OneOf('vanilla', 'WTA')]|None, 'WTA', "'WTA': only the winner's weights learn; 'vanilla' (or None): those of all that blend"),
+    'upd_k': Param(Annotated[str, OneOf('ad_hoc_WTA', 'grad_WTA', 'grad_not_WTA')]|None, 'ad_hoc_WTA', "'ad_hoc_WTA': keys move by themselves; 'grad_WTA', 'grad_not_WTA' (or None): by their gradient"),
+    'scramble': Param(bool, True, 'Give units that nobody needs to inputs that are new'),
+    'shared_keys': Param(bool, True, 'One set of keys; False: one for each output'),
+    'distance': Param(Annotated[str, OneOf('cosine', 'euclidean', 'dot')], 'cosine', 'Similarity of inputs and keys'),
+    'order': Param(Annotated[str, OneOf('paper', 'backward')], 'paper', "'paper': keys move, then units are read; 'backward': they move after the backward"),
+  }, {'backbone': 'memo.models.linear:backbone_of', 'flat': True}),
   'lora': ('memo.models.lora', 'lora', 'A frozen vision transformer with low-rank changes of its attention (Hu et al. 2021), and a new classifier', {
     'arch': Param(str, required, 'A vision transformer in timm'),
     'n_out': Param(int, required, 'Classes'),
@@ -808,6 +846,9 @@ parts = {
   'bce': ('memo.training.losses', 'binary_cross_entropy', 'Binary cross-entropy, label by label', {
     'pos_weight': Param(Any, None, 'Weight of the positives of each class, [C]'),
   }, {'task': 'multilabel'}),
+  'hinge': ('memo.training.losses', 'OneVsAllHinge', 'Hinge loss of each class against all others, without a margin', {
+    'reduction': Param(str, 'mean', "Of the items; 'none' gives one number an item"),
+  }, {'task': 'multiclass'}),
   'focal': ('memo.training.losses', 'SigmoidFocalLoss', 'Focal loss for multi-label targets (Lin et al. 2017)', {
     'alpha': Param(Positive, 1.0, 'Factor of the whole'),
     'gamma': Param(NonNegative, 2.0, 'Focusing: 0 is binary cross-entropy'),
@@ -842,6 +883,11 @@ parts = {
   'plain': ('memo.evaluation.baselines', 'Plain', 'The same training without memory; for heads that change how the network is trained', {
   }, {}),
   'balanced_sampling': ('memo.evaluation.baselines', 'BalancedSampling', 'Training with class-balanced sampling: every class equally often', {
+  }, {}),
+  'naive': ('memo.evaluation.baselines', 'Naive', 'Another training: the same network, which just learns what comes', {
+  }, {}),
+  'joint': ('memo.evaluation.baselines', 'Joint', 'Another training: the same network, which is given all experiences at once, shuffled', {
+    'epochs': Param(Count|None, None, 'Of it; null: as many as each experience has'),
   }, {}),
   'linear_probe': ('memo.evaluation.baselines', 'LinearProbe', 'Another training: the same backbone, frozen, with nothing but a linear classifier', {
     'lr': Param(Positive|None, None, "Of its training; null: the experiment's"),
@@ -882,11 +928,13 @@ parts = {
  'method': {
  },
  'task': {
+  'stream': ('memo.evaluation.stream_task', 'StreamTask', 'One class for each item, and the items come in experiences, one after another', {
+  }, {'stream': True, 'train': {'epochs': 1, 'bs': 10}, 'loss': 'ce'}),
   'multiclass': ('memo.evaluation.tasks', 'Multiclass', 'One class for each item', {
-  }, {'loss': 'ce'}),
+  }, {'stream': False, 'train': None, 'loss': 'ce'}),
   'multilabel': ('memo.evaluation.tasks', 'Multilabel', 'Any number of labels for each item', {
     'threshold': Param(Probability, 0.5, 'Probability above which a class counts as found'),
     'draws': Param(Count, 1000, 'Of patients, for the intervals'),
-  }, {'loss': 'bce', 'empty': True}),
+  }, {'stream': False, 'train': None, 'loss': 'bce', 'empty': True}),
  },
 }

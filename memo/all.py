@@ -45,6 +45,7 @@ from .models.prompts import vpt
 from .models.vit import linear_probe,vit_splitter
 from .models.lora import lora
 from .models.stages import StageFeatures
+from .models.linear import hidden_model,linear_model,memory_model
 from .training.losses import AsymmetricLoss,LogitAdjustedCE,SigmoidFocalLoss,adjust_logits,pos_weights
 from .training.batch_ids import BatchIds
 from .training.collect import collect
@@ -87,6 +88,7 @@ from .experiment.report import draw_scores
 from .experiment.run import evaluate_model,evaluate_run,load_run,run_experiment
 from .experiment.compare import compare_runs,run_experiments
 from .experiment.run_speed import speed_run
+from .experiment.table import load_table,run_table
 
 # what is registered is there by itself: a new bank, head, data set, network, loss or callback needs no line here
 from .registry import find as _find

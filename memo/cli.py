@@ -6,8 +6,8 @@ Docs: https://github.com/fastmemo/memo/cli.html.md"""
 
 # %% auto #0
 __all__ = ['options_last', 'command', 'guarded', 'parts_text', 'announcement', 'check_arguments', 'configs', 'to_text',
-           'train_all', 'memo_train', 'memo_eval', 'bank_folder', 'memo_bank', 'numbers', 'memo_speed', 'memo_cache',
-           'memo_mosaic']
+           'method_tables', 'train_methods', 'train_all', 'memo_train', 'memo_eval', 'bank_folder', 'memo_bank',
+           'numbers', 'memo_speed', 'memo_cache', 'memo_mosaic']
 
 # %% ../nbs/90_cli.ipynb #176dba47
 import os,sys
@@ -112,12 +112,13 @@ def parts_text(kind=None):
 # %% ../nbs/90_cli.ipynb #dd7b2836
 def announcement(cfg, dry_run=False):
     "What is about to be trained, in a line"
-    from memo.evaluation.baselines import model_title
+    from memo.evaluation.baselines import fact,model_title
     from memo.experiment.config import run_folder
-    net = cfg.model.get('arch', cfg.model.name)
+    net = cfg.model.get('arch') or cfg.model.name
     ms = [f"{'memory' if n=='memory' else f'memory {n}'} {m.bank.name} + {m.head.name}" for n,m in cfg.memories.items()]
     seeds = f"{'seed' if len(cfg.seeds)==1 else 'seeds'} {', '.join(map(str, cfg.seeds))}"
     where = 'a dry run, no run is written' if dry_run else f'run folder {run_folder(cfg)}'
+    ms += [s.name for s in cfg.train.cbs if fact(s, 'continual')]
     what = [f'{net} on {cfg.data.name}', *(ms or [model_title(cfg) or 'no memory']), seeds]
     return f"{cfg.name}: {', '.join(what)}; {where}"
 
@@ -146,6 +147,23 @@ def to_text(cfg):
     "An experiment as YAML, every key with what it is for"
     from memo.experiment.sections import to_yaml
     return to_yaml(cfg, comments=True)
+
+def method_tables(files, assigned):
+    "The tables of methods among some files; there is one, by itself, or none"
+    from memo.core import MemoError
+    from memo.experiment.config import is_table
+    ours = [o for o in files if is_table(o)]
+    if not ours: return []
+    if len(files)>1:
+        raise MemoError(f"{ours[0]} is a table of methods, which is trained by itself; found {len(files)} files")
+    from memo.experiment.table import load_table
+    return [load_table(ours[0], assigned)]
+
+def train_methods(table, overwrite, dry_run):
+    "Tune and train the methods of a table; gives it and where it is"
+    from memo.experiment import table as tb
+    if dry_run: return tb.dry_table(table, _say),None
+    return tb.run_table(table, overwrite, _say),table.folder/'table.md'
 
 def train_all(cfgs, resume, table, overwrite, dry_run):
     "Train experiments, or finish the run in `resume`; gives the table and where it is"
@@ -178,11 +196,15 @@ def memo_train(
         if list: return _say(parts_text(config))
         more = [o for o in overrides if '=' not in o or Path(o).is_file()]
         check_arguments(config, resume, overwrite or dry_run or print_config or table)
-        cfgs = [] if resume is not None else configs([config, *more], [o for o in overrides if o not in more])
-        if print_config: return _say('\n---\n'.join(to_text(c).rstrip() for c in cfgs))
+        assigned = [o for o in overrides if o not in more]
+        tables = [] if resume is not None else method_tables([config, *more], assigned)
+        cfgs = [] if resume is not None or tables else configs([config, *more], assigned)
+        if print_config: return _say('\n---\n'.join(to_text(c).rstrip() for c in [*(t.cfg for t in tables), *cfgs]))
         if cli and os.environ.get('RANK') in (None,'','0'):    # of several processes one
-            for o in [announcement(c, dry_run) for c in cfgs] or [f'going on with {resume}']: _say(o)
-        text,where = train_all(cfgs, resume, table, overwrite, dry_run)
+            every = [*(t.cfg for t in tables), *cfgs]
+            for o in [announcement(c, dry_run) for c in every] or [f'going on with {resume}']: _say(o)
+        text,where = (train_methods(tables[0], overwrite, dry_run) if tables else
+                      train_all(cfgs, resume, table, overwrite, dry_run))
         if text: _say(f'\n{text}\n\n{where}')
         return None if cli else text
     return guarded(run, cli, debug, '; memo-train --resume RUN_DIR goes on (several experiments: '

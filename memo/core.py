@@ -6,8 +6,8 @@ Docs: https://github.com/fastmemo/memo/core.html.md"""
 
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Share', 'Fraction', 'OpenFraction', 'Probability', 'one_thread',
-           'MemoError', 'check_choice', 'Range', 'OneOf', 'undisturbed', 'atomic_path', 'write_text', 'write_csv',
-           'write_json', 'packaged_file', 'cache_folder', 'settings']
+           'MemoError', 'Diverged', 'check_choice', 'Range', 'OneOf', 'undisturbed', 'atomic_path', 'write_text',
+           'write_csv', 'write_json', 'packaged_file', 'cache_folder', 'settings']
 
 # %% ../nbs/00_core.ipynb #fec74f64
 import configparser,difflib,importlib.util,json,math,os,sys,tempfile,threading
@@ -24,6 +24,9 @@ class MemoError(ValueError):
         super().__init__(msg)
         self.msg = str(msg)
     def __str__(self): return self.msg  # fastai puts two lines of its own into the `args` of what a callback raises
+
+class Diverged(MemoError):
+    "The loss of a training is not finite any more"
 
 # %% ../nbs/00_core.ipynb #7920cfc1
 def check_choice(

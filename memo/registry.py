@@ -34,15 +34,15 @@ def _kind(name, help, given='', facts=''): kinds[name] = Kind(help, tuple(given.
 
 _kind('bank', 'Storage and a write policy', 'n_classes dim', 'views default_head')
 _kind('head', "What is done with what was read", 'bank name', 'needs mixes adds_rows trains also asks')
-_kind('callback', 'What happens during training', 'bank head name head_kw')
+_kind('callback', 'What happens during training', 'bank head name head_kw', 'continual')
 _kind('data', 'Loaders (train, valid, test) of a data set', 'bs seed sampling device drop_last')
-_kind('model', 'A network', 'n_classes n_out num_classes c_in in_chans')
+_kind('model', 'A network', 'n_classes n_out num_classes c_in in_chans n_in')
 _kind('loss', 'What is minimised', 'counts n_classes pos_weight reduction')
 _kind('sampler', 'Which images an epoch draws')
 _kind('metric', 'A column of the progress table', 'probs y preds targs inp targ counts many few vocab')
 _kind('baseline', 'What a memory has to beat')
 _kind('method', 'Continual learning')
-_kind('task', 'What the answers are: losses, scores, tables')
+_kind('task', 'What the answers are: losses, scores, tables', facts='stream train')
 
 class Part(NamedTuple):
     "Name, module, help and arguments of a part, known without importing it"

@@ -231,6 +231,7 @@ def best_penalty(
 # %% ../../nbs/continual/06_class_statistics.ipynb #17c5a710
 class StatisticsCallback(MemoryCallback):
     "Base class of methods on a frozen backbone: each training feature is counted, and no step is taken"
+    continual = True
     def __init__(self, name, bank, head, at, train, **head_kw):
         super().__init__(bank, head=head, at=at, name=name, **head_kw)
         self.train,self._given = train,head_kw

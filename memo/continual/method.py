@@ -60,6 +60,7 @@ def keep(
 class Method(Callback):
     "Base of continual methods: its `state` is saved with the model"
     order = 30      # behind what changes batches, before what clips gradients
+    continual = True        # against forgetting: a training without it can be compared
     def __init__(self): self.state = Kept()
     def attach(self):
         "Make the state a part of the model, if it is not yet"

@@ -11,7 +11,7 @@ __all__ = ['pass_state', 'fit_state', 'StreamResult', 'batch_for', 'in_large_bat
 # %% ../../nbs/continual/05_stream_fit.ipynb #03ef807c
 from fastai.vision.all import *
 from torch.utils.data import DataLoader as TorchDL
-from ..core import Count,MemoError,undisturbed,write_csv
+from ..core import Count,Diverged,MemoError,undisturbed,write_csv
 from ..data.digests import digest
 from ..data.few_shot import loader_of
 from ..data.streams import Stream,order_by
@@ -228,7 +228,7 @@ class Online(Callback):
         if num_distrib()>1: good = bool(to_detach(tensor([float(good)], device=self.learn.dls.device)).min())
         o.clear()
         if not good:
-            raise MemoError(f"fit_stream: the loss is not finite any more, in experience {self.at} ({self.what}), epoch "
+            raise Diverged(f"fit_stream: the loss is not finite any more, in experience {self.at} ({self.what}), epoch "
                             f"{self.learn.epoch}, before batch {o.batches}; a lower lr may help")
     @property
     def value(self):

@@ -184,10 +184,12 @@ def evaluate(
     training:str='' # Whose training it is: the name of a baseline, '' for the experiment's own
 )->AttrDict: # rows (data, scores), probs and tables by label, pred (a line an image), y, what a table needs
     "Score the network on the test set: alone, with its memories, and with each baseline"
-    dls,answers = learn.dls,Answers(learn, cfg)
+    dls = learn.dls
     task,own = task_of(dls, data_task(cfg), threshold=threshold, draws=draws),cfg.train.metrics
+    if task.stream: return task.evaluate(learn, cfg, training)
     if threshold!=.5 and not hasattr(task, 'threshold'):
         raise MemoError(f"threshold is for findings; {task.name} answers have none")
+    answers = Answers(learn, cfg)
     test,titles = answers.collected('test'),row_titles(cfg, training)
     y,rows,probs,tables = test.y.cpu(),[],{},{}
     for row in planned_rows(cfg, training):

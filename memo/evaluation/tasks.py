@@ -24,6 +24,8 @@ class Task:
     columns = {}    # of a table of results: score -> title
     digits = 1      # of its numbers, in per cent
     pictures = ()   # of a run folder, by the names that `evaluation` knows
+    stream = False  # do items come in experiences, one after another? The data has to say so, labels do not show it
+    train = None    # settings of `train:` that are usual for it, where they are not those of all
 
     def suits(self, y): return False                        # are labels `y` of this kind?
     def columns_of(self, dls): return self.columns          # those that say something of this data
@@ -147,7 +149,8 @@ def task_of(
     "The task of a data set"
     y = getattr(dls.train.dataset, 'y', None)
     if not torch.is_tensor(y) or not len(y): y = first_label(dls.train.dataset)
-    kinds = [task_named(k, **kwargs) for k in (known('task') if name is None else [name])]
+    names = [k for k,p in known('task').items() if not p.facts.get('stream')] if name is None else [name]
+    kinds = [task_named(k, **kwargs) for k in names]
     res = first(t for t in kinds if y is None or t.suits(y))
     if res is not None: return res
     found = f"{str(y.dtype).removeprefix('torch.')} {['N',*y.shape[1:]]}".replace("'", '')

@@ -97,6 +97,7 @@ def plot_stream_accuracy(
 @register('callback', 'DrawSurfaces')
 class DrawSurfaces(Method):
     "Keeps the answers to a grid of points after each experience of a stream in the plane"
+    continual = False
     def __init__(self,
         size:Count=64 # Points of the grid along each axis
     ):

@@ -4,7 +4,7 @@ import inspect, json, math, pickle
 import pytest, torch
 from fastai.data.all import DataLoaders
 from fastai.learner import Learner, load_learner
-from fastai.vision.all import AttrDict, Callback, CrossEntropyLossFlat, L, Metric, nn, set_seed
+from fastai.vision.all import AttrDict, Callback, CrossEntropyLossFlat, L, Metric, nn, set_seed, trainable_params
 from memo.heads.attach import find_place
 from memo.banks.slots import SlotBank
 from memo.evaluation.baselines import Baseline, baseline, suits
@@ -161,12 +161,16 @@ def data_is_trained_on(name, tmp_path):
 
 # models
 
+def is_flat(name): return known('model')[name].facts.get('flat')
+def some_inputs(name, size): return torch.rand(2, 2) if is_flat(name) else torch.rand(2, 1, size, size)
+
 def model_answers(name):
     "In front of its classifier sits a memory, its classifier is the head's group"
     def of(m):
         size = 64 if sum(p.numel() for p in m.parameters())>1e6 else 16
-        with torch.no_grad(): out = m.eval()(torch.rand(2, 1, size, size))
+        with torch.no_grad(): out = m.eval()(some_inputs(name, size))
         assert out.shape==(2,CLASSES) and out.isfinite().all()
+        if is_flat(name): return        # a single layer has no body
         assert find_place(m) is not None
         body,head = body_head_splitter(m)
         assert len(body) and len(head)
@@ -175,16 +179,17 @@ def model_answers(name):
     a = pickle.loads(pickle.dumps(m))
     b = build('model', name)
     b.load_state_dict(m.state_dict())
-    x = torch.rand(2, 1, 64, 64)
+    x = some_inputs(name, 64)
     with torch.no_grad(): assert torch.equal(a.eval()(x), m.eval()(x)) and torch.equal(b.eval()(x), m(x))
 
 def model_takes_a_memory(name):
-    m = build('model', name, n_classes=10, n_out=10, num_classes=10)
+    m = build('model', name, n_classes=10, n_out=10, num_classes=10, n_in=256)
     big = sum(p.numel() for p in m.parameters())>1e6
     dls = digits_lt(n_max=8, ratio=2, valid=2, test=2, size=64 if big else 16, bs=8, device='cpu')
-    learn = Learner(dls, m, loss_func=CrossEntropyLossFlat(), splitter=body_head_splitter,
+    flat = is_flat(name)
+    learn = Learner(dls, m, loss_func=CrossEntropyLossFlat(), splitter=trainable_params if flat else body_head_splitter,
                     cbs=MemoryCallback(SlotBank(16, policy='fifo'), head='add'))
-    learn.freeze()
+    if not flat: learn.freeze()
     class Short(Callback):
         def after_batch(self):
             if self.iter>=1: self.learn._cancel()
@@ -232,6 +237,9 @@ def experiment(**kw):
                           memory=dict(bank='ClassBank', capacity=4, head='watch'), train=dict(epochs=1, bs=8), **kw),
                           'test')
 
+def in_stream():
+    return from_dict(dict(name='x', data='modes', model='mlp', memory=None, train=dict(cbs=['Replay'])), 'test')
+
 def some_baseline(name):
     p = known('baseline')[name]
     return find('baseline', name)(**{k:o.default for k,o in p.keys.items() if o.default is not required} | ({'steps':5}
@@ -256,7 +264,7 @@ def baseline_of_its_own_is_an_override(name):
         assert not b.overrides(experiment())
         return
     cfgs = (override(experiment(), {'memory':dict(bank='SlotBank', head='add')}),
-            experiment(model=dict(name='hopfield_vit', arch='test_vit')))
+            experiment(model=dict(name='hopfield_vit', arch='test_vit')), in_stream())
     cfg = next(c for c in cfgs if suits(c, Section('baseline', name, {})))
     o = b.overrides(cfg)
     assert o and override(cfg, o)!=cfg
