@@ -122,7 +122,8 @@ class Fisher:
         if not self.n and not self.lost: raise MemoError("EWC: the loader is empty")
         if not self.n: raise MemoError(f"EWC: no gradient of {self.lost} samples is finite, the training has "
                                         "diverged: give a smaller weight or learning rate")
-        if self.lost: warn(f"EWC: gradients of {self.lost} of {self.n+self.lost} samples are not finite, they are left out")
+        if self.lost:
+            warn(f"EWC: gradients of {self.lost} of {self.n+self.lost} samples are not finite, they are left out")
         return {k:v/self.n for k,v in self.sums.items()}
 
 # %% ../../nbs/continual/04_penalties.ipynb #ca82e230

@@ -18,7 +18,8 @@ def trained(*cbs):
     return learn.model.state_dict()
 
 if __name__=='__main__':
-    res = dict(ewc=trained(EWC(20.), LwF()), every=trained(EWC(20., every=3, labels='empirical')), icarl=trained(ICaRL(30)))
+    every = EWC(20., every=3, labels='empirical')
+    res = dict(ewc=trained(EWC(20.), LwF()), every=trained(every), icarl=trained(ICaRL(30)))
     assert num_distrib()==2, num_distrib()
     torch.save(res, f'{sys.argv[1]}/rank{rank_distrib()}.pt')
     torch.distributed.destroy_process_group()
