@@ -256,13 +256,32 @@ class Exemplars(Kept):
             if self.n_classes is None: raise MemoError(f"policy: {self.policy!r} needs n_classes")
             if int(y.max())>=self.n_classes:
                 raise MemoError(f"exemplars: label {int(y.max())} where there are {self.n_classes} classes")
-        for k in self.names or ():
-            if k=='item' and k not in cols: continue
+        self.check_alike(cols)
+
+    def check_alike(self,
+        cols,       # Name -> tensor
+        only=''     # Columns whose names begin so
+    ):
+        "Raise a `MemoError` where columns are not like those of earlier examples"
+        for k in self.names:
+            if not k.startswith(only) or k=='item' and k not in cols: continue
             if k not in cols: raise MemoError(f"exemplars: earlier ones have {k}, these do not")
             a,b = cols[k],self._buffers[k]
             if a.shape[1:]!=b.shape[1:] or a.dtype!=b.dtype:
                 raise MemoError(f"exemplars: {k} is {a.dtype} {[*a.shape[1:]]}, earlier ones are {b.dtype} "
                                 f"{[*b.shape[1:]]}; all have to be alike")
+
+    def widen(self,
+        name,       # Of a column [size,n]
+        like        # Tensor [B,m], as rows are now
+    ):
+        "Make a column as wide as rows are now; what earlier rows have there is not known, NaN"
+        old = self._buffers.get(name)
+        if old is None or old.ndim!=2 or like.ndim!=2 or like.shape[1]<=old.shape[1]: return
+        if self.in_bytes:
+            raise MemoError(f"size: {human_bytes(self.asked)} were for examples with {old.shape[1]} {name}, there are "
+                            f"{like.shape[1]} now; a size in examples can grow")
+        self[name] = torch.nn.functional.pad(old, (0,like.shape[1]-old.shape[1]), value=torch.nan)
 
     def draw(self,
         k:int,      # How many

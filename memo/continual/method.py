@@ -56,6 +56,17 @@ def keep(
     host.add_module(name, module)
     return host
 
+def keep_of(
+    cb,     # A callback with a `state`
+    name    # What the state is called among the model's modules
+):
+    "Make the state of a callback a part of its learner's model, and say so where it comes from another one"
+    if vars(cb).get('placed') and len(cb.state) and keeper(cb.learn.model)._modules.get(name) is not cb.state:
+        warn(f"{type(cb).__name__}: what it keeps is of another model's training, and goes on in this one; a new "
+             f"{type(cb).__name__} begins anew")
+    keep(cb.learn, name, cb.state)
+    cb.placed = True
+
 # %% ../../nbs/continual/01_method.ipynb #5b0e71a2
 class Method(Callback):
     "Base of continual methods: its `state` is saved with the model"
@@ -64,11 +75,12 @@ class Method(Callback):
     def __init__(self): self.state = Kept()
     def attach(self):
         "Make the state a part of the model, if it is not yet"
-        keep(self.learn, self.name, self.state)
+        keep_of(self, self.name)
     def after_create(self): self.attach()       # so that `learn.load` finds it
     def before_fit(self): self.attach()
     def detach(self):
         "Take the state out of the model"
+        self.placed = False
         host = keeper(self.learn.model)
         if host._modules.get(self.name) is self.state: del host._modules[self.name]
     def add_loss(self, term):

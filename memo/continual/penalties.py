@@ -57,9 +57,16 @@ def network_of(
     return getattr(model, '_orig_mod', model)
 
 # %% ../../nbs/continual/04_penalties.ipynb #ecb9f59c
+def class_scores(model, out):
+    "The answer of a classifier in full precision"
+    out = full(answer_of(model, out))
+    if out.ndim==2 and out.shape[1]>1: return out
+    raise MemoError(f"EWC: this model's answer has {[*out.shape[1:]]} numbers an item; one for each of two or more classes "
+                    "is accepted")
+
 def together(model, ps, xb, y):
     "Gradients of log p(y|x) of each row, by name [B,...], for all rows at once"
-    def loss(ps, y, *xb): return F.cross_entropy(full(answer_of(model, functional_call(model, ps, xb))), y)
+    def loss(ps, y, *xb): return F.cross_entropy(class_scores(model, functional_call(model, ps, xb)), y)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')     # of operations that run one by one
         return vmap(grad(loss), (None,0,*[0]*len(xb)))(ps, y[:,None], *(x[:,None] for x in xb))
@@ -67,8 +74,8 @@ def together(model, ps, xb, y):
 def one_by_one(model, ps, xb, y):
     "The same, row after row: for networks that `vmap` cannot run"
     def row(i):
-        out = answer_of(model, model(*(x[i:i+1] for x in xb)))
-        gs = torch.autograd.grad(F.cross_entropy(full(out), y[i:i+1]), [*ps.values()], allow_unused=True)
+        out = class_scores(model, model(*(x[i:i+1] for x in xb)))
+        gs = torch.autograd.grad(F.cross_entropy(out, y[i:i+1]), [*ps.values()], allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p,g in zip(ps.values(), gs)]
     return dict(zip(ps, map(torch.stack, zip(*map(row, range(len(y)))))))
 
@@ -92,7 +99,7 @@ class Fisher:
 
     def targets(self, xb, yb):
         if self.labels=='sampled':
-            with torch.no_grad(): p = full(answer_of(self.model, self.model(*xb))).softmax(1)
+            with torch.no_grad(): p = class_scores(self.model, self.model(*xb)).softmax(1)
             return torch.multinomial(p.nan_to_num(1.)+1e-12, 1, generator=self.generator)[:,0]
         y = yb[0].as_subclass(Tensor) if len(yb) and isinstance(yb[0], Tensor) else None
         if y is None or y.ndim!=1 or y.is_floating_point():
@@ -282,6 +289,18 @@ def asked(
         here = {k:v for k,v in tensors.items() if k in own}
         return full(answer_of(model, functional_call(model, here, tuple(xb))))
 
+def check_teacher(
+    model, # The network now
+    then:dict, # Name -> weights and buffers of then
+    who # Whose teacher it is
+):
+    "Raise a `MemoError` where a network is not the one of then, but for a head that has grown"
+    for k,p in network_tensors(model).items():
+        if k in then and old_rows(p, then[k]) is not None: continue
+        was = [*then[k].shape] if k in then else 'not there'
+        raise MemoError(f"{who}: its teacher is another network: {k}, {[*p.shape]} now, was {was} then; a new "
+                        f"{who} begins with the network of now")
+
 def distillation(
     z:Tensor, # Answers now [B,C]
     old:Tensor, # Answers then, [B,C'] with C' up to C
@@ -306,13 +325,13 @@ class Teacher(Kept):
         for k in [k for k in self.tensors() if k.startswith('then ')]: self[k] = None
         for k,t in network_tensors(model).items(): self[f'then {k}'] = t.detach().clone()
         if 'seen' in self: self['old'] = self['seen'].clone()
+    def then(self): return {k[5:]:v for k,v in self.tensors().items() if k.startswith('then ')}
     @property
     def ready(self): return any(k.startswith('then ') for k in self.tensors())
     def classes(self, n):
         "Old classes among `n`: where nothing was noted, all"
         return self['old'][:n].nonzero()[:,0] if 'old' in self else torch.arange(n)
-    def answers(self, model, xb):
-        return asked(model, {k[5:]:v for k,v in self.tensors().items() if k.startswith('then ')}, xb)
+    def answers(self, model, xb): return asked(model, self.then(), xb)
 
 @register('callback', 'LwF')
 class LwF(Method):
@@ -325,6 +344,8 @@ class LwF(Method):
     ):
         store_attr()
         self.state = Teacher()
+    def before_train(self):
+        if self.state.ready: check_teacher(network_of(self.learn), self.state.then(), 'LwF')
     def after_experience(self): self.consolidate(self.learn)
     def consolidate(self,
         of # A learner, or a model
@@ -344,5 +365,6 @@ class LwF(Method):
     def after_loss(self):
         if not self.training or not len(self.yb): return
         pred = answer_of(network_of(self.learn), self.pred)
-        self.state.see(self.y, pred.shape[1])
+        if pred.shape[1]<2: raise MemoError("LwF: this model has one output; one for each of two or more classes is accepted")
+        self.state.see(self.yb[0].as_subclass(Tensor), pred.shape[1])
         if self.state.ready: self.add_loss(self.penalty(pred, *self.xb))

@@ -16,7 +16,7 @@ from fastai.callback.mixup import MixHandler
 from fastai.vision.all import *
 from torch.func import functional_call
 from ..core import Count,MemoError,NonNegative,OneOf,Positive
-from ..heads.attach import memories
+from ..heads.attach import memories,network_modules
 from ..heads.calls import Step,in_step
 from ..registry import register
 from ..training.batch_ids import fits_running
@@ -44,7 +44,9 @@ class Raw:
         self.pipe = pipe
         pipe.fs.insert(0, self)
     def end(self):
+        "Away from the loader; of the last batch only its types stay"
         if self.pipe is not None and self in self.pipe.fs: self.pipe.fs.remove(self)
+        self.batch = apply(lambda o: o[:0].clone() if isinstance(o, Tensor) else None, self.batch)
 
     def decode(self, x, y):
         "Inputs and targets with the batch transforms; tensors get the types that those of a batch have"
@@ -58,7 +60,7 @@ class Rehearsal(Method):
     "Base of methods that keep examples and train on them again"
     # before what scales the loss or leaves half precision, behind what mixes images
     order,run_valid,with_logits = MixedPrecision.order-5,False,False
-    rank,world = 0,1
+    rank,world,fits = 0,1,False
     def __init__(self,
         size:Count|str=200,     # How many examples, or how many bytes: '2MB'
         batch_size:Count=None,  # Of them in a step; None: as many as the current batch has
@@ -85,6 +87,7 @@ class Rehearsal(Method):
 
     def before_train(self):
         self.loss_of,self.rank,self.world = unmixed_loss(self.learn),rank_distrib(),num_distrib()
+        self.fits = False
         if self.raw is not None: self.raw.begin(self.learn.dl)
         if self.mixes: warn(f"{self.name}: images are mixed (MixUp, CutMix), so nothing is stored in this fit")
 
@@ -92,8 +95,21 @@ class Rehearsal(Method):
         if self.raw is not None: self.raw.end()
     after_cancel_train = after_cancel_fit = after_train
 
+    def after_fit(self):
+        "What waits for a step that will not come is not stored"
+        if fits_running(self.learn)[0]<2: self.kept = []
+
+    def ready(self):
+        "Are there examples? They have to be like what the model is trained on now"
+        if not len(self.state): return False
+        if not self.fits: self.check()
+        self.fits = True
+        return True
+
+    def check(self): self.state.check_alike({k:v for k,v in self.seen(self.learn).items() if k[0]=='x'}, 'x')
+
     def after_loss(self):
-        if len(self.state): self.rehearse()
+        if self.ready(): self.rehearse()
 
     def rehearse(self):
         "Add a loss of examples to that of the batch"
@@ -178,10 +194,15 @@ class DERpp(Rehearsal):
     ):
         super().__init__(size, batch_size, policy, seed, raw)
         self.alpha,self.beta = alpha,beta
+    def check(self):
+        super().check()
+        self.state.widen('logits', self.learn.pred)     # a head that has grown
     def rehearse(self):
         if self.alpha:
             r = self.replayed()
-            self.add_loss(self.alpha*F.mse_loss(self.forward(r), r.logits.float()))
+            out,known = self.forward(r),r.logits.isfinite()
+            off = out-torch.where(known, r.logits, out.detach())
+            self.add_loss(self.alpha*off.square().sum()/known.sum().clamp(min=1))
         if self.beta: self.add_loss(self.beta*self.loss_on(self.replayed()))
 
 # %% ../../nbs/continual/03_replay.ipynb #67af0ac3
@@ -250,7 +271,7 @@ class AGEM(Rehearsal):
     order,name = MixedPrecision.order-2,'agem'      # behind accumulation, before clipping
     def after_loss(self): pass
     def before_step(self):
-        if not len(self.state): return
+        if not self.ready(): return
         k = self.batch_size or sum(len(first(o.values())) for o in self.kept) or find_bs(self.learn.yb)
         ps = [p for p in get_model(self.learn.model).parameters() if p.requires_grad]
         gs = torch.autograd.grad(self.loss_on(self.replayed(k)), ps, allow_unused=True)
@@ -294,6 +315,17 @@ class GDumb(Rehearsal):
         res = super().store()
         res.start = Kept()
         return res
+
+    def before_train(self):
+        super().before_train()
+        model,start = get_model(self.learn.model),self.state.start
+        now = tensors_of(model)
+        own = [f'{n}.{k}'.lstrip('.') for n,m in network_modules(model) for k in m._parameters]
+        for k in own if len(start) else ():
+            if k not in now or k in start and start[k].shape==now[k].shape: continue
+            was = [*start[k].shape] if k in start else 'not there'
+            raise MemoError(f"GDumb: it trains from the weights of the start, and {k}, {[*now[k].shape]} now, was {was} "
+                            "then; learn.remove_cb(learn.gdumb), and a new GDumb begins with the network of now")
 
     def before_batch(self):
         "Store the batch, and go on to the next one"

@@ -21,6 +21,10 @@ from .places import Watched,answer_path,at_path,tensors_in,with_part
 from .within import Within,check_halves
 
 # %% ../../nbs/heads/10_attach.ipynb #7ded9ee8
+def is_linear(module):
+    "Is a module an `nn.Linear`, or one that stands for it, as its class says by `linear = True`?"
+    return isinstance(module, nn.Linear) or getattr(type(module), 'linear', False) is True
+
 def network_modules(model):
     "The modules of a model by name, without those of its memories"
     own = {id(o) for h in model.modules() if isinstance(h, MemoryHead) for o in h.modules()}
@@ -35,7 +39,7 @@ def find_place(
     if at is not None:
         names = {n:o for n,o in network_modules(model) if n}
         m = names[check_choice('at', at, names)]
-        if isinstance(m, nn.Linear): return at,m,True
+        if is_linear(m): return at,m,True
         while runs_children(m) and (o := [*m._modules.items()]):    # a memory in it would be run as one more step
             at,m = f'{at}.{o[-1][0]}',o[-1][1]
         return at,m,False
@@ -62,8 +66,8 @@ def declared_last(model):
         raise MemoError(f"this {type(model).__name__} has {len(c)} classifiers: say in front of which the memory sits, "
                         f"e.g. at={next((n for n,o in ms if o is c[-1]), '')!r}")
     inside = {id(o) for o in c.modules()} if isinstance(c, nn.Module) else ()
-    last = [(n,o) for n,o in ms if id(o) in inside and isinstance(o, (nn.Linear,nn.Conv2d))]
-    last = last or [(n,o) for n,o in ms if isinstance(o, nn.Linear)]
+    last = [(n,o) for n,o in ms if id(o) in inside and (is_linear(o) or isinstance(o, nn.Conv2d))]
+    last = last or [(n,o) for n,o in ms if is_linear(o)]
     if not last: return None,None
     name,m = last[-1]
     while isinstance(model.get_submodule(up := name.rpartition('.')[0]), nn.ModuleDict):    # an adapter's, as of LoRA
@@ -401,7 +405,7 @@ def feature_axis(model, module, front, seen):
         t,axis = (c.x,c.x_axis) if front else (c.out,c.out_axis)
         return None if t is None or axis=={3:2, 4:1}.get(t.ndim) else axis
     nhwc = str(getattr(model, 'output_fmt', '')).endswith('NHWC')       # of timm's
-    return -1 if isinstance(module, (nn.Linear,nn.LayerNorm)) or nhwc else None
+    return -1 if is_linear(module) or isinstance(module, nn.LayerNorm) or nhwc else None
 
 def gate_of(model):
     "The gate of a model, made where there is none"

@@ -1,5 +1,5 @@
 "What is stored, and when; beside accumulation, clipping, half precision, mixed images, memories; saved and resumed"
-import zipfile
+import warnings, zipfile
 from copy import deepcopy
 import pytest, torch
 import memo.continual.stream_fit     # learners get their `fit_stream`
@@ -311,7 +311,7 @@ def test_agem_projects_gradients_of_any_size(scale):
     cb.state.write(X[:10], Y[:10])
     cb.mixes = False
     cb.loss_of = lambda out,y: F.cross_entropy(out, y)*scale
-    learn.yb = (Y[:10],)
+    learn.xb,learn.yb = (X[:10],),(Y[:10],)
     ref = torch.autograd.grad(F.cross_entropy(m(X[:10]), Y[:10]), m.parameters())
     g = [-r+.01*torch.randn_like(r) for r in ref]
     for p,o in zip(m.parameters(), g): p.grad = o.clone()
@@ -486,3 +486,83 @@ def test_replay_forgets_less():
     plain = run()
     for m in every:
         if m!='agem': assert run(every[m](100))>plain+.2, m
+
+@pytest.mark.parametrize('m', every)
+def test_a_model_of_other_inputs_is_told_in_a_line(m):
+    cb = every[m](30)
+    learn = learner(cb)
+    quietly(learn, learn.fit, 1, .1)
+    learn.remove_cb(cb)
+    was = ids_of(cb)
+    with pytest.warns(UserWarning, match='of another model'):
+        new = learner(cb, model=nn.Linear(12, 10))
+    d = dls(n=40)
+    for o in d.loaders: o.dataset.x = o.dataset.x[:,:12].contiguous()
+    new.dls = d
+    with pytest.raises(MemoError, match=r'exemplars: x is torch.float32 \[12\], earlier ones are torch.float32 \[64\]'):
+        quietly(new, new.fit, 1, .1)
+    assert ids_of(cb)==was
+
+def test_what_is_kept_of_another_model_is_told():
+    "A method that is used twice, as in a loop over seeds, begins with what it has"
+    cb = Replay(30)
+    learn = learner(cb)
+    quietly(learn, learn.fit, 1, .1)
+    with pytest.warns(UserWarning, match='Replay: what it keeps is of another model.*a new Replay begins anew'): learner(cb)
+    cb.detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        again = learner(cb)         # taken out, and put in again
+        quietly(again, again.fit, 1, .1)
+        again.remove_cb(cb)
+        again.add_cb(cb)            # as each `fit_stream(cbs=)` does
+        quietly(again, again.fit, 1, .1)
+
+def test_dark_replay_beside_a_head_that_grows():
+    "Old examples hold the outputs that there were, new ones all"
+    cb = DERpp(60, alpha=.5, beta=0., batch_size=20)
+    m = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    learn = learner(cb, model=m)
+    learn.loss_func = lambda out,y: F.cross_entropy(out, y%out.shape[1])
+    quietly(learn, learn.fit, 1, .1)
+    assert cb.state['logits'].shape==(60,4)
+    m[1],learn.opt,seen = nn.Linear(64, 10),None,[]
+    class Terms(Callback):
+        order = cb.order+1
+        def after_loss(self): seen.append(float(self.learn.loss_grad))
+    learn.add_cb(Terms())
+    quietly(learn, learn.fit, 1, .1)
+    z = cb.state['logits']
+    assert z.shape==(60,10) and len(seen)>30 and torch.tensor(seen).isfinite().all()
+    old = z[:,4:].isnan().all(1)
+    assert not z[:,:4].isnan().any() and not z[~old].isnan().any() and 0<int(old.sum())<60
+    assert all(o.isfinite().all() for o in weights(learn.model))
+    r = cb.state.rows(old.nonzero()[:,0])
+    learn.loss = learn.loss_grad = torch.zeros(())
+    cb.replayed = lambda: r
+    cb.rehearse()
+    torch.testing.assert_close(learn.loss_grad, .5*F.mse_loss(m(r.x)[:,:4], r.logits[:,:4]))
+
+def test_a_budget_in_bytes_cannot_grow():
+    cb = Exemplars('2kB')
+    cb.write(X[:5], Y[:5], logits=torch.randn(5, 4))
+    with pytest.raises(MemoError, match='size: 2.*were for examples with 4 logits, there are 10 now'):
+        cb.widen('logits', torch.randn(5, 10))
+    cb.widen('logits', torch.randn(5, 3))
+    assert cb['logits'].shape[1]==4
+
+def test_gdumb_says_that_the_network_is_another_than_at_the_start():
+    m = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    learn = learner(GDumb(30, epochs=1), model=m)
+    quietly(learn, learn.fit, 1, .1)
+    for new,line in ((nn.Linear(8, 12),r'2.weight, \[12, 8\] now, was \[10, 8\]'),
+                     (nn.Sequential(nn.Linear(8, 10)),'2.0.weight.* now, was not there')):
+        m[2],learn.opt = new,None
+        with pytest.raises(MemoError, match=line): quietly(learn, learn.fit, 1, .1)
+
+def test_an_export_has_no_last_batch_and_nothing_that_waits(tmp_path):
+    cb = Replay(30, raw=True)
+    learn = learner([cb, GradientAccumulation(1000)], path=tmp_path)
+    learn.dls.train.after_batch.add(Flip())
+    quietly(learn, learn.fit, 1, .1)
+    assert not cb.kept and not len(cb.raw.batch[0]) and cb.raw.batch[0].untyped_storage().nbytes()==0
