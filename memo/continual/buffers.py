@@ -9,7 +9,7 @@ __all__ = ['policies', 'columns', 'joined', 'randoms', 'of_reservoir', 'places_i
            'greedy', 'one_by_one', 'as_bytes', 'row_bytes', 'Exemplars', 'labelled']
 
 # %% ../../nbs/continual/02_buffers.ipynb #45fbf7ca
-import re,torch,numpy as np
+import re,torch,warnings,numpy as np
 from typing import Annotated
 from torch import Tensor
 from fastcore.basics import AttrDict
@@ -194,6 +194,8 @@ class Exemplars(Kept):
         if self.policy=='ring' and not self.in_bytes and self.asked<n_classes:
             raise MemoError(f"size: a ring of {self.asked} has no slot for each of {n_classes} classes; at least "
                             f"{n_classes}, or policy='balanced', is accepted")
+        if not self.in_bytes and self.asked<n_classes:
+            warnings.warn(f"size: {self.asked} examples, and there are {n_classes} classes: some of them will have none")
         self.n_classes,dev = n_classes,self.seed.device
         self['offers'] = torch.zeros(n_classes, dtype=torch.long, device=dev)
         self['marked'] = torch.zeros(n_classes, dtype=torch.bool, device=dev)

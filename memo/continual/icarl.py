@@ -8,6 +8,7 @@ Docs: https://github.com/fastmemo/memo/continual/icarl.html.md"""
 __all__ = ['herding', 'icarl_loss', 'Past', 'ICaRL']
 
 # %% ../../nbs/continual/07_icarl.ipynb #da76bee1
+from fastai.callback.mixup import MixHandler
 from fastai.vision.all import *
 from ..core import Count,MemoError
 from ..data.class_labels import class_labels
@@ -93,6 +94,10 @@ class ICaRL(StatisticsCallback):
         self.attach()
         super().before_fit()
         self._fits[-1].writing = False      # means are of exemplars
+        mix = first(o for o in self.learn.cbs if isinstance(o, MixHandler))
+        if mix is not None:
+            raise MemoError(f"ICaRL: its loss is of one class an item, and {type(mix).__name__} mixes them; "
+                            f"learn.remove_cb({type(mix).__name__}) leaves them as they are")
 
     def before_train(self):
         super().before_train()

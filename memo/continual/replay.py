@@ -15,7 +15,7 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import *
 from torch.func import functional_call
-from ..core import Count,MemoError,NonNegative,OneOf,Positive
+from ..core import Count,Diverged,MemoError,NonNegative,OneOf,Positive
 from ..heads.attach import memories,network_modules
 from ..heads.calls import Step,in_step
 from ..registry import register
@@ -210,6 +210,14 @@ class DERpp(Rehearsal):
 class ACE(Rehearsal):
     "ER-ACE: replay, and the loss of the current batch is among its own classes only"
     name = 'ace'
+    def among(self, out, y):
+        "The loss of a batch, as if there were no other classes than its own"
+        ok = (y>=0) & (y<out.shape[1])
+        own = y[ok].unique()
+        if getattr(getattr(self.loss_of, 'func', self.loss_of), 'weight', None) is not None:    # one for each class
+            absent = torch.ones(out.shape[1], dtype=torch.bool, device=out.device).index_fill(0, own, False)
+            return self.loss_of(out.masked_fill(absent, torch.finfo(out.dtype).min/4), y)
+        return self.loss_of(out[:,own], torch.where(ok, torch.searchsorted(own, y), y)) if len(own) else out.sum()*0
     def rehearse(self):
         learn = self.learn
         if not self.mixes:
@@ -217,9 +225,7 @@ class ACE(Rehearsal):
             if not torch.is_tensor(y) or y.ndim!=1 or y.is_floating_point() or out.ndim!=2:
                 raise MemoError("ACE: one class number an item is needed; Replay takes other targets")
             y,out = y[:len(learn.xb[0])],out[:len(learn.xb[0])]
-            absent = torch.ones(out.shape[1], dtype=torch.bool, device=out.device)
-            absent[y[(y>=0) & (y<len(absent))]] = False
-            self.add_loss(self.loss_of(out.masked_fill(absent, torch.finfo(out.dtype).min/4), y)-self.loss_of(out, y))
+            self.add_loss(self.among(out, y)-self.loss_of(out, y))
         self.add_loss(self.loss_on(self.replayed()))
 
 # %% ../../nbs/continual/03_replay.ipynb #3ecde830
@@ -239,7 +245,8 @@ class MIR(Rehearsal):
     def __init__(self,
         size:Count|str=200,     # How many examples, or how many bytes: '2MB'
         batch_size:Count=None,  # Of examples in a step; None: as many as the current batch has
-        candidates:Count=None,  # To choose them from; None: ten times as many
+        # To choose them from; None: ten times as many, of a small store a quarter: of all it would always be the same
+        candidates:Count=None,
         policy:Annotated[str, OneOf(policies)]='reservoir', # Which ones stay
         seed:int=0,             # Of its own random numbers
         raw:bool=False          # Store them as they are before the batch transforms
@@ -249,7 +256,7 @@ class MIR(Rehearsal):
 
     def rehearse(self):
         k = self.batch_size or find_bs(self.learn.yb)
-        at = self.state.draw(max(self.candidates or 10*k, k), self.rank)
+        at = self.state.draw(max(self.candidates or min(10*k, max(2*k, len(self.state)//4)), k), self.rank)
         if len(at)>k: at = at[self.increase(self.rows(at)).topk(k).indices]
         self.add_loss(self.loss_on(self.rows(at)))
 
@@ -351,6 +358,13 @@ class GDumb(Rehearsal):
         if self.lr is not None: opt.set_hypers(lr=self.lr)
         return opt
 
+    def checked_loss(self, r):
+        out = self.forward(r)
+        if torch.is_tensor(out) and out.ndim==2 and torch.is_tensor(r.y) and r.y.ndim==1 and int(r.y.max())>=out.shape[1]:
+            raise MemoError(f"GDumb: the model has {out.shape[1]} outputs and its examples have classes up to number "
+                            f"{int(r.y.max())}; make the learner with n_out={int(r.y.max())+1}")
+        return self.loss_on(r, out)
+
     def retrain(self):
         "Train on what is stored, from the weights of the start"
         model,st,n = get_model(self.learn.model),self.state,len(self.state)
@@ -363,9 +377,12 @@ class GDumb(Rehearsal):
         model.train()
         for _ in range(self.epochs):
             for at in st.shuffled().split(bs):
-                self.loss_on(self.rows(at)).backward()
+                loss = self.checked_loss(self.rows(at))
+                loss.backward()
                 opt.step()
                 opt.zero_grad()
+            if not bool(loss.isfinite().all()):
+                raise Diverged("GDumb: the loss of its retraining is not finite any more; a lower lr may help")
         model.train(was)
         if num_distrib()>1:
             for t in tensors_of(model).values(): torch.distributed.broadcast(t.detach(), 0)

@@ -9,6 +9,7 @@ from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders
 from fastai.learner import load_learner
+from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.optimizer import Adam
 from fastai.torch_core import set_seed
 from torch import nn
@@ -20,7 +21,7 @@ from memo.banks.slots import SlotBank
 from memo.continual.buffers import Exemplars
 from memo.continual.method import Method
 from memo.continual.replay import ACE, AGEM, DERpp, GDumb, MIR, Replay
-from memo.core import MemoError
+from memo.core import Diverged, MemoError
 from memo.data.streams import split_stream
 from memo.training.memory_callback import MemoryCallback
 from test_replay import BS, X, Y, batches, close, dls, learner, net, order, weights
@@ -566,3 +567,44 @@ def test_an_export_has_no_last_batch_and_nothing_that_waits(tmp_path):
     learn.dls.train.after_batch.add(Flip())
     quietly(learn, learn.fit, 1, .1)
     assert not cb.kept and not len(cb.raw.batch[0]) and cb.raw.batch[0].untyped_storage().nbytes()==0
+
+def test_own_classes_only_with_smoothed_labels_too():
+    "What is left out has no part in the smoothing either"
+    out,y = torch.randn(8, 10, requires_grad=True),torch.tensor([3,3,7,7,3,7,1,1])
+    cb = ACE(10)
+    for loss in (F.cross_entropy, LabelSmoothingCrossEntropyFlat()):
+        cb.loss_of = loss
+        want = loss(out[:,[1,3,7]], torch.tensor([1,1,2,2,1,2,0,0]))
+        torch.testing.assert_close(cb.among(out, y), want)
+    cb.loss_of = CrossEntropyLossFlat(weight=torch.arange(1., 11))
+    w = torch.arange(1., 11)[y]
+    rows = F.cross_entropy(out[:,[1,3,7]], torch.tensor([1,1,2,2,1,2,0,0]), reduction='none')
+    torch.testing.assert_close(cb.among(out, y), (w*rows).sum()/w.sum())
+    learn = learner(ACE(30))
+    learn.loss_func = LabelSmoothingCrossEntropyFlat()
+    quietly(learn, learn.fit, 1, .1)
+    assert all(o.isfinite().all() for o in weights(learn.model))
+
+def test_a_head_too_small_for_what_gdumb_keeps():
+    learn = learner(GDumb(30), model=nn.Linear(64, 4))
+    learn.dls.loaders[1:] = []
+    learn.gdumb.attach()
+    learn.gdumb.state.write(X[:30], Y[:30])
+    with pytest.raises(MemoError, match='GDumb: the model has 4 outputs .* up to number 9; make the learner with n_out=10'):
+        learn.gdumb.retrain()
+    learn = learner(GDumb(30, lr=1e9))
+    quietly(learn, learn.fit, 1, .1)
+    learn.gdumb.state['x'][0] = torch.nan
+    with pytest.raises(Diverged, match='GDumb: the loss of its retraining'): learn.gdumb.retrain()
+
+def test_mir_chooses_from_a_part_of_a_small_store():
+    "Of all of it, it would be the same few each time"
+    class See(MIR):
+        def increase(self, r):
+            seen.append((len(self.state),len(r.x)))
+            return super().increase(r)
+    for kw,want in (({},lambda n: min(100, max(20, n//4))), (dict(candidates=10**6),lambda n: n)):
+        seen = []
+        learn = learner(See(100, batch_size=10, **kw))
+        quietly(learn, learn.fit, 1, .1)
+        assert len(seen)>30 and all(k==min(want(n), n) for n,k in seen)
