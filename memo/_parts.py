@@ -217,7 +217,7 @@ parts = {
   'MIR': ('memo.continual.replay', 'MIR', 'Replay of the examples whose loss a step on the current batch would increase most', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of examples in a step; None: as many as the current batch has'),
-    'candidates': Param(Count|None, None, 'To choose them from; None: ten times as many'),
+    'candidates': Param(Count|None, None, 'To choose them from; None: ten times as many, of a small store a quarter: of all it would always be the same'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy')], 'reservoir', 'Which ones stay'),
     'seed': Param(int, 0, 'Of its own random numbers'),
     'raw': Param(bool, False, 'Store them as they are before the batch transforms'),

@@ -9,7 +9,7 @@ __all__ = ['policies', 'columns', 'joined', 'randoms', 'of_reservoir', 'places_i
            'greedy', 'one_by_one', 'as_bytes', 'row_bytes', 'Exemplars', 'labelled']
 
 # %% ../../nbs/continual/02_buffers.ipynb #45fbf7ca
-import re,torch,numpy as np
+import re,torch,warnings,numpy as np
 from typing import Annotated
 from torch import Tensor
 from fastcore.basics import AttrDict
@@ -194,6 +194,8 @@ class Exemplars(Kept):
         if self.policy=='ring' and not self.in_bytes and self.asked<n_classes:
             raise MemoError(f"size: a ring of {self.asked} has no slot for each of {n_classes} classes; at least "
                             f"{n_classes}, or policy='balanced', is accepted")
+        if not self.in_bytes and self.asked<n_classes:
+            warnings.warn(f"size: {self.asked} examples, and there are {n_classes} classes: some of them will have none")
         self.n_classes,dev = n_classes,self.seed.device
         self['offers'] = torch.zeros(n_classes, dtype=torch.long, device=dev)
         self['marked'] = torch.zeros(n_classes, dtype=torch.bool, device=dev)
@@ -256,13 +258,32 @@ class Exemplars(Kept):
             if self.n_classes is None: raise MemoError(f"policy: {self.policy!r} needs n_classes")
             if int(y.max())>=self.n_classes:
                 raise MemoError(f"exemplars: label {int(y.max())} where there are {self.n_classes} classes")
-        for k in self.names or ():
-            if k=='item' and k not in cols: continue
+        self.check_alike(cols)
+
+    def check_alike(self,
+        cols,       # Name -> tensor
+        only=''     # Columns whose names begin so
+    ):
+        "Raise a `MemoError` where columns are not like those of earlier examples"
+        for k in self.names:
+            if not k.startswith(only) or k=='item' and k not in cols: continue
             if k not in cols: raise MemoError(f"exemplars: earlier ones have {k}, these do not")
             a,b = cols[k],self._buffers[k]
             if a.shape[1:]!=b.shape[1:] or a.dtype!=b.dtype:
                 raise MemoError(f"exemplars: {k} is {a.dtype} {[*a.shape[1:]]}, earlier ones are {b.dtype} "
                                 f"{[*b.shape[1:]]}; all have to be alike")
+
+    def widen(self,
+        name,       # Of a column [size,n]
+        like        # Tensor [B,m], as rows are now
+    ):
+        "Make a column as wide as rows are now; what earlier rows have there is not known, NaN"
+        old = self._buffers.get(name)
+        if old is None or old.ndim!=2 or like.ndim!=2 or like.shape[1]<=old.shape[1]: return
+        if self.in_bytes:
+            raise MemoError(f"size: {human_bytes(self.asked)} were for examples with {old.shape[1]} {name}, there are "
+                            f"{like.shape[1]} now; a size in examples can grow")
+        self[name] = torch.nn.functional.pad(old, (0,like.shape[1]-old.shape[1]), value=torch.nan)
 
     def draw(self,
         k:int,      # How many

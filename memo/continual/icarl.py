@@ -8,6 +8,7 @@ Docs: https://github.com/fastmemo/memo/continual/icarl.html.md"""
 __all__ = ['herding', 'icarl_loss', 'Past', 'ICaRL']
 
 # %% ../../nbs/continual/07_icarl.ipynb #da76bee1
+from fastai.callback.mixup import MixHandler
 from fastai.vision.all import *
 from ..core import Count,MemoError
 from ..data.class_labels import class_labels
@@ -16,8 +17,8 @@ from ..heads.calls import Step,in_step
 from ..registry import register
 from ..training.collect import evaluating
 from .buffers import as_bytes
-from .method import keep,keeper
-from .penalties import Teacher,batches_of,full,in_order,network_of
+from .method import keep_of,keeper
+from .penalties import Teacher,check_teacher,batches_of,full,in_order,network_of
 from .class_statistics import ClassStatistics,NearestMeanHead,StatisticsCallback
 
 # %% ../../nbs/continual/07_icarl.ipynb #0095f110
@@ -81,10 +82,11 @@ class ICaRL(StatisticsCallback):
         if isinstance(size, str): as_bytes(size)
         self.size,self.state = size,Past()
 
-    def attach(self): keep(self.learn, 'icarl_state', self.state)
+    def attach(self): keep_of(self, 'icarl_state')
     def after_create(self): self.attach()
     def detach(self):
         "Take memory and state out of the model"
+        self.placed = False
         host = keeper(self.learn.model)
         if host._modules.get('icarl_state') is self.state: del host._modules['icarl_state']
         return super().detach()
@@ -92,11 +94,16 @@ class ICaRL(StatisticsCallback):
         self.attach()
         super().before_fit()
         self._fits[-1].writing = False      # means are of exemplars
+        mix = first(o for o in self.learn.cbs if isinstance(o, MixHandler))
+        if mix is not None:
+            raise MemoError(f"ICaRL: its loss is of one class an item, and {type(mix).__name__} mixes them; "
+                            f"learn.remove_cb({type(mix).__name__}) leaves them as they are")
 
     def before_train(self):
         super().before_train()
         y = class_labels(self.dls.train.dataset).y.unique()
         new = self._fits[-1].new = y[y>=0].to(first(o.device for o in self.learn.model.parameters()))
+        if self.state.ready: check_teacher(network_of(self.learn), self.state.then(), 'ICaRL')
         self.share({*new.tolist(), *self.state.labels.tolist()}, self.state.x(slice(1)))
         self.state['passes'] = self.state['passes']+1 if 'passes' in self.state else torch.tensor(0)
 

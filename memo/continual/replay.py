@@ -15,8 +15,8 @@ from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.mixup import MixHandler
 from fastai.vision.all import *
 from torch.func import functional_call
-from ..core import Count,MemoError,NonNegative,OneOf,Positive
-from ..heads.attach import memories
+from ..core import Count,Diverged,MemoError,NonNegative,OneOf,Positive
+from ..heads.attach import memories,network_modules
 from ..heads.calls import Step,in_step
 from ..registry import register
 from ..training.batch_ids import fits_running
@@ -44,7 +44,9 @@ class Raw:
         self.pipe = pipe
         pipe.fs.insert(0, self)
     def end(self):
+        "Away from the loader; of the last batch only its types stay"
         if self.pipe is not None and self in self.pipe.fs: self.pipe.fs.remove(self)
+        self.batch = apply(lambda o: o[:0].clone() if isinstance(o, Tensor) else None, self.batch)
 
     def decode(self, x, y):
         "Inputs and targets with the batch transforms; tensors get the types that those of a batch have"
@@ -58,7 +60,7 @@ class Rehearsal(Method):
     "Base of methods that keep examples and train on them again"
     # before what scales the loss or leaves half precision, behind what mixes images
     order,run_valid,with_logits = MixedPrecision.order-5,False,False
-    rank,world = 0,1
+    rank,world,fits = 0,1,False
     def __init__(self,
         size:Count|str=200,     # How many examples, or how many bytes: '2MB'
         batch_size:Count=None,  # Of them in a step; None: as many as the current batch has
@@ -85,6 +87,7 @@ class Rehearsal(Method):
 
     def before_train(self):
         self.loss_of,self.rank,self.world = unmixed_loss(self.learn),rank_distrib(),num_distrib()
+        self.fits = False
         if self.raw is not None: self.raw.begin(self.learn.dl)
         if self.mixes: warn(f"{self.name}: images are mixed (MixUp, CutMix), so nothing is stored in this fit")
 
@@ -92,8 +95,21 @@ class Rehearsal(Method):
         if self.raw is not None: self.raw.end()
     after_cancel_train = after_cancel_fit = after_train
 
+    def after_fit(self):
+        "What waits for a step that will not come is not stored"
+        if fits_running(self.learn)[0]<2: self.kept = []
+
+    def ready(self):
+        "Are there examples? They have to be like what the model is trained on now"
+        if not len(self.state): return False
+        if not self.fits: self.check()
+        self.fits = True
+        return True
+
+    def check(self): self.state.check_alike({k:v for k,v in self.seen(self.learn).items() if k[0]=='x'}, 'x')
+
     def after_loss(self):
-        if len(self.state): self.rehearse()
+        if self.ready(): self.rehearse()
 
     def rehearse(self):
         "Add a loss of examples to that of the batch"
@@ -178,10 +194,15 @@ class DERpp(Rehearsal):
     ):
         super().__init__(size, batch_size, policy, seed, raw)
         self.alpha,self.beta = alpha,beta
+    def check(self):
+        super().check()
+        self.state.widen('logits', self.learn.pred)     # a head that has grown
     def rehearse(self):
         if self.alpha:
             r = self.replayed()
-            self.add_loss(self.alpha*F.mse_loss(self.forward(r), r.logits.float()))
+            out,known = self.forward(r),r.logits.isfinite()
+            off = out-torch.where(known, r.logits, out.detach())
+            self.add_loss(self.alpha*off.square().sum()/known.sum().clamp(min=1))
         if self.beta: self.add_loss(self.beta*self.loss_on(self.replayed()))
 
 # %% ../../nbs/continual/03_replay.ipynb #67af0ac3
@@ -189,6 +210,14 @@ class DERpp(Rehearsal):
 class ACE(Rehearsal):
     "ER-ACE: replay, and the loss of the current batch is among its own classes only"
     name = 'ace'
+    def among(self, out, y):
+        "The loss of a batch, as if there were no other classes than its own"
+        ok = (y>=0) & (y<out.shape[1])
+        own = y[ok].unique()
+        if getattr(getattr(self.loss_of, 'func', self.loss_of), 'weight', None) is not None:    # one for each class
+            absent = torch.ones(out.shape[1], dtype=torch.bool, device=out.device).index_fill(0, own, False)
+            return self.loss_of(out.masked_fill(absent, torch.finfo(out.dtype).min/4), y)
+        return self.loss_of(out[:,own], torch.where(ok, torch.searchsorted(own, y), y)) if len(own) else out.sum()*0
     def rehearse(self):
         learn = self.learn
         if not self.mixes:
@@ -196,9 +225,7 @@ class ACE(Rehearsal):
             if not torch.is_tensor(y) or y.ndim!=1 or y.is_floating_point() or out.ndim!=2:
                 raise MemoError("ACE: one class number an item is needed; Replay takes other targets")
             y,out = y[:len(learn.xb[0])],out[:len(learn.xb[0])]
-            absent = torch.ones(out.shape[1], dtype=torch.bool, device=out.device)
-            absent[y[(y>=0) & (y<len(absent))]] = False
-            self.add_loss(self.loss_of(out.masked_fill(absent, torch.finfo(out.dtype).min/4), y)-self.loss_of(out, y))
+            self.add_loss(self.among(out, y)-self.loss_of(out, y))
         self.add_loss(self.loss_on(self.replayed()))
 
 # %% ../../nbs/continual/03_replay.ipynb #3ecde830
@@ -218,7 +245,8 @@ class MIR(Rehearsal):
     def __init__(self,
         size:Count|str=200,     # How many examples, or how many bytes: '2MB'
         batch_size:Count=None,  # Of examples in a step; None: as many as the current batch has
-        candidates:Count=None,  # To choose them from; None: ten times as many
+        # To choose them from; None: ten times as many, of a small store a quarter: of all it would always be the same
+        candidates:Count=None,
         policy:Annotated[str, OneOf(policies)]='reservoir', # Which ones stay
         seed:int=0,             # Of its own random numbers
         raw:bool=False          # Store them as they are before the batch transforms
@@ -228,7 +256,7 @@ class MIR(Rehearsal):
 
     def rehearse(self):
         k = self.batch_size or find_bs(self.learn.yb)
-        at = self.state.draw(max(self.candidates or 10*k, k), self.rank)
+        at = self.state.draw(max(self.candidates or min(10*k, max(2*k, len(self.state)//4)), k), self.rank)
         if len(at)>k: at = at[self.increase(self.rows(at)).topk(k).indices]
         self.add_loss(self.loss_on(self.rows(at)))
 
@@ -250,7 +278,7 @@ class AGEM(Rehearsal):
     order,name = MixedPrecision.order-2,'agem'      # behind accumulation, before clipping
     def after_loss(self): pass
     def before_step(self):
-        if not len(self.state): return
+        if not self.ready(): return
         k = self.batch_size or sum(len(first(o.values())) for o in self.kept) or find_bs(self.learn.yb)
         ps = [p for p in get_model(self.learn.model).parameters() if p.requires_grad]
         gs = torch.autograd.grad(self.loss_on(self.replayed(k)), ps, allow_unused=True)
@@ -295,6 +323,17 @@ class GDumb(Rehearsal):
         res.start = Kept()
         return res
 
+    def before_train(self):
+        super().before_train()
+        model,start = get_model(self.learn.model),self.state.start
+        now = tensors_of(model)
+        own = [f'{n}.{k}'.lstrip('.') for n,m in network_modules(model) for k in m._parameters]
+        for k in own if len(start) else ():
+            if k not in now or k in start and start[k].shape==now[k].shape: continue
+            was = [*start[k].shape] if k in start else 'not there'
+            raise MemoError(f"GDumb: it trains from the weights of the start, and {k}, {[*now[k].shape]} now, was {was} "
+                            "then; learn.remove_cb(learn.gdumb), and a new GDumb begins with the network of now")
+
     def before_batch(self):
         "Store the batch, and go on to the next one"
         learn = self.learn
@@ -319,6 +358,13 @@ class GDumb(Rehearsal):
         if self.lr is not None: opt.set_hypers(lr=self.lr)
         return opt
 
+    def checked_loss(self, r):
+        out = self.forward(r)
+        if torch.is_tensor(out) and out.ndim==2 and torch.is_tensor(r.y) and r.y.ndim==1 and int(r.y.max())>=out.shape[1]:
+            raise MemoError(f"GDumb: the model has {out.shape[1]} outputs and its examples have classes up to number "
+                            f"{int(r.y.max())}; make the learner with n_out={int(r.y.max())+1}")
+        return self.loss_on(r, out)
+
     def retrain(self):
         "Train on what is stored, from the weights of the start"
         model,st,n = get_model(self.learn.model),self.state,len(self.state)
@@ -331,9 +377,12 @@ class GDumb(Rehearsal):
         model.train()
         for _ in range(self.epochs):
             for at in st.shuffled().split(bs):
-                self.loss_on(self.rows(at)).backward()
+                loss = self.checked_loss(self.rows(at))
+                loss.backward()
                 opt.step()
                 opt.zero_grad()
+            if not bool(loss.isfinite().all()):
+                raise Diverged("GDumb: the loss of its retraining is not finite any more; a lower lr may help")
         model.train(was)
         if num_distrib()>1:
             for t in tensors_of(model).values(): torch.distributed.broadcast(t.detach(), 0)

@@ -14,7 +14,7 @@ from copy import deepcopy
 from fastai.vision.all import *
 from .baselines import *
 from ..banks.slots import SlotBank
-from ..heads.attach import attach,detach,memories
+from ..heads.attach import attach,detach,is_linear,memories
 from ..heads.base import MemoryHead
 from ..heads.calls import Step,in_step
 from ..training.collect import collect,is_empty
@@ -82,7 +82,7 @@ def backbone_features(
     model,name = get_model(learn.model),'before_classifier'
     c = model.get_classifier() if hasattr(model, 'get_classifier') else None
     first_of = [*c[0].modules()] if isinstance(c, (tuple,list,nn.ModuleList)) else []
-    at = next((n for n,m in model.named_modules() if isinstance(m, nn.Linear) and any(m is o for o in first_of)), None)
+    at = next((n for n,m in model.named_modules() if is_linear(m) and any(m is o for o in first_of)), None)
     attach(model, MemoryHead(SlotBank(1), k=1), at, name, x=watched(learn, model))
     try: got = collect(learn, dl, name=name)
     finally: detach(model, name)

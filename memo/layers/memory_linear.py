@@ -15,6 +15,7 @@ from torch import Tensor,nn
 from typing import Annotated
 from ..core import Count,MemoError,Natural,NonNegative,OneOf,Positive,check_choice
 from ..heads.attach import declared_last,network_modules,put_part
+from ..heads.base import MemoryHead
 from ..heads.places import Watched
 from .memory_keys import MemoryKeys,all_rows,check_updates,distances,psis
 from .memory_units import Blend,How,blend_plainly
@@ -43,6 +44,7 @@ def in_backward():
 @checked
 class MemoryLinear(MemoryKeys):
     "A linear layer whose weights are a blend, for each input, of those of the units with the nearest keys"
+    linear = True               # it stands where an nn.Linear does
     def __init__(self,
         in_features:Count,          # Width of inputs
         out_features:Count,         # Width of outputs
@@ -189,10 +191,13 @@ def to_memory_linear(
     if not isinstance(old, nn.Linear):
         raise MemoError(f"at: {at or 'the model'!r} is a {type(old).__name__}; an nn.Linear is accepted")
     if not at: raise MemoError("the model is an nn.Linear itself; MemoryLinear(in_features, out_features) is accepted")
-    if old._modules or old._forward_pre_hooks or old._forward_hooks:
+    memory = any(isinstance(o, MemoryHead) for o in old._modules.values())
+    if memory or old._forward_pre_hooks or old._forward_hooks:
         raise MemoError(f"at: something is attached to {at!r}; detach(model) first, and attach it again after")
     new = MemoryLinear(old.in_features, old.out_features, old.bias is not None, **kwargs)
-    put_part(model, at, new.to(old.weight.device, old.weight.dtype).train(old.training))
+    new.to(old.weight.device, old.weight.dtype).train(old.training)
+    new._modules.update(old._modules)       # what continual methods keep
+    put_part(model, at, new)
     if learn is None: return model
     if getattr(learn, 'opt', None) is not None:
         warnings.warn("to_memory_linear: the optimizer had the old layer, so the next fit makes a new one; freeze() or "

@@ -11,19 +11,19 @@ __all__ = ['adamw', 'adam', 'sgd', 'head_module', 'memory_parts', 'body_head_spl
 from fastai.vision.all import *
 from ..banks.base import Bank
 from ..core import MemoError
-from ..heads.attach import network_modules
+from ..heads.attach import is_linear,network_modules
 from ..heads.base import MemoryHead
 
 # %% ../../nbs/training/16_param_groups.ipynb #ba41678c
 def head_module(model):
-    "The classifier of `model`: the head of a fastai model, `get_classifier` of a timm model, else the last `nn.Linear`"
+    "The classifier of `model`: the head of a fastai model, `get_classifier` of a timm model, else the last linear layer"
     if isinstance(model, nn.Sequential) and len(model)==2 and len(params(model[0])) and len(params(model[1])):
         return model[1]
     if hasattr(model, 'get_classifier'):
         m = model.get_classifier()
         if isinstance(m, (tuple,list)): m = nn.ModuleList(m)        # of a distilled network there are two
         if isinstance(m, nn.Module) and len(params(m)): return m
-    ms = [m for _,m in network_modules(model) if isinstance(m, nn.Linear)]
+    ms = [m for _,m in network_modules(model) if is_linear(m)]
     if not ms:
         raise MemoError(f"no head found in {type(model).__name__}: it has no nn.Linear; give the "
                         "Learner a splitter of two groups")

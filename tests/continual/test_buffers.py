@@ -259,3 +259,8 @@ def test_random_numbers_of_writes_and_draws_are_not_the_same():
             assert randoms(torch.tensor(seed), lo, 40)==ref and randoms(torch.tensor(seed), lo, 5)==ref[:5]
     assert not {*hashed(torch.tensor(0), torch.arange(1, 1000)).tolist()} & {
         *hashed(torch.tensor(0), torch.arange(1000)-((torch.tensor(1)*256+1)<<20)).tolist()}
+
+@pytest.mark.parametrize('policy', ['balanced','greedy'])
+def test_fewer_examples_than_classes_are_told(policy):
+    with pytest.warns(UserWarning, match='size: 3 examples, and there are 6 classes: some of them will have none'):
+        Exemplars(3, policy, n_classes=6)

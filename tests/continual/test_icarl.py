@@ -2,6 +2,7 @@
 import warnings
 import pytest, torch
 import torch.nn.functional as F
+from fastai.callback.mixup import MixUp
 from fastai.vision.all import Callback, CrossEntropyLossFlat, DataLoaders, Learner, SGD, load_learner, nn
 from hypothesis import given, settings, strategies as st
 from torch.utils.data import DataLoader as TorchDL
@@ -281,3 +282,15 @@ def test_taken_out_it_leaves_the_network_as_it_was():
     assert len([*learn.model.state_dict()])>len(names)
     learn.icarl.detach()
     assert [*learn.model.state_dict()]==names and 'icarl' not in learn.cbs.attrgot('name')
+
+def test_a_teacher_of_another_network_is_told():
+    s = digit_stream()
+    learn = stream_learner(s, [ICaRL(30)])
+    quietly(learn, learn.fit_stream, s)
+    learn.model[2].register_parameter('scale', nn.Parameter(torch.ones(6, 2)))
+    assert 'ICaRL: its teacher is another network: 2.scale' in err(lambda: quietly(learn, learn.fit_stream, s))
+
+def test_mixed_images_are_refused():
+    s = digit_stream()
+    learn = stream_learner(s, [ICaRL(30), MixUp()])
+    assert 'ICaRL: its loss is of one class an item' in err(lambda: quietly(learn, learn.fit_stream, s))

@@ -491,3 +491,28 @@ def test_lwf_on_a_head_that_grows_between_experiences():
     learn.dls = DataLoaders(TensorDL(x, y+2, bs=8), TensorDL(x, y+2, bs=8), device='cpu')
     quietly(learn, learn.fit, 1)
     assert learn.lwf.state['seen'].tolist()==[True]*4 and learn.lwf.state['old'].tolist()==[True]*2
+
+def test_without_a_bound_all_samples_count():
+    x,y = data(40)
+    net,ewc = mlp(double=False),EWC(samples=None, labels='empirical')
+    ewc.consolidate(net, loader(x, y))
+    want = fisher_information(net, loader(x, y), 'empirical')
+    alike({k:ewc.state[f'fisher {k}'] for k in want}, want)
+
+@pytest.mark.parametrize('labels', ['sampled','empirical'])
+def test_what_is_no_classifier_is_told(labels):
+    "The Fisher information of one output would be zero, and nothing would be held"
+    x,y = data(8)
+    net = nn.Linear(x.shape[1], 1)
+    assert "answer has [1] numbers an item" in err(lambda: EWC(labels=labels).consolidate(net, loader(x, y)))
+
+def test_a_teacher_of_another_network_is_told():
+    "A layer that was put in since would answer for the teacher"
+    from memo.layers.memory_linear import to_memory_linear
+    s = digit_stream()
+    learn = stream_learner(s, [LwF()])
+    quietly(learn, learn.fit_stream, s)
+    to_memory_linear(learn, key_mem_units=5)
+    assert "LwF: its teacher is another network: 2.memories" in err(lambda: quietly(learn, learn.fit_stream, s))
+    learn.lwf.consolidate(learn)
+    quietly(learn, learn.fit_stream, s)

@@ -88,7 +88,7 @@ def mir(m, store, x, y):
         other = copy.deepcopy(m)
         with torch.no_grad():
             for p,q in zip(other.parameters(), m.parameters()): p -= .1*q.grad
-            r = store.sample(10*BS)
+            r = store.sample(min(10*BS, max(2*BS, len(store)//4)))
             grown = F.cross_entropy(other(r.x), r.y, reduction='none')-F.cross_entropy(m(r.x), r.y, reduction='none')
         at = grown.topk(min(BS, len(r.y))).indices
         m.zero_grad()

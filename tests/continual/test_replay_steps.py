@@ -1,5 +1,5 @@
 "What is stored, and when; beside accumulation, clipping, half precision, mixed images, memories; saved and resumed"
-import zipfile
+import warnings, zipfile
 from copy import deepcopy
 import pytest, torch
 import memo.continual.stream_fit     # learners get their `fit_stream`
@@ -9,6 +9,7 @@ from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.training import GradientAccumulation, GradientClip
 from fastai.data.core import DataLoaders
 from fastai.learner import load_learner
+from fastai.losses import CrossEntropyLossFlat, LabelSmoothingCrossEntropyFlat
 from fastai.optimizer import Adam
 from fastai.torch_core import set_seed
 from torch import nn
@@ -20,7 +21,7 @@ from memo.banks.slots import SlotBank
 from memo.continual.buffers import Exemplars
 from memo.continual.method import Method
 from memo.continual.replay import ACE, AGEM, DERpp, GDumb, MIR, Replay
-from memo.core import MemoError
+from memo.core import Diverged, MemoError
 from memo.data.streams import split_stream
 from memo.training.memory_callback import MemoryCallback
 from test_replay import BS, X, Y, batches, close, dls, learner, net, order, weights
@@ -311,7 +312,7 @@ def test_agem_projects_gradients_of_any_size(scale):
     cb.state.write(X[:10], Y[:10])
     cb.mixes = False
     cb.loss_of = lambda out,y: F.cross_entropy(out, y)*scale
-    learn.yb = (Y[:10],)
+    learn.xb,learn.yb = (X[:10],),(Y[:10],)
     ref = torch.autograd.grad(F.cross_entropy(m(X[:10]), Y[:10]), m.parameters())
     g = [-r+.01*torch.randn_like(r) for r in ref]
     for p,o in zip(m.parameters(), g): p.grad = o.clone()
@@ -486,3 +487,124 @@ def test_replay_forgets_less():
     plain = run()
     for m in every:
         if m!='agem': assert run(every[m](100))>plain+.2, m
+
+@pytest.mark.parametrize('m', every)
+def test_a_model_of_other_inputs_is_told_in_a_line(m):
+    cb = every[m](30)
+    learn = learner(cb)
+    quietly(learn, learn.fit, 1, .1)
+    learn.remove_cb(cb)
+    was = ids_of(cb)
+    with pytest.warns(UserWarning, match='of another model'):
+        new = learner(cb, model=nn.Linear(12, 10))
+    d = dls(n=40)
+    for o in d.loaders: o.dataset.x = o.dataset.x[:,:12].contiguous()
+    new.dls = d
+    with pytest.raises(MemoError, match=r'exemplars: x is torch.float32 \[12\], earlier ones are torch.float32 \[64\]'):
+        quietly(new, new.fit, 1, .1)
+    assert ids_of(cb)==was
+
+def test_what_is_kept_of_another_model_is_told():
+    "A method that is used twice, as in a loop over seeds, begins with what it has"
+    cb = Replay(30)
+    learn = learner(cb)
+    quietly(learn, learn.fit, 1, .1)
+    with pytest.warns(UserWarning, match='Replay: what it keeps is of another model.*a new Replay begins anew'): learner(cb)
+    cb.detach()
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        again = learner(cb)         # taken out, and put in again
+        quietly(again, again.fit, 1, .1)
+        again.remove_cb(cb)
+        again.add_cb(cb)            # as each `fit_stream(cbs=)` does
+        quietly(again, again.fit, 1, .1)
+
+def test_dark_replay_beside_a_head_that_grows():
+    "Old examples hold the outputs that there were, new ones all"
+    cb = DERpp(60, alpha=.5, beta=0., batch_size=20)
+    m = nn.Sequential(nn.Flatten(), nn.Linear(64, 4))
+    learn = learner(cb, model=m)
+    learn.loss_func = lambda out,y: F.cross_entropy(out, y%out.shape[1])
+    quietly(learn, learn.fit, 1, .1)
+    assert cb.state['logits'].shape==(60,4)
+    m[1],learn.opt,seen = nn.Linear(64, 10),None,[]
+    class Terms(Callback):
+        order = cb.order+1
+        def after_loss(self): seen.append(float(self.learn.loss_grad))
+    learn.add_cb(Terms())
+    quietly(learn, learn.fit, 1, .1)
+    z = cb.state['logits']
+    assert z.shape==(60,10) and len(seen)>30 and torch.tensor(seen).isfinite().all()
+    old = z[:,4:].isnan().all(1)
+    assert not z[:,:4].isnan().any() and not z[~old].isnan().any() and 0<int(old.sum())<60
+    assert all(o.isfinite().all() for o in weights(learn.model))
+    r = cb.state.rows(old.nonzero()[:,0])
+    learn.loss = learn.loss_grad = torch.zeros(())
+    cb.replayed = lambda: r
+    cb.rehearse()
+    torch.testing.assert_close(learn.loss_grad, .5*F.mse_loss(m(r.x)[:,:4], r.logits[:,:4]))
+
+def test_a_budget_in_bytes_cannot_grow():
+    cb = Exemplars('2kB')
+    cb.write(X[:5], Y[:5], logits=torch.randn(5, 4))
+    with pytest.raises(MemoError, match='size: 2.*were for examples with 4 logits, there are 10 now'):
+        cb.widen('logits', torch.randn(5, 10))
+    cb.widen('logits', torch.randn(5, 3))
+    assert cb['logits'].shape[1]==4
+
+def test_gdumb_says_that_the_network_is_another_than_at_the_start():
+    m = nn.Sequential(nn.Linear(64, 8), nn.ReLU(), nn.Linear(8, 10))
+    learn = learner(GDumb(30, epochs=1), model=m)
+    quietly(learn, learn.fit, 1, .1)
+    for new,line in ((nn.Linear(8, 12),r'2.weight, \[12, 8\] now, was \[10, 8\]'),
+                     (nn.Sequential(nn.Linear(8, 10)),'2.0.weight.* now, was not there')):
+        m[2],learn.opt = new,None
+        with pytest.raises(MemoError, match=line): quietly(learn, learn.fit, 1, .1)
+
+def test_an_export_has_no_last_batch_and_nothing_that_waits(tmp_path):
+    cb = Replay(30, raw=True)
+    learn = learner([cb, GradientAccumulation(1000)], path=tmp_path)
+    learn.dls.train.after_batch.add(Flip())
+    quietly(learn, learn.fit, 1, .1)
+    assert not cb.kept and not len(cb.raw.batch[0]) and cb.raw.batch[0].untyped_storage().nbytes()==0
+
+def test_own_classes_only_with_smoothed_labels_too():
+    "What is left out has no part in the smoothing either"
+    out,y = torch.randn(8, 10, requires_grad=True),torch.tensor([3,3,7,7,3,7,1,1])
+    cb = ACE(10)
+    for loss in (F.cross_entropy, LabelSmoothingCrossEntropyFlat()):
+        cb.loss_of = loss
+        want = loss(out[:,[1,3,7]], torch.tensor([1,1,2,2,1,2,0,0]))
+        torch.testing.assert_close(cb.among(out, y), want)
+    cb.loss_of = CrossEntropyLossFlat(weight=torch.arange(1., 11))
+    w = torch.arange(1., 11)[y]
+    rows = F.cross_entropy(out[:,[1,3,7]], torch.tensor([1,1,2,2,1,2,0,0]), reduction='none')
+    torch.testing.assert_close(cb.among(out, y), (w*rows).sum()/w.sum())
+    learn = learner(ACE(30))
+    learn.loss_func = LabelSmoothingCrossEntropyFlat()
+    quietly(learn, learn.fit, 1, .1)
+    assert all(o.isfinite().all() for o in weights(learn.model))
+
+def test_a_head_too_small_for_what_gdumb_keeps():
+    learn = learner(GDumb(30), model=nn.Linear(64, 4))
+    learn.dls.loaders[1:] = []
+    learn.gdumb.attach()
+    learn.gdumb.state.write(X[:30], Y[:30])
+    with pytest.raises(MemoError, match='GDumb: the model has 4 outputs .* up to number 9; make the learner with n_out=10'):
+        learn.gdumb.retrain()
+    learn = learner(GDumb(30, lr=1e9))
+    quietly(learn, learn.fit, 1, .1)
+    learn.gdumb.state['x'][0] = torch.nan
+    with pytest.raises(Diverged, match='GDumb: the loss of its retraining'): learn.gdumb.retrain()
+
+def test_mir_chooses_from_a_part_of_a_small_store():
+    "Of all of it, it would be the same few each time"
+    class See(MIR):
+        def increase(self, r):
+            seen.append((len(self.state),len(r.x)))
+            return super().increase(r)
+    for kw,want in (({},lambda n: min(100, max(20, n//4))), (dict(candidates=10**6),lambda n: n)):
+        seen = []
+        learn = learner(See(100, batch_size=10, **kw))
+        quietly(learn, learn.fit, 1, .1)
+        assert len(seen)>30 and all(k==min(want(n), n) for n,k in seen)

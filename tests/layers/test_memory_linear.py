@@ -413,6 +413,35 @@ def test_a_pretrained_network_gets_one(timm=pytest.importorskip('timm')):
     to_memory_linear(m, x=torch.zeros(2, 3, 32, 32))
     assert isinstance(m.get_classifier(), MemoryLinear) and m(torch.zeros(2, 3, 32, 32)).shape==(2,5)
 
+def test_it_is_the_classifier_from_then_on(timm=pytest.importorskip('timm')):
+    "For what asks for a model's classifier without inputs: groups of parameters, memories, this function again"
+    from memo.heads.attach import find_place
+    from memo.training.param_groups import body_head_splitter, head_module
+    class Bare(nn.Module):
+        def __init__(self): super().__init__(); self.body,self.fc = nn.Linear(8, 16),nn.Linear(16, 3)
+        def forward(self, x): return self.fc(self.body(x).relu())
+    m = to_memory_linear(Bare(), key_mem_units=5)
+    assert head_module(m) is m.fc and [len(o) for o in body_head_splitter(m)]==[2,1]
+    for at in (None,'fc'): assert find_place(m, at)==('fc',m.fc,True)
+    with pytest.raises(MemoError, match="at: 'fc' is a MemoryLinear"): to_memory_linear(m)
+    m = to_memory_linear(timm.create_model('resnet18', num_classes=5), key_mem_units=5)
+    assert head_module(m) is m.fc and find_place(m, 'fc')[1:]==(m.fc,True)
+
+def test_what_methods_keep_in_a_layer_goes_along():
+    "The first layer of a network holds it"
+    from fastai.vision.all import DataLoaders, Learner
+    from memo.continual.replay import Replay
+    from memo.data.tensors import TensorDL
+    x,y = randn(20, 8),torch.arange(20)%3
+    learn = Learner(DataLoaders(TensorDL(x, y, bs=5), TensorDL(x, y, bs=5), device='cpu'),
+                    nn.Sequential(nn.Linear(8, 3)), loss_func=nn.CrossEntropyLoss(), cbs=Replay(10))
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1, .1)
+        with pytest.warns(UserWarning, match='optimizer'): to_memory_linear(learn, key_mem_units=4)
+        assert learn.model[0].replay is learn.replay.state and len(learn.replay.state)==10
+        learn.fit(1, .1)
+    assert int(learn.replay.state['ptr'])==40
+
 def test_places_that_are_no_linear_layer():
     with pytest.raises(MemoError, match="at: 'mid' is not one of body, fc|at: 'mid' is not one of fc, body"):
         to_memory_linear(Net(), at='mid')
@@ -421,7 +450,7 @@ def test_places_that_are_no_linear_layer():
     with pytest.raises(MemoError, match='no nn.Linear in this ReLU'): to_memory_linear(nn.ReLU())
     with pytest.raises(MemoError, match='the model is an nn.Linear itself'): to_memory_linear(nn.Linear(2, 2))
     once = to_memory_linear(nn.Sequential(nn.Linear(3, 2)), at='0')
-    with pytest.raises(MemoError, match='no nn.Linear'): to_memory_linear(once)
+    with pytest.raises(MemoError, match="at: '0' is a MemoryLinear"): to_memory_linear(once)
 
 def test_memories_of_other_kinds_find_their_place_beside_it():
     m = to_memory_linear(nn.Sequential(nn.Flatten(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), at='3')
