@@ -267,7 +267,7 @@ class StreamFit:
         self.on = ifnone(stream.of, stream)     # a joint one is measured on what it is of
         self.tests = {k:Measured(self.on, i) for k,i in dict(test=n-1, **(dict(valid=1) if n>2 else {})).items()}
         if self.tests['test'].most<0: raise MemoError("fit_stream: the stream has no test items to measure on")
-        self.most = max(max(map(max, stream.classes)), *(o.most for o in self.tests.values()))
+        self.online = Online(max(max(map(max, stream.classes)), *(o.most for o in self.tests.values())))
 
     def facts(self):
         "What must be the same where a stream is gone on with"
@@ -294,7 +294,7 @@ class StreamFit:
         "Train on experience `i` from `epoch` on"
         learn.experience,learn.dls = i,in_large_batches(self.stream[i])
         warm_loaders(learn.dls)
-        learn.online.start(i, self.stream.names[i], self.stream.seed)
+        self.online.start(i, self.stream.names[i], self.stream.seed)
         if not epoch: tell(learn, 'before_experience')
         within = [] if self.measure is None else [Within(self.tests['test'], self.measure, keep.prog.more)]
         cbs = [*within, keep]
@@ -331,10 +331,12 @@ def fit_stream(self:Learner,
                         "fit(learn, epochs, lr, cbs=, start_epoch=) is accepted")
     run = StreamFit(stream, epochs, lr, fit, measure)
     stage = Stage('stream', len(stream)*epochs, fit=run)
-    with outer_fit(self), left_alone(self, stream), self.added_cbs([*L(cbs), Online(run.most)]), fast_loop(self):
+    outer = [cb for cb in self.cbs if isinstance(cb, (Online,Within))]      # of a stream that this one is inside of
+    with (outer_fit(self), left_alone(self, stream), self.removed_cbs(outer), self.added_cbs([*L(cbs), run.online]),
+          fast_loop(self)):
         for cb in self.cbs:
             if hasattr(type(cb), 'attach'): cb.attach()     # what a checkpoint has of it finds its place
-        self.metrics = self.metrics+ValueMetric(lambda: self.online.value, 'online')
+        self.metrics = self.metrics+ValueMetric(lambda: run.online.value, 'online')
         h = fit_stages(self, [stage], checkpoint, resume, None, log, {**run.facts(), **ifnone(experiment, {})})
     # of one that had ended already, too
     self.stream_result = StreamResult(run.on.names, h.attrs, h, epochs, stream.of is not None)
