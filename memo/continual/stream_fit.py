@@ -9,6 +9,7 @@ __all__ = ['pass_state', 'fit_state', 'StreamResult', 'batch_for', 'in_large_bat
            'measuring', 'outer_fit', 'Seen', 'Online', 'add_row', 'Within', 'tell', 'StreamFit', 'left_alone']
 
 # %% ../../nbs/continual/05_stream_fit.ipynb #03ef807c
+import inspect
 from fastai.vision.all import *
 from torch.utils.data import DataLoader as TorchDL
 from ..core import Count,Diverged,MemoError,undisturbed,write_csv
@@ -305,6 +306,13 @@ class StreamFit:
     def result(self, prog):
         return StreamResult(self.on.names, {**prog.more}, prog.rows, self.epochs, self.on is not self.stream)
 
+def goes_on(cls, name):
+    "Is this a method of a learner that takes epochs, a rate, and where to start?"
+    f = getattr(cls, name, None) if isinstance(name, str) else None
+    if not callable(f): return False
+    names = [*inspect.signature(f).parameters]
+    return len(names)>2 and names[2].startswith('lr') and {'cbs','start_epoch'} <= {*names}
+
 @patch
 def fit_stream(self:Learner,
     stream:Stream, # What to learn from
@@ -326,9 +334,9 @@ def fit_stream(self:Learner,
     for k,v,t in (('epochs',epochs,Count), ('measure',measure,Count|None)): accept(v, t, k)
     fit = ifnone(fit, 'fit')
     if not callable(fit): check_rate(lr, 'lr')
-    if not callable(fit) and not (isinstance(fit, str) and callable(getattr(type(self), fit, None))):
-        raise MemoError(f"fit: {fit!r} is no method of the learner; fit_one_cycle, fit_flat_cos or a function "
-                        "fit(learn, epochs, lr, cbs=, start_epoch=) is accepted")
+    if not callable(fit) and not goes_on(type(self), fit):
+        raise MemoError(f"fit: {shown(fit)} is no way to fit that can start in the middle; fit_one_cycle, fit_flat_cos or "
+                        "a function fit(learn, epochs, lr, cbs=, start_epoch=) is accepted")
     run = StreamFit(stream, epochs, lr, fit, measure)
     stage = Stage('stream', len(stream)*epochs, fit=run)
     outer = [cb for cb in self.cbs if isinstance(cb, (Online,Within))]      # of a stream that this one is inside of

@@ -34,6 +34,19 @@ def in_turn(dl):
     kw = {k:getattr(dl, k) for k in ('num_workers','collate_fn','pin_memory','timeout','worker_init_fn','drop_last')}
     return torch.utils.data.DataLoader(dl.dataset, batch_size=dl.batch_size, **kw)
 
+def as_positions(
+    o, # Numbers
+    where # What a message says of whose they are
+)->Tensor: # [n]
+    "Positions of items; a mask is none"
+    try:
+        res = torch.as_tensor(o)
+        if not res.numel(): return res.long()
+        if res.dtype!=torch.bool and not res.is_complex() and bool((res==res.long()).all()): return res.long()
+    except (TypeError,ValueError,RuntimeError): pass
+    raise MemoError(f"stream: positions are whole numbers, found {shown(o)} for {where}; of a mask, "
+                    "mask.nonzero().flatten()")
+
 class Stream(Sequence):
     "Experiences that arrive one after another; `stream[i]` is a `DataLoaders`"
     def __init__(self,
@@ -46,7 +59,10 @@ class Stream(Sequence):
     ):
         self.known = {} if labels is None else labels
         self.whole,self.ordered,self.seed = dls,ordered,seed
-        self.parts = [[torch.as_tensor(o).long() for o in ps] for ps in parts]
+        if not isinstance(dls, DataLoaders): raise MemoError(f"stream: DataLoaders are needed, found {shown(dls)}")
+        try: self.parts = [[as_positions(o, f'experience {i}') for i,o in enumerate(ps)] for ps in parts]
+        except TypeError:
+            raise MemoError(f"stream: for each loader a list of positions is needed, found {shown(parts)}") from None
         sizes = {len(ps) for ps in self.parts}
         if len(self.parts)!=len(dls.loaders) or len(sizes)!=1:
             raise MemoError(f"stream: positions for each of the {len(dls.loaders)} loaders, as many experiences in each, "
@@ -82,8 +98,10 @@ class Stream(Sequence):
     def __getitem__(self, i):
         if isinstance(i, slice):
             at = range(len(self))[i]
-            return type(self)(self.whole, [[ps[j] for j in at] for ps in self.parts], [self.names[j] for j in at],
-                              self.ordered, self.seed, self.known)
+            res = type(self)(self.whole, [[ps[j] for j in at] for ps in self.parts], [self.names[j] for j in at],
+                             self.ordered, self.seed, self.known)
+            res.of = self.of
+            return res
         i = range(len(self))[i]
         res = [loader_of(dl, ps[i].tolist(), None, self.labels(k))
                for k,(dl,ps) in enumerate(zip(self.whole.loaders, self.parts))]
@@ -126,7 +144,8 @@ def split_stream(
 )->Stream: # Experiences in order
     "A stream from loaders: class-, domain-, class- and domain-incremental or i.i.d., with or without drift"
     accept(by, Literal['class','domain','both','iid'], 'by')
-    accept(n, Count, 'n')
+    for k,v,t in (('n',n,Count), ('seed',seed,int)): accept(v, t, k)
+    if not isinstance(dls, DataLoaders): raise MemoError(f"stream: DataLoaders are needed, found {shown(dls)}")
     sets = [check_loader(dls.train), *(dl.dataset for dl in dls.loaders[1:])]
     ys = [class_labels(ds).y for ds in sets]
     if (by in ('domain','both'))!=(domain is not None):
@@ -149,7 +168,10 @@ def split_stream(
     parts = [list(positions(y, d)) for y,d in zip(ys, where)]
     if by=='iid': parts = [parted(ps[0], n, g) for ps in parts]
     if drift is not None:
-        key = torch.as_tensor(domains_of(sets[0], named(drift)[0]))
+        key = domains_of(sets[0], named(drift)[0])
+        bad = first(o for o in key if not isinstance(o, (int,float)) or o!=o)
+        if bad is not None: raise MemoError(f"drift: numbers to sort by are needed, found {shown(bad)}")
+        key = torch.tensor(key)
         parts[0] = [o[key[o].argsort(stable=True)] for o in parts[0]]
     names = dict(iid=[f'part {i+1}' for i in range(n)], domain=[str(o) for o in of]).get(by)
     return Stream(dls, parts, names, drift is not None, seed)

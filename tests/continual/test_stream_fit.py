@@ -326,7 +326,8 @@ def test_what_cannot_be_trained_on():
     dls = loaders()
     stream,learn = stream_of(dls),make(dls)
     for args,say in (((dls,), 'split_stream'), ((stream,0), 'epochs'), ((stream,1.5), 'epochs'), ((stream,1,-1), 'lr'),
-                     ((stream,1,None,'fitt'), 'fitt'), ((stream,1,None,3), 'fit')):
+                     ((stream,1,None,'fitt'), 'fitt'), ((stream,1,None,3), 'fit'),
+                     *(((stream,1,None,o), f'{o}.*start in the middle') for o in ('fine_tune','validate','fit_sgdr'))):
         with pytest.raises(MemoError, match=say): run(learn, *args)
     with pytest.raises(MemoError, match='measure'): run(learn, stream, measure=0)
     with pytest.raises(MemoError, match='checkpoint'): run(learn, stream, resume=True)
