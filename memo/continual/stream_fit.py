@@ -6,7 +6,8 @@ Docs: https://github.com/fastmemo/memo/continual/stream_fit.html.md"""
 
 # %% auto #0
 __all__ = ['pass_state', 'fit_state', 'StreamResult', 'batch_for', 'in_large_batches', 'Measured', 'in_one_pass', 'put_back',
-           'measuring', 'outer_fit', 'Seen', 'Online', 'add_row', 'Within', 'tell', 'StreamFit', 'left_alone']
+           'measuring', 'outer_fit', 'Seen', 'Online', 'add_row', 'Within', 'tell', 'StreamFit', 'goes_on',
+           'left_alone']
 
 # %% ../../nbs/continual/05_stream_fit.ipynb #03ef807c
 import inspect
