@@ -299,6 +299,7 @@ class RanPAC(StatisticsCallback):
         # Name of the module whose features are counted; by default those that enter the classifier
         at:str=None,
         train:bool=False,       # Train the rest of the network too?
-        seed:int=0,             # Of the random features
+        seed:int=None,          # Of the random features; None: 0, in an experiment its seed
     ):
-        super().__init__('ranpac', ClassStatistics(random=True, n_random=n_random, seed=seed), RanPACHead, at, train)
+        own = ClassStatistics(random=True, n_random=n_random, seed=ifnone(seed, 0))
+        super().__init__('ranpac', own, RanPACHead, at, train)

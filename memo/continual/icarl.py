@@ -153,7 +153,7 @@ class ICaRL(StatisticsCallback):
         "How many exemplars each class may have, of inputs like these"
         if not len(classes) or isinstance(self.size, str) and not len(xb): return      # not known yet
         if not isinstance(self.size, str): n = self.size
-        else: n = as_bytes(self.size)//sum(x[:1].nbytes for x in xb)
+        else: n = as_bytes(self.size)//(8+sum(x[:1].nbytes for x in xb))      # a label each, too
         if n>=len(classes): return n//len(classes)
         raise MemoError(f"ICaRL: size={self.size!r} has room for {n} exemplars, at least {len(classes)}, one of each "
                         "class so far, is accepted")

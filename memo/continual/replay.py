@@ -65,13 +65,13 @@ class Rehearsal(Method):
         size:Count|str=200,     # How many examples, or how many bytes: '2MB'
         batch_size:Count=None,  # Of them in a step; None: as many as the current batch has
         policy:Annotated[str, OneOf(policies)]='reservoir', # Which ones stay
-        seed:int=0,             # Of its own random numbers
+        seed:int=None,             # Of its own random numbers; None: 0, in an experiment its seed
         raw:bool=False          # Store them as they are before the batch transforms, and apply these at each replay
     ):
         store_attr()
         self.state,self.kept,self.heads = self.store(),[],()
         self.raw = Raw() if raw else None
-    def store(self): return Exemplars(self.size, self.policy, seed=self.seed)
+    def store(self): return Exemplars(self.size, self.policy, seed=ifnone(self.seed, 0))
 
     def attach(self):
         if not isinstance(self.state, Exemplars): self.state = self.store()     # it came out of an export
@@ -189,7 +189,7 @@ class DERpp(Rehearsal):
         beta:NonNegative=.5,        # Weight of the loss of a second batch of examples
         batch_size:Count=None,      # Of examples in a step; None: as many as the current batch has
         policy:Annotated[str, OneOf(policies)]='reservoir', # Which ones stay
-        seed:int=0,                 # Of its own random numbers
+        seed:int=None,                 # Of its own random numbers; None: 0, in an experiment its seed
         raw:bool=False              # Store them as they are before the batch transforms
     ):
         super().__init__(size, batch_size, policy, seed, raw)
@@ -248,7 +248,7 @@ class MIR(Rehearsal):
         # To choose them from; None: ten times as many, of a small store a quarter: of all it would always be the same
         candidates:Count=None,
         policy:Annotated[str, OneOf(policies)]='reservoir', # Which ones stay
-        seed:int=0,             # Of its own random numbers
+        seed:int=None,             # Of its own random numbers; None: 0, in an experiment its seed
         raw:bool=False          # Store them as they are before the batch transforms
     ):
         super().__init__(size, batch_size, policy, seed, raw)
@@ -312,7 +312,7 @@ class GDumb(Rehearsal):
         lr:Positive=None,       # None: that of the learner's optimizer
         batch_size:Count=None,  # None: that of the training loader
         policy:Annotated[str, OneOf(policies)]='greedy', # Which ones stay
-        seed:int=0,             # Of its own random numbers
+        seed:int=None,             # Of its own random numbers; None: 0, in an experiment its seed
         raw:bool=False          # Store them as they are before the batch transforms
     ):
         super().__init__(size, batch_size, policy, seed, raw)

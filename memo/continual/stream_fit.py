@@ -6,9 +6,11 @@ Docs: https://github.com/fastmemo/memo/continual/stream_fit.html.md"""
 
 # %% auto #0
 __all__ = ['pass_state', 'fit_state', 'StreamResult', 'batch_for', 'in_large_batches', 'Measured', 'in_one_pass', 'put_back',
-           'measuring', 'outer_fit', 'Seen', 'Online', 'add_row', 'Within', 'tell', 'StreamFit', 'left_alone']
+           'measuring', 'outer_fit', 'Seen', 'Online', 'add_row', 'Within', 'tell', 'StreamFit', 'goes_on',
+           'left_alone']
 
 # %% ../../nbs/continual/05_stream_fit.ipynb #03ef807c
+import inspect
 from fastai.vision.all import *
 from torch.utils.data import DataLoader as TorchDL
 from ..core import Count,Diverged,MemoError,undisturbed,write_csv
@@ -267,7 +269,7 @@ class StreamFit:
         self.on = ifnone(stream.of, stream)     # a joint one is measured on what it is of
         self.tests = {k:Measured(self.on, i) for k,i in dict(test=n-1, **(dict(valid=1) if n>2 else {})).items()}
         if self.tests['test'].most<0: raise MemoError("fit_stream: the stream has no test items to measure on")
-        self.most = max(max(map(max, stream.classes)), *(o.most for o in self.tests.values()))
+        self.online = Online(max(max(map(max, stream.classes)), *(o.most for o in self.tests.values())))
 
     def facts(self):
         "What must be the same where a stream is gone on with"
@@ -294,7 +296,7 @@ class StreamFit:
         "Train on experience `i` from `epoch` on"
         learn.experience,learn.dls = i,in_large_batches(self.stream[i])
         warm_loaders(learn.dls)
-        learn.online.start(i, self.stream.names[i], self.stream.seed)
+        self.online.start(i, self.stream.names[i], self.stream.seed)
         if not epoch: tell(learn, 'before_experience')
         within = [] if self.measure is None else [Within(self.tests['test'], self.measure, keep.prog.more)]
         cbs = [*within, keep]
@@ -304,6 +306,13 @@ class StreamFit:
 
     def result(self, prog):
         return StreamResult(self.on.names, {**prog.more}, prog.rows, self.epochs, self.on is not self.stream)
+
+def goes_on(cls, name):
+    "Is this a method of a learner that takes epochs, a rate, and where to start?"
+    f = getattr(cls, name, None) if isinstance(name, str) else None
+    if not callable(f): return False
+    names = [*inspect.signature(f).parameters]
+    return len(names)>2 and names[2].startswith('lr') and {'cbs','start_epoch'} <= {*names}
 
 @patch
 def fit_stream(self:Learner,
@@ -326,15 +335,17 @@ def fit_stream(self:Learner,
     for k,v,t in (('epochs',epochs,Count), ('measure',measure,Count|None)): accept(v, t, k)
     fit = ifnone(fit, 'fit')
     if not callable(fit): check_rate(lr, 'lr')
-    if not callable(fit) and not (isinstance(fit, str) and callable(getattr(type(self), fit, None))):
-        raise MemoError(f"fit: {fit!r} is no method of the learner; fit_one_cycle, fit_flat_cos or a function "
-                        "fit(learn, epochs, lr, cbs=, start_epoch=) is accepted")
+    if not callable(fit) and not goes_on(type(self), fit):
+        raise MemoError(f"fit: {shown(fit)} is no way to fit that can start in the middle; fit_one_cycle, fit_flat_cos or "
+                        "a function fit(learn, epochs, lr, cbs=, start_epoch=) is accepted")
     run = StreamFit(stream, epochs, lr, fit, measure)
     stage = Stage('stream', len(stream)*epochs, fit=run)
-    with outer_fit(self), left_alone(self, stream), self.added_cbs([*L(cbs), Online(run.most)]), fast_loop(self):
+    outer = [cb for cb in self.cbs if isinstance(cb, (Online,Within))]      # of a stream that this one is inside of
+    with (outer_fit(self), left_alone(self, stream), self.removed_cbs(outer), self.added_cbs([*L(cbs), run.online]),
+          fast_loop(self)):
         for cb in self.cbs:
             if hasattr(type(cb), 'attach'): cb.attach()     # what a checkpoint has of it finds its place
-        self.metrics = self.metrics+ValueMetric(lambda: self.online.value, 'online')
+        self.metrics = self.metrics+ValueMetric(lambda: run.online.value, 'online')
         h = fit_stages(self, [stage], checkpoint, resume, None, log, {**run.facts(), **ifnone(experiment, {})})
     # of one that had ended already, too
     self.stream_result = StreamResult(run.on.names, h.attrs, h, epochs, stream.of is not None)

@@ -34,8 +34,12 @@ def class_rows(
     if not isinstance(of, dict) or not of: fail(type(of).__name__ if of!={} else 'no class')
     rows = {}
     for k,o in of.items():
-        k,o = k.decode(errors='replace') if isinstance(k, bytes) else str(k),np.sort(np.asarray(o))
+        k = k.decode(errors='replace') if isinstance(k, bytes) else str(k)
+        try: o = np.asarray(o)
+        except ValueError: o = np.zeros(0)      # lists of several lengths in a list
         if o.ndim!=1 or o.dtype.kind not in 'iu' or not len(o): fail(f'no list of whole numbers for {k}')
+        if k in rows: fail(f'two classes {k}')
+        o = np.sort(o)
         if o[0]<0 or o[-1]>=n: fail(f'rows up to {o[-1]} for {k}' if o[0]>=0 else f'row {o[0]} for {k}')
         rows[k] = o
     every = np.concatenate([*rows.values()])
@@ -100,7 +104,9 @@ def cached_domains(
     for again in (False,True):
         try:
             d,x = json.loads(index.read_text()),np.load(path, mmap_mode='c')
-            if len(x)==sum(d['images'])*len(noise): return x,d['classes'],d['images'],key
+            whole = x.dtype==np.uint8 and x.ndim==4 and x.shape[1]==3 and len(d['classes'])==len(d['images'])
+            if whole and len(x)==sum(d['images'])*len(noise): return x,d['classes'],d['images'],key
+            if again: raise ValueError('it is no array of these images')
         except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
             if again: raise MemoError(f"cannot read {path}: {str(e).splitlines()[0]}; delete it") from e
             if path.exists() and index.exists(): warnings.warn(f"{path} cannot be read: the images are made again")

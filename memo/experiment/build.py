@@ -7,8 +7,8 @@ Docs: https://github.com/fastmemo/memo/experiment/build.html.md"""
 # %% auto #0
 __all__ = ['opt_funcs', 'made', 'with_key', 'build_dls', 'sampling_of', 'full_batches', 'other_train', 'whole_of', 'few_of',
            'over', 'load_or_random', 'makes_weights', 'build_model', 'build_memory', 'build_loss', 'usual_loss',
-           'build_metrics', 'build_learner', 'drawing_in', 'comes_with_banks', 'check_monitors', 'two_batches',
-           'feature_dls', 'frozen_dls', 'on_images', 'first_stages', 'build_stages', 'rising']
+           'build_metrics', 'build_learner', 'seeded', 'drawing_in', 'comes_with_banks', 'check_monitors',
+           'two_batches', 'feature_dls', 'frozen_dls', 'on_images', 'first_stages', 'build_stages', 'rising']
 
 # %% ../../nbs/experiment/04_build.ipynb #7035be2c
 import contextlib
@@ -173,12 +173,18 @@ def build_learner(
     splitter = trainable_params if cfg.train.frozen or facts(cfg.model).get('flat') else body_head_splitter
     t = cfg.train
     cbs = [*build_memory(cfg, dls), *([MemoryCallback(name='in_network')] if comes_with_banks(model) else []),
-           *(made(f'train.cbs.{s.name}', s) for s in t.cbs)]
+           *(made(f'train.cbs.{s.name}', seeded(s, seed)) for s in t.cbs)]
     if t.clip is not None: cbs.append(GradientClip(t.clip))
     if cfg.plots.draw: cbs.append(drawing_in(dls.stream, cfg))
     loss = build_loss('train.loss', t.loss, dls, t.class_weights, task(cfg))
     return Learner(dls, model.to(dls.device), loss_func=loss, opt_func=opt_funcs[t.opt],
                    splitter=splitter, metrics=build_metrics(cfg, dls), cbs=cbs, wd=t.wd)
+
+def seeded(section, seed):
+    "What draws by a seed of its own where none is said: that of the training"
+    args = section.args
+    if 'seed' not in args or args['seed'] is not None: return section
+    return Section(section.kind, section.name, {**args, 'seed':seed}, section.given)
 
 opt_funcs = dict(adamw=adamw, adam=adam, sgd=sgd, row_sgd=row_sgd)
 

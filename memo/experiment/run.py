@@ -123,7 +123,7 @@ def fit_all(cfg, learn, stages, **kwargs):
     kwargs['experiment'] = training_keys(cfg)
     if not in_stream(cfg): return fit_stages(learn, stages, **kwargs)
     t,stream = cfg.train,learn.dls.stream
-    whole,r = learn.dls,learn.fit_stream(stream.joint() if t.joint else stream, t.epochs, t.lr, **kwargs)
+    whole,r = learn.dls,learn.fit_stream(stream.joint() if t.joint else stream, t.epochs, t.lr, t.fit, **kwargs)
     if not t.joint: whole.result = r       # what comes all at once has no rows before the last
     return r.history
 

@@ -61,6 +61,8 @@ class Train:
     phase2:Phase2|None = None # A second phase
     ensembled_models:Count = 1 # Copies of the network, each of weights of its own, whose outputs are averaged
     joint:bool = False # Of a stream: all experiences at once, shuffled, which is what a method can hope for
+    # Of a stream: how the rate goes within each experience, from the start to its end; null: it stays as it is
+    fit:Literal['fit_one_cycle','fit_flat_cos']|None = None
     half:bool = False # Of a stream: its first half alone, on which settings are chosen
 
 @dataclass

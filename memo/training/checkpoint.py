@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/training/checkpoint.html.md"""
 
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'plain', 'save_plain', 'load_plain', 'checkpoint_positions', 'last_checkpoint',
-           'rank_states', 'as_lists_plain', 'check_same_experiment', 'optimizer_name', 'optimizer_facts',
+           'rank_states', 'as_lists_plain', 'spread', 'check_same_experiment', 'optimizer_name', 'optimizer_facts',
            'check_same_optimizer', 'Progress']
 
 # %% ../../nbs/training/18_checkpoint.ipynb #e7af6535
@@ -98,6 +98,15 @@ def as_lists_plain(o):
     if isinstance(o, (list,tuple,L)): return [as_lists_plain(v) for v in o]
     return str(o) if isinstance(o, Path) else plain(o)
 
+def spread(d):
+    "Parts in a list by dotted key, so that what differs of one can be named"
+    res = {}
+    for k,v in d.items():
+        parts = isinstance(v, list) and v and all(isinstance(o, dict) and 'name' in o for o in v)
+        res[k] = [o['name'] for o in v] if parts else v
+        if parts: res |= {f"{k}.{o['name']}.{a}":b for o in v for a,b in o.items() if a!='name'}
+    return res
+
 def check_same_experiment(there, here, folder):
     "Refuse to go on with another experiment, naming what differs"
     if here is None: return
@@ -105,6 +114,7 @@ def check_same_experiment(there, here, folder):
     if there is None:
         raise MemoError(
             f"the checkpoint in {folder} does not say which experiment it is of: start again without resume")
+    there,here = spread(there),spread(here)
     bad = [k for k in {**there, **here} if there.get(k, _none)!=here.get(k, _none)]
     if not bad: return
     def say(d): return f'{d[bad[0]]!r:.80}' if bad[0] in d else 'not given'

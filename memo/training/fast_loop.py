@@ -105,17 +105,20 @@ def quick_zero(opt):
             g.zero_()
 
 # %% ../../nbs/training/22_fast_loop.ipynb #3b6f0a17
+_source = sys.modules[Learner.__module__].__file__
+_methods = 'one_batch _do_one_batch _do_grad_opt _with_events _split _set_device __call__ _call_one'.split()
+# as fastai wrote them: somebody may have put others in their place, before or after
+_fastai = {k:f for k in [*_methods,'_step'] if (f := getattr(Learner, k)).__code__.co_filename==_source}
+
 class FastLoop:
     "What `learn.one_batch` is in `fast_loop`"
-    _methods = 'one_batch _do_one_batch _do_grad_opt _with_events _split _set_device __call__ _call_one'.split()
     def __init__(self, learn): self.learn,self.cbs,self.dl = learn,None,None
     def __getstate__(self): return dict(learn=self.learn, cbs=None, dl=None)     # found again at the next batch
 
     def own_loop(self):
         "Has the learner methods of its own that this would pass over?"
         t,mine = type(self.learn),vars(self.learn)
-        return any(getattr(t, k) is not getattr(Learner, k) for k in self._methods) or any(
-            k in mine for k in self._methods if k!='one_batch')
+        return any(getattr(t, k) is not _fastai.get(k) or k in mine and k!='one_batch' for k in _methods)
 
     def find(self):
         "Who is to be called at which event of a batch, in order"
@@ -154,21 +157,25 @@ class FastLoop:
         self.own,opt = self.own_loop(),learn.opt
         self.n_inp = getattr(learn.dls, 'n_inp', None)
         p = next(learn.model.parameters(), None)
-        self.there = p is not None and getattr(learn.dl, 'device', None)==p.device     # all that its loader gives
-        mine = type(learn)._step is Learner._step and '_step' not in vars(learn)
+        self.device = None if p is None else p.device
+        mine = type(learn)._step is _fastai.get('_step') and '_step' not in vars(learn)
         plain = type(opt) is Optimizer and not {'step','zero_grad'} & vars(opt).keys()
         wrapped = type(opt) is OptimWrapper
         self.step = None if not mine else partial(quick_step, opt) if plain else opt.step if wrapped else None
         self.zero = partial(quick_zero, opt) if plain else opt.zero_grad
         self.opt,self.dl = opt,learn.dl
 
+    def there(self, b):
+        "Is a batch where the model is?"
+        return type(b) is tuple and all(isinstance(o, Tensor) and o.device==self.device for o in b)
+
     def __call__(self, i, b):
         learn = self.learn
-        if not learn.training: return Learner.one_batch(learn, i, b)
+        if not learn.training: return type(learn).one_batch(learn, i, b)
         if i==0 or learn.dl is not self.dl or learn.opt is not self.opt: self.begin()
-        if self.own: return Learner.one_batch(learn, i, b)
+        if self.own: return type(learn).one_batch(learn, i, b)
         learn.iter = i
-        if type(b) is not tuple or not self.there: b = learn._set_device(b)
+        if not self.there(b): b = learn._set_device(b)
         n = self.n_inp
         if n is None: n = 1 if len(b)==1 else len(b)-1
         learn.xb,learn.yb = b[:n],b[n:]

@@ -37,6 +37,13 @@ def vitter(items, size, rng):
         elif (j := rng.randrange(t))<size: kept[j] = o
     return kept
 
+def one_in_two(items, size, rng):
+    kept = []
+    for o in items:
+        if len(kept)<size: kept.append(o)
+        elif rng.random()<.5: kept[rng.randrange(size)] = o
+    return kept
+
 def chrysakis(items, size, rng):
     kept,full,seen = [],set(),Counter()
     for x,c in items:
@@ -70,7 +77,7 @@ def last_of_each(items, size):
     share = {c:size//C+(c<size%C) for c in range(C)}
     return [o for c in range(C) for o in [o for o in items if o[1]==c][-share[c]:]]
 
-@pytest.mark.parametrize('policy,rule', dict(reservoir=vitter, balanced=chrysakis, greedy=prabhu).items())
+@pytest.mark.parametrize('policy,rule', dict(reservoir=vitter, random=one_in_two, balanced=chrysakis, greedy=prabhu).items())
 def test_policy_is_the_published_one(policy, rule):
     "How often each example stays, over many seeds; a rule that is off by one is off by more than this"
     n,size,runs = 24,7,3000

@@ -181,9 +181,11 @@ def test_too_small_for_the_classes():
     assert 'bytes' in err(lambda: ICaRL('many'))
 
 def test_a_budget_in_bytes():
-    cb = ICaRL('5kB')       # 20 rows of 64 numbers
+    cb = ICaRL('5kB')       # 19 rows of 64 numbers and a label
     run([cb], epochs=1)
     assert cb.state.labels.bincount().tolist()==[3]*6 and sum(o.nbytes for o in cb.state.x(slice(None)))<=5*1024
+    cb = ICaRL(f'{6*264-1}B')
+    assert 'has room for 5' in err(lambda: run([cb], epochs=1))
 
 def test_forgetting_is_less():
     a,b = run([], epochs=4)[0],run([ICaRL(60)], epochs=4)[0]

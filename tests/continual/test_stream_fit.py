@@ -194,6 +194,24 @@ def test_inside_another_fit():
             assert bool(cb.done)==ok
         assert outs[0]==outs[1], event
 
+@pytest.mark.parametrize('measure', [None,2])
+def test_inside_another_stream(measure):
+    "Both have their own figures, and the outer one goes on"
+    dls,small = loaders(),loaders(n=(12,6,6))
+    class Inside(Callback):
+        order,inner = 55,None
+        def after_batch(self):
+            if self.inner is not None or not self.training or self.learn.experience!=1 or self.learn.iter!=2: return
+            type(self).inner = 0
+            type(self).inner = self.learn.fit_stream(stream_of(small), measure=1)
+    learn = make(dls)
+    r,q = run(learn, stream_of(dls), cbs=Inside(), measure=measure),Inside.inner
+    assert len(q)==len(r)==3 and len(r.online_accuracy)==len(q.online_accuracy)==3 and len(q.steps)==3
+    assert [o[:2] for o in r.steps]==([] if measure is None else [(i,n) for i in range(3) for n in (2,4)])
+    n = run(make(dls), stream_of(dls)).online_accuracy
+    assert r.online_accuracy[0]==n[0] and (r.online_accuracy*20%1<1e-6).all()
+    assert not {'online','within','experience','stream','one_batch'} & {*vars(learn)}
+
 # events
 
 def test_events_and_the_number_of_the_experience():
@@ -308,7 +326,8 @@ def test_what_cannot_be_trained_on():
     dls = loaders()
     stream,learn = stream_of(dls),make(dls)
     for args,say in (((dls,), 'split_stream'), ((stream,0), 'epochs'), ((stream,1.5), 'epochs'), ((stream,1,-1), 'lr'),
-                     ((stream,1,None,'fitt'), 'fitt'), ((stream,1,None,3), 'fit')):
+                     ((stream,1,None,'fitt'), 'fitt'), ((stream,1,None,3), 'fit'),
+                     *(((stream,1,None,o), f'{o}.*start in the middle') for o in ('fine_tune','validate','fit_sgdr'))):
         with pytest.raises(MemoError, match=say): run(learn, *args)
     with pytest.raises(MemoError, match='measure'): run(learn, stream, measure=0)
     with pytest.raises(MemoError, match='checkpoint'): run(learn, stream, resume=True)

@@ -121,6 +121,11 @@ def test_made_once(tree, tmp_path, monkeypatch):
     p.write_bytes(p.read_bytes()[:-100])
     with pytest.warns(UserWarning, match='made again'): c = small(tree, tmp_path)
     assert torch.equal(a.whole.train.dataset.x, c.whole.train.dataset.x)
+    n = len(np.load(p, mmap_mode='r'))
+    for other in (np.zeros((n,3,8,8), np.float32), np.zeros((n,4), np.uint8), np.zeros((n,1,84,84), np.uint8)):
+        np.save(p, other)       # as many rows, of something else
+        c = small(tree, tmp_path)
+        assert torch.equal(a.whole.train.dataset.x, c.whole.train.dataset.x)
 
 def test_the_file_mapped_into_memory_stays_as_it_is(tree, tmp_path):
     s = small(tree, tmp_path)
@@ -180,7 +185,9 @@ def test_faults(tree, images, tmp_path, monkeypatch):
     assert "'class_dict'" in broken(0, class_dict=None) and 'no class' in broken(0, class_dict={})
     assert 'rows up to 30 for n00000000' in broken(1, class_dict={'n00000000':[*range(31)]})
     assert 'row -1' in broken(1, class_dict={'a':[-1,0,1]})
-    assert 'no list of whole numbers' in broken(1, class_dict={'a':['x']})
+    for o in (['x'], 5, None, [[0,1],[2]], [[0,1]], [.5], [None], {}, np.array([0,'a'], object)):
+        assert 'no list of whole numbers for a,' in broken(1, class_dict={'a':o}).replace('; ', ', ')
+    assert 'two classes a' in broken(1, class_dict={'a':[0], b'a':[1]})
     assert 'rows that are of two classes' in broken(1, class_dict={'a':[0,1],'b':[1,2]})
     assert "class 'n00000004' is in another file too" in broken(2, class_dict={'n00000004':[*range(20)]})
     assert 'a has 9' in broken(1, class_dict={'a':[*range(9)]})

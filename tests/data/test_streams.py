@@ -110,6 +110,10 @@ def test_joint_is_everything_in_one():
     assert len(j)==1 and sorted(items(j[0].train))==list(range(30)) and j.classes==[[*range(6)]]
     assert sorted(items(j[0].loaders[2]))==list(range(200, 218)) and not j.ordered
 
+def test_a_part_of_a_joint_one_is_measured_as_it_is():
+    s = split_stream(loaders(), n=3)
+    assert s.joint()[:1].of is s and s[:2].of is None
+
 def test_other_data_sets_and_loaders():
     d = loaders()
     sets = [TensorDataset(o.dataset.x, o.dataset.y) for o in d.loaders]
@@ -150,6 +154,14 @@ def test_what_is_no_stream():
                       ([[at[0][0], torch.tensor([30])], at[1], at[2]], 'positions from 0 to 29.*experience 1'),
                       ([at[0], [at[1][0], torch.tensor([-1])], at[2]], 'positions from 0 to 11 .*loader 1')):
         with pytest.raises(MemoError, match=say): Stream(dls, parts)
+    for o in (torch.ones(30, dtype=bool), [0.,.5], ['a'], 'ab', [float('nan')], {}):
+        with pytest.raises(MemoError, match='positions are whole numbers.*experience 1'):
+            Stream(dls, [[at[0][0], o], at[1], at[2]])
+    assert len(Stream(dls, [[at[0][0].double()], [[]], [at[2][0].numpy()]]).parts[0][0])==15
+    for o in (None, 3, [1,2,3]):
+        with pytest.raises(MemoError, match='a list of positions'): Stream(dls, o)
+    for f in (lambda: Stream(None, at), lambda: split_stream([1])):
+        with pytest.raises(MemoError, match='DataLoaders are needed'): f()
     with pytest.raises(MemoError, match='2 names'): Stream(dls, at, names=['a'])
     y = [torch.arange(30)%6, torch.arange(12)%6, torch.arange(18)%6]
     y[0][3] = -1
@@ -157,7 +169,8 @@ def test_what_is_no_stream():
     for kw,say in ((dict(n=0), 'n'), (dict(n=7), '6 classes.*7'), (dict(by='clas'), 'class'),
                    (dict(by='domain'), 'domain'),
                    (dict(domain='camera'), 'no use'), (dict(by='domain', domain='camera'), 'camera'),
-                   (dict(n=31, by='iid'), 'no training items|31')):
+                   (dict(seed=None), 'seed'), (dict(drift=[[float('nan')]*30,None,None]), 'drift: numbers.*nan'),
+                   (dict(drift=[['a']*30,None,None]), "drift: numbers.*'a'"), (dict(n=31, by='iid'), 'no training items|31')):
         with pytest.raises(MemoError, match=say): split_stream(dls, **kw)
     class Endless(torch.utils.data.IterableDataset):
         def __iter__(self): yield 1

@@ -39,6 +39,22 @@ def test_tables_that_ship(f):
     assert is_table(f) and len(t.cfg.seeds)==3 and all(1<=len(e.settings)<=8 for e in t.entries)
     assert not is_table(root/'experiments/quickstart.yaml')
 
+def test_room_is_the_same_for_all(yml):
+    "`bytes` is filled in where something is stored; a size besides is refused"
+    def sizes(t): return {(e.name,c.name):c.args['size'] for e in t.entries for c in tb.storing(e.cfg)}
+    for f in shipped:
+        t = tb.load_table(f)
+        assert t.bytes and {*sizes(t).values()}=={t.bytes}
+        assert {c for _,c in sizes(t)}>={'Replay','DERpp','ACE','AGEM','MIR','GDumb','ICaRL'}
+    assert {*sizes(tb.load_table(shipped[0], ['bytes=3MB'])).values()}=={'3MB'}
+    assert sizes(load(yml))=={('A replay','Replay'):'1KB'} and load(yml).bytes is None
+    assert 'methods.A replay says a size of its own for Replay' in err(load, yml, 'bytes=2KB')
+    yml.write_text(YAML.replace(', size: 1KB', '').replace('batch_size: 1}', 'size: 5}'))
+    assert 'a size of its own' in err(load, yml, 'bytes=2KB')
+    yml.write_text('bytes: 2KB'+YAML.replace(', size: 1KB', ''))
+    assert sizes(load(yml))=={('A replay','Replay'):'2KB'}
+    for o in ('8','[1]','2 KBB','-1KB'): assert 'bytes' in err(load, yml, f'bytes={o}')
+
 def test_settings(yml):
     t = load(yml)
     assert [(e.name,len(e.settings)) for e in t.entries]==[('plain',2), ('A replay',2), ('joint',1)]

@@ -62,7 +62,7 @@ def test_what_has_no_meaning_in_a_stream(key, v):
     assert f'train.{key}' in e and ('modes' in e or 'needs' in e)
 
 def test_what_has_no_meaning_elsewhere():
-    for o in ('train.joint=true','train.half=true','plots.draw=true'):
+    for o in ('train.joint=true','train.half=true','train.fit=fit_one_cycle','plots.draw=true'):
         assert o.split('=')[0]+' is for streams, and digits_lt is none' in err(load_config, 'quickstart', [o])
     assert 'joint, which is for streams' in err(load_config, 'quickstart', ['compare=[joint]'])
     assert 'trainings as naive, joint are accepted' in err(cfg_of, 'compare=[logistic]')
@@ -210,6 +210,34 @@ def test_half_of_a_stream():
     dls = build_dls(cfg_of('train.half=true'), 0)
     assert len(dls.stream)==4 and dls.stream.names==build_dls(cfg_of(), 0).stream.names[:4]
     assert len(build_dls(cfg_of('train.half=true','data.kind=IID'), 0).stream)==1
+
+@pytest.mark.parametrize('f,cb,store', [('replay','Replay',lambda l: l.replay.state), ('ranpac','RanPAC',lambda l: l.ranpac.bank)])
+def test_a_method_draws_by_the_seed_of_the_training(f, cb, store, tmp_path):
+    "And by its own where it has one, also when the run is read back"
+    cfg = cfg_of(file=f'points/{f}.yaml')
+    (tmp_path/f'{f}.yaml').write_text(to_yaml(cfg))
+    for c in (cfg, load_config(tmp_path/f'{f}.yaml')):
+        assert [int(store(build_learner(c, i)).seed) for i in (3,7)]==[3,7]
+        assert int(store(build_learner(override(c, {f'train.cbs.{cb}.seed':5}), 3)).seed)==5
+
+def test_what_differs_of_a_callback_is_named():
+    from memo.training.checkpoint import check_same_experiment
+    a,b = ([dict(name='EWC', weight=1.), dict(name='Replay', size=n, batch_size=2)] for n in (20,21))
+    check_same_experiment({'train.cbs':a}, {'train.cbs':a}, 'f')
+    assert 'train.cbs.Replay.size is 20 there, 21 here;' in err(check_same_experiment, {'train.cbs':a}, {'train.cbs':b}, 'f')
+    for o in (a[:1], a[::-1], []): assert 'train.cbs is [' in err(check_same_experiment, {'train.cbs':a}, {'train.cbs':o}, 'f')
+
+def test_a_schedule_within_each_experience(tmp_path):
+    "As `fit_stream` has it in Python"
+    cfg = cfg_of('train.fit=fit_one_cycle', 'train.bs=5', f'runs={tmp_path}', 'plots.save=false')
+    ex.run_experiment(cfg, log=silent)
+    learn = build_learner(cfg, 0)
+    with learn.no_bar(), learn.no_logging():
+        r = learn.fit_stream(learn.dls.stream, 1, cfg.train.lr, 'fit_one_cycle')
+    assert read_result(tmp_path/cfg.name/'matrix.csv').matrix==pytest.approx(r.matrix)
+    lrs = learn.recorder.lrs
+    assert max(lrs)==pytest.approx(cfg.train.lr, rel=.1) and min(lrs)<cfg.train.lr/10
+    assert 'train.fit must be' in err(cfg_of, 'train.fit=fine_tune')
 
 def test_several_methods_in_one_table(tmp_path):
     runs = f'runs={json.dumps(str(tmp_path))}'

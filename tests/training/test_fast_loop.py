@@ -168,6 +168,47 @@ def test_learners_with_a_loop_of_their_own():
     with c.no_bar(), c.no_logging(), fast_loop(c): c.fit(1)
     assert len(noted)==10
 
+class OwnBatch(Learner):
+    def one_batch(self, i, b):
+        vars(self).setdefault('noted', []).append(i)
+        super().one_batch(i, b)
+
+@pytest.mark.parametrize('k', ['one_batch','_do_one_batch','_do_grad_opt','_step','_split','_set_device'])
+def test_a_loop_that_was_put_in_fastai_s_place(k, monkeypatch):
+    "By a subclass, or for all learners, as `@patch` does"
+    was,n = getattr(Learner, k),[]
+    def own(self, *args):
+        n.append(1)
+        return was(self, *args)
+    monkeypatch.setattr(Learner, k, own)
+    counts = []
+    for q in (False,True):
+        n.clear()
+        trained(q)
+        counts.append(len(n))
+    assert counts[0]==counts[1]>0
+    a,b = (trained(q, cls=OwnBatch) for q in (False,True))
+    assert a.noted==b.noted and len(a.noted)==26 and same(snap(a.model), snap(b.model))
+
+@pytest.mark.parametrize('device', [None,'cpu'])
+def test_batches_that_are_there_are_not_sent(device, monkeypatch):
+    "Whatever the loader says of its device; where one of them is elsewhere, they are"
+    learn,n = make(),[]
+    dls = DataLoaders(*(o.new() for o in learn.dls.loaders), **({} if device is None else dict(device=device)))
+    for o in dls.loaders: o.device = device if device is None else torch.device(device)
+    learn.dls = dls
+    class Sent(FastLoop):
+        def there(self, b):
+            n.append(super().there(b))
+            return n[-1]
+    monkeypatch.setattr('memo.training.fast_loop.FastLoop', Sent)
+    with learn.no_bar(), learn.no_logging(), fast_loop(learn): learn.fit(1)
+    assert n==[True]*10
+    loop = FastLoop(learn)
+    loop.device = torch.device('cpu')
+    x = torch.zeros(1)
+    assert loop.there((x,x)) and not any(map(loop.there, [(x,x.to('meta')), [x,x], ((x,x),x), (x,'a')]))
+
 def test_an_optimizer_with_a_step_of_its_own():
     class Twice(Optimizer):
         def step(self, closure=None):
