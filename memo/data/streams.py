@@ -94,8 +94,8 @@ class Stream(Sequence):
 
     def __getattr__(self, k):
         if k in ('train','train_ds','valid','loaders','one_batch','show_batch'):
-            raise AttributeError(f"a stream has no {k}: stream.dls is what a Learner takes, stream[i] are the loaders of "
-                                 "experience i, stream.whole those of everything")
+            raise AttributeError(f"a stream has no {k}: stream.dls is what a Learner takes, stream[i] are the loaders "
+                                 "of experience i, stream.whole those of everything")
         return self.__getattribute__(k)     # says what is missing
 
     @property
@@ -120,6 +120,8 @@ def domains_of(ds, by):
     res = labels_by(ds, by) if own is None else own
     return [o.item() if isinstance(o, (Tensor,np.generic)) else o for o in res]
 
+_domain_needed = 'needs the domain of each item: a column, a function of an item, or a list for each loader'
+
 def split_stream(
     dls:DataLoaders, # Any loaders with one class an item
     n:Count=5, # Groups of classes, or parts of 'iid'; a domain is an experience by itself
@@ -137,8 +139,7 @@ def split_stream(
     sets = [check_loader(dls.train), *(dl.dataset for dl in dls.loaders[1:])]
     ys = [class_labels(ds).y for ds in sets]
     if (by in ('domain','both'))!=(domain is not None):
-        says = 'needs the domain of each item: a column, a function of an item, or a list for each loader'
-        raise MemoError(f"domain: by='{by}' {says if domain is None else 'has no use for it; take it out'}")
+        raise MemoError(f"domain: by='{by}' {_domain_needed if domain is None else 'has no use for it; take it out'}")
     def named(o): return o if isinstance(o, (list,tuple)) and len(o)==len(sets) else [o]*len(sets)
     where = [[0]*len(ds) for ds in sets] if domain is None else [domains_of(ds, o) for ds,o in zip(sets, named(domain))]
     of = sorted({*where[0]}, key=lambda o: (str(type(o)), o))
