@@ -24,7 +24,7 @@ def test_readme_runs(repo, python, tmp_path):
 @pytest.mark.slow
 def test_readme_early_exit_runs(repo, python, tmp_path):
     "The lines of the memory that answers by itself, trained shorter"
-    first,code,_ = re.findall(r'```python\n(.*?)```', (repo/'README.md').read_text(encoding='utf-8'), re.S)
+    first,code,*_ = re.findall(r'```python\n(.*?)```', (repo/'README.md').read_text(encoding='utf-8'), re.S)
     assert 'fit_one_cycle(12,' in code
     code = code.replace('fit_one_cycle(12,', 'fit_one_cycle(1,')
     code = code.replace('learn.dls[2])', 'learn.dls[2], n=16, rounds=1)')
@@ -42,12 +42,23 @@ def test_readme_few_shots_run(repo, python, tmp_path):
             to = tmp_path/'pictures'/('train' if i<6 else 'valid')/str(c)
             to.mkdir(parents=True, exist_ok=True)
             Image.fromarray((im*15.9).astype('uint8')).convert('RGB').save(to/f'{i}.png')
-    first,_,code = re.findall(r'```python\n(.*?)```', (repo/'README.md').read_text(encoding='utf-8'), re.S)
+    first,_,code,_ = re.findall(r'```python\n(.*?)```', (repo/'README.md').read_text(encoding='utf-8'), re.S)
     assert 'pretrained=True' in code and 'fit_one_cycle(30,' in code
     code = code.replace('pretrained=True', 'pretrained=False').replace('fit_one_cycle(30,', 'fit_one_cycle(1,')
     code += 'print(len(learn.memory.bank), learn.memory.head.grid)'
     r = python('-c', '\n'.join(first.splitlines()[:2])+'\n'+code, cwd=tmp_path, timeout=300)
     assert r.returncode==0 and '15 (14, 14)' in r.stdout, r.stderr[-2000:]
+
+@pytest.mark.slow
+def test_readme_stream_runs(repo, python, tmp_path):
+    "The lines of classes that arrive one after another: replay and class statistics keep what is forgotten without"
+    first,*_,code = re.findall(r'```python\n(.*?)```', (repo/'README.md').read_text(encoding='utf-8'), re.S)
+    assert len([o for o in code.splitlines() if o.strip()])<=15
+    r = python('-c', '\n'.join(first.splitlines()[:2])+'\n'+code, cwd=tmp_path, timeout=300)
+    assert r.returncode==0, r.stderr[-2000:]
+    got = [float(o) for o in re.findall(r'average accuracy ([\d.]+)', r.stdout)]
+    assert len(got)==3 and min(got[1:])>got[0]+.3, got
+    assert (tmp_path/'stream.png').read_bytes()[:8]==b'\x89PNG\r\n\x1a\n'
 
 def _links(page):
     "Relative links and pictures, without what is in code"

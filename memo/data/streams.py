@@ -102,12 +102,19 @@ class Stream(Sequence):
                              self.ordered, self.seed, self.known)
             res.of = self.of
             return res
+        if not -len(self)<=i<len(self): raise IndexError(f"stream: experiences 0 to {len(self)-1} are there, found {i}")
         i = range(len(self))[i]
         res = [loader_of(dl, ps[i].tolist(), None, self.labels(k))
                for k,(dl,ps) in enumerate(zip(self.whole.loaders, self.parts))]
         if self.ordered: res[0] = in_turn(res[0])
         order_by(res[0], f'{self.seed} {i} 0')
         return with_loaders(self.whole, res)
+
+    def __getattr__(self, k):
+        if k in ('train','train_ds','valid','loaders','one_batch','show_batch'):
+            raise AttributeError(f"a stream has no {k}: stream.dls is what a Learner takes, stream[i] are the loaders "
+                                 "of experience i, stream.whole those of everything")
+        return self.__getattribute__(k)     # says what is missing
 
     @property
     def dls(self): return self[0]
@@ -131,6 +138,8 @@ def domains_of(ds, by):
     res = labels_by(ds, by) if own is None else own
     return [o.item() if isinstance(o, (Tensor,np.generic)) else o for o in res]
 
+_domain_needed = 'needs the domain of each item: a column, a function of an item, or a list for each loader'
+
 def split_stream(
     dls:DataLoaders, # Any loaders with one class an item
     n:Count=5, # Groups of classes, or parts of 'iid'; a domain is an experience by itself
@@ -149,7 +158,7 @@ def split_stream(
     sets = [check_loader(dls.train), *(dl.dataset for dl in dls.loaders[1:])]
     ys = [class_labels(ds).y for ds in sets]
     if (by in ('domain','both'))!=(domain is not None):
-        raise MemoError(f"domain: by='{by}' {'needs' if domain is None else 'has no use for'} the domain of each item")
+        raise MemoError(f"domain: by='{by}' {_domain_needed if domain is None else 'has no use for it; take it out'}")
     def named(o): return o if isinstance(o, (list,tuple)) and len(o)==len(sets) else [o]*len(sets)
     where = [[0]*len(ds) for ds in sets] if domain is None else [domains_of(ds, o) for ds,o in zip(sets, named(domain))]
     of = sorted({*where[0]}, key=lambda o: (str(type(o)), o))
@@ -157,7 +166,7 @@ def split_stream(
     groups = [None]
     if by in ('class','both'):
         cs = ys[0].unique()
-        if n>len(cs): raise MemoError(f"n: {len(cs)} classes cannot be parted into {n} groups")
+        if n>len(cs): raise MemoError(f"n: {len(cs)} classes cannot be parted into {n} groups; at most {len(cs)}")
         groups = [o.sort().values for o in cs[torch.randperm(len(cs), generator=g)].tensor_split(n)]
     def positions(y, d):
         d = tensor([of.index(o) if o in of else -1 for o in d], dtype=torch.long)

@@ -211,9 +211,10 @@ def table_text(got, notes, fmt=text_table):
 
 def write_table(table, got, notes):
     "Write `table.csv`, `table.md` and `table.png`; after every method, so that there is something to look at"
-    rows,seeds = table_rows(got),', '.join(map(str, table.cfg.seeds))
+    rows,seeds = table_rows(got),table.cfg.seeds
+    what = 'means over seeds {} with their 95 % t-intervals' if len(seeds)>1 else 'of seed {}'
     write_csv(table.folder/'table.csv', rows.merge(notes, on='method', how='outer'))
-    head = (f'# {table.cfg.name}\n\nPer cent, means over seeds {seeds} with their 95 % t-intervals, on test items. Of each '
+    head = (f'# {table.cfg.name}\n\nPer cent, {what.format(", ".join(map(str, seeds)))}, on test items. Of each '
             'method the setting with the best average accuracy on validation items of the first half of the stream. '
             'kB kept: all that is there when the next item comes, network included.'
             f"{'' if table.bytes is None else f' What stores items has {table.bytes} for them.'}\n\n")

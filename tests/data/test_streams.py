@@ -1,5 +1,5 @@
 "Streams: which items an experience has, in which order they come, and what cannot be one"
-import random
+import pickle, random
 import pytest, torch
 import pandas as pd
 from hypothesis import given, settings, strategies as st
@@ -166,15 +166,28 @@ def test_what_is_no_stream():
     y = [torch.arange(30)%6, torch.arange(12)%6, torch.arange(18)%6]
     y[0][3] = -1
     with pytest.raises(MemoError, match='experience 0 .*no class'): Stream(loaders(y), at)
-    for kw,say in ((dict(n=0), 'n'), (dict(n=7), '6 classes.*7'), (dict(by='clas'), 'class'),
-                   (dict(by='domain'), 'domain'),
-                   (dict(domain='camera'), 'no use'), (dict(by='domain', domain='camera'), 'camera'),
+    for kw,say in ((dict(n=0), 'n'), (dict(n=7), '6 classes.*7 groups; at most 6'), (dict(by='clas'), 'class'),
+                   (dict(by='domain'), 'needs the domain of each item: a column'),
+                   (dict(domain='camera'), 'no use for it; take it out'),
+                   (dict(by='domain', domain='camera'), 'camera'),
                    (dict(seed=None), 'seed'), (dict(drift=[[float('nan')]*30,None,None]), 'drift: numbers.*nan'),
                    (dict(drift=[['a']*30,None,None]), "drift: numbers.*'a'"), (dict(n=31, by='iid'), 'no training items|31')):
         with pytest.raises(MemoError, match=say): split_stream(dls, **kw)
     class Endless(torch.utils.data.IterableDataset):
         def __iter__(self): yield 1
     with pytest.raises(MemoError, match='stream'): split_stream(DataLoaders(DataLoader(Endless(), bs=2), device='cpu'))
+
+def test_a_stream_is_no_loaders():
+    "Who gives a Learner the stream itself, or asks for an experience that is not there, is told what to take"
+    s = split_stream(loaders(), 3)
+    for k in ('train','train_ds','valid','loaders','one_batch'):
+        with pytest.raises(AttributeError, match=f'a stream has no {k}: stream.dls is'): getattr(s, k)
+    with pytest.raises(AttributeError, match="no attribute 'lables'"): s.lables
+    with pytest.raises(IndexError, match='experiences 0 to 2 are there, found 3'): s[3]
+    with pytest.raises(IndexError): s[-4]
+    assert len(list(s))==3 and len(s[-1].train.dataset)==len(s.parts[0][2])
+    back = pickle.loads(pickle.dumps(s))
+    assert back.names==s.names and not hasattr(back, 'train')
 
 def test_nothing_is_copied_before_it_is_needed():
     dls = loaders()

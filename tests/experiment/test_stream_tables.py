@@ -77,7 +77,7 @@ def test_the_best_on_the_first_half_is_reported(yml):
         got = [scored(best/s)['average_accuracy'] for s in ('','seed_1')]
         assert df.average_accuracy[e.name]==pytest.approx(sum(got)/2)
         assert f"{100*sum(got)/2:.1f}" in text
-    assert (folder/'table.md').is_file() and (folder/'table.png').is_file()
+    assert 'means over seeds 0, 1 with' in (folder/'table.md').read_text() and (folder/'table.png').is_file()
     assert df.kilobytes['A replay']>df.kilobytes['plain']
     # again: nothing is trained
     was = {o:o.stat().st_mtime_ns for o in folder.rglob('model.safetensors')}
@@ -104,6 +104,12 @@ run.evaluate = evaluate
 sys.argv[0] = MEMO
 runpy.run_path(MEMO, run_name='__main__')
 '''
+
+def test_one_seed_has_no_interval(yml):
+    t = load(yml, 'seeds=[1]', 'methods=[joint]')
+    tb.run_table(t, log=silent)
+    text = (yml.parent/'r/t/table.md').read_text()
+    assert 'Per cent, of seed 1, on test items' in text and 'interval' not in text
 
 @pytest.mark.slow
 def test_killed_and_gone_on_with(yml, python, tool):
