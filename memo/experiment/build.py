@@ -173,7 +173,7 @@ def build_learner(
     splitter = trainable_params if cfg.train.frozen or facts(cfg.model).get('flat') else body_head_splitter
     t = cfg.train
     cbs = [*build_memory(cfg, dls), *([MemoryCallback(name='in_network')] if comes_with_banks(model) else []),
-           *(made(f'train.cbs.{s.name}', s) for s in t.cbs)]
+           *(made(f'train.cbs.{s.name}', s, seed=seed) for s in t.cbs)]
     if t.clip is not None: cbs.append(GradientClip(t.clip))
     if cfg.plots.draw: cbs.append(drawing_in(dls.stream, cfg))
     loss = build_loss('train.loss', t.loss, dls, t.class_weights, task(cfg))
