@@ -173,12 +173,16 @@ def build_learner(
     splitter = trainable_params if cfg.train.frozen or facts(cfg.model).get('flat') else body_head_splitter
     t = cfg.train
     cbs = [*build_memory(cfg, dls), *([MemoryCallback(name='in_network')] if comes_with_banks(model) else []),
-           *(made(f'train.cbs.{s.name}', s, seed=seed) for s in t.cbs)]
+           *(made(f'train.cbs.{s.name}', seeded(s, seed)) for s in t.cbs)]
     if t.clip is not None: cbs.append(GradientClip(t.clip))
     if cfg.plots.draw: cbs.append(drawing_in(dls.stream, cfg))
     loss = build_loss('train.loss', t.loss, dls, t.class_weights, task(cfg))
     return Learner(dls, model.to(dls.device), loss_func=loss, opt_func=opt_funcs[t.opt],
                    splitter=splitter, metrics=build_metrics(cfg, dls), cbs=cbs, wd=t.wd)
+
+def seeded(s, seed):
+    "A section whose seed, if it has one, has that of the experiment added: else all seeds would draw alike"
+    return Section(s.kind, s.name, {**s.args, 'seed':s.args['seed']+seed}, s.given) if 'seed' in s.args else s
 
 opt_funcs = dict(adamw=adamw, adam=adam, sgd=sgd, row_sgd=row_sgd)
 
