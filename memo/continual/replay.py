@@ -354,7 +354,8 @@ class GDumb(Rehearsal):
         was,learn.opt = learn.opt,None
         learn.create_opt()
         opt,learn.opt = learn.opt,ifnone(was, learn.opt)
-        for h,o in zip(opt.hypers, learn.opt.hypers): h.update(o)
+        hs = learn.opt.hypers       # those of a wrapped one are copies
+        for k in hs[0]: opt.set_hyper(k, [h[k] for h in hs])
         if self.lr is not None: opt.set_hypers(lr=self.lr)
         return opt
 

@@ -24,6 +24,7 @@ from memo.continual.replay import ACE, AGEM, DERpp, GDumb, MIR, Replay
 from memo.core import Diverged, MemoError
 from memo.data.streams import split_stream
 from memo.training.memory_callback import MemoryCallback
+from memo.training.param_groups import adam, sgd
 from test_replay import BS, X, Y, batches, close, dls, learner, net, order, weights
 
 every = dict(er=Replay, derpp=DERpp, ace=ACE, agem=AGEM, mir=MIR)
@@ -451,6 +452,13 @@ def test_gdumb_trains_on_its_examples_alone():
     cb.retrain()
     close(weights(learn.model), weights(train(net())), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(one[0], weights(learn.model)[0])     # in another order
+
+@pytest.mark.parametrize('opt', [Adam, adam, sgd])
+def test_gdumb_has_the_rate_of_the_fit(opt):
+    "With torch's optimizers, too, whose settings fastai hands out as copies"
+    learn = learner(cb := GDumb(40), opt=opt)
+    quietly(learn, learn.fit, 1, .07)
+    assert [h['lr'] for h in cb.optimizer().hypers]==[.07] and cb.optimizer().hypers==learn.opt.hypers
 
 def test_gdumb_in_a_stream(tmp_path):
     learn = learner(cb := GDumb(50, epochs=20, lr=.2, batch_size=10))

@@ -162,6 +162,13 @@ def test_the_run_is_what_fit_stream_gives(trained):
     with learn.no_bar(), learn.no_logging(): r = learn.fit_stream(learn.dls.stream, 2, cfg.train.lr)
     assert np.array_equal(r.matrix, read_result(d/'seed_1/matrix.csv').matrix)
 
+def test_methods_draw_by_the_seed_of_the_experiment():
+    "To which their own is added: else an interval over seeds would have one buffer in it"
+    def kept(*more, seed):
+        cfg = cfg_of('train.cbs=[{name: Replay, size: 20, batch_size: 2}]', *more)
+        return build_learner(cfg, seed).replay.seed
+    assert [kept(seed=3), kept(seed=4), kept('train.cbs.Replay.seed=7', seed=4)]==[3,4,11]
+
 def test_evaluating_again(trained, tmp_path):
     d,table,cfg = trained
     again,off = ex.evaluate_run(d, out=tmp_path)
