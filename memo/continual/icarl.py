@@ -97,7 +97,8 @@ class ICaRL(StatisticsCallback):
         super().before_train()
         y = class_labels(self.dls.train.dataset).y.unique()
         new = self._fits[-1].new = y[y>=0].to(first(o.device for o in self.learn.model.parameters()))
-        self.share({*new.tolist(), *self.state.labels.tolist()}, self.state.x(slice(1)))
+        coming = getattr(vars(self.learn).get('stream'), 'classes', ())      # told now, not in the middle of a stream
+        self.share({*new.tolist(), *self.state.labels.tolist(), *itertools.chain(*coming)}, self.state.x(slice(1)))
         self.state['passes'] = self.state['passes']+1 if 'passes' in self.state else torch.tensor(0)
 
     def before_batch(self):
