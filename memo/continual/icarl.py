@@ -71,7 +71,7 @@ class Past(Teacher):
 # %% ../../nbs/continual/07_icarl.ipynb #54065c2f
 @register('callback', 'ICaRL')
 class ICaRL(StatisticsCallback):
-    "Exemplars by herding, distillation, and the nearest mean exemplar for an answer; is told of experiences"
+    "Exemplars by herding, distillation, the nearest mean for an answer (Rebuffi et al. 2017); is told of experiences"
     order = 3       # its loss is there before it is scaled, mixed or added to
     def __init__(self,
         size:Count|str=2000, # Exemplars in all, or their bytes: '2MB'
@@ -150,7 +150,7 @@ class ICaRL(StatisticsCallback):
         else: n = as_bytes(self.size)//sum(x[:1].nbytes for x in xb)
         if n>=len(classes): return n//len(classes)
         raise MemoError(f"ICaRL: size={self.size!r} has room for {n} exemplars, at least {len(classes)}, one of each "
-                        "class so far, is accepted")
+                        "class, is accepted")
 
     def pick(self, z, y, n, xb):
         "Positions of the exemplars, class after class, among items and, from position `n` on, those of before"

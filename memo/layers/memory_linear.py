@@ -42,7 +42,7 @@ def in_backward():
 
 @checked
 class MemoryLinear(MemoryKeys):
-    "A linear layer whose weights are a blend, for each input, of those of the units with the nearest keys"
+    "A linear layer whose weights are a blend, for each input, of those of the nearest keys' units (Tiezzi et al. 2024)"
     def __init__(self,
         in_features:Count,          # Width of inputs
         out_features:Count,         # Width of outputs

@@ -272,7 +272,7 @@ def test_it_may_be_all_of_a_learners_model(recwarn):
     own = {*dir(Learner), *dir(Callback), 'learn', 'opt', 'dls', 'loss', 'pred', 'xb', 'yb', 'epoch', 'cbs'}
     assert not own & ({*dir(MemoryLinear)}-{*dir(nn.Module), 'forward'})
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    assert not [w for w in recwarn if 'shadowing' in str(w.message)] and int(learn.model.wins.sum())==24
+    assert not [w for w in recwarn if 'shadowing' in str(w.message)] and int(learn.model.wins.sum())==12
 
 def test_one_unit_is_a_linear_layer():
     layer = made(key_mem_units=1, delta=3)
