@@ -2,10 +2,10 @@
 
     python benchmarks/streams_points.py [--quick] [--seeds 1234 123456 12346578] [--out benchmarks/streams_points.md]
 
-MODES and MOONS, mixed (IID), class after class (CI), domain after domain (CDI), with a drift inside (CDID): 1,000 points,
-one pass, one at a time. A seed sets first weights and the order of points inside an experience. Nothing is tuned, so no
-row says what a method can reach: `memo-train streams/table` does."""
-import argparse, os, sys, time, warnings
+MODES and MOONS, mixed (IID), class after class (CI), domain after domain (CDI), with a drift inside (CDID): 1,000
+points, one pass, one at a time. A seed sets first weights and the order of points inside an experience. Nothing is
+tuned, so no row says what a method can reach: `memo-train streams/table` does."""
+import argparse, os, time, warnings
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 warnings.filterwarnings('ignore')
 from pathlib import Path
@@ -61,7 +61,7 @@ if __name__=='__main__':
     a = p.parse_args()
     torch.set_num_threads(1)
     names = ['euclidean, Adam .01','cosine, Adam .01'] if a.quick else ways
-    lines = [f"Average accuracy after the stream, mean of {len(a.seeds)} seeds (lowest to highest) / forgetting, of test points."]
+    lines = [f'Average accuracy on test points, mean of {len(a.seeds)} seeds (lowest to highest) / forgetting.']
     print(lines[0])
     for data in (modes,) if a.quick else (modes,moons):
         lines.append('')
