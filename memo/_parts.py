@@ -176,29 +176,29 @@ parts = {
     'train': Param(bool, False, 'Train the rest of the network too?'),
     'seed': Param(int|None, None, 'Of the random features; None: 0, in an experiment its seed'),
   }, {'continual': True}),
-  'ICaRL': ('memo.continual.icarl', 'ICaRL', 'Exemplars by herding, distillation, and the nearest mean exemplar for an answer; is told of experiences', {
+  'ICaRL': ('memo.continual.icarl', 'ICaRL', 'Exemplars by herding, distillation, the nearest mean for an answer (Rebuffi et al. 2017); is told of experiences', {
     'size': Param(Count|str, 2000, "Exemplars in all, or their bytes: '2MB'"),
     'at': Param(str|None, None, 'Name of the module whose features count; by default those that enter the classifier'),
   }, {'continual': True}),
-  'EWC': ('memo.continual.penalties', 'EWC', 'Holds weights by their Fisher information; is told of experiences, unless `every` is given', {
+  'EWC': ('memo.continual.penalties', 'EWC', 'Holds weights by their Fisher information (Kirkpatrick et al. 2017); told of experiences, unless `every` is given', {
     'weight': Param(NonNegative, 1000.0, 'Half of it times the penalty is added to the loss'),
     'labels': Param(Annotated[str, OneOf('sampled', 'empirical')], 'sampled', "From the model's answers, or the data's"),
     'gamma': Param(Share|None, None, 'How much of it stays when more comes; None: all, around the weights of then (`every`: .9)'),
     'samples': Param(Count|None, 1000, 'For the Fisher information, at most; None: all of an experience'),
     'every': Param(Count|None, None, 'Consolidate after each so many steps, on their batch; None: after each experience'),
   }, {'continual': True}),
-  'LwF': ('memo.continual.penalties', 'LwF', 'Keeps what the network says of old classes, as it was after the last experience, of which it is told', {
+  'LwF': ('memo.continual.penalties', 'LwF', 'Keeps what the network said of old classes after the last experience, of which it is told (Li & Hoiem 2016)', {
     'weight': Param(NonNegative, 1.0, 'Of the distillation'),
     'temperature': Param(Positive, 2.0, 'Above 1: small probabilities count more'),
   }, {'continual': True}),
-  'Replay': ('memo.continual.replay', 'Replay', 'Experience replay (ER): the loss of some earlier examples is added to that of each batch', {
+  'Replay': ('memo.continual.replay', 'Replay', 'Experience replay (ER, Chaudhry et al. 2019): the loss of some earlier examples is added to that of each batch', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy', 'random')], 'reservoir', 'Which ones stay'),
     'seed': Param(int|None, None, 'Of its own random numbers; None: 0, in an experiment its seed'),
     'raw': Param(bool, False, 'Store them as they are before the batch transforms, and apply these at each replay'),
   }, {'continual': True}),
-  'DERpp': ('memo.continual.replay', 'DERpp', 'Dark experience replay (DER++): earlier examples shall have the outputs that they had, and their labels', {
+  'DERpp': ('memo.continual.replay', 'DERpp', 'DER++ (Buzzega et al. 2020): earlier examples shall have the outputs that they had, and their labels', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'alpha': Param(NonNegative, 0.1, 'Weight of the squared distance to the outputs that are stored'),
     'beta': Param(NonNegative, 0.5, 'Weight of the loss of a second batch of examples'),
@@ -207,14 +207,14 @@ parts = {
     'seed': Param(int|None, None, 'Of its own random numbers; None: 0, in an experiment its seed'),
     'raw': Param(bool, False, 'Store them as they are before the batch transforms'),
   }, {'continual': True}),
-  'ACE': ('memo.continual.replay', 'ACE', 'ER-ACE: replay, and the loss of the current batch is among its own classes only', {
+  'ACE': ('memo.continual.replay', 'ACE', 'ER-ACE (Caccia et al. 2022): replay, and the loss of the current batch is among its own classes only', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy', 'random')], 'reservoir', 'Which ones stay'),
     'seed': Param(int|None, None, 'Of its own random numbers; None: 0, in an experiment its seed'),
     'raw': Param(bool, False, 'Store them as they are before the batch transforms, and apply these at each replay'),
   }, {'continual': True}),
-  'MIR': ('memo.continual.replay', 'MIR', 'Replay of the examples whose loss a step on the current batch would increase most', {
+  'MIR': ('memo.continual.replay', 'MIR', 'Replay of the examples whose loss a step on the current batch would increase most (MIR, Aljundi et al. 2019)', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of examples in a step; None: as many as the current batch has'),
     'candidates': Param(Count|None, None, 'To choose them from; None: ten times as many, of a small store a quarter: of all it would always be the same'),
@@ -222,14 +222,14 @@ parts = {
     'seed': Param(int|None, None, 'Of its own random numbers; None: 0, in an experiment its seed'),
     'raw': Param(bool, False, 'Store them as they are before the batch transforms'),
   }, {'continual': True}),
-  'AGEM': ('memo.continual.replay', 'AGEM', 'A-GEM: no step may point against the gradient of some earlier examples', {
+  'AGEM': ('memo.continual.replay', 'AGEM', 'A-GEM (Chaudhry et al. 2019): no step may point against the gradient of some earlier examples', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy', 'random')], 'reservoir', 'Which ones stay'),
     'seed': Param(int|None, None, 'Of its own random numbers; None: 0, in an experiment its seed'),
     'raw': Param(bool, False, 'Store them as they are before the batch transforms, and apply these at each replay'),
   }, {'continual': True}),
-  'GDumb': ('memo.continual.replay', 'GDumb', 'GDumb: store a balanced sample; when an experience ends, train on that alone, from the weights of the start', {
+  'GDumb': ('memo.continual.replay', 'GDumb', 'GDumb (Prabhu et al. 2020): store a balanced sample; after an experience train on it alone, from the first weights', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'epochs': Param(Count, 10, 'Passes over them'),
     'lr': Param(Positive|None, None, "None: that of the learner's optimizer"),
@@ -579,7 +579,7 @@ parts = {
     'seed': Param(int, 0, 'Of the order of images inside an experience'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'stream'}),
-  'modes': ('memo.data.modes_moons', 'modes', 'MODES: a Gaussian in the plane for each class and domain, as a stream', {
+  'modes': ('memo.data.modes_moons', 'modes', 'MODES (Tiezzi et al. 2024): a Gaussian in the plane for each class and domain, as a stream', {
     'kind': Param(Literal['IID', 'CI', 'CDI', 'CDID'], 'CDI', 'IID: mixed; CI: by class; CDI: by domain and class; CDID: with drift inside'),
     'bs': Param(Count, 1, 'Points of a training step'),
     'n': Param(Count, 2000, 'Points: half for training, a quarter each for validation and test'),

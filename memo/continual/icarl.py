@@ -72,7 +72,7 @@ class Past(Teacher):
 # %% ../../nbs/continual/07_icarl.ipynb #54065c2f
 @register('callback', 'ICaRL')
 class ICaRL(StatisticsCallback):
-    "Exemplars by herding, distillation, and the nearest mean exemplar for an answer; is told of experiences"
+    "Exemplars by herding, distillation, the nearest mean for an answer (Rebuffi et al. 2017); is told of experiences"
     order = 3       # its loss is there before it is scaled, mixed or added to
     def __init__(self,
         size:Count|str=2000, # Exemplars in all, or their bytes: '2MB'
@@ -104,7 +104,8 @@ class ICaRL(StatisticsCallback):
         y = class_labels(self.dls.train.dataset).y.unique()
         new = self._fits[-1].new = y[y>=0].to(first(o.device for o in self.learn.model.parameters()))
         if self.state.ready: check_teacher(network_of(self.learn), self.state.then(), 'ICaRL')
-        self.share({*new.tolist(), *self.state.labels.tolist()}, self.state.x(slice(1)))
+        coming = getattr(vars(self.learn).get('stream'), 'classes', ())      # told now, not in the middle of a stream
+        self.share({*new.tolist(), *self.state.labels.tolist(), *itertools.chain(*coming)}, self.state.x(slice(1)))
         self.state['passes'] = self.state['passes']+1 if 'passes' in self.state else torch.tensor(0)
 
     def before_batch(self):
@@ -156,7 +157,7 @@ class ICaRL(StatisticsCallback):
         else: n = as_bytes(self.size)//(8+sum(x[:1].nbytes for x in xb))      # a label each, too
         if n>=len(classes): return n//len(classes)
         raise MemoError(f"ICaRL: size={self.size!r} has room for {n} exemplars, at least {len(classes)}, one of each "
-                        "class so far, is accepted")
+                        "class, is accepted")
 
     def pick(self, z, y, n, xb):
         "Positions of the exemplars, class after class, among items and, from position `n` on, those of before"

@@ -208,7 +208,7 @@ def grown(t, p):
 
 @register('callback', 'EWC')
 class EWC(Method):
-    "Holds weights by their Fisher information; is told of experiences, unless `every` is given"
+    "Holds weights by their Fisher information (Kirkpatrick et al. 2017); told of experiences, unless `every` is given"
     _stateattrs = 'net',
     net = None      # in a loop without a learner
     def __init__(self,
@@ -335,7 +335,7 @@ class Teacher(Kept):
 
 @register('callback', 'LwF')
 class LwF(Method):
-    "Keeps what the network says of old classes, as it was after the last experience, of which it is told"
+    "Keeps what the network said of old classes after the last experience, of which it is told (Li & Hoiem 2016)"
     name,_stateattrs = 'lwf',('net',)
     net = None
     def __init__(self,

@@ -175,13 +175,13 @@ class Rehearsal(Method):
 # %% ../../nbs/continual/03_replay.ipynb #d043d702
 @register('callback', 'Replay')
 class Replay(Rehearsal):
-    "Experience replay (ER): the loss of some earlier examples is added to that of each batch"
+    "Experience replay (ER, Chaudhry et al. 2019): the loss of some earlier examples is added to that of each batch"
     def rehearse(self): self.add_loss(self.loss_on(self.replayed()))
 
 # %% ../../nbs/continual/03_replay.ipynb #68c7cc4c
 @register('callback', 'DERpp')
 class DERpp(Rehearsal):
-    "Dark experience replay (DER++): earlier examples shall have the outputs that they had, and their labels"
+    "DER++ (Buzzega et al. 2020): earlier examples shall have the outputs that they had, and their labels"
     with_logits,name = True,'derpp'
     def __init__(self,
         size:Count|str=200,         # How many examples, or how many bytes: '2MB'
@@ -208,7 +208,7 @@ class DERpp(Rehearsal):
 # %% ../../nbs/continual/03_replay.ipynb #67af0ac3
 @register('callback', 'ACE')
 class ACE(Rehearsal):
-    "ER-ACE: replay, and the loss of the current batch is among its own classes only"
+    "ER-ACE (Caccia et al. 2022): replay, and the loss of the current batch is among its own classes only"
     name = 'ace'
     def among(self, out, y):
         "The loss of a batch, as if there were no other classes than its own"
@@ -240,7 +240,7 @@ def as_evaluated(model):
 
 @register('callback', 'MIR')
 class MIR(Rehearsal):
-    "Replay of the examples whose loss a step on the current batch would increase most"
+    "Replay of the examples whose loss a step on the current batch would increase most (MIR, Aljundi et al. 2019)"
     name = 'mir'
     def __init__(self,
         size:Count|str=200,     # How many examples, or how many bytes: '2MB'
@@ -274,7 +274,7 @@ class MIR(Rehearsal):
 # %% ../../nbs/continual/03_replay.ipynb #018e1b8d
 @register('callback', 'AGEM')
 class AGEM(Rehearsal):
-    "A-GEM: no step may point against the gradient of some earlier examples"
+    "A-GEM (Chaudhry et al. 2019): no step may point against the gradient of some earlier examples"
     order,name = MixedPrecision.order-2,'agem'      # behind accumulation, before clipping
     def after_loss(self): pass
     def before_step(self):
@@ -304,7 +304,7 @@ def tensors_of(model):
 
 @register('callback', 'GDumb')
 class GDumb(Rehearsal):
-    "GDumb: store a balanced sample; when an experience ends, train on that alone, from the weights of the start"
+    "GDumb (Prabhu et al. 2020): store a balanced sample; after an experience train on it alone, from the first weights"
     name = 'gdumb'
     def __init__(self,
         size:Count|str=200,     # How many examples, or how many bytes: '2MB'

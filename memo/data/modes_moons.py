@@ -125,7 +125,7 @@ def modes(
     stds:list=((.02,.08,.015,.03),(.04,.02,.06,.015)), # Standard deviation of each class, for each domain
     **kwargs
 )->Stream:
-    "MODES: a Gaussian in the plane for each class and domain, as a stream"
+    "MODES (Tiezzi et al. 2024): a Gaussian in the plane for each class and domain, as a stream"
     from sklearn.datasets import make_blobs
     check_ratios(ratios)
     C = len(ratios)

@@ -35,7 +35,7 @@ class AfterBackward:
     def wait(self): self.later(self.run)        # behind what DistributedDataParallel does with gradients at the end
     def run(self):
         z,self.z = self.z,None
-        if z is not None: self.layer.learn(z)
+        if z is not None: self.layer.commit(z)
 
 def in_backward():
     "Is a backward pass under way, as where a checkpoint is computed again?"
@@ -43,7 +43,7 @@ def in_backward():
 
 @checked
 class MemoryLinear(MemoryKeys):
-    "A linear layer whose weights are a blend, for each input, of those of the units with the nearest keys"
+    "A linear layer whose weights are a blend, for each input, of those of the nearest keys' units (Tiezzi et al. 2024)"
     linear = True               # it stands where an nn.Linear does
     def __init__(self,
         in_features:Count,          # Width of inputs
@@ -118,7 +118,7 @@ class MemoryLinear(MemoryKeys):
         if learns:
             self.project()
             self.note_rows()
-            if self.order=='paper': s = self.learn(z.detach())
+            if self.order=='paper': s = self.commit(z.detach())
         index,a = self.attention(self.scores(z) if s is None or self.learned else s, self.delta)
         if self.upd_m=='WTA' and self.learned: a = torch.cat([a[...,:1], a[...,1:].detach()], -1)
         after = AfterBackward(self, z.detach()) if learns and self.order=='backward' else None
@@ -127,7 +127,7 @@ class MemoryLinear(MemoryKeys):
             return blend_plainly(x, self.memories, a, index, how)
         return Blend.apply(x, self.memories, a, index, self.scrambles if self.scramble else None, how)
 
-    def learn(self, z):
+    def commit(self, z):
         "A step of the keys by the rows of all processes; gives scores of one's own"
         every,at = all_rows(z)
         return self.step(every, self.copy_units)[at:at+len(z)]

@@ -53,6 +53,9 @@ def given(what, x, y, at):
                             "a Learner in the place of the layer")
         return layer,x.detach().flatten(0, -2),y,None
     layer = memory_layer(what.model, at)
+    if x is not None and not hasattr(x, 'n_inp') or y is not None:
+        raise MemoError("plot_units: of a Learner a loader is drawn, with its labels, found "
+                        f"{type(x if y is None else y).__name__}; inputs of the layer are taken with a model")
     x,y = its_inputs(what, layer, what.dls.valid if x is None else x)
     return layer,x,y,getattr(what.dls, 'vocab', None)
 

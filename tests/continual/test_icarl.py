@@ -176,7 +176,8 @@ def test_classes_that_come_again_are_learned_by_their_labels():
     assert 0<from_here<=30 and r.matrix[1].min()>.6
 
 def test_too_small_for_the_classes():
-    assert 'room for 3 exemplars, at least 4, one of each class' in err(lambda: run([ICaRL(3)]))
+    "It is told before the first experience is trained, not at the one that has no room any more"
+    assert 'room for 3 exemplars, at least 6, one of each class' in err(lambda: run([ICaRL(3)]))
     assert "size='700B' has room for 2" in err(lambda: run([ICaRL('700B')]))
     assert 'bytes' in err(lambda: ICaRL('many'))
 

@@ -95,7 +95,7 @@ def test_f5_every_forward_counts_once(order):
     if order=='paper':
         for x in xs: b(x)
     else:
-        for x in xs[::-1]: b.learn(b.as_keys(x))
+        for x in xs[::-1]: b.commit(b.as_keys(x))
     assert int(a.wins.sum())==6
     assert torch.equal(a.keys, b.keys) and torch.equal(a.mu, b.mu) and torch.equal(a.eta, b.eta)
 
@@ -262,6 +262,17 @@ def test_properties(b, o, m, delta, shared, distance, bias):
         won.scatter_(1, (n[...,0] if shared else n[...,0]).reshape(b, q).T, True)
         assert not layer.memories.grad.view(q, m, -1)[~won].any(), 'others than winners learn'
         assert bool((w[...,:-1]>=w[...,1:]).all())
+
+def test_it_may_be_all_of_a_learners_model(recwarn):
+    "A Learner takes what it has not from its model: a name that callbacks set there is warned of"
+    from fastai.vision.all import Callback, DataLoaders, Learner
+    from memo.data.tensors import TensorDL
+    dl = TensorDL(randn(12, 6), torch.arange(12)%4, bs=4, vocab=range(4))
+    learn = Learner(DataLoaders(dl, dl, device='cpu'), made(), loss_func=F.cross_entropy, lr=.1)
+    own = {*dir(Learner), *dir(Callback), 'learn', 'opt', 'dls', 'loss', 'pred', 'xb', 'yb', 'epoch', 'cbs'}
+    assert not own & ({*dir(MemoryLinear)}-{*dir(nn.Module), 'forward'})
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    assert not [w for w in recwarn if 'shadowing' in str(w.message)] and int(learn.model.wins.sum())==12
 
 def test_one_unit_is_a_linear_layer():
     layer = made(key_mem_units=1, delta=3)

@@ -54,6 +54,10 @@ def test_of_a_learner_it_is_what_the_layer_is_given():
     assert all(torch.equal(was[k], v) for k,v in learn.model.state_dict().items())
 
 def test_mistakes_are_told():
+    learn = learner()
+    for args in ((torch.zeros(3, 6),),(torch.zeros(3, 6),torch.zeros(3).long()),(None,torch.zeros(20).long())):
+        with pytest.raises(MemoError, match='of a Learner a loader is drawn, with its labels, found Tensor'):
+            plot_units(learn, *args)
     l = layer_of()
     for args,line in (((l,),'x is NoneType'), ((l,torch.zeros(3, 4)),r'x is \[3, 4\]; inputs of the layer, \[N,2\]'),
                       ((l,torch.zeros(0, 2)),r'x is \[0, 2\]'), ((nn.Linear(2, 2),torch.zeros(3, 2)),'no MemoryLinear'),
