@@ -149,8 +149,7 @@ def split_stream(
     drift=None # What items are sorted by inside an experience, named as `domain` is; None: they are shuffled
 )->Stream: # Experiences in order
     "A stream from loaders: class-, domain-, class- and domain-incremental or i.i.d., with or without drift"
-    accept(by, Literal['class','domain','both','iid'], 'by')
-    for k,v,t in (('n',n,Count), ('seed',seed,int)): accept(v, t, k)
+    for k,v,t in (('by',by,Literal['class','domain','both','iid']), ('n',n,Count), ('seed',seed,int)): accept(v, t, k)
     if not isinstance(dls, DataLoaders): raise MemoError(f"stream: DataLoaders are needed, found {shown(dls)}")
     sets = [check_loader(dls.train), *(dl.dataset for dl in dls.loaders[1:])]
     ys = [class_labels(ds).y for ds in sets]
