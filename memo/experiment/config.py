@@ -103,7 +103,7 @@ def check_stream(cfg, fail):
     "In a stream items come once, in a given order, and nobody knows what comes later; elsewhere there is none"
     t = cfg.train
     if not in_stream(cfg):
-        for key,v in (('train.joint',t.joint), ('train.half',t.half), ('train.fit',t.fit), ('plots.draw',cfg.plots.draw)):
+        for key,v in (*((f'train.{k}',getattr(t, k)) for k in ('joint','half','fit')), ('plots.draw',cfg.plots.draw)):
             if v: fail(key, f"{key} is for streams, and {cfg.data.name} is none")
         return
     why = f"is for epochs over all of the data, and {cfg.data.name} is a stream"

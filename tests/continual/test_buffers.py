@@ -77,7 +77,8 @@ def last_of_each(items, size):
     share = {c:size//C+(c<size%C) for c in range(C)}
     return [o for c in range(C) for o in [o for o in items if o[1]==c][-share[c]:]]
 
-@pytest.mark.parametrize('policy,rule', dict(reservoir=vitter, random=one_in_two, balanced=chrysakis, greedy=prabhu).items())
+@pytest.mark.parametrize('policy,rule', dict(reservoir=vitter, random=one_in_two, balanced=chrysakis,
+                                             greedy=prabhu).items())
 def test_policy_is_the_published_one(policy, rule):
     "How often each example stays, over many seeds; a rule that is off by one is off by more than this"
     n,size,runs = 24,7,3000

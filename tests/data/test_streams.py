@@ -171,7 +171,8 @@ def test_what_is_no_stream():
                    (dict(domain='camera'), 'no use for it; take it out'),
                    (dict(by='domain', domain='camera'), 'camera'),
                    (dict(seed=None), 'seed'), (dict(drift=[[float('nan')]*30,None,None]), 'drift: numbers.*nan'),
-                   (dict(drift=[['a']*30,None,None]), "drift: numbers.*'a'"), (dict(n=31, by='iid'), 'no training items|31')):
+                   (dict(drift=[['a']*30,None,None]), "drift: numbers.*'a'"),
+                   (dict(n=31, by='iid'), 'no training items|31')):
         with pytest.raises(MemoError, match=say): split_stream(dls, **kw)
     class Endless(torch.utils.data.IterableDataset):
         def __iter__(self): yield 1

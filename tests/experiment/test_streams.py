@@ -218,7 +218,8 @@ def test_half_of_a_stream():
     assert len(dls.stream)==4 and dls.stream.names==build_dls(cfg_of(), 0).stream.names[:4]
     assert len(build_dls(cfg_of('train.half=true','data.kind=IID'), 0).stream)==1
 
-@pytest.mark.parametrize('f,cb,store', [('replay','Replay',lambda l: l.replay.state), ('ranpac','RanPAC',lambda l: l.ranpac.bank)])
+@pytest.mark.parametrize('f,cb,store', [('replay','Replay',lambda l: l.replay.state),
+                                        ('ranpac','RanPAC',lambda l: l.ranpac.bank)])
 def test_a_method_draws_by_the_seed_of_the_training(f, cb, store, tmp_path):
     "And by its own where it has one, also when the run is read back"
     cfg = cfg_of(file=f'points/{f}.yaml')
@@ -231,8 +232,9 @@ def test_what_differs_of_a_callback_is_named():
     from memo.training.checkpoint import check_same_experiment
     a,b = ([dict(name='EWC', weight=1.), dict(name='Replay', size=n, batch_size=2)] for n in (20,21))
     check_same_experiment({'train.cbs':a}, {'train.cbs':a}, 'f')
-    assert 'train.cbs.Replay.size is 20 there, 21 here;' in err(check_same_experiment, {'train.cbs':a}, {'train.cbs':b}, 'f')
-    for o in (a[:1], a[::-1], []): assert 'train.cbs is [' in err(check_same_experiment, {'train.cbs':a}, {'train.cbs':o}, 'f')
+    def said(o): return err(check_same_experiment, {'train.cbs':a}, {'train.cbs':o}, 'f')
+    assert 'train.cbs.Replay.size is 20 there, 21 here;' in said(b)
+    for o in (a[:1], a[::-1], []): assert 'train.cbs is [' in said(o)
 
 def test_a_schedule_within_each_experience(tmp_path):
     "As `fit_stream` has it in Python"
