@@ -205,7 +205,8 @@ class Exemplars(Kept):
             raise MemoError(f"size: a ring of {self.asked} has no slot for each of {n_classes} classes; at least "
                             f"{n_classes}, or policy='balanced', is accepted")
         if not self.in_bytes and self.asked<n_classes:
-            warnings.warn(f"size: {self.asked} examples, and there are {n_classes} classes: some of them will have none")
+            warnings.warn(f"size: {self.asked} examples, and there are {n_classes} classes: some of them "
+                          "will have none")
         self.n_classes,dev = n_classes,self.seed.device
         self['offers'] = torch.zeros(n_classes, dtype=torch.long, device=dev)
         self['marked'] = torch.zeros(n_classes, dtype=torch.bool, device=dev)

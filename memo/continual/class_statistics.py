@@ -14,7 +14,7 @@ from fastai.vision.all import *
 from ..banks.base import Bank
 from ..core import Count,MemoError,OneOf,OpenFraction
 from ..heads.answers import AnswerHead
-from ..heads.attach import find_head,gate_of
+from ..heads.attach import find_head,gate_of,network_modules
 from ..registry import register
 from ..training.memory_callback import MemoryCallback
 
@@ -266,6 +266,13 @@ class StatisticsCallback(MemoryCallback):
                             "or train=True, is accepted")
         # an optimizer's step moves what has one, of zeros too
         for p in self.learn.model.parameters(): p.grad = None
+
+    def before_train(self):
+        super().before_train()
+        if not self._only_counts: return
+        # features are counted as they are asked for later, and running statistics stay
+        model = get_model(self.learn.model)
+        for _,m in network_modules(model): m.training = m is model
 
     def before_backward(self):
         if self._only_counts and self.training: raise CancelBackwardException()

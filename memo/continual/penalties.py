@@ -365,6 +365,7 @@ class LwF(Method):
     def after_loss(self):
         if not self.training or not len(self.yb): return
         pred = answer_of(network_of(self.learn), self.pred)
-        if pred.shape[1]<2: raise MemoError("LwF: this model has one output; one for each of two or more classes is accepted")
+        if pred.shape[1]<2:
+            raise MemoError("LwF: this model has one output; one for each of two or more classes is accepted")
         self.state.see(self.yb[0].as_subclass(Tensor), pred.shape[1])
         if self.state.ready: self.add_loss(self.penalty(pred, *self.xb))

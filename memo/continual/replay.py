@@ -361,7 +361,8 @@ class GDumb(Rehearsal):
 
     def checked_loss(self, r):
         out = self.forward(r)
-        if torch.is_tensor(out) and out.ndim==2 and torch.is_tensor(r.y) and r.y.ndim==1 and int(r.y.max())>=out.shape[1]:
+        classes = torch.is_tensor(out) and out.ndim==2 and torch.is_tensor(r.y) and r.y.ndim==1
+        if classes and int(r.y.max())>=out.shape[1]:
             raise MemoError(f"GDumb: the model has {out.shape[1]} outputs and its examples have classes up to number "
                             f"{int(r.y.max())}; make the learner with n_out={int(r.y.max())+1}")
         return self.loss_on(r, out)

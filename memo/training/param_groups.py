@@ -16,7 +16,7 @@ from ..heads.base import MemoryHead
 
 # %% ../../nbs/training/16_param_groups.ipynb #ba41678c
 def head_module(model):
-    "The classifier of `model`: the head of a fastai model, `get_classifier` of a timm model, else the last linear layer"
+    "The classifier of `model`: the head of a fastai model, `get_classifier` of a timm model, else the last linear one"
     if isinstance(model, nn.Sequential) and len(model)==2 and len(params(model[0])) and len(params(model[1])):
         return model[1]
     if hasattr(model, 'get_classifier'):

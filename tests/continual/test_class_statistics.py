@@ -198,8 +198,10 @@ def test_weights_that_have_had_a_gradient_do_not_move():
     assert all(torch.equal(v, learn.model.state_dict()[k]) for k,v in was.items())
 
 def test_the_rest_is_trained_where_that_is_asked_for():
+    set_seed(0)     # of the order in which a loader's items come
     learn = learner(cb := StreamingLDA(train=True))
     with cb.off(): fit(learn, 2, .1)
+    set_seed(0)
     other = learner()
     fit(other, 2, .1)
     assert all(torch.equal(v, learn.model.state_dict()[k]) for k,v in other.model.state_dict().items())
@@ -324,3 +326,17 @@ def test_two_ranks(tmp_path, two_ranks, repo):
     # all items of two epochs, but for an incomplete batch, or one item twice
     n = int(next(v for k,v in a['model'].items() if k.endswith('counts')).sum())
     assert abs(n-2*a['n'])<=64
+
+def test_what_is_frozen_is_in_evaluation_mode():
+    "A batch norm's running statistics stay, and features that are counted are those that are asked for"
+    from helpers.digit_streams import digit_net, digit_stream, stream_learner
+    s,net = digit_stream(),digit_net(norm=True)
+    net.insert(3, nn.Dropout(.5))
+    learn = stream_learner(s, [StreamingLDA()], net=net)
+    was = {k:v.clone() for k,v in net.state_dict().items() if 'streaming_lda' not in k}
+    quietly(learn, learn.fit_stream, s)
+    assert all(torch.equal(v, net.state_dict()[k]) for k,v in was.items())
+    x,y = s.whole.train.dataset.x,s.labels(0)
+    with torch.no_grad(): z = net[:4].eval()(x)
+    bank = learn.streaming_lda.bank
+    for c in range(6): torch.testing.assert_close(bank.means[c].float(), z[y==c].mean(0), rtol=1e-4, atol=1e-5)

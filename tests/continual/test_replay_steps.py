@@ -517,7 +517,7 @@ def test_what_is_kept_of_another_model_is_told():
     cb = Replay(30)
     learn = learner(cb)
     quietly(learn, learn.fit, 1, .1)
-    with pytest.warns(UserWarning, match='Replay: what it keeps is of another model.*a new Replay begins anew'): learner(cb)
+    with pytest.warns(UserWarning, match='Replay: what it keeps is .*a new Replay begins anew'): learner(cb)
     cb.detach()
     with warnings.catch_warnings():
         warnings.simplefilter('error')
@@ -598,7 +598,7 @@ def test_a_head_too_small_for_what_gdumb_keeps():
     learn.dls.loaders[1:] = []
     learn.gdumb.attach()
     learn.gdumb.state.write(X[:30], Y[:30])
-    with pytest.raises(MemoError, match='GDumb: the model has 4 outputs .* up to number 9; make the learner with n_out=10'):
+    with pytest.raises(MemoError, match='GDumb: the model has 4 outputs .* up to number 9; .*n_out=10'):
         learn.gdumb.retrain()
     learn = learner(GDumb(30, lr=1e9))
     quietly(learn, learn.fit, 1, .1)
