@@ -7,8 +7,8 @@ Docs: https://github.com/fastmemo/memo/experiment/build.html.md"""
 # %% auto #0
 __all__ = ['opt_funcs', 'made', 'with_key', 'build_dls', 'sampling_of', 'full_batches', 'other_train', 'whole_of', 'few_of',
            'over', 'load_or_random', 'makes_weights', 'build_model', 'build_memory', 'build_loss', 'usual_loss',
-           'build_metrics', 'build_learner', 'drawing_in', 'comes_with_banks', 'check_monitors', 'two_batches',
-           'feature_dls', 'frozen_dls', 'on_images', 'first_stages', 'build_stages', 'rising']
+           'build_metrics', 'build_learner', 'seeded', 'drawing_in', 'comes_with_banks', 'check_monitors',
+           'two_batches', 'feature_dls', 'frozen_dls', 'on_images', 'first_stages', 'build_stages', 'rising']
 
 # %% ../../nbs/experiment/04_build.ipynb #7035be2c
 import contextlib
