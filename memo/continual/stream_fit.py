@@ -172,7 +172,7 @@ def outer_fit(learn):
                 vars(cb).clear()
                 vars(cb).update(o)
             if hypers is not None:
-                for h,o in zip(learn.opt.hypers, hypers): h.update(o)
+                for k in hypers[0]: learn.opt.set_hyper(k, [h[k] for h in hypers])      # torch's hand out copies
 
 # %% ../../nbs/continual/05_stream_fit.ipynb #b1c07e93
 class Seen:

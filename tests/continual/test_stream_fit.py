@@ -194,6 +194,20 @@ def test_inside_another_fit():
             assert bool(cb.done)==ok
         assert outs[0]==outs[1], event
 
+@pytest.mark.parametrize('opt_func', [SGD,partial(OptimWrapper, opt=torch.optim.SGD)])
+def test_rates_of_the_outer_fit_come_back(opt_func):
+    "Torch's optimizers hand out copies of their settings"
+    small = stream_of(loaders(n=(12,6,6)))
+    class Inside(Callback):
+        rates = ()
+        def after_epoch(self):
+            if hasattr(self.learn, 'experience'): return
+            if self.epoch==0: self.learn.fit_stream(small, lr=.3)
+            self.rates = [*self.rates, *(h['lr'] for h in self.learn.opt.hypers)]
+    learn,cb = make(opt_func=opt_func),Inside()
+    with learn.no_bar(), learn.no_logging(): learn.fit(2, .01, cbs=cb)
+    assert cb.rates==[.01,.01]
+
 @pytest.mark.parametrize('measure', [None,2])
 def test_inside_another_stream(measure):
     "Both have their own figures, and the outer one goes on"
