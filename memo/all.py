@@ -56,7 +56,7 @@ from .training.param_groups import adamw,body_head_splitter
 from .training.row_sgd import row_sgd
 from .training.stages import Stage,fit_stages
 from .training.fast_loop import fast_loop
-from .continual.method import Kept,Method
+from .continual.method import Method,NamedTensors
 from .continual.buffers import Exemplars
 from .continual.stream_fit import StreamResult
 from .continual.penalties import fisher_information

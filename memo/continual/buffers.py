@@ -17,7 +17,7 @@ from ..core import Count,MemoError,OneOf,check_choice
 from ..banks.offers import check_room,human_bytes
 from ..banks.policies import _GAMMA,_M1,_M2,algorithm_r,hashed
 from ..banks.slots import last_of_slot
-from .method import Kept
+from .method import NamedTensors
 
 # %% ../../nbs/continual/02_buffers.ipynb #12dc9a17
 def columns(
@@ -166,7 +166,7 @@ def as_bytes(
 def row_bytes(cols): return sum(v.nbytes//len(v) for k,v in cols.items() if k!='item')
 _own = {'seed','ptr','count','draws','room','kind','offers','marked','where'}       # what is no column
 
-class Exemplars(Kept):
+class Exemplars(NamedTensors):
     "A store of examples with a policy that says which of a stream stay"
     def __init__(self,
         size:Count|str=200,     # How many, or how many bytes: '2MB'

@@ -18,7 +18,7 @@ from ..data.tensors import plain_dl
 from ..heads.attach import answer_of,memories,network_modules
 from ..heads.calls import Step,in_step
 from ..registry import register
-from .method import Kept,Method
+from .method import NamedTensors,Method
 
 # %% ../../nbs/continual/04_penalties.ipynb #6abfa764
 @contextmanager
@@ -42,7 +42,7 @@ def network_tensors(model, params=False):
     "Name -> tensor of the network itself: without what memories and methods store; `params`: only what is trained"
     res,seen = {},set()
     for n,m in network_modules(model):
-        own = {} if isinstance(m, Kept) else m._parameters if params else {**m._parameters, **m._buffers}
+        own = {} if isinstance(m, NamedTensors) else m._parameters if params else {**m._parameters, **m._buffers}
         for k,o in own.items():
             if o is None or id(o) in seen or params and not o.requires_grad: continue
             seen.add(id(o))
@@ -192,7 +192,7 @@ def fisher_information(
     return f.mean()
 
 # %% ../../nbs/continual/04_penalties.ipynb #6d9272eb
-class Springs(Kept):
+class Springs(NamedTensors):
     "Numbers that stay in full precision, whatever the model is turned into"
     def _apply(self, fn, recurse=True): return super()._apply(lambda t: t.to(fn(t.new_empty(0)).device), recurse)
 
@@ -311,7 +311,7 @@ def distillation(
     z,old = (F.log_softmax(full(o[:,classes])/temperature, 1) for o in (z,old))
     return temperature**2*F.kl_div(z, old, reduction='batchmean', log_target=True)
 
-class Teacher(Kept):
+class Teacher(NamedTensors):
     "The network as it was, and the classes it had seen"
     def see(self, y, n):
         "Note classes that are trained on, of `n`"

@@ -21,7 +21,7 @@ from ..heads.calls import Step,in_step
 from ..registry import register
 from ..training.batch_ids import fits_running
 from .buffers import *
-from .method import Kept,Method
+from .method import NamedTensors,Method
 
 # %% ../../nbs/continual/03_replay.ipynb #7ce3acbd
 def unmixed_loss(learn):
@@ -299,7 +299,7 @@ class AGEM(Rehearsal):
 # %% ../../nbs/continual/03_replay.ipynb #5af61b86
 def tensors_of(model):
     "Parameters and buffers by name, without what methods keep"
-    own = tuple(n+'.' for n,m in model.named_modules() if isinstance(m, Kept))
+    own = tuple(n+'.' for n,m in model.named_modules() if isinstance(m, NamedTensors))
     return {n:t for n,t in (*model.named_parameters(), *model.named_buffers()) if not n.startswith(own)}
 
 @register('callback', 'GDumb')
@@ -320,7 +320,7 @@ class GDumb(Rehearsal):
 
     def store(self):
         res = super().store()
-        res.start = Kept()
+        res.start = NamedTensors()
         return res
 
     def before_train(self):

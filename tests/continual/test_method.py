@@ -4,7 +4,7 @@ from copy import deepcopy
 import pytest
 from fastai.vision.all import *
 from helpers.learners import same, snap
-from memo.continual.method import Kept, Method, keep, keeper
+from memo.continual.method import NamedTensors, Method, keep, keeper
 from memo.core import MemoError
 from memo.data.tensors import TensorDL
 for k in [k for k in globals() if k.startswith('test')]: del globals()[k]     # fastai's, which pytest would collect
@@ -30,10 +30,10 @@ def fit(learn, n=1):
     return learn
 
 def test_kept_takes_names_and_shapes_that_are_there():
-    k = Kept(a=torch.zeros(2), b=None)
+    k = NamedTensors(a=torch.zeros(2), b=None)
     k['0.weight'] = torch.ones(3)
     assert len(k)==2 and 'b' not in k and '0.weight' in k and k['b'] is None and [*k.tensors()]==['a','0.weight']
-    new = Kept(z=torch.ones(7), a=torch.ones(9))
+    new = NamedTensors(z=torch.ones(7), a=torch.ones(9))
     new.load_state_dict(k.state_dict())
     assert [*new.tensors()]==['a','0.weight'] and torch.equal(new['a'], torch.zeros(2)) and 'z' not in new
     k['a'].add_(1)

@@ -4,7 +4,7 @@ from fastai.vision.all import *
 from torch.utils.data import DataLoader as TorchDL, TensorDataset
 from helpers.learners import same, snap
 from memo.banks.slots import SlotBank
-from memo.continual.method import Kept, Method
+from memo.continual.method import NamedTensors, Method
 from memo.continual.stream_fit import StreamResult, fit_stream
 from memo.core import MemoError
 from memo.data.streams import Stream, split_stream

@@ -77,7 +77,7 @@ def test_rows_of_the_table():
     (['data.valid=0','memory.eps=null','compare=[{name: dual, eps: 0.01}]'],
      'compare dual is fitted on validation data, and data.valid is 0: give a share of validation, or take it out'),
     (['memory.loss_weight=0','compare=[plain]'], 'compare has plain, a training without memory'),
-    (['train.opt=sgd'], 'train.opt must be one of adamw, adam'),
+    (['train.opt=lion'], 'train.opt must be one of adamw, adam, sgd, row_sgd'),
     (['train.clip=0'], 'train.clip must be a number above 0 or null, found 0'),
     (['train.pct_start=1'], 'train.pct_start must be a number above 0 to below 1 or null'),
     (['model.dropout=1'], 'model.dropout must be a number from 0 to below 1 or null'),
