@@ -40,8 +40,7 @@ class StreamResult:
     ):
         self.names,self.epochs,self.history,self.joint = names,epochs,pd.DataFrame(history),joint
         self.history.attrs = {}
-        def matrix(k, n):
-            return torch.as_tensor(rows[k], dtype=torch.float64).reshape(-1, n).numpy() if k in rows else None
+        def matrix(k, n): return np.asarray(rows[k], dtype=float).reshape(-1, n) if k in rows else None
         self.matrix,self.valid_matrix = (matrix(k, len(names)) for k in ('test','valid'))
         steps = matrix('steps', len(names)+2)
         self.steps = [] if steps is None else [(int(o[0]),int(o[1]),o[2:]) for o in steps]

@@ -51,7 +51,7 @@ def read_result(path):
         return d.pivot(index='after', columns='on', values='accuracy').to_numpy() if len(d) else None
     names = ends.drop_duplicates('on').sort_values('on').name.tolist()
     got = {k:v for k in ('test','valid') if (v := rows(k)) is not None}
-    steps = [(i,n,g.sort_values('on').accuracy.tolist()) for (i,n),g in df[df.batch.notna()].groupby(['after','batch'])]
+    steps = [(i,n,*g.sort_values('on').accuracy) for (i,n),g in df[df.batch.notna()].groupby(['after','batch'])]
     return StreamResult(names, {**got, 'steps':steps})
 
 # %% ../../nbs/evaluation/08_stream_task.ipynb #2cd588d9
