@@ -115,6 +115,10 @@ class Described(nn.Module):
         raise MemoError(f"the saved {type(self).__name__} has {what}: make it with the same size "
                         "and width, or load into a new one")
 
+    def check_state(self, state_dict, prefix):
+        "Raise if what a whole model's state has of this module cannot be this one's"
+        if (said := state_dict.get(prefix+'_extra_state')) is not None: self._accept(description(said))
+
     def _accept(self, cfg):
         "Raise if a saved state cannot be this one's"
         if (kind := cfg['kind'])!=kind_of(type(self)):

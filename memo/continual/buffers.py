@@ -336,12 +336,15 @@ class Exemplars(NamedTensors):
         if prefix+'seed' not in sd:
             args[2].append(prefix+'seed')       # missing
             return
+        self.check_state(sd, prefix)
+        super()._load_from_state_dict(sd, prefix, *args)
+    def check_state(self, sd, prefix):
+        "Raise if a state is of a store of another size or policy"
         for k,what in dict(room='size', kind='policy').items():
             v = sd[prefix+k].item()
             if v==self[k].item(): continue
             a,b = ([*policies][o] if k=='kind' else o for o in (v,self[k].item()))
             raise MemoError(f"exemplars: {what} is {a!r} in the state to load, {b!r} here; make both alike")
-        super()._load_from_state_dict(sd, prefix, *args)
 
 def labelled(y):
     "Which rows have a target; None for all"

@@ -17,7 +17,7 @@ from ..heads.calls import Step,in_step
 from ..registry import register
 from ..training.collect import evaluating
 from .buffers import as_bytes
-from .method import keep_of,keeper
+from .method import keep,take_away
 from .penalties import Teacher,check_teacher,batches_of,full,in_order,network_of
 from .class_statistics import ClassStatistics,NearestMeanHead,StatisticsCallback
 
@@ -82,13 +82,13 @@ class ICaRL(StatisticsCallback):
         if isinstance(size, str): as_bytes(size)
         self.size,self.state = size,Past()
 
-    def attach(self): keep_of(self, 'icarl_state')
-    def after_create(self): self.attach()
+    def attach(self): keep(self, 'icarl_state')
+    def _ids(self, learn):
+        self.attach()       # so that `learn.load` finds it
+        super()._ids(learn)
     def detach(self):
         "Take memory and state out of the model"
-        self.placed = False
-        host = keeper(self.learn.model)
-        if host._modules.get('icarl_state') is self.state: del host._modules['icarl_state']
+        take_away(self, 'icarl_state')
         return super().detach()
     def before_fit(self):
         self.attach()

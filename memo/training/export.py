@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/training/export.html.md"""
 
 # %% auto #0
 __all__ = ['NoItems', 'empty_set', 'empty_loaders', 'LeftOut', 'is_named', 'brings_data', 'left_out', 'left_out_of_text',
-           'own_storage', 'holding_no_data', 'some_names', 'named_in', 'kept_names']
+           'own_storage', 'holding_no_data', 'some_names', 'named_in', 'kept_names', 'states_out']
 
 # %% ../../nbs/training/09_export.ipynb #f07091ad
 import cloudpickle,collections,numbers,types,zipfile
@@ -151,6 +151,19 @@ def kept_names(model):
     paths = [o.decode(errors='surrogatepass') for k in kept for o in k.of.values()]
     return {*paths, *(Path(o).name for o in paths)}
 
+@contextmanager
+def states_out(learn):
+    "A learner without modules that no export holds, as they say by `without_data`; they are back at the end"
+    def out(o): return hasattr(type(o), 'without_data')
+    ms = [(o._modules,k,c) for o in get_model(learn.model).modules() for k,c in o._modules.items() if out(c)]
+    cbs = [(vars(cb),k,c) for cb in learn.cbs for k,c in vars(cb).items() if out(c)]
+    try:
+        for o,k,_ in ms: del o[k]
+        for o,k,c in cbs: o[k] = c.without_data()
+        yield learn
+    finally:
+        for o,k,c in ms+cbs: o[k] = c
+
 _export = Learner.export
 
 @patch
@@ -160,12 +173,13 @@ def export(self:Learner,
     pickle_protocol=2           # Version of the format
 ):
     "Export the learner without items and optimizer for `load_learner`; with a memory, nothing of the data is in it"
-    if not memories(get_model(self.model)): return _export(self, fname, pickle_module, pickle_protocol)
-    dls,opt = self.dls,self.opt
-    try:
-        self.dls = empty_loaders(dls)
-        _export(self, fname, holding_no_data(pickle_module, dls.path), pickle_protocol)
-    finally: self.dls,self.opt = dls,opt
+    dls,opt,plain = self.dls,self.opt,not memories(get_model(self.model))
+    with states_out(self):
+        if plain: return _export(self, fname, pickle_module, pickle_protocol)
+        try:
+            self.dls = empty_loaders(dls)
+            _export(self, fname, holding_no_data(pickle_module, dls.path), pickle_protocol)
+        finally: self.dls,self.opt = dls,opt
     if rank_distrib(): return
     asked = kept_names(get_model(self.model))
     if found := named_in(self.path/fname, [o for o in some_names(dls) if o not in asked]):

@@ -4,7 +4,7 @@ from copy import deepcopy
 import pytest
 from fastai.vision.all import *
 from helpers.learners import same, snap
-from memo.continual.method import NamedTensors, Method, keep, keeper
+from memo.continual.method import NamedTensors, Method, keeper
 from memo.core import MemoError
 from memo.data.tensors import TensorDL
 for k in [k for k in globals() if k.startswith('test')]: del globals()[k]     # fastai's, which pytest would collect
@@ -84,12 +84,11 @@ def test_a_new_one_takes_the_place_of_one_that_has_gone():
 
 def test_two_of_a_name_and_names_that_are_taken():
     learn = make(cbs=Counts())
-    learn.add_cb(other := Counts())
-    with pytest.raises(MemoError, match='counts: the model has something of that name'): other.attach()
+    with pytest.raises(MemoError, match='counts: the model has something of that name'): learn.add_cb(other := Counts())
+    assert other.learn is None and other not in learn.cbs
     class Weight(Counts): pass
     learn = make()
-    learn.add_cb(w := Weight())
-    with pytest.raises(MemoError, match='weight: the model has'): w.attach()
+    with pytest.raises(MemoError, match='weight: the model has'): learn.add_cb(Weight())
     assert same(snap(learn.model), snap(make().model))
 
 def test_what_is_added_is_what_is_back_propagated():
