@@ -26,7 +26,8 @@ import numpy as np, torch
 from fastai.vision.all import Callback,DataLoaders,Learner,SGD
 from torch import nn
 from torch.nn import functional as F
-from memo.continual.penalties import EWC,LwF
+from memo.continual.distillation import LwF
+from memo.continual.penalties import EWC
 from memo.continual.replay import AGEM,Replay
 from memo.continual.stream_fit import *
 from memo.core import settings

@@ -176,6 +176,10 @@ parts = {
     'train': Param(bool, False, 'Train the rest of the network too?'),
     'seed': Param(int|None, None, 'Of the random features; None: 0, in an experiment its seed'),
   }, {'continual': True}),
+  'LwF': ('memo.continual.distillation', 'LwF', 'Keeps what the network said of old classes after the last experience, of which it is told (Li & Hoiem 2016)', {
+    'weight': Param(NonNegative, 1.0, 'Of the distillation'),
+    'temperature': Param(Positive, 2.0, 'Above 1: small probabilities count more'),
+  }, {'continual': True}),
   'ICaRL': ('memo.continual.icarl', 'ICaRL', 'Exemplars by herding, distillation, the nearest mean for an answer (Rebuffi et al. 2017); is told of experiences', {
     'size': Param(Count|str, 2000, "Exemplars in all, or their bytes: '2MB'"),
     'at': Param(str|None, None, 'Name of the module whose features count; by default those that enter the classifier'),
@@ -186,10 +190,6 @@ parts = {
     'gamma': Param(Share|None, None, 'How much of it stays when more comes; None: all, around the weights of then (`every`: .9)'),
     'samples': Param(Count|None, 1000, 'For the Fisher information, at most; None: all of an experience'),
     'every': Param(Count|None, None, 'Consolidate after each so many steps, on their batch; None: after each experience'),
-  }, {'continual': True}),
-  'LwF': ('memo.continual.penalties', 'LwF', 'Keeps what the network said of old classes after the last experience, of which it is told (Li & Hoiem 2016)', {
-    'weight': Param(NonNegative, 1.0, 'Of the distillation'),
-    'temperature': Param(Positive, 2.0, 'Above 1: small probabilities count more'),
   }, {'continual': True}),
   'Replay': ('memo.continual.replay', 'Replay', 'Experience replay (ER, Chaudhry et al. 2019): the loss of some earlier examples is added to that of each batch', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),

@@ -333,18 +333,15 @@ class Exemplars(NamedTensors):
         return torch.bincount(self['y'][:len(self)], minlength=self.n_classes or 0) if 'y' in self else torch.zeros(0)
 
     def _load_from_state_dict(self, sd, prefix, *args):
-        if prefix+'seed' not in sd:
-            args[2].append(prefix+'seed')       # missing
-            return
+        if prefix+'seed' not in sd: return args[2].append(prefix+'seed')        # missing
         self.check_state(sd, prefix)
         super()._load_from_state_dict(sd, prefix, *args)
     def check_state(self, sd, prefix):
         "Raise if a state is of a store of another size or policy"
         for k,what in dict(room='size', kind='policy').items():
-            v = sd[prefix+k].item()
-            if v==self[k].item(): continue
-            a,b = ([*policies][o] if k=='kind' else o for o in (v,self[k].item()))
-            raise MemoError(f"exemplars: {what} is {a!r} in the state to load, {b!r} here; make both alike")
+            a,b = sd.get(prefix+k, self[k]).item(),self[k].item()
+            if k=='kind': a,b = [*policies][a],[*policies][b]
+            if a!=b: raise MemoError(f"exemplars: {what} is {a!r} in the state to load, {b!r} here; make both alike")
 
 def labelled(y):
     "Which rows have a target; None for all"

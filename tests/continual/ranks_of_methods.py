@@ -5,7 +5,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from fastai.distributed import num_distrib, rank_distrib
 from helpers.digit_streams import digit_stream, stream_learner
 from memo.continual.icarl import ICaRL
-from memo.continual.penalties import EWC, LwF
+from memo.continual.distillation import LwF
+from memo.continual.penalties import EWC
 from memo.training.distributed import processes
 
 def trained(*cbs):

@@ -11,7 +11,8 @@ from helpers.learners import quietly, same, snap
 from helpers.tensors import close, draw
 import memo.continual.stream_fit
 from memo.continual.ensemble import Ensemble, OwnLosses, redrawn
-from memo.continual.penalties import EWC, LwF
+from memo.continual.distillation import LwF
+from memo.continual.penalties import EWC
 from memo.continual.replay import Replay
 
 def test_members_differ_and_answer_with_the_mean():

@@ -14,7 +14,8 @@ from helpers.tensors import close, draw, gen
 import memo.continual.stream_fit
 from memo.banks.slots import SlotBank
 from memo.continual.icarl import ICaRL, herding, icarl_loss
-from memo.continual.penalties import EWC, LwF
+from memo.continual.distillation import LwF
+from memo.continual.penalties import EWC
 from memo.continual.replay import Replay
 from memo.data.items import item_ids
 from memo.data.streams import split_stream

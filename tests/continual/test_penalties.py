@@ -13,7 +13,8 @@ from helpers.learners import quietly, snap
 from helpers.tensors import close, draw, gen
 import memo.continual.stream_fit
 from memo.banks.slots import SlotBank
-from memo.continual.penalties import EWC, LwF, Fisher, distillation, fisher_information, one_by_one, together
+from memo.continual.distillation import LwF, distillation
+from memo.continual.penalties import EWC, Fisher, fisher_information, one_by_one, together
 from memo.data.items import item_ids
 from memo.data.tensors import TensorDL
 from memo.training.memory_callback import MemoryCallback

@@ -9,7 +9,8 @@ from memo.banks.slots import SlotBank
 from memo.continual.class_statistics import NearestMean
 from memo.continual.icarl import ICaRL
 from memo.continual.method import Method
-from memo.continual.penalties import EWC, LwF
+from memo.continual.distillation import LwF
+from memo.continual.penalties import EWC
 from memo.continual.replay import DERpp, GDumb, Replay
 from memo.core import MemoError
 from memo.data.tensors import TensorDL

@@ -441,3 +441,37 @@ def test_memories_are_measured_and_written():
     from memo.data.items import item_ids
     assert {*learn.memory.bank.items.flatten().tolist()}=={*item_ids(dls.train).tolist()}
     assert r.history.accuracy.notna().all()
+
+# what is shown
+
+def shown(capsys):
+    "Rows of the table that was printed, without bars"
+    lines = [o.strip() for l in capsys.readouterr().out.split('\n') for o in l.split('\r')]
+    return [o.split() for o in lines if o and not o.startswith('Epoch') and '█' not in o and '|' not in o]
+
+def test_one_table_for_all_experiences(capsys, tmp_path):
+    "There was one for each, with a head of its own and epochs from 0"
+    s = stream_of(loaders())
+    learn = make(s.dls)
+    bar = learn.progress
+    learn.fit_stream(s, 2, measure=2)
+    head,*rows = shown(capsys)
+    assert head[:3]==['epoch','train_loss','valid_loss'] and [int(o[0]) for o in rows]==[*range(6)]
+    assert learn.progress is bar and learn.logger is print and learn.cbs.count(bar)==1
+    learn.fit(1)
+    assert [o[0] for o in shown(capsys)]==['epoch','0']
+    with learn.no_logging(): learn.fit_stream(s, 1)
+    assert not shown(capsys)
+    with learn.no_bar(), learn.no_logging(): learn.fit_stream(s, 1)
+    assert not capsys.readouterr().out
+
+def test_a_stream_that_goes_on_goes_on_in_its_table(capsys, tmp_path):
+    class Stop(Callback):
+        def before_experience(self):
+            if self.learn.experience==1: raise KeyboardInterrupt
+    s = stream_of(loaders())
+    learn = make(s.dls)
+    with pytest.raises(KeyboardInterrupt): learn.fit_stream(s, 1, checkpoint=tmp_path, cbs=Stop())
+    assert isinstance(learn.progress, ProgressCallback) and [o[0] for o in shown(capsys)]==['epoch','0']
+    learn.fit_stream(s, 1, checkpoint=tmp_path, resume=True)
+    assert [o[0] for o in shown(capsys)]==['epoch','1','2']

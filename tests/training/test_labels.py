@@ -18,7 +18,8 @@ from memo.banks.classes import ClassBank
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.data.tensors import TensorDL, TensorSet
-from memo.training.labels import Targets, loss_gradient, loss_scale, read_targets
+from memo.training.labels import Targets, read_targets
+from memo.training.loss_reading import loss_gradient, loss_scale
 from memo.training.losses import AsymmetricLoss, LogitAdjustedCE, SigmoidFocalLoss, pos_weights
 from memo.training.memory_callback import MemoryCallback
 
