@@ -40,8 +40,7 @@ def image_stream(
     name, # What it is called
     whole, # Gives loaders of a whole set
     help, # Its docstring
-    parts=5, # Experiences, where nothing is said
-    images_as='n' # What `whole` calls the number of training images
+    parts=5 # Experiences, where nothing is said
 ):
     "Register and return a function that makes a stream of a whole set"
     @delegates(whole)
@@ -54,14 +53,12 @@ def image_stream(
         seed:int=0, # Of the draws, and of the order of images
         **kwargs
     )->Stream:
-        dls = whole(**{images_as:images}, bs=bs, seed=seed, **kwargs)
-        return as_stream(dls, n, by, class_seed, seed)
+        return as_stream(whole(n=images, bs=bs, seed=seed, **kwargs), n, by, class_seed, seed)
     split.__name__ = split.__qualname__ = name
     split.__doc__ = help
     return register('data', task='stream')(split)
 
-split_digits = image_stream('split_digits', digits, "Handwritten digits from scikit-learn, two classes after two",
-                            images_as='images')
+split_digits = image_stream('split_digits', digits, "Handwritten digits from scikit-learn, two classes after two")
 split_fashion = image_stream('split_fashion', fashion_mnist, "Fashion-MNIST, two classes after two")
 
 # %% ../../nbs/data/19_image_streams.ipynb #fe2a4ada
