@@ -325,7 +325,8 @@ class GDumb(Rehearsal):
         learn = self.learn
         if not learn.training or 'lr_finder' in vars(learn): return
         if not len(self.state.start):
-            for k,v in network_tensors(get_model(learn.model), stored=True).items(): self.state.start[k] = v.detach().clone()
+            now = network_tensors(get_model(learn.model), stored=True)
+            for k,v in now.items(): self.state.start[k] = v.detach().clone()
         if not self.mixes: self.kept.append(self.seen(learn))
         self.after_step()
         raise CancelBatchException()
