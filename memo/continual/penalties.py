@@ -18,6 +18,8 @@ from ..data.tensors import plain_dl
 from ..heads.attach import answer_of,memories,network_modules
 from ..heads.calls import Step,in_step
 from ..registry import register
+from ..training.collect import targets_of
+from ..training.labels import read_targets,said_reading
 from .method import NamedTensors,Method
 
 # %% ../../nbs/continual/04_penalties.ipynb #6abfa764
@@ -57,16 +59,24 @@ def network_of(
     return getattr(model, '_orig_mod', model)
 
 # %% ../../nbs/continual/04_penalties.ipynb #ecb9f59c
-def class_scores(model, out):
-    "The answer of a classifier in full precision"
+def class_scores(model, out, many=False):
+    "The answer of a classifier in full precision; `many`: each output is asked by itself, so that one may do"
     out = full(answer_of(model, out))
-    if out.ndim==2 and out.shape[1]>1: return out
+    if out.ndim==2 and out.shape[1]>(not many): return out
     raise MemoError(f"EWC: this model's answer has {[*out.shape[1:]]} numbers an item; one for each of two or more classes "
                     "is accepted")
 
+def surprise(model, out, y):
+    "-log p(y|x) of one row: y is the number of a class, or 0 or 1 for each output, what is unknown (-1, NaN) aside"
+    many = y.is_floating_point()
+    out = class_scores(model, out, many)
+    if not many: return F.cross_entropy(out, y)
+    ok = (y>=0) & (y<=1)
+    return F.binary_cross_entropy_with_logits(out, torch.where(ok, y, 0).to(out.dtype), ok.to(out.dtype), reduction='sum')
+
 def together(model, ps, xb, y):
     "Gradients of log p(y|x) of each row, by name [B,...], for all rows at once"
-    def loss(ps, y, *xb): return F.cross_entropy(class_scores(model, functional_call(model, ps, xb)), y)
+    def loss(ps, y, *xb): return surprise(model, functional_call(model, ps, xb), y)
     with warnings.catch_warnings():
         warnings.simplefilter('ignore')     # of operations that run one by one
         return vmap(grad(loss), (None,0,*[0]*len(xb)))(ps, y[:,None], *(x[:,None] for x in xb))
@@ -74,15 +84,21 @@ def together(model, ps, xb, y):
 def one_by_one(model, ps, xb, y):
     "The same, row after row: for networks that `vmap` cannot run"
     def row(i):
-        out = class_scores(model, model(*(x[i:i+1] for x in xb)))
-        gs = torch.autograd.grad(F.cross_entropy(out, y[i:i+1]), [*ps.values()], allow_unused=True)
+        loss = surprise(model, model(*(x[i:i+1] for x in xb)), y[i:i+1])
+        gs = torch.autograd.grad(loss, [*ps.values()], allow_unused=True)
         return [torch.zeros_like(p) if g is None else g for p,g in zip(ps.values(), gs)]
     return dict(zip(ps, map(torch.stack, zip(*map(row, range(len(y)))))))
 
 class Fisher:
     "Sums up squared gradients of single samples"
-    def __init__(self, model, labels='sampled', seed=0):
-        self.model,self.labels,self.n,self.lost = model,labels,0,0
+    def __init__(self,
+        model, # With the answer [B,C] of a classifier
+        labels='sampled', # Drawn from the model's answers, or 'empirical'
+        seed=0, # Of what is drawn
+        learn=None, # The learner, whose loss says what answers mean; without one the targets say it
+        many=None # Is each output a yes or no by itself? None: it is found by the first batch
+    ):
+        self.model,self.labels,self.learn,self.many,self.n,self.lost = model,labels,learn,many,0,0
         self.ps = network_tensors(model, params=True)
         if not self.ps: raise MemoError("EWC: no parameter of this model is trained, so there is nothing to hold")
         self.sums = {k:torch.zeros_like(full(p.detach())) for k,p in self.ps.items()}
@@ -94,14 +110,26 @@ class Fisher:
         "Add the rows of a batch; non-finite ones are left out"
         xb = tuple(o.as_subclass(Tensor) if isinstance(o, Tensor) else o for o in xb)
         with aside(self.model):
+            if self.many is None: self.many = self.reading(xb, yb)
             y = self.targets(xb, yb)
             for i in range(0, len(y), self.rows): self.part(tuple(x[i:i+self.rows] for x in xb), y[i:i+self.rows])
 
+    def reading(self, xb, yb):
+        "Is each output a yes or no by itself, as where a loss has a sigmoid?"
+        with torch.no_grad(): out = answer_of(self.model, self.model(*xb))
+        if self.learn is not None and not len(yb): return said_reading(self.learn.loss_func)=='sigmoid'
+        t = read_targets(out, tuple(yb)) if self.learn is None else targets_of(self.learn, out, tuple(yb))
+        return t.multilabel or t.kind=='classes' and out.ndim==2 and out.shape[1]==1
+
     def targets(self, xb, yb):
         if self.labels=='sampled':
-            with torch.no_grad(): p = class_scores(self.model, self.model(*xb)).softmax(1)
-            return torch.multinomial(p.nan_to_num(1.)+1e-12, 1, generator=self.generator)[:,0]
+            with torch.no_grad(): out = class_scores(self.model, self.model(*xb), self.many)
+            if self.many:
+                p = out.sigmoid()
+                return (torch.rand(p.shape, generator=self.generator, device=p.device, dtype=p.dtype)<p).to(p.dtype)
+            return torch.multinomial(out.softmax(1).nan_to_num(1.)+1e-12, 1, generator=self.generator)[:,0]
         y = yb[0].as_subclass(Tensor) if len(yb) and isinstance(yb[0], Tensor) else None
+        if self.many and y is not None: return full(y if y.ndim==2 else y[:,None])
         if y is None or y.ndim!=1 or y.is_floating_point():
             raise MemoError("EWC: labels='empirical' needs one class an item, found "
                             f"{'no labels' if y is None else f'targets {tuple(y.shape)}'}; labels='sampled' needs none")
@@ -186,7 +214,7 @@ def fisher_information(
     own = getattr(dl, 'generator', None)    # of one of torch's loaders
     was = None if own is None else own.get_state()
     with undisturbed():
-        f = Fisher(network_of(of), labels)
+        f = Fisher(network_of(of), labels, learn=of if isinstance(of, Learner) else None)
         for xb,yb in some_batches(of, dl, samples): f.add(xb, yb)
     if own is not None: own.set_state(was)
     return f.mean()
@@ -211,6 +239,7 @@ class EWC(Method):
     "Holds weights by their Fisher information (Kirkpatrick et al. 2017); told of experiences, unless `every` is given"
     _stateattrs = 'net',
     net = None      # in a loop without a learner
+    many,stiff,told = None,(),False
     def __init__(self,
         weight:NonNegative=1000., # Half of it times the penalty is added to the loss
         labels:Annotated[str, OneOf('sampled empirical'.split())]='sampled', # From the model's answers, or the data's
@@ -220,6 +249,11 @@ class EWC(Method):
     ):
         store_attr()
         self.state = Springs()
+
+    def before_fit(self):
+        super().before_fit()
+        self.many,self.told = None,False
+    def before_train(self): self.stiffness()
 
     def after_experience(self):
         if self.every is None: self.consolidate(self.learn, self.dls.train)
@@ -265,17 +299,38 @@ class EWC(Method):
         if not there: raise MemoError(f"EWC: no parameter that it holds is in this {type(model).__name__}")
         return self.weight/2*(res+s['moved'].to(first(ps.values()).device))
 
+    def stiffness(self):
+        "Note for each of the optimizer's groups the most Fisher information that a weight of it is held by"
+        if 'moved' not in self.state: return
+        of = {id(p):f'fisher {k}' for k,p in network_tensors(network_of(self.learn), params=True).items()}
+        held = [[of[id(p)] for p in ps if of.get(id(p)) in self.state] for ps in self.learn.opt.param_lists]
+        self.stiff = [max((float(self.state[k].max()) for k in ks), default=0.) for ks in held]
+
+    def check_rate(self):
+        "Say once where a step of plain gradient descent overshoots what it is held by, each time further"
+        for h,f in zip(self.learn.opt.hypers, self.stiff):
+            most = 2*(1+h.get('mom', 0))
+            if self.told or 'sqr_mom' in h or self.weight*f*h['lr']<=most: continue     # Adam's steps have lengths of their own
+            self.told = True
+            warn(f"EWC: weight {self.weight:g} is too much for a rate of {h['lr']:.2g}, steps overshoot further and "
+                 f"further; up to {most/f/h['lr']:.2g}, or a rate up to {most/f/self.weight:.2g}, is stable")
+
     def after_loss(self):
-        if self.training and len(self.yb) and 'moved' in self.state: self.add_loss(self.penalty())
+        if not self.training or not len(self.yb) or 'moved' not in self.state: return
+        self.check_rate()
+        self.add_loss(self.penalty())
 
     def after_step(self):
         if self.every is None: return
         n = self.state['steps'] = self.state['steps']+1 if 'steps' in self.state else tensor(1)
         if n%self.every: return
-        f,gamma = Fisher(network_of(self.learn), self.labels, int(n)),ifnone(self.gamma, .9)
+        f,gamma = Fisher(network_of(self.learn), self.labels, int(n), self.learn, self.many),ifnone(self.gamma, .9)
         with undisturbed(): f.add(self.xb, self.yb)
+        self.many = f.many
         f.gather()
-        if f.n: self.hold(f.model, {k:(1-gamma)*v for k,v in f.mean().items()}, gamma)
+        if not f.n: return
+        self.hold(f.model, {k:(1-gamma)*v for k,v in f.mean().items()}, gamma)
+        self.stiffness()
 
 # %% ../../nbs/continual/04_penalties.ipynb #1902c110
 def asked(

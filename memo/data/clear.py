@@ -8,26 +8,28 @@ Docs: https://github.com/fastmemo/memo/data/clear.html.md"""
 __all__ = ['read_json', 'class_lines', 'metadata_rows', 'list_rows', 'clear_table', 'clear_stream', 'clear10', 'clear100']
 
 # %% ../../nbs/data/22_clear.ipynb #361bf52d
-import json
+import json,warnings
 from fastai.vision.all import *
 from ..core import Fraction, MemoError, Natural, settings
 from .image_lists import draw_valid, read_list_file
 from .image_streams import photo_sets, photo_stream, positions
-from .images import some
+from .images import packed, some
 from .streams import Stream
 from ..registry import register
 
 # %% ../../nbs/data/22_clear.ipynb #33df87d3
-def read_json(path):
-    "What a JSON file holds"
-    try: return json.loads(Path(path).read_text())
+def read_json(path, kind=dict):
+    "The dict, or list, that a JSON file holds"
+    try: d = json.loads(Path(path).read_text(encoding='utf-8-sig'))
     except FileNotFoundError: raise MemoError(f"{path} is missing; unpack the archive of CLEAR again") from None
     except (OSError, ValueError) as e:
         raise MemoError(f"cannot read {path}: {getattr(e, 'strerror', None) or str(e).splitlines()[0]}") from e
+    if isinstance(d, kind): return d
+    raise MemoError(f"{path}: a {kind.__name__} is needed, found {type(d).__name__}; unpack the archive of CLEAR again")
 
 def class_lines(path):
     "Names of the classes, one a line"
-    try: names = [o.strip() for o in Path(path).read_text(encoding='utf-8').split('\n')]
+    try: names = [o.strip() for o in Path(path).read_text(encoding='utf-8-sig').split('\n')]
     except (OSError, UnicodeDecodeError) as e:
         raise MemoError(f"cannot read {path}: {getattr(e, 'strerror', None) or 'not a text file'}") from e
     names = [o for o in names if o]
@@ -35,25 +37,33 @@ def class_lines(path):
         raise MemoError(f"{path}: 2 or more names of classes, each once, are needed, found {some(names) or 'none'}")
     return names
 
+def image_paths(path):
+    "Paths of the images of one class and bucket"
+    res = [o.get('IMG_PATH') if isinstance(o, dict) else None for o in read_json(path).values()]
+    if all(isinstance(o, str) for o in res): return res
+    raise MemoError(f"{path}: an IMG_PATH for each image is needed, {sum(not isinstance(o, str) for o in res)} of "
+                    f"{len(res)} have none; unpack the archive of CLEAR again")
+
 def metadata_rows(root):
     "Images in the layout of train and test folders: path, label, bucket, part; and the classes"
     vocab,rows = class_lines(root/'train'/'class_names.txt'),[]
     for part in ('train','test'):
-        d = read_json(root/part/'labeled_metadata.json')
-        for bucket,of in d.items():
+        index = root/part/'labeled_metadata.json'
+        for bucket,of in read_json(index).items():
+            of = of if isinstance(of, dict) else {}
             if lost := [o for o in vocab if o not in of]:
-                raise MemoError(f"{root/part/'labeled_metadata.json'}: bucket {bucket} has no {some(lost)}; unpack the "
-                                "archive again")
+                raise MemoError(f"{index}: bucket {bucket} has no {some(lost)}; unpack the archive again")
+            if more := [o for o in of if o not in vocab]:
+                warnings.warn(f"{index}: {some(more)} in bucket {bucket} is no class of class_names.txt and left out")
             for c,name in enumerate(vocab):
-                images = read_json(root/part/of[name]).values()
-                rows += [(f"{part}/{o['IMG_PATH']}", c, bucket, part) for o in images]
+                rows += [(f'{part}/{o}', c, bucket, part) for o in image_paths(root/part/str(of[name]))]
     return rows,vocab
 
 def list_rows(root, split):
     "Images in the layout of lists: path, label, bucket, part; and the classes"
     top = root/'training_folder'
     vocab,rows = class_lines(root/'class_names.txt'),[]
-    for bucket in map(str, read_json(top/'bucket_indices.json')):
+    for bucket in map(str, read_json(top/'bucket_indices.json', list)):
         for part in ('train','test'):
             df = read_list_file(top/'testset_ratio_0.3'/f'split_{split}'/bucket/f'{part}.txt')
             if df.label.max()>=len(vocab):
@@ -69,8 +79,8 @@ def clear_table(
     "Table of the images of CLEAR"
     if (root/'train'/'labeled_metadata.json').is_file(): rows,vocab = metadata_rows(root)
     elif (root/'training_folder').is_dir(): rows,vocab = list_rows(root, split)
-    else: raise MemoError(f"CLEAR: neither train/labeled_metadata.json nor training_folder in {root}; unpack the "
-                          "archives of https://clear-benchmark.github.io there")
+    else: raise MemoError(f"CLEAR: neither train/labeled_metadata.json nor training_folder in {root}{packed(root)}; unpack "
+                          "the archives of https://clear-benchmark.github.io there")
     df = pd.DataFrame(rows, columns=['path','label','bucket','part'])
     if (twice := df.path.duplicated()).any():
         raise MemoError(f"CLEAR: {twice.sum()} images are listed twice in {root} (first: {some(df.path[twice])})")

@@ -132,6 +132,15 @@ def some(
     names = [str(o) for o in names]
     return ', '.join(names[:n]) + (', ...' if len(names)>n else '')
 
+def packed(
+    root:str|Path, # A folder
+    found='' # What is said where there is no archive
+)->str: # ', where NAME is, not unpacked', or what was given
+    "What a message says of archives that lie in a folder as they were fetched"
+    try: names = sorted(o for o in os.listdir(root) if o.lower().endswith(('.zip','.tar','.tar.gz','.tgz')))
+    except OSError: names = []
+    return f", where {names[0][:60]} is, not unpacked" if names else found
+
 def check_images(
     paths, # Files
     fix:str, # What to do about it

@@ -13,7 +13,7 @@ from fastai.vision.all import *
 from ..core import Count, MemoError, NonNegative, atomic_path, settings, write_json
 from .cifar import read_pickle
 from .image_streams import photo_stream, positions
-from .images import some
+from .images import packed, some
 from .items import position_ids
 from .streams import Stream
 from .tensors import TensorSet
@@ -53,7 +53,7 @@ def read_mini_imagenet(
     "Read the images of each class, in the order of the files"
     res,lost = {},[o for o in _files if not (Path(root)/o).is_file()]
     if lost:
-        raise MemoError(f"mini-ImageNet: {some(lost)} not in {root}; unpack there the archive of "
+        raise MemoError(f"mini-ImageNet: {some(lost)} not in {root}{packed(root)}; unpack there the archive of "
                         "https://www.kaggle.com/datasets/whitemoon/miniimagenet")
     for path in (Path(root)/o for o in _files):
         d = read_pickle(path)
@@ -128,12 +128,13 @@ def mini_imagenet_ns(
     noise:list[NonNegative]=(0.,.025,.1), # Deviation of the noise of each domain, of 1 as white; 0: as they are
     bs:Count=1, # Images of a training step
     valid_all:bool=False, # Validation images of all experiences; by default of the first half
-    cache:str|Path=None, # Folder for the images of all domains; by default `mini_imagenet` in the settings' cache
+    cache:str|Path=None, # Folder for the images of all domains; by default `mini_imagenet_domains` in the settings' cache
     **kwargs
 )->Stream:
     "Non-stationary mini-ImageNet: class after class, domain after domain"
     if not len(noise): raise MemoError("noise: a number for each domain is needed, found none")
-    root,cache = (Path(ifnone(o, d/'mini_imagenet')) for o,d in ((root,settings().data), (cache,settings().cache)))
+    root = Path(ifnone(root, settings().data/'mini_imagenet'))
+    cache = Path(ifnone(cache, settings().cache/'mini_imagenet_domains'))       # never among the files themselves
     x,vocab,counts,key = cached_domains(root, cache, noise)
     C,D,lo,sets,parts = len(vocab),len(noise),0,[],[]
     for part in range(3):

@@ -10,6 +10,7 @@ __all__ = ['in_plane', 'point_colours', 'plot_points', 'class_shares', 'label_ti
 # %% ../../nbs/plots/09_streams.ipynb #908949c6
 import math
 from fastai.vision.all import *
+from matplotlib import rcParams
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from ..core import Count
@@ -37,7 +38,7 @@ def plot_points(stream, x, cols):
     fig,axs = panels(math.ceil(n/cols), cols, 1.25, 1.3)
     for ax in axs.flat[n:]: ax.axis('off')
     for ax,name,at in zip(axs.flat, stream.names, [o.numpy() for o in stream.parts[0]]):
-        ax.scatter(*x.T, s=1, c='.87', lw=0)
+        ax.scatter(*x.T, s=1, c=rcParams['text.color'], alpha=.13, lw=0)
         ax.scatter(*x[at].T, s=4, c=point_colours(y[at], stream.ordered), lw=0)
         ax.set(xticks=[], yticks=[])
         ax.set_title('\n'.join(o[:22] for o in name.split(', ')[:2]), fontsize=7, parse_math=False)
