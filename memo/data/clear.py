@@ -46,17 +46,17 @@ def image_paths(path):
 
 def metadata_rows(root):
     "Images in the layout of train and test folders: path, label, bucket, part; and the classes"
-    vocab,rows = class_lines(root/'train'/'class_names.txt'),[]
+    vocab,rows,more = class_lines(root/'train'/'class_names.txt'),[],set()
     for part in ('train','test'):
         index = root/part/'labeled_metadata.json'
         for bucket,of in read_json(index).items():
             of = of if isinstance(of, dict) else {}
             if lost := [o for o in vocab if o not in of]:
                 raise MemoError(f"{index}: bucket {bucket} has no {some(lost)}; unpack the archive again")
-            if more := [o for o in of if o not in vocab]:
-                warnings.warn(f"{index}: {some(more)} in bucket {bucket} is no class of class_names.txt and left out")
+            more |= {*of}-{*vocab}
             for c,name in enumerate(vocab):
                 rows += [(f'{part}/{o}', c, bucket, part) for o in image_paths(root/part/str(of[name]))]
+    if more: warnings.warn(f"CLEAR: {some(sorted(more))} of {root} is no class of class_names.txt and left out")
     return rows,vocab
 
 def list_rows(root, split):

@@ -218,7 +218,7 @@ def test_no_labels_and_labels_of_another_kind():
     alone = TorchDL(list(x), 8)
     assert fisher_information(net, alone)['0.weight'].isfinite().all()
     assert 'no labels' in err(lambda: fisher_information(net, alone, 'empirical'))
-    assert 'one class an item' in err(lambda: fisher_information(net, loader(x, F.one_hot(y, 4).float()), 'empirical'))
+    assert 'one class an item' in err(lambda: fisher_information(net, loader(x, F.one_hot(y, 5).float()), 'empirical'))
 
 def squared_many(net, x, y):
     "The squared gradients of log p(y|x) of one sample with a sigmoid for each output, by name"
