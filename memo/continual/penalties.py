@@ -72,7 +72,8 @@ def surprise(model, out, y):
     out = class_scores(model, out, many)
     if not many: return F.cross_entropy(out, y)
     ok = (y>=0) & (y<=1)
-    return F.binary_cross_entropy_with_logits(out, torch.where(ok, y, 0).to(out.dtype), ok.to(out.dtype), reduction='sum')
+    y,ok = torch.where(ok, y, 0).to(out.dtype),ok.to(out.dtype)
+    return F.binary_cross_entropy_with_logits(out, y, ok, reduction='sum')
 
 def together(model, ps, xb, y):
     "Gradients of log p(y|x) of each row, by name [B,...], for all rows at once"
@@ -310,7 +311,8 @@ class EWC(Method):
         "Say once where a step of plain gradient descent overshoots what it is held by, each time further"
         for h,f in zip(self.learn.opt.hypers, self.stiff):
             most = 2*(1+h.get('mom', 0))
-            if self.told or 'sqr_mom' in h or self.weight*f*h['lr']<=most: continue     # Adam's steps have lengths of their own
+            # Adam's steps have lengths of their own
+            if self.told or 'sqr_mom' in h or self.weight*f*h['lr']<=most: continue
             self.told = True
             warn(f"EWC: weight {self.weight:g} is too much for a rate of {h['lr']:.2g}, steps overshoot further and "
                  f"further; up to {most/f/h['lr']:.2g}, or a rate up to {most/f/self.weight:.2g}, is stable")

@@ -80,8 +80,8 @@ def clear_table(
     "Table of the images of CLEAR"
     if (root/'train'/'labeled_metadata.json').is_file(): rows,vocab = metadata_rows(root)
     elif (root/'training_folder').is_dir(): rows,vocab = list_rows(root, split)
-    else: raise MemoError(f"CLEAR: neither train/labeled_metadata.json nor training_folder in {root}{packed(root)}; unpack "
-                          "the archives of https://clear-benchmark.github.io there")
+    else: raise MemoError(f"CLEAR: neither train/labeled_metadata.json nor training_folder in {root}{packed(root)}; "
+                          "unpack the archives of https://clear-benchmark.github.io there")
     df = pd.DataFrame(rows, columns=['path','label','bucket','part'])
     if (twice := df.path.duplicated()).any():
         raise MemoError(f"CLEAR: {twice.sum()} images are listed twice in {root} (first: {some(df.path[twice])})")

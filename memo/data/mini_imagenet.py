@@ -128,7 +128,8 @@ def mini_imagenet_ns(
     noise:list[NonNegative]=(0.,.025,.1), # Deviation of the noise of each domain, of 1 as white; 0: as they are
     bs:Count=1, # Images of a training step
     valid_all:bool=False, # Validation images of all experiences; by default of the first half
-    cache:str|Path=None, # Folder for the images of all domains; by default `mini_imagenet_domains` in the settings' cache
+    # Folder for the images of all domains; by default `mini_imagenet_domains` in the settings' cache
+    cache:str|Path=None,
     **kwargs
 )->Stream:
     "Non-stationary mini-ImageNet: class after class, domain after domain"

@@ -85,7 +85,8 @@ def plot_stream_accuracy(
         seen = [k for k,i in enumerate(at) if i>=j]
         ax.plot([t[k] for k in seen], A[seen,j], lw=.8, alpha=.6, color=_colors[j%len(_colors)])
     known = [row[:i+1][~np.isnan(row[:i+1])] for row,i in zip(A, at)]
-    ax.plot(t, [o.mean() if len(o) else np.nan for o in known], color=rcParams['text.color'], lw=1.6, label='mean of those so far')
+    means = [o.mean() if len(o) else np.nan for o in known]
+    ax.plot(t, means, color=rcParams['text.color'], lw=1.6, label='mean of those so far')
     if len(r.online_accuracy):
         online = r.online_accuracy[:len(r)]
         ax.plot(np.arange(len(online))+.5, online, 'o', ms=3, mfc='none', mec='.5', label='before training on it')

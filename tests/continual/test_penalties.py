@@ -2,8 +2,8 @@
 import copy, itertools, warnings
 import pytest, torch
 import torch.nn.functional as F
-from fastai.vision.all import (Adam, BCEWithLogitsLossFlat, Callback, CrossEntropyLossFlat, DataLoaders, GradientAccumulation,
-                               Learner, SGD, load_learner, nn)
+from fastai.vision.all import (Adam, BCEWithLogitsLossFlat, Callback, CrossEntropyLossFlat, DataLoaders,
+                               GradientAccumulation, Learner, SGD, load_learner, nn)
 from torch.utils.data import DataLoader as TorchDL
 from contracts.made import StopAt
 from helpers.digit_streams import digit_loaders, digit_net, digit_stream, stream_learner
@@ -235,7 +235,7 @@ class Several:
     def loaders(self): return DataLoaders(loader(self.x, self.y), loader(self.x, self.y))
     def learner(self, net, loss): return Learner(self.loaders(), net, loss_func=loss, opt_func=SGD)
 
-@pytest.mark.parametrize('loss', [None, BCEWithLogitsLossFlat(), nn.BCEWithLogitsLoss()], ids=['model','fastai','torch'])
+@pytest.mark.parametrize('loss', [None,BCEWithLogitsLossFlat(),nn.BCEWithLogitsLoss()], ids=['model','fastai','torch'])
 def test_fisher_of_several_labels_is_that_of_sigmoids(loss):
     net,d = mlp(),Several()
     of = net if loss is None else d.learner(net, loss)
@@ -251,7 +251,8 @@ def test_sampled_fisher_of_several_labels():
         for bits in itertools.product((0.,1.), repeat=4):
             y = torch.tensor(bits).double()
             for k,v in squared_many(net, a, y).items(): want[k] = want.get(k, 0)+torch.where(y>0, p, 1-p).prod()*v/2
-    got = fisher_information(d.learner(net, BCEWithLogitsLossFlat()), loader(x.repeat(4000, 1), d.y[:2].repeat(4000, 1), 500))
+    dl = loader(x.repeat(4000, 1), d.y[:2].repeat(4000, 1), 500)
+    got = fisher_information(d.learner(net, BCEWithLogitsLossFlat()), dl)
     for k in want: torch.testing.assert_close(got[k], want[k], rtol=.1, atol=.02*float(want[k].max()))
 
 def test_soft_targets_of_a_softmax_stay_its_own():

@@ -110,7 +110,8 @@ def test_faults(trees, tmp_path):
     assert 'bucket 1 has no BACKGROUND, bus' in broken('new', put('train/labeled_metadata.json', {'1':None}))
     of_bus = 'train/labeled_metadata/1/bus.json'
     assert 'a dict is needed, found list' in broken('new', put(of_bus, [1]))
-    for o in ({'a':1}, {'a':dict(ID='1')}, {'a':dict(IMG_PATH=3)}): assert '1 of 1 have none' in broken('new', put(of_bus, o))
+    for o in ({'a':1}, {'a':dict(ID='1')}, {'a':dict(IMG_PATH=3)}):
+        assert '1 of 1 have none' in broken('new', put(of_bus, o))
     assert 'a list is needed, found dict' in broken('old', put('training_folder/bucket_indices.json', {}))
     (tmp_path/'clear10-train.ZIP').write_bytes(b'')
     assert 'where clear10-train.ZIP is, not unpacked' in err(small, tmp_path)
@@ -130,7 +131,8 @@ def test_names_as_other_editors_write_them_and_classes_that_are_no_names(trees, 
     (root/'train/class_names.txt').write_bytes(b'\xef\xbb\xbf'+'\r\n'.join(names).encode())
     assert small(root).whole.vocab==names
     (root/'train/class_names.txt').write_text('bus\ncamera')
-    with pytest.warns(UserWarning, match='CLEAR: BACKGROUND of .* is no class of class_names.txt'): assert small(root).c==2
+    with pytest.warns(UserWarning, match='CLEAR: BACKGROUND of .* is no class of class_names.txt'):
+        assert small(root).c==2
 
 @pytest.mark.parametrize('name', ['clear10','clear100'])
 def test_registered(trees, tmp_path, monkeypatch, name):

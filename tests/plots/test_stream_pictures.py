@@ -95,7 +95,8 @@ def light(c):
     "How light a colour is, 0 to 1"
     return float(np.dot(to_rgba(c)[:3], (.3,.59,.11)))
 
-@pytest.mark.parametrize('style', ['dark_background','ggplot',{'font.size':20},{}], ids=['dark','ggplot','large','plain'])
+@pytest.mark.parametrize('style', ['dark_background','ggplot',{'font.size':20},{}],
+                         ids=['dark','ggplot','large','plain'])
 def test_readable_in_any_style(style):
     "Texts and lines differ from what they are drawn on, no grid lies on numbers, texts are small whatever the style"
     s = modes('CDI', device='cpu')
