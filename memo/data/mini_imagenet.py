@@ -8,7 +8,7 @@ Docs: https://github.com/fastmemo/memo/data/mini_imagenet.html.md"""
 __all__ = ['class_rows', 'read_mini_imagenet', 'part_sizes', 'noisy', 'write_domains', 'cached_domains', 'mini_imagenet_ns']
 
 # %% ../../nbs/data/20_mini_imagenet.ipynb #6e077715
-import json,warnings
+import contextlib,json,time,warnings
 from fastai.vision.all import *
 from ..core import Count, MemoError, NonNegative, atomic_path, settings, write_json
 from .cifar import read_pickle
@@ -83,6 +83,9 @@ def noisy(x, std, key):
 def write_domains(path, images, noise):
     "All images of all domains as one array: first those for training, by domain and class, then validation, then test"
     n,(h,w,_) = sum(map(len, images))*len(noise),images[0].shape[1:]
+    for o in path.parent.glob(f'.{path.name}.*.part'):      # gigabytes of a process that was killed
+        with contextlib.suppress(OSError):
+            if time.time()-o.stat().st_mtime>600: o.unlink()
     with atomic_path(path) as tmp, open(tmp, 'wb') as f:
         np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=(n,3,h,w)))
         for part in range(3):

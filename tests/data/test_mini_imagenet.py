@@ -127,6 +127,17 @@ def test_made_once(tree, tmp_path, monkeypatch):
         c = small(tree, tmp_path)
         assert torch.equal(a.whole.train.dataset.x, c.whole.train.dataset.x)
 
+def test_what_a_killed_process_left_goes_with_the_next_one(tree, tmp_path):
+    "What another one is writing stays"
+    small(tree, tmp_path)
+    p = next(tmp_path.glob('*.npy'))
+    old,new = (tmp_path/f'.{p.name}.{k}.part' for k in ('old','new'))
+    for o in (old,new): o.write_bytes(b'x')
+    os.utime(old, (1, 1))
+    p.unlink()
+    small(tree, tmp_path)
+    assert p.exists() and new.exists() and not old.exists()
+
 def test_the_file_mapped_into_memory_stays_as_it_is(tree, tmp_path):
     s = small(tree, tmp_path)
     p = next(o for o in tmp_path.iterdir() if o.suffix=='.npy')
