@@ -175,4 +175,5 @@ def settings(
     try: seed = int(found.get('seed', 42))
     except ValueError: raise MemoError(f"{path}: seed is {found['seed']!r}, an integer is accepted") from None
     data,runs = root/found.get('data', 'data'),root/found.get('runs', 'experiments/runs' if path else 'runs')
-    return AttrDict(data=data, runs=runs, cache=data if path else cache_folder(), seed=seed)
+    cache = root/found['cache'] if 'cache' in found else data if path else cache_folder()
+    return AttrDict(data=data, runs=runs, cache=cache, seed=seed)

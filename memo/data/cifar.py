@@ -12,7 +12,7 @@ __all__ = ['read_pickle', 'cifar_part', 'class_folders', 'read_folders', 'downlo
 import pickle,tarfile,tempfile
 from fastai.vision.all import *
 from ..core import Count, MemoError, Natural, Positive, settings
-from .images import FileImages, check_images, some
+from .images import FileImages, check_images, packed, some
 from .longtail import imbalance_ratio, longtail_counts, longtail_dls
 from .transforms import RandomShift, ResizeBatch
 from ..registry import register
@@ -140,8 +140,8 @@ def read_cifar(
         if d is not None: return read_folders(d, classes)
         if download: root = download_cifar(root, classes)
     if lost():
-        raise MemoError(f"CIFAR-{classes}: {some(lost(), 7)} not in {root}; unpack cifar-{classes}-python.tar.gz there, "
-                        "or give its folder as root, or one with train/CLASS/*.png and test/CLASS/*.png; with a "
+        raise MemoError(f"CIFAR-{classes}: {some(lost())} not in {root}{packed(root)}; unpack cifar-{classes}-python.tar.gz "
+                        "there, or give its folder as root, or one with train/CLASS/*.png and test/CLASS/*.png; with a "
                         f"network, cifar{classes}'s download=true fetches it")
     parts = [cifar_part(root/o, c['labels'], classes) for o in c['train']]
     names = read_pickle(root/c['meta']).get(c['names'])

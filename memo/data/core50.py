@@ -14,7 +14,7 @@ from fastai.vision.all import *
 from ..core import Count, Fraction, MemoError, Natural, settings
 from .image_lists import read_list_file
 from .image_streams import photo_sets, photo_stream, positions
-from .images import some
+from .images import packed, some
 from .streams import Stream
 from ..registry import register
 
@@ -28,7 +28,7 @@ def frame_table(
     paths # Such as s1/o1/C_01_01_000.png
 )->pd.DataFrame: # image, session, object (both from 1), frame
     "Session, object and frame of each image, by its path"
-    form = r'^(?P<image>s(?P<session>\d+)/o(?P<object>\d+)/C_\d+_\d+_(?P<frame>\d+)\.png)$'
+    form = r'^(?P<image>s(?P<session>\d+)/o(?P<object>\d+)/C_\d+_\d+_(?P<frame>\d+)\.(?i:png|jpe?g))$'
     df = pd.Series(paths, dtype=str).str.extract(form)
     if (bad := df.image.isna()).any():
         raise MemoError(f"CORe50: paths such as s1/o1/C_01_01_000.png are needed, found {[*paths][bad.argmax()]!r}")
@@ -57,7 +57,8 @@ def folder_frames(
     if scenario not in ('NI','NC'):
         raise MemoError(f"scenario: {scenario} needs the official lists, which are not beside {images}; unpack "
                         "batches_filelists.zip (or _NICv2.zip) there, or take NI or NC")
-    df = frame_table(sorted(f'{o.parent.parent.name}/{o.parent.name}/{o.name}' for o in images.glob('s*/o*/C_*.png')))
+    df = frame_table(sorted(f'{o.parent.parent.name}/{o.parent.name}/{o.name}' for o in images.glob('s*/o*/C_*')
+                            if o.suffix.lower() in ('.png','.jpg','.jpeg')))
     test,of = df.session.isin([3,7,10]),df.session
     if scenario=='NC':
         objects = sorted(df.object.unique())
@@ -75,7 +76,7 @@ def core50_table(
     "All frames with their experience"
     images = first(o for o in (root/'core50_128x128', root/'core50_350x350', root) if (o/'s1').is_dir())
     if images is None:
-        raise MemoError(f"CORe50: no core50_128x128/s1 in {root}; unpack core50_128x128.zip there "
+        raise MemoError(f"CORe50: no core50_128x128/s1 in {root}{packed(root)}; unpack core50_128x128.zip there "
                         "(https://vlomonaco.github.io/core50)")
     folder = scenario.replace('NICv2', 'NIC_v2') if 'v2' in scenario else f'{scenario}_inc'
     lists = first(o for o in (root/'batches_filelists'/folder, root/folder) if o.is_dir())

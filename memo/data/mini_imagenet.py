@@ -8,12 +8,12 @@ Docs: https://github.com/fastmemo/memo/data/mini_imagenet.html.md"""
 __all__ = ['class_rows', 'read_mini_imagenet', 'part_sizes', 'noisy', 'write_domains', 'cached_domains', 'mini_imagenet_ns']
 
 # %% ../../nbs/data/20_mini_imagenet.ipynb #6e077715
-import json,warnings
+import contextlib,json,time,warnings
 from fastai.vision.all import *
 from ..core import Count, MemoError, NonNegative, atomic_path, settings, write_json
 from .cifar import read_pickle
 from .image_streams import photo_stream, positions
-from .images import some
+from .images import packed, some
 from .items import position_ids
 from .streams import Stream
 from .tensors import TensorSet
@@ -53,7 +53,7 @@ def read_mini_imagenet(
     "Read the images of each class, in the order of the files"
     res,lost = {},[o for o in _files if not (Path(root)/o).is_file()]
     if lost:
-        raise MemoError(f"mini-ImageNet: {some(lost)} not in {root}; unpack there the archive of "
+        raise MemoError(f"mini-ImageNet: {some(lost)} not in {root}{packed(root)}; unpack there the archive of "
                         "https://www.kaggle.com/datasets/whitemoon/miniimagenet")
     for path in (Path(root)/o for o in _files):
         d = read_pickle(path)
@@ -83,6 +83,9 @@ def noisy(x, std, key):
 def write_domains(path, images, noise):
     "All images of all domains as one array: first those for training, by domain and class, then validation, then test"
     n,(h,w,_) = sum(map(len, images))*len(noise),images[0].shape[1:]
+    for o in path.parent.glob(f'.{path.name}.*.part'):      # gigabytes of a process that was killed
+        with contextlib.suppress(OSError):
+            if time.time()-o.stat().st_mtime>600: o.unlink()
     with atomic_path(path) as tmp, open(tmp, 'wb') as f:
         np.lib.format.write_array_header_1_0(f, dict(descr='|u1', fortran_order=False, shape=(n,3,h,w)))
         for part in range(3):
@@ -128,12 +131,14 @@ def mini_imagenet_ns(
     noise:list[NonNegative]=(0.,.025,.1), # Deviation of the noise of each domain, of 1 as white; 0: as they are
     bs:Count=1, # Images of a training step
     valid_all:bool=False, # Validation images of all experiences; by default of the first half
-    cache:str|Path=None, # Folder for the images of all domains; by default `mini_imagenet` in the settings' cache
+    # Folder for the images of all domains; by default `mini_imagenet_domains` in the settings' cache
+    cache:str|Path=None,
     **kwargs
 )->Stream:
     "Non-stationary mini-ImageNet: class after class, domain after domain"
     if not len(noise): raise MemoError("noise: a number for each domain is needed, found none")
-    root,cache = (Path(ifnone(o, d/'mini_imagenet')) for o,d in ((root,settings().data), (cache,settings().cache)))
+    root = Path(ifnone(root, settings().data/'mini_imagenet'))
+    cache = Path(ifnone(cache, settings().cache/'mini_imagenet_domains'))       # never among the files themselves
     x,vocab,counts,key = cached_domains(root, cache, noise)
     C,D,lo,sets,parts = len(vocab),len(noise),0,[],[]
     for part in range(3):

@@ -50,7 +50,7 @@ class MemoryLinear(MemoryKeys):
         out_features:Count,         # Width of outputs
         bias:bool=True,             # Have units biases?
         key_mem_units:Count=100,    # Units
-        delta:Count=2,              # How many of them blend
+        delta:Count=2,              # How many of them blend; all where there are no more
         gamma_alpha:NonNegative=25., # Inverse temperature of the blend
         beta_k:NonNegative=.01,     # Step of a winner's key towards the input
         tau_alpha:float|None=.95,   # An input whose best similarity is below is new
@@ -74,6 +74,8 @@ class MemoryLinear(MemoryKeys):
         check_updates(upd_m, upd_k, scramble, taus, psi, in_features, key_size)
         super().__init__(in_features, 1 if shared_keys else out_features, key_mem_units, gamma_alpha, beta_k, tau_alpha,
                          tau_mu, tau_eta, psi, key_size, sigma, upd_k, scramble, distance, order)
+        if delta>max(2, key_mem_units):
+            warnings.warn(f"MemoryLinear: delta is {delta}, and there are {key_mem_units} units: all of them blend")
         self.in_features,self.out_features,self.has_bias,self.upd_m = in_features,out_features,bias,upd_m
         self.delta,self.shared_keys = min(delta, key_mem_units),shared_keys
         self.memories = nn.Parameter(torch.empty(self.groups, key_mem_units, self.p*(in_features+bias)))

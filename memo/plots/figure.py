@@ -17,7 +17,7 @@ from ..core import one_thread
 # %% ../../nbs/plots/01_figure.ipynb #bf3de384
 _small = {'font.size':8, 'axes.titlesize':8, 'axes.labelsize':8, 'xtick.labelsize':7, 'ytick.labelsize':7,
           'legend.fontsize':7, 'legend.frameon':False,
-    'axes.spines.top':False, 'axes.spines.right':False, 'savefig.dpi':100, 'figure.dpi':80}
+    'axes.grid':False, 'axes.spines.top':False, 'axes.spines.right':False, 'savefig.dpi':100, 'figure.dpi':80}
 
 @contextmanager
 def drawing():

@@ -83,7 +83,8 @@ def draw_plane(ax, layer, x, y, output):
     if layer.psi=='identity':
         used = layer.wins[output if not layer.shared_keys else 0].cpu()>0
         for i,k in enumerate(layer.keys[0 if layer.shared_keys else output].detach().float().cpu()):
-            if used[i]: ax.text(*k.tolist(), str(i), ha='center', va='center', fontsize=7, weight='bold', clip_on=True)
+            if not used[i]: continue
+            ax.text(*k.tolist(), str(i), ha='center', va='center', fontsize=7, weight='bold', clip_on=True, color='k')
     ax.set(title='which unit answers, keys by number', xlim=extent[:2], ylim=extent[2:])
 
 def draw_shares(ax, won, y, n, vocab):

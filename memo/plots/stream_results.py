@@ -10,6 +10,7 @@ __all__ = ['result_of', 'ticks_of', 'plot_matrix', 'times_of', 'plot_stream_accu
 # %% ../../nbs/plots/10_stream_results.ipynb #5d1c0a12
 import math
 from fastai.vision.all import *
+from matplotlib import rcParams
 from matplotlib.colors import ListedColormap,to_rgb
 from matplotlib.figure import Figure
 from ..continual.method import Method
@@ -84,10 +85,11 @@ def plot_stream_accuracy(
         seen = [k for k,i in enumerate(at) if i>=j]
         ax.plot([t[k] for k in seen], A[seen,j], lw=.8, alpha=.6, color=_colors[j%len(_colors)])
     known = [row[:i+1][~np.isnan(row[:i+1])] for row,i in zip(A, at)]
-    ax.plot(t, [o.mean() if len(o) else np.nan for o in known], color='k', lw=1.6, label='mean of those so far')
+    means = [o.mean() if len(o) else np.nan for o in known]
+    ax.plot(t, means, color=rcParams['text.color'], lw=1.6, label='mean of those so far')
     if len(r.online_accuracy):
         online = r.online_accuracy[:len(r)]
-        ax.plot(np.arange(len(online))+.5, online, 'o', ms=3, mfc='w', mec='.4', label='before training on it')
+        ax.plot(np.arange(len(online))+.5, online, 'o', ms=3, mfc='none', mec='.5', label='before training on it')
     ax.set(ylim=(-.03,1.03), xlim=(0,len(r)), xlabel='experiences', ylabel='accuracy')
     if n<=16: ax.set_xticks(range(len(r)+1))
     ax.legend(loc='lower left', bbox_to_anchor=(0,1), ncols=2)

@@ -10,6 +10,7 @@ __all__ = ['in_plane', 'point_colours', 'plot_points', 'class_shares', 'label_ti
 # %% ../../nbs/plots/09_streams.ipynb #908949c6
 import math
 from fastai.vision.all import *
+from matplotlib import rcParams
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from ..core import Count
@@ -33,11 +34,13 @@ def point_colours(y, ordered):
 def plot_points(stream, x, cols):
     "A panel for each experience"
     y,n = class_labels(stream.whole.train.dataset).y.numpy(),len(stream)
+    ink,paper = (np.array(to_rgba(rcParams[k])[:3]) for k in ('text.color','axes.facecolor'))
+    faint = .87*paper+.13*ink       # also where a style is dark
     cols = min(cols, n)
     fig,axs = panels(math.ceil(n/cols), cols, 1.25, 1.3)
     for ax in axs.flat[n:]: ax.axis('off')
     for ax,name,at in zip(axs.flat, stream.names, [o.numpy() for o in stream.parts[0]]):
-        ax.scatter(*x.T, s=1, c='.87', lw=0)
+        ax.scatter(*x.T, s=1, color=faint, lw=0)
         ax.scatter(*x[at].T, s=4, c=point_colours(y[at], stream.ordered), lw=0)
         ax.set(xticks=[], yticks=[])
         ax.set_title('\n'.join(o[:22] for o in name.split(', ')[:2]), fontsize=7, parse_math=False)

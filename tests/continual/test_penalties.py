@@ -1,9 +1,9 @@
 "EWC and LwF against their formulas written out, in a learner and in a loop of one's own; published faults C1 and C2"
-import copy
+import copy, itertools, warnings
 import pytest, torch
 import torch.nn.functional as F
-from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, GradientAccumulation, Learner, SGD,
-                               load_learner, nn)
+from fastai.vision.all import (Adam, BCEWithLogitsLossFlat, Callback, CrossEntropyLossFlat, DataLoaders,
+                               GradientAccumulation, Learner, SGD, load_learner, nn)
 from torch.utils.data import DataLoader as TorchDL
 from contracts.made import StopAt
 from helpers.digit_streams import digit_loaders, digit_net, digit_stream, stream_learner
@@ -219,7 +219,88 @@ def test_no_labels_and_labels_of_another_kind():
     alone = TorchDL(list(x), 8)
     assert fisher_information(net, alone)['0.weight'].isfinite().all()
     assert 'no labels' in err(lambda: fisher_information(net, alone, 'empirical'))
-    assert 'one class an item' in err(lambda: fisher_information(net, loader(x, F.one_hot(y, 4).float()), 'empirical'))
+    assert 'one class an item' in err(lambda: fisher_information(net, loader(x, F.one_hot(y, 5).float()), 'empirical'))
+
+def squared_many(net, x, y):
+    "The squared gradients of log p(y|x) of one sample with a sigmoid for each output, by name"
+    net.zero_grad()
+    p = net(x[None])[0].sigmoid()
+    (y*p.log()+(1-y)*(1-p).log()).sum().backward()
+    res = {k:p.grad.clone()**2 for k,p in net.named_parameters()}
+    net.zero_grad(set_to_none=True)
+    return res
+
+class Several:
+    "Targets 0 and 1 for each output"
+    def __init__(self): self.x,self.y = draw(40, 5).double(),(draw(40, 4, seed=1)>.3).double()
+    def loaders(self): return DataLoaders(loader(self.x, self.y), loader(self.x, self.y))
+    def learner(self, net, loss): return Learner(self.loaders(), net, loss_func=loss, opt_func=SGD)
+
+@pytest.mark.parametrize('loss', [None,BCEWithLogitsLossFlat(),nn.BCEWithLogitsLoss()], ids=['model','fastai','torch'])
+def test_fisher_of_several_labels_is_that_of_sigmoids(loss):
+    net,d = mlp(),Several()
+    of = net if loss is None else d.learner(net, loss)
+    want = mean_of([squared_many(net, a, b) for a,b in zip(d.x, d.y)])
+    alike(fisher_information(of, loader(d.x, d.y), 'empirical'), want, 1e-7)
+
+def test_sampled_fisher_of_several_labels():
+    "Of each output by itself: the expectation over all 16 answers"
+    net,d = mlp(),Several()
+    x,want = d.x[:2],{}
+    for a in x:
+        p = net(a[None])[0].sigmoid().detach()
+        for bits in itertools.product((0.,1.), repeat=4):
+            y = torch.tensor(bits).double()
+            for k,v in squared_many(net, a, y).items(): want[k] = want.get(k, 0)+torch.where(y>0, p, 1-p).prod()*v/2
+    dl = loader(x.repeat(4000, 1), d.y[:2].repeat(4000, 1), 500)
+    got = fisher_information(d.learner(net, BCEWithLogitsLossFlat()), dl)
+    for k in want: torch.testing.assert_close(got[k], want[k], rtol=.1, atol=.02*float(want[k].max()))
+
+def test_soft_targets_of_a_softmax_stay_its_own():
+    net,d = mlp(),Several()
+    one = F.one_hot(d.y.long().sum(1).clamp(max=3), 4).double()
+    learn = d.learner(net, CrossEntropyLossFlat())
+    want = fisher_information(net, loader(d.x, one.argmax(1)), 'sampled')
+    alike(fisher_information(learn, loader(d.x, one), 'sampled'), want)
+
+def test_one_output_that_says_yes_or_no():
+    net,d = mlp(c=1),Several()
+    learn = d.learner(net, BCEWithLogitsLossFlat())
+    want = mean_of([squared_many(net, a, b) for a,b in zip(d.x, d.y[:,:1])])
+    for y in (d.y[:,:1],d.y[:,0]): alike(fisher_information(learn, loader(d.x, y), 'empirical'), want, 1e-7)
+
+def test_labels_that_are_unknown_count_for_nothing():
+    net,d = mlp(),Several()
+    y = d.y.clone()
+    y[:,2] = -1
+    y[::2,1] = float('nan')
+    f = fisher_information(d.learner(net, BCEWithLogitsLossFlat()), loader(d.x, y), 'empirical')
+    assert f['2.weight'][2].abs().max()==0 and f['2.weight'][1].min()>0
+
+@pytest.mark.parametrize('every', [None,3])
+@pytest.mark.parametrize('kind,says', [('far below',False), ('just below',False), ('above',True)])
+def test_a_rate_that_overshoots_is_said_once(kind, says, every):
+    "Steps of plain gradient descent on a spring: at 2 / its stiffness they grow, and the loss with them"
+    s = digit_stream(2)
+    learn,cb = stream_learner(s, lr=.01),EWC(1.)
+    learn.add_cb(cb)
+    cb.consolidate(learn, s.dls.train)
+    stiff = max(float(v.max()) for k,v in cb.state.tensors().items() if k.startswith('fisher'))
+    cb.weight,cb.every = {'far below':.1, 'just below':.95, 'above':1.2}[kind]*2/.01/stiff,every
+    cb.gamma = None if every is None else 1.     # what is held stays
+    with warnings.catch_warnings(record=True) as ws:
+        warnings.simplefilter('always')
+        quietly(learn, learn.fit, 2)
+    said = [str(o.message) for o in ws if 'EWC: weight' in str(o.message)]
+    assert len(said)==says and all('is stable' in o for o in said)
+
+def test_a_rate_of_adam_is_not_judged():
+    s = digit_stream(2)
+    learn = Learner(s.dls, digit_net(), loss_func=CrossEntropyLossFlat(), opt_func=Adam, cbs=(cb := EWC(1e6)), lr=1e-3)
+    cb.consolidate(learn, s.dls.train)
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='EWC')
+        quietly(learn, learn.fit, 1)
 
 def test_half_precision_keeps_small_numbers():
     "Squares of small gradients are zero in half precision"

@@ -105,6 +105,16 @@ def test_faults(trees, tmp_path):
     assert 'bucket 2 has no bus' in broken('new', without)
     assert 'camera.json is missing' in broken('new', lambda o: (o/'test/labeled_metadata/1/camera.json').unlink())
     assert 'cannot read' in broken('new', lambda o: (o/'train/labeled_metadata.json').write_text('{'))
+    def put(f, o): return lambda root: (root/f).write_text(json.dumps(o))
+    assert 'a dict is needed, found list' in broken('new', put('train/labeled_metadata.json', [1]))
+    assert 'bucket 1 has no BACKGROUND, bus' in broken('new', put('train/labeled_metadata.json', {'1':None}))
+    of_bus = 'train/labeled_metadata/1/bus.json'
+    assert 'a dict is needed, found list' in broken('new', put(of_bus, [1]))
+    for o in ({'a':1}, {'a':dict(ID='1')}, {'a':dict(IMG_PATH=3)}):
+        assert '1 of 1 have none' in broken('new', put(of_bus, o))
+    assert 'a list is needed, found dict' in broken('old', put('training_folder/bucket_indices.json', {}))
+    (tmp_path/'clear10-train.ZIP').write_bytes(b'')
+    assert 'where clear10-train.ZIP is, not unpacked' in err(small, tmp_path)
     assert '3.jpg is missing' in broken('new', lambda o: (o/'train/labeled_images/1/bus/3.jpg').unlink())
     image = 'training_folder/labeled_images/1/bus/3.jpg'
     assert '3.jpg is empty' in broken('old', lambda o: (o/image).write_bytes(b''))
@@ -115,6 +125,14 @@ def test_faults(trees, tmp_path):
     assert '30 images are listed twice' in broken('old', lambda o: shutil.copy(o/lists/'train.txt', o/lists/'test.txt'))
     assert 'buckets are numbers' in broken('old', lambda o: [(o/lists).rename(o/lists.replace('/1', '/x')),
         (o/'training_folder/bucket_indices.json').write_text('["2","x"]')])
+
+def test_names_as_other_editors_write_them_and_classes_that_are_no_names(trees, tmp_path):
+    root = shutil.copytree(trees['new'], tmp_path/'new')
+    (root/'train/class_names.txt').write_bytes(b'\xef\xbb\xbf'+'\r\n'.join(names).encode())
+    assert small(root).whole.vocab==names
+    (root/'train/class_names.txt').write_text('bus\ncamera')
+    with pytest.warns(UserWarning, match='CLEAR: BACKGROUND of .* is no class of class_names.txt'):
+        assert small(root).c==2
 
 @pytest.mark.parametrize('name', ['clear10','clear100'])
 def test_registered(trees, tmp_path, monkeypatch, name):

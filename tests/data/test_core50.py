@@ -123,7 +123,17 @@ def test_images(tree):
     assert torch.allclose(x[2].as_subclass(torch.Tensor), (own-mean)/std, atol=1e-5)
     assert [frame(p) for p in s[2].train.dataset.x.paths[:8]]==[0,1,2,3]*2
 
+@pytest.mark.parametrize('ending', ['.PNG','.jpg'])
+def test_other_endings(tree, tmp_path, ending):
+    root = shutil.copytree(tree/'core50_128x128', tmp_path/'core50_128x128').parent
+    for p in root.rglob('*.png'): Image.open(p).save(p.with_suffix(ending)), p.unlink()
+    a,b = small(tree, 'NI'),small(root, 'NI')
+    assert a.names==b.names and [[len(o) for o in ps] for ps in a.parts]==[[len(o) for o in ps] for ps in b.parts]
+
 def test_faults(tree, listed, tmp_path):
+    (tmp_path/'core50_128x128.zip').write_bytes(b'')
+    assert 'where core50_128x128.zip is, not unpacked' in err(small, tmp_path)
+    (tmp_path/'core50_128x128.zip').unlink()
     assert 'no core50_128x128/s1 in' in err(small, tmp_path)
     assert 'scenario: NIC needs the official lists' in err(small, tree, 'NIC')
     assert 'scenario' in err(small, tree, 'nc')

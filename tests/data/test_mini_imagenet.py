@@ -127,6 +127,17 @@ def test_made_once(tree, tmp_path, monkeypatch):
         c = small(tree, tmp_path)
         assert torch.equal(a.whole.train.dataset.x, c.whole.train.dataset.x)
 
+def test_what_a_killed_process_left_goes_with_the_next_one(tree, tmp_path):
+    "What another one is writing stays"
+    small(tree, tmp_path)
+    p = next(tmp_path.glob('*.npy'))
+    old,new = (tmp_path/f'.{p.name}.{k}.part' for k in ('old','new'))
+    for o in (old,new): o.write_bytes(b'x')
+    os.utime(old, (1, 1))
+    p.unlink()
+    small(tree, tmp_path)
+    assert p.exists() and new.exists() and not old.exists()
+
 def test_the_file_mapped_into_memory_stays_as_it_is(tree, tmp_path):
     s = small(tree, tmp_path)
     p = next(o for o in tmp_path.iterdir() if o.suffix=='.npy')
@@ -177,6 +188,9 @@ def test_faults(tree, images, tmp_path, monkeypatch):
     assert "mini-imagenet-cache-val.pkl not in" in err(lambda: [os.remove(write(tmp_path/'a', images)/_files[1]),
                                                                 small(tmp_path/'a', tmp_path/'cache')])
     assert 'kaggle.com' in err(small, tmp_path/'none', tmp_path/'cache')
+    (tmp_path/'packed').mkdir()
+    (tmp_path/'packed/archive.zip').write_bytes(b'')
+    assert 'where archive.zip is, not unpacked' in err(small, tmp_path/'packed', tmp_path/'cache')
     assert 'posix.system' in broken(0, class_dict=Evil()) and not (tmp_path/'harmed').exists()
     assert "'image_data', uint8 [N,H,W,3], is needed, found NoneType" in broken(0, image_data=None)
     assert "found float64 [33, 84, 84, 3]" in broken(1, image_data=np.zeros((33,84,84,3)))
@@ -205,5 +219,10 @@ def test_registered_and_default_folders(tree, tmp_path, monkeypatch):
     (tmp_path/'settings.ini').write_text('[DEFAULT]\ndata = data\n')
     (tmp_path/'data').mkdir()
     (tmp_path/'data'/'mini_imagenet').symlink_to(tree)
+    was = {*tree.iterdir()}
     assert len(mini_imagenet_ns(device='cpu'))==18
+    assert {*tree.iterdir()}==was, 'none among the files'
+    assert len([*(tmp_path/'data/mini_imagenet_domains').iterdir()])==2
+    (tmp_path/'settings.ini').write_text('[DEFAULT]\ndata = data\ncache = made\n')
+    assert len(mini_imagenet_ns(device='cpu'))==18 and len([*(tmp_path/'made/mini_imagenet_domains').iterdir()])==2
     for f in other_checks.checks['data']: other_checks.run(other_checks.checks['data'][f], 'mini_imagenet_ns', tmp_path)

@@ -275,7 +275,7 @@ def test_it_may_be_all_of_a_learners_model(recwarn):
     assert not [w for w in recwarn if 'shadowing' in str(w.message)] and int(learn.model.wins.sum())==12
 
 def test_one_unit_is_a_linear_layer():
-    layer = made(key_mem_units=1, delta=3)
+    with pytest.warns(UserWarning, match='delta is 3, and there are 1 units'): layer = made(key_mem_units=1, delta=3)
     lin = nn.Linear(6, 4)
     w = layer.memories.detach().view(4, 7)
     with torch.no_grad(): lin.weight.copy_(w[:,:6]), lin.bias.copy_(w[:,6])

@@ -1,12 +1,18 @@
 "Pictures of streams show what comes when"
 import io
-import numpy as np, pytest, torch
+import matplotlib.pyplot as plt, numpy as np, pytest, torch
+from matplotlib.colors import to_rgba
+from matplotlib.text import Text
 from fastai.vision.all import DataLoaders, nn
 from helpers.errors import err
+from memo.continual.stream_fit import StreamResult
 from memo.data.image_streams import split_digits, stream_features
 from memo.data.modes_moons import modes, moons
 from memo.data.streams import Stream, split_stream
 from memo.data.tensors import TensorDL, TensorSet
+from memo.layers.memory_linear import MemoryLinear
+from memo.plots.memory_linear import plot_units
+from memo.plots.stream_results import plot_stream_accuracy
 from memo.plots.streams import class_shares, plot_stream
 
 def saved(fig):
@@ -84,3 +90,31 @@ def test_images_and_their_features(tmp_path):
     by = [[i%2 for i in range(len(dl.dataset))] for dl in s.whole.loaders]
     shares,_ = class_shares(split_stream(s.whole, by='domain', domain=by))
     assert shares.shape==(10,2) and torch.allclose(shares.sum(1), torch.ones(10, dtype=torch.double))
+
+def light(c):
+    "How light a colour is, 0 to 1"
+    return float(np.dot(to_rgba(c)[:3], (.3,.59,.11)))
+
+@pytest.mark.parametrize('style', ['dark_background','ggplot',{'font.size':20},{}],
+                         ids=['dark','ggplot','large','plain'])
+def test_readable_in_any_style(style):
+    "Texts and lines differ from what they are drawn on, no grid lies on numbers, texts are small whatever the style"
+    s = modes('CDI', device='cpu')
+    r = StreamResult(s.names, dict(test=np.eye(8)), [dict(online=.5)]*8)
+    torch.manual_seed(0)
+    layer = MemoryLinear(2, 4, key_mem_units=10)
+    layer(s.whole.train.dataset.x[:50])
+    with plt.style.context(style):
+        ground = plt.rcParams['axes.facecolor']
+        figs = [plot_stream(s),plot_stream_accuracy(r),r.plot(),plot_units(layer, s.whole.train.dataset.x)]
+        for fig in figs: assert saved(fig)
+    for fig in figs:
+        texts = [t for t in fig.findobj(Text) if t.get_text()]
+        assert texts and all(t.get_size()<=8 for t in texts)
+        assert not any(g.get_visible() for ax in fig.axes for g in (*ax.get_xgridlines(), *ax.get_ygridlines()))
+    far = figs[0].axes[0].collections[0].get_facecolors()[0]
+    assert .05<abs(light(far)-light(ground))<.3, 'faint, whatever is behind'
+    mean = figs[1].axes[0].lines[-2]
+    assert mean.get_label()=='mean of those so far' and abs(light(mean.get_color())-light(ground))>.5
+    keys = figs[3].axes[0].texts
+    assert keys and all(light(t.get_color())<.1 for t in keys), 'dark on what is light in any style'
