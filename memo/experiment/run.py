@@ -224,13 +224,15 @@ def _run(cfg, folder, resume, log):
     wait_for_all()
     for t in trainings(cfg, folder):
         if t.done:
-            log(f'{t.cfg.name} seed {t.seed} | finished before')
+            if not rank_distrib(): log(f'{t.cfg.name} seed {t.seed} | finished before')
             continue
         if not rank_distrib():
             if t.folder!=folder: write_text(t.folder/'config.yaml', to_yaml(t.cfg))
             write_json(t.folder/'env.json', environment(cfg, t.seed))
         train(t, resume, log)
-    return '' if rank_distrib() else write_results(cfg, folder)
+    text = '' if rank_distrib() else write_results(cfg, folder)
+    wait_for_all()      # a table reads next what the first process has written
+    return text
 
 # %% ../../nbs/experiment/08_run.ipynb #eefa3dc9
 def is_filled(folder):

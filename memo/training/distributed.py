@@ -26,6 +26,15 @@ def broadcast(self, t, rank):
     torch.distributed.broadcast(t, rank)
     return t.cpu().tolist()
 
+def idxs_of_any(get_idxs):
+    "`DistributedDL.get_idxs` of fastai, which divides by the number of items, for a loader of none too"
+    def idxs(self):
+        if self.dl.n!=0: return get_idxs(self)
+        self.n = self.n_padded = 0
+        return []
+    idxs.of_any = True
+    return idxs
+
 _no_accelerate = "training in several processes needs accelerate: pip install 'fastmemo[ddp]'"
 
 def wait_for_all():
@@ -41,4 +50,5 @@ def processes(learn):
     try: from fastai.distributed import DistributedDL   # needs accelerate, and gives learners their `distrib_ctx`
     except (ImportError,NameError): raise MemoError(_no_accelerate) from None
     DistributedDL._broadcast = broadcast
+    if not hasattr(DistributedDL.get_idxs, 'of_any'): DistributedDL.get_idxs = idxs_of_any(DistributedDL.get_idxs)
     return learn.distrib_ctx(sync_bn=torch.cuda.is_available(), cpu=not torch.cuda.is_available())
