@@ -255,6 +255,7 @@ def load_config(
             for k,v in overrides.items(): draft.set(k, v, 'overrides')
         else:
             for a in overrides: assign(draft, a)
+        draft.tell_dropped()
         return finish(draft)
 
 def from_dict(d, where):

@@ -115,6 +115,7 @@ def load_table(
         if o.startswith('methods='): only = parse_yaml(o.partition('=')[2], lambda e: f"{o!r} has no valid value")
         elif o.startswith('bytes='): room = parse_yaml(o.partition('=')[2], lambda e: f"{o!r} has no valid value")
         else: assign(draft, o)
+    draft.tell_dropped()
     cfg = finish(draft)
     if only is not None:
         if not isinstance(only, list): raise MemoError(f"methods must be a list of names, found {shown(only)}")
