@@ -12,7 +12,7 @@ __all__ = ['usual', 'lists', 'default_head', 'default_of', 'Draft', 'section', '
 import typing,warnings
 from dataclasses import fields,is_dataclass
 from ..core import *
-from ..registry import Section,find,kinds,known,part
+from ..registry import Section,find,kinds,known,part,some_of
 from ..schema import accept,from_yaml,near,normal,required,shown,words
 from .sections import *
 
@@ -96,7 +96,9 @@ class Draft:
 
     def merge_part(self, kind, old, new, key, was=None):
         "A section over another, which is of the part `was` where it does not say"
-        if new is None: return None
+        if new is None:
+            if kind in usual and kind!='bank': self.no(f"{key} must be a name or a section, found null")
+            return None
         if isinstance(new, str): new = dict(name=new)
         if not isinstance(new, dict): self.no(f"{key} must be a name or a section, found {shown(new)}")
         old = dict(old or {})
@@ -222,7 +224,7 @@ def section(
 )->Section:
     "Build the `Section` at a key from the settings"
     name = raw.get('name', name)
-    if name is None: draft.fail(key, f"{key}.name is needed; there are {', '.join(known(kind))}")
+    if name is None: draft.fail(key, f"{key}.name is needed; there are {some_of(known(kind))}")
     try: p = part(kind, name)
     except MemoError as e: draft.fail(f'{key}.name', f"{key}{str(e).removeprefix(kind)}")
     if p.facts.get('read_only'): draft.fail(key, f"{key}: a {p.name} is only read, so no training can fill it")

@@ -7,8 +7,8 @@ Docs: https://github.com/fastmemo/memo/experiment/run.html.md"""
 # %% auto #0
 __all__ = ['history_line', 'found_lr', 'bank_savers', 'finish_memories', 'train', 'fit_all', 'state_bytes', 'write_scores',
            'read_metrics', 'from_version_0_1', 'write_results', 'claim_folder', 'check_experiment', 'check_learner',
-           'run_experiment', 'begin', 'resume_run', 'is_filled', 'shrunk', 'dry_run', 'load_run', 'evaluate_run',
-           'evaluate_model']
+           'run_experiment', 'begin', 'resume_run', 'is_filled', 'shrunk', 'dry_run', 'load_run', 'earlier_rows',
+           'evaluate_run', 'evaluate_model']
 
 # %% ../../nbs/experiment/08_run.ipynb #e8143355
 import shutil
