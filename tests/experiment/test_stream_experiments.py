@@ -82,10 +82,10 @@ def test_a_key_of_a_part_in_a_list():
 
 def test_what_another_data_set_has_otherwise_is_said():
     with pytest.warns(UserWarning, match="data.kind is 'CI', as moons has it, and no more 'CDI'.*data.kind=CDI keeps"):
-        assert cfg_of('data=moons').data.kind=='CI'
+        assert cfg_of('data=moons').data['kind']=='CI'
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        assert cfg_of('data=moons', 'data.kind=CDI').data.kind=='CDI' and cfg_of('model=mh').model.name=='mh'
+        assert cfg_of('data=moons', 'data.kind=CDI').data['kind']=='CDI' and cfg_of('model=mh').model.name=='mh'
         for f in files: load_config(streams/f)
 
 def test_a_network_for_images_is_not_given_points():
