@@ -6,11 +6,11 @@ Docs: https://github.com/fastmemo/memo/registry.html.md"""
 
 # %% auto #0
 __all__ = ['kinds', 'Kind', 'Part', 'public_names', 'register', 'describe_part', 'known', 'importing_from', 'check_module',
-           'import_path', 'part', 'find', 'resolve', 'call', 'spoken', 'takes', 'loaded', 'Section', 'make',
+           'import_path', 'some_of', 'part', 'find', 'resolve', 'call', 'spoken', 'takes', 'loaded', 'Section', 'make',
            'all_modules', 'index_lines', 'index_text', 'write_index']
 
 # %% ../nbs/02_registry.ipynb #3e9be894
-import contextlib,inspect,pkgutil,sys
+import contextlib,difflib,inspect,pkgutil,sys
 from functools import lru_cache
 from importlib import import_module
 from importlib.machinery import PathFinder
@@ -178,6 +178,13 @@ def _like(kind, name):
     hint = near(name, _names(kind))
     return hint if 'did you mean' in hint else ''
 
+def some_of(names, like=''):
+    "Names as text, of many those that fit on a line, the nearest first"
+    names = list(names)
+    if len(names)<=16: return ', '.join(names)
+    first = difflib.get_close_matches(str(like), names, 3, .5)
+    return f"{', '.join([*first, *(o for o in names if o not in first)][:12])}, ... ({len(names)} in all)"
+
 def part(
     kind:str, # One of `kinds`
     name:str, # A name of ours, or the dotted path of anybody's, which is imported
@@ -188,7 +195,7 @@ def part(
     names = _names(kind)
     if name in names: return names[name]
     if '.' not in name:
-        found = f"{name!r} is not one of {', '.join(known(kind))}{_like(kind, name)}"
+        found = f"{name!r} is not one of {some_of(known(kind), name)}{_like(kind, name)}"
         raise MemoError(f"{kind}: {found} (one of your own is named by its dotted path)")
     f = import_path(kind, name)
     if not callable(f) or not hasattr(f, '__qualname__'): raise MemoError(f"{kind}: {name} is no class or function")

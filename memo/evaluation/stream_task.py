@@ -12,6 +12,7 @@ __all__ = ['stream_columns', 'measures', 'stream_scores', 'chosen_on', 'read_res
 from fastai.vision.all import *
 from .baselines import *
 from ..continual.stream_fit import StreamResult
+from ..core import MemoError
 from ..metrics.continual import *
 from ..data.items import item_ids
 from ..registry import find,register
@@ -44,12 +45,21 @@ def chosen_on(
 # %% ../../nbs/evaluation/08_stream_task.ipynb #9c4b58ae
 def read_result(path):
     "The result of a stream that `StreamResult.to_csv` wrote, without its history"
+    if not Path(path).is_file(): raise MemoError(f"{path}: no such file")
+    try: return _parsed(path)
+    except Exception as e: raise MemoError(f"{path}: cannot be read ({' '.join(str(e).split())[:100]})") from None
+
+def _parsed(path):
     df = pd.read_csv(path, dtype={'name':str}, keep_default_na=False, na_values={'accuracy':[''], 'batch':['']})
     ends = df[df.batch.isna()]
-    def rows(k):
-        d = ends[ends['items']==k]
-        return d.pivot(index='after', columns='on', values='accuracy').to_numpy() if len(d) else None
     names = ends.drop_duplicates('on').sort_values('on').name.tolist()
+    def rows(k):
+        d = ends[ends['items']==k].pivot(index='after', columns='on', values='accuracy')
+        d = d if k=='test' or len(d) else None
+        cells = 0 if d is None else int((ends['items']==k).sum())
+        if d is not None and ([*d.index]!=[*range(len(d))] or [*d]!=[*range(len(names))] or not cells or cells!=d.size):
+            raise MemoError(f"accuracies of {k} items are missing")
+        return None if d is None else accuracy_matrix(d.to_numpy())
     got = {k:v for k in ('test','valid') if (v := rows(k)) is not None}
     steps = [(i,n,*g.sort_values('on').accuracy) for (i,n),g in df[df.batch.notna()].groupby(['after','batch'])]
     return StreamResult(names, {**got, 'steps':steps})

@@ -33,7 +33,7 @@ from ..models.vit import ImagesFit
 from ..training.param_groups import *
 from ..training.row_sgd import row_sgd
 from ..training.stages import *
-from ..registry import Section,call,find,make,part,resolve
+from ..registry import Section,call,find,known,make,part,resolve
 from ..evaluation.tasks import *
 
 # %% ../../nbs/experiment/04_build.ipynb #bee0b849
@@ -117,7 +117,11 @@ def _sizes(n_classes, c_in):
 
 def build_model(cfg, dls, short=None):
     "The network of an experiment"
-    x = dls.one_batch()[0]
+    x,p = dls.one_batch()[0],part('model', cfg.model.name)
+    if x.ndim<3 and p.module.startswith('memo.') and not p.facts.get('flat'):
+        fits = ', '.join(k for k,o in known('model').items() if o.facts.get('flat'))
+        raise MemoError(f"model {p.name} is for images, and {cfg.data.name} gives {x[0].numel()} numbers an item; "
+                        f"{fits} are accepted")
     model = load_or_random(cfg, lambda m: made('model', m, **_sizes(dls.c, x.shape[1]), n_in=x[0].numel()), short)
     patches = getattr(model, 'patch_embed', nn.Identity())
     for h in patches._forward_pre_hooks.values():

@@ -84,9 +84,10 @@ def check_model(cfg, fail):
         what = f"for models of a body and a head ({', '.join(_with('model', 'split'))}), and model is {m.name}"
         fail('train.freeze_cached', f"train.freeze_cached is {what}")
     if f.get('vit') and m.get('freeze', True): check_frozen(cfg, fail)
-    if f.get('flat') and m.get('arch') and not t.frozen:
-        fail('model.arch', f"model.arch is the network whose features {m.name} is given where train.frozen is true, and it "
-                           "is false")
+    for k,what in (('arch','the network'), ('pretrained','of the network')):
+        if not f.get('flat') or t.frozen or not m.get(k) or m[k]==part('model', m.name).keys[k].default: continue
+        fail(f'model.{k}', f"model.{k} is {what} whose features {m.name} is given where train.frozen is true, and it is "
+                           "false")
     if not t.frozen: return
     if 'backbone' not in f or not m.get('pretrained'):
         how = f" with pretrained {str(m.pretrained).lower()}" if 'pretrained' in m else ''
@@ -255,6 +256,7 @@ def load_config(
             for k,v in overrides.items(): draft.set(k, v, 'overrides')
         else:
             for a in overrides: assign(draft, a)
+        draft.tell_dropped()
         return finish(draft)
 
 def from_dict(d, where):

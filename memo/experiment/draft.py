@@ -9,10 +9,10 @@ __all__ = ['usual', 'lists', 'default_head', 'default_of', 'Draft', 'section', '
            'compared_kind', 'fill', 'memory', 'why_loose']
 
 # %% ../../nbs/experiment/02_draft.ipynb #012dc0ef
-import typing
+import typing,warnings
 from dataclasses import fields,is_dataclass
 from ..core import *
-from ..registry import Section,find,kinds,known,part
+from ..registry import Section,find,kinds,known,part,some_of
 from ..schema import accept,from_yaml,near,normal,required,shown,words
 from .sections import *
 
@@ -46,6 +46,7 @@ class Draft:
         self.raw = {}                       # section -> key -> what was said
         self.origin,self.said = {},{}       # key -> who said it; key -> how it was written, where that was shorter
         self.last,self.folders = 'experiment',[]
+        self.dropped = {}       # key -> what was said of another part there, and whose it is now
 
     def fail(self, key, msg): raise MemoError(f"{self.where(key)}: {msg}")
     def where(self, key):
@@ -95,25 +96,36 @@ class Draft:
 
     def merge_part(self, kind, old, new, key, was=None):
         "A section over another, which is of the part `was` where it does not say"
-        if new is None: return None
+        if new is None:
+            if kind in usual and kind!='bank': self.no(f"{key} must be a name or a section, found null")
+            return None
         if isinstance(new, str): new = dict(name=new)
         if not isinstance(new, dict): self.no(f"{key} must be a name or a section, found {shown(new)}")
         old = dict(old or {})
         name,was = new.get('name'),old.get('name', was or usual.get(kind))
-        if None not in (name, was) and name!=was: old = self.kept_keys(kind, old, was, name)
+        if None not in (name, was) and name!=was: old = self.kept_keys(kind, old, was, name, key)
         for k in new:
+            self.dropped.pop(f'{key}.{k}', None)
             self.origin[f'{key}.{k}'] = self.last
             self.said.pop(f'{key}.{k}', None)
         return {**old, **new}
 
-    def kept_keys(self, kind, old, was, name):
+    def kept_keys(self, kind, old, was, name, key):
         "What was said to the part `was` that the part `name` reads too, or neither"
         try: a,b = part(kind, was).keys,part(kind, name).keys
         except MemoError: return old
         # as a file states that has been written with all its keys
         def usual(k, v): return k in a and v==default_of(a[k])
-        return {k:v for k,v in old.items() if k!='name' and not usual(k, v)
-                and (_fits(v, b[k].type) if k in b else k not in a)}
+        def fits(k, v): return k in b and _fits(v, b[k].type)
+        self.dropped |= {f'{key}.{k}':(v,was,name,default_of(b[k])) for k,v in old.items()
+                         if usual(k, v) and fits(k, v) and v!=default_of(b[k])}
+        return {k:v for k,v in old.items() if k!='name' and not usual(k, v) and (fits(k, v) or k not in {**a, **b})}
+
+    def tell_dropped(self):
+        "Say what one part had and another, named in its place, has otherwise"
+        for key,(v,was,name,now) in self.dropped.items():
+            warnings.warn(f"{key} is {shown(now)}, as {name} has it, and no more {shown(v)}, as said for {was}; "
+                          f"{key}={v} keeps that")
 
     # memories
 
@@ -212,7 +224,7 @@ def section(
 )->Section:
     "Build the `Section` at a key from the settings"
     name = raw.get('name', name)
-    if name is None: draft.fail(key, f"{key}.name is needed; there are {', '.join(known(kind))}")
+    if name is None: draft.fail(key, f"{key}.name is needed; there are {some_of(known(kind))}")
     try: p = part(kind, name)
     except MemoError as e: draft.fail(f'{key}.name', f"{key}{str(e).removeprefix(kind)}")
     if p.facts.get('read_only'): draft.fail(key, f"{key}: a {p.name} is only read, so no training can fill it")

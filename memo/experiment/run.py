@@ -7,8 +7,8 @@ Docs: https://github.com/fastmemo/memo/experiment/run.html.md"""
 # %% auto #0
 __all__ = ['history_line', 'found_lr', 'bank_savers', 'finish_memories', 'train', 'fit_all', 'state_bytes', 'write_scores',
            'read_metrics', 'from_version_0_1', 'write_results', 'claim_folder', 'check_experiment', 'check_learner',
-           'run_experiment', 'begin', 'resume_run', 'is_filled', 'shrunk', 'dry_run', 'load_run', 'evaluate_run',
-           'evaluate_model']
+           'run_experiment', 'begin', 'resume_run', 'is_filled', 'shrunk', 'dry_run', 'load_run', 'earlier_rows',
+           'evaluate_run', 'evaluate_model']
 
 # %% ../../nbs/experiment/08_run.ipynb #e8143355
 import shutil
@@ -143,7 +143,10 @@ def write_scores(folder, seed, r, dls, pictures=True, **more):
 
 def read_metrics(t):
     "Read the `metrics.json` of a training"
-    m = read_json(t.folder/'metrics.json')
+    path = t.folder/'metrics.json'
+    m = read_json(path)
+    if not isinstance(m, dict) or not isinstance(m.get('rows', m.get('methods')), (list,dict)):
+        raise MemoError(f"{path} is damaged: it has no rows of scores; memo-train --overwrite trains again")
     return m if 'rows' in m else from_version_0_1(m, t)
 
 def from_version_0_1(m, t):
@@ -224,13 +227,15 @@ def _run(cfg, folder, resume, log):
     wait_for_all()
     for t in trainings(cfg, folder):
         if t.done:
-            log(f'{t.cfg.name} seed {t.seed} | finished before')
+            if not rank_distrib(): log(f'{t.cfg.name} seed {t.seed} | finished before')
             continue
         if not rank_distrib():
             if t.folder!=folder: write_text(t.folder/'config.yaml', to_yaml(t.cfg))
             write_json(t.folder/'env.json', environment(cfg, t.seed))
         train(t, resume, log)
-    return '' if rank_distrib() else write_results(cfg, folder)
+    text = '' if rank_distrib() else write_results(cfg, folder)
+    wait_for_all()      # a table reads next what the first process has written
+    return text
 
 # %% ../../nbs/experiment/08_run.ipynb #eefa3dc9
 def is_filled(folder):
@@ -274,6 +279,18 @@ def load_run(
     "Load the learner of a run folder"
     return rebuilt(trainings(run_config(folder), folder)[0].cfg, Path(folder)/'model.safetensors')[1]
 
+def earlier_rows(t, dls):
+    "What the training `t` measured along its stream; None where all came at once"
+    if not in_stream(t.cfg) or t.cfg.train.joint: return
+    path,n = t.folder/'matrix.csv',len(dls.stream)
+    r = read_result(path)
+    for o in (r.matrix, r.valid_matrix):
+        if o is None or o.shape!=(n,n):
+            found = 'no validation items' if o is None else f'{o.shape[0]} rows of {o.shape[1]} experiences'
+            raise MemoError(f"{path} has {found}, and the stream of its config.yaml has {n}: one of the two has been "
+                            "changed or cut since")
+    return r
+
 def _scored(m): return [(r['method'],r['memory'],r['scores'],r.get('intervals')) for r in m['rows']]
 
 def evaluate_run(
@@ -288,7 +305,7 @@ def evaluate_run(
     for t in trainings(run_config(folder), folder):
         was = read_metrics(t)
         c,learn = rebuilt(t.cfg, t.folder/'model.safetensors', root)
-        if (t.folder/'matrix.csv').is_file(): learn.dls.result = read_result(t.folder/'matrix.csv')
+        if root is None: learn.dls.result = earlier_rows(t, learn.dls)  # of other data there is the last alone
         with learn.no_bar(), learn.no_logging(): r = evaluate(learn, c, threshold, training=t.name)
         ms.append(metrics_of(t.seed, r))
         if root is None and threshold==.5 and _scored(ms[-1])!=_scored(was): off.append(str(t.folder))

@@ -115,6 +115,7 @@ def load_table(
         if o.startswith('methods='): only = parse_yaml(o.partition('=')[2], lambda e: f"{o!r} has no valid value")
         elif o.startswith('bytes='): room = parse_yaml(o.partition('=')[2], lambda e: f"{o!r} has no valid value")
         else: assign(draft, o)
+    draft.tell_dropped()
     cfg = finish(draft)
     if only is not None:
         if not isinstance(only, list): raise MemoError(f"methods must be a list of names, found {shown(only)}")
@@ -143,8 +144,9 @@ def trained(cfg, overwrite, log):
     if not overwrite and mark.is_file() and is_begun(cfg): return False
     try: finish_all([cfg], overwrite, log)
     except Diverged as e:
-        log(f'{cfg.name}: {e}')
-        if not rank_distrib(): write_json(mark, dict(why=str(e)))
+        if not rank_distrib():
+            log(f'{cfg.name}: {e}')
+            write_json(mark, dict(why=str(e)))
         return False
     return True
 
@@ -186,7 +188,7 @@ def run_table(
         notes.append(noted(e, i, vs, c, got.get(e.name)))
         if got and not rank_distrib(): write_table(table, got, pd.DataFrame(notes))
     if not got: raise MemoError(f"{table.cfg.name}: no method's loss stays finite on the whole stream")
-    return table_text(got, pd.DataFrame(notes))
+    return '' if rank_distrib() else table_text(got, pd.DataFrame(notes))
 
 def seconds_of(cfg):
     "Mean time of a training"

@@ -114,7 +114,7 @@ class DrawSurfaces(Method):
         ds = learn.stream.whole.train.dataset
         grid = grid_of(ds.x.float(), self.size).to(ds.x.dtype)
         probs, = in_one_pass(learn, plain_dl(learn.stream.whole.train).new(ds.from_items(grid), bs=1024))[:1]
-        self.state[f'after{learn.experience}'] = probs.argmax(1).to(torch.int16).view(self.size, self.size)
+        self.state[f'after{learn.experience}'] = probs.argmax(1).int().view(self.size, self.size)   # gloo sends no int16
     def surfaces(self):
         "Number of the experience -> classes on the grid [size,size], the lowest row first"
         return {int(k[5:]):v for k,v in self.state.tensors().items()}

@@ -225,6 +225,10 @@ class Progress:
             raise MemoError(f"the checkpoint in {self.folder} is of memo 0.1.0, whose memories "
                             "know their items by other ids: "
                             "finish that run with it (pip install fastmemo==0.1.0), or start again without resume")
+        there,here = len(ck['rngs']),max(1, num_distrib())
+        if there!=here:
+            raise MemoError(f"the checkpoint in {self.folder} is of {there} process{'es' if there>1 else ''}, found "
+                            f"{here}: start as many, or start again without resume")
         check_same_experiment(ck['experiment'], self.experiment, self.folder)
         for a,b in zip([s.plan() for s in self.stages], ck['plan']):
             for k in a:
@@ -246,11 +250,7 @@ class Progress:
         self.load_model(ck['model'])
         if ck['opt'] is not None: self.learn.opt.load_state_dict(_for_opt(ck['opt'], self.learn.opt))
 
-    def set_rng(self, ck):
-        i = rank_distrib()
-        if i>=len(ck['rngs']):
-            raise MemoError(f"the checkpoint in {self.folder} is of {len(ck['rngs'])} processes, found {num_distrib()}")
-        set_rng_state(ck['rngs'][i], self.dls)
+    def set_rng(self, ck): set_rng_state(ck['rngs'][rank_distrib()], self.dls)
 
 def _for_opt(sd, opt):
     if isinstance(opt, OptimWrapper): return sd     # torch's move their state to the parameters themselves

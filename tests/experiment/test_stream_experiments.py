@@ -1,7 +1,8 @@
 "Streams in experiments: YAML, what has no meaning there, runs, resuming, evaluation, a frozen backbone, mistakes"
-import json, signal, sys
+import csv, json, shutil, signal, sys
 from pathlib import Path
-import numpy as np, pandas as pd, pytest, torch
+import numpy as np, pandas as pd, pytest, torch, warnings
+from dataclasses import fields
 from conftest import root
 from helpers.errors import err
 from memo.continual.stream_fit import StreamResult
@@ -15,7 +16,9 @@ from memo.experiment.jobs import trainings, training_keys
 from memo.experiment.sections import to_dict, to_yaml
 from memo.models.backbones import load_backbone
 from memo.models.linear import hidden_model, linear_model
-from memo.registry import known
+from memo.core import MemoError
+from memo.experiment.sections import Experiment, Plots, Train
+from memo.registry import known, part
 from memo.training.losses import OneVsAllHinge
 
 pytestmark = pytest.mark.usefixtures('unrendered')
@@ -76,6 +79,36 @@ def test_a_key_of_a_part_in_a_list():
     e = err(load_config, streams/'points/replay.yaml', ['train.cbs.EWC.weight=3'])
     assert 'train.cbs.EWC.weight' in e and 'names Replay' in e
     assert 'train.cbs.Replay.sizes' in err(load_config, streams/'points/replay.yaml', ['train.cbs.Replay.sizes=3'])
+
+def test_what_another_data_set_has_otherwise_is_said():
+    with pytest.warns(UserWarning, match="data.kind is 'CI', as moons has it, and no more 'CDI'.*data.kind=CDI keeps"):
+        assert cfg_of('data=moons').data['kind']=='CI'
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert cfg_of('data=moons', 'data.kind=CDI').data['kind']=='CDI' and cfg_of('model=mh').model.name=='mh'
+        for f in files: load_config(streams/f)
+
+def test_a_network_for_images_is_not_given_points():
+    assert 'model small_cnn is for images, and modes gives 2 numbers an item; lp, mlp, mh' in err(
+        ex.check_experiment, cfg_of('model=small_cnn'))
+    assert 'model.pretrained is of the network' in err(cfg_of, 'model.pretrained=w.pth')
+
+_parts = dict(data=part('data', 'modes'), model=part('model', 'mlp'), **{'train.cbs.Replay':part('callback', 'Replay')})
+_keys = {**{f.name:f.type for f in fields(Experiment) if f.name not in ('memories','data','model')},
+         **{f'train.{f.name}':f.type for f in fields(Train)}, **{f'plots.{f.name}':f.type for f in fields(Plots)},
+         **{f'{k}.{o}':q.type for k,p in _parts.items() for o,q in p.keys.items()},
+         **dict.fromkeys(('data','model','data.name','model.name','nope','train.nope','data.nope'))}
+
+@pytest.mark.parametrize('key', _keys)
+def test_every_key_broken(key):
+    "A line for what it cannot be, before anything is trained"
+    told = 0
+    for v in ('-1','.nan','.inf','nope','""','[]','{a: 1}','[[]]','[.nan]','true','1e400','null','2026-01-01','[1,2'):
+        try: ex.check_experiment(load_config(streams/'points/replay.yaml', [*SMALL, f'{key}={v}']))
+        except MemoError as e:
+            told += 1
+            assert '\n' not in str(e) and len(str(e))<=300 and (key.split('.')[-1] in str(e) or key.split('.')[0] in str(e))
+    assert told>=5
 
 # parts
 
@@ -179,6 +212,51 @@ def test_evaluating_again(trained, tmp_path):
     assert text.splitlines()[1].split()[2:]==[f"{100*m['average_accuracy']:.1f}"]
     assert len(ex.load_run(d).replay.state)==20          # the buffer came along
 
+@pytest.mark.parametrize('file,change,words', [
+    ('matrix.csv', None, 'no such file'),
+    ('matrix.csv', lambda t: t[:len(t)//2], 'cannot be read'),
+    ('matrix.csv', lambda t: '', 'cannot be read'),
+    ('matrix.csv', lambda t: ''.join(t.splitlines(True)[:40]), 'accuracies of test items are missing'),
+    ('matrix.csv', lambda t: ''.join(t.splitlines(True)[:65]), 'has no validation items'),
+    ('matrix.csv', lambda t: ''.join(t.splitlines(True)[:-8]), '7 rows of 8 experiences'),
+    ('config.yaml', lambda t: t.replace('kind: CDI', 'kind: CI'), 'the stream of its config.yaml has 4'),
+    ('metrics.json', lambda t: '[1]', 'has no rows of scores'), ('metrics.json', lambda t: '{}', 'has no rows of scores')])
+def test_a_damaged_run_is_not_scored(trained, tmp_path, file, change, words):
+    "Earlier rows of a matrix that is not whole would make other figures of forgetting"
+    d = shutil.copytree(trained[0], tmp_path/'d')
+    text = (d/file).read_text()
+    if change is None: (d/file).unlink()
+    else: (d/file).write_text(change(text))
+    assert words in err(ex.evaluate_run, d)
+
+def test_on_other_data_only_the_last_row_is_known(few_fashion, fashion_root, tmp_path):
+    "What was measured earlier was measured on the items of the run's own data"
+    said = dict(name='f', seeds=[0], runs=str(tmp_path), model='lp', memory=None, compare=['joint'],
+                data=dict(name='split_fashion', root=str(few_fashion), images=100, size=28), plots=dict(save=False),
+                train=dict(opt='sgd', lr=.01))
+    table = ex.run_experiment(from_dict(said, 'x'), log=silent)
+    assert ex.evaluate_run(tmp_path/'f')==(table, [])
+    text,off = ex.evaluate_run(tmp_path/'f', root=fashion_root, out=tmp_path/'e')
+    s = json.loads((tmp_path/'e/metrics.json').read_text())['rows'][0]['scores']
+    assert not off and 0<s['average_accuracy']<=1 and s['forgetting'] is None and not (tmp_path/'e/matrix.csv').exists()
+    assert len(text.splitlines()[1].split())==2
+
+def _refuse(c): raise ValueError(c)
+
+@pytest.mark.parametrize('more', [['data.kind=IID'], ['data.kind=CI','data.ratios=[.5,.5]','data.stds=[[.1,.1]]',
+                                                      'data.centres=[[[0,0],[1,1]]]'], ['train.half=true']])
+def test_files_hold_no_nan(more, tmp_path):
+    "Of one experience, of two of a class each, of those without validation items: valid JSON, empty cells"
+    cfg = cfg_of('data.n=120', 'plots.save=false', 'compare=[joint]', f'runs={json.dumps(str(tmp_path))}', *more)
+    ex.run_experiment(cfg, log=silent)
+    ex.evaluate_run(tmp_path/cfg.name, out=tmp_path/'e')
+    for p in tmp_path.rglob('*.json'): json.loads(p.read_text(), parse_constant=_refuse)
+    got = [*tmp_path.rglob('*.csv')]
+    assert len(got)>=7
+    for p in got:
+        lines = p.read_text().splitlines()
+        assert 'nan' not in p.read_text().lower() and len({len(o) for o in csv.reader(lines)})==1, p
+
 die = '''
 import os,runpy,signal,sys
 from memo.training import stages
@@ -203,6 +281,7 @@ def test_killed_in_the_middle_of_a_stream(trained, python, tool, tmp_path):
     assert [*(folder/'checkpoints').glob('*.pt')] and not (folder/'metrics.json').exists()
     r = tool('memo-train', '--resume', folder, render=False)
     assert r.returncode==0, r.stderr
+    assert 'stream 5/16' not in r.stdout.split('seed 1')[0] and 'stream 6/16' in r.stdout     # it was not begun anew
     for f in ('results.csv','matrix.csv','metrics.json','predictions.csv','joint_seed_0/metrics.json'):
         assert (folder/f).read_text()==(whole/f).read_text(), f
 
