@@ -163,7 +163,7 @@ def test_another_order_in_place(root):
     ds = learn.dls.train.dataset
     own = {int(i):ToTensor()(ds[k][0]) for k,i in enumerate(item_ids(learn.dls.train))}
     was = item_ids(learn.dls.train).tolist()
-    for items in {id(tl.items):tl.items for tl in ds.tls}.values(): items.items.reverse()
+    for items in {id(tl.items):tl.items for tl in ds.tls}.values(): items.reverse()
     assert item_ids(learn.dls.train).tolist()==was[::-1]
     seen = Seen(cb)
     quietly(learn, learn.fit, 1, .01)
@@ -196,7 +196,7 @@ def test_experience_after_experience_by_hand_says_what_to_do(root):
     quietly(learn, learn.fit, 1, .01)
     learn.dls = s[1]
     e = err(quietly, learn, learn.fit, 1, .01)
-    assert 'fit_stream has those of all experiences' in e and '20 of 20' in e
+    assert 'fit_stream has those of all experiences' in e and ' stored items are not among' in e
     quietly(learn, learn.fit_stream, s[1:], 1)      # their loader has all items
     assert len(cb.state)==20
 
@@ -219,33 +219,34 @@ def test_items_of_the_same_content_and_with_another_label():
     label = {o.numpy().tobytes():int(c) for o,c in zip(x, y)}
     def right(): return all(label[o.numpy().tobytes()]==c for o,c in zip(seen.x[-1], seen.y[-1].tolist()))
     assert right()
+    n = len(seen.x)
     learn.dls.train.dataset.y[:] = label_new = (y+1)%10
-    assert not right()
     label = {o.numpy().tobytes():int(c) for o,c in zip(x, label_new)}
     quietly(learn, learn.fit, 1, .1)
-    assert right()
+    assert len(seen.x)>n and right()
 
 # rows that are nobody's
 
 class Blend(Callback):
-    "Makes rows of several, and says nothing of it"
+    "Makes rows and labels of several, and says nothing of it"
     def before_batch(self):
-        if self.training: self.learn.xb,self.learn.yb = (.5*(self.xb[0]+self.xb[0].flip(0)),),(self.yb[0].clone(),)
+        if self.training: self.learn.xb,self.learn.yb = (.5*(self.xb[0]+self.xb[0].flip(0)),),(self.yb[0].flip(0),)
 
 class Half(Callback):
     def before_batch(self):
         if self.training: self.learn.xb,self.learn.yb = (self.xb[0][::2],),(self.yb[0][::2],)
 
-@pytest.mark.parametrize('m', every)
+@pytest.mark.parametrize('m', ['er','derpp','gdumb'])
 def test_rows_made_of_several_are_not_stored_and_it_is_said_once(m):
     with pytest.warns(UserWarning) as w:
         cb = every[m](30, store='items')
         learn = learner([cb, Blend()])
+        learn.dls = tensor_loaders('features')
         quietly(learn, learn.fit, 2, .01)
     assert len(cb.state)==0
     assert len([o for o in w if 'not known which items they are' in str(o.message)])==1
 
-@pytest.mark.parametrize('m', every)
+@pytest.mark.parametrize('m', ['er','gdumb'])
 def test_of_a_thinned_batch_the_rows_that_are_left(m):
     cb = every[m](500, store='items')
     learn = learner([cb, Half()], n=400)
@@ -331,7 +332,7 @@ def test_files_that_have_gone(tmp_path):
 
 # state
 
-@pytest.mark.parametrize('m', every)
+@pytest.mark.parametrize('m', ['er','derpp','gdumb'])
 def test_saved_and_gone_on_with(m, root, tmp_path):
     def new(seed=0):
         set_seed(seed)
@@ -409,8 +410,12 @@ def test_a_memory_beside_it_does_not_let_items_find_themselves(root):
     cb = Replay(20, store='items')
     learn = png_learner(png_loaders(root, **plain), [cb, MemoryCallback(SlotBank(200), k=2)])
     quietly(learn, learn.fit, 2, .01)
-    bank = learn.memory.head.bank
-    assert len(bank)>20 and torch.isin(cb.state.item[:20], bank.rows()[3]).all()
+    stored,ids = learn.memory.head.bank.rows()[3],item_ids(learn.dls.train)
+    assert len(stored)>20 and torch.isin(stored, ids).all() and torch.isin(cb.state.item[:20], ids).all()
+    hidden = []
+    own,cb.aside = cb.aside,lambda r: (hidden.append(r.item), own(r))[1]
+    quietly(learn, learn.fit, 1, .01)
+    assert len(hidden)>5 and all((o>=0).all() for o in hidden)
 
 def test_items_have_the_names_that_a_memory_gives_them(root):
     learn = png_learner(png_loaders(root), [Replay(20, store='items'),
