@@ -196,7 +196,7 @@ parts = {
     'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy', 'random')], 'reservoir', 'Which ones stay'),
     'seed': Param(int|None, None, 'Of its own random numbers; None: 0, in an experiment its seed'),
-    'raw': Param(bool, False, 'Store them as they are before the batch transforms, and apply these at each replay'),
+    'store': Param(Annotated[str, OneOf('batch', 'raw', 'items')], 'batch', 'As the model got them, before the batch transforms, or which items of the data they are, read at each replay'),
   }, {'continual': True}),
   'DERpp': ('memo.continual.replay', 'DERpp', 'DER++ (Buzzega et al. 2020): earlier examples shall have the outputs that they had, and their labels', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
@@ -205,14 +205,14 @@ parts = {
     'batch_size': Param(Count|None, None, 'Of examples in a step; None: as many as the current batch has'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy', 'random')], 'reservoir', 'Which ones stay'),
     'seed': Param(int|None, None, 'Of its own random numbers; None: 0, in an experiment its seed'),
-    'raw': Param(bool, False, 'Store them as they are before the batch transforms'),
+    'store': Param(Annotated[str, OneOf('batch', 'raw', 'items')], 'batch', "What is stored of them: as the model got them, 'raw', 'items'"),
   }, {'continual': True}),
   'ACE': ('memo.continual.replay', 'ACE', 'ER-ACE (Caccia et al. 2022): replay, and the loss of the current batch is among its own classes only', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy', 'random')], 'reservoir', 'Which ones stay'),
     'seed': Param(int|None, None, 'Of its own random numbers; None: 0, in an experiment its seed'),
-    'raw': Param(bool, False, 'Store them as they are before the batch transforms, and apply these at each replay'),
+    'store': Param(Annotated[str, OneOf('batch', 'raw', 'items')], 'batch', 'As the model got them, before the batch transforms, or which items of the data they are, read at each replay'),
   }, {'continual': True}),
   'MIR': ('memo.continual.replay', 'MIR', 'Replay of the examples whose loss a step on the current batch would increase most (MIR, Aljundi et al. 2019)', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
@@ -220,14 +220,14 @@ parts = {
     'candidates': Param(Count|None, None, 'To choose them from; None: ten times as many, of a small store a quarter: of all it would always be the same'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy', 'random')], 'reservoir', 'Which ones stay'),
     'seed': Param(int|None, None, 'Of its own random numbers; None: 0, in an experiment its seed'),
-    'raw': Param(bool, False, 'Store them as they are before the batch transforms'),
+    'store': Param(Annotated[str, OneOf('batch', 'raw', 'items')], 'batch', "What is stored of them: as the model got them, 'raw', 'items'"),
   }, {'continual': True}),
   'AGEM': ('memo.continual.replay', 'AGEM', 'A-GEM (Chaudhry et al. 2019): no step may point against the gradient of some earlier examples', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
     'batch_size': Param(Count|None, None, 'Of them in a step; None: as many as the current batch has'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy', 'random')], 'reservoir', 'Which ones stay'),
     'seed': Param(int|None, None, 'Of its own random numbers; None: 0, in an experiment its seed'),
-    'raw': Param(bool, False, 'Store them as they are before the batch transforms, and apply these at each replay'),
+    'store': Param(Annotated[str, OneOf('batch', 'raw', 'items')], 'batch', 'As the model got them, before the batch transforms, or which items of the data they are, read at each replay'),
   }, {'continual': True}),
   'GDumb': ('memo.continual.replay', 'GDumb', 'GDumb (Prabhu et al. 2020): store a balanced sample; after an experience train on it alone, from the first weights', {
     'size': Param(Count|str, 200, "How many examples, or how many bytes: '2MB'"),
@@ -236,7 +236,7 @@ parts = {
     'batch_size': Param(Count|None, None, 'None: that of the training loader'),
     'policy': Param(Annotated[str, OneOf('reservoir', 'ring', 'balanced', 'greedy', 'random')], 'greedy', 'Which ones stay'),
     'seed': Param(int|None, None, 'Of its own random numbers; None: 0, in an experiment its seed'),
-    'raw': Param(bool, False, 'Store them as they are before the batch transforms'),
+    'store': Param(Annotated[str, OneOf('batch', 'raw', 'items')], 'batch', "What is stored of them: as the model got them, 'raw', 'items'"),
   }, {'continual': True}),
   'DrawSurfaces': ('memo.plots.stream_results', 'DrawSurfaces', 'Keeps the answers to a grid of points after each experience of a stream in the plane', {
     'size': Param(Count, 64, 'Points of the grid along each axis'),

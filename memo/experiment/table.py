@@ -81,6 +81,9 @@ def storing(cfg):
 def with_room(cfg, settings, room, here):
     "The experiment in which what stores has the table's room"
     for s in storing(cfg):
+        if s.get('store')=='items' or any(o.get(f'train.cbs.{s.name}.store')=='items' for o in settings):
+            raise MemoError(f"{here}: {s.name} has store: items, whose images stay where they are, so bytes: {room} is no "
+                            "room for them; store: raw is accepted")
         k = f'train.cbs.{s.name}.size'
         if 'size' in s.given or any(k in o for o in settings):
             raise MemoError(f"{here} says a size of its own for {s.name}, where every method has bytes: {room}; take one "

@@ -346,7 +346,7 @@ def test_raw_inputs_are_augmented_anew(m):
     flip = Flip()
     train = TensorDL(dataset=TensorSet(x8, Y[order], vocab=range(10), split_idx=0), bs=BS, tfms=[flip])
     valid = TensorDL(dataset=TensorSet(x8[:50], Y[order][:50], vocab=range(10), split_idx=1), bs=50, tfms=[flip])
-    cb = dict(every, gdumb=lambda n, raw: GDumb(n, 2, batch_size=10, raw=raw))[m]('10kB', raw=True)
+    cb = dict(every, gdumb=lambda n, store: GDumb(n, 2, batch_size=10, store=store))[m]('10kB', store='raw')
     learn = learner(cb, model=nn.Sequential(nn.Flatten(), net()))
     learn.dls = DataLoaders(train, valid, device='cpu')
     fs = [*train.after_batch.fs]
@@ -368,11 +368,11 @@ def test_raw_inputs_are_augmented_anew(m):
     assert {o[:2] for o in flip.seen}=={('TensorImageBW',torch.float32)}
 
 def test_raw_is_the_same_where_nothing_is_transformed():
-    def run(raw):
-        learn = learner(Replay(50, raw=raw))
+    def run(store):
+        learn = learner(Replay(50, store=store))
         quietly(learn, learn.fit, 1, .1)
         return snap(learn.model)
-    assert same(run(True), run(False))
+    assert same(run('raw'), run('batch'))
 
 # state
 
@@ -570,11 +570,11 @@ def test_gdumb_says_that_the_network_is_another_than_at_the_start():
         with pytest.raises(MemoError, match=line): quietly(learn, learn.fit, 1, .1)
 
 def test_an_export_has_no_last_batch_and_nothing_that_waits(tmp_path):
-    cb = Replay(30, raw=True)
+    cb = Replay(30, store='raw')
     learn = learner([cb, GradientAccumulation(1000)], path=tmp_path)
     learn.dls.train.after_batch.add(Flip())
     quietly(learn, learn.fit, 1, .1)
-    assert not cb.kept and not len(cb.raw.batch[0]) and cb.raw.batch[0].untyped_storage().nbytes()==0
+    assert not cb.kept and not len(cb.way.last[0]) and cb.way.last[0].untyped_storage().nbytes()==0
 
 def test_own_classes_only_with_smoothed_labels_too():
     "What is left out has no part in the smoothing either"
