@@ -7,11 +7,11 @@ Docs: https://github.com/fastmemo/memo/experiment/run.html.md"""
 # %% auto #0
 __all__ = ['history_line', 'found_lr', 'bank_savers', 'finish_memories', 'train', 'fit_all', 'state_bytes', 'write_scores',
            'read_metrics', 'from_version_0_1', 'write_results', 'claim_folder', 'check_experiment', 'check_learner',
-           'run_experiment', 'begin', 'resume_run', 'is_filled', 'shrunk', 'dry_run', 'load_run', 'evaluate_run',
-           'evaluate_model']
+           'run_experiment', 'begin', 'resume_run', 'is_filled', 'shrunk', 'dry_run', 'load_run', 'are_close',
+           'evaluate_run', 'evaluate_model']
 
 # %% ../../nbs/experiment/08_run.ipynb #e8143355
-import shutil
+import math,shutil
 from dataclasses import replace
 from fastai.vision.all import *
 from ..evaluation.baselines import *
@@ -161,12 +161,17 @@ def from_version_0_1(m, t):
                        titles=titles, remedies=remedies_of(t.cfg, t.name), rows=rows))
 
 def write_results(cfg, folder):
-    "Write `results.csv` and `results.md` from the `metrics.json` of every training; returns the table as text"
-    table,diff = results([read_metrics(t) for t in trainings(cfg, folder)])
-    write_csv(folder/'results.csv', all_rows(table, diff))
-    head = f'# {cfg.name}\n\nPer cent, means over seeds {", ".join(map(str, cfg.seeds))}.\n\n'
-    write_text(folder/'results.md', head + format_results(table, diff, md_table) + '\n')
-    return format_results(table, diff)
+    """Write `results.csv`, `differences.csv` and `results.md` from the `metrics.json` of every training; returns the
+    table as text"""
+    ts = trainings(cfg, folder)
+    table,diff = results([read_metrics(t) for t in ts])
+    write_csv(folder/'results.csv', table)
+    if len(diff): write_csv(folder/'differences.csv', diff)
+    note = other_versions([t.folder for t in ts])
+    spread = ' ± their standard deviation' if len(cfg.seeds)>1 else ''
+    head = f'# {cfg.name}\n\nPer cent, means over seeds {", ".join(map(str, cfg.seeds))}{spread}.\n\n'
+    write_text(folder/'results.md', f'{head}{format_results(table, diff, md_table)}{note}\n')
+    return format_results(table, diff)+note
 
 # %% ../../nbs/experiment/08_run.ipynb #a621f60b
 def claim_folder(cfg, folder, overwrite):
@@ -276,6 +281,13 @@ def load_run(
 
 def _scored(m): return [(r['method'],r['memory'],r['scores'],r.get('intervals')) for r in m['rows']]
 
+def are_close(a, b):
+    "Are two trees of numbers the same but for rounding, which another processor does otherwise?"
+    if isinstance(a, dict) and isinstance(b, dict): return a.keys()==b.keys() and all(are_close(a[k], b[k]) for k in a)
+    if isinstance(a, (list,tuple)) and isinstance(b, (list,tuple)): return len(a)==len(b) and all(map(are_close, a, b))
+    numbers = all(isinstance(o, (int,float)) and not isinstance(o, bool) for o in (a,b))
+    return math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-5) if numbers else a==b
+
 def evaluate_run(
     folder, # A run folder, or one of its sub-folders
     root=None, # Another folder of the data
@@ -291,7 +303,7 @@ def evaluate_run(
         if (t.folder/'matrix.csv').is_file(): learn.dls.result = read_result(t.folder/'matrix.csv')
         with learn.no_bar(), learn.no_logging(): r = evaluate(learn, c, threshold, training=t.name)
         ms.append(metrics_of(t.seed, r))
-        if root is None and threshold==.5 and _scored(ms[-1])!=_scored(was): off.append(str(t.folder))
+        if root is None and threshold==.5 and not are_close(_scored(ms[-1]), _scored(was)): off.append(str(t.folder))
         if out is not None: write_scores(Path(out)/t.folder.relative_to(folder), t.seed, r, learn.dls)
         txt += class_text(r) if t.folder==folder else ''
     return txt+format_results(*results(ms)),off
