@@ -93,7 +93,8 @@ def difference_rows(pairs, by, attrs):
         row = dict(method=a, baseline=b, seeds=len(ss), seed_numbers=' '.join(map(str, ss)))
         for c,p in ps.items():
             row |= {f'{c}_{o}':p[o] for o in ('mean','low','high')}
-            row |= {f'{c}_seeds':sum(d==d for d in p['per_seed']), f'{c}_per_seed':each_seed(p['per_seed'], '+', digits)}
+            ds = p['per_seed']
+            row |= {f'{c}_seeds':sum(d==d for d in ds), f'{c}_per_seed':each_seed(ds, '+', digits)}
         rows.append(row)
     return as_table(rows, attrs)
 

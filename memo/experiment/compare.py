@@ -50,14 +50,14 @@ def compared_with(lines, k):
     remedies = [n for n,b in plain.items() if is_remedy(b.row, b.cfg) and but_remedy(a.cfg, b.cfg)]
     return list(dict.fromkeys([*(own or same)[:1], *remedies, *others]))
 
-_same_data = re.compile(r'data\.(?!(root|preload|workers|val_bs|bs)$)')     # where it lies and how it is read are no matter
+_same_data = re.compile(r'data\.(?!(root|preload|workers|val_bs|bs)$)')     # where it lies is no matter
 
 def other_data(lines):
     "What says that rows of one table are not over the same data"
     keys = [{k:v for k,v in training_keys(o.cfg).items() if _same_data.match(k)} for o in lines.values()]
     off = [k for k in dict.fromkeys(k for o in keys for k in o) if len({str(o.get(k)) for o in keys})>1]
     some = ', '.join(off[:4])+(', ...' if len(off)>4 else '')
-    what = f"The rows are not all over the same data (they differ in {some}), so their levels say nothing of each other."
+    what = f"The rows are not all over the same data (they differ in {some}): their levels say nothing of each other."
     return f'\n\n{what}' if off else ''
 
 def compare_runs(

@@ -65,7 +65,8 @@ def plot_comparison(
     fig = plot_results(df.assign(method=df.method.map(lambda o: textwrap.fill(str(o), 40))))
     if not len(df): return fig
     a,b = table.seeds.min(),table.seeds.max()
-    fig.suptitle('one seed' if b==1 else f"mean and standard deviation over {b if a==b else f'{a}-{b}'} seeds", fontsize=8)
+    seeds = b if a==b else f'{a}-{b}'
+    fig.suptitle('one seed' if b==1 else f"mean and standard deviation over {seeds} seeds", fontsize=8)
     return fig
 
 # %% ../../nbs/plots/03_results.ipynb #cecb6821

@@ -94,7 +94,8 @@ def test_other_networks_are_paired_with_the_own_one(memory):
     rivals = ['nearest class mean', *others, *(f'nearest class mean, {n}' for n in others)]
     ours = {(o,r) for o in own_rows for r in rivals}
     within = {(f'{n} + memory',n) for n in ('plain network', *others)} | {(own_rows[-1],'logit adjustment')}
-    assert {*zip(d.method, d.baseline)}==ours | (within if memory else set()) and len(d)==len({*zip(d.method, d.baseline)})
+    got = [*zip(d.method, d.baseline)]
+    assert {*got}==ours | (within if memory else set()) and len(got)==len({*got})
     got = d[(d.method=='plain network') & (d.baseline=='linear_probe')].iloc[0]
     assert got.seeds==2 and got.f1_mean==pytest.approx(.15)
 
