@@ -20,6 +20,7 @@ from ..plots.results import *
 from .run import *
 from ..evaluation.tables import *
 from .run_folder import *
+from .run_owner import check_place
 from .jobs import *
 
 # %% ../../nbs/experiment/09_compare.ipynb #f11fc10c
@@ -113,6 +114,7 @@ def is_begun(cfg):
     def what(c): return replace(c, seeds=cfg.seeds, path=[])      # where parts of one's own were found is no matter
     if what(was)!=what(cfg) or was.seeds!=cfg.seeds[:len(was.seeds)]:
         raise MemoError(f"{d} is of another experiment of that name: --overwrite replaces it, name= or runs= keep both")
+    check_place(cfg, d)
     if was.seeds!=cfg.seeds: write_text(d/'config.yaml', to_yaml(cfg))
     return True
 
