@@ -9,7 +9,7 @@ import re,sys
 from pathlib import Path
 import pandas as pd
 from memo.core import settings
-from memo.evaluation.tables import md_table,with_interval
+from memo.evaluation.tables import md_table,with_interval,with_spread
 
 runs = Path(sys.argv[1]) if len(sys.argv)>1 else settings().runs
 here = Path(__file__).parents[1]/'experiments'
@@ -22,23 +22,21 @@ def put(page, name, table):
     assert n==1, f'{f} has {n} places for {name}'
     f.write_text(text)
 
-def cell(r, k, sign=''): return with_interval(r[f'{k}_mean' if sign else k], r[f'{k}_low'], r[f'{k}_high'], sign)
+def cell(r, k): return with_interval(r[f'{k}_mean'], r[f'{k}_low'], r[f'{k}_high'], '+')
 
 def tail_tables(f):
     "Means, and how far each use of a memory is ahead of its own network and of the two remedies"
-    df = pd.read_csv(f)
-    diff = df.rival.fillna('')!=''
+    df,diff = pd.read_csv(f),pd.read_csv(f.with_name('differences.csv'))
     cols = 'accuracy many medium few'.split()
-    means = [[r.method, *[cell(r, k) for k in cols], with_interval(r.ece, r.ece_low, r.ece_high)]
-             for _,r in df[~diff].iterrows()]
+    means = [[r.method, *[with_spread(r[k], r[f'{k}_std']) for k in (*cols,'ece')]] for _,r in df.iterrows()]
     rivals = {'its own network':None, 'logit adjustment':'plain: logit adjustment',
               'balanced sampling':'balanced: balanced sampling'}
     rows = []
-    for m,g in df[diff].groupby('method', sort=False):
+    for m,g in diff.groupby('method', sort=False):
         row = [m]
         for v in rivals.values():
-            r = g[g.rival==(m.split(' + memory')[0] if v is None else v)]
-            row += [cell(r.iloc[0], c, '+') if len(r) else '' for c in ('accuracy','few')]
+            r = g[g.baseline==(m.split(' + memory')[0] if v is None else v)]
+            row += [cell(r.iloc[0], c) if len(r) else '' for c in ('accuracy','few')]
         rows.append(row)
     titles = ['', *[f'{c}: minus {k}' for k in rivals for c in ('accuracy','few')]]
     return (f"{md_table(means, ['', *cols, 'calibration err.'])}\n\nDifferences, paired by "

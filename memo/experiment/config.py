@@ -6,12 +6,13 @@ Docs: https://github.com/fastmemo/memo/experiment/config.html.md"""
 
 # %% auto #0
 __all__ = ['for_epochs', 'task', 'check_train', 'check_task', 'check_frozen', 'check_model', 'check_stream', 'check_head',
-           'check_compared', 'check', 'finish', 'parse_yaml', 'read_file', 'read_layers', 'base_file', 'is_table',
-           'own_path', 'assign', 'load_config', 'from_dict', 'override', 'foreign_parts', 'reads_root', 'run_folder',
-           'Phase2', 'Train', 'Memory', 'Experiment', 'all_sections', 'facts', 'to_dict', 'flat', 'to_yaml']
+           'check_compared', 'check', 'whole_path', 'finish', 'parse_yaml', 'read_file', 'read_layers', 'base_file',
+           'is_table', 'own_path', 'assign', 'load_config', 'from_dict', 'override', 'foreign_parts', 'reads_root',
+           'run_folder', 'Phase2', 'Train', 'Memory', 'Experiment', 'all_sections', 'facts', 'to_dict', 'flat',
+           'to_yaml']
 
 # %% ../../nbs/experiment/03_config.ipynb #b6965434
-import hashlib,sys,yaml
+import hashlib,os,sys,yaml
 from pathlib import Path
 from ..evaluation.baselines import check_baseline,in_stream,task_kind
 from ..core import *
@@ -35,7 +36,9 @@ def check_train(cfg, fail):
     t,p = cfg.train,cfg.train.phase2
     if not cfg.seeds: fail('seeds', "seeds must name at least one seed, found none")
     if len(set(cfg.seeds))<len(cfg.seeds): fail('seeds', f"seeds names one twice, found {cfg.seeds}")
-    if not cfg.name or any(o in cfg.name for o in ('..','\\')) or cfg.name.startswith('/'):
+    # '.' would be the folder of all runs, and p/ and ./p another name for p
+    bad = {'','.','..'} & {*cfg.name.split('/')} or any(o in cfg.name for o in ('..','\\','\0')) or cfg.name[0]=='~'
+    if bad:
         fail('name', f"name must be the name of a folder, found {cfg.name!r}")
     if not t.epochs and not t.freeze_epochs: fail('train.epochs', "train.epochs must be at least 1, found 0")
     def no(key, msg): fail(f'train.{key}', msg)
@@ -171,6 +174,12 @@ def check(
             except MemoError as e: fail('compare', e)
 
 # %% ../../nbs/experiment/03_config.ipynb #47d1da5b
+def whole_path(v, needed):
+    "A path as any folder would find it; what need not be a path is one if it is there"
+    if not isinstance(v, str): return v
+    p = Path(v).expanduser()
+    return os.path.abspath(p) if needed or p.exists() else v
+
 def finish(draft):
     "Build and check the `Experiment` from the merged layers"
     cfg = fill(draft, Experiment, draft.raw)
@@ -188,6 +197,9 @@ def finish(draft):
     for s in (*(m.head for m in cfg.memories.values()), *(o for o in cfg.compare if o.kind=='head')):
         for k in _unread(cfg, s):
             if k not in s.given: del s.args[k]      # no default is written down that would not be read back
+    # a run that is resumed or evaluated from another folder finds its files
+    for s,k,needed in ((cfg.data,'root',True), (cfg.model,'pretrained',False)):
+        if s.get(k) is not None: s.args[k] = whole_path(s.args[k], needed)
     cfg.path = [str(o) for o in draft.folders] if any('.' in s.name for _,s in all_sections(cfg)) else []
     check(cfg, draft)
     return cfg

@@ -7,11 +7,12 @@ Docs: https://github.com/fastmemo/memo/experiment/run.html.md"""
 # %% auto #0
 __all__ = ['history_line', 'found_lr', 'bank_savers', 'finish_memories', 'train', 'fit_all', 'state_bytes', 'write_scores',
            'read_metrics', 'from_version_0_1', 'write_results', 'claim_folder', 'check_experiment', 'check_learner',
-           'run_experiment', 'begin', 'resume_run', 'is_filled', 'shrunk', 'dry_run', 'load_run', 'earlier_rows',
-           'evaluate_run', 'evaluate_model']
+           'run_experiment', 'begin', 'the_only_one', 'resume_run', 'check_finished', 'is_filled', 'shrunk', 'dry_run',
+           'load_run', 'earlier_rows', 'are_close', 'evaluate_run', 'evaluate_model']
 
 # %% ../../nbs/experiment/08_run.ipynb #e8143355
-import shutil
+import math
+from contextlib import nullcontext
 from dataclasses import replace
 from fastai.vision.all import *
 from ..evaluation.baselines import *
@@ -30,6 +31,7 @@ from ..training.stages import *
 from ..registry import part,takes
 from ..evaluation.tables import *
 from .run_folder import *
+from .run_owner import *
 from ..evaluation.tasks import *
 from .jobs import *
 
@@ -139,6 +141,7 @@ def write_scores(folder, seed, r, dls, pictures=True, **more):
     if r.tables: write_csv(folder/'classes.csv', pd.concat([t.assign(method=k) for k,t in r.tables.items()]))
     if pictures: draw_scores(r, dls, folder)
     if getattr(dls, 'result', None) is not None: dls.result.to_csv(folder/'matrix.csv')
+    write_digests(folder)
     write_json(folder/'metrics.json', {**metrics_of(seed, r), **finite({k:v for k,v in more.items() if v is not None})})
 
 def read_metrics(t):
@@ -164,12 +167,17 @@ def from_version_0_1(m, t):
                        titles=titles, remedies=remedies_of(t.cfg, t.name), rows=rows))
 
 def write_results(cfg, folder):
-    "Write `results.csv` and `results.md` from the `metrics.json` of every training; returns the table as text"
-    table,diff = results([read_metrics(t) for t in trainings(cfg, folder)])
-    write_csv(folder/'results.csv', all_rows(table, diff))
-    head = f'# {cfg.name}\n\nPer cent, means over seeds {", ".join(map(str, cfg.seeds))}.\n\n'
-    write_text(folder/'results.md', head + format_results(table, diff, md_table) + '\n')
-    return format_results(table, diff)
+    """Write `results.csv`, `differences.csv` and `results.md` from the `metrics.json` of every training; returns the
+    table as text"""
+    ts = trainings(cfg, folder)
+    table,diff = results([read_metrics(t) for t in ts])
+    write_csv(folder/'results.csv', table)
+    if len(diff): write_csv(folder/'differences.csv', diff)
+    note = other_versions([t.folder for t in ts])
+    spread = ' ± their standard deviation' if len(cfg.seeds)>1 else ''
+    head = f'# {cfg.name}\n\nPer cent, means over seeds {", ".join(map(str, cfg.seeds))}{spread}.\n\n'
+    write_text(folder/'results.md', f'{head}{format_results(table, diff, md_table)}{note}\n')
+    return format_results(table, diff)+note
 
 # %% ../../nbs/experiment/08_run.ipynb #a621f60b
 def claim_folder(cfg, folder, overwrite):
@@ -180,7 +188,8 @@ def claim_folder(cfg, folder, overwrite):
         if not overwrite and not (folder/'results.md').is_file():
             raise MemoError(f"{said} not finished: --resume {folder} goes on with it, --overwrite replaces it")
         if not overwrite: raise MemoError(f"{said} finished: --overwrite replaces it, name= or runs= keep both")
-        shutil.rmtree(folder)
+        remove_run(folder)
+    check_place(cfg, folder)
     write_text(folder/'config.yaml', to_yaml(cfg))
 
 def check_experiment(cfg):
@@ -211,8 +220,13 @@ def run_experiment(
 def begin(cfg, overwrite=False, log=print):
     "Run an experiment that has been checked"
     folder = run_folder(cfg)
-    if not rank_distrib(): claim_folder(cfg, folder, overwrite)
-    return _run(cfg, folder, False, log)
+    with the_only_one(folder, log):
+        if not rank_distrib(): claim_folder(cfg, folder, overwrite)
+        return _run(cfg, folder, False, log)
+
+def the_only_one(folder, log):
+    "A context in which a run folder is this process's, or that of the first of several"
+    return owned(folder, log) if not rank_distrib() else nullcontext()
 
 def resume_run(
     folder, # Run folder
@@ -220,27 +234,51 @@ def resume_run(
 )->str: # The table
     "Resume an interrupted run"
     folder = Path(folder)
-    return _run(run_config(folder), folder, True, log)
+    cfg = run_config(folder)
+    with the_only_one(folder, log):
+        if not rank_distrib():
+            check_place(cfg, folder)
+            sweep(folder)
+        return _run(cfg, folder, True, log)
 
 def _run(cfg, folder, resume, log):
     # the first process has made the folder by then: what another wrote or read there before would be of no run
     wait_for_all()
-    for t in trainings(cfg, folder):
-        if t.done:
-            if not rank_distrib(): log(f'{t.cfg.name} seed {t.seed} | finished before')
+    lost = [(t,check_finished(t) if t.done else None) for t in trainings(cfg, folder)]
+    wait_for_all()      # before anything is written that another process looks at
+    for t,gone in lost:
+        said = f'{t.cfg.name} seed {t.seed}'
+        if gone==[]:
+            if not rank_distrib(): log(f'{said} | finished before')
             continue
+        if gone and not rank_distrib():
+            log(f"{said} | {', '.join(gone)} not as written: made again from the last checkpoint")
         if not rank_distrib():
             if t.folder!=folder: write_text(t.folder/'config.yaml', to_yaml(t.cfg))
             write_json(t.folder/'env.json', environment(cfg, t.seed))
-        train(t, resume, log)
+        train(t, resume or bool(gone), log)
     text = '' if rank_distrib() else write_results(cfg, folder)
     wait_for_all()      # a table reads next what the first process has written
     return text
 
+def check_finished(t):
+    """Outputs of a finished training that have to be made again; raises a `MemoError` where they cannot be, or where it
+    was of another experiment"""
+    gone = changed_outputs(t.folder)
+    if 'model.safetensors' not in gone:
+        off = sorted(differing(model_config(t.folder/'model.safetensors'), t.cfg))
+        if off:
+            raise MemoError(f"{t.folder} was trained with another {off[0]} than its config.yaml says now: give that as "
+                            "it was, or --overwrite trains it again")
+    if gone and not checkpoint_positions(t.folder/'checkpoints'):
+        raise MemoError(f"{t.folder}: {', '.join(gone)} not as written, and there is no checkpoint to make them from; "
+                        "--overwrite trains it again")
+    return gone
+
 # %% ../../nbs/experiment/08_run.ipynb #eefa3dc9
 def is_filled(folder):
     "Is there anything in a folder but what a killed process left half-written?"
-    return folder.exists() and any(o.suffix!='.part' for o in folder.iterdir())
+    return folder.exists() and any(o.suffix!='.part' and o.name not in lock_files for o in folder.iterdir())
 
 # %% ../../nbs/experiment/08_run.ipynb #8c4dc78d
 class _Short(Callback):
@@ -293,6 +331,13 @@ def earlier_rows(t, dls):
 
 def _scored(m): return [(r['method'],r['memory'],r['scores'],r.get('intervals')) for r in m['rows']]
 
+def are_close(a, b):
+    "Are two trees of numbers the same but for rounding, which another processor does otherwise?"
+    if isinstance(a, dict) and isinstance(b, dict): return a.keys()==b.keys() and all(are_close(a[k], b[k]) for k in a)
+    if isinstance(a, (list,tuple)) and isinstance(b, (list,tuple)): return len(a)==len(b) and all(map(are_close, a, b))
+    numbers = all(isinstance(o, (int,float)) and not isinstance(o, bool) for o in (a,b))
+    return math.isclose(a, b, rel_tol=1e-5, abs_tol=1e-5) if numbers else a==b
+
 def evaluate_run(
     folder, # A run folder, or one of its sub-folders
     root=None, # Another folder of the data
@@ -308,7 +353,7 @@ def evaluate_run(
         if root is None: learn.dls.result = earlier_rows(t, learn.dls)  # of other data there is the last alone
         with learn.no_bar(), learn.no_logging(): r = evaluate(learn, c, threshold, training=t.name)
         ms.append(metrics_of(t.seed, r))
-        if root is None and threshold==.5 and _scored(ms[-1])!=_scored(was): off.append(str(t.folder))
+        if root is None and threshold==.5 and not are_close(_scored(ms[-1]), _scored(was)): off.append(str(t.folder))
         if out is not None: write_scores(Path(out)/t.folder.relative_to(folder), t.seed, r, learn.dls)
         txt += class_text(r) if t.folder==folder else ''
     return txt+format_results(*results(ms)),off

@@ -202,7 +202,7 @@ def mean_of(ms, k): return sum(m.get(k) or 0 for m in ms)/len(ms)
 
 # %% ../../nbs/experiment/11_table.ipynb #03ccb9d8
 def table_rows(got):
-    "Means over seeds with their intervals, a row for each method"
+    "Means over seeds with their spread, a row for each method"
     return compare({k:[single(m, m['rows'][0]) for m in ms] for k,ms in got.items()}, {})[0]
 
 def table_text(got, notes, fmt=text_table):
@@ -217,7 +217,7 @@ def table_text(got, notes, fmt=text_table):
 def write_table(table, got, notes):
     "Write `table.csv`, `table.md` and `table.png`; after every method, so that there is something to look at"
     rows,seeds = table_rows(got),table.cfg.seeds
-    what = 'means over seeds {} with their 95 % t-intervals' if len(seeds)>1 else 'of seed {}'
+    what = 'means over seeds {} ± their standard deviation' if len(seeds)>1 else 'of seed {}'
     write_csv(table.folder/'table.csv', rows.merge(notes, on='method', how='outer'))
     head = (f'# {table.cfg.name}\n\nPer cent, {what.format(", ".join(map(str, seeds)))}, on test items. Of each '
             'method the setting with the best average accuracy on validation items of the first half of the stream. '

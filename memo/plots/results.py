@@ -20,8 +20,8 @@ from .figure import Picture,_colors,panels,text_picture,drawing
 def result_columns(df):
     "The columns that name a row, and for each metric its columns: value, low, high"
     nums = [c for c in df.columns if pd.api.types.is_numeric_dtype(df[c]) and c not in ('seed','seeds')]
-    text = [c for c in df.columns if not pd.api.types.is_numeric_dtype(df[c]) and not c.endswith('_per_seed')]
-    vals = [c for c in nums if not c.endswith(('_low','_high'))]
+    text = [c for c in df.columns if c not in (*nums,'seed','seeds','seed_numbers') and not c.endswith('_per_seed')]
+    vals = [c for c in nums if not c.endswith(('_low','_high','_std','_seeds'))]
     def with_ends(c): return [c, *[o for o in (f"{c.removesuffix('_mean')}{e}" for e in ('_low','_high')) if o in nums]]
     return text,{c.removesuffix('_mean'):with_ends(c) for c in vals}
 
@@ -56,14 +56,17 @@ def draw_dots(ax, v, low=None, high=None):
 
 # %% ../../nbs/plots/03_results.ipynb #18f0504a
 def plot_comparison(
-    table # Table of `results` or `compare`: `method`, `seeds`, and for each score its mean, `_low` and `_high`
+    table # Table of `results` or `compare`: `method`, `seeds`, and for each score its mean and `_std`
 )->Figure: # A panel for each score
-    "Mean and interval over seeds of every row"
+    "Mean and standard deviation over seeds of every row"
     df = table.drop(columns=[c for c in table.columns if c!='method' and table[c].isna().all()])
+    for c in [c for c in df.columns if f'{c}_std' in df]:
+        df = df.assign(**{f'{c}_low':df[c]-df[f'{c}_std'], f'{c}_high':df[c]+df[f'{c}_std']})
     fig = plot_results(df.assign(method=df.method.map(lambda o: textwrap.fill(str(o), 40))))
     if not len(df): return fig
     a,b = table.seeds.min(),table.seeds.max()
-    fig.suptitle('one seed' if b==1 else f"mean and 95 % interval over {b if a==b else f'{a}-{b}'} seeds", fontsize=8)
+    seeds = b if a==b else f'{a}-{b}'
+    fig.suptitle('one seed' if b==1 else f"mean and standard deviation over {seeds} seeds", fontsize=8)
     return fig
 
 # %% ../../nbs/plots/03_results.ipynb #cecb6821

@@ -49,20 +49,19 @@ def test_a_title_with_memory_in_it_is_no_memory():
     x,x_mem = Row('x'),Row('x', memory=('memory',))
     t,d = results([m(s, {own:.1, mem:.2+.01*s, x:.3, x_mem:.5+.03*s}, titles=odd) for s in (0,1)])
     assert t.method.tolist()==['plain network','plain network + memory','a + memory: lda','a + memory: lda + memory']
-    assert list(zip(d.method, d.rival))==[('plain network + memory','plain network'),
+    assert list(zip(d.method, d.baseline))==[('plain network + memory','plain network'),
                                           ('a + memory: lda + memory','a + memory: lda')]
 
 # of one experiment
 
 @given(st.lists(st.tuples(st.floats(0,1), st.floats(0,1)), min_size=2, max_size=6))
-def test_means_and_intervals_are_scipys(vs):
+def test_means_spreads_and_intervals_are_scipys(vs):
     a,b = np.array(vs).T
     t,d = results([run(i, *v) for i,v in enumerate(vs)])
     assert t.method.tolist()==['plain network','plain network + memory'] and t.seeds.tolist()==[len(vs)]*2
     for x,r in ((a,t.iloc[0]), (b,t.iloc[1])): assert r.macro_ap==pytest.approx(x.mean())
     if a.std()>1e-6:
-        assert (t.f1_low[0],t.f1_high[0])==pytest.approx(stats.t.interval(.95, len(a)-1, a.mean(), stats.sem(a)),
-                                                         abs=1e-9)
+        assert t.f1_std[0]==pytest.approx(stats.tstd(a), abs=1e-9) and not {'f1_low','f1_high'} & {*t.columns}
     if (b-a).std()>1e-6:
         ci = stats.ttest_rel(b, a).confidence_interval()
         assert tuple(d[['ece_mean','ece_low','ece_high']].iloc[0])==pytest.approx(((b-a).mean(),ci.low,ci.high),
@@ -78,7 +77,7 @@ def test_pairs_of_an_experiment():
                                'balanced sampling + memory','logit adjustment','logit adjustment + memory',
                                'nearest class mean']
     p = 'plain network + memory'
-    assert list(zip(d.method, d.rival))==[(p,'plain network'), ('balanced sampling + memory','balanced sampling'),
+    assert list(zip(d.method, d.baseline))==[(p,'plain network'), ('balanced sampling + memory','balanced sampling'),
                                           ('logit adjustment + memory','logit adjustment'), (p,'balanced sampling'),
                                           (p,'logit adjustment')]
 
@@ -95,14 +94,15 @@ def test_other_networks_are_paired_with_the_own_one(memory):
     rivals = ['nearest class mean', *others, *(f'nearest class mean, {n}' for n in others)]
     ours = {(o,r) for o in own_rows for r in rivals}
     within = {(f'{n} + memory',n) for n in ('plain network', *others)} | {(own_rows[-1],'logit adjustment')}
-    assert {*zip(d.method, d.rival)}==ours | (within if memory else set()) and len(d)==len({*zip(d.method, d.rival)})
-    got = d[(d.method=='plain network') & (d.rival=='linear_probe')].iloc[0]
+    got = [*zip(d.method, d.baseline)]
+    assert {*got}==ours | (within if memory else set()) and len(got)==len({*got})
+    got = d[(d.method=='plain network') & (d.baseline=='linear_probe')].iloc[0]
     assert got.seeds==2 and got.f1_mean==pytest.approx(.15)
 
 def test_a_row_without_its_network_has_no_difference_to_it():
     "What is trained with the memory, where nothing is trained without"
     t,d = results([m(0, {mem:.5, Row(memory=('lda',)):.6, adj:.7})])
-    assert list(zip(d.method, d.rival))==[(f'plain network + memory{o}','logit adjustment') for o in ('',': lda')]
+    assert list(zip(d.method, d.baseline))==[(f'plain network + memory{o}','logit adjustment') for o in ('',': lda')]
 
 def test_rows_that_would_be_called_alike_are_refused():
     with pytest.raises(MemoError, match='called alike'):
@@ -123,10 +123,22 @@ def test_nan_is_left_out(missing):
     if missing=='absent': del x['rows'][0]['scores']['tail_auc']
     t,d = compare(dict(a=[one(0,.5), x], b=[one(0,.4), one(1,.5)]), dict(a='b', b=None))
     assert t.tail_auc.tolist()==pytest.approx([.5,
-                                               .45]) and math.isnan(t.tail_auc_low[0]) and t.macro_auc[
+                                               .45]) and math.isnan(t.tail_auc_std[0]) and t.macro_auc[
                                                    0]==pytest.approx(.55)
     assert d.tail_auc_mean[0]==pytest.approx(.1) and d.tail_auc_per_seed[0]=='+10.00 -'
-    for f in ({}, dict(fmt=md_table)): assert 'nan' not in format_results(t, d, **f)
+    assert t.tail_auc_seeds.tolist()==[1,2] and t.tail_auc_per_seed[0]=='50.00 -' and d.tail_auc_seeds[0]==1
+    for f in ({}, dict(fmt=md_table)):
+        text = format_results(t, d, **f)
+        # a level of one of two seeds does not stand beside others as if it were of both
+        assert 'nan' not in text and text.count('(of 1 seed)')==2
+
+def test_rows_of_other_numbers_of_seeds_say_so():
+    t,d = compare(dict(a=[one(s,.5) for s in (0,1,2)], b=[one(s,.4) for s in (2,3)], c=[one(2,.4)]), dict(a=['b','c']))
+    assert t.seeds.tolist()==[3,2,1] and t.seed_numbers.tolist()==['0 1 2','2 3','2']
+    text = format_results(t, d)
+    assert text.splitlines()[0].split()[:2]==['method','seeds'] and text.splitlines()[1].split()[:2]==['a','3']
+    same = format_results(*compare(dict(a=[one(0,.5)], b=[one(0,.4)]), dict(a='b')))
+    assert 'seeds' not in same.splitlines()[0]
 
 def test_from_json():
     ms = json.loads(json.dumps([one(0,.5,tail_ap=None), one(1,.6,tail_ap=None)]))
@@ -140,18 +152,18 @@ def test_text():
     assert '92.09' in txt and '[' not in txt.split('differences')[
         0] and '+1.25 [-0.' in txt and '(3 seeds, 95 % interval)' in txt
     head,rule,row = md.splitlines()[:3]
-    assert head.count('|')==rule.count('|')==row.count('|')==8 and row.startswith('| plain network | 92.09 [90.')
+    assert head.count('|')==rule.count('|')==row.count('|')==8 and row.startswith('| plain network | 92.09 ± 0.5')
     one_seed = format_results(*results([run(0,.9,.95)]), md_table)
     assert '[' not in one_seed and '+5.00' in one_seed and '(1 seed)' in one_seed
 
 def test_single_label():
     def s(v): return dict(accuracy=v, many=v, medium=v, few=nan, balanced_accuracy=v, ece=.1)
     t,d = results([m(i, {own:s(.5+.1*i), mem:s(.6+.2*i)}, 'multiclass') for i in range(2)])
-    assert t.accuracy.tolist()==pytest.approx([.55,.7]) and t.accuracy_low[0]<.5
+    assert t.accuracy.tolist()==pytest.approx([.55,.7]) and t.accuracy_std[0]==pytest.approx(.05*2**.5)
     md,txt = format_results(t, d, md_table),format_results(t, d)
-    # t of one degree of freedom: 12.7
-    for o in ('| plain network | 55.0 [-8.5, 118.5] | 55.0 [-8.5, 118.5] |', '|  | 55.0', '+15.0 [', 'balanced acc.'):
+    for o in ('| plain network | 55.0 ± 7.1 | 55.0 ± 7.1 |', '|  | 55.0', '+15.0 [', 'balanced acc.'):
         assert o in md
+    assert '[' not in md.split('differences')[0]       # of a level no interval is given: it could reach beyond 100 %
     assert 'plain network' in txt and '[' not in txt.split('differences')[0]
 
 def test_columns_are_those_of_the_files():

@@ -335,17 +335,17 @@ def several(write, tmp_path_factory):
 
 def test_table_over_experiments(several):
     d,cfgs,table,lines,_ = several
-    for f in ('comparison.csv','comparison.md','comparison.png','differences.png'):
+    for f in ('comparison.csv','comparison.md','comparison.png','differences.csv','differences.png'):
         assert (d/'comparison'/f).stat().st_size>0
     for row in ('base','rarity','vote: plain network','vote: plain network + memory'): assert f'\n{row} ' in '\n'+table
-    csv = pd.read_csv(d/'comparison/comparison.csv')
+    csv = pd.read_csv(d/'comparison/differences.csv')
     m = {(n,s):rows(d/n/('seed_1' if s else '')) for n in ('base','rarity') for s in (0,1)}
     want = np.mean([m['rarity',s]['plain network + memory']['scores']['macro_auc']-m['base',
         s]['plain network']['scores']['macro_auc'] for s in (0,1)])
-    row = csv[(csv.method=='rarity')&(csv.rival=='base')].iloc[0]
+    row = csv[(csv.method=='rarity')&(csv.baseline=='base')].iloc[0]
     assert abs(row.macro_auc_mean-want)<1e-9 and row.macro_auc_low<=want<=row.macro_auc_high
-    pair = csv[csv.rival.notna()&csv.method.str.endswith('+ memory')].iloc[0]
-    assert pair.rival in ('vote: plain network','base')
+    pair = csv[csv.method.str.endswith('+ memory')].iloc[0]
+    assert pair.baseline in ('vote: plain network','base')
 
 def test_goes_on_with_what_is_missing(several):
     "Half of it deleted and the same command again: only that is trained, and the table is the same"

@@ -34,8 +34,8 @@ def made(tmp_path):
 
 def pairs(cfgs, out):
     compare_runs(cfgs, out)
-    df = pd.read_csv(out/'comparison.csv')
-    return [] if 'rival' not in df else [(r.method,r.rival) for r in df.itertuples() if isinstance(r.rival, str)]
+    f = out/'differences.csv'
+    return [(r.method,r.baseline) for r in pd.read_csv(f).itertuples()] if f.exists() else []
 
 VOTE,ADD,WATCH = dict(head='vote', policy='fifo'),dict(head='add', k=2),dict(bank='ClassBank', head='watch')
 
@@ -86,5 +86,5 @@ def test_rows_on_features_are_nobodys_baseline(made, tmp_path):
 def test_seeds_in_common(made, tmp_path):
     cfgs = [made('net', seeds=(0,1,2)), made('added', seeds=(1,2,5), memory=ADD)]
     pairs(cfgs, tmp_path/'t')
-    df = pd.read_csv(tmp_path/'t/comparison.csv')
-    assert df.seeds.tolist()==[3,3,2]
+    a,b = (pd.read_csv(tmp_path/f't/{o}.csv') for o in ('comparison','differences'))
+    assert a.seeds.tolist()==[3,3] and b.seeds.tolist()==[2] and b.seed_numbers.tolist()==['1 2']

@@ -204,7 +204,7 @@ def test_five_shots_of_digits(trained):
     got = [rows_in(folder/o) for o in ('', *(f'{n}_seed_0' for n in others))]
     assert [[*o] for o in got]==[TITLES[:6], *([o] for o in NETS[1:])]
     again = [rows_in(folder/o) for o in ('seed_1', *(f'{n}_seed_1' for n in others))]
-    diff = (folder/'results.csv').read_text()
+    diff = (folder/'differences.csv').read_text()
     for i,n in enumerate(NETS[1:], 1):
         d = [a[0]['Hopfield memory']['accuracy']-a[i][n]['accuracy'] for a in (got,again)]
         line = next(l for l in diff.splitlines() if l.startswith(f'Hopfield memory,2') and f',{n},' in l)

@@ -82,7 +82,7 @@ def test_add_head_has_a_plain_training(yml, tmp_path):
 
 def test_run_folder(run):
     cfg,d,table,lines = run
-    for f in '''config.yaml env.json history.csv metrics.json predictions.csv model.safetensors results.csv results.md
+    for f in '''config.yaml env.json history.csv metrics.json predictions.csv model.safetensors results.csv results.md differences.csv
             history.png counts.png bank.png memories.png'''.split():
         assert (d/f).stat().st_size>0, f
     assert sorted(o.name for o in d.iterdir() if o.is_dir())==['balanced_sampling_seed_0','balanced_sampling_seed_1',
@@ -131,7 +131,7 @@ def test_table_is_the_mean_and_differences_are_paired(run):
     acc = {(r.seed,label(r, m['titles'])):v['accuracy'] for m in ms for r,v in rows_of(m).items()}
     r = t.set_index('method').accuracy
     assert abs(r['balanced sampling']-(acc[0,'balanced sampling']+acc[1,'balanced sampling'])/2)<1e-12
-    row = diff[(diff.method=='plain network + memory')&(diff.rival=='balanced sampling')].iloc[0]
+    row = diff[(diff.method=='plain network + memory')&(diff.baseline=='balanced sampling')].iloc[0]
     want = sum(acc[s,'plain network + memory']-acc[s,'balanced sampling'] for s in (0,1))/2
     assert abs(row.accuracy_mean-want)<1e-12 and row.accuracy_low<=want<=row.accuracy_high
 

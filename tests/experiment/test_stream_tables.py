@@ -77,7 +77,7 @@ def test_the_best_on_the_first_half_is_reported(yml):
         got = [scored(best/s)['average_accuracy'] for s in ('','seed_1')]
         assert df.average_accuracy[e.name]==pytest.approx(sum(got)/2)
         assert f"{100*sum(got)/2:.1f}" in text
-    assert 'means over seeds 0, 1 with' in (folder/'table.md').read_text() and (folder/'table.png').is_file()
+    assert 'means over seeds 0, 1 ±' in (folder/'table.md').read_text() and (folder/'table.png').is_file()
     assert df.kilobytes['A replay']>df.kilobytes['plain']
     # again: nothing is trained
     was = {o:o.stat().st_mtime_ns for o in folder.rglob('model.safetensors')}

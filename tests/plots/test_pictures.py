@@ -129,7 +129,7 @@ def test_class_bank():
     assert [p.get_height() for p in a.patches]==[4,3,0] and [p.get_height() for p in b.patches]==[6,3,0]
 
 def test_results():
-    df = pd.DataFrame(dict(method=['a','b'], rival=['c','c'], seeds=[3,3], few_mean=[.1,.2], few_low=[0.,.1],
+    df = pd.DataFrame(dict(method=['a','b'], baseline=['c','c'], seeds=[3,3], few_mean=[.1,.2], few_low=[0.,.1],
                            few_high=[.2,.3], few_per_seed=['+1','+2'], ece=[.3,np.nan]))
     fig = plot_results(df)
     assert [a.get_title() for a in fig.axes] == ['few','ece']
@@ -178,15 +178,14 @@ def test_reliability():
     assert 'no labels' in texts(plot_reliability(p[:0], y[:0]))
 
 def test_comparison():
-    df = pd.DataFrame(dict(method=['a','b '*40], seeds=[3,2], macro_auc=[.9,.8], macro_auc_low=[.8,np.nan],
-                           macro_auc_high=[1.,np.nan], tail_auc=[np.nan]*2, tail_auc_low=[np.nan]*2,
-                           tail_auc_high=[np.nan]*2))
+    df = pd.DataFrame(dict(method=['a','b '*40], seeds=[3,2], macro_auc=[.9,.8], macro_auc_std=[.1,np.nan],
+                           tail_auc=[np.nan]*2, tail_auc_std=[np.nan]*2))
     fig = plot_comparison(df)
     assert [a.get_title() for a in fig.axes]==['macro auc'] and '2-3 seeds' in fig._suptitle.get_text()
     assert fig.axes[0].collections[0].get_segments()[0][:,0].tolist()==[.8,1.]
     assert max(map(len, fig.axes[0].get_yticklabels()[1].get_text().splitlines()))<=40
     fig.savefig(io.BytesIO())
-    one = plot_comparison(df[:1].assign(seeds=1, macro_auc_low=np.nan, macro_auc_high=np.nan))
+    one = plot_comparison(df[:1].assign(seeds=1, macro_auc_std=np.nan))
     assert one._suptitle.get_text()=='one seed' and not one.axes[0].collections
     assert 'no results' in texts(plot_comparison(df[:0]))
 
