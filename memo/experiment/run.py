@@ -120,7 +120,7 @@ def train(
 # %% ../../nbs/experiment/08_run.ipynb #67390e5e
 def fit_all(cfg, learn, stages, **kwargs):
     "Train in stages, or along a stream; gives the history"
-    kwargs['experiment'] = training_keys(cfg)
+    kwargs |= dict(experiment=identity_of(cfg), usual=partial(unsaid_keys, cfg))
     if not in_stream(cfg): return fit_stages(learn, stages, **kwargs)
     t,stream = cfg.train,learn.dls.stream
     whole,r = learn.dls,learn.fit_stream(stream.joint() if t.joint else stream, t.epochs, t.lr, t.fit, **kwargs)
