@@ -46,9 +46,9 @@ def spread(d):
         if parts: res |= {f"{k}.{o['name']}.{a}":b for o in v for a,b in o.items() if a!='name'}
     return res
 
-def refuse(folder, what, said, there, here):
+def refuse(folder, what, said, there, here, more=''):
     "Refuse to go on, naming both"
-    raise MemoError(f"the checkpoint in {folder} is of {what}: {said} {there} there, {here} here; "
+    raise MemoError(f"the checkpoint in {folder} is of {what}: {said} {there} there, {here} here{more}; "
                     "give it as it was, or start again without resume")
 
 def check_same_experiment(
@@ -64,12 +64,13 @@ def check_same_experiment(
         raise MemoError(
             f"the checkpoint in {folder} does not say which experiment it is of: start again without resume")
     there,here = spread(there),spread(here)
-    if usual is not None and (new := [k for k in here if k not in there]): there = {**as_lists_plain(usual(new)), **there}
+    if usual is not None and (new := [k for k in here if k not in there]):
+        there = {**as_lists_plain(usual(new)), **there}
     bad = [k for k in {**there, **here} if there.get(k, _none)!=here.get(k, _none)]
     if not bad: return
     def say(d): return f'{d[bad[0]]!r:.60}' if bad[0] in d else 'not given'
     more = f" (and {len(bad)-1} more: {', '.join(bad[1:4])}{', ...' if len(bad)>4 else ''})" if len(bad)>1 else ''
-    refuse(folder, 'another experiment', f'{bad[0]} is', say(there), f'{say(here)}{more}' if more else say(here))
+    refuse(folder, 'another experiment', f'{bad[0]} is', say(there), say(here), more)
 
 # %% ../../nbs/training/00_same_run.ipynb #632d9898
 def versions():
@@ -124,9 +125,9 @@ def check_same_data(there, here, folder, same_versions=True):
             of_code = k=='digest' and not same_versions and 'content' not in (a['by'],b['by'])
             if k not in b or a[k]==b[k] or k=='by' or of_code or k=='digest' and None in (a[k],b[k]): continue
             if k!='digest': refuse(folder, 'other data', f'{name} has {k}', a[k], b[k])
-            raise MemoError(f"the checkpoint in {folder} is of other data: {name} has {b['items']} items there and here, "
-                            "and they, their targets or their order are others; give it as it was, or start again without "
-                            "resume")
+            raise MemoError(f"the checkpoint in {folder} is of other data: {name} has {b['items']} items there and "
+                            "here, and they, their targets or their order are others; give it as it was, or start "
+                            "again without resume")
 
 # %% ../../nbs/training/00_same_run.ipynb #9943d8f7
 def function_name(f):
@@ -205,9 +206,10 @@ def check_same_callbacks(there, here, folder):
     here = callback_states(here)
     for a,b in itertools.zip_longest(there, here):
         if (a or {}).get('name')!=(b or {}).get('name'):
-            refuse(folder, 'another recipe', 'beside it is', *((o or {}).get('name', 'no such callback') for o in (a,b)))
+            names = [(o or {}).get('name', 'no such callback') for o in (a,b)]
+            refuse(folder, 'another recipe', 'beside it is', *names)
         bad = next((k for k in b['args'] if k in a['args'] and a['args'][k]!=b['args'][k]), None)
-        if bad: refuse(folder, 'another recipe', f"{a['name']} has {bad}", shown(a['args'].get(bad)), shown(b['args'][bad]))
+        if bad: refuse(folder, 'another recipe', f"{a['name']} has {bad}", shown(a['args'][bad]), shown(b['args'][bad]))
 
 def restore_callbacks(cbs, states):
     "Give callbacks back what they had counted"
