@@ -5,7 +5,7 @@
 
 Kinds: one phase, two phases, a frozen network, and two and four processes over gloo, whose runs are killed five times
 each. The moments are uniform over the time that an undisturbed run takes, from its first line to its last file, and
-come from a seed. Compared are history, predictions, tables, scores and every tensor of the model, bit by bit."""
+come from a seed. Compared is every file of the run folder: history, predictions, scores, every tensor of model and banks."""
 import argparse, contextlib, json, os, random, shutil, signal, socket, sys, tempfile, time
 from pathlib import Path
 
@@ -15,7 +15,8 @@ base = ['data={name: digits_lt, n_max: 30, ratio: 6, valid: 5, test: 10, size: 8
 phase2 = 'train.phase2={epochs: 3, lr: [1e-4, 1e-3], momentum: .999, loss: focal}'
 kinds = {'one phase':['train.epochs=5', 'train.monitor=accuracy'],
          'two phases':['train.epochs=3', 'train.freeze_epochs=1', 'train.monitor=valid_loss', phase2],
-         'frozen network':['train.epochs=8', 'train.frozen=true', 'model={name: timm, arch: test_resnet, pretrained: W}'],
+         'frozen network':['train.epochs=8', 'train.frozen=true',
+                           'model={name: timm, arch: test_resnet, pretrained: W}'],
          '2 processes':['train.epochs=4', 'train.monitor=accuracy'],
          '4 processes':['train.epochs=3', 'train.freeze_epochs=1', phase2]}
 share = {'one phase':30, 'two phases':30, 'frozen network':20, '2 processes':10, '4 processes':10}
@@ -41,8 +42,8 @@ def fork(kind, folder, weights, rank, port):
         os.chdir(folder)
         n = ranks(kind)
         if n>1:
-            os.environ |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n),
-                               RANK=str(rank), LOCAL_RANK=str(rank), ACCELERATE_USE_CPU='true')
+            os.environ |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE=str(n), RANK=str(rank),
+                               LOCAL_WORLD_SIZE=str(n), LOCAL_RANK=str(rank), ACCELERATE_USE_CPU='true')
         work(kind, folder, weights)
         code = 0
     except BaseException:
@@ -74,16 +75,16 @@ def attempt(kind, folder, weights, seconds=None):
     return killed,time.monotonic()-t
 
 def contents(folder):
-    "All that a run comes to"
+    "All that a run comes to: every file but checkpoints and env.json, tensors bit by bit"
     import pandas as pd
     from safetensors.torch import load_file
-    d = folder/'runs/k'
-    m = json.loads((d/'metrics.json').read_text())
-    bits = {k:(str(v.dtype),v.numpy().tobytes()) for k,v in load_file(d/'model.safetensors').items()}
-    rows = pd.read_csv(d/'history.csv').drop(columns='seconds').to_csv()
-    banks = {p.name:{k:v.numpy().tobytes() for k,v in load_file(p).items()} for p in sorted((d/'banks').glob('*.safetensors'))}
-    return dict(history=rows, predictions=(d/'predictions.csv').read_text(), results=(d/'results.csv').read_text(),
-                classes=(d/'classes.csv').read_text(), metrics=m, model=bits, banks=banks)
+    res,d = {},folder/'runs/k'
+    for p in sorted(d.rglob('*')):
+        name = str(p.relative_to(d))
+        if p.name=='history.csv': res[name] = pd.read_csv(p).drop(columns='seconds').to_csv()
+        elif p.suffix=='.safetensors': res[name] = {k:(str(v.dtype),v.numpy().tobytes()) for k,v in load_file(p).items()}
+        elif p.is_file() and name!='env.json' and not name.startswith('checkpoints'): res[name] = p.read_bytes()
+    return res
 
 def one_run(kind, whole, took, weights, moments, folder):
     "A run that is killed at some moments, and whether it came to the same"
@@ -93,7 +94,7 @@ def one_run(kind, whole, took, weights, moments, folder):
     for at in moments: n += attempt(kind, folder, weights, at*took)[0]
     attempt(kind, folder, weights)
     now = contents(folder)
-    bad = [k for k in whole if whole[k]!=now[k]]
+    bad = [k for k in {**whole, **now} if whole.get(k)!=now.get(k)]
     left = [p.name for p in (folder/'runs').rglob('*') if p.name.endswith('.part') or p.name=='.lock']
     if not bad and not left: shutil.rmtree(folder)
     return dict(kills=n, moments=[round(o, 4) for o in moments], differs=bad, left=left)
@@ -121,17 +122,20 @@ def main():
             whole,todo,runs = contents(d/kind),max(1, round(share[kind]*a.kills/100)),[]
             while todo>0:
                 k = min(todo, 5) if ranks(kind)>1 else 1
-                runs.append(one_run(kind, whole, took, d/'w.pth', [rnd.random() for _ in range(k)], d/f'{kind} {len(runs)}'))
+                at = [rnd.random() for _ in range(k)]
+                runs.append(one_run(kind, whole, took, d/'w.pth', at, d/f'{kind} {len(runs)}'))
                 todo -= k
             res[kind] = dict(seconds=round(took, 2), runs=len(runs), kills=sum(r['kills'] for r in runs), each=runs,
                              equal=sum(not r['differs'] and not r['left'] for r in runs))
-            print(kind, {k:v for k,v in res[kind].items() if k!='each'}, *[r for r in runs if r['differs'] or r['left']], flush=True)
+            print(kind, {k:v for k,v in res[kind].items() if k!='each'},
+                  *[r for r in runs if r['differs'] or r['left']], flush=True)
     a.out.with_suffix('.json').write_text(json.dumps(dict(seed=a.seed, kinds=res), indent=1)+'\n')
     rows = [f"| {k} | {v['seconds']} | {v['kills']} | {v['runs']} | {v['equal']} |" for k,v in res.items()]
     total = [sum(v[k] for v in res.values()) for k in ('kills','runs','equal')]
-    lines = ['# Killed and resumed', '', f'`python benchmarks/kills.py --kills {a.kills} --seed {a.seed}`: {total[0]} kills; '
-             f'{total[2]} of {total[1]} runs ended with the history, predictions, scores and model of an undisturbed run, bit by '
-             'bit.', '', '| kind | seconds of a run | kills | runs | equal |', '|---|---|---|---|---|', *rows]
+    lines = ['# Killed and resumed', '', f'`python benchmarks/kills.py --kills {a.kills} --seed {a.seed}`: {total[0]} '
+             f'kills; {total[2]} of {total[1]} runs ended with the history, predictions, scores, banks and model of an '
+             'undisturbed run, bit by bit.', '',
+             '| kind | seconds of a run | kills | runs | equal |', '|---|---|---|---|---|', *rows]
     a.out.with_suffix('.md').write_text('\n'.join(lines)+'\n')
     return 0 if total[1]==total[2] else 1
 

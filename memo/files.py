@@ -42,6 +42,16 @@ def _place(f):
     ok = isinstance(said, str) and len(said)==len(_room) and said.startswith('crc32:') and at>=0
     return (8+at+1,said) if ok else None
 
+def _in_order(f):
+    "Sort the metadata of a safetensors file, whose order is another in each process"
+    n = int.from_bytes(f.read(8), 'little')
+    d = json.loads(f.read(n))
+    d['__metadata__'] = dict(sorted(d['__metadata__'].items()))
+    head = json.dumps(d, separators=(',',':'), ensure_ascii=False).encode().ljust(n)
+    if len(head)!=n: return     # escaped otherwise: then it stays as it is
+    f.seek(8)
+    f.write(head)
+
 def file_checksum(
     path # A safetensors file
 ): # As its header should say it, and as it does; None where it says none
@@ -59,14 +69,18 @@ def write_tensors(
     path, # The file to appear
     metadata=None # Text by name, for the header
 ):
-    "Write a safetensors file that knows whether it is whole, atomically"
+    "Write a safetensors file that knows whether it is whole, atomically; the same tensors make the same bytes"
     from safetensors.torch import save_file
     with atomic_path(path) as p:
         save_file(tensors, p, metadata={**(metadata or {}), 'checksum':_room})
-        now,_ = file_checksum(p)
         with open(p, 'r+b') as f:
-            f.seek(_place(f)[0])
-            f.write(now.encode())
+            _in_order(f)
+            f.seek(0)
+            at,_ = _place(f)
+            f.seek(0)
+            now = _crc(f)
+            f.seek(at)
+            f.write(f'crc32:{now:08x}'.encode())
 
 def check_tensors(
     path # A safetensors file

@@ -226,9 +226,11 @@ def _run(cfg, folder, resume, log):
         if t.done:
             log(f'{t.cfg.name} seed {t.seed} | finished before')
             continue
+        begun_threads(t.folder/'env.json')
+        wait_for_all()
         if not rank_distrib():
             if t.folder!=folder: write_text(t.folder/'config.yaml', to_yaml(t.cfg))
-            write_json(t.folder/'env.json', environment(cfg, t.seed))
+            write_json(t.folder/'env.json', since_begun(t.folder/'env.json', environment(cfg, t.seed)))
         train(t, resume, log)
     return '' if rank_distrib() else write_results(cfg, folder)
 

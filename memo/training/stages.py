@@ -320,7 +320,8 @@ def fit_stages(
     "Train `learn` in `stages`; afterwards it has the loaders, the loss and the rates it had before"
     for k,v in dict(resume=resume, overwrite=overwrite).items():
         if v and checkpoint is None: raise MemoError(f"{k}=True needs checkpoint=, the folder of the run it is about")
-    if resume and overwrite: raise MemoError("resume=True goes on with checkpoints, overwrite=True deletes them: give one")
+    if resume and overwrite:
+        raise MemoError("resume=True goes on with checkpoints, overwrite=True deletes them: give one")
     stages = resolved(learn, stages)
     check_stages(learn, stages)
     prog = Progress(learn, stages, checkpoint, log, experiment, usual, cbs)

@@ -2,7 +2,8 @@
 deletes nothing, and a folder has one training at a time"""
 import random
 import pytest
-from fastai.vision.all import (Callback, DataLoaders, GradientAccumulation, LabelSmoothingCrossEntropyFlat, CrossEntropyLossFlat, torch)
+from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, GradientAccumulation,
+                               LabelSmoothingCrossEntropyFlat, torch)
 from torch.utils.data import TensorDataset
 from contracts.made import StopAt
 from test_stages import make, quiet, same, same_model, two_phase

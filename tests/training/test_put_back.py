@@ -65,5 +65,6 @@ def test_a_stage_takes_over_what_those_before_it_said():
             seen.append((self.dls is dls, self.learn.loss_func is loss, self.learn.memory.bank.momentum,
                          learn.model[0].weight.requires_grad))
     with quiet(learn):
-        fit_stages(learn, [Stage('a', 1, 1e-3), Stage('b', 1, 1e-3, True, dls, .5, loss), Stage('c', 1, 1e-3)], cbs=See())
+        fit_stages(learn, [Stage('a', 1, 1e-3), Stage('b', 1, 1e-3, True, dls, .5, loss), Stage('c', 1, 1e-3)],
+                   cbs=See())
     assert seen==[(False,False,0.,True), (True,True,.5,False), (True,True,.5,False)]

@@ -61,10 +61,11 @@ def test_recipes_one_after_the_other_count_on(tmp_path):
 
 # fastai's
 
-trackers = dict(best=SaveModelCallback, early=partial(EarlyStoppingCallback, patience=2), lasting=partial(
-    EarlyStoppingCallback, patience=3, reset_on_fit=False), plateau=partial(ReduceLROnPlateau, patience=1, min_delta=.05),
-    accuracy=partial(SaveModelCallback, monitor='accuracy', fname='acc'), uneven=partial(GradientAccumulation, 20),
-    across=partial(GradientAccumulation, 33))
+trackers = dict(best=SaveModelCallback, early=partial(EarlyStoppingCallback, patience=2),
+                lasting=partial(EarlyStoppingCallback, patience=3, reset_on_fit=False),
+                plateau=partial(ReduceLROnPlateau, patience=1, min_delta=.05),
+                accuracy=partial(SaveModelCallback, monitor='accuracy', fname='acc'),
+                uneven=partial(GradientAccumulation, 20), across=partial(GradientAccumulation, 33))
 
 def beside(path, made, opt=adamw, folder='c', where='fit', **kw):
     "A recipe beside such a callback: one cycle, and at a constant rate, which alone keeps what a plateau makes of it"
@@ -123,7 +124,8 @@ def test_one_of_ones_own(tmp_path):
 def test_one_that_a_stages_own_function_adds(tmp_path):
     "Its fits are skipped, and it counts on"
     def fit(learn, stage, cbs, start_epoch):
-        learn.fit(stage.epochs, 1e-2, cbs=[*cbs,EarlyStoppingCallback(patience=2, min_delta=.3)], start_epoch=start_epoch)
+        stop = EarlyStoppingCallback(patience=2, min_delta=.3)
+        learn.fit(stage.epochs, 1e-2, cbs=[*cbs,stop], start_epoch=start_epoch)
     def run(folder, **kw):
         learn = make(memory=True)
         with quiet(learn): return learn,fit_stages(learn, [Stage('a', 8, fit=fit)], folder, **kw)
