@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/training/checkpoint.html.md"""
 
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'save_plain', 'load_plain', 'is_checkpoint', 'checkpoint_positions', 'load_checkpoint',
-           'last_checkpoint', 'rank_states', 'Progress', 'gradients', 'set_gradients']
+           'last_checkpoint', 'of_all', 'rank_states', 'Progress', 'gradients', 'set_gradients']
 
 # %% ../../nbs/training/18_checkpoint.ipynb #e7af6535
 import io,random,re
@@ -78,13 +78,16 @@ def last_checkpoint(folder, log=print):
             if i+1==len(ps): raise MemoError(f"{e}; there is no older checkpoint: start again without resume") from None
             log(f'{e}: going on from {ps[-2-i][1].name} instead')
 
+def of_all(o):
+    "Something that each process has its own of, of every process"
+    if num_distrib()<2: return [o]
+    res = [None]*num_distrib()
+    torch.distributed.all_gather_object(res, o)
+    return res
+
 def rank_states(dls):
     "The random states of every process"
-    s = plain(rng_state(dls))
-    if num_distrib()<2: return [s]
-    res = [None]*num_distrib()
-    torch.distributed.all_gather_object(res, s)
-    return res
+    return of_all(plain(rng_state(dls)))
 
 # %% ../../nbs/training/18_checkpoint.ipynb #c09c4e69
 _format = 2     # of checkpoints; those of memo 0.1.0 have none
@@ -155,16 +158,16 @@ class Progress:
         "Save a checkpoint from which `epoch` of stage number `stage` can go on"
         if self.folder is None: return
         rngs = rank_states(self.dls)
+        cbs = of_all([callback_states(self.outer),callback_states(self.inner_cbs())])
         if not rank_distrib():
             fn = self.folder/f's{stage}_e{epoch}.pt'
             opt = None if self.learn.opt is None else self.learn.opt.state_dict()
             where = dict(stage=stage, epoch=epoch, rows=self.rows, more=self.more)
             facts = None if opt is None else optimizer_facts(self.learn)
             best = dict(best=self.best, best_file=self.best_file, wait=self.wait)
-            cbs = dict(callbacks=callback_states(self.outer), inner=callback_states(self.inner_cbs()))
             state = dict(model=self.model_state(), opt=opt, grads=gradients(self.learn.model), recorder=recorder,
                          scaler=scaler, rngs=rngs)
-            save_plain(dict(format=_format, **where, **self.facts, **best, **cbs, **state, optimizer=facts,
+            save_plain(dict(format=_format, **where, **self.facts, **best, **state, callbacks=cbs, optimizer=facts,
                             threads=torch.get_num_threads(), versions=[list(o) for o in self.begun]), fn)
             self.files = [(f,b) for f,b in self.files if f!=fn][-1:] + [(fn,self.best_file)]
             keep = {f.name for f,_ in self.files} | {b for _,b in self.files}
@@ -190,8 +193,8 @@ class Progress:
         a,b = ck.get('frozen', here['frozen']),here['frozen']
         more = ' others' if len(a)==len(b) else ''
         if a!=b: refuse(to, 'another model', 'frozen are', f'{len(a)} parameters', f'{len(b)}{more}')
-        if 'callbacks' in ck: check_same_callbacks(ck['callbacks'], self.outer, to)
-        elif found := callback_states(self.outer):
+        if 'callbacks' in ck: check_same_callbacks(ck['callbacks'][0][0], self.outer, to)
+        elif found := [o for o in callback_states(self.outer) if o['args']]:
             raise MemoError(f"the checkpoint in {to} is of an earlier version of memo, which kept nothing of "
                             f"{found[0]['name']}: start again without resume")
 
@@ -219,7 +222,7 @@ class Progress:
         self.load_model(ck['model'])
         self.load_opt(ck)
         set_gradients(self.learn.model, ck.get('grads', {}))
-        restore_callbacks(self.outer, ck.get('callbacks', ()))
+        if 'callbacks' in ck: restore_callbacks(self.outer, ck['callbacks'][rank_distrib()][0])
         self.set_rng(ck)
 
     def load_opt(self, ck):
@@ -228,9 +231,11 @@ class Progress:
     def load_fit(self, ck):
         "In a fit that has skipped its epochs: what its beginning has set anew"
         self.load_opt(ck)
-        if 'inner' in ck: check_same_callbacks(ck['inner'], self.inner_cbs(), self.folder)
-        restore_callbacks(self.outer, ck.get('callbacks', ()))
-        restore_callbacks(self.inner_cbs(), ck.get('inner', ()))
+        if 'callbacks' in ck:
+            outer,inner = ck['callbacks'][rank_distrib()]
+            check_same_callbacks(inner, self.inner_cbs(), self.folder)
+            restore_callbacks(self.outer, outer)
+            restore_callbacks(self.inner_cbs(), inner)
         self.set_rng(ck)
 
     def set_rng(self, ck): set_rng_state(ck['rngs'][rank_distrib()], self.dls)

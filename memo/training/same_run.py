@@ -7,7 +7,7 @@ Docs: https://github.com/fastmemo/memo/training/same_run.html.md"""
 # %% auto #0
 __all__ = ['counted', 'plain', 'as_lists_plain', 'spread', 'refuse', 'check_same_experiment', 'versions', 'other_versions',
            'targets_of', 'loader_facts', 'data_facts', 'check_same_data', 'function_name', 'loss_facts',
-           'check_same_losses', 'optimizer_name', 'optimizer_facts', 'check_same_optimizer', 'counts',
+           'check_same_losses', 'optimizer_name', 'optimizer_facts', 'check_same_optimizer', 'counts', 'that_count',
            'callback_states', 'check_same_callbacks', 'restore_callbacks']
 
 # %% ../../nbs/training/00_same_run.ipynb #0bfda8dd
@@ -190,11 +190,15 @@ def counts(cb):
 
 def _simple(v): return v is None or callable(v) or isinstance(v, (bool,int,float,str,np.generic))
 
+def that_count(cbs):
+    "Callbacks that count, in an order that does not hang on who was given them"
+    return sorted((cb for cb in cbs if counts(cb) is not None), key=lambda o: type(o).__name__)
+
 def callback_states(cbs):
     "Of each callback that counts: its name, what it was made with, what it has counted"
     res = []
-    for cb in cbs:
-        if (keys := counts(cb)) is None: continue
+    for cb in that_count(cbs):
+        keys = counts(cb)
         own = [k for k in inspect.signature(type(cb).__init__).parameters if k in vars(cb)] if keys else []
         args = {k:function_name(v) if callable(v) else v for k in own if _simple(v := vars(cb)[k])}
         state = {k:vars(cb)[k] for k in keys if k in vars(cb)} if keys else cb.state_dict()
@@ -213,6 +217,6 @@ def check_same_callbacks(there, here, folder):
 
 def restore_callbacks(cbs, states):
     "Give callbacks back what they had counted"
-    for cb,o in zip([cb for cb in cbs if counts(cb) is not None], states):
+    for cb,o in zip(that_count(cbs), states):
         if not counts(cb): cb.load_state_dict(o['state'])
         else: vars(cb).update({k:Path(v) if k=='last_saved_path' and v else v for k,v in o['state'].items()})

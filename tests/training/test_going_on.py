@@ -126,7 +126,7 @@ def test_a_checkpoint_of_before_goes_on(tmp_path):
     whole = two_phase(make())
     stopped(tmp_path)
     def older(ck):
-        for k in ('data','losses','frozen','threads','versions','callbacks','inner','grads','processes'): del ck[k]
+        for k in ('data','losses','frozen','threads','versions','callbacks','grads','processes'): del ck[k]
         for o in ck['plan']:
             del o['min_delta']
             o['batches'] = 6
@@ -168,9 +168,7 @@ def test_a_damaged_best_epoch_is_noticed_when_it_is_resumed(tmp_path, capsys):
     with pytest.raises(KeyboardInterrupt): two_phase(make(), epochs=(3,1), checkpoint=tmp_path, cbs=StopAt(20))
     ck = checkpoint.last_checkpoint(tmp_path)
     p = tmp_path/ck['best_file']
-    raw = bytearray(p.read_bytes())
-    raw[len(raw)//2] ^= 255
-    p.write_bytes(raw)
+    p.write_bytes(p.read_bytes()[:-300])
     try: older = checkpoint.last_checkpoint(tmp_path)
     except MemoError as e: assert 'is damaged' in str(e) and ck['best_file'] in str(e)
     else: assert older['best_file']!=ck['best_file'] and ck['best_file'] in capsys.readouterr().out
@@ -196,13 +194,13 @@ def test_a_forgotten_resume_deletes_nothing(tmp_path, run):
     with pytest.raises(MemoError, match='overwrite=True needs checkpoint='): run(None, overwrite=True)
 
 def test_a_folder_has_one_training_at_a_time(tmp_path):
-    got = []
+    got,other = [],make()
     class Second(Callback):
         def before_fit(self):
             if got: return
             got.append(None)
             with pytest.raises(MemoError, match='in use by another training') as e:
-                two_phase(make(), checkpoint=tmp_path, resume=True)
+                two_phase(other, checkpoint=tmp_path, resume=True)
             one_line(e)
     a = make()
     h = two_phase(a, checkpoint=tmp_path, cbs=Second())

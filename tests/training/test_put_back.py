@@ -61,7 +61,7 @@ def test_a_stage_takes_over_what_those_before_it_said():
     "Loss, loaders, freezing and momentum, where it says none itself"
     learn,seen,dls,loss = make(memory=True),[],make(1).dls,LabelSmoothingCrossEntropyFlat()
     class See(Callback):
-        def before_fit(self):
+        def before_validate(self):
             seen.append((self.dls is dls, self.learn.loss_func is loss, self.learn.memory.bank.momentum,
                          learn.model[0].weight.requires_grad))
     with quiet(learn):

@@ -65,7 +65,7 @@ trackers = dict(best=SaveModelCallback, early=partial(EarlyStoppingCallback, pat
                 lasting=partial(EarlyStoppingCallback, patience=3, reset_on_fit=False),
                 plateau=partial(ReduceLROnPlateau, patience=1, min_delta=.05),
                 accuracy=partial(SaveModelCallback, monitor='accuracy', fname='acc'),
-                uneven=partial(GradientAccumulation, 20), across=partial(GradientAccumulation, 33))
+                uneven=partial(GradientAccumulation, 33), across=partial(GradientAccumulation, 100))
 
 def beside(path, made, opt=adamw, folder='c', where='fit', **kw):
     "A recipe beside such a callback: one cycle, and at a constant rate, which alone keeps what a plateau makes of it"
@@ -96,7 +96,7 @@ def test_what_a_callback_of_fastais_counts(tmp_path, kind, opt):
     (None, 'plateau', 'beside it is no such callback there, ReduceLROnPlateau here'),
     ('early', 'lasting', 'EarlyStoppingCallback has patience 2 there, 3 here'),
     ('best', 'accuracy', "SaveModelCallback has monitor 'valid_loss' there, 'accuracy' here"),
-    ('uneven', 'across', 'GradientAccumulation has n_acc 20 there, 33 here')])
+    ('uneven', 'across', 'GradientAccumulation has n_acc 33 there, 100 here')])
 def test_other_callbacks_that_count_are_refused(tmp_path, there, here, msg):
     def made(k): return trackers[k] if k else lambda: StopAt(-1)
     killed(tmp_path, made(there), 9)
