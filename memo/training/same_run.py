@@ -11,7 +11,7 @@ __all__ = ['counted', 'plain', 'as_lists_plain', 'spread', 'refuse', 'check_same
            'callback_states', 'check_same_callbacks', 'restore_callbacks']
 
 # %% ../../nbs/training/00_same_run.ipynb #0bfda8dd
-import inspect,platform,re
+import collections,inspect,platform
 from fastai.vision.all import *
 from ..core import *
 from ..data.digests import digest
@@ -208,10 +208,11 @@ def callback_states(cbs):
 def check_same_callbacks(there, here, folder):
     "Refuse to go on beside other callbacks of those that count"
     here = callback_states(here)
-    for a,b in itertools.zip_longest(there, here):
-        if (a or {}).get('name')!=(b or {}).get('name'):
-            names = [(o or {}).get('name', 'no such callback') for o in (a,b)]
-            refuse(folder, 'another recipe', 'beside it is', *names)
+    a,b = (collections.Counter(o['name'] for o in os) for os in (there,here))
+    if a!=b:
+        names = [next((a-b).elements(), 'no such callback'),next((b-a).elements(), 'no such callback')]
+        refuse(folder, 'another recipe', 'beside it is', *names)
+    for a,b in zip(there, here):
         bad = next((k for k in b['args'] if k in a['args'] and a['args'][k]!=b['args'][k]), None)
         if bad: refuse(folder, 'another recipe', f"{a['name']} has {bad}", shown(a['args'][bad]), shown(b['args'][bad]))
 

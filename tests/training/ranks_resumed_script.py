@@ -22,7 +22,7 @@ class Dies(Callback):
 
 folder,n = Path(sys.argv[1]),sys.argv[2]
 set_seed(rank_distrib())        # random numbers of a process are its own
-dls = digits_lt(n_max=30, ratio=6, valid=5, test=5, bs=8)
+dls = digits_lt(n_max=30, ratio=6, valid=5, test=5, size=8, bs=8)
 set_seed(3)
 model = nn.Sequential(nn.Flatten(), nn.Linear(64,16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(.2), nn.Linear(16,10))
 set_seed(rank_distrib())
