@@ -3,16 +3,17 @@
     python benchmarks/kills.py                  # 100 kills: kills.json, kills.md
     python benchmarks/kills.py --kills 4        # fewer
 
-Kinds: one phase, two phases, a frozen network, and two and four processes over gloo, whose runs are killed five times
-each. The moments are uniform over the time that an undisturbed run takes, from its first line to its last file, and
-come from a seed. Compared is every file of the run folder: history, predictions, scores, every tensor of model and banks."""
+Kinds: one phase, two phases, a frozen network, and two and four processes over gloo, whose runs are killed up to
+five times each. The moments are uniform over the time that an undisturbed run takes, from its first line to its last
+file, and come from a seed. Compared is every file of the run folder: history, predictions, scores, every tensor of
+model and banks; halves of files that are left over are counted apart."""
 import argparse, contextlib, json, os, random, shutil, signal, socket, sys, tempfile, time
 from pathlib import Path
 
 os.environ |= dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
 base = ['data={name: digits_lt, n_max: 30, ratio: 6, valid: 5, test: 10, size: 8}', 'seeds=[0]', 'plots.save=false',
         'memory={size: 64, policy: reservoir, head: vote, k: [3, 5], save_every: 2}', 'train.bs=16', 'train.lr=1e-2']
-phase2 = 'train.phase2={epochs: 3, lr: [1e-4, 1e-3], momentum: .999, loss: focal}'
+phase2 = 'train.phase2={epochs: 3, lr: [1e-4, 1e-3], momentum: .999, loss: logit_adjusted}'
 kinds = {'one phase':['train.epochs=5', 'train.monitor=accuracy'],
          'two phases':['train.epochs=3', 'train.freeze_epochs=1', 'train.monitor=valid_loss', phase2],
          'frozen network':['train.epochs=8', 'train.frozen=true',
@@ -82,21 +83,26 @@ def contents(folder):
     for p in sorted(d.rglob('*')):
         name = str(p.relative_to(d))
         if p.name=='history.csv': res[name] = pd.read_csv(p).drop(columns='seconds').to_csv()
-        elif p.suffix=='.safetensors': res[name] = {k:(str(v.dtype),v.numpy().tobytes()) for k,v in load_file(p).items()}
-        elif p.is_file() and name!='env.json' and not name.startswith('checkpoints'): res[name] = p.read_bytes()
+        elif p.suffix=='.safetensors':
+            res[name] = {k:(str(v.dtype),v.numpy().tobytes()) for k,v in load_file(p).items()}
+        elif p.is_file() and name!='env.json' and p.suffix!='.part' and not name.startswith('checkpoints'):
+            res[name] = p.read_bytes()
     return res
 
-def one_run(kind, whole, took, weights, moments, folder):
-    "A run that is killed at some moments, and whether it came to the same"
+def one_run(kind, whole, took, weights, rnd, most, folder):
+    "A run that is killed up to so many times, and whether it came to the same"
     folder.mkdir()
     (folder/'k.yaml').write_text('name: k\nruns: runs\n')
-    n = 0
-    for at in moments: n += attempt(kind, folder, weights, at*took)[0]
-    attempt(kind, folder, weights)
+    n,killed,moments = 0,True,[]
+    while n<most and killed:
+        moments.append(rnd.random())
+        killed,_ = attempt(kind, folder, weights, moments[-1]*took)
+        n += killed
+    if killed: attempt(kind, folder, weights)
     now = contents(folder)
     bad = [k for k in {**whole, **now} if whole.get(k)!=now.get(k)]
     left = [p.name for p in (folder/'runs').rglob('*') if p.name.endswith('.part') or p.name=='.lock']
-    if not bad and not left: shutil.rmtree(folder)
+    if not bad: shutil.rmtree(folder)
     return dict(kills=n, moments=[round(o, 4) for o in moments], differs=bad, left=left)
 
 def main():
@@ -122,13 +128,12 @@ def main():
             whole,todo,runs = contents(d/kind),max(1, round(share[kind]*a.kills/100)),[]
             while todo>0:
                 k = min(todo, 5) if ranks(kind)>1 else 1
-                at = [rnd.random() for _ in range(k)]
-                runs.append(one_run(kind, whole, took, d/'w.pth', at, d/f'{kind} {len(runs)}'))
-                todo -= k
+                runs.append(one_run(kind, whole, took, d/'w.pth', rnd, k, d/f'{kind} {len(runs)}'))
+                todo -= runs[-1]['kills']
             res[kind] = dict(seconds=round(took, 2), runs=len(runs), kills=sum(r['kills'] for r in runs), each=runs,
-                             equal=sum(not r['differs'] and not r['left'] for r in runs))
+                             equal=sum(not r['differs'] for r in runs), left=sum(bool(r['left']) for r in runs))
             print(kind, {k:v for k,v in res[kind].items() if k!='each'},
-                  *[r for r in runs if r['differs'] or r['left']], flush=True)
+                  *[r for r in runs if r['differs']], flush=True)
     a.out.with_suffix('.json').write_text(json.dumps(dict(seed=a.seed, kinds=res), indent=1)+'\n')
     rows = [f"| {k} | {v['seconds']} | {v['kills']} | {v['runs']} | {v['equal']} |" for k,v in res.items()]
     total = [sum(v[k] for v in res.values()) for k in ('kills','runs','equal')]

@@ -56,7 +56,7 @@ def begun_threads(path):
     if isinstance(n, int) and n>0 and n!=torch.get_num_threads(): torch.set_num_threads(n)
 
 def since_begun(path, now):
-    "What is written to `env.json` when a training begins or goes on: where something is another now, what it was before"
+    "What `env.json` says when a training begins or goes on: where something is another now, also what it was"
     was = _written(path)
     before = was.pop('before', [])
     if any(k in now and now[k]!=v for k,v in was.items()): before = [*before, was]

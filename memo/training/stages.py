@@ -21,7 +21,7 @@ from .checkpoint import _scalar
 from .monitor import progress_columns,read_monitor
 from .vocab import check_phases
 from .param_groups import *
-from ..schema import accept,as_number,checked,shown
+from ..schema import as_number,checked,shown
 
 # %% ../../nbs/training/19_stages.ipynb #ee9e0873
 def check_rate(
