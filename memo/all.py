@@ -55,6 +55,7 @@ from .training.export_model import export_model
 from .training.param_groups import adamw,body_head_splitter
 from .training.row_sgd import row_sgd
 from .training.stages import Stage,fit_stages
+from .training import two_phase as _two_phase
 from .training.fast_loop import fast_loop
 from .continual.method import Method,NamedTensors
 from .continual.buffers import Exemplars

@@ -11,16 +11,16 @@ __all__ = ['readers', 'write_state', 'mapped_state', 'bank_class', 'load_bank']
 import json,mmap as maps,struct,sys,torch
 from contextlib import nullcontext
 from safetensors import SafetensorError,safe_open
-from safetensors.torch import save_file
 from .described import Described
 from .search import MappedSearch,searchers
-from ..core import MemoError,atomic_path
+from ..core import MemoError
+from ..files import check_tensors,write_tensors
 from ..registry import loaded
 
 # %% ../../nbs/banks/06_files.ipynb #6f1c2b05
 def write_state(path, state, header):
     "Write a state dict and a header to a safetensors file"
-    with atomic_path(path) as p: save_file({k:v.contiguous() for k,v in state.items()}, p, metadata=header)
+    write_tensors({k:v.contiguous() for k,v in state.items()}, path, header)
 
 # %% ../../nbs/banks/06_files.ipynb #6f1c2b0b
 _types = dict(F64='float64', F32='float32', F16='float16', BF16='bfloat16', F8_E4M3='float8_e4m3fn',
@@ -78,6 +78,7 @@ def load_bank(
         raise MemoError(f"{path} cannot be read into memory ({str(e).splitlines()[0][:120]}); Bank.load(path, "
                         "mmap=True) leaves its rows in the file") from e
     if 'memo' not in meta: raise MemoError(f"{path} is a safetensors file, but no bank that `Bank.save` wrote")
+    if not mmap: check_tensors(path)        # which would read what shall stay in the file
     cfg = json.loads(meta['memo'])
     kind = bank_class(cfg.pop('kind'), kinds)
     for o in ('ids','none','vocab','centred'): cfg.pop(o, None)

@@ -258,6 +258,7 @@ class StreamFit:
         self.tests = {k:Measured(self.on, i) for k,i in dict(test=n-1, **(dict(valid=1) if n>2 else {})).items()}
         if self.tests['test'].most<0: raise MemoError("fit_stream: the stream has no test items to measure on")
         self.online = Online(max(max(map(max, stream.classes)), *(o.most for o in self.tests.values())))
+        self.reads = stream.whole,      # what has to be the same where the stream is gone on with
 
     def facts(self):
         "What must be the same where a stream is gone on with"
@@ -316,7 +317,9 @@ def fit_stream(self:Learner,
     resume:bool=False, # Go on from the newest checkpoint
     # Called with each row of the history, an epoch's; accuracies are in `learn.stream_result`, from when they are measured
     log=None,
-    experiment:dict=None # What it is part of, plain keys and values: another one cannot be resumed
+    experiment:dict=None, # What it is part of, plain keys and values: another one cannot be resumed
+    usual:Callable=None, # Called with keys that a checkpoint is too old to have: what they were then, as a dict
+    overwrite:bool=False # Delete the checkpoints of an earlier training in the folder
 )->StreamResult: # What is known of an unfinished one is `learn.stream_result`
     "Train on the experiences of a stream one after another, with one optimizer, and measure on all of them after each"
     if not isinstance(stream, Stream):
@@ -335,7 +338,8 @@ def fit_stream(self:Learner,
         for cb in self.cbs:
             if hasattr(type(cb), 'attach'): cb.attach()     # what a checkpoint has of it finds its place
         self.metrics = self.metrics+ValueMetric(lambda: run.online.value, 'online')
-        h = fit_stages(self, [stage], checkpoint, resume, None, log, {**run.facts(), **ifnone(experiment, {})})
+        h = fit_stages(self, [stage], checkpoint, resume, None, log, {**run.facts(), **ifnone(experiment, {})}, usual,
+                       overwrite)
     # of one that had ended already, too
     self.stream_result = StreamResult(run.on.names, h.attrs, h, epochs, stream.of is not None)
     return self.stream_result

@@ -13,7 +13,8 @@ from itertools import chain
 import safetensors.torch as st
 from fastai.vision.all import *
 from safetensors import SafetensorError
-from ..core import MemoError, atomic_path
+from ..core import MemoError
+from ..files import check_tensors, write_tensors
 from .items import item_ids
 from .samplers import BalancedDL, loader_for
 from .tensors import TensorDL, TensorSet, plain_dl, with_loaders
@@ -102,6 +103,7 @@ def cached_features(
     path = Path(root)/f"{name}-{features_key(model, dl)}{'' if half else '-f32'}.safetensors"
     if path.exists():
         try:
+            check_tensors(path)
             d = st.load_file(path)
             return d['x'],d.get('y'),d['items']
         except (SafetensorError, OSError, ValueError, KeyError) as e:
@@ -109,7 +111,7 @@ def cached_features(
     x,y = run_backbone(model, dl)
     if half and x.abs().max()<=torch.finfo(torch.float16).max: x = x.half()
     d = {k:v.contiguous() for k,v in dict(x=x, y=y, items=item_ids(dl)).items() if v is not None}
-    with atomic_path(path) as tmp: st.save_file(d, tmp)
+    write_tensors(d, path)
     return d['x'],d.get('y'),d['items']
 
 # %% ../../nbs/data/11_features.ipynb #5f2eb10b

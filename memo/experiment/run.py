@@ -122,7 +122,7 @@ def train(
 # %% ../../nbs/experiment/08_run.ipynb #67390e5e
 def fit_all(cfg, learn, stages, **kwargs):
     "Train in stages, or along a stream; gives the history"
-    kwargs['experiment'] = training_keys(cfg)
+    kwargs |= dict(experiment=identity_of(cfg), usual=partial(unsaid_keys, cfg))
     if not in_stream(cfg): return fit_stages(learn, stages, **kwargs)
     t,stream = cfg.train,learn.dls.stream
     whole,r = learn.dls,learn.fit_stream(stream.joint() if t.joint else stream, t.epochs, t.lr, t.fit, **kwargs)
@@ -253,9 +253,11 @@ def _run(cfg, folder, resume, log):
             continue
         if gone and not rank_distrib():
             log(f"{said} | {', '.join(gone)} not as written: made again from the last checkpoint")
+        begun_threads(t.folder/'env.json')
+        wait_for_all()
         if not rank_distrib():
             if t.folder!=folder: write_text(t.folder/'config.yaml', to_yaml(t.cfg))
-            write_json(t.folder/'env.json', environment(cfg, t.seed))
+            write_json(t.folder/'env.json', since_begun(t.folder/'env.json', environment(cfg, t.seed)))
         train(t, resume or bool(gone), log)
     text = '' if rank_distrib() else write_results(cfg, folder)
     wait_for_all()      # a table reads next what the first process has written

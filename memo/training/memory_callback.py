@@ -404,6 +404,13 @@ class MemoryCallback(Callback):
         if not self._fits or not self._fits[-1].stepped: return
         for m in self._fits[-1].memories: m.write(self.opt, self._fits[-1].targets)
 
+    def state_dict(self):
+        "For a checkpoint: rows that wait for a step, where gradients are accumulated over the end of an epoch"
+        return {m.name:[list(o) for o in m.kept] for m in self._fits[-1].memories if m.kept} if self._fits else {}
+    def load_state_dict(self, d):
+        for m in self._fits[-1].memories if self._fits else ():
+            m.kept = [tuple(to_device(o, self.learn.dls.device)) for o in d.get(m.name, ())]
+
     def after_train(self):
         f = self._fits[-1] if self._fits else None
         if f is not None and f.counts:      # of all processes

@@ -1,9 +1,14 @@
-"Callbacks of memo's that count epochs count on when a recipe is resumed"
+"Callbacks that count, memo's, fastai's and one's own, count on when a recipe is resumed"
+from functools import partial
 import pytest
+from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, GradientAccumulation, ReduceLROnPlateau,
+                               SaveModelCallback, np)
 from contracts.made import StopAt
-from test_stages import make, quiet, two_phase
+from test_stages import make, quiet, same as same_history, same_model, two_phase
 from memo.banks.base import Bank
 from memo.banks.exchange import latest_bank
+from memo.core import MemoError
+from memo.training.param_groups import adamw
 from memo.training.save_bank import SaveBank
 from memo.training.stages import Stage, fit_stages
 
@@ -53,3 +58,80 @@ def test_recipes_one_after_the_other_count_on(tmp_path):
     with quiet(learn):
         for i in range(2): fit_stages(learn, [Stage('a', 2, 1e-2)], checkpoint=tmp_path/f'c{i}', cbs=save)
     assert sorted(p.stem for p in (tmp_path/'banks').glob('*.safetensors'))==[f'bank_step_{i}' for i in range(1, 5)]
+
+# fastai's
+
+trackers = dict(best=SaveModelCallback, early=partial(EarlyStoppingCallback, patience=2),
+                lasting=partial(EarlyStoppingCallback, patience=3, reset_on_fit=False),
+                plateau=partial(ReduceLROnPlateau, patience=1, min_delta=.05),
+                accuracy=partial(SaveModelCallback, monitor='accuracy', fname='acc'),
+                uneven=partial(GradientAccumulation, 33), across=partial(GradientAccumulation, 100))
+
+def beside(path, made, opt=adamw, folder='c', where='fit', **kw):
+    "A recipe beside such a callback: one cycle, and at a constant rate, which alone keeps what a plateau makes of it"
+    cb = made()
+    learn = make(memory=True, opt_func=opt, cbs=cb if where=='learner' else [])
+    learn.path = path
+    stages = [Stage('a', 2, 1e-2, True), Stage('b', 7, 1e-2, False, fit='fit'), Stage('c', 1, 1e-3)]
+    cbs = [*([cb] if where=='fit' else []), *kw.pop('more', [])]
+    with quiet(learn): return learn,fit_stages(learn, stages, path/folder, cbs=cbs, **kw)
+
+def killed(path, made, n, **kw):
+    with pytest.raises(KeyboardInterrupt): beside(path, made, more=[StopAt(n)], **kw)
+
+@pytest.mark.parametrize('opt', [adamw,pytest.param(Adam, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize('kind', trackers)
+def test_what_a_callback_of_fastais_counts(tmp_path, kind, opt):
+    "Each of them raised an IndexError in every resume within a stage, or went on to other numbers"
+    for d in 'ab': (tmp_path/d).mkdir()
+    a,h = beside(tmp_path/'a', trackers[kind], opt)
+    killed(tmp_path/'b', trackers[kind], 9, opt=opt)
+    killed(tmp_path/'b', trackers[kind], 12, opt=opt, resume=True, where='learner' if kind=='early' else 'fit')
+    b,h2 = beside(tmp_path/'b', trackers[kind], opt, resume=True)
+    same_history(h, h2), same_model(a, b)
+    assert kind!='early' or len(h)<10
+
+@pytest.mark.parametrize('there,here,msg', [
+    ('early', None, 'beside it is EarlyStoppingCallback there, no such callback here'),
+    (None, 'plateau', 'beside it is no such callback there, ReduceLROnPlateau here'),
+    ('early', 'lasting', 'EarlyStoppingCallback has patience 2 there, 3 here'),
+    ('best', 'accuracy', "SaveModelCallback has monitor 'valid_loss' there, 'accuracy' here"),
+    ('uneven', 'across', 'GradientAccumulation has n_acc 33 there, 100 here')])
+def test_other_callbacks_that_count_are_refused(tmp_path, there, here, msg):
+    def made(k): return trackers[k] if k else lambda: StopAt(-1)
+    killed(tmp_path, made(there), 9)
+    with pytest.raises(MemoError, match=msg) as e: beside(tmp_path, made(here), resume=True)
+    assert '\n' not in str(e.value) and len(str(e.value))<300
+
+class Mean(Callback):
+    "One's own, that says what it counts"
+    def __init__(self): self.sum,self.n,self.epochs = 0.,0,[]
+    def after_batch(self):
+        if self.training: self.sum,self.n = self.sum+self.loss.item(),self.n+1
+    def before_epoch(self): self.epochs.append(self.epoch)
+    def state_dict(self): return dict(sum=self.sum, n=self.n, epochs=self.epochs)
+    def load_state_dict(self, d): vars(self).update(d)
+
+def test_one_of_ones_own(tmp_path):
+    "It has its state back, and sees no epoch that is skipped"
+    for d in 'ab': (tmp_path/d).mkdir()
+    a,b = Mean(),Mean()
+    beside(tmp_path/'a', lambda: a)
+    killed(tmp_path/'b', Mean, 20)
+    beside(tmp_path/'b', lambda: b, resume=True)
+    assert a.state_dict()==b.state_dict() and a.epochs==[0,1,*range(7),0]
+
+def test_one_that_a_stages_own_function_adds(tmp_path):
+    "Its fits are skipped, and it counts on"
+    def fit(learn, stage, cbs, start_epoch):
+        stop = EarlyStoppingCallback(patience=2, min_delta=.3)
+        learn.fit(stage.epochs, 1e-2, cbs=[*cbs,stop], start_epoch=start_epoch)
+    def run(folder, **kw):
+        learn = make(memory=True)
+        with quiet(learn): return learn,fit_stages(learn, [Stage('a', 8, fit=fit)], folder, **kw)
+    a,h = run(tmp_path/'a')
+    n = len(h)
+    with pytest.raises(KeyboardInterrupt): run(tmp_path/'b', cbs=StopAt(6*(n-1)+2))
+    b,h2 = run(tmp_path/'b', resume=True)
+    same_history(h, h2), same_model(a, b)
+    assert 1<n<8

@@ -11,6 +11,7 @@ from memo.heads.base import MemoryHead
 from memo.training.memory_callback import MemoryCallback
 from memo.training.param_groups import *
 from memo.training.stages import *
+from memo.training.two_phase import *
 from memo.training import stages as recipe
 for k in [k for k in globals() if k.startswith('test')]: del globals()[k]     # fastai's, which pytest would collect
 
@@ -102,9 +103,11 @@ def test_one_group_is_an_error():
         fit_stages(learn, [Stage('a', 1, 1e-2, freeze=True)])
 
 def test_two_phase_brings_the_splitter():
-    learn = make(splitter=trainable_params)
-    two_phase(learn)
-    assert len(learn.opt.param_lists)==2
+    learn,seen = make(splitter=trainable_params),[]
+    class See(Callback):
+        def before_batch(self): seen.append(len(self.opt.param_lists))
+    two_phase(learn, cbs=See())
+    assert set(seen)=={2} and learn.splitter is trainable_params
 
 # the schedule is fine_tune's
 
@@ -150,9 +153,11 @@ def test_momentum_is_put_back(tmp_path, stop):
         assert now(learn)==(0.,.25)
 
 def test_another_loss_for_each_phase():
-    learn = make()
-    two_phase(learn, loss_func=(CrossEntropyLossFlat(), LabelSmoothingCrossEntropyFlat()))
-    assert isinstance(learn.loss_func, LabelSmoothingCrossEntropyFlat)
+    learn,seen = make(),[]
+    class See(Callback):
+        def before_fit(self): seen.append(type(self.learn.loss_func))
+    two_phase(learn, loss_func=(CrossEntropyLossFlat(), LabelSmoothingCrossEntropyFlat()), cbs=See())
+    assert seen==[CrossEntropyLossFlat]*2+[LabelSmoothingCrossEntropyFlat]
 
 # best epoch
 

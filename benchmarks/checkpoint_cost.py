@@ -1,0 +1,62 @@
+"""What it costs that a checkpoint knows what it is of and whether it is whole
+
+    python benchmarks/checkpoint_cost.py [--n 21]
+
+In pairs, in turn: `torch.save` of model, optimizer and random states alone, to a file of its own that replaces the last
+one, and the checkpoint of a recipe, with a lock taken for each. Of a small network and of a resnet18 with AdamW's
+moments. CPU seconds of the process; the ratio's median and quartiles over pairs. Reading: `torch.load` alone, and with
+the check of every record."""
+import argparse, statistics, tempfile, time
+from pathlib import Path
+from fastai.vision.all import Learner, DataLoaders, nn, set_seed, torch
+from torchvision.models import resnet18
+from memo.banks.slots import SlotBank
+from memo.files import owned
+from memo.training.checkpoint import Progress, load_plain, rank_states, save_plain
+from memo.training.memory_callback import MemoryCallback
+from memo.training.param_groups import adamw
+from memo.training.stages import Stage, resolved
+
+def learner(net):
+    set_seed(0)
+    items = [(torch.randn(3,32,32),i%10) for i in range(16)]
+    dls = DataLoaders.from_dsets(items, items, bs=8, num_workers=0, device='cpu')
+    dls.c = 10
+    learn = Learner(dls, net, loss_func=nn.CrossEntropyLoss(), opt_func=adamw, cbs=MemoryCallback(SlotBank(512), k=3))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+    return learn
+
+def cpu(f):
+    t = time.process_time()
+    f()
+    return time.process_time()-t
+
+def pairs(a, b, n):
+    a(), b()
+    ts = [(cpu(a),cpu(b)) if i%2 else (cpu(b),cpu(a))[::-1] for i in range(n)]
+    q = statistics.quantiles([y/x for x,y in ts], n=4)
+    return f'{q[1]:.3f} (quartiles {q[0]:.3f} to {q[2]:.3f}), {1000*statistics.median(x for x,_ in ts):.1f} ms alone'
+
+def main():
+    p = argparse.ArgumentParser()
+    p.add_argument('--n', type=int, default=21)
+    n = p.parse_args().n
+    nets = {'small':nn.Sequential(nn.Flatten(), nn.Linear(3*32*32,64), nn.ReLU(), nn.Linear(64,10)),
+            'resnet18':resnet18(num_classes=10)}
+    for name,net in nets.items():
+        learn = learner(net)
+        with tempfile.TemporaryDirectory() as d:
+            d = Path(d)
+            prog = Progress(learn, resolved(learn, [Stage('a', 2, 1e-3)]), d/'now')
+            (d/'bare').mkdir()
+            def bare():
+                save_plain(dict(model=prog.model_state(), opt=learn.opt.state_dict(), rngs=rank_states(prog.dls)),
+                           d/'bare/s0_e0.pt')
+            def now():
+                with owned(d/'now'): prog.save(0, 0)
+            print(f'{name}, written: {pairs(bare, now, n)}', flush=True)
+            def read(): torch.load(d/'now/s0_e0.pt', weights_only=True)
+            print(f'{name}, read: {pairs(read, lambda: load_plain(d/"now/s0_e0.pt"), n)}', flush=True)
+            print(f'{name}: {(d/"now/s0_e0.pt").stat().st_size/2**20:.1f} MB', flush=True)
+
+if __name__=='__main__': main()
