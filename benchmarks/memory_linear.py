@@ -3,8 +3,9 @@
 python benchmarks/memory_linear.py [--quick]     writes benchmarks/memory_linear.md
 
 A step is zero_grad, forward, cross entropy, backward and SGD; 100 units, delta 2, shared keys, cosine, keys that move
-and scrambling. Medians (quartiles) of CPU time (`time.process_time`) of rounds in turns, on one thread. Memory is measured
-in a process of its own for each row: how far it grew at most above what it had with the layer built and the input there."""
+and scrambling. Medians (quartiles) of CPU time (`time.process_time`) of rounds in turns, on one thread. Memory is
+measured in a process of its own for each row: how far it grew at most above what it had with the layer built and the
+input there."""
 import argparse, os, subprocess, sys, time
 from pathlib import Path
 from statistics import quantiles

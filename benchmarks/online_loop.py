@@ -103,14 +103,15 @@ def main():
         for k,ts in got.items():
             base = got['bare loop with a reservoir' if 'eplay' in k or 'reservoir' in k else 'bare PyTorch loop']
             us,of = [1e6*t/steps for t in ts],[b/t for b,t in zip(base, ts)]
-            lines.append(f"| {bs} | {k} | {spread(us, '.0f')} | {1e6*bs/statistics.median(us):,.0f} | {spread(of, '.2f')} |")
+            items = 1e6*bs/statistics.median(us)
+            lines.append(f"| {bs} | {k} | {spread(us, '.0f')} | {items:,.0f} | {spread(of, '.2f')} |")
     print('\n'.join(lines))
     if args.out:
         head = __doc__.splitlines()[0]
         how = 'python benchmarks/online_loop.py --out benchmarks/online_loop.md'
         what = (f'{runs} runs of {steps:,} steps, the loops in turn in each; CPU time of one thread. Medians (lowest to '
-                'highest); "of the bare loop" is its time over theirs in the same run, with replay that of the bare loop '
-                'with a reservoir.')
+                'highest); "of the bare loop" is its time over theirs in the same run, with replay that of the bare '
+                'loop with a reservoir.')
         text = f'# Online training\n\n{head}.\nMade by `{how}`.\n\n{what}\n\n'
         with open(args.out, 'w') as f: f.write(text+'\n'.join(lines)+'\n')
 
