@@ -3,11 +3,12 @@
 python benchmarks/memory_linear.py [--quick]     writes benchmarks/memory_linear.md
 
 A step is zero_grad, forward, cross entropy, backward and SGD; 100 units, delta 2, shared keys, cosine, keys that move
-and scrambling. Medians of CPU time (`time.process_time`) of rounds in turns, on one thread. Memory is measured in a
-process of its own for each row: how far it grew at most above what it had with the layer built and the input there."""
+and scrambling. Medians (quartiles) of CPU time (`time.process_time`) of rounds in turns, on one thread. Memory is
+measured in a process of its own for each row: how far it grew at most above what it had with the layer built and the
+input there."""
 import argparse, os, subprocess, sys, time
 from pathlib import Path
-from statistics import median
+from statistics import quantiles
 import torch
 from torch.nn import functional as F
 from memo.layers.memory_linear import MemoryLinear
@@ -33,7 +34,7 @@ def stepper(kind, n, o, b):
     return step
 
 def timed(steps, rounds):
-    "Median CPU ms of each of some steps, taken in turns"
+    "CPU ms of each of some steps, taken in turns: quartiles"
     for s in steps.values():
         for i in range(3): s(i)
     ms = {k:[] for k in steps}
@@ -42,7 +43,7 @@ def timed(steps, rounds):
             t = time.process_time()
             s(i)
             ms[k].append(1e3*(time.process_time()-t))
-    return {k:median(v) for k,v in ms.items()}
+    return {k:quantiles(v, n=4, method='inclusive') for k,v in ms.items()}
 
 def now():
     "MB of this process"
@@ -70,9 +71,9 @@ def table(quick):
     for n,o in ((768,10),(768,100)):
         for b,rounds in {1:60,32:30,256:15}.items():
             ms = timed({k:stepper(k, n, o, b) for k in kinds}, rounds//3 if quick else rounds)
-            for k,v in ms.items():
+            for k,(lo,v,hi) in ms.items():
                 mb = '' if quick else measured_peak(k, n, o, b)
-                yield f"| {n}->{o}, {b} | {k} | {v:.2f} | {v/ms['nn.Linear']:.0f} | {mb} |"
+                yield f"| {n}->{o}, {b} | {k} | {v:.2f} ({lo:.2f} to {hi:.2f}) | {v/ms['nn.Linear'][1]:.0f} | {mb} |"
 
 if __name__=='__main__':
     p = argparse.ArgumentParser(description=__doc__.split('\n')[0])

@@ -12,8 +12,7 @@ import torch, torch.nn.functional as F
 from fastai.vision.all import DataLoaders, Learner, SGD, OptimWrapper, nn, partial, set_seed
 from memo.all import Stream, TensorDL
 import memo.continual.stream_fit
-try: from memo.continual.replay import Replay
-except ImportError: Replay = None
+from memo.continual.replay import Replay
 
 def loaders(x, y, bs):
     "All items are for training; a few are measured, which is not what is timed here"
@@ -73,11 +72,11 @@ def bare_replay(x, y, bs, size=200):
 def replayed(*args): return streamed(*args, cbs=Replay(200))
 
 ways = {'bare PyTorch loop':bare, "fastai's loop":fastai, '`fit_stream`':streamed,
-        "`fit_stream`, torch's SGD":torch_sgd}
-if Replay is not None: ways |= {'bare loop with a reservoir':bare_replay, '`fit_stream` with `Replay(200)`':replayed}
+        "`fit_stream`, torch's SGD":torch_sgd, 'bare loop with a reservoir':bare_replay,
+        '`fit_stream` with `Replay(200)`':replayed}
 
 def measure(bs, steps, runs):
-    "Median seconds of each way"
+    "Seconds of each way, of each run"
     x,y = torch.randn(bs*steps, 512),torch.randint(0, 10, (bs*steps,))
     took = {k:[] for k in ways}
     for i in range(runs+1):
@@ -87,7 +86,9 @@ def measure(bs, steps, runs):
             try: t = f(x, y, bs)
             finally: sys.stdout = out
             if i: took[k].append(t)             # the first run warms up
-    return {k:statistics.median(v) for k,v in took.items()}
+    return took
+
+def spread(vs, fmt): return f'{statistics.median(vs):{fmt}} ({min(vs):{fmt}} to {max(vs):{fmt}})'
 
 def main():
     p = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -99,14 +100,19 @@ def main():
     lines = ['| batch | loop | µs a step | items a second | of the bare loop |', '|---|---|---|---|---|']
     for bs in (1,10):
         got = measure(bs, steps, runs)
-        for k,t in got.items():
+        for k,ts in got.items():
             base = got['bare loop with a reservoir' if 'eplay' in k or 'reservoir' in k else 'bare PyTorch loop']
-            lines.append(f"| {bs} | {k} | {1e6*t/steps:.0f} | {bs*steps/t:,.0f} | {base/t:.2f} |")
+            us,of = [1e6*t/steps for t in ts],[b/t for b,t in zip(base, ts)]
+            items = 1e6*bs/statistics.median(us)
+            lines.append(f"| {bs} | {k} | {spread(us, '.0f')} | {items:,.0f} | {spread(of, '.2f')} |")
     print('\n'.join(lines))
     if args.out:
         head = __doc__.splitlines()[0]
         how = 'python benchmarks/online_loop.py --out benchmarks/online_loop.md'
-        text = f'# Online training\n\n{head}.\nMade by `{how}`.\n\n'
+        what = (f'{runs} runs of {steps:,} steps, the loops in turn in each; CPU time of one thread. Medians (lowest to '
+                'highest); "of the bare loop" is its time over theirs in the same run, with replay that of the bare '
+                'loop with a reservoir.')
+        text = f'# Online training\n\n{head}.\nMade by `{how}`.\n\n{what}\n\n'
         with open(args.out, 'w') as f: f.write(text+'\n'.join(lines)+'\n')
 
 if __name__=='__main__': main()

@@ -77,8 +77,9 @@ class Rehearsal(Method):
     def ready(self):
         "Are there examples? They have to be like what the model is trained on now"
         if not len(self.state): return False
-        if not self.fits: self.check()
-        self.fits = True
+        if not self.fits:       # a callback's own attributes take long to set
+            self.check()
+            self.fits = True
         return True
 
     def check(self): self.way.check(self.learn, self.state, partial(self.seen, self.learn))
@@ -135,7 +136,8 @@ class Rehearsal(Method):
     def after_cancel_step(self): self.kept = []
     def after_step(self):
         "The optimizer has stepped: store what it has stepped on, of all processes"
-        kept,self.kept = self.kept,[]
+        kept = [*self.kept]
+        self.kept.clear()
         if not kept: return
         cols = kept[0] if len(kept)==1 else {k:torch.cat([o[k] for o in kept]) for k in kept[0]}
         if self.world>1:

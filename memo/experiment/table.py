@@ -154,11 +154,11 @@ def trained(cfg, overwrite, log):
     return True
 
 def chosen_score(cfg):
-    "What a setting is chosen by: average accuracy at the end of the first half, on validation items"
-    vs = [m['rows'][0]['scores'].get('valid_average_accuracy') for m in scores_of(cfg)]
-    if None in vs:
+    "Average accuracy on validation items at the end of the first half; of equals what it was on the way decides"
+    got = [m['rows'][0]['scores'] for m in scores_of(cfg)]
+    if any(o.get('valid_average_accuracy') is None for o in got):
         raise MemoError(f"{cfg.name}: the first half of {cfg.data.name} has no validation items to choose on")
-    return sum(vs)/len(vs)
+    return tuple(round(mean_of(got, f'valid_{k}'), 9) for k in ('average_accuracy','anytime_accuracy'))
 
 def best_setting(table, e, overwrite=False, log=print):
     "Number of the best setting of a method, and what each scored; None where the loss was not finite any more"
@@ -168,7 +168,8 @@ def best_setting(table, e, overwrite=False, log=print):
     if not any(v is not None for v in vs):
         raise MemoError(f"methods.{e.name}: of none of its {len(vs)} settings the loss stays finite; give it a grid of "
                         "lower rates")
-    return int(np.argmax([-1 if v is None else v for v in vs])),vs
+    i = max(range(len(vs)), key=lambda i: (-1,) if vs[i] is None else vs[i])      # the first of equals
+    return i,[None if v is None else v[0] for v in vs]
 
 def noted(e, i, vs, cfg, ms):
     "How a method was tuned, and what it takes"

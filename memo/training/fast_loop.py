@@ -38,7 +38,7 @@ def quick_cast(cb, learn):
 
 def last_rate(opt):
     "The rate of the last group"
-    if type(opt) is OptimWrapper and 'lr' not in opt.fwd_map: return opt.opt.param_groups[-1]['lr']
+    if type(opt) is OptimWrapper and opt.fwd_map.get('lr')=='lr': return opt.opt.param_groups[-1]['lr']
     return opt.hypers[-1]['lr']
 
 def quick_record(cb, learn):
@@ -167,7 +167,7 @@ class FastLoop:
 
     def there(self, b):
         "Is a batch where the model is?"
-        return type(b) is tuple and all(isinstance(o, Tensor) and o.device==self.device for o in b)
+        return type(b) is tuple and all(isinstance(o, Tensor) and bare(o).device==self.device for o in b)
 
     def __call__(self, i, b):
         learn = self.learn

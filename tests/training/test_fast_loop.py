@@ -7,7 +7,7 @@ from fastai.callback.core import _events
 from helpers.learners import same, snap
 from memo.banks.slots import SlotBank
 from memo.data.tensors import TensorDL
-from memo.training.fast_loop import FastLoop, fast_loop, plain_loss
+from memo.training.fast_loop import FastLoop, fast_loop, last_rate, plain_loss
 from memo.training.memory_callback import MemoryCallback
 for k in [k for k in globals() if k.startswith('test')]: del globals()[k]     # fastai's, which pytest would collect
 
@@ -109,6 +109,19 @@ cases = dict(
 def test_same_numbers_and_events(case):
     res = both(**cases[case])
     if 'classes' in case or 'memory' in case: assert len(res[1].memory.bank)==20
+
+def test_rates_of_torchs_optimizers(monkeypatch):
+    "The last group's, under whatever name; not by a copy of all that all groups have, at every batch"
+    class Renamed(torch.optim.Optimizer):
+        def __init__(self, params, rate): super().__init__(params, dict(rate=rate))
+    ps = [[nn.Parameter(torch.zeros(2))] for _ in range(2)]
+    a = OptimWrapper(ps, opt=torch.optim.SGD, lr=.1)
+    b = OptimWrapper(ps, opt=Renamed, hp_map={'rate':'lr'}, rate=.1)
+    for opt in (a,b):
+        opt.set_hyper('lr', slice(.2, .3))
+        assert last_rate(opt)==opt.hypers[-1]['lr']==.3
+    monkeypatch.setattr(OptimWrapper, 'hypers', property(lambda self: 1/0))
+    assert last_rate(a)==.3
 
 def test_the_quick_loop_is_what_trains():
     "Otherwise all of the above would hold of two times fastai's"
