@@ -11,7 +11,7 @@ __all__ = ['history_of', 'gate_of_history', 'occupancy', 'plot_dual_path', 'draw
 from fastai.vision.all import *
 from matplotlib.figure import Figure
 from ..core import MemoError,check_choice
-from .figure import panels,text_picture,drawing
+from .figure import above,drawing,panels,text_picture
 from .training import stage_starts
 from ..training.memory_callback import memory_of
 
@@ -68,8 +68,8 @@ def draw_lines(ax, df, lines, what):
     for i,_ in stage_starts(df):
         if i: ax.axvline(i+.5, color='.6', lw=.8, ls=':')
     if n==0: ax.text(.5, .5, f'no {what} was recorded', ha='center', transform=ax.transAxes, fontsize=7)
-    if n>1: ax.legend()
-    ax.set(xlabel='epoch', title='share answered by the memory' if what=='usage' else what)
+    ax.set(xlabel='epoch', ylabel='share answered by the memory' if what=='usage' else what)
+    if n>1: above(ax, ncols=2)
     if what=='usage': ax.set_ylim(-.02, 1.02)
     ax.xaxis.get_major_locator().set_params(integer=True)
 
@@ -91,7 +91,7 @@ def plot_coverage(
         for t,x in df.loc[df.now.astype(bool), ['threshold','coverage']].itertuples(index=False):
             ax.axvline(x, color='.6', lw=.8, ls=':', label=f'threshold {t:.3f}' if t<=1 else 'memory never answers')
         ax.set_xlabel('share answered by the memory')
-        ax.legend(loc='lower left', bbox_to_anchor=(0,1), ncols=2, borderpad=0, columnspacing=1)
+        above(ax, ncols=2, handlelength=2)
     a.set_ylabel('accuracy')
     b.set_ylabel('switches')
     b.yaxis.get_major_locator().set_params(integer=True)

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ..core import MemoError,Natural,check_choice,undisturbed
 from ..heads.places import as_found
 from ..layers.memory_linear import MemoryLinear
-from .figure import drawing,panels,short_names
+from .figure import above,drawing,log_ticks,no_value,panels,short_names
 from ..schema import accept
 
 # %% ../../nbs/plots/08_memory_linear.ipynb #4e863410
@@ -98,7 +98,6 @@ def draw_shares(ax, won, y, n, vocab):
     ax.set_xticks(range(len(used)), used.tolist() if len(used)<=16 else ['']*len(used))
     if k<=30: ax.set_yticks(range(k), short_names(vocab, k))
     ax.set(title=f'share of each class, by {len(used)} of {n} units', xlabel='unit', ylabel='class')
-    for label in ax.get_yticklabels(): label.set_parse_math(False)
 
 def draw_wins(ax, layer, output):
     "How often units have won in training, and how often they were given away"
@@ -111,7 +110,7 @@ def draw_wins(ax, layer, output):
     won = f'{int((wins>0).sum())} of {len(wins)} units have won'
     ax.set(yscale='symlog', xlabel='unit', ylabel='in training', title=won)
     ax.set_xticks(n, order.tolist() if len(wins)<=16 else ['']*len(wins))
-    ax.legend()
+    above(ax, ncols=2)
 
 # %% ../../nbs/plots/08_memory_linear.ipynb #cbef34d3
 @drawing()

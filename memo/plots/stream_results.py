@@ -17,7 +17,8 @@ from ..continual.stream_fit import StreamResult,in_one_pass
 from ..core import Count,MemoError
 from ..data.streams import Stream
 from ..data.tensors import plain_dl
-from .figure import Picture,_colors,drawing,panels
+from ..evaluation.names import cut_names
+from .figure import Picture,_colors,above,check_fits,drawing,drawn_text,no_value,on_color,panels
 from .streams import in_plane
 from ..registry import register
 from ..schema import accept,shown
@@ -33,8 +34,8 @@ def result_of(o):
 def ticks_of(names, most=16):
     "Places and texts of so many of the names that they can be read"
     at = range(len(names)) if len(names)<=most else np.unique(np.linspace(0, len(names)-1, 7).round().astype(int))
-    def short(o): return o if len(o)<=18 else f'{o[:16]}..'
-    return [*at],[short(names[i]) if len(names)<=most else str(i+1) for i in at]
+    texts = cut_names(names, 18, drawn_text) if len(names)<=most else [*map(str, range(1, len(names)+1))]
+    return [*at],[texts[i] for i in at]
 
 @drawing()
 def plot_matrix(
@@ -50,12 +51,12 @@ def plot_matrix(
     ax = fig.subplots()
     at = ax.imshow(A, cmap='Blues', vmin=0, vmax=1.15, aspect='auto' if n>16 else 'equal')
     for i,j in np.ndindex(A.shape) if n<=10 else ():
-        text = '' if np.isnan(A[i,j]) else f'{100*A[i,j]:.0f}'
-        ax.text(j, i, text, ha='center', va='center', fontsize=7, color='w' if A[i,j]>.6 else 'k')
+        if not np.isnan(A[i,j]):
+            ax.text(j, i, f'{100*A[i,j]:.0f}', ha='center', va='center', color=on_color(at.to_rgba(A[i,j])), fontsize=7)
+    no_value(ax)
     places,texts = ticks_of(r.names)
-    ax.set_xticks(places, texts, rotation=35, ha='right')
+    ax.set_xticks(places, texts, rotation=35, ha='right', rotation_mode='anchor')
     ax.set_yticks(*zip(*[(p,t) for p,t in zip(places, texts) if p<len(A)]))
-    for t in (*ax.get_xticklabels(), *ax.get_yticklabels()): t.set_parse_math(False)
     ax.set(xlabel='accuracy on', ylabel='after')
     told = f'average accuracy {r.average_accuracy:.3f}, forgetting {r.forgetting:.3f}'
     ax.set_title('validation' if valid else told)
@@ -90,7 +91,7 @@ def plot_stream_accuracy(
         ax.plot(np.arange(len(online))+.5, online, 'o', ms=3, mfc='w', mec='.4', label='before training on it')
     ax.set(ylim=(-.03,1.03), xlim=(0,len(r)), xlabel='experiences', ylabel='accuracy')
     if n<=16: ax.set_xticks(range(len(r)+1))
-    ax.legend(loc='lower left', bbox_to_anchor=(0,1), ncols=2)
+    above(ax, ncols=2, handlelength=2)
     return fig
 
 # %% ../../nbs/plots/10_stream_results.ipynb #5d1c0a21
@@ -139,6 +140,8 @@ def plot_surfaces(
     x,y = in_plane(stream),stream.labels(0).numpy()
     if x is None: raise MemoError("plot_surfaces: the inputs of the stream are no points in the plane")
     cols = min(cols, len(got))
+    names = cut_names(stream.names, 18, drawn_text)
+    check_fits('experiences', math.ceil(len(got)/cols), 1.4)
     fig,axs = panels(math.ceil(len(got)/cols), cols, 1.35, 1.4)
     for ax in axs.flat[len(got):]: ax.axis('off')
     most = max(int(v.max()) for v in got.values())
@@ -153,10 +156,10 @@ def plot_surfaces(
             colour = [_colors[c%len(_colors)] for c in y[at]]
             ax.scatter(*x[at].T, s=3 if j<i else 6, c=colour, lw=0, alpha=.35 if j<i else 1)
         ax.set(xticks=[], yticks=[], xlim=box[:2], ylim=box[2:])
-        ax.set_title(f'after {stream.names[i][:24]}', fontsize=7, parse_math=False)
+        ax.set_title(f'after {names[i]}', fontsize=7)
     return fig
 
 @patch
-def plot(self:StreamResult):
+def plot(self:StreamResult)->Figure:
     "The matrix as a picture; `plot_stream_accuracy` shows the same over time"
     return plot_matrix(self)
