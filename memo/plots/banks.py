@@ -20,7 +20,7 @@ from ..evaluation.tables import text_table
 from memo.plots.figure import Picture,above,check_fits,drawing,log_ticks,no_value,panels,short_names,\
     text_picture
 from .recall import draw_input,draw_text,training_inputs
-from .training import class_bars,_shots
+from .training import class_bars,seen_hist,_shots
 from ..training.memory_callback import memory_of
 
 # %% ../../nbs/plots/05_banks.ipynb #e6b464a2
@@ -36,7 +36,7 @@ def plot_slots(bank, vocab):
     age = (bank.updates-bank.stamps[:n]).cpu()
     lo,hi = int(age.min()),int(age.max())
     step = 1+(hi-lo)//25
-    b.hist(age.tolist(), bins=np.arange(lo, hi+1+step, step)-.5, color='#66ccee', ec='w', lw=.5)
+    seen_hist(b, age.tolist(), np.arange(lo, hi+1+step, step)-.5, '#66ccee')
     b.set(xlabel='age (writes since last touched)', ylabel='rows')
     unit = getattr(bank, 'norms', None) is None         # rows of unit length say how often they were recalled
     rows_hist(c, (bank.hits if unit else bank.norms)[:n], 'times recalled in training' if unit else
@@ -47,7 +47,7 @@ def rows_hist(ax, v, xlabel):
     "Rows by a value; of those that are not finite the panel says how many there are"
     v = v.detach().float().cpu()
     ok = v.isfinite()
-    ax.hist(v[ok].tolist(), bins=20, color='#228833')
+    seen_hist(ax, v[ok].tolist(), 20, '#228833')
     ax.set(xlabel=xlabel, ylabel='rows', title='' if ok.all() else f'{int((~ok).sum())} rows are not finite')
     for axis in (ax.xaxis,ax.yaxis): axis.get_major_locator().set_params(nbins=5, integer=axis is ax.yaxis)
 
@@ -123,8 +123,7 @@ def class_hist(ax, v, bins, color, xlabel, ends=None):
     lo,hi = ends or (float(v.min()),float(v.max())) if len(v) else (0,1)
     if hi-lo<.02*hi or hi==0: lo,hi = .95*lo,1.05*hi or 1
     log = lo>0 and hi/lo>20
-    ax.hist(v.tolist(), bins=np.geomspace(lo, hi, bins+1) if log else np.linspace(lo, hi, bins+1), color=color, ec='w',
-            lw=.3)
+    seen_hist(ax, v.tolist(), np.geomspace(lo, hi, bins+1) if log else np.linspace(lo, hi, bins+1), color)
     ax.set(xlabel=xlabel, ylabel='classes', xscale='log' if log else 'linear')
     ax.yaxis.get_major_locator().set_params(integer=True)
     if log: log_ticks(ax.xaxis)

@@ -9,7 +9,7 @@ __all__ = ['result_columns', 'plot_results', 'draw_dots', 'plot_comparison', 'dr
            'plot_reliability', 'plot_speed', 'write_shares']
 
 # %% ../../nbs/plots/03_results.ipynb #702680d3
-import textwrap
+import math,textwrap
 from fastai.vision.all import *
 from matplotlib.figure import Figure
 from ..core import MemoError
@@ -64,6 +64,7 @@ def draw_dots(ax, v, low=None, high=None):
     ax.grid(axis='y', lw=.3)
 
 # %% ../../nbs/plots/03_results.ipynb #18f0504a
+@drawing()
 def plot_comparison(
     table # Table of `results` or `compare`: `method`, `seeds`, and for each score its mean, `_low` and `_high`
 )->Figure: # A panel for each score
@@ -154,8 +155,10 @@ def plot_speed(
     "Accuracy of a gated model against how many times as fast as the network alone it is"
     tables = table if isinstance(table, dict) else {'':table}
     if not any(len(t) for t in tables.values()): return text_picture('no times')
-    check_fits('tables', len(tables), 3.2)
-    fig,axs = panels(1, len(tables), 3.2, 2.4)
+    cols = min(4, len(tables))
+    check_fits('tables', len(tables)/cols, 2.6)
+    fig,axs = panels(math.ceil(len(tables)/cols), cols, 3.2, 2.6)
+    for ax in axs.flat[len(tables):]: ax.axis('off')
     for ax,(name,t) in zip(axs.flat, tables.items()):
         for i,(bs,of) in enumerate(t.groupby('batch')):
             of,c = of.sort_values('hit', kind='stable'),_colors[i%len(_colors)]

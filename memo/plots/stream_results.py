@@ -137,11 +137,12 @@ def plot_surfaces(
         raise MemoError("plot_surfaces: a DrawSurfaces that has been among the callbacks of fit_stream is needed, found "
                         f"{shown(draw)}")
     got = {i:v for i,v in sorted(draw.surfaces().items()) if i<len(stream)}
+    if (every := len(got))>32: got = {i:got[i] for i in np.array([*got])[np.linspace(0, every-1, 32).astype(int)]}
     x,y = in_plane(stream),stream.labels(0).numpy()
     if x is None: raise MemoError("plot_surfaces: the inputs of the stream are no points in the plane")
     cols = min(cols, len(got))
     names = cut_names(stream.names, 18, drawn_text)
-    check_fits('experiences', math.ceil(len(got)/cols), 1.4)
+    check_fits('cols', cols, 1.35)
     fig,axs = panels(math.ceil(len(got)/cols), cols, 1.35, 1.4)
     for ax in axs.flat[len(got):]: ax.axis('off')
     most = max(int(v.max()) for v in got.values())
@@ -157,6 +158,7 @@ def plot_surfaces(
             ax.scatter(*x[at].T, s=3 if j<i else 6, c=colour, lw=0, alpha=.35 if j<i else 1)
         ax.set(xticks=[], yticks=[], xlim=box[:2], ylim=box[2:])
         ax.set_title(f'after {names[i]}', fontsize=7)
+    if len(got)<every: fig.suptitle(f'{len(got)} of {every} experiences')
     return fig
 
 @patch
