@@ -63,7 +63,7 @@ def draw_lines(ax, df, lines, what):
         c = next((o for o in (c, f'valid_{c}') if o in df), None)
         v = None if c is None else pd.to_numeric(df[c], errors='coerce')
         if v is None or not v.notna().any(): continue
-        ax.plot(x, v, marker='.', ms=4, lw=1.2, label=label)
+        ax.plot(x, v, marker='.', ms=4 if len(x)<=60 else 0, lw=1.2, label=label)
         n += 1
     for i,_ in stage_starts(df):
         if i: ax.axvline(i+.5, color='.6', lw=.8, ls=':')
@@ -82,11 +82,11 @@ def plot_coverage(
     lost = [o for o in ('coverage','accuracy','memory_accuracy','harmful') if not hasattr(df, 'columns') or o not in df]
     if lost: raise MemoError(f"plot_coverage: a table of learn.memory.coverage() is accepted; {lost[0]} is missing")
     fig,axs = panels(1, 2, 3.4, 2.4)
-    a,b = axs.flat
+    (a,b),size = axs.flat,4 if len(df)<=60 else 0
     for c,label in dict(accuracy='gated model, all', soft_accuracy='mixed softly, all',
                         memory_accuracy='memory, what it answers', network_accuracy='network, the same').items():
-        a.plot(df.coverage, df[c], marker='.', ms=4, lw=1.2, label=label)
-    for c in ('harmful','helpful'): b.plot(df.coverage, df[c], marker='.', ms=4, lw=1.2, label=c)
+        a.plot(df.coverage, df[c], marker='.', ms=size, lw=1.2, label=label)
+    for c in ('harmful','helpful'): b.plot(df.coverage, df[c], marker='.', ms=size, lw=1.2, label=c)
     for ax in (a,b):
         for t,x in df.loc[df.now.astype(bool), ['threshold','coverage']].itertuples(index=False):
             ax.axvline(x, color='.6', lw=.8, ls=':', label=f'threshold {t:.3f}' if t<=1 else 'memory never answers')

@@ -30,6 +30,7 @@ from ..training.vocab import answer_vocab
 from .figure import Picture,_colors,above,check_fits,drawing,log_ticks,panels,short_names
 from .recall import _bad,_frame,_good,as_query,decoded_inputs,draw_input,draw_text,label_text,same_label
 from .recall import training_inputs
+from .training import seen_bars
 
 # %% ../../nbs/plots/07_hopfield.ipynb #24324129
 TIMES = .1,.3,1,3,10        # of a memory's own beta
@@ -196,7 +197,8 @@ def draw_special(ax, r):
     if s is None: return ax.axis('off')
     share,ok = (r.use/r.use.sum().clamp(min=1e-300)).cpu(),~s.isnan().cpu()
     s = s.cpu().clamp(0, 1)
-    ax.hist(s[ok].numpy(), bins=20, range=(0,1), weights=share[ok].numpy(), color='#228833', ec='w', lw=.3)
+    n,ends = np.histogram(s[ok].numpy(), 20, (0,1), weights=share[ok].numpy())
+    seen_bars(ax, (ends[1:]+ends[:-1])/2, n.tolist(), .05, '#228833')
     ax.set(xlabel='specialisation of a row', ylabel='share of reads', xlim=(0,1),
            title=f'{int((r.seen>0).sum())} classes, mean {round(float((share*s.nan_to_num()).sum()), 3):.2g}')
 

@@ -108,14 +108,14 @@ def draw_query(ax, x, p, y, names, multi):
     if p.ndim!=1: said = ' x '.join(map(str, p.shape))          # a class for each pixel, say
     elif names is None: said = ', '.join(map(_number, p.tolist()[:3]))
     else: said = answer_text(p, names, multi)
-    ax.set_title(textwrap.fill('pred: '+said, 26)+true, color='k' if right is None else _good if right else _bad)
+    ax.set_title(textwrap.fill('pred: '+said, 22)+true, color='k' if right is None else _good if right else _bad)
     _frame(ax, 'k', 1)
 
 def draw_row(ax, item, label, sim, weight, inputs, y, names):
     "One recalled row"
     known = y is not None and label is not None and label.ndim==y.ndim
     color = 'k' if not known else _good if same_label(label, y) else _bad
-    name = 'no label' if label is None else textwrap.fill(label_text(label, names), 26)
+    name = 'no label' if label is None else textwrap.fill(label_text(label, names), 22)
     if item in inputs: draw_input(ax, inputs[item])
     else: draw_text(ax, f'{name}\nsimilarity {_number(sim)}\nweight {weight:.2f}\n('
                     + ('not in dls.train)' if item>=0 else 'item not known)'))

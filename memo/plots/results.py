@@ -56,7 +56,8 @@ def draw_dots(ax, v, low=None, high=None):
     ax.plot(v, at, 'o', color='#4477aa', ms=4)
     for a,o in zip(at, v):
         if np.isfinite(o): ax.text(o, a-.18, f'{o:.3g}', ha='center', va='bottom', fontsize=7)
-        else: ax.text(.5, a, 'no number', ha='center', va='center', color='.35', transform=ax.get_yaxis_transform())
+        else: ax.text(.5, a, 'no number', ha='center', va='center', fontsize=7, color='.35', backgroundcolor='w',
+                      transform=ax.get_yaxis_transform())
     lo,hi = ax.get_xlim()
     if lo<0<hi: ax.axvline(0, color='.5', lw=.8, ls=':')
     ax.set_ylim(len(v)-.5, -.7)

@@ -51,7 +51,8 @@ def plot_history(
     if not groups: return text_picture('no epoch has been trained')
     shown = list(groups.items())[:12]
     wide = min(len(shown), 4)
-    fig,axs = panels(math.ceil(len(shown)/wide), wide, 2.6, 2.4)
+    lines = min(9, max(len(o) for _,o in shown))       # of the legends above
+    fig,axs = panels(math.ceil(len(shown)/wide), wide, 2.6, 2+.15*lines)
     for ax in axs.flat[len(shown):]: ax.axis('off')
     for ax,(name,cols) in zip(axs.flat, shown):
         draw_columns(ax, df, cols)
@@ -62,7 +63,7 @@ def plot_history(
 
 def draw_columns(ax, df, cols, most=8):
     "Columns of a history as lines; where there are many, only the first are named"
-    x,how = np.arange(1, len(df)+1),dict(marker='.', ms=4) if len(df)<=200 else {}
+    x,how = np.arange(1, len(df)+1),dict(marker='.', ms=4) if len(df)<=60 else {}
     vs = [pd.to_numeric(df[c], errors='coerce') for c in cols]
     for v in vs[most:]: rest, = ax.plot(x, v, lw=.6, color='.75', zorder=1)
     lines = [ax.plot(x, v, lw=1.2, **how)[0] for v in vs[:most]]
