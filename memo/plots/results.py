@@ -109,7 +109,8 @@ def plot_classes(
             t,color = t.set_index('finding').loc[df.index],_colors[i%len(_colors)]
             bars.append(draw_points(ax, t, col, color) if many else
                         draw_bars(ax, t, col, np.arange(len(df))-.4+h*(i+.5), h, color, left))
-        ax.set(title=title, ylim=(len(df)-.5,-.5), yticks=[])
+        lost = max(int(t[col].isna().sum()) for t in tables.values())*many
+        ax.set(title=title+(f', {lost} cannot be scored' if lost else ''), ylim=(len(df)-.5,-.5), yticks=[])
         ax.axvline(left, color='.5', lw=.8)
     if many: axs[0,0].set_ylabel(f'{len(df)} classes, most positives first')
     else:
@@ -163,7 +164,7 @@ def plot_speed(
     for ax,(name,t) in zip(axs.flat, tables.items()):
         for i,(bs,of) in enumerate(t.groupby('batch')):
             of,c = of.sort_values('hit', kind='stable'),_colors[i%len(_colors)]
-            ax.plot(of.faster, 100*of.accuracy, 'o-', color=c, ms=3.5, lw=1, label=f'batch {bs}')
+            ax.plot(of.faster, 100*of.accuracy, 'o-', color=c, ms=3.5 if len(of)<=60 else 0, lw=1, label=f'batch {bs}')
             ax.hlines(100*of.accuracy, of.faster_low, of.faster_high, color=c, lw=1.5, alpha=.4)
         ax.axvline(1, color='.5', lw=.8, ls=':')
         ax.axhline(100*t.accuracy_network.mean(), color='.5', lw=.8, ls='--', label='network alone')

@@ -58,7 +58,7 @@ def plot_matrix(
     ax.set_xticks(places, texts, rotation=35, ha='right', rotation_mode='anchor')
     ax.set_yticks(*zip(*[(p,t) for p,t in zip(places, texts) if p<len(A)]))
     ax.set(xlabel='accuracy on', ylabel='after')
-    told = f'average accuracy {r.average_accuracy:.3f}, forgetting {r.forgetting:.3f}'
+    told = f'average accuracy {r.average_accuracy:.3f},'+('\n' if n<4 else ' ')+f'forgetting {r.forgetting:.3f}'
     ax.set_title('validation' if valid else told)
     bar = fig.colorbar(at, ax=ax, fraction=.045, ticks=[0,.5,1])
     bar.ax.set_ylim(0, 1)
@@ -85,7 +85,8 @@ def plot_stream_accuracy(
         seen = [k for k,i in enumerate(at) if i>=j]
         ax.plot([t[k] for k in seen], A[seen,j], lw=.8, alpha=.6, color=_colors[j%len(_colors)])
     known = [row[:i+1][~np.isnan(row[:i+1])] for row,i in zip(A, at)]
-    ax.plot(t, [o.mean() if len(o) else np.nan for o in known], color='k', lw=1.6, label='mean of those so far')
+    ax.plot(t, [o.mean() if len(o) else np.nan for o in known], color='k', lw=1.6, marker='.',
+            ms=6 if len(t)<=60 else 0, label='mean of those so far')
     if len(r.online_accuracy):
         online = r.online_accuracy[:len(r)]
         ax.plot(np.arange(len(online))+.5, online, 'o', ms=3, mfc='w', mec='.4', label='before training on it')

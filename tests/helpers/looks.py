@@ -32,7 +32,7 @@ def texts_of(fig):
     for t in fig.findobj(Text):
         if not t.get_visible() or not t.get_text().strip(): continue
         box = t.get_window_extent(r)
-        if t.axes is not None and t.get_clip_on() and not box.overlaps(t.axes.bbox): continue
+        if t.get_clip_on() and t.get_clip_box() is not None and not box.overlaps(t.get_clip_box()): continue
         res.append((t, box))
     off = {id(o) for ax in fig.axes for o in unseen_ticks(ax)}
     return [(t, b) for t,b in res if id(t) not in off]

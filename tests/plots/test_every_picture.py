@@ -1,4 +1,5 @@
 "Every picture of memo can be read: of any number of classes, with any names, in any style of the user's"
+from functools import lru_cache
 import matplotlib, numpy as np, pytest, torch
 from matplotlib import style
 from helpers.every_picture import every, exported, hard, inner, learner, named, pictures, sizes
@@ -27,12 +28,15 @@ users = {'font.size':20, 'figure.figsize':(20,1), 'axes.facecolor':'k', 'text.co
          'axes.titlesize':30, 'axes.prop_cycle':matplotlib.cycler(color=['w'])}
 styles = ['dark_background', 'Solarize_Light2', next(o for o in style.available if 'darkgrid' in o), users]
 
-@pytest.mark.parametrize('s', styles, ids=lambda o: o if isinstance(o, str) else 'own')
+@lru_cache(None)
+def usual(name): return [rendered(o) for o in pictures(name, 2)]
+
+@pytest.mark.parametrize('s', [pytest.param(o, marks=pytest.mark.nightly) if o in styles[1:3] else o for o in styles],
+                         ids=lambda o: o if isinstance(o, str) else 'own')
 @pytest.mark.parametrize('name', every)
 def test_a_picture_is_the_same_in_any_style(name, s):
     "Drawn in it, or drawn before and saved in it; and the style is as it was"
-    want = [rendered(o) for o in pictures(name, 2)]
-    before = pictures(name, 2)
+    want,before = usual(name),pictures(name, 2)
     with style.context(s):
         was = dict(matplotlib.rcParams)
         got = [rendered(o) for o in pictures(name, 2)]
