@@ -6,10 +6,11 @@ Docs: https://github.com/fastmemo/memo/plots/figure.html.md"""
 
 # %% auto #0
 __all__ = ['drawing', 'Picture', 'panels', 'text_picture', 'families', 'its_families', 'glyphs', 'drawn_text', 'short_names',
-           'legend_of', 'above', 'log_ticks', 'no_value', 'on_color', 'check_fits']
+           'legend_of', 'above', 'log_ticks', 'pooled', 'no_value', 'on_color', 'check_fits']
 
 # %% ../../nbs/plots/01_figure.ipynb #6b58ca54
 import io,textwrap,unicodedata
+import numpy as np
 from contextlib import contextmanager
 from functools import lru_cache
 from matplotlib import rcParams,rcParamsDefault
@@ -128,6 +129,12 @@ def log_ticks(*axes):
         elif hi<400*lo: axis.set_major_locator(LogLocator(subs=(1,2,5) if hi<50*lo else (1,3)))
         axis.set_major_formatter(lambda v, at: f'{v:.6g}')
         axis.set_minor_formatter(NullFormatter())
+
+def pooled(a, most=120):
+    "An array with so few rows and columns that each is seen, the most of those that share a cell; and where each begins"
+    rows,cols = (np.arange(0, n, -(-n//most)) for n in a.shape)
+    return (np.fmax.reduceat(np.fmax.reduceat(a, rows, 0), cols, 1),np.append(rows, a.shape[0]),
+            np.append(cols, a.shape[1]))
 
 def no_value(ax):
     "Cells of a picture of numbers that have none are hatched, and look like no number"
