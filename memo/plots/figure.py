@@ -26,14 +26,14 @@ _small = {'font.size':8, 'axes.titlesize':8, 'axes.labelsize':8, 'xtick.labelsiz
           'legend.fontsize':7, 'legend.frameon':False, 'figure.titlesize':8,
     'axes.spines.top':False, 'axes.spines.right':False, 'figure.dpi':80, 'text.parse_math':False}
 # what decides how a picture looks is matplotlib's own default, or ours; fonts, resolution and file formats are a user's
-_style = tuple('''axes. boxplot. contour. errorbar. figure. grid. hatch. hist. image. legend. lines. markers. mathtext. patch.
-    path. pcolor. pcolormesh. scatter. text. xaxis. xtick. yaxis. ytick. font.size font.st font.variant font.weight
+_style = tuple('''axes. boxplot. contour. errorbar. figure. grid. hatch. hist. image. legend. lines. markers. mathtext.
+    patch. path. pcolor. pcolormesh. scatter. text. xaxis. xtick. yaxis. ytick. font.size font.st font.variant font.weight
     savefig.facecolor savefig.edgecolor savefig.transparent'''.split())
 _look = {k:v for k,v in rcParamsDefault.items() if k.startswith(_style)} | _small
 
 @contextmanager
 def drawing():
-    "A context in which memo's style holds, and no text is markup; for one thread at a time, and all is put back after it"
+    "A context in which memo's style holds and no text is markup; for one thread at a time, and put back after it"
     with one_thread:
         was = {k:rcParams[k] for k,v in _look.items() if rcParams[k]!=v} | {'font.family':rcParams['font.family']}
         rcParams.update({k:_look[k] for k in was if k in _look} | {'font.family':[*its_families(was['font.family'])]})
@@ -66,8 +66,8 @@ def text_picture(text, w=4, h=1):
 
 # %% ../../nbs/plots/01_figure.ipynb #7fb1f55d
 # fonts for what matplotlib's own has no characters for; of those that are there a character is taken from the first
-_scripts = '''Noto Sans CJK SC,Noto Sans CJK JP,Noto Sans SC,Noto Sans JP,Noto Sans KR,Source Han Sans SC,Source Han Sans,
-    PingFang SC,Hiragino Sans,Apple SD Gothic Neo,Microsoft YaHei,Yu Gothic,Malgun Gothic,WenQuanYi Zen Hei,
+_scripts = '''Noto Sans CJK SC,Noto Sans CJK JP,Noto Sans SC,Noto Sans JP,Noto Sans KR,Source Han Sans SC,
+    Source Han Sans,PingFang SC,Hiragino Sans,Apple SD Gothic Neo,Microsoft YaHei,Yu Gothic,Malgun Gothic,WenQuanYi Zen Hei,
     WenQuanYi Micro Hei,Droid Sans Fallback,SimHei,Arial Unicode MS,Noto Sans Arabic,Noto Naskh Arabic,Noto Sans Hebrew,
     Noto Sans Devanagari,Noto Sans Thai,Noto Emoji,Segoe UI Emoji,Symbola,Unifont'''
 
@@ -131,7 +131,7 @@ def log_ticks(*axes):
         axis.set_minor_formatter(NullFormatter())
 
 def pooled(a, most=120):
-    "An array with so few rows and columns that each is seen, the most of those that share a cell; and where each begins"
+    "An array with so few rows and columns that each is seen: the most of those in a cell; and where each begins"
     rows,cols = (np.arange(0, n, -(-n//most)) for n in a.shape)
     return (np.fmax.reduceat(np.fmax.reduceat(a, rows, 0), cols, 1),np.append(rows, a.shape[0]),
             np.append(cols, a.shape[1]))
@@ -148,5 +148,5 @@ def on_color(color):
 def check_fits(what, n, inches):
     "Refuse a picture of more inches than can be looked at"
     if n*inches>_most:
-        raise MemoError(f"{what}: {n} would make a picture of {n*inches:.0f} inches; up to {int(_most/inches)} are drawn "
-                        f"at once, or more with a smaller size")
+        raise MemoError(f"{what}: {n} would make a picture of {n*inches:.0f} inches; up to {int(_most/inches)} are "
+                        "drawn at once, or more with a smaller size")

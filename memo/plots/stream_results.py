@@ -153,10 +153,11 @@ def plot_surfaces(
     for ax,(i,g) in zip(axs.flat, got.items()):
         ax.imshow(g.cpu(), cmap=light, vmin=-.5, vmax=light.N-.5, origin='lower', extent=box, aspect='auto',
                   interpolation='nearest')
-        for j,at in enumerate(stream.parts[0][:i+1]):
-            at = at.numpy()
+        before = torch.cat([torch.as_tensor(o) for o in stream.parts[0][:i]]).numpy() if i else None
+        for at,new in ((before,False), (stream.parts[0][i].numpy(),True)):
+            if at is None: continue
             colour = [_colors[c%len(_colors)] for c in y[at]]
-            ax.scatter(*x[at].T, s=3 if j<i else 6, c=colour, lw=0, alpha=.35 if j<i else 1)
+            ax.scatter(*x[at].T, s=6 if new else 3, c=colour, lw=0, alpha=1 if new else .35)
         ax.set(xticks=[], yticks=[], xlim=box[:2], ylim=box[2:])
         ax.set_title(f'after {names[i]}', fontsize=7)
     if len(got)<every: fig.suptitle(f'{len(got)} of {every} experiences')

@@ -77,8 +77,8 @@ def plot_times(stream):
         ax.set_yticks(range(len(here)), [names[c] for c in here])
     else: ax.set_ylabel(f'{len(here)} classes')
     label_times(ax, stream, ends)
-    bar = fig.colorbar(at, ax=ax, fraction=.04, ticks=[0,.5,1], label='share of its class' if cells.size==shares.numel() else
-                       'most of the classes in a cell')
+    what = 'share of its class' if cells.size==shares.numel() else 'most of the classes in a cell'
+    bar = fig.colorbar(at, ax=ax, fraction=.04, ticks=[0,.5,1], label=what)
     bar.ax.set_ylim(0, 1)
     ax.set_title(f'{len(stream)} experiences, {ends[-1]} training items')
     return fig

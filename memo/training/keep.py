@@ -74,7 +74,8 @@ def file_names(dl, at):
 def thumbnail(x, size=96):
     "An image as PNG, at most `size` pixels a side; None for what is none"
     deep = isinstance(x, Image.Image) and (x.mode in 'IF' or x.mode[:2]=='I;')     # PIL would cut it at 255
-    if deep or isinstance(x, Tensor) and x.ndim in (2,3): x = Image.fromarray(np.nan_to_num(as_pixels(x)*255).round().astype(np.uint8))
+    if deep or isinstance(x, Tensor) and x.ndim in (2,3):
+        x = Image.fromarray(np.nan_to_num(as_pixels(x)*255).round().astype(np.uint8))
     if not isinstance(x, Image.Image): return None
     x,buf = x.convert('L' if x.mode in ('1','L') else 'RGB'),io.BytesIO()
     x.thumbnail((size,size))

@@ -42,7 +42,8 @@ def test_different_names_stay_different(names, most):
         for j,b in enumerate(names[:i]): assert a==b or got[i]!=got[j]
     for o,s in zip(names, got): assert s==name_text(o) or width(s)<=most+6
 
-@pytest.mark.parametrize('same', ['the same first sixteen letters and %d', '%d, and the same last letters', 'the same first %d and the last ones', '肺炎肺炎肺炎肺炎肺炎%d肺炎肺炎肺炎肺炎'])
+@pytest.mark.parametrize('same', ['the same first sixteen letters and %d', '%d, and the same last letters',
+                                  'the same first %d and the last ones', '肺炎肺炎肺炎肺炎肺炎%d肺炎肺炎肺炎肺炎'])
 def test_ten_names_that_differ_in_one_place(same):
     names = [same%i for i in range(10)]
     got = cut_names(names)

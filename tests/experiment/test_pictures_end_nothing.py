@@ -42,7 +42,8 @@ def test_where_warnings_are_errors(tmp_path):
 def test_a_folder_that_is_gone(tmp_path):
     "Or a full disk"
     (tmp_path/'file').write_text('')
-    with pytest.warns(UserWarning, match='no picture a.png'): save_pictures(tmp_path/'file', a=lambda: text_picture('a'))
+    with pytest.warns(UserWarning, match='no picture a.png'):
+        save_pictures(tmp_path/'file', a=lambda: text_picture('a'))
 
 def test_one_after_the_other(tmp_path, monkeypatch):
     for k in ('plot_history','plot_bank'): monkeypatch.setattr(report, k, fails)
@@ -52,7 +53,8 @@ def test_one_after_the_other(tmp_path, monkeypatch):
 def test_pictures_of_scores_that_nobody_knows(tmp_path):
     "Of a task of one's own"
     r = SimpleNamespace(task=SimpleNamespace(pictures=('nonsense','counts')))
-    with pytest.warns(UserWarning, match='no picture nonsense.png') as got: draw_scores(r, learner(10, 'slots').dls, tmp_path)
+    with pytest.warns(UserWarning, match='no picture nonsense.png') as got:
+        draw_scores(r, learner(10, 'slots').dls, tmp_path)
     assert len(got)==1 and (tmp_path/'counts.png').is_file()
 
 def test_names_and_styles_of_any_kind(tmp_path):

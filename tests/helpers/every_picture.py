@@ -26,9 +26,11 @@ def exported():
 named = {o for o in dir(importlib.import_module('memo.all')) if o.startswith(('plot_','show_'))}
 inner = {'plot_slots','plot_rows','plot_class_fill','plot_points','plot_times'}     # parts of plot_bank, plot_stream
 
-hard = ['$\\frac$', 'a_b^{2', '%{$}', 'two\nlines', 'a|b', '', '_hidden', 'سرطان الرئة', '肺炎', '😀 👩\u200d👧', 'x'*300, '\udcff',
-        'the same sixteen letters, left', 'the same sixteen letters, right', '\\', '$', '~', '<b>']
-def names_of(n, odd=True): return [f'{hard[i%len(hard)]}{i//len(hard) or ""}' if odd else f'class {i}' for i in range(n)]
+hard = ['$\\frac$', 'a_b^{2', '%{$}', 'two\nlines', 'a|b', '', '_hidden', 'سرطان الرئة', '肺炎', '😀 👩\u200d👧', 'x'*300,
+        '\udcff', 'the same sixteen letters, left', 'the same sixteen letters, right',
+        '\\', '$', '~', '<b>']
+def names_of(n, odd=True):
+    return [f'{hard[i%len(hard)]}{i//len(hard) or ""}' if odd else f'class {i}' for i in range(n)]
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 
@@ -55,8 +57,8 @@ def learner(c, kind, odd=True):
     "One that has been trained, with another memory each"
     set_seed(0)
     if kind=='vit':
-        m = hopfield_vit('vit_tiny_patch16_224', max(c, 2), size=min(c, 400)*2+8, memory='SlotBank', img_size=8, patch_size=4,
-                         depth=2, embed_dim=24, num_heads=2, c_in=1)
+        m = hopfield_vit('vit_tiny_patch16_224', max(c, 2), size=min(c, 400)*2+8, memory='SlotBank', img_size=8,
+                         patch_size=4, depth=2, embed_dim=24, num_heads=2, c_in=1)
         return fitted(Learner(images(c, odd), m, loss_func=CrossEntropyLossFlat(), splitter=vit_splitter,
                               cbs=MemoryCallback()))
     bank = ClassBank(c, 16) if kind=='classes' else SlotBank(2*c+8, policy='fifo')
@@ -76,7 +78,8 @@ def epochs(n):
 
 def columns(n):
     "A history of two epochs with a score for each class"
-    return pd.DataFrame({'epoch':[0,1], 'train_loss':[1,.5], **{f'auc_{i} {o}':[.5,.6] for i,o in enumerate(names_of(n))}})
+    scores = {f'auc_{i} {o}':[.5,.6] for i,o in enumerate(names_of(n))}
+    return pd.DataFrame({'epoch':[0,1], 'train_loss':[1,.5], **scores})
 
 def results(n, seeds=3):
     v = np.linspace(.2, .9, n)
@@ -92,8 +95,8 @@ def findings(n, up=0):
 
 def coverage(n):
     x = np.linspace(0, 1, n)
-    return pd.DataFrame(dict(threshold=1-x, coverage=x, accuracy=.8+.1*x, memory_accuracy=.95-.1*x, network_accuracy=.9-.1*x,
-        soft_accuracy=.81+.1*x, harmful=(20*x).astype(int), helpful=(35*x).astype(int), now=np.arange(n)==n//2))
+    return pd.DataFrame(dict(threshold=1-x, coverage=x, accuracy=.8+.1*x, memory_accuracy=.95-.1*x,
+        network_accuracy=.9-.1*x, soft_accuracy=.81+.1*x, harmful=(20*x).astype(int), helpful=(35*x).astype(int), now=np.arange(n)==n//2))
 
 def speeds(n):
     x = np.linspace(0, 1, n)
