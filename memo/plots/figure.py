@@ -27,8 +27,8 @@ _small = {'font.size':8, 'axes.titlesize':8, 'axes.labelsize':8, 'xtick.labelsiz
     'axes.spines.top':False, 'axes.spines.right':False, 'figure.dpi':80, 'text.parse_math':False}
 # what decides how a picture looks is matplotlib's own default, or ours; fonts, resolution and file formats are a user's
 _style = tuple('''axes. boxplot. contour. errorbar. figure. grid. hatch. hist. image. legend. lines. markers. mathtext.
-    patch. path. pcolor. pcolormesh. scatter. text. xaxis. xtick. yaxis. ytick. font.size font.st font.variant font.weight
-    savefig.facecolor savefig.edgecolor savefig.transparent'''.split())
+    patch. path. pcolor. pcolormesh. scatter. text. xaxis. xtick. yaxis. ytick. font.size font.st font.variant
+    font.weight savefig.facecolor savefig.edgecolor savefig.transparent'''.split())
 _look = {k:v for k,v in rcParamsDefault.items() if k.startswith(_style)} | _small
 
 @contextmanager
@@ -67,8 +67,8 @@ def text_picture(text, w=4, h=1):
 # %% ../../nbs/plots/01_figure.ipynb #7fb1f55d
 # fonts for what matplotlib's own has no characters for; of those that are there a character is taken from the first
 _scripts = '''Noto Sans CJK SC,Noto Sans CJK JP,Noto Sans SC,Noto Sans JP,Noto Sans KR,Source Han Sans SC,
-    Source Han Sans,PingFang SC,Hiragino Sans,Apple SD Gothic Neo,Microsoft YaHei,Yu Gothic,Malgun Gothic,WenQuanYi Zen Hei,
-    WenQuanYi Micro Hei,Droid Sans Fallback,SimHei,Arial Unicode MS,Noto Sans Arabic,Noto Naskh Arabic,Noto Sans Hebrew,
+    Source Han Sans,PingFang SC,Hiragino Sans,Apple SD Gothic Neo,Microsoft YaHei,Yu Gothic,Malgun Gothic,
+    WenQuanYi Zen Hei,WenQuanYi Micro Hei,Droid Sans Fallback,SimHei,Arial Unicode MS,Noto Sans Arabic,Noto Naskh Arabic,Noto Sans Hebrew,
     Noto Sans Devanagari,Noto Sans Thai,Noto Emoji,Segoe UI Emoji,Symbola,Unifont'''
 
 @lru_cache(8)

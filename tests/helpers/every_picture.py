@@ -26,8 +26,8 @@ def exported():
 named = {o for o in dir(importlib.import_module('memo.all')) if o.startswith(('plot_','show_'))}
 inner = {'plot_slots','plot_rows','plot_class_fill','plot_points','plot_times'}     # parts of plot_bank, plot_stream
 
-hard = ['$\\frac$', 'a_b^{2', '%{$}', 'two\nlines', 'a|b', '', '_hidden', 'سرطان الرئة', '肺炎', '😀 👩\u200d👧', 'x'*300,
-        '\udcff', 'the same sixteen letters, left', 'the same sixteen letters, right',
+hard = ['$\\frac$', 'a_b^{2', '%{$}', 'two\nlines', 'a|b', '', '_hidden', 'سرطان الرئة', '肺炎', '😀 👩\u200d👧',
+        'x'*300,        '\udcff', 'the same sixteen letters, left', 'the same sixteen letters, right',
         '\\', '$', '~', '<b>']
 def names_of(n, odd=True):
     return [f'{hard[i%len(hard)]}{i//len(hard) or ""}' if odd else f'class {i}' for i in range(n)]
@@ -96,7 +96,8 @@ def findings(n, up=0):
 def coverage(n):
     x = np.linspace(0, 1, n)
     return pd.DataFrame(dict(threshold=1-x, coverage=x, accuracy=.8+.1*x, memory_accuracy=.95-.1*x,
-        network_accuracy=.9-.1*x, soft_accuracy=.81+.1*x, harmful=(20*x).astype(int), helpful=(35*x).astype(int), now=np.arange(n)==n//2))
+        network_accuracy=.9-.1*x, soft_accuracy=.81+.1*x, harmful=(20*x).astype(int), helpful=(35*x).astype(int),
+        now=np.arange(n)==n//2))
 
 def speeds(n):
     x = np.linspace(0, 1, n)

@@ -19,7 +19,8 @@ half[:,4:] = 1          # black on the left, white on the right
 def t(o): return torch.from_numpy(np.ascontiguousarray(o))
 
 films = dict(
-    float01=t(half)[None], bw=TensorImageBW(t(half)[None]), no_channel=t(half), rgb=TensorImage(t(half).repeat(3, 1, 1)),
+    float01=t(half)[None], bw=TensorImageBW(t(half)[None]), no_channel=t(half),
+    rgb=TensorImage(t(half).repeat(3, 1, 1)),
     float255=t(half)[None]*255, float16=t(half)[None]*16, half=t(half)[None].half(), uint8=(t(half)[None]*255).byte(),
     int16=(t(half)[None]*4095).short(), int32=(t(half)[None]*65535).int(), long=(t(half)[None]*255).long(),
     bool=t(half)[None].bool(), one=t(half)[None].long(), pil=PILImage.create(np.uint8(half*255)),
@@ -51,7 +52,8 @@ def test_black_is_black(kind):
         assert a<.1 and b>.9, f'{kind}: {a:.2f} on the left, {b:.2f} on the right'
 
 @pytest.mark.parametrize('x,want', [(t(half)[None]*.5, .5), ((t(half)[None]*100).byte(), 100/255),
-                                    ((t(half)[None]*1000).short(), 1000/4095), ((t(half)[None]*9000).int(), 9000/65535)])
+                                    ((t(half)[None]*1000).short(), 1000/4095),
+                                    ((t(half)[None]*9000).int(), 9000/65535)])
 def test_a_dim_film_stays_dim(x, want):
     "What is white is what the numbers can be, not what one image has"
     assert sides(as_pixels(x))==pytest.approx((0, want), abs=1e-3)
