@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/plots/figure.html.md"""
 
 # %% auto #0
 __all__ = ['drawing', 'Picture', 'panels', 'text_picture', 'families', 'its_families', 'glyphs', 'drawn_text', 'short_names',
-           'legend_of', 'above', 'log_ticks', 'pooled', 'no_value', 'on_color', 'check_fits']
+           'legend_of', 'above', 'log_ticks', 'no_noise', 'pooled', 'no_value', 'on_color', 'check_fits']
 
 # %% ../../nbs/plots/01_figure.ipynb #6b58ca54
 import io,textwrap,unicodedata
@@ -129,6 +129,12 @@ def log_ticks(*axes):
         elif hi<400*lo: axis.set_major_locator(LogLocator(subs=(1,2,5) if hi<50*lo else (1,3)))
         axis.set_major_formatter(lambda v, at: f'{v:.6g}')
         axis.set_minor_formatter(NullFormatter())
+
+def no_noise(ax, least=None):
+    "An axis of values is no narrower than a thousandth of them (or `least`): rounding is no curve"
+    lo,hi = ax.get_ylim()
+    if least is None: least = 1e-3*max(abs(lo), abs(hi))
+    if hi-lo<least: ax.set_ylim((lo+hi-least)/2, (lo+hi+least)/2)
 
 def pooled(a, most=120):
     "An array with so few rows and columns that each is seen: the most of those in a cell; and where each begins"

@@ -11,7 +11,7 @@ __all__ = ['history_of', 'gate_of_history', 'occupancy', 'plot_dual_path', 'draw
 from fastai.vision.all import *
 from matplotlib.figure import Figure
 from ..core import MemoError,check_choice
-from .figure import above,drawing,panels,text_picture
+from .figure import above,drawing,no_noise,panels,text_picture
 from .training import stage_starts
 from ..training.memory_callback import memory_of
 
@@ -71,6 +71,7 @@ def draw_lines(ax, df, lines, what):
     ax.set(xlabel='epoch', ylabel='share answered by the memory' if what=='usage' else what)
     if n>1: above(ax, ncols=2)
     if what=='usage': ax.set_ylim(-.02, 1.02)
+    no_noise(ax)
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 # %% ../../nbs/plots/06_gate.ipynb #c3a7e009

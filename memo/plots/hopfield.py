@@ -27,7 +27,7 @@ from ..schema import accept
 from ..training.collect import _Constant,fastai_loader
 from ..training.keep import as_pixels,kept_inputs
 from ..training.vocab import answer_vocab
-from .figure import Picture,_colors,above,check_fits,drawing,log_ticks,panels,short_names
+from .figure import Picture,_colors,above,check_fits,drawing,log_ticks,no_noise,panels,short_names
 from .recall import _bad,_frame,_good,as_query,decoded_inputs,draw_input,draw_text,label_text,same_label
 from .recall import training_inputs
 from .training import seen_bars
@@ -102,6 +102,8 @@ def draw_energy(axs, q, k, own, betas, steps):
         ax.set_xticks(at, [f'{o:.3g}' for o in at])
         ax.set_xticks([], minor=True)
     log_ticks(b.yaxis)
+    no_noise(a)
+    c.set_ylim(0, max(c.get_ylim()[1], .05))
 
 @torch.no_grad()
 @drawing()
@@ -168,7 +170,7 @@ def plot_retrieval(
         legend_above(row[0], f'{name}{": "*bool(name)}{M} patterns, beta')
         row[1].set(xlabel='patterns stored', xscale='log', title=f'noise {noise:.3g}')
         log_ticks(row[1].xaxis)
-        for ax in row: ax.set_ylim(-.03, None)
+        for ax in row: ax.set_ylim(-.03, max(ax.get_ylim()[1], .1))
     return fig
 
 # %% ../../nbs/plots/07_hopfield.ipynb #aac5f8b6

@@ -119,12 +119,12 @@ def draw_wins(ax, layer, output):
     ax.stairs(wins[order].numpy(), np.arange(len(order)+1)-.5, fill=True, color='#4477aa', label='wins')
     ax.plot(n, gone[order].numpy(), color='#ee6677', lw=0, marker='.', ms=3, label='given away')
     won = f'{int((wins>0).sum())} of {len(wins)} units have won'
-    ax.set(yscale='symlog', xlabel='unit', ylabel='in training', title=won)
+    ax.set(yscale='symlog', xlabel='unit', ylabel='in training')
     ax.set_xticks(n, order.tolist()) if len(wins)<=16 else ax.set_xticks([])
     top = max(2, int(max(wins.max(), gone.max())))
     ax.set_yticks([0,*(10**i for i in range(len(str(top))))])
     ax.yaxis.set_major_formatter(lambda v, at: f'{v:g}')
-    above(ax, ncols=2)
+    above(ax, ncols=2, title=won)
 
 # %% ../../nbs/plots/08_memory_linear.ipynb #cbef34d3
 @drawing()

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from ..core import MemoError
 from ..metrics.multiclass import shot_groups
 from ..evaluation.names import cut_names
-from .figure import above,drawing,drawn_text,legend_of,panels,short_names,text_picture
+from .figure import above,drawing,drawn_text,legend_of,no_noise,panels,short_names,text_picture
 
 # %% ../../nbs/plots/02_training.ipynb #f0f80ba0
 def history_groups(df):
@@ -72,6 +72,7 @@ def draw_columns(ax, df, cols, most=8):
     legend_of(ax, lines, names, loc='lower left', bbox_to_anchor=(0,1), ncols=2 if max(map(len, names))<13 else 1,
               borderpad=0, columnspacing=1)
     ax.set_xlabel('epoch')
+    no_noise(ax)
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 def draw_stages(ax, starts, n):

@@ -27,7 +27,7 @@ named = {o for o in dir(importlib.import_module('memo.all')) if o.startswith(('p
 inner = {'plot_slots','plot_rows','plot_class_fill','plot_points','plot_times'}     # parts of plot_bank, plot_stream
 
 hard = ['$\\frac$', 'a_b^{2', '%{$}', 'two\nlines', 'a|b', '', '_hidden', 'سرطان الرئة', '肺炎', '😀 👩\u200d👧',
-        'x'*300,        '\udcff', 'the same sixteen letters, left', 'the same sixteen letters, right',
+        'x'*300, '\udcff', 'the same sixteen letters, left', 'the same sixteen letters, right',
         '\\', '$', '~', '<b>']
 def names_of(n, odd=True):
     return [f'{hard[i%len(hard)]}{i//len(hard) or ""}' if odd else f'class {i}' for i in range(n)]
@@ -124,6 +124,7 @@ def surfaces(n):
 
 def units(n):
     x = torch.randn(4*n, 2, generator=gen())
+    torch.manual_seed(0)
     m = MemoryLinear(2, 3, key_mem_units=n)
     return plot_units(m.eval(), x, torch.arange(len(x))%n)
 
