@@ -102,7 +102,7 @@ def draw_energy(axs, q, k, own, betas, steps):
         ax.set_xticks(at, [f'{o:.3g}' for o in at])
         ax.set_xticks([], minor=True)
     log_ticks(b.yaxis)
-    no_noise(a)
+    no_noise(a, 1e-3*float(k.norm(dim=-1).square().mean()))
     c.set_ylim(0, max(c.get_ylim()[1], .05))
 
 @torch.no_grad()

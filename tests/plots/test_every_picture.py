@@ -57,7 +57,7 @@ def test_the_helper_sees_what_is_wrong():
     a,b = axs.flat
     a.text(.5, .5, 'pale', color='.9')
     a.text(.1, .1, 'tiny', fontsize=4)
-    b.text(.9, .5, 'over the edge of the picture', in_layout=False)
+    b.text(.9, .5, 'over the edge of the picture', in_layout=False, transform=b.transAxes)
     b.bar(range(1000), np.ones(1000))
     a.set_xticks([.5,.51], ['label','label'])
     b.plot([0,1], [0,1], label='x')
