@@ -221,7 +221,6 @@ def plot_stored(
     "Images of the items that a bank stores for some classes"
     n = check_class_bank(bank)
     if k<1: raise MemoError(f"k: {k!r}, a number from 1 is accepted")
-    check_fits('k', k, size)
     dls = getattr(dls, 'images', dls)       # behind cached features
     vocab = getattr(dls, 'vocab', None)
     cs = asked_classes(bank, classes, vocab)
@@ -234,6 +233,7 @@ def plot_stored(
     ids = [list(dict.fromkeys(bank.items[c,:int(stored[c])].tolist())) for c in cs]
     images,ids = [sum(o>=0 for o in i) for i in ids],[i[:k] for i in ids]
     k = max(1, max(map(len, ids)))
+    check_fits('k', k, size)
     inputs = training_inputs(dls, tensor([o for i in ids for o in i if o>=0], dtype=torch.long).unique())
     fig = Picture(figsize=(size*(k+1.3), (size+.05)*len(cs)), layout='constrained')
     grid = fig.add_gridspec(len(cs), k+1, width_ratios=[1.3]+[1]*k)

@@ -66,7 +66,7 @@ def draw_columns(ax, df, cols, most=8):
     x,how = np.arange(1, len(df)+1),dict(marker='.', ms=4) if len(df)<=60 else {}
     vs = [pd.to_numeric(df[c], errors='coerce') for c in cols]
     for v in vs[most:]: rest, = ax.plot(x, v, lw=.6, color='.75', zorder=1)
-    lines = [ax.plot(x, v, lw=1.2, **how)[0] for v in vs[:most]]
+    lines = [ax.plot(x, v, lw=1.2, label=c, **how)[0] for c,v in zip(cols, vs[:most])]
     names = cut_names(cols[:most], 30, drawn_text)
     if len(cols)>most: lines,names = [*lines,rest],[*names,f'{len(cols)-most} more']
     legend_of(ax, lines, names, loc='lower left', bbox_to_anchor=(0,1), ncols=2 if max(map(len, names))<13 else 1,
