@@ -15,7 +15,8 @@ from matplotlib.figure import Figure
 from ..core import MemoError
 from ..metrics.multilabel import binned_error,calibration_bins
 from ..evaluation.names import cut_names
-from .figure import Picture,_colors,above,check_fits,drawing,drawn_text,legend_of,log_ticks,panels,text_picture
+from .figure import Picture,_colors,above,check_fits,drawing,drawn_text,legend_of,log_ticks
+from .figure import panels,text_picture
 
 # %% ../../nbs/plots/03_results.ipynb #7b810f63
 def result_columns(df):
