@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from ..core import MemoError,check_choice,undisturbed
 from ..evaluation.names import cut_names
 from ..evaluation.tables import text_table
-from memo.plots.figure import Picture,above,check_fits,drawing,log_ticks,no_value,panels,short_names,\
-    text_picture
+from .figure import Picture,above,check_fits,drawing,log_ticks,no_value
+from .figure import panels,short_names,text_picture
 from .recall import draw_input,draw_text,training_inputs
 from .training import class_bars,seen_hist,_shots
 from ..training.memory_callback import memory_of

@@ -80,8 +80,7 @@ def band(ax, x, v, color, label):
     ax.plot(x, mid, color=color, lw=1.2, marker='.', ms=4, label=label)
     if len(x)>1: ax.fill_between(x, lo, hi, color=color, alpha=.15, lw=0)
 
-def legend_above(ax, title):
-    above(ax, ncols=3, title=title)
+def legend_above(ax, title): above(ax, ncols=3, title=title)
 
 def draw_energy(axs, q, k, own, betas, steps):
     "A row of panels: energy over steps, and by beta how many patterns are mixed and how far from one the states end"

@@ -73,8 +73,7 @@ def plot_times(stream):
     at = ax.pcolormesh(ends[cols], rows-.5, np.where(cells>0, cells, np.nan), cmap='Blues', vmin=-.25, vmax=1)
     if len(stream)<=40: ax.vlines(ends[1:-1], -.5, len(here)-.5, color='.75', lw=.5)
     names = short_names(getattr(stream.whole, 'vocab', None), max(here)+1)
-    if len(here)<=24:
-        ax.set_yticks(range(len(here)), [names[c] for c in here])
+    if len(here)<=24: ax.set_yticks(range(len(here)), [names[c] for c in here])
     else: ax.set_ylabel(f'{len(here)} classes')
     label_times(ax, stream, ends)
     what = 'share of its class' if cells.size==shares.numel() else 'most of the classes in a cell'
