@@ -13,6 +13,7 @@ __all__ = ['Row', 'label', 'row_of', 'rows_of', 'titles_in', 'column_titles', 's
 import numpy as np,pandas as pd
 from typing import NamedTuple
 from ..core import MemoError,check_choice
+from .names import as_markdown,cut_names,on_one_line,width
 from ..metrics.intervals import paired
 
 # %% ../../nbs/evaluation/04_tables.ipynb #587c1387
@@ -141,11 +142,16 @@ def results(
 
 # %% ../../nbs/evaluation/04_tables.ipynb #2a48c8cb
 def text_table(rows, head):
-    w = [max(len(str(r[i])) for r in [head,*rows]) for i in range(len(head))]
-    def line(r): return '  '.join(str(o).ljust(n) if i==0 else str(o).rjust(n) for i,(o,n) in enumerate(zip(r, w)))
-    return '\n'.join(line(r).rstrip() for r in [head,*rows])
+    "Rows in columns; what is very long is cut in its middle"
+    cols = [cut_names([r[i] for r in [head,*rows]], 100, on_one_line) for i in range(len(head))]
+    w = [max(map(width, o)) for o in cols]
+    def cell(i, o, n): return o+' '*(n-width(o)) if i==0 else ' '*(n-width(o))+o
+    return '\n'.join('  '.join(cell(i, o, n) for i,(o,n) in enumerate(zip(r, w))).rstrip() for r in zip(*cols))
 
-def md_table(rows, head): return '\n'.join('| '+' | '.join(map(str, r))+' |' for r in [head, ['---']*len(head), *rows])
+def md_table(rows, head):
+    "Rows as a table in Markdown, whose cells hold no markup"
+    lines = [[*map(as_markdown, r)] for r in [head,*rows]]
+    return '\n'.join('| '+' | '.join(r)+' |' for r in [lines[0], ['---']*len(head), *lines[1:]])
 
 def with_spread(v, std, digits=1):
     "A level with its standard deviation as text, in per cent; '' if unknown"

@@ -11,7 +11,7 @@ __all__ = ['history_of', 'gate_of_history', 'occupancy', 'plot_dual_path', 'draw
 from fastai.vision.all import *
 from matplotlib.figure import Figure
 from ..core import MemoError,check_choice
-from .figure import panels,text_picture,drawing
+from .figure import above,drawing,no_noise,panels,text_picture
 from .training import stage_starts
 from ..training.memory_callback import memory_of
 
@@ -63,14 +63,15 @@ def draw_lines(ax, df, lines, what):
         c = next((o for o in (c, f'valid_{c}') if o in df), None)
         v = None if c is None else pd.to_numeric(df[c], errors='coerce')
         if v is None or not v.notna().any(): continue
-        ax.plot(x, v, marker='.', ms=4, lw=1.2, label=label)
+        ax.plot(x, v, marker='.', ms=4 if len(x)<=60 else 0, lw=1.2, label=label)
         n += 1
     for i,_ in stage_starts(df):
         if i: ax.axvline(i+.5, color='.6', lw=.8, ls=':')
     if n==0: ax.text(.5, .5, f'no {what} was recorded', ha='center', transform=ax.transAxes, fontsize=7)
-    if n>1: ax.legend()
-    ax.set(xlabel='epoch', title='share answered by the memory' if what=='usage' else what)
+    ax.set(xlabel='epoch', ylabel='share answered by the memory' if what=='usage' else what)
+    if n>1: above(ax, ncols=2)
     if what=='usage': ax.set_ylim(-.02, 1.02)
+    no_noise(ax)
     ax.xaxis.get_major_locator().set_params(integer=True)
 
 # %% ../../nbs/plots/06_gate.ipynb #c3a7e009
@@ -82,16 +83,16 @@ def plot_coverage(
     lost = [o for o in ('coverage','accuracy','memory_accuracy','harmful') if not hasattr(df, 'columns') or o not in df]
     if lost: raise MemoError(f"plot_coverage: a table of learn.memory.coverage() is accepted; {lost[0]} is missing")
     fig,axs = panels(1, 2, 3.4, 2.4)
-    a,b = axs.flat
+    (a,b),size = axs.flat,4 if len(df)<=60 else 0
     for c,label in dict(accuracy='gated model, all', soft_accuracy='mixed softly, all',
                         memory_accuracy='memory, what it answers', network_accuracy='network, the same').items():
-        a.plot(df.coverage, df[c], marker='.', ms=4, lw=1.2, label=label)
-    for c in ('harmful','helpful'): b.plot(df.coverage, df[c], marker='.', ms=4, lw=1.2, label=c)
+        a.plot(df.coverage, df[c], marker='.', ms=size, lw=1.2, label=label)
+    for c in ('harmful','helpful'): b.plot(df.coverage, df[c], marker='.', ms=size, lw=1.2, label=c)
     for ax in (a,b):
         for t,x in df.loc[df.now.astype(bool), ['threshold','coverage']].itertuples(index=False):
             ax.axvline(x, color='.6', lw=.8, ls=':', label=f'threshold {t:.3f}' if t<=1 else 'memory never answers')
         ax.set_xlabel('share answered by the memory')
-        ax.legend(loc='lower left', bbox_to_anchor=(0,1), ncols=2, borderpad=0, columnspacing=1)
+        above(ax, ncols=2, handlelength=2)
     a.set_ylabel('accuracy')
     b.set_ylabel('switches')
     b.yaxis.get_major_locator().set_params(integer=True)

@@ -14,7 +14,6 @@ __all__ = ['TIMES', 'given_patterns', 'samples_of', 'its_betas', 'went', 'band',
 import math
 from collections.abc import Sequence
 from fastai.vision.all import *
-from matplotlib import colormaps
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
@@ -28,9 +27,10 @@ from ..schema import accept
 from ..training.collect import _Constant,fastai_loader
 from ..training.keep import as_pixels,kept_inputs
 from ..training.vocab import answer_vocab
-from .figure import Picture,_colors,drawing,panels,short_names
+from .figure import Picture,_colors,above,check_fits,drawing,log_ticks,no_noise,panels,short_names
 from .recall import _bad,_frame,_good,as_query,decoded_inputs,draw_input,draw_text,label_text,same_label
 from .recall import training_inputs
+from .training import seen_bars
 
 # %% ../../nbs/plots/07_hopfield.ipynb #24324129
 TIMES = .1,.3,1,3,10        # of a memory's own beta
@@ -80,10 +80,7 @@ def band(ax, x, v, color, label):
     ax.plot(x, mid, color=color, lw=1.2, marker='.', ms=4, label=label)
     if len(x)>1: ax.fill_between(x, lo, hi, color=color, alpha=.15, lw=0)
 
-def legend_above(ax, title):
-    leg = ax.legend(loc='lower left', bbox_to_anchor=(0,1), ncols=3, borderpad=0, columnspacing=1, handlelength=1)
-    leg.set_title(title)
-    leg.get_title().set_parse_math(False)
+def legend_above(ax, title): above(ax, ncols=3, title=title)
 
 def draw_energy(axs, q, k, own, betas, steps):
     "A row of panels: energy over steps, and by beta how many patterns are mixed and how far from one the states end"
@@ -103,6 +100,9 @@ def draw_energy(axs, q, k, own, betas, steps):
     for ax in (b,c):
         ax.set_xticks(at, [f'{o:.3g}' for o in at])
         ax.set_xticks([], minor=True)
+    log_ticks(b.yaxis)
+    no_noise(a, 1e-3*float(k.norm(dim=-1).square().mean()))
+    c.set_ylim(0, max(c.get_ylim()[1], .05))
 
 @torch.no_grad()
 @drawing()
@@ -116,6 +116,7 @@ def plot_energy(
     "Energy of queries over update steps; how many patterns they end up mixing, and how far from the nearest"
     accept(steps, Natural, 'steps')
     got = samples_of(queries, patterns, memory)
+    check_fits('memory', len(got), 1.9)
     fig,axs = panels(len(got), 3, 2.4, 1.9)
     for row,(name,(q,k,own)) in zip(axs, got.items()):
         draw_energy(row, q, k, own, betas, steps)
@@ -152,6 +153,7 @@ def plot_retrieval(
     accept(steps, Count, 'steps')
     noises = sorted(float(accept(o, NonNegative, 'noises')) for o in noises)
     got = samples_of(patterns, images, memory)
+    check_fits('memory', len(got), 2)
     fig,axs = panels(len(got), 2, 2.8, 2)
     for row,(name,(_,k,own)) in zip(axs, got.items()):
         M = k.shape[1]
@@ -166,7 +168,8 @@ def plot_retrieval(
         row[0].set(xlabel='noise', ylabel='error')
         legend_above(row[0], f'{name}{": "*bool(name)}{M} patterns, beta')
         row[1].set(xlabel='patterns stored', xscale='log', title=f'noise {noise:.3g}')
-        for ax in row: ax.set_ylim(-.03, None)
+        log_ticks(row[1].xaxis)
+        for ax in row: ax.set_ylim(-.03, max(ax.get_ylim()[1], .1))
     return fig
 
 # %% ../../nbs/plots/07_hopfield.ipynb #aac5f8b6
@@ -183,11 +186,11 @@ def draw_use(ax, name, r):
     ax.axhline(1, color='.4', lw=.8, ls=':')
     ax.set(yscale='log', ylim=(low, max(2, 1.6*float(v.max()))), xlim=(.5, M+.5), ylabel='times an equal share',
            xlabel='row, most read first' if M<=30 else f'{M} rows, most read first')
+    log_ticks(ax.yaxis)
     if M<=30: ax.set_xticks(range(1, M+1), [str(int(o)) for o in order])
     idle = 1-int(r.read.sum())/M
     over = figure(float(entropy(share).exp()))
-    ax.set_title(f'{name}: spread over {over} of {M} rows, {100*idle:.3g} % in no top {TOP}',
-                 parse_math=False)
+    ax.set_title(f'{name}: spread over {over} of {M} rows, {100*idle:.3g} % in no top {TOP}')
 
 def draw_special(ax, r):
     "How much of the reading goes to rows of one class, or of all"
@@ -195,7 +198,8 @@ def draw_special(ax, r):
     if s is None: return ax.axis('off')
     share,ok = (r.use/r.use.sum().clamp(min=1e-300)).cpu(),~s.isnan().cpu()
     s = s.cpu().clamp(0, 1)
-    ax.hist(s[ok].numpy(), bins=20, range=(0,1), weights=share[ok].numpy(), color='#228833', ec='w', lw=.3)
+    n,ends = np.histogram(s[ok].numpy(), 20, (0,1), weights=share[ok].numpy())
+    seen_bars(ax, (ends[1:]+ends[:-1])/2, n.tolist(), .05, '#228833')
     ax.set(xlabel='specialisation of a row', ylabel='share of reads', xlim=(0,1),
            title=f'{int((r.seen>0).sum())} classes, mean {round(float((share*s.nan_to_num()).sum()), 3):.2g}')
 
@@ -209,6 +213,7 @@ def plot_slot_use(
 )->Figure:              # A row for each memory
     "How much each row of each memory is read over a loader, and by how many classes"
     got = reads_of(learn, dl, ds_idx, n, memory)
+    check_fits('memory', len(got), 1.7)
     labelled = any(r.specialisation() is not None for r in got.values())
     fig = Picture(figsize=(6.4 if labelled else 4.2, 1.7*len(got)), layout='constrained')
     axs = fig.subplots(len(got), 1+labelled, squeeze=False, width_ratios=[1.7,1][:1+labelled])
@@ -264,11 +269,9 @@ def is_image(x): return isinstance(x, Image.Image) or torch.is_tensor(x) and x.n
 
 def small_image(x, size):
     "An input as [size,size,3] within 0..1; grey where it is no image"
-    if isinstance(x, Image.Image): x = np.asarray(x.convert('RGB'))/255
-    elif not is_image(x): return np.full((size,size,3), .85)
-    else:
-        cmap,x = getattr(x, '_show_args', {}).get('cmap', 'gray'),as_pixels(x)
-        if x.ndim==2 or x.shape[2]==1: x = colormaps[cmap](x.reshape(x.shape[:2]))[...,:3]
+    if not is_image(x): return np.full((size,size,3), .85)
+    x = np.nan_to_num(as_pixels(x))
+    if x.ndim==2: x = np.stack([x]*3, 2)
     return np.asarray(Image.fromarray((x[...,:3]*255).round().astype(np.uint8)).resize((size,size)))/255
 
 def mosaic(best, inputs, grid):
@@ -294,7 +297,7 @@ def draw_strip(fig, spec, title, w, ids, labels, y, inputs, names, k):
         label = labels and labels.get(item)
         text = per_cent(v) if label is None else f'{label_text(label, names)}\n{per_cent(v)}'
         known = label is not None and y is not None and label.ndim==y.ndim
-        ax.set_title(f'{title}\n{text}' if j==0 else f'\n{text}', parse_math=False, fontsize=6)
+        ax.set_title(f'{title}\n{text}' if j==0 else f'\n{text}', fontsize=7)
         _frame(ax, ('k' if not known else _good if same_label(label, y) else _bad))
 
 def told_tokens(tokens, prefix, grid, head):
@@ -318,7 +321,7 @@ def draw_reads(fig, spec, x, name, head, got, y, inputs, names, tokens, k, model
     ax = fig.add_subplot(cells[0,0])
     draw_input(ax, x)
     ax.spines[:].set_visible(False)
-    ax.set_title('' if y is None else label_text(y, names), parse_math=False)
+    ax.set_title('' if y is None else label_text(y, names))
     if grid:
         draw_lines(ax, grid, px)
         m = fig.add_subplot(cells[0,1])
@@ -330,7 +333,7 @@ def draw_reads(fig, spec, x, name, head, got, y, inputs, names, tokens, k, model
         m.set(xticks=[], yticks=[])
         m.spines[:].set_visible(False)
         part = per_cent(float(best.values.mean()))
-        m.set_title(f'{name}: read by each patch\n{part} of its weight', parse_math=False)
+        m.set_title(f'{name}: read by each patch\n{part} of its weight')
         for t,i in (strips.items() if tokens is not None else ()):
             if i<prefix: continue
             (r,c),(ph,pw) = divmod(i-prefix, grid[1]),(px[0]/grid[0],px[1]/grid[1])
@@ -369,6 +372,8 @@ def plot_token_reads(
     vocab = answer_vocab(learn.dls)
     names = short_names(vocab, len(vocab) if vocab is not None else 10_000)
     rows = max(1, len(tokens or ()))
+    check_fits('tokens', len(found)*rows, (size+.35)*max(.6, 1/rows))
+    check_fits('k', k, size*.6)
     fig = Picture(figsize=(size*(2+.6*k), (size+.35)*len(found)*max(1, rows*.6)), layout='constrained')
     spec = fig.add_gridspec(len(found), 1)
     for i,(name,h) in enumerate((n,heads[n]) for n in found):

@@ -17,7 +17,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 from ..core import MemoError,undisturbed
 from ..data.tensors import plain_dl
-from .figure import Picture,short_names,drawing
+from ..evaluation.names import cut,name_text
+from .figure import Picture,check_fits,drawing,drawn_text,no_value,short_names
 from ..training.collect import _Constant,is_empty
 from ..training.keep import as_pixels,kept_inputs,places_of
 from ..training.memory_callback import memory_of
@@ -46,8 +47,8 @@ def decoded_rows(dl):
 
 def row_text(r, most=8):
     "A row of a table, a line for each column"
-    def value(v): return f'{v:.4g}' if isinstance(v, float) else str(v)[:16]
-    return '\n'.join([f'{str(k)[:16]}: {value(v)}' for k,v in list(r.items())[:most]]+['...']*(len(r)>most))
+    def value(v): return f'{v:.4g}' if isinstance(v, float) else cut(name_text(v), 16)
+    return '\n'.join([f'{cut(name_text(k), 16)}: {value(v)}' for k,v in list(r.items())[:most]]+['...']*(len(r)>most))
 
 def training_inputs(dls, ids, item=None):
     "Inputs of the training items with these ids, by id; only those are read"
@@ -58,10 +59,10 @@ def training_inputs(dls, ids, item=None):
 def draw_input(ax, x):
     "Draw one input"
     ax.set(xticks=[], yticks=[])
-    if torch.is_tensor(x) and x.ndim in (2,3):
-        cmap = getattr(x, '_show_args', {}).get('cmap', 'gray')
-        ax.imshow(as_pixels(x), cmap=cmap, vmin=0, vmax=1)
-    elif isinstance(x, PILBase): ax.imshow(np.asarray(x), **x._show_args)
+    # one channel is drawn as it is, 0 in black: fastai's own way turns films into negatives
+    if torch.is_tensor(x) and x.ndim in (2,3) or isinstance(x, Image.Image):
+        ax.imshow(as_pixels(x), cmap='gray', vmin=0, vmax=1)
+        no_value(ax)
     elif torch.is_tensor(x) and x.ndim==1:
         ax.stairs(x.detach().cpu().float().numpy(), fill=True, color='.4')
         ax.set_box_aspect(1)
@@ -70,8 +71,9 @@ def draw_input(ax, x):
 def draw_text(ax, s, face='.85'):
     ax.set(xticks=[], yticks=[], facecolor=face)
     ax.set_box_aspect(1)
-    ax.text(.5, .5, s if '\n' in s else textwrap.fill(s, 20), ha='center', va='center', fontsize=6,
-            transform=ax.transAxes, parse_math=False)
+    lines = s.split('\n') if '\n' in s else textwrap.wrap(s, 20)
+    ax.text(.5, .5, '\n'.join(drawn_text(o) for o in lines), ha='center', va='center', fontsize=7, clip_on=True,
+            transform=ax.transAxes)
 
 def _frame(ax, color, width=1.5): ax.spines[:].set(visible=True, color=color, linewidth=width)
 
@@ -106,14 +108,14 @@ def draw_query(ax, x, p, y, names, multi):
     if p.ndim!=1: said = ' x '.join(map(str, p.shape))          # a class for each pixel, say
     elif names is None: said = ', '.join(map(_number, p.tolist()[:3]))
     else: said = answer_text(p, names, multi)
-    ax.set_title(textwrap.fill('pred: '+said, 26)+true, color='k' if right is None else _good if right else _bad)
+    ax.set_title(textwrap.fill('pred: '+said, 22)+true, color='k' if right is None else _good if right else _bad)
     _frame(ax, 'k', 1)
 
 def draw_row(ax, item, label, sim, weight, inputs, y, names):
     "One recalled row"
     known = y is not None and label is not None and label.ndim==y.ndim
     color = 'k' if not known else _good if same_label(label, y) else _bad
-    name = 'no label' if label is None else textwrap.fill(label_text(label, names), 26)
+    name = 'no label' if label is None else textwrap.fill(label_text(label, names), 22)
     if item in inputs: draw_input(ax, inputs[item])
     else: draw_text(ax, f'{name}\nsimilarity {_number(sim)}\nweight {weight:.2f}\n('
                     + ('not in dls.train)' if item>=0 else 'item not known)'))
@@ -130,6 +132,8 @@ def as_query(im, x):
 def draw_memories(learn, r, size, bank):
     "A row for each query: itself, then what it recalled"
     n,k = r.weight.shape
+    check_fits('n', n, size+.35)
+    check_fits('k', k, size)
     labels,multi = r.row_label,bank.labels is not None and bank.labels.ndim==2
     vocab = answer_vocab(learn.dls)
     names = None if vocab is None and labels is None and r.y is None else short_names(vocab, r.probs.shape[-1])

@@ -18,7 +18,8 @@ from ..continual.stream_fit import StreamResult,in_one_pass
 from ..core import Count,MemoError
 from ..data.streams import Stream
 from ..data.tensors import plain_dl
-from .figure import Picture,_colors,drawing,panels
+from ..evaluation.names import cut_names
+from .figure import Picture,_colors,above,check_fits,drawing,drawn_text,no_value,on_color,panels
 from .streams import in_plane
 from ..registry import register
 from ..schema import accept,shown
@@ -34,8 +35,8 @@ def result_of(o):
 def ticks_of(names, most=16):
     "Places and texts of so many of the names that they can be read"
     at = range(len(names)) if len(names)<=most else np.unique(np.linspace(0, len(names)-1, 7).round().astype(int))
-    def short(o): return o if len(o)<=18 else f'{o[:16]}..'
-    return [*at],[short(names[i]) if len(names)<=most else str(i+1) for i in at]
+    texts = cut_names(names, 18, drawn_text) if len(names)<=most else [*map(str, range(1, len(names)+1))]
+    return [*at],[texts[i] for i in at]
 
 @drawing()
 def plot_matrix(
@@ -51,14 +52,14 @@ def plot_matrix(
     ax = fig.subplots()
     at = ax.imshow(A, cmap='Blues', vmin=0, vmax=1.15, aspect='auto' if n>16 else 'equal')
     for i,j in np.ndindex(A.shape) if n<=10 else ():
-        text = '' if np.isnan(A[i,j]) else f'{100*A[i,j]:.0f}'
-        ax.text(j, i, text, ha='center', va='center', fontsize=7, color='w' if A[i,j]>.6 else 'k')
+        if not np.isnan(A[i,j]):
+            ax.text(j, i, f'{100*A[i,j]:.0f}', ha='center', va='center', color=on_color(at.to_rgba(A[i,j])), fontsize=7)
+    no_value(ax)
     places,texts = ticks_of(r.names)
-    ax.set_xticks(places, texts, rotation=35, ha='right')
+    ax.set_xticks(places, texts, rotation=35, ha='right', rotation_mode='anchor')
     ax.set_yticks(*zip(*[(p,t) for p,t in zip(places, texts) if p<len(A)]))
-    for t in (*ax.get_xticklabels(), *ax.get_yticklabels()): t.set_parse_math(False)
     ax.set(xlabel='accuracy on', ylabel='after')
-    told = f'average accuracy {r.average_accuracy:.3f}, forgetting {r.forgetting:.3f}'
+    told = f'average accuracy {r.average_accuracy:.3f},'+('\n' if n<4 else ' ')+f'forgetting {r.forgetting:.3f}'
     ax.set_title('validation' if valid else told)
     bar = fig.colorbar(at, ax=ax, fraction=.045, ticks=[0,.5,1])
     bar.ax.set_ylim(0, 1)
@@ -85,14 +86,14 @@ def plot_stream_accuracy(
         seen = [k for k,i in enumerate(at) if i>=j]
         ax.plot([t[k] for k in seen], A[seen,j], lw=.8, alpha=.6, color=_colors[j%len(_colors)])
     known = [row[:i+1][~np.isnan(row[:i+1])] for row,i in zip(A, at)]
-    means = [o.mean() if len(o) else np.nan for o in known]
-    ax.plot(t, means, color=rcParams['text.color'], lw=1.6, label='mean of those so far')
+    ax.plot(t, [o.mean() if len(o) else np.nan for o in known], color='k', lw=1.6, marker='.',
+            ms=6 if len(t)<=60 else 0, label='mean of those so far')
     if len(r.online_accuracy):
         online = r.online_accuracy[:len(r)]
         ax.plot(np.arange(len(online))+.5, online, 'o', ms=3, mfc='none', mec='.5', label='before training on it')
     ax.set(ylim=(-.03,1.03), xlim=(0,len(r)), xlabel='experiences', ylabel='accuracy')
     if n<=16: ax.set_xticks(range(len(r)+1))
-    ax.legend(loc='lower left', bbox_to_anchor=(0,1), ncols=2)
+    above(ax, ncols=2, handlelength=2)
     return fig
 
 # %% ../../nbs/plots/10_stream_results.ipynb #5d1c0a21
@@ -138,9 +139,12 @@ def plot_surfaces(
         raise MemoError("plot_surfaces: a DrawSurfaces that has been among the callbacks of fit_stream is needed, found "
                         f"{shown(draw)}")
     got = {i:v for i,v in sorted(draw.surfaces().items()) if i<len(stream)}
+    if (every := len(got))>32: got = {i:got[i] for i in np.array([*got])[np.linspace(0, every-1, 32).astype(int)]}
     x,y = in_plane(stream),stream.labels(0).numpy()
     if x is None: raise MemoError("plot_surfaces: the inputs of the stream are no points in the plane")
     cols = min(cols, len(got))
+    names = cut_names(stream.names, 18, drawn_text)
+    check_fits('cols', cols, 1.35)
     fig,axs = panels(math.ceil(len(got)/cols), cols, 1.35, 1.4)
     for ax in axs.flat[len(got):]: ax.axis('off')
     most = max(int(v.max()) for v in got.values())
@@ -150,15 +154,17 @@ def plot_surfaces(
     for ax,(i,g) in zip(axs.flat, got.items()):
         ax.imshow(g.cpu(), cmap=light, vmin=-.5, vmax=light.N-.5, origin='lower', extent=box, aspect='auto',
                   interpolation='nearest')
-        for j,at in enumerate(stream.parts[0][:i+1]):
-            at = at.numpy()
+        before = torch.cat([torch.as_tensor(o) for o in stream.parts[0][:i]]).numpy() if i else None
+        for at,new in ((before,False), (stream.parts[0][i].numpy(),True)):
+            if at is None: continue
             colour = [_colors[c%len(_colors)] for c in y[at]]
-            ax.scatter(*x[at].T, s=3 if j<i else 6, c=colour, lw=0, alpha=.35 if j<i else 1)
+            ax.scatter(*x[at].T, s=6 if new else 3, c=colour, lw=0, alpha=1 if new else .35)
         ax.set(xticks=[], yticks=[], xlim=box[:2], ylim=box[2:])
-        ax.set_title(f'after {stream.names[i][:24]}', fontsize=7, parse_math=False)
+        ax.set_title(f'after {names[i]}', fontsize=7)
+    if len(got)<every: fig.suptitle(f'{len(got)} of {every} experiences')
     return fig
 
 @patch
-def plot(self:StreamResult):
+def plot(self:StreamResult)->Figure:
     "The matrix as a picture; `plot_stream_accuracy` shows the same over time"
     return plot_matrix(self)

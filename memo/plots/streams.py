@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from ..core import Count
 from ..data.class_labels import class_labels
 from ..data.streams import Stream
-from .figure import Picture, _colors, drawing, panels, short_names
+from ..evaluation.names import cut_names
+from .figure import Picture, _colors, drawing, drawn_text, panels, pooled, short_names
 from ..schema import accept
 
 # %% ../../nbs/plots/09_streams.ipynb #ab5833f5
@@ -43,7 +44,7 @@ def plot_points(stream, x, cols):
         ax.scatter(*x.T, s=1, color=faint, lw=0)
         ax.scatter(*x[at].T, s=4, c=point_colours(y[at], stream.ordered), lw=0)
         ax.set(xticks=[], yticks=[])
-        ax.set_title('\n'.join(o[:22] for o in name.split(', ')[:2]), fontsize=7, parse_math=False)
+        ax.set_title('\n'.join(cut_names(name.split(', ')[:2], 18, drawn_text)), fontsize=7)
     return fig
 
 # %% ../../nbs/plots/09_streams.ipynb #b4d497e2
@@ -59,8 +60,7 @@ def label_times(ax, stream, ends):
     "Names of experiences, or numbers of some of them"
     n,mid = len(stream),(ends[1:]+ends[:-1])/2
     if n<=12:
-        ax.set_xticks(mid, [o if len(o)<=24 else f'{o[:22]}..' for o in stream.names], rotation=35, ha='right')
-        for t in ax.get_xticklabels(): t.set_parse_math(False)
+        ax.set_xticks(mid, cut_names(stream.names, 24, drawn_text), rotation=35, ha='right', rotation_mode='anchor')
     else:
         at = np.unique(np.linspace(0, n-1, 9).round().astype(int))
         ax.set_xticks(mid[at], [str(i+1) for i in at])
@@ -70,18 +70,17 @@ def plot_times(stream):
     "Classes over time"
     shares,here = class_shares(stream)
     ends = np.cumsum([0,*map(len, stream.parts[0])])
+    cells,rows,cols = pooled(shares.numpy())
     fig = Picture(figsize=(4.6, min(3.6, 1.1+.17*len(here))), layout='constrained')
     ax = fig.subplots()
-    at = ax.pcolormesh(ends, np.arange(len(here)+1)-.5, np.where(shares>0, shares, np.nan), cmap='Blues', vmin=-.25,
-                       vmax=1)
+    at = ax.pcolormesh(ends[cols], rows-.5, np.where(cells>0, cells, np.nan), cmap='Blues', vmin=-.25, vmax=1)
     if len(stream)<=40: ax.vlines(ends[1:-1], -.5, len(here)-.5, color='.75', lw=.5)
     names = short_names(getattr(stream.whole, 'vocab', None), max(here)+1)
-    if len(here)<=24:
-        ax.set_yticks(range(len(here)), [names[c] for c in here])
-        for t in ax.get_yticklabels(): t.set_parse_math(False)
+    if len(here)<=24: ax.set_yticks(range(len(here)), [names[c] for c in here])
     else: ax.set_ylabel(f'{len(here)} classes')
     label_times(ax, stream, ends)
-    bar = fig.colorbar(at, ax=ax, fraction=.04, ticks=[0,.5,1], label='share of its class')
+    what = 'share of its class' if cells.size==shares.numel() else 'most of the classes in a cell'
+    bar = fig.colorbar(at, ax=ax, fraction=.04, ticks=[0,.5,1], label=what)
     bar.ax.set_ylim(0, 1)
     ax.set_title(f'{len(stream)} experiences, {ends[-1]} training items')
     return fig
