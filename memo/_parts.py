@@ -312,7 +312,7 @@ parts = {
     'seed': Param(int, 0, 'Of the class order, the draw, and the order of the training batches'),
     'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
     'bs': Param(int, 64, 'Size of a training batch'),
-    'val_bs': Param(int, 256, 'Size of the other batches'),
+    'val_bs': Param(Count, 256, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multiclass'}),
   'cifar100_lt': ('memo.data.cifar', 'cifar100_lt', 'Long-tailed CIFAR-100 (`cifar_lt`)', {
@@ -329,7 +329,7 @@ parts = {
     'seed': Param(int, 0, 'Of the class order, the draw, and the order of the training batches'),
     'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
     'bs': Param(int, 64, 'Size of a training batch'),
-    'val_bs': Param(int, 256, 'Size of the other batches'),
+    'val_bs': Param(Count, 256, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multiclass'}),
   'clear10': ('memo.data.clear', 'clear10', 'CLEAR-10: ten classes and background, from 2004 to 2014', {
@@ -396,7 +396,7 @@ parts = {
     'seed': Param(int, 0, 'Of the draws, and of the order of the training batches'),
     'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
     'bs': Param(int, 64, 'Size of a training batch'),
-    'val_bs': Param(int, 256, 'Size of the other batches'),
+    'val_bs': Param(Count, 256, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multiclass'}),
   'imagenet_lt': ('memo.data.image_lists', 'imagenet_lt', 'ImageNet-LT (Liu et al. 2019)', {
@@ -452,7 +452,7 @@ parts = {
     'n_shot': Param(Count|None, None, 'Training images per class, drawn; by default all that are left'),
     'shot_seed': Param(int|None, None, 'Of the draws of classes, training and validation images; by default `seed`'),
     'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
-    'val_bs': Param(int, 256, 'Size of the other batches'),
+    'val_bs': Param(Count, 256, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'stream'}),
   'split_fashion': ('memo.data.image_streams', 'split_fashion', 'Fashion-MNIST, two classes after two', {
@@ -474,7 +474,7 @@ parts = {
     'n_shot': Param(Count|None, None, 'Training images per class, drawn; by default all that are left'),
     'shot_seed': Param(int|None, None, 'Of the draws of classes, training and validation images; by default `seed`'),
     'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
-    'val_bs': Param(int, 256, 'Size of the other batches'),
+    'val_bs': Param(Count, 256, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'stream'}),
   'split_cifar10': ('memo.data.image_streams', 'split_cifar10', 'CIFAR-10, two classes after two', {
@@ -500,7 +500,7 @@ parts = {
     'n_shot': Param(Count|None, None, 'Training images per class, drawn; by default all that are left'),
     'shot_seed': Param(int|None, None, 'Of the draws of classes, training and validation images; by default `seed`'),
     'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
-    'val_bs': Param(int, 256, 'Size of the other batches'),
+    'val_bs': Param(Count, 256, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'stream'}),
   'split_cifar100': ('memo.data.image_streams', 'split_cifar100', 'CIFAR-100, ten classes after ten', {
@@ -526,7 +526,7 @@ parts = {
     'n_shot': Param(Count|None, None, 'Training images per class, drawn; by default all that are left'),
     'shot_seed': Param(int|None, None, 'Of the draws of classes, training and validation images; by default `seed`'),
     'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
-    'val_bs': Param(int, 256, 'Size of the other batches'),
+    'val_bs': Param(Count, 256, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'stream'}),
   'digits_lt': ('memo.data.longtail', 'digits_lt', 'Long-tailed handwritten digits from scikit-learn', {
@@ -540,7 +540,7 @@ parts = {
     'imb_factor': Param(Positive|None, None, 'Instead of ratio: smallest / largest'),
     'seed': Param(int, 0, 'Of the class order, the draw, and the order of the training batches'),
     'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
-    'val_bs': Param(int, 256, 'Size of the other batches'),
+    'val_bs': Param(Count, 256, 'Size of the other batches'),
     'many': Param(float|None, None, 'Many-shot classes have more training examples; by default the three largest are'),
     'few': Param(float|None, None, 'Few-shot classes have fewer; by default the three smallest are'),
     'shuffle_classes': Param(bool, True, 'Another class order for every seed but 0'),
@@ -560,7 +560,7 @@ parts = {
     'seed': Param(int, 0, 'Of the class order, the draw, and the order of the training batches'),
     'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
     'bs': Param(int, 64, 'Size of a training batch'),
-    'val_bs': Param(int, 256, 'Size of the other batches'),
+    'val_bs': Param(Count, 256, 'Size of the other batches'),
     'many': Param(float|None, None, 'Many-shot classes have more training examples; by default the three largest are'),
     'few': Param(float|None, None, 'Few-shot classes have fewer; by default the three smallest are'),
     'shuffle_classes': Param(bool, True, 'Another class order for every seed but 0'),
@@ -623,7 +623,7 @@ parts = {
     'seed': Param(int, 0, 'Of the draws, and of the order of the training batches'),
     'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
     'bs': Param(int, 64, 'Size of a training batch'),
-    'val_bs': Param(int, 256, 'Size of the other batches'),
+    'val_bs': Param(Count, 256, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multiclass'}),
   'digits': ('memo.data.whole', 'digits', 'Handwritten digits from scikit-learn, all 1,797 or some of them', {
@@ -639,7 +639,7 @@ parts = {
     'seed': Param(int, 0, 'Of the draws, and of the order of the training batches'),
     'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
     'bs': Param(int, 64, 'Size of a training batch'),
-    'val_bs': Param(int, 256, 'Size of the other batches'),
+    'val_bs': Param(Count, 256, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multiclass'}),
   'fashion_mnist': ('memo.data.whole', 'fashion_mnist', 'Fashion-MNIST, all 60,000 training images or some of them', {
@@ -658,7 +658,7 @@ parts = {
     'seed': Param(int, 0, 'Of the draws, and of the order of the training batches'),
     'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
     'bs': Param(int, 64, 'Size of a training batch'),
-    'val_bs': Param(int, 256, 'Size of the other batches'),
+    'val_bs': Param(Count, 256, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multiclass'}),
   'cifar10': ('memo.data.whole', 'cifar10', 'CIFAR-10, all 50,000 training images or some of them', {
@@ -681,7 +681,7 @@ parts = {
     'seed': Param(int, 0, 'Of the draws, and of the order of the training batches'),
     'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
     'bs': Param(int, 64, 'Size of a training batch'),
-    'val_bs': Param(int, 256, 'Size of the other batches'),
+    'val_bs': Param(Count, 256, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multiclass'}),
   'cifar100': ('memo.data.whole', 'cifar100', 'CIFAR-100, all 50,000 training images or some of them', {
@@ -704,7 +704,7 @@ parts = {
     'seed': Param(int, 0, 'Of the draws, and of the order of the training batches'),
     'sampling': Param(str|list|None, None, "None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords"),
     'bs': Param(int, 64, 'Size of a training batch'),
-    'val_bs': Param(int, 256, 'Size of the other batches'),
+    'val_bs': Param(Count, 256, 'Size of the other batches'),
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multiclass'}),
  },

@@ -6,8 +6,8 @@ Docs: https://github.com/fastmemo/memo/core.html.md"""
 
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Share', 'Fraction', 'OpenFraction', 'Probability', 'one_thread',
-           'MemoError', 'Diverged', 'check_choice', 'Range', 'OneOf', 'undisturbed', 'atomic_path', 'write_text',
-           'write_csv', 'write_json', 'packaged_file', 'cache_folder', 'settings']
+           'one_line', 'MemoError', 'Diverged', 'say', 'check_choice', 'Range', 'OneOf', 'undisturbed', 'atomic_path',
+           'write_text', 'write_csv', 'write_json', 'packaged_file', 'cache_folder', 'settings']
 
 # %% ../nbs/00_core.ipynb #fec74f64
 import configparser,difflib,importlib.util,json,math,os,sys,tempfile,threading
@@ -18,15 +18,48 @@ from typing import Annotated
 from fastcore.basics import AttrDict
 
 # %% ../nbs/00_core.ipynb #4635f23e
+def one_line(
+    msg,    # Anything with a text
+    n=300   # Characters at most; what is longer loses some in the middle, as both ends say something
+)->str:
+    "A text in one line of printable characters, cut to a readable length"
+    s = ' '.join(str(msg).split())
+    if len(s)>n: s = f'{s[:n*2//3-3]} ... {s[-(n-n*2//3-2):]}'
+    return ''.join(c if c.isprintable() else '?' for c in s)
+
 class MemoError(ValueError):
     "A user's mistake, reported in one line without a traceback"
     def __init__(self, msg=''):
-        super().__init__(msg)
-        self.msg = str(msg)
+        self.msg = one_line(msg)
+        super().__init__(self.msg)
     def __str__(self): return self.msg  # fastai puts two lines of its own into the `args` of what a callback raises
 
 class Diverged(MemoError):
     "The loss of a training is not finite any more"
+
+# %% ../nbs/00_core.ipynb #5a10c0de
+def say(
+    txt,        # A line, or several
+    file=None   # None: standard output
+):
+    "Print, whatever becomes of it: nobody may read any more, the disk may be full, the terminal may not know a letter"
+    file = sys.stdout if file is None else file
+    if file is None: return     # closed before the process began
+    try:
+        try: print(txt, file=file, flush=True)
+        except UnicodeEncodeError:
+            code = getattr(file, 'encoding', None) or 'ascii'
+            print(str(txt).encode(code, 'backslashreplace').decode(code), file=file, flush=True)
+    except (OSError,ValueError): _no_more(file)
+
+def _no_more(file):
+    "What is left in a file that cannot be written would raise when the process ends"
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, file.fileno())
+        os.close(null)
+        file.flush()
+    except (OSError,ValueError): pass
 
 # %% ../nbs/00_core.ipynb #7920cfc1
 def check_choice(
@@ -42,7 +75,7 @@ def check_choice(
     hint = f"; did you mean {near[0]!r}?" if near else ""
     if len(names)>12: names = [*near, *(o for o in names if o not in near)]     # those that fit on a line
     some = ', '.join(names[:12]) + (f', ... ({len(names)} in all)' if len(names)>12 else '')
-    raise MemoError(f"{what}: {value!r} is not one of {some}{hint}")
+    raise MemoError(f"{what}: {one_line(repr(value), 80)} is not one of {some}{hint}")
 
 # %% ../nbs/00_core.ipynb #3d38e80b
 @dataclass(frozen=True)
@@ -158,21 +191,42 @@ def cache_folder()->Path:
     xdg = Path(os.environ.get('XDG_CACHE_HOME', ''))
     return (xdg if xdg.is_absolute() else home/'.cache')/'memo'     # a relative one is to be ignored
 
+_settings = 'data','runs','seed'
+
+def _read_settings(path):
+    "The keys of a settings.ini, which may be another tool's too"
+    cp = configparser.RawConfigParser(inline_comment_prefixes=('#',';'))    # with no meaning of %
+    try: cp.read_string(Path(path).read_text(encoding='utf-8-sig'))
+    except UnicodeDecodeError as e:
+        raise MemoError(f"cannot read {path}: byte {e.start} is no UTF-8; save it as UTF-8") from None
+    except (OSError,ValueError,configparser.Error) as e:
+        raise MemoError(f"cannot read {path}: {str(e).splitlines()[0]}") from e
+    found = dict(cp['DEFAULT'])
+    for k in found.keys()-set(_settings):
+        if near := difflib.get_close_matches(k, _settings, 1, .8):
+            raise MemoError(f"{path}: memo does not read {k}; did you mean {near[0]}? It reads {', '.join(_settings)}")
+    return found
+
+def _folder(found, key, default, path):
+    "The folder of a key, from that of the file; `~` and `$HOME` are those of the shell"
+    said = found.get(key, default)
+    try: p = Path(os.path.expandvars(said)).expanduser()
+    except RuntimeError as e: raise MemoError(f"{path}: {key} is {said!r}: {e}") from None     # no such user
+    if said and '$' not in str(p) and '\0' not in said: return p
+    raise MemoError(f"{path}: {key} is {said!r}, a folder is accepted" + (
+        ", and there is no such variable" if '$' in said else ''))
+
 def settings(
     path:str|Path=None, # A settings.ini; by default the nearest one above the current folder
 ) -> AttrDict:          # `data`, `runs` and `cache` (folders), `seed`
     "Where data, runs and caches live, and the default seed"
     if path is None:
         path = next((o/'settings.ini' for o in [Path.cwd(), *Path.cwd().parents] if (o/'settings.ini').is_file()), None)
-    found = {}
-    if path is not None:
-        cp = configparser.ConfigParser()
-        try: cp.read_string(Path(path).read_text())
-        except (OSError, configparser.Error) as e:
-            raise MemoError(f"cannot read {path}: {str(e).splitlines()[0]}") from e
-        found = dict(cp['DEFAULT'])
+    found = {} if path is None else _read_settings(path)
     root = Path(path).resolve().parent if path else Path.cwd()
     try: seed = int(found.get('seed', 42))
-    except ValueError: raise MemoError(f"{path}: seed is {found['seed']!r}, an integer is accepted") from None
-    data,runs = root/found.get('data', 'data'),root/found.get('runs', 'experiments/runs' if path else 'runs')
+    except ValueError: seed = -1
+    if not 0<=seed<2**63: raise MemoError(f"{path}: seed is {found['seed']!r}, a whole number from 0 is accepted")
+    data = root/_folder(found, 'data', 'data', path)
+    runs = root/_folder(found, 'runs', 'experiments/runs' if path else 'runs', path)
     return AttrDict(data=data, runs=runs, cache=data if path else cache_folder(), seed=seed)

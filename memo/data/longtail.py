@@ -87,7 +87,7 @@ def longtail_dls(
     seed:int=0, # Of the class order, the draw, and the order of the training batches
     sampling:str|tuple=None, # None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords
     bs:int=64, # Size of a training batch
-    val_bs:int=256, # Size of the other batches
+    val_bs:Count=256, # Size of the other batches
     tfms=None, # Batch transforms
     items:Tensor=None, # Positions of x in the set that both are from
     test_items:Tensor=None, # Positions of test_x

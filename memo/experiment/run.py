@@ -57,7 +57,7 @@ def found_lr(cfg, learn, path):
         learn.create_opt()
         set_rng_state(was, dls.loaders)
         write_json(path, dict(lr=lr))
-    return read_json(path)['lr']
+    return read_json(path, 'lr')['lr']
 
 def bank_savers(t, learn):
     "Memories that are written every so many epochs: how often, and by what"
@@ -143,8 +143,12 @@ def write_scores(folder, seed, r, dls, pictures=True, **more):
 
 def read_metrics(t):
     "Read the `metrics.json` of a training"
-    m = read_json(t.folder/'metrics.json')
-    return m if 'rows' in m else from_version_0_1(m, t)
+    path = t.folder/'metrics.json'
+    m = read_json(path, 'seed')
+    with of_file(path):
+        if 'rows' not in m: m = from_version_0_1(m, t)
+        results([m])        # is it as tables are made of it?
+    return m
 
 def from_version_0_1(m, t):
     "memo 0.1 knew rows by their labels alone: those that this training can have are looked up"
@@ -288,7 +292,8 @@ def evaluate_run(
     for t in trainings(run_config(folder), folder):
         was = read_metrics(t)
         c,learn = rebuilt(t.cfg, t.folder/'model.safetensors', root)
-        if (t.folder/'matrix.csv').is_file(): learn.dls.result = read_result(t.folder/'matrix.csv')
+        if (t.folder/'matrix.csv').is_file():
+            with of_file(t.folder/'matrix.csv'): learn.dls.result = read_result(t.folder/'matrix.csv')
         with learn.no_bar(), learn.no_logging(): r = evaluate(learn, c, threshold, training=t.name)
         ms.append(metrics_of(t.seed, r))
         if root is None and threshold==.5 and _scored(ms[-1])!=_scored(was): off.append(str(t.folder))

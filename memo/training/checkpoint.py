@@ -59,8 +59,10 @@ def save_plain(o, path):
 def load_plain(path):
     "Load what `save_plain` saved"
     if not Path(path).is_file(): raise MemoError(f"{path}: no such file")
-    try: return torch.load(path, map_location='cpu', weights_only=True)
+    try: o = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: raise MemoError(f"{path} is damaged or no checkpoint of memo ({type(e).__name__})") from None
+    if isinstance(o, dict) and o: return o
+    raise MemoError(f"{path} is damaged or no checkpoint of memo ({'it is empty' if not o else type(o).__name__})")
 
 # %% ../../nbs/training/18_checkpoint.ipynb #78651412
 _pos_re = re.compile(r's(\d+)_e(\d+)\.pt$')
