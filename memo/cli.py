@@ -73,35 +73,40 @@ def _one_line(e):
         return one_line(f'{e.filename}: {e.strerror}' if e.filename is not None else e.strerror)
     return one_line(str(e).split('\n\t')[-1])
 
-def _report(e):
-    "A line for an exception that memo did not expect, which is a fault of memo's: what and where"
+def _told(e):
+    "A line and an exit status for any exception"
     import traceback
-    from memo.core import one_line
-    at = traceback.extract_tb(e.__traceback__)
-    ours = [o for o in at if 'memo' in Path(o.filename).parts] or at
-    where = f'{Path(ours[-1].filename).name}:{ours[-1].lineno} in {ours[-1].name}' if ours else '?'
+    from memo.core import MemoError,one_line
+    if isinstance(e, (MemoError,OSError)): return _one_line(e),2
+    if isinstance(e, MemoryError) or any(o in str(e) for o in ('out of memory', 'not enough memory')):
+        return 'there is not enough memory for this',2
+    here,at = Path(__file__).resolve().parent,traceback.extract_tb(e.__traceback__)
+    def others(o): return 'site-packages' in o.filename or o.filename.startswith((sys.prefix, sys.base_prefix, '<'))
+    own = [o for o in at if here in Path(o.filename).resolve().parents or not others(o)]    # of memo, or of the user
+    last = (own or at)[-1]
+    where = f'{Path(last.filename).name}:{last.lineno} in {last.name}'
     what = one_line(f"{type(e).__name__}: {str(e).split(chr(10)+chr(9))[-1]}", 140)
-    return (f'error: this is a fault of memo, not yours: {what} ({where}). Please report it with the traceback that '
-            '--debug shows')
+    if here not in Path(last.filename).resolve().parents and not others(last):
+        return f'{what} ({where}, which is no code of memo; --debug shows the traceback)',2
+    return f'this is a fault of memo, not yours: {what} ({where}). Please report it with what --debug shows',1
 
 def guarded(f, cli, debug, hint=''):
     """Run `f`; on the command line an exception becomes one line
 
-    Exit status: 2 for what the user can mend (a `MemoError`, a file that cannot be read or written), 1 for a fault of
-    memo's own, 130 for ctrl-c."""
+    Exit status: 2 for what the user can mend (a `MemoError`, a file, code of one's own), 1 for a fault of memo's, 130
+    for ctrl-c."""
     _quiet()
     if not cli: return f()
-    from memo.core import MemoError,say
+    from memo.core import say
     try: return f()
     except KeyboardInterrupt:
         say(f'\ninterrupted{hint}', sys.stderr)
         return 130
     except Exception as e:
         if debug: raise
-        mine = isinstance(e, (MemoError,OSError,MemoryError)) or 'out of memory' in str(e)
-        if isinstance(e, MemoryError): e = MemoError("there is not enough memory for this")
-        say(f'error: {_one_line(e)}' if mine else _report(e), sys.stderr)
-        return 2 if mine else 1
+        line,status = _told(e)
+        say(f'error: {line}', sys.stderr)
+        return status
 
 def _say(s):
     from memo.core import say

@@ -217,7 +217,7 @@ def _reads(f):
     return [p.name for p in ps if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)],arguments(f),open_ended(f)
 
 # %% ../nbs/01_schema.ipynb #06183ef5
-_ranges = 'Count Natural Positive NonNegative Share Fraction OpenFraction Probability'.split()
+_ranges = 'Count Natural Positive NonNegative Share Fraction OpenFraction Probability Side Shift'.split()
 _named = {getattr(core, o):o for o in _ranges}
 
 def source(t):

@@ -261,7 +261,7 @@ def list_sections(draft, kind, raw, key):
         if not isinstance(o, dict): draft.fail(key, f"{key} must be a list of names or sections, it has {shown(o)}")
         if not isinstance(o.get('name'), str): draft.fail(key, why_unnamed(o, key))
         of = compared_kind(draft, o.get('name'), key) if key=='compare' else kind
-        if any(s.name==o['name'] for s in res): draft.fail(key, f"{key} names one twice: {shown(o['name'])}")
+        if any(s.name==o['name'] for s in res): draft.fail(key, f"{key} names one twice: {o['name']}")
         res.append(section(draft, of, o, f"{key}.{o['name']}"))
     names = [s.name for s in res]       # a class name is one of the same part
     twice = next((n for n in names if names.count(n)>1), None)

@@ -239,6 +239,9 @@ def fit_stages(
     experiment:dict=None # What the stages are from, plain keys and values: another one cannot be resumed
 )->pd.DataFrame: # The history: a row for every epoch
     "Train `learn` in `stages`"
+    if not isinstance(checkpoint, str|Path|None):
+        raise MemoError(f"checkpoint must be a folder or None, found {shown(checkpoint)}")
+    if log is not None and not callable(log): raise MemoError(f"log must be a function or None, found {shown(log)}")
     stages = [replace(s) for s in stages if s.epochs]      # the caller's stay as they are
     check_stages(learn, stages)
     prog,ck = Progress(learn, stages, checkpoint, log, experiment),None
