@@ -394,14 +394,14 @@ def variant(**kw):
              data=dict(name='digits_lt', n_max=6, ratio=2, valid=2, test=2, size=8), train=dict(epochs=1, bs=16, lr=.01))
     return {k:{**d.get(k, {}), **v} if isinstance(v, dict) else v for k,v in {**d, **kw}.items()}
 
-stream = dict(name='split_digits', n=5, images=6, valid=2, test=2, size=8)
+stream = dict(name='split_digits', n=5, images=60, valid=2, test=2, size=8)
 variants = [
     variant(memory=dict(size=16, head='vote', k=3)), variant(memory=dict(size=16, head='add')),
     variant(memory=dict(bank='ClassBank', capacity=4, head='lda'), compare=['class_mean', 'logistic']),
     variant(memory=dict(bank='ClassBank', capacity=4, head='replay')),
     variant(memory=dict(bank='CachedBank', size=16, head='dual')),
-    variant(memory=dict(bank='TrainableBank', size=16, head='exit', at='layer1', loss_weight=.2)),
-    variant(memory=None, compare=['logit_adjusted'], train=dict(loss='focal', monitor='accuracy')),
+    variant(memory=dict(bank='TrainableBank', size=16, head='exit', at='0', loss_weight=.2)),
+    variant(memory=None, compare=['logit_adjusted'], train=dict(loss='ce', monitor='accuracy')),
     variant(memory=dict(size=16), train=dict(phase2=dict(epochs=1, momentum=.5), monitor='valid_loss', patience=1)),
     variant(memory=None, data=dict(stream, ratio=None, n_max=None), train=dict(cbs=[dict(name='Replay', size=10)])),
     variant(memory=None, data=dict(stream, ratio=None, n_max=None), train=dict(cbs=[dict(name='EWC', weight=1)]))]
@@ -422,9 +422,10 @@ def train(rng, world, made):
     from memo.experiment.run import check_experiment,run_experiment
     p = world.here/'x.yaml'
     p.write_text(yaml.safe_dump(rng.choice(variants)))
+    made.append(p.read_text())
     keys = [k for k in flat(load_config(p)) if k.split('.')[0] in ('data','memory','train') and k!='data.name']
     said = {rng.choice(keys):rng.choice(numbers if rng.random()<.7 else words) for _ in range(rng.randint(1, 3))}
-    made.append(f'{p.read_text()!r} {said!r}')
+    made[0] += repr(said)
     try:
         cfg = load_config(p, {'runs':str(world.here), **said})
         more = {k:v for k,v in flat(cfg).items() if k.endswith('epochs') and isinstance(v, int) and v>1}

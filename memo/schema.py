@@ -147,8 +147,10 @@ def accept(v, t, key, yaml=False):
 
 def _beyond(v):
     "What is said of a number beyond those that are computed with"
-    if isinstance(v, float) and math.isfinite(v) and as_number(v, True) is None: return ', which float32 does not have'
-    return ', which takes more than 64 bits' if _whole(v) and abs(v)>_longest else ''
+    if _whole(v): return ', which takes more than 64 bits' if abs(v)>_longest else ''
+    try: f = float(v)       # 1e300 is a text in YAML
+    except (TypeError,ValueError): return ''
+    return ', which float32 does not have' if math.isfinite(f) and as_number(f, True) is None else ''
 
 # %% ../nbs/01_schema.ipynb #9a9c78f6
 def annotation(a, f):

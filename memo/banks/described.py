@@ -79,7 +79,8 @@ class Described(nn.Module):
     def set_extra_state(self, state):
         cfg = description(state)
         self._accept(cfg)
-        self._configure({k:v for k,v in cfg.items() if k in own_arguments(type(self))})
+        own = [k for k in own_arguments(type(self)) if not isinstance(getattr(self, k, None), (Tensor, nn.Module))]
+        self._configure({k:cfg[k] for k in own if k in cfg})
 
     def _configure(self, cfg):
         for k,v in cfg.items():

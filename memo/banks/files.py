@@ -79,7 +79,7 @@ def check_rows(
     bank # As it was read from a file
 ):
     "Raise a `MemoError` where a bank holds what no bank can that was written to"
-    n = len(bank)
+    n = int(bank.count)
     if not 0<=n<=bank.capacity_rows: raise MemoError(f"it counts {n} rows, and has room for {bank.capacity_rows}")
     if n and bank.features is None: raise MemoError(f"it counts {n} rows, and has none")
     if bank.features is None: return

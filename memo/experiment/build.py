@@ -18,6 +18,7 @@ from ..data.features import *
 from ..training.memory_callback import *
 from ..data.chest_xray import *
 from .config import *
+from .sections import at
 from .shipped import shipped
 from ..core import *
 from ..continual.ensemble import Ensemble
@@ -187,7 +188,7 @@ def build_learner(
     try: learn = Learner(dls, model.to(dls.device), loss_func=loss, opt_func=opt_funcs[t.opt],
                          splitter=splitter, metrics=metrics, cbs=cbs, wd=t.wd)
     except MemoError as e:
-        if len(cfg.memories)!=1: raise
+        if len(cfg.memories)!=1: raise MemoError(f'memories: {e}') from e
         (n,m), = cfg.memories.items()
         raise MemoError(with_key(at(n), e, m.callback)) from e
     for cb in learn.cbs:

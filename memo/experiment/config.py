@@ -282,12 +282,11 @@ def read_file(path):
 def read_layers(path, seen=()):
     "The contents of a file and of its bases, lowest first, each with its path"
     path = Path(path)
-    if '\0' in str(path): raise MemoError(f"{str(path)!r} is no path of a file")
     if path.resolve() in seen: raise MemoError(f"{path}: its base leads back to itself")
     d = read_file(path)
     if not isinstance(d, dict): raise MemoError(f"{path}: the file must be a section of keys, found {shown(d)}")
     base = d.pop('base', None)
-    if not isinstance(base, str|None): raise MemoError(f"{path}: base must be the path of a YAML file, found {shown(base)}")
+    if not isinstance(base, str|None) or base is not None and ('\0' in base or len(base)>1000): raise MemoError(f"{path}: base must be the path of a YAML file, found {shown(base)}")
     if base is not None: yield from read_layers(base_file(path, base), (*seen, path.resolve()))
     yield d,path
 

@@ -37,6 +37,12 @@ def broken(bs=8):
 
 def nothing(bs=8):
     "No loaders"
+
+def no_c(bs=8):
+    "Loaders that do not say how many classes there are"
+    from fastai.data.load import DataLoader
+    from fastai.data.core import DataLoaders
+    return DataLoaders(*(DataLoader([(1., 2)]*8, bs=bs) for _ in range(3)))
 '''
 
 @pytest.fixture
@@ -54,6 +60,8 @@ def test_code_of_ones_own_is_no_fault_of_memo(tool, own):
 def test_data_that_are_no_loaders(tool, own):
     assert 'data owns.nothing gives None; DataLoaders' in one_line(tool('memo-train', 'x.yaml', 'data=owns.nothing',
                                                                         '--dry-run', cwd=own))
+    assert 'data owns.no_c: its loaders have no c' in one_line(tool('memo-train', 'x.yaml', 'data=owns.no_c', '--dry-run',
+                                                                    cwd=own))
 
 def test_a_fault_of_memo_says_so(python, tmp_path):
     code = ('import sys; from memo import cli; import memo.experiment.shipped as s\n'
