@@ -78,7 +78,8 @@ def run(kinds, n, world, log=print):
         m = n if isinstance(n, int) else max(1, round(n*fk.share[k]))
         own = [attempt(k, i, world) for i in range(m)]
         c = Counter(o.outcome for o in own)
-        log(f"{k:11} {m} tried  "+'  '.join(f'{o} {c[o]}' for o in outcomes)+f"  longest {max(o.seconds for o in own):.2f} s", flush=True)
+        what = '  '.join(f'{o} {c[o]}' for o in outcomes)
+        log(f'{k:11} {m} tried  {what}  longest {max(o.seconds for o in own):.2f} s', flush=True)
         res += own
     return res
 
@@ -103,7 +104,8 @@ def table(tries):
 def trained_table(tries):
     c = Counter(o.outcome for o in tries)
     names = ['trained','diverged','late','traceback','nothing']
-    return '| tried | '+' | '.join(names)+' |\n'+'|---'*6+f"|\n| {len(tries)} | "+' | '.join(str(c[o]) for o in names)+' |'
+    row = ' | '.join(str(c[o]) for o in names)
+    return f"| tried | {' | '.join(names)} |\n{'|---'*6}|\n| {len(tries)} | {row} |"
 
 def train_some(n, world, until, log=print):
     "Of the experiments that are accepted, train `n` an epoch on 60 images, or as many as there is time for"
@@ -118,7 +120,8 @@ def train_some(n, world, until, log=print):
                 with world.fresh(): outcome,said = fk.train(rng, world, made)
         except (Exception,SystemExit) as e:
             line = refused(e)
-            outcome,said = ('late',line) if line else ('traceback', f'{type(e).__name__}: {str(e)[:150]!r} at {where(e)}')
+            what = f'{type(e).__name__}: {str(e)[:150]!r} at {where(e)}'
+            outcome,said = ('late',line) if line else ('traceback',what)
         if outcome=='refused': continue
         res.append(Try('train', i, outcome, time.process_time()-t, said, made[0]))
         if outcome not in ('trained','diverged'): log(f'{res[-1].name} {outcome}: {said}\n    {made[0]}')
@@ -144,9 +147,10 @@ def page(tries, trained, command):
     "The page beside this file"
     bad = faults([*tries])
     found = '\n'.join(f'* `{o.name}` {o.outcome}: {o.said}' for o in bad) or 'No fault was found.'
-    tr = '' if not trained else ('Of the overrides of small experiments that are accepted, so many were trained an epoch on '
-                                 '60 images. late: refused after training had begun; nothing: scores that are no '
-                                 f'numbers; diverged: ended at the first loss that is not finite.\n\n{trained_table(trained)}')
+    tr = '' if not trained else (
+        'Of small experiments with keys changed that are accepted, so many were trained an epoch on 60 images. late: '
+        'refused after training had begun; nothing: scores that are no numbers; diverged: ended at the first loss that is not '
+        f'finite.\n\n{trained_table(trained)}')
     about = '\n'.join(f'* **{k}**: {f.__doc__}' for k,f in fk.kinds.items() if any(o.kind==k for o in tries))
     return text.format(command=command, about=about, table=table(tries), limit=limit, train=tr, faults=found)
 
@@ -178,6 +182,7 @@ def main(argv=None):
         for o in faults(tries): print(f'{o.name} {o.outcome}: {o.said}\n    {o.made[:150]!r}')
         trained = train_some(a.train, world, time.time()+60*a.minutes) if a.train else []
         if trained: print(trained_table(trained))
-        if not a.no_page: (here/'fuzz.md').write_text(page(tries, trained, 'python benchmarks/fuzz.py '+' '.join(sys.argv[1:])))
+        if not a.no_page:
+            (here/'fuzz.md').write_text(page(tries, trained, ' '.join(['python benchmarks/fuzz.py', *sys.argv[1:]])))
 
 if __name__=='__main__': main()

@@ -3,10 +3,10 @@ import contextlib,json,os,shutil,sys
 from pathlib import Path
 
 nasty = ('~ 0 -1 1 2 3.5 -0.0 1e-3 1e9 1e308 1e400 .inf -.inf .nan true false null "" x [] {} [1] [1,2] {a:\\ 1} '
-         '9999999999999999999999 0x7f 0o17 1:30 1_000 2024-31-12 2024-12-31 = << *a &a !!int\\ x !!python/name:os.system '
-         '"\\\\0" ü 名前 "\\\\ud800" ../x / . .. a/b C:\\\\x $HOME ~/x % [~] [[]] {~:\\ 1} [.nan] {a:\\ {a:\\ {}}} - ? | > '
-         'SlotBank ClassBank CachedBank TrainableBank vote add watch dual exit replay lda hopfield token_vote digits_lt '
-         'fashion_lt split_digits modes timm small_cnn ce bce focal balanced sqrt accuracy valid_loss plain crt '
+         '9999999999999999999999 0x7f 0o17 1:30 1_000 2024-31-12 2024-12-31 = << *a &a !!int\\ x '
+         '!!python/name:os.system "\\\\0" ü 名前 "\\\\ud800" ../x / . .. a/b C:\\\\x $HOME ~/x % [~] [[]] {~:\\ 1} [.nan] {a:\\ {a:\\ {}}} '
+         '- ? | > SlotBank ClassBank CachedBank TrainableBank vote add watch dual exit replay lda hopfield token_vote '
+         'digits_lt fashion_lt split_digits modes timm small_cnn ce bce focal balanced sqrt accuracy valid_loss plain crt '
          'os.path os.system builtins.print find adamw row_sgd fit_one_cycle').split(' ')
 nasty = [o.replace('\\ ', ' ') for o in ' '.join(nasty).replace('\\ ', '\0').split(' ')]
 nasty = [o.replace('\0', ' ') for o in nasty] + ['9'*5000, 'x'*9000, '['*900+']'*900, 'a: '*60, '\x00', '\ufeff', '\t']
@@ -78,8 +78,9 @@ class World:
         "Every dotted key that an experiment may have"
         if self._keys is None:
             from memo.experiment.config import flat,load_config
-            ks = {k for t in ('quickstart','dual_path/digits_exit','streams/split_digits') for k in flat(load_config(t))}
-            self._keys = sorted({*ks, 'train.phase2.epochs', 'train.phase2.lr', 'memories.a.bank', 'memories.a.k', 'path'})
+            some = 'quickstart','dual_path/digits_exit','streams/split_digits'
+            more = 'train.phase2.epochs','train.phase2.lr','memories.a.bank','memories.a.k','path'
+            self._keys = sorted({*more, *(k for t in some for k in flat(load_config(t)))})
         return self._keys
 
 def make_banks(root):
@@ -198,7 +199,8 @@ def fuzz_override(rng, world, made):
     def value():
         r = rng.random()
         if r<.5: return rng.choice(nasty)
-        if r<.8: return str(rng.choice([rng.randint(-3, 300), rng.random()*10**rng.randint(-40, 40), 10**rng.randint(0, 40)]))
+        of = rng.randint(-3, 300),rng.random()*10**rng.randint(-40, 40),10**rng.randint(0, 40)
+        if r<.8: return str(rng.choice(of))
         return '['+','.join(rng.choice(nasty) for _ in range(rng.randint(0, 3)))+']'
     over = [key()+('' if rng.random()<.03 else f'={value()}') for _ in range(rng.randint(1, 4))]
     k = rng.choice(list(world.texts))
@@ -331,8 +333,9 @@ def fuzz_run(rng, world, made):
 def fuzz_settings(rng, world, made):
     "a settings.ini"
     from memo.core import settings
-    lines = ['data = data','runs = experiments/runs','seed = 42','lib_name = x','[other]','path: a','# x','data=~/x ; y',
-             'runs=$HOME/r','runs=$NONE/r','%','a = %(x)s','a = 100%','seed=','seed = -1','data','ü = ü','  more','run = x']
+    lines = ['data = data','runs = experiments/runs','seed = 42','lib_name = x','[other]','path: a','# x',
+             'data=~/x ; y','runs=$HOME/r','runs=$NONE/r','%','a = %(x)s','a = 100%','seed=','seed = -1','data','ü = ü',
+             '  more','run = x']
     ls = ['[DEFAULT]', *rng.choices(lines, k=rng.randint(0, 6)),
           *(f"{rng.choice(['data','runs','seed','x'])} = {rng.choice(nasty)}" for _ in range(rng.randint(0, 2)))]
     if rng.random()<.1: ls = ls[1:]
@@ -352,8 +355,8 @@ def fuzz_arguments(rng, world, made):
     "arguments of the six commands"
     from memo import cli
     name = rng.choice(list(options))
-    words = [*nasty, 'quickstart', 'bank', 'experiment', 'x.yaml', 'memory.k=3', 'nope', '-x', '--', '--xtra', '--x=#k#y',
-             '-h', '--help', str(world.banks()[0]), str(world.here), 'a=b=c', '=']
+    words = [*nasty, 'quickstart', 'bank', 'experiment', 'x.yaml', 'memory.k=3', 'nope', '-x', '--', '--xtra',
+             '--x=#k#y', '-h', '--help', str(world.banks()[0]), str(world.here), 'a=b=c', '=']
     def word(): return rng.choice(words).replace('\0', '')
     def option():
         o = rng.choice(options[name]) if rng.random()<.8 else word()
@@ -361,12 +364,13 @@ def fuzz_arguments(rng, world, made):
     args = [w for _ in range(rng.randint(0, 4)) for w in (option() if rng.random()<.5 else [word()])]
     # nothing is trained, or made that takes long, and nothing goes where this is not at home
     if name=='memo_train' and '--list' not in args: args.append('--print-config')
-    if name in ('memo_cache','memo_mosaic'): args = [world.here/'nope'/'x' if str(o).startswith('/') else o for o in args]
+    if name in ('memo_cache','memo_mosaic'):
+        args = [world.here/'nope'/'x' if str(o).startswith('/') else o for o in args]
     if name=='memo_mosaic' and not any(str(o).startswith('--patients') for o in args): args += ['--patients', '3']
     args = [str(o).replace('~/', './').replace('../', './') for o in args]
     made.append(f'{name} {args!r}')
-    status,err = run_command(getattr(cli, name), args, dict(memo_train=['config'], memo_eval=['run_dir'],
-                                                            memo_bank=['run_or_file'], memo_speed=['run_dir']).get(name))
+    pos = dict(memo_train=['config'], memo_eval=['run_dir'], memo_bank=['run_or_file'], memo_speed=['run_dir'])
+    status,err = run_command(getattr(cli, name), args, pos.get(name))
     if status in (0, None): return None
     if 'this is a fault of memo' in err or 'Traceback' in err: return 'traceback',err
     last = err.strip().split('\n')[-1]
@@ -391,7 +395,8 @@ def run_command(f, args, pos):
 
 def variant(**kw):
     d = dict(name='tiny', seeds=[0], plots=dict(save=False),
-             data=dict(name='digits_lt', n_max=6, ratio=2, valid=2, test=2, size=8), train=dict(epochs=1, bs=16, lr=.01))
+             data=dict(name='digits_lt', n_max=6, ratio=2, valid=2, test=2, size=8),
+             train=dict(epochs=1, bs=16, lr=.01))
     return {k:{**d.get(k, {}), **v} if isinstance(v, dict) else v for k,v in {**d, **kw}.items()}
 
 stream = dict(name='split_digits', n=5, images=60, valid=2, test=2, size=8)
@@ -410,9 +415,9 @@ for v in variants[-2:]:
 
 numbers = [0, 1, 2, 3, 7, 100, 1000, 10**6, -1, .5, .1, .999, 1e-6, 1e-3, 1.5, 10., 1e6, 1e-30, 1e30]
 words = [None, True, False, [], [1,3], [.1,.2], 'fifo', 'reservoir', 'rarity', 'diversity', 'entropy', 'cosine', 'dot',
-         'euclidean', 'both', 'none', 'literal', 'published', 'int8', 'float16', 'sgd', 'row_sgd', 'find', 'balanced', 'sqrt',
-         'ce', 'hinge', 'logit_adjusted', 'accuracy', 'valid_loss', 'lowest train_loss', 'fit_one_cycle', 'iid', 'layer1',
-         'sampled', 'empirical', 'ring', 'greedy', '1kB', '2MB']
+         'euclidean', 'both', 'none', 'literal', 'published', 'int8', 'float16', 'sgd', 'row_sgd', 'find', 'balanced',
+         'sqrt', 'ce', 'hinge', 'logit_adjusted', 'accuracy', 'valid_loss', 'lowest train_loss', 'fit_one_cycle', 'iid',
+         'layer1', 'sampled', 'empirical', 'ring', 'greedy', '1kB', '2MB']
 
 def train(rng, world, made):
     "A small experiment with one to three keys changed: trained, diverged, nothing, or refused before it is trained"

@@ -229,7 +229,8 @@ def settings(
     root = Path(path).resolve().parent if path else Path.cwd()
     try: seed = int(found.get('seed', 42))
     except ValueError: seed = -1
-    if not 0<=seed<2**63: raise MemoError(f"{path}: seed is {one_line(repr(found['seed']), 80)}, a whole number from 0 is accepted")
+    if not 0<=seed<2**63:
+        raise MemoError(f"{path}: seed is {one_line(repr(found['seed']), 80)}, a whole number from 0 is accepted")
     data = root/_folder(found, 'data', 'data', path)
     runs = root/_folder(found, 'runs', 'experiments/runs' if path else 'runs', path)
     return AttrDict(data=data, runs=runs, cache=data if path else cache_folder(), seed=seed)

@@ -12,7 +12,7 @@ import json,mmap as maps,struct,sys,torch
 from contextlib import contextmanager
 from safetensors import SafetensorError,safe_open
 from safetensors.torch import save_file
-from .described import own_arguments
+from .described import Described,own_arguments
 from .search import MappedSearch,searchers
 from ..core import MemoError,atomic_path
 from ..registry import loaded
@@ -46,11 +46,10 @@ readers = {}    # How banks in other kinds of files are read, by the end of the 
 
 def bank_class(name, kinds=()):
     "The class of banks that a file names"
-    from .base import Bank      # which loads banks by this module
     if not isinstance(name, str): raise MemoError("the file does not say of which class its bank is")
     kind = loaded('bank', name, kinds)
     # what a file names is called, and a file may come from anybody
-    if isinstance(kind, type) and issubclass(kind, Bank): return kind
+    if isinstance(kind, type) and issubclass(kind, Described) and hasattr(kind, 'capacity_rows'): return kind
     raise MemoError(f"the file names the bank {name}, which is no class of banks")
 
 _no_arguments = 'kind','ids','none','vocab','centred'      # what a file says of a bank that makes none of it
@@ -92,7 +91,8 @@ def check_rows(
             raise MemoError(f"its {k} are NaN or infinite")
     c = bank.n_classes
     if y is None or y.ndim!=1 or c is None or not len(o := y[ok]): return
-    if not -1<=int(o.min())<=int(o.max())<c: raise MemoError(f"it has labels {int(o.min())}..{int(o.max())} of {c} classes")
+    lo,hi = map(int, o.aminmax())
+    if lo<-1 or hi>=c: raise MemoError(f"it has labels {lo}..{hi} of {c} classes")
 
 @contextmanager
 def about_file(path):

@@ -62,7 +62,8 @@ def build_dls(cfg, seed):
         raise MemoError(f"data {cfg.data.name} gives {shown(dls)}; DataLoaders, or a Stream of them, are accepted")
     if isinstance(dls, Stream): dls = whole_of(dls[:max(1, len(dls)//2)] if cfg.train.half else dls)
     if getattr(dls, 'c', None) is None:
-        raise MemoError(f"data {cfg.data.name}: its loaders have no c, the number of classes or targets; dls.c=... sets it")
+        raise MemoError(f"data {cfg.data.name}: its loaders have no c, the number of classes or targets; dls.c=... "
+                        "sets it")
     if dls.train.bs!=bs:
         raise MemoError(f"train.bs is {bs}, and {cfg.data.name} makes batches of {dls.train.bs}: it has to take bs")
     return full_batches(cfg, dls)

@@ -206,16 +206,17 @@ def finish(draft):
 
 # %% ../../nbs/experiment/03_config.ipynb #7e87c884
 class _Yaml(yaml.SafeLoader):
-    "YAML as experiments need it: a date is a text, a key is given once, and nothing is deeper or longer than by mistake"
+    "YAML as experiments need it: a date is a text, a key is given once, nothing is as deep or long as by mistake"
     most,deepest = 5_000,50     # values, nested sections
     def __init__(self, text):
         super().__init__(text)
         self.n,self.depth,self.size = 0,0,{}    # values so far, an alias counting as what it stands for
 
+    def too_deep(self, mark): self.no(f"more than {self.deepest} sections inside each other", mark)
     def no(self, msg, mark): raise yaml.constructor.ConstructorError(None, None, msg, mark)
 
     def fetch_flow_collection_start(self, token):       # read ahead of what is composed, over and over
-        if self.flow_level>=self.deepest: self.no(f"more than {self.deepest} sections inside each other", self.get_mark())
+        if self.flow_level>=self.deepest: self.too_deep(self.get_mark())
         super().fetch_flow_collection_start(token)
 
     def compose_node(self, parent, index):
@@ -225,7 +226,7 @@ class _Yaml(yaml.SafeLoader):
         self.n += self.size.get(e.anchor, 1) if alias else 1
         self.depth += 1
         if self.n>self.most: self.no(f"more than {self.most:,} values", e.start_mark)
-        if self.depth>self.deepest: self.no(f"more than {self.deepest} sections inside each other", e.start_mark)
+        if self.depth>self.deepest: self.too_deep(e.start_mark)
         node = super().compose_node(parent, index)
         self.depth -= 1
         if e.anchor is not None and not alias: self.size[e.anchor] = self.n-was
@@ -273,8 +274,7 @@ def read_file(path):
     except MemoError: raise
     except OSError as e: raise MemoError(f"{path}: cannot be read ({e.strerror})") from None
     except ValueError as e: raise MemoError(f"{path}: cannot be read ({e})") from None
-    if len(txt)>_longest:
-        raise MemoError(f"{path} is longer than {_longest:,} characters, so it is no experiment")
+    if len(txt)>_longest: raise MemoError(f"{path} is longer than {_longest:,} characters, so it is no experiment")
     d = parse_yaml(txt, lambda e: yaml_fault(path, e))
     if d in (None, {}): raise MemoError(f"{path} is empty; an experiment has name, data, model, memory and train")
     return d
@@ -286,7 +286,8 @@ def read_layers(path, seen=()):
     d = read_file(path)
     if not isinstance(d, dict): raise MemoError(f"{path}: the file must be a section of keys, found {shown(d)}")
     base = d.pop('base', None)
-    if not isinstance(base, str|None) or base is not None and ('\0' in base or len(base)>1000): raise MemoError(f"{path}: base must be the path of a YAML file, found {shown(base)}")
+    odd = not isinstance(base, str|None) or base is not None and ('\0' in base or len(base)>1000)
+    if odd: raise MemoError(f"{path}: base must be the path of a YAML file, found {shown(base)}")
     if base is not None: yield from read_layers(base_file(path, base), (*seen, path.resolve()))
     yield d,path
 
@@ -314,7 +315,8 @@ def assigned(a, where):
 def assign(draft, a, where='command line'):
     "Lay a dotted assignment such as `memory.k=5`"
     k,eq,v = a.partition('=')
-    if not eq or not k.strip(): raise MemoError(f"{where}: {shown(a)} is no override; accepted: key=value, as in memory.k=5")
+    if not eq or not k.strip():
+        raise MemoError(f"{where}: {shown(a)} is no override; accepted: key=value, as in memory.k=5")
     draft.set(k.strip(), assigned(a, where), where, a)
 
 def load_config(

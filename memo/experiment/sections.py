@@ -63,7 +63,8 @@ class Train:
     metrics:list[Section] = _parts('metric') # Columns of the progress table, beside those of the task
     cbs:list[Section] = _parts('callback') # Further callbacks
     phase2:Phase2|None = None # A second phase
-    ensembled_models:Annotated[int, Range(1, 100)] = 1 # Copies of the network, each of weights of its own, whose outputs are averaged
+    # Copies of the network, each of weights of its own, whose outputs are averaged
+    ensembled_models:Annotated[int, Range(1, 100)] = 1
     joint:bool = False # Of a stream: all experiences at once, shuffled, which is what a method can hope for
     # Of a stream: how the rate goes within each experience, from the start to its end; null: it stays as it is
     fit:Literal['fit_one_cycle','fit_flat_cos']|None = None

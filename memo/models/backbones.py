@@ -12,11 +12,10 @@ __all__ = ['packaged', 'wrappers', 'torchvision_names', 'weight_files', 'lite0_t
            'chest_head', 'linear_head', 'chest_model', 'timm_model', 'DroppedLinear', 'with_dropout']
 
 # %% ../../nbs/models/02_backbones.ipynb #716fd5c5
-import difflib,inspect,logging,pickle,sys
+import difflib,inspect,logging,sys
 import safetensors.torch as st
 from contextlib import contextmanager
 from fastai.vision.all import *
-from safetensors import SafetensorError
 from ..core import Count, Fraction, MemoError, packaged_file
 from .small import tile_cnn
 from ..registry import register

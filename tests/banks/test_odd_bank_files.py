@@ -29,7 +29,8 @@ def slots(tmp_path):
 def said(path, **kw):
     "A file whose header says something else"
     h,data = parts(path)
-    h['__metadata__']['memo'] = kw['text'] if 'text' in kw else json.dumps({**json.loads(h['__metadata__']['memo']), **kw})
+    memo = json.loads(h['__metadata__']['memo'])
+    h['__metadata__']['memo'] = kw['text'] if 'text' in kw else json.dumps({**memo, **kw})
     return put(path, h, data)
 
 @pytest.mark.parametrize('kw,msg', [
@@ -64,7 +65,8 @@ def with_(i, v):
     return f
 
 @pytest.mark.parametrize('name,value,msg', [
-    ('features', with_(0, float('nan')), 'its features are NaN'), ('norms', with_(1, float('inf')), 'its norms are NaN'),
+    ('features', with_(0, float('nan')), 'its features are NaN'),
+    ('norms', with_(1, float('inf')), 'its norms are NaN'),
     ('labels', with_(0, 9), 'labels 0..9 of 3 classes'), ('labels', with_(0, -7), 'labels -7..2 of 3 classes'),
     ('count', lambda t: t*0+10**6, 'counts 1000000 rows, and has room for 8'), ('count', lambda t: t*0-1, 'counts -1'),
     ('norms', None, 'norms'), ('features', None, 'features'), ('items', None, 'items'),
@@ -79,7 +81,9 @@ def test_a_saved_description_sets_no_other_attribute(slots):
     "What a file names `write` does not replace the method"
     b,s = SlotBank(8, policy='fifo'),filled(SlotBank(8, policy='fifo', n_classes=3)).state_dict()
     cfg = json.loads(bytes(s['_extra_state'].tolist()))
-    def state(**kw): return {**s, '_extra_state':torch.tensor(list(json.dumps({**cfg, **kw}).encode()), dtype=torch.uint8)}
+    def state(**kw):
+        said = list(json.dumps({**cfg, **kw}).encode())
+        return {**s, '_extra_state':torch.tensor(said, dtype=torch.uint8)}
     b.load_state_dict(state(write=5))
     assert callable(b.write) and len(b)==6
     b.load_state_dict(state(seed='x'))
@@ -89,7 +93,8 @@ def test_a_saved_description_sets_no_other_attribute(slots):
 @pytest.mark.parametrize('change,msg', [
     (dict(num_classes=10**9), 'no list of as many'), (dict(feature_dim=10**9), 'has another width'),
     (dict(capacity_per_class=10**12), 'capacity'), (dict(class_frequencies=['x']*3), 'no whole bank'),
-    (dict(class_frequencies=[-1, 2, 2]), 'no whole numbers from 0'), (dict(total_samples='x'), 'no whole numbers from 0'),
+    (dict(class_frequencies=[-1, 2, 2]), 'no whole numbers from 0'),
+    (dict(total_samples='x'), 'no whole numbers from 0'),
     (dict(reservoir_buffers={'x':[[1.]]}), 'no whole bank'), (dict(reservoir_buffers={'7':[[1.]*4]}), 'class 7'),
     (dict(alpha_base=float('nan')), 'alpha'), (dict(ema_prototypes=[[float('nan')]*4]*3), 'NaN'),
     (dict(ema_prototypes=[1,2,3]), 'another width'), (dict(tail_threshold_percentile='x'), 'tail_percentile')])
@@ -107,7 +112,8 @@ def test_bytes(tmp_path, raw):
         assert f'b.{end}' in err(open_bank, tmp_path/f'b.{end}')
 
 @pytest.mark.parametrize('make', [lambda: SlotBank(8, n_classes=3), lambda: ClassBank(3, 2), lambda: CachedBank(8, 3),
-                                  lambda: ClassBank(3, 2, dtype='int8'), lambda: filled(SlotBank(8)).compress(codec='int8')])
+                                  lambda: ClassBank(3, 2, dtype='int8'),
+                                  lambda: filled(SlotBank(8)).compress(codec='int8')])
 def test_whole_files_are_read(tmp_path, make):
     b = make()
     if not len(b): filled(b)

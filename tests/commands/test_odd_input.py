@@ -60,8 +60,8 @@ def test_code_of_ones_own_is_no_fault_of_memo(tool, own):
 def test_data_that_are_no_loaders(tool, own):
     assert 'data owns.nothing gives None; DataLoaders' in one_line(tool('memo-train', 'x.yaml', 'data=owns.nothing',
                                                                         '--dry-run', cwd=own))
-    assert 'data owns.no_c: its loaders have no c' in one_line(tool('memo-train', 'x.yaml', 'data=owns.no_c', '--dry-run',
-                                                                    cwd=own))
+    e = one_line(tool('memo-train', 'x.yaml', 'data=owns.no_c', '--dry-run', cwd=own))
+    assert 'data owns.no_c: its loaders have no c' in e
 
 def test_a_fault_of_memo_says_so(python, tmp_path):
     code = ('import sys; from memo import cli; import memo.experiment.shipped as s\n'
@@ -80,7 +80,8 @@ def command(*args): return [sys.executable, Path(sys.executable).parent/'memo-tr
 def test_nobody_reads_what_is_shown(tmp_path):
     "As `| head -1`: the first line, and no traceback"
     cmd = ' '.join(map(str, command('quickstart', '--print-config')))
-    r = subprocess.run(['bash', '-c', f'set -o pipefail; {cmd} | head -1'], capture_output=True, text=True, cwd=tmp_path)
+    cmd = ['bash', '-c', f'set -o pipefail; {cmd} | head -1']
+    r = subprocess.run(cmd, capture_output=True, text=True, cwd=tmp_path)
     assert r.stdout.startswith('name: ') and r.stderr=='' and r.returncode==0
 
 @pytest.mark.slow
@@ -94,7 +95,8 @@ def test_a_training_goes_on_whatever_becomes_of_its_lines(tmp_path, out, env):
         with os.fdopen(w, 'w') as f: p = subprocess.run(cmd, stdout=f, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     else:
         with open(tmp_path/'out.txt' if out=='file' else out, 'w') as f:
-            p = subprocess.run(cmd, stdout=f, stderr=subprocess.PIPE, text=True, cwd=tmp_path, env={**os.environ, **env})
+            p = subprocess.run(cmd, stdout=f, stderr=subprocess.PIPE, text=True, cwd=tmp_path,
+                               env={**os.environ, **env})
     assert p.returncode==0 and p.stderr=='', p.stderr
     assert json.loads((tmp_path/'Zürich/metrics.json').read_text())['rows']
     if out=='file': assert 'Z\\xfcrich' in (tmp_path/'out.txt').read_text()

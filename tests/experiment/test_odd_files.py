@@ -7,11 +7,13 @@ from memo.core import MemoError, say, settings
 from memo.experiment.config import load_config
 from memo.experiment.run import check_experiment
 
-BOMB = 'seeds: [&a [1,1,1,1,1,1,1,1,1], '+', '.join(f"&{chr(98+i)} [{','.join(['*'+chr(97+i)]*9)}]" for i in range(9))+']'
+_nine = (f"&{b} [{','.join(['*'+a]*9)}]" for a,b in zip('abcdefghi', 'bcdefghij'))
+BOMB = f"seeds: [&a [1,1,1,1,1,1,1,1,1], {', '.join(_nine)}]"
 
 @pytest.mark.parametrize('txt,msg', [
     ('seed: !!int "x"', 'line 1: not valid YAML (invalid literal'), ('\nseed: '+'9'*5000, 'line 2: not valid YAML'),
-    ('seed: '+'9'*400, 'seeds must be a list of whole numbers, found [9999'), ('train: {bs: 10000000000000000000}', '64 bits'),
+    ('seed: '+'9'*400, 'seeds must be a list of whole numbers, found [9999'),
+    ('train: {bs: 10000000000000000000}', '64 bits'),
     ('train: {epochs: '+'9'*400+'}', 'train.epochs must be a whole number'),
     ('data: '+'{a: '*900+'1'+'}'*900, 'more than 50 sections'), ('seeds: '+'['*5000, 'more than 50 sections'),
     (BOMB, 'more than 5,000 values'), ('seeds: &a [*a]', 'an alias of itself'),
@@ -56,7 +58,8 @@ def test_odd_overrides(yml, over, msg):
     e = err(load_config, yml('name: a'), ['data.name='+'.'.join(['os']*3000)])
     assert ' ... ' in e and len(e)==300
 
-@pytest.mark.parametrize('raw', [b'\xff\xfe\x00', bytes(range(256)), 'name: ü'.encode('latin-1'), 'name: ü'.encode('utf-16')])
+@pytest.mark.parametrize('raw', [b'\xff\xfe\x00', bytes(range(256)), 'name: ü'.encode('latin-1'),
+                                 'name: ü'.encode('utf-16')])
 def test_bytes_that_are_no_text(tmp_path, raw):
     (tmp_path/'x.yaml').write_bytes(raw)
     assert 'x.yaml' in err(load_config, tmp_path/'x.yaml')
@@ -117,7 +120,8 @@ def test_settings_of_another_tool(tmp_path, monkeypatch):
 @pytest.mark.parametrize('lines,msg', [
     (['run = x'], 'memo does not read run; did you mean runs?'), (['seeds = 3'], 'did you mean seed?'),
     (['seed = x'], "seed is 'x'"), (['seed = -1'], "seed is '-1'"), (['seed = '+'9'*5000], 'seed is'),
-    (['data ='], "data is ''"), (['runs = $NOPE/x'], 'there is no such variable'), (['runs = a\0b'], 'a folder is accepted'),
+    (['data ='], "data is ''"), (['runs = $NOPE/x'], 'there is no such variable'),
+    (['runs = a\0b'], 'a folder is accepted'),
     (['data'], 'cannot read'), (['data = a', 'data = b'], 'already exists')])
 def test_odd_settings(tmp_path, lines, msg):
     e = err(settings, ini(tmp_path, *lines))
