@@ -149,7 +149,8 @@ def page(tries, trained, command):
     found = '\n'.join(f'* `{o.name}` {o.outcome}: {o.said}' for o in bad) or 'No fault was found.'
     tr = '' if not trained else (
         'Of small experiments with keys changed that are accepted, so many were trained an epoch on 60 images. late: '
-        'refused after training had begun; nothing: scores that are no numbers; diverged: ended at the first loss that is not '
+        'refused after training had begun; nothing: scores that are no numbers; '
+        'diverged: ended at the first loss that is not '
         f'finite.\n\n{trained_table(trained)}')
     about = '\n'.join(f'* **{k}**: {f.__doc__}' for k,f in fk.kinds.items() if any(o.kind==k for o in tries))
     return text.format(command=command, about=about, table=table(tries), limit=limit, train=tr, faults=found)

@@ -4,9 +4,11 @@ from pathlib import Path
 
 nasty = ('~ 0 -1 1 2 3.5 -0.0 1e-3 1e9 1e308 1e400 .inf -.inf .nan true false null "" x [] {} [1] [1,2] {a:\\ 1} '
          '9999999999999999999999 0x7f 0o17 1:30 1_000 2024-31-12 2024-12-31 = << *a &a !!int\\ x '
-         '!!python/name:os.system "\\\\0" ü 名前 "\\\\ud800" ../x / . .. a/b C:\\\\x $HOME ~/x % [~] [[]] {~:\\ 1} [.nan] {a:\\ {a:\\ {}}} '
+         '!!python/name:os.system "\\\\0" ü '
+         '名前 "\\\\ud800" ../x / . .. a/b C:\\\\x $HOME ~/x % [~] [[]] {~:\\ 1} [.nan] {a:\\ {a:\\ {}}} '
          '- ? | > SlotBank ClassBank CachedBank TrainableBank vote add watch dual exit replay lda hopfield token_vote '
-         'digits_lt fashion_lt split_digits modes timm small_cnn ce bce focal balanced sqrt accuracy valid_loss plain crt '
+         'digits_lt fashion_lt split_digits modes timm small_cnn ce bce focal '
+         'balanced sqrt accuracy valid_loss plain crt '
          'os.path os.system builtins.print find adamw row_sgd fit_one_cycle').split(' ')
 nasty = [o.replace('\\ ', ' ') for o in ' '.join(nasty).replace('\\ ', '\0').split(' ')]
 nasty = [o.replace('\0', ' ') for o in nasty] + ['9'*5000, 'x'*9000, '['*900+']'*900, 'a: '*60, '\x00', '\ufeff', '\t']
