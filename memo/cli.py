@@ -23,14 +23,17 @@ if __name__=='__main__' and Path(sys.argv[0]).name=='cli.py':
 _valued = ('--resume','--table','--data','--model-path','--threshold','--out','--k','--size','--workers','--patients',
            '--seed','--memory','--batch-sizes','--n','--rounds','--thresholds','--threads')
 
+_counted = '--threshold','--k','--size','--workers','--patients','--seed','--n','--rounds','--thresholds','--threads'
+
 def options_last(argv):
     "Move `--options` and their values behind the positional arguments of `argv`"
     first,last,it = argv[:1],[],iter(argv[1:])
     for o in it:
         # --model_path is --model-path
         if o.startswith('--'): o = '='.join([o.split('=', 1)[0].replace('_', '-'), *o.split('=', 1)[1:]])
-        if o in _valued: last += [o, *[v for v in [next(it, None)] if v is not None]]
-        else: (last if o.startswith('-') else first).append(o)
+        # a number is shorter, and a message that it is none repeats it
+        if o in _valued: last += [o, *[v[:60] if o in _counted else v for v in [next(it, None)] if v is not None]]
+        else: (last if o.startswith('-') else first).append(o[:200] if o.startswith('-') and '=' not in o else o)
     return first+last
 
 if Path(sys.argv[0]).stem in ('memo-train','memo-eval','memo-bank','memo-speed','memo-cache','memo-mosaic'):
@@ -42,8 +45,9 @@ def command():
     names = dict(train=memo_train, eval=memo_eval, bank=memo_bank, speed=memo_speed, cache=memo_cache,
                  mosaic=memo_mosaic)
     if len(sys.argv)<2 or sys.argv[1] not in names:
-        print(f"memo.cli: the first argument must be one of {', '.join(names)}, found "
-              f"{' '.join(sys.argv[1:2]) or 'none'}", file=sys.stderr)
+        from memo.core import one_line,say
+        say(f"memo.cli: the first argument must be one of {', '.join(names)}, found "
+            f"{one_line(' '.join(sys.argv[1:2]), 80) or 'none'}", sys.stderr)
         raise SystemExit(2)
     f = names[sys.argv.pop(1)]
     sys.argv[:] = options_last([f.__name__.replace('_', '-'), *sys.argv[1:]])
@@ -64,26 +68,53 @@ def _quiet():
 # %% ../nbs/90_cli.ipynb #a7aebac2
 def _one_line(e):
     "The message of `e`, without what fastai puts around an exception in a callback"
-    return ' '.join(str(e).split('\n\t')[-1].split())
+    from memo.core import one_line
+    if isinstance(e, OSError) and e.strerror:
+        return one_line(f'{e.filename}: {e.strerror}' if e.filename is not None else e.strerror)
+    return one_line(str(e).split('\n\t')[-1])
+
+def _told(e):
+    "A line and an exit status for any exception"
+    import traceback
+    from memo.core import MemoError,one_line
+    if isinstance(e, (MemoError,OSError)): return _one_line(e),2
+    if isinstance(e, MemoryError) or any(o in str(e) for o in ('out of memory', 'not enough memory')):
+        return 'there is not enough memory for this',2
+    here,at = Path(__file__).resolve().parent,traceback.extract_tb(e.__traceback__)
+    def others(o): return 'site-packages' in o.filename or o.filename.startswith((sys.prefix, sys.base_prefix, '<'))
+    own = [o for o in at if here in Path(o.filename).resolve().parents or not others(o)]    # of memo, or of the user
+    last = (own or at)[-1]
+    where = f'{Path(last.filename).name}:{last.lineno} in {last.name}'
+    what = one_line(f"{type(e).__name__}: {str(e).split(chr(10)+chr(9))[-1]}", 140)
+    if here not in Path(last.filename).resolve().parents and not others(last):
+        return f'{what} ({where}, which is no code of memo; --debug shows the traceback)',2
+    return f'this is a fault of memo, not yours: {what} ({where}). Please report it with what --debug shows',1
 
 def guarded(f, cli, debug, hint=''):
-    "Run `f`; on the command line a `MemoError` becomes one line and exit status 2"
+    """Run `f`; on the command line an exception becomes one line
+
+    Exit status: 2 for what the user can mend (a `MemoError`, a file, code of one's own), 1 for a fault of memo's, 130
+    for ctrl-c."""
     _quiet()
     if not cli: return f()
-    from memo.core import MemoError
+    from memo.core import say
     try: return f()
     except KeyboardInterrupt:
-        print(f'\ninterrupted{hint}', file=sys.stderr)
+        say(f'\ninterrupted{hint}', sys.stderr)
         return 130
-    except BrokenPipeError:     # as in memo-eval ... | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (MemoError,OSError) as e:
+    except Exception as e:
         if debug: raise
-        print(f'error: {_one_line(e)}', file=sys.stderr)
-        return 2
+        line,status = _told(e)
+        say(f'error: {line}', sys.stderr)
+        return status
 
-def _say(s): print(s, flush=True)
+def _say(s):
+    from memo.core import say
+    say(s)
+
+def _note(s):
+    from memo.core import say
+    say(f'note: {s}', sys.stderr)
 
 # %% ../nbs/90_cli.ipynb #27f13bb1
 def _lines(helps):
@@ -123,20 +154,29 @@ def announcement(cfg, dry_run=False):
     return f"{cfg.name}: {', '.join(what)}; {where}"
 
 # %% ../nbs/90_cli.ipynb #f3ff27fb
+def _is_file(path):
+    from memo.experiment.shipped import is_file
+    return is_file(path)
+
+def _is_folder(path):
+    "Is there a folder? Names that none can have are of none"
+    try: return Path(path).is_dir()
+    except (OSError,ValueError): return False
+
 def check_arguments(config, resume, others):
     "Raise a `MemoError` where the arguments of `memo_train` do not go together"
     from memo.core import MemoError
     if resume is not None:
         if config is not None:
             raise MemoError(f"--resume takes the run folder alone, as its config.yaml is in it; found {config} besides")
-        if not Path(resume).is_dir(): raise MemoError(f"{resume}: no such run folder")
+        if not _is_folder(resume): raise MemoError(f"{resume}: no such run folder")
         if not Path(resume, 'config.yaml').is_file():
             raise MemoError(f"{resume or repr(resume)} is no run folder: it has no config.yaml")
         if others: raise MemoError("--resume goes without --overwrite, --dry-run, --print-config and --table")
     elif config is None:
         raise MemoError("no experiment given; accepted: memo-train NAME or FILE.yaml ... [key=value ...], "
                         "or memo-train --resume RUN_DIR; a name is one that memo-train --list experiment shows")
-    elif '=' in config and not Path(config).is_file(): raise MemoError(f"the YAML file comes first, found {config!r}")
+    elif '=' in config and not _is_file(config): raise MemoError(f"the YAML file comes first, found {config!r}")
 
 def configs(files, assigned):
     "The experiments of some names or files, each with all overrides"
@@ -194,7 +234,7 @@ def memo_train(
     cli = is_cli(memo_train)
     def run():
         if list: return _say(parts_text(config))
-        more = [o for o in overrides if '=' not in o or Path(o).is_file()]
+        more = [o for o in overrides if '=' not in o or _is_file(o)]
         check_arguments(config, resume, overwrite or dry_run or print_config or table)
         assigned = [o for o in overrides if o not in more]
         tables = [] if resume is not None else method_tables([config, *more], assigned)
@@ -236,8 +276,8 @@ def memo_eval(
             text,off = ex.evaluate_run(run_dir, data, to, threshold)
         _say(f'{text}\n\n{to}')
         for o in off:
-            print(f'note: {o}: the numbers are not those of its metrics.json (another machine, '
-                  'or other versions: see env.json)', file=sys.stderr)
+            _note(f'{o}: the numbers are not those of its metrics.json (another machine, or other versions: see '
+                  'env.json)')
         return (1 if off else None) if cli else text
     return guarded(run, cli, debug)
 
@@ -260,7 +300,9 @@ def _run_classes(run, dls):
     "Class names of a run: those of its data, else those that its scores know"
     from memo.experiment.run_folder import read_json
     if dls is not None: return list(dls.vocab)
-    return list(read_json(run/'metrics.json').get('classes', {})) if (run/'metrics.json').is_file() else None
+    if not (run/'metrics.json').is_file(): return None
+    classes = read_json(run/'metrics.json').get('classes')
+    return list(classes) if isinstance(classes, dict) else None
 
 # %% ../nbs/90_cli.ipynb #680eac66
 def bank_folder(path, out):
@@ -305,7 +347,7 @@ def memo_bank(
         save_pictures(to, **pics)
         write_bank_json(bank, to, k, whole=json)
         _say(f'{text}\n\n{to}')
-        if note: print(f'note: no classes.png, as {note}', file=sys.stderr)
+        if note: _note(f'no classes.png, as {note}')
         return None if cli else text
     return guarded(run, cli, debug)
 

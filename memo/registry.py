@@ -152,8 +152,8 @@ def check_module(kind, path):
     top = path.split('.')[0]
     got,spec = getattr(sys.modules.get(top), '__file__', None),PathFinder.find_spec(top)
     if None in (got, spec, spec and spec.origin) or Path(got).resolve()==Path(spec.origin).resolve(): return
-    raise MemoError(f"{kind}: {path} is in {spec.origin}, but {got} has been imported under that name: "
-                    "give one of the two another name, or train them in two commands")
+    raise MemoError(f"{kind}: {path} is in {spec.origin}, but {got} has been imported: rename one, or take two "
+                    "commands")
 
 def import_path(kind, path):
     "What the dotted `path` names"

@@ -111,7 +111,10 @@ class Bank(Described):
     def set_extra_state(self, state):
         super().set_extra_state(state)
         cfg = description(state)
-        self.vocab = cfg.get('vocab')
+        vocab = cfg.get('vocab')
+        if vocab is not None and not (isinstance(vocab, list) and all(isinstance(o, str) for o in vocab)):
+            raise MemoError("the saved bank names its classes by something else than a list of texts")
+        self.vocab = vocab
         if 'ids' in cfg or getattr(self, 'items', None) is None: return
         old = (self.items>=0) & (self.items<2**32)      # before version 0.2 some ids were positions
         if bool(old.any()):

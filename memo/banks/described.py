@@ -8,11 +8,12 @@ Docs: https://github.com/fastmemo/memo/banks/described.html.md"""
 __all__ = ['own_arguments', 'kind_of', 'description', 'Described']
 
 # %% ../../nbs/banks/05_described.ipynb #5e3d1a02
-import inspect,json,torch
+import inspect,json,math,torch
 from functools import lru_cache
 from torch import Tensor,nn
 from .offers import writable
 from ..core import MemoError
+from ..schema import shown
 
 # %% ../../nbs/banks/05_described.ipynb #5e3d1a05
 @lru_cache(maxsize=None)
@@ -36,7 +37,20 @@ def description(
     state:Tensor    # The `_extra_state` of a bank or head in a state dict
 )->dict:            # Its class as `kind`, its arguments, `none`: the buffers that it did not have yet
     "What a saved bank or head says of itself"
-    return json.loads(bytes(state.cpu().tolist()))
+    try: d = json.loads(bytes(state.cpu().tolist()))
+    except Exception as e: d = e        # a file may hold anything
+    if isinstance(d, dict) and isinstance(d.get('kind'), str): return d
+    raise MemoError(f"the saved state does not say what it is of ({type(d).__name__} instead of its description)")
+
+def _alike(was, v):
+    "May a value that was saved take the place of one? What is a number stays one, or one of those to choose from"
+    if was is None or v is None: return True
+    if isinstance(v, list): return isinstance(was, (list,tuple)) or bool(v) and all(_alike(was, o) for o in v)
+    if isinstance(was, (list,tuple)): return not was or _alike(was[0], v)
+    if isinstance(was, (int,float)) and not isinstance(was, bool):
+        return isinstance(v, (int,float)) and not isinstance(v, bool) and math.isfinite(v)
+    if isinstance(was, str): return isinstance(v, (str,int))   # a room in bytes becomes a number of rows
+    return isinstance(v, bool) or not isinstance(was, bool)
 
 # %% ../../nbs/banks/05_described.ipynb #5e3d1a0d
 class Described(nn.Module):
@@ -65,10 +79,15 @@ class Described(nn.Module):
     def set_extra_state(self, state):
         cfg = description(state)
         self._accept(cfg)
-        self._configure({k:v for k,v in cfg.items() if k in own_arguments(type(self))})
+        own = [k for k in own_arguments(type(self)) if not isinstance(getattr(self, k, None), (Tensor, nn.Module))]
+        self._configure({k:cfg[k] for k in own if k in cfg})
 
     def _configure(self, cfg):
-        for k,v in cfg.items(): setattr(self, k, v)
+        for k,v in cfg.items():
+            if not _alike(getattr(self, k, None), v):
+                raise MemoError(f"the saved {type(self).__name__} has {k}={shown(v)}, where this one has "
+                                f"{shown(getattr(self, k, None))}")
+            setattr(self, k, v)
 
     def _apply(self, fn, recurse=True):
         "Moved with the model, but never cast: `model.half()` leaves a memory in float32"

@@ -16,11 +16,12 @@ from fastcore.foundation import L
 from safetensors import SafetensorError,safe_open
 from torch import Tensor
 from .base import Bank
-from .described import description,own_arguments
-from .files import bank_class,readers,write_state
+from .described import description
+from .files import about_file,bank_of,check_rows,readers,write_state
 from .classes import ClassBank
 from .slots import SlotBank
 from ..core import MemoError,check_choice,write_json
+from ..schema import shown
 
 # %% ../../nbs/banks/14_exchange.ipynb #aea50df1
 class BankSaver:
@@ -70,7 +71,7 @@ def writes_of(path):
     "How often a saved bank had been written to; -1 if the file does not say"
     try:
         with safe_open(path, 'pt') as f: return int(f.get_tensor('updates'))
-    except (SafetensorError,OSError): return -1
+    except Exception: return -1     # a file may hold anything
 
 # %% ../../nbs/banks/14_exchange.ipynb #ba142e29
 @patch
@@ -122,12 +123,19 @@ def to_json(self:ClassBank, path:str|Path):
     write_json(path, {**d, 'reservoir_buffers':{str(c):self.sample(c).tolist() for c in range(self.n_classes)}})
 
 def read_bank_json(path):
-    try: d = json.loads(Path(path).read_text())
+    "What a JSON file of a bank holds, if its lists are as long as it says"
+    try: d = json.loads(Path(path).read_text(encoding='utf-8'))
     except FileNotFoundError: raise MemoError(f"there is no bank at {path}") from None
-    except (OSError, ValueError) as e:
-        raise MemoError(f"{path} is not a whole JSON file: {str(e).splitlines()[0]}") from None
+    except Exception as e:      # a file may hold anything
+        raise MemoError(f"{path} is not a whole JSON file: {(str(e).splitlines() or [type(e).__name__])[0]}") from None
     bad = [k for k,t in _keys.items() if not isinstance(d, dict) or not isinstance(d.get(k), t)]
     if bad: raise MemoError(f"{path} is JSON, but no memory bank: {', '.join(bad)} missing or of another kind")
+    c,dim = d['num_classes'],d['feature_dim']
+    for k in ('ema_prototypes','class_frequencies','reservoir_counts'):
+        if k in d and (not isinstance(d[k], list) or len(d[k])!=c):
+            raise MemoError(f"{path}: num_classes is {shown(c)}, and {k} is no list of as many")
+    if any(not isinstance(o, list) or len(o)!=dim for o in d['ema_prototypes']):
+        raise MemoError(f"{path}: feature_dim is {shown(dim)}, and a prototype has another width")
     return d
 
 def bank_from_json(
@@ -137,28 +145,32 @@ def bank_from_json(
     "Read a bank from JSON; item ids are unknown, and sampling goes on where the saved bank stopped"
     d = read_bank_json(path)
     c,dim,k = d['num_classes'],d['feature_dim'],d['capacity_per_class']
-    b = ClassBank(c, k, dim, d['alpha_base'], **{'tail_percentile':d.get('tail_threshold_percentile', 20.), **kwargs})
-    try:
-        p,n = torch.tensor(d['ema_prototypes'], dtype=torch.float32).view(c, dim),torch.tensor(d['class_frequencies'],
-            dtype=torch.long).view(c)
-        offers = torch.tensor(d.get('reservoir_counts') or d['class_frequencies'], dtype=torch.long).view(c)
-        got = {int(o):torch.tensor(v, dtype=torch.float32).view(-1, dim) for o,v in d['reservoir_buffers'].items() if v}
-    except (ValueError, TypeError, RuntimeError) as e:
-        raise MemoError(
-            f"{path}: the numbers do not fit {c} classes of width {dim} ({str(e).splitlines()[0][:80]})") from None
+    with about_file(path):
+        b = ClassBank(c, k, dim, d['alpha_base'], **{'tail_percentile':d.get('tail_threshold_percentile', 20.),
+                                                     **kwargs})
+        _fill_from_json(b, d, c, dim, k)
+        check_rows(b)
+    return b
+
+def _fill_from_json(b, d, c, dim, k):
+    "Put what a JSON file holds into an empty bank"
+    p,n = torch.tensor(d['ema_prototypes'], dtype=torch.float32),torch.tensor(d['class_frequencies'], dtype=torch.long)
+    offers = torch.tensor(d.get('reservoir_counts') or d['class_frequencies'], dtype=torch.long).view(c)
+    got = {int(o):torch.tensor(v, dtype=torch.float32).view(-1, dim) for o,v in d['reservoir_buffers'].items() if v}
     bad = [o for o,v in got.items() if not 0<=o<c or len(v)!=min(int(offers[o]), k)]
-    if bad or not p.isfinite().all() or not all(v.isfinite().all() for v in got.values()):
-        raise MemoError(f"{path}: class {bad[0]} holds another number of features than its count says" if bad
-                        else f"{path} holds NaN or infinite numbers")
+    if bad: raise MemoError(f"class {bad[0]} holds another number of features than its count says")
+    if not p.isfinite().all() or not all(v.isfinite().all() for v in got.values()):
+        raise MemoError("it holds NaN or infinite numbers")
+    total = d.get('total_samples', int(n.sum()))
+    if bool((n<0).any()) or type(total) is not int or total<0: raise MemoError("its counts are no whole numbers from 0")
     b._room()
-    b.ema.copy_(p)
-    b.mass.copy_(n>0)
-    b.counts.copy_(n)
+    b.ema.copy_(p.view(c, dim))
+    b.mass.copy_(n.view(c)>0)
+    b.counts.copy_(n.view(c))
     b.offers.copy_(offers)
     for o,v in got.items(): b._replace(o*k+torch.arange(len(v)), v.clone(), v.norm(dim=1))
-    for o,v in dict(seen=d.get('total_samples', int(n.sum())), count=sum(map(len, got.values())),
-                    updates=d.get('total_samples', 0)).items(): getattr(b, o).fill_(v)
-    return b
+    for o,v in dict(seen=total, count=sum(map(len, got.values())), updates=d.get('total_samples', 0)).items():
+        getattr(b, o).fill_(v)
 
 ClassBank.from_json = staticmethod(bank_from_json)
 
@@ -193,7 +205,8 @@ def bank_from_pth(
     if len(at)!=1:
         raise MemoError(f"{path}: {len(at) or 'no'} banks are in it; a model with a memory of memo's, or with one bank "
                         "of the published code (tensors memory and index), is accepted")
-    return published_slots(path, {k.removeprefix(at[0]):v for k,v in d.items() if k.startswith(at[0])}, **kwargs)
+    with about_file(path):
+        return published_slots(path, {k.removeprefix(at[0]):v for k,v in d.items() if k.startswith(at[0])}, **kwargs)
 
 readers.update(pth=bank_from_pth, pt=bank_from_pth)
 
@@ -232,10 +245,10 @@ def model_bank(path, f, memory, kinds):
     if not at: raise MemoError(f"{path}: this model has no memory; a run with memory.bank: ClassBank is accepted")
     at = at[which_memory(path, [*at], memory)]
     state = {k.removeprefix(at):f.get_tensor(k) for k in f.keys() if k.startswith(at)}
-    cfg = description(state['_extra_state'])
-    kind = bank_class(cfg['kind'], kinds)
-    bank = kind(**{k:v for k,v in cfg.items() if k in own_arguments(kind)})
-    bank.load_state_dict(state)
+    with about_file(path):
+        bank = bank_of(description(state['_extra_state']), state, kinds)
+        bank.load_state_dict(state)
+        check_rows(bank)
     return bank
 
 def file_bank(path, memory=None, kinds=()):
@@ -253,8 +266,8 @@ def file_bank(path, memory=None, kinds=()):
     except (SafetensorError,OSError) as e:
         if path.suffix[1:] in readers: return readers[path.suffix[1:]](path, memory=memory, kinds=kinds)
         raise MemoError(f"{path} is not a whole safetensors file: {str(e).splitlines()[0]}") from None
-    except (KeyError,RuntimeError,TypeError,ValueError) as e:
-        raise MemoError(f"{path}: its header does not fit its tensors ({' '.join(str(e).split())[:100]})") from None
+    except Exception as e:      # a file may hold anything
+        raise MemoError(f"{path}: its header does not fit its tensors ({type(e).__name__}: {e})") from None
 
 def run_of(path):
     "The run folder that a file lies in"

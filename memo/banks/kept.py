@@ -10,6 +10,7 @@ __all__ = ['Kept', 'fit_kept']
 # %% ../../nbs/banks/02_kept.ipynb #4d96736b
 import json,numpy as np,torch
 from torch import nn
+from ..core import MemoError,check_choice
 
 # %% ../../nbs/banks/02_kept.ipynb #ce3fecec
 class Kept(nn.Module):
@@ -32,10 +33,14 @@ class Kept(nn.Module):
     def set_extra_state(self, state):
         b = state.cpu().numpy().tobytes()
         lo = 8+int.from_bytes(b[:8], 'little')
-        cfg = json.loads(b[8:lo])
-        ids,lengths = np.frombuffer(b, '<i8', 2*cfg['n'], lo).reshape(2, -1).tolist()
-        ends = np.cumsum(lengths)+lo+16*cfg['n']
-        self.kind,self.of = cfg['kind'],{i:b[e-n:e] for i,n,e in zip(ids, lengths, ends.tolist())}
+        try:
+            cfg = json.loads(b[8:lo])
+            ids,lengths = np.frombuffer(b, '<i8', 2*cfg['n'], lo).reshape(2, -1).tolist()
+            ends = np.cumsum(lengths)+lo+16*cfg['n']
+            kind,of = cfg['kind'],{i:b[e-n:e] for i,n,e in zip(ids, lengths, ends.tolist())}
+        except Exception as e:      # a file may hold anything
+            raise MemoError(f"what the saved bank keeps of its items cannot be read ({type(e).__name__})") from e
+        self.kind,self.of = check_choice('kept', kind, ('paths','thumbnails')),of
 
 # %% ../../nbs/banks/02_kept.ipynb #5e0e6bd5
 def fit_kept(bank, state_dict, prefix):

@@ -11,7 +11,7 @@ __all__ = ['made_up_table', 'nih_table', 'draw_patients', 'read_tiles', 'make_mo
 # %% ../../nbs/data/10_chest_standin.ipynb #34818fc0
 import gzip,shutil,struct,zlib
 from fastai.vision.all import *
-from ..core import Count, MemoError, Natural, NonNegative, check_choice, packaged_file, settings
+from ..core import Count, MemoError, Natural, NonNegative, Side, check_choice, packaged_file, settings
 from .chest_xray import read_targets, chestxray14, findings
 from .longtail import read_fashion
 from ..registry import register
@@ -196,7 +196,7 @@ def chest_mosaic(
     patients:Count=2400, # How many
     root:str|Path=None, # Folder of the trees; by default `chest_mosaic` in the settings' cache folder
     seed:int=0, # Of the tree, and of the order of the training batches
-    size:Count=56, # Pixels; mosaics have 56
+    size:Side=56, # Pixels; mosaics have 56
     channels:Count=1, # 3 for networks trained on photos
     rotate:NonNegative=0, # Rotate half of the training images by up to so many degrees
     workers:Natural=0, # Processes that read images

@@ -12,7 +12,7 @@ __all__ = ['findings', 'read_table', 'read_targets', 'read_list', 'read_parts', 
 import difflib,zlib
 from fastai.vision.all import *
 from typing import Annotated
-from ..core import Count, Fraction, MemoError, Natural, NonNegative, OneOf, check_choice, settings
+from ..core import Count, Fraction, MemoError, Natural, NonNegative, OneOf, Side, check_choice, settings
 from .items import hash63
 from .transforms import RandomRotate, ResizeBatch
 from .tensors import TensorDL, TensorSet, with_loaders
@@ -191,7 +191,7 @@ def film_tfms(size, channels, flip, rotate):
 
 def chest_dls(
     df:pd.DataFrame, # As `chest_split` gives it
-    size:Count=224, # Pixels
+    size:Side=224, # Pixels
     channels:Count=3, # 1: grey
     flip:bool=False, # Mirror half of the training images
     rotate:NonNegative=0, # Rotate half of the training images by up to so many degrees
@@ -237,7 +237,7 @@ def chestxray14(
     split:Annotated[str, OneOf('official','patient')]='official',
     valid:Fraction=.125, # Share of the other patients; 0: an empty validation set
     split_seed:int=85, # Of the draw of patients
-    size:Count=224, # Pixels
+    size:Side=224, # Pixels
     rotate:NonNegative=10, # Rotate half of the training images by up to so many degrees
     workers:Natural=4, # Processes that read images
     **kwargs

@@ -11,7 +11,7 @@ __all__ = ['read_pickle', 'cifar_part', 'class_folders', 'read_folders', 'downlo
 # %% ../../nbs/data/08_cifar.ipynb #96c46a70
 import pickle,tarfile,tempfile
 from fastai.vision.all import *
-from ..core import Count, MemoError, Natural, Positive, settings
+from ..core import Count, MemoError, Natural, Positive, Shift, Side, settings
 from .images import FileImages, check_images, packed, some
 from .longtail import imbalance_ratio, longtail_counts, longtail_dls
 from .transforms import RandomShift, ResizeBatch
@@ -159,8 +159,8 @@ def cifar_lt(
     ratio:Positive=None, # Largest / smallest; by default 100
     imb_factor:Positive=None, # Instead of ratio: smallest / largest
     valid:Natural=None, # Validation images per class, from the training file; by default 1,000 in all
-    size:Count=32, # Pixels
-    shift:Natural=4, # Random shift in training, in pixels of the originals; with flips. 0: no augmentation
+    size:Side=32, # Pixels
+    shift:Shift=4, # Random shift in training, in pixels of the originals; with flips. 0: no augmentation
     many:float=100, # Many-shot classes have more training examples
     few:float=20, # Few-shot classes have fewer
     shuffle_classes:bool=False, # Another class order for every seed but 0; the published sets have none

@@ -11,7 +11,7 @@ __all__ = ['kinds_50', 'objects_50', 'Scenario50', 'frame_table', 'listed_frames
 # %% ../../nbs/data/21_core50.ipynb #a86b7c9a
 from typing import Literal
 from fastai.vision.all import *
-from ..core import Count, Fraction, MemoError, Natural, settings
+from ..core import Count, Fraction, MemoError, Natural, Side, settings
 from .image_lists import read_list_file
 from .image_streams import photo_sets, photo_stream, positions
 from .images import packed, some
@@ -97,7 +97,7 @@ def core50(
     categories:bool=False, # Classes are the 10 kinds of objects, not the 50 objects
     every:Count=1, # Take one frame of so many
     valid:Fraction=.1, # Share of each training video, its last frames, that is for validation
-    size:Count=128, # Pixels that the network sees
+    size:Side=128, # Pixels that the network sees
     workers:Natural=4, # Processes that read images
     **kwargs
 )->Stream:

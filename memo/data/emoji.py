@@ -13,7 +13,7 @@ import io,json,tarfile,zlib
 from PIL import Image
 from typing import Annotated
 from fastai.vision.all import *
-from ..core import Count, Fraction, MemoError, Natural, OneOf, Positive, settings
+from ..core import Count, Fraction, MemoError, OneOf, Positive, Shift, Side, settings
 from .images import some
 from .items import hash63
 from .longtail import split_table
@@ -148,8 +148,8 @@ def emoji(
     test:Fraction=None,
     valid:Fraction=.3, # Share of what is not trained on that is for validation, the same for every seed
     least:Count=None, # Emoji that a class must have to be one; by default 2. Not with emoji as classes
-    size:Count=64, # Pixels
-    shift:Natural=4, # Random shift in training, in pixels of the originals
+    size:Side=64, # Pixels
+    shift:Shift=4, # Random shift in training, in pixels of the originals
     mean:list[float]=None, # Of the normalisation, a number for each channel; by default .5
     std:list[Positive]=None, # Of the normalisation, a number for each channel; by default .5
     **kwargs

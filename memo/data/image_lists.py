@@ -9,7 +9,7 @@ __all__ = ['read_list_file', 'draw_valid', 'list_split', 'read_vocab', 'photo_tf
 
 # %% ../../nbs/data/07_image_lists.ipynb #54e6c4db
 from fastai.vision.all import *
-from ..core import Count, Fraction, MemoError, Natural, NonNegative, Share, settings
+from ..core import Count, Fraction, MemoError, Natural, NonNegative, Share, Side, settings
 from .images import FileImages, check_images, some
 from .items import hash63
 from .longtail import split_table
@@ -122,7 +122,7 @@ def list_dls(
     valid:str|Path|float, # List of validation images, or the share of each class of the training list that they are
     test:str|Path, # List of test images
     root:str|Path, # Folder of lists and images
-    size:Count=224, # Pixels that the network sees
+    size:Side=224, # Pixels that the network sees
     min_scale:Share=.08, # Least share of an image's area that is cut out in training
     jitter:NonNegative=.4, # Change of brightness, contrast and saturation in training; 0: none
     mean:list=imagenet_stats[0], # Of the normalisation

@@ -11,7 +11,7 @@ __all__ = ['split_digits', 'split_fashion', 'split_cifar10', 'split_cifar100', '
 # %% ../../nbs/data/19_image_streams.ipynb #55e325a8
 from typing import Literal
 from fastai.vision.all import *
-from ..core import Count, Natural, Positive
+from ..core import Count, Natural, Positive, Side
 from .features import features_dls
 from .images import FileImages, check_images
 from .items import hash63
@@ -105,7 +105,7 @@ def photo_stream(
     sets:list, # Training, validation and test, as `TensorSet`s of uint8 images
     parts:list, # For each set, positions of the items of each experience
     names:list=None, # Of the experiences; by default their classes
-    size:Count=224, # Pixels that the network sees
+    size:Side=224, # Pixels that the network sees
     mean:list[float]=imagenet_stats[0], # Of the normalisation, a number for each channel
     std:list[Positive]=imagenet_stats[1], # Of the normalisation, a number for each channel
     bs:Count=10, # Images of a training step

@@ -11,7 +11,7 @@ __all__ = ['fashion_vocab', 'longtail_counts', 'longtail_subset', 'shot_threshol
 # %% ../../nbs/data/06_longtail.ipynb #6c595f82
 import gzip,zlib
 from fastai.vision.all import *
-from ..core import Count, MemoError, Natural, Positive, settings
+from ..core import Count, MemoError, Natural, Positive, Shift, Side, settings
 from .digests import digest
 from .items import *
 from .samplers import loader_for
@@ -87,7 +87,7 @@ def longtail_dls(
     seed:int=0, # Of the class order, the draw, and the order of the training batches
     sampling:str|tuple=None, # None: as drawn; a sampler's name ('balanced', 'sqrt'); or loader class and keywords
     bs:int=64, # Size of a training batch
-    val_bs:int=256, # Size of the other batches
+    val_bs:Count=256, # Size of the other batches
     tfms=None, # Batch transforms
     items:Tensor=None, # Positions of x in the set that both are from
     test_items:Tensor=None, # Positions of test_x
@@ -151,8 +151,8 @@ def digits_lt(
     ratio:Positive=None, # Largest / smallest; by default 50
     valid:Natural=20, # Validation images per class
     test:Count=50, # Test images per class, the same for every seed
-    size:Count=16, # Pixels; the originals have 8
-    shift:Natural=1, # Random shift in training, in pixels of the originals
+    size:Side=16, # Pixels; the originals have 8
+    shift:Shift=1, # Random shift in training, in pixels of the originals
     bs:int=32, # Size of a training batch
     imb_factor:Positive=None, # Instead of ratio: smallest / largest
     **kwargs
@@ -212,9 +212,9 @@ def fashion_lt(
     n_max:Count|list=1000, # Training examples of the largest class
     ratio:Positive=None, # Largest / smallest; by default 100
     valid:Natural=100, # Validation images per class, from training images that are not used
-    size:Count=32, # Pixels; up to 35 by padding, more by bilinear scaling
+    size:Side=32, # Pixels; up to 35 by padding, more by bilinear scaling
     channels:Count=1, # 3 for networks trained on photos
-    shift:Natural=2, # Random shift in training, in pixels of the originals; with flips. 0: no augmentation
+    shift:Shift=2, # Random shift in training, in pixels of the originals; with flips. 0: no augmentation
     mean:float=.5, # Of the normalisation
     std:Positive=.5, # Of the normalisation
     imb_factor:Positive=None, # Instead of ratio: smallest / largest

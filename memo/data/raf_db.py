@@ -9,7 +9,7 @@ __all__ = ['emotions', 'emotion_of', 'official_rows', 'folder_rows', 'raf_table'
 
 # %% ../../nbs/data/15_raf_db.ipynb #9fd1de32
 from fastai.vision.all import *
-from ..core import Count, Fraction, MemoError, Natural, NonNegative, Positive, settings
+from ..core import Fraction, MemoError, Natural, NonNegative, Positive, Side, settings
 from .image_lists import read_list_file
 from .images import FileImages, check_images, some
 from .items import hash63
@@ -97,7 +97,7 @@ def raf_db(
     # folders by name; by default `raf_db` in the settings' data folder
     root:str|Path=None,
     valid:Natural=25, # Validation images per class, from the training images
-    size:Count=224, # Pixels; the originals have 100
+    size:Side=224, # Pixels; the originals have 100
     flip:bool=True, # Mirror half of the training images
     rotate:NonNegative=15., # Random rotation in training, degrees either way; black comes in
     light:Fraction=.2, # Random change of brightness and contrast in training, as a share

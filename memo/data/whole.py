@@ -10,7 +10,7 @@ __all__ = ['stratified', 'check_draws', 'of_classes', 'whole_dls', 'normalized',
 
 # %% ../../nbs/data/14_whole.ipynb #68428e50
 from fastai.vision.all import *
-from ..core import Count, Fraction, MemoError, Natural, NonNegative, Positive
+from ..core import Count, Fraction, MemoError, Natural, NonNegative, Positive, Shift, Side
 from .cifar import read_cifar
 from .few_shot import class_numbers, few_shot
 from .images import FileImages
@@ -105,8 +105,8 @@ def digits(
     n:Count=None, # Training images, drawn by `seed`, of each class its share; by default all that are left
     valid:Natural=30, # Validation images per class
     test:Count=40, # Test images per class, the same for every seed
-    size:Count=32, # Pixels; the originals have 8
-    shift:Natural=1, # Random shift in training, in pixels of the originals
+    size:Side=32, # Pixels; the originals have 8
+    shift:Shift=1, # Random shift in training, in pixels of the originals
     **kwargs
 )->DataLoaders: # train, valid, test
     "Handwritten digits from scikit-learn, all 1,797 or some of them"
@@ -130,9 +130,9 @@ def fashion_mnist(
     root:str|Path=None,
     n:Count=None, # Training images, drawn by `seed`, of each class its share; by default all that are left
     valid:Natural=500, # Validation images per class, from the training images
-    size:Count=32, # Pixels; up to 35 by padding, more by bilinear scaling
+    size:Side=32, # Pixels; up to 35 by padding, more by bilinear scaling
     channels:Count=1, # 3 for networks trained on photos
-    shift:Natural=2, # Random shift in training, in pixels of the originals; with flips. 0: no augmentation
+    shift:Shift=2, # Random shift in training, in pixels of the originals; with flips. 0: no augmentation
     mean:list[float]=None, # Of the normalisation, a number for each channel; by default .5
     std:list[Positive]=None, # Of the normalisation, a number for each channel; by default .5
     **kwargs
@@ -150,8 +150,8 @@ _stats = {10:((.4914,.4822,.4465), (.2470,.2435,.2616)), 100:((.5071,.4865,.4409
 def cifar(
     root:str|Path=None, # As `read_cifar` takes it
     of:int=10, # 10 or 100
-    size:Count=32, # Pixels
-    shift:Natural=4, # Random shift in training, in pixels of the originals; with flips. 0: neither
+    size:Side=32, # Pixels
+    shift:Shift=4, # Random shift in training, in pixels of the originals; with flips. 0: neither
     flip:bool=None, # Mirror half of the training images; by default where they are shifted
     rotate:NonNegative=0., # Random rotation in training, degrees either way; black comes in
     light:Fraction=0., # Random change of brightness and contrast in training, as a share

@@ -18,6 +18,7 @@ from ..data.features import *
 from ..training.memory_callback import *
 from ..data.chest_xray import *
 from .config import *
+from .sections import at
 from .shipped import shipped
 from ..core import *
 from ..continual.ensemble import Ensemble
@@ -32,8 +33,10 @@ from ..training.monitor import progress_columns,read_monitor
 from ..models.vit import ImagesFit
 from ..training.param_groups import *
 from ..training.row_sgd import row_sgd
+from ..training.save_bank import SaveBank
 from ..training.stages import *
 from ..registry import Section,call,find,known,make,part,resolve
+from ..schema import shown
 from ..evaluation.tasks import *
 
 # %% ../../nbs/experiment/04_build.ipynb #bee0b849
@@ -55,7 +58,12 @@ def with_key(here, e, keys):
 def build_dls(cfg, seed):
     "The loaders of an experiment (train, valid, test) for one seed; of a stream, those of everything"
     dls,bs = made('data', cfg.data, seed=seed, bs=cfg.train.bs, sampling=sampling_of('train', cfg.train)),cfg.train.bs
+    if not isinstance(dls, (DataLoaders,Stream)):
+        raise MemoError(f"data {cfg.data.name} gives {shown(dls)}; DataLoaders, or a Stream of them, are accepted")
     if isinstance(dls, Stream): dls = whole_of(dls[:max(1, len(dls)//2)] if cfg.train.half else dls)
+    if getattr(dls, 'c', None) is None:
+        raise MemoError(f"data {cfg.data.name}: its loaders have no c, the number of classes or targets; dls.c=... "
+                        "sets it")
     if dls.train.bs!=bs:
         raise MemoError(f"train.bs is {bs}, and {cfg.data.name} makes batches of {dls.train.bs}: it has to take bs")
     return full_batches(cfg, dls)
@@ -181,8 +189,18 @@ def build_learner(
     if t.clip is not None: cbs.append(GradientClip(t.clip))
     if cfg.plots.draw: cbs.append(drawing_in(dls.stream, cfg))
     loss = build_loss('train.loss', t.loss, dls, t.class_weights, task(cfg))
-    return Learner(dls, model.to(dls.device), loss_func=loss, opt_func=opt_funcs[t.opt],
-                   splitter=splitter, metrics=build_metrics(cfg, dls), cbs=cbs, wd=t.wd)
+    metrics = build_metrics(cfg, dls)
+    try: learn = Learner(dls, model.to(dls.device), loss_func=loss, opt_func=opt_funcs[t.opt],
+                         splitter=splitter, metrics=metrics, cbs=cbs, wd=t.wd)
+    except MemoError as e:
+        if len(cfg.memories)!=1: raise MemoError(f'memories: {e}') from e
+        (n,m), = cfg.memories.items()
+        raise MemoError(with_key(at(n), e, m.callback)) from e
+    for cb in learn.cbs:
+        if not isinstance(cb, SaveBank): continue
+        try: memory_of(learn, cb.memory)
+        except MemoError as e: raise MemoError(f"train.cbs.save_bank.memory: {e}") from e
+    return learn
 
 def seeded(section, seed):
     "What draws by a seed of its own where none is said: that of the training"

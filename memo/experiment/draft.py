@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/experiment/draft.html.md"""
 
 # %% auto #0
 __all__ = ['usual', 'lists', 'default_head', 'default_of', 'Draft', 'section', 'check_complete', 'why_unread', 'list_sections',
-           'compared_kind', 'fill', 'memory', 'why_loose']
+           'why_unnamed', 'compared_kind', 'fill', 'memory', 'why_loose']
 
 # %% ../../nbs/experiment/02_draft.ipynb #012dc0ef
 import typing,warnings
@@ -200,11 +200,13 @@ class Draft:
         "Set a key of a part in a list, which is there by its name"
         head,_,k = key.rpartition('.')
         there = (self.raw.get(head) or {} if head else self.raw).get(k) or []
+        if not isinstance(there, list) or not all(isinstance(o, str|dict) for o in there):
+            self.fail(key, f"{key} must be a list of names or sections, found {shown(there)}")
         parts = [dict(name=o) if isinstance(o, str) else dict(o) for o in there]
         name,_,arg = rest.rpartition('.')
         one = [o for o in parts if o.get('name')==name]
         if not one:
-            names = ', '.join(o.get('name', '?') for o in parts) or 'nothing'
+            names = ', '.join(str(o.get('name', '?')) for o in parts) or 'nothing'
             raise MemoError(f"{where}: {key}.{rest}: {key} names {names}; {key}=[...] sets the list")
         one[0][arg] = v
         self.set(key, parts, where)
@@ -269,12 +271,20 @@ def list_sections(draft, kind, raw, key):
     for o in raw:
         if isinstance(o, str): o = dict(name=o)
         if not isinstance(o, dict): draft.fail(key, f"{key} must be a list of names or sections, it has {shown(o)}")
+        if not isinstance(o.get('name'), str): draft.fail(key, why_unnamed(o, key))
         of = compared_kind(draft, o.get('name'), key) if key=='compare' else kind
-        res.append(section(draft, of, o, f"{key}.{o['name']}" if 'name' in o else key))
-    names = [s.name for s in res]
+        if any(s.name==o['name'] for s in res): draft.fail(key, f"{key} names one twice: {o['name']}")
+        res.append(section(draft, of, o, f"{key}.{o['name']}"))
+    names = [s.name for s in res]       # a class name is one of the same part
     twice = next((n for n in names if names.count(n)>1), None)
     if twice: draft.fail(key, f"{key} names one twice: {twice}")
     return res
+
+def why_unnamed(o, key):
+    "Why a section in a list names no part"
+    (k,v),*more = o.items() if o else [(None,None)]
+    if isinstance(v, dict) and not more: return f"{key} has a section {k}, written as {{name: {k}, ...}} in a list"
+    return f"{key} must be a list of names or sections with a name, it has {shown(o)}"
 
 def compared_kind(draft, name, key):
     "The kind of what is compared: a baseline, or a head that answers on the features of one training"

@@ -59,7 +59,7 @@ def found_lr(cfg, learn, path):
         learn.create_opt()
         set_rng_state(was, dls.loaders)
         write_json(path, dict(lr=lr))
-    return read_json(path)['lr']
+    return read_json(path, 'lr')['lr']
 
 def bank_savers(t, learn):
     "Memories that are written every so many epochs: how often, and by what"
@@ -147,10 +147,12 @@ def write_scores(folder, seed, r, dls, pictures=True, **more):
 def read_metrics(t):
     "Read the `metrics.json` of a training"
     path = t.folder/'metrics.json'
-    m = read_json(path)
-    if not isinstance(m, dict) or not isinstance(m.get('rows', m.get('methods')), (list,dict)):
-        raise MemoError(f"{path} is damaged: it has no rows of scores; memo-train --overwrite trains again")
-    return m if 'rows' in m else from_version_0_1(m, t)
+    m = read_json(path, 'seed')
+    with of_file(path):
+        if 'rows' not in m: m = from_version_0_1(m, t)
+        if m['digits'] not in range(10): raise MemoError(f"{path} is damaged: its digits are no number from 0 to 9")
+        results([m])        # is it as tables are made of it?
+    return m
 
 def from_version_0_1(m, t):
     "memo 0.1 knew rows by their labels alone: those that this training can have are looked up"

@@ -115,8 +115,8 @@ def load_table(
         room = d.pop('bytes', room)
         draft.lay(d, p)
     for o in overrides:
-        if o.startswith('methods='): only = parse_yaml(o.partition('=')[2], lambda e: f"{o!r} has no valid value")
-        elif o.startswith('bytes='): room = parse_yaml(o.partition('=')[2], lambda e: f"{o!r} has no valid value")
+        if o.startswith('methods='): only = assigned(o, 'command line')
+        elif o.startswith('bytes='): room = assigned(o, 'command line')
         else: assign(draft, o)
     draft.tell_dropped()
     cfg = finish(draft)
@@ -197,7 +197,9 @@ def run_table(
 def seconds_of(cfg):
     "Mean time of a training"
     ts = [t for t in trainings(cfg, run_folder(cfg)) if not t.name]
-    return sum(float(pd.read_csv(t.folder/'history.csv').seconds.sum()) for t in ts)/len(ts)
+    def seconds(path):
+        with of_file(path): return float(pd.read_csv(path).seconds.sum())
+    return sum(seconds(t.folder/'history.csv') for t in ts)/len(ts)
 
 def mean_of(ms, k): return sum(m.get(k) or 0 for m in ms)/len(ms)
 

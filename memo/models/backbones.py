@@ -12,11 +12,10 @@ __all__ = ['packaged', 'wrappers', 'torchvision_names', 'weight_files', 'lite0_t
            'chest_head', 'linear_head', 'chest_model', 'timm_model', 'DroppedLinear', 'with_dropout']
 
 # %% ../../nbs/models/02_backbones.ipynb #716fd5c5
-import difflib,inspect,logging,pickle,sys
+import difflib,inspect,logging,sys
 import safetensors.torch as st
 from contextlib import contextmanager
 from fastai.vision.all import *
-from safetensors import SafetensorError
 from ..core import Count, Fraction, MemoError, packaged_file
 from .small import tile_cnn
 from ..registry import register
@@ -65,11 +64,11 @@ def read_weights(path):
     try:
         sd = st.load_file(path) if path.suffix=='.safetensors' else torch.load(path, map_location='cpu',
             weights_only=True)
-    except (OSError, EOFError, RuntimeError, ValueError, KeyError, pickle.UnpicklingError, SafetensorError) as e:
+    except Exception as e:      # a file may hold anything
         raise MemoError(f"weights: cannot read {path}: {(str(e).splitlines() or [type(e).__name__])[0][:120]}") from e
     for k in ('state_dict','model','module'):
         if isinstance(sd, dict) and isinstance(sd.get(k), dict): sd = sd[k]
-    if not isinstance(sd, dict) or not all(isinstance(o, Tensor) for o in sd.values()):
+    if not isinstance(sd, dict) or not all(isinstance(k, str) and isinstance(o, Tensor) for k,o in sd.items()):
         raise MemoError(f"weights: {path} holds no state dict of tensors")
     return unwrapped(sd)
 

@@ -51,8 +51,11 @@ def load_plain(path):
     "Load what `save_plain` saved"
     if not Path(path).is_file(): raise MemoError(f"{path}: no such file")
     check_zip(path)
-    try: return torch.load(path, map_location='cpu', weights_only=True)
+    try: o = torch.load(path, map_location='cpu', weights_only=True)
     except Exception as e: raise MemoError(f"{path} is damaged or no checkpoint of memo ({type(e).__name__})") from None
+    state = o.get('model', o) if isinstance(o, dict) else None      # a checkpoint has more than a model's state
+    if isinstance(state, dict) and state and all(isinstance(v, Tensor) for v in state.values()): return o
+    raise MemoError(f"{path} is damaged or no checkpoint of memo (it holds no state of a model)")
 
 # %% ../../nbs/training/18_checkpoint.ipynb #78651412
 _pos_re = re.compile(r's(\d+)_e(\d+)\.pt$')

@@ -322,6 +322,9 @@ def fit_stages(
         if v and checkpoint is None: raise MemoError(f"{k}=True needs checkpoint=, the folder of the run it is about")
     if resume and overwrite:
         raise MemoError("resume=True goes on with checkpoints, overwrite=True deletes them: give one")
+    if not isinstance(checkpoint, str|Path|None):
+        raise MemoError(f"checkpoint must be a folder or None, found {shown(checkpoint)}")
+    if log is not None and not callable(log): raise MemoError(f"log must be a function or None, found {shown(log)}")
     stages = resolved(learn, stages)
     check_stages(learn, stages)
     prog = Progress(learn, stages, checkpoint, log, experiment, usual, cbs)

@@ -31,13 +31,13 @@ compare: [logit_adjusted]
     ('trian: {}', 'unknown key trian; did you mean train?'),
     ('data: {name: digits_lt, sise: 8}', 'unknown key data.sise: digits_lt does not read it; did you mean data.size?'),
     ('data: {name: digits_lt, bs: 8}', 'data.bs is no key: digits_lt gets it from the experiment'),
-    ('train: {epochs: ten}', "train.epochs must be a whole number from 0, found 'ten'"),
-    ('train: {epochs: 2.5}', 'train.epochs must be a whole number from 0, found 2.5'),
-    ('train: {epochs: true}', 'train.epochs must be a whole number from 0, found True'),
-    ('train: {epochs: -1}', 'train.epochs must be a whole number from 0, found -1'),
-    ('train: {lr: fast}', "train.lr must be a number above 0 or find, found 'fast'"),
+    ('train: {epochs: ten}', "train.epochs must be a whole number from 0 up to 1,000,000, found 'ten'"),
+    ('train: {epochs: 2.5}', 'train.epochs must be a whole number from 0 up to 1,000,000, found 2.5'),
+    ('train: {epochs: true}', 'train.epochs must be a whole number from 0 up to 1,000,000, found True'),
+    ('train: {epochs: -1}', 'train.epochs must be a whole number from 0 up to 1,000,000, found -1'),
+    ('train: {lr: fast}', "train.lr must be a number above 0 up to 100 or find, found 'fast'"),
     ('train: {bs: 0}', 'train.bs must be a whole number from 1, found 0'),
-    ('train: {lr: .nan}', 'train.lr must be a number above 0 or find, found nan'),
+    ('train: {lr: .nan}', 'train.lr must be a number above 0 up to 100 or find, found nan'),
     ('train: {min_delta: .inf}', 'train.min_delta must be a number from 0, found inf'),
     ('train: 3', 'train must be a section'),
     ('train: {cbs: 3}', 'train.cbs must be a list of names or sections, found 3'),
@@ -90,7 +90,6 @@ compare: [logit_adjusted]
     ('model: timm', 'model.arch is needed: timm has no default for it'),
     ('model: {arch: resnet18}', 'model.arch is not read by small_cnn, it is by chest, timm'),
     ('name: ../x', 'name must be the name of a folder'),
-    ('name: 2024-31-12', 'not valid YAML'),
     ('- a\n- b', 'the file must be a section'),
     ('a: [1', 'not valid YAML'),
     ('a: b: c', 'line 1: not valid YAML'),
@@ -497,7 +496,7 @@ def test_two_modules_of_one_name(tmp_path):
         load_config(tmp_path/'a/x.yaml'); load_config(tmp_path/'a/x.yaml')
         e = err(load_config, tmp_path/'b/x.yaml')
     finally: sys.modules.pop('same_name_twice', None)
-    assert str(tmp_path/'a/same_name_twice.py') in e and str(tmp_path/'b/same_name_twice.py') in e
+    assert 'a/same_name_twice.py has been imported' in e and str(tmp_path/'b') in e
 
 def test_a_module_that_ends_the_process(tmp_path):
     (tmp_path/'ends_at_once.py').write_text('import sys\nsys.exit(0)\n')
