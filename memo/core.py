@@ -194,7 +194,7 @@ def cache_folder()->Path:
     xdg = Path(os.environ.get('XDG_CACHE_HOME', ''))
     return (xdg if xdg.is_absolute() else home/'.cache')/'memo'     # a relative one is to be ignored
 
-_settings = 'data','runs','seed'
+_settings = 'data','runs','seed','cache'
 
 def _read_settings(path):
     "The keys of a settings.ini, which may be another tool's too"
