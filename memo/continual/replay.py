@@ -221,10 +221,10 @@ class MIR(Rehearsal):
     def rehearse(self):
         k = self.batch_size or find_bs(self.learn.yb)
         r = self.replayed(max(self.candidates or min(10*k, max(2*k, len(self.state)//4)), k))
-        if (n := find_bs(r.x))>k: r = some_rows(r, self.increase(r, n).topk(k).indices)
+        if find_bs(r.x)>k: r = some_rows(r, self.increase(r).topk(k).indices)
         self.add_loss(self.loss_on(r))
 
-    def increase(self, r, n):
+    def increase(self, r):
         "By how much a step of SGD on the current batch would increase the loss of each example"
         learn,model = self.learn,get_model(self.learn.model)
         ps = {n:p for n,p in model.named_parameters() if p.requires_grad}
@@ -232,7 +232,7 @@ class MIR(Rehearsal):
         lr = learn.opt.hypers[-1]['lr']
         new = {n:p.detach()-lr*g for (n,p),g in zip(ps.items(), gs) if g is not None}
         with torch.no_grad(), evaluated(model), NoneReduce(self.loss_of) as loss:
-            def losses(f): return loss(self.forward(r, f), *columns(r.y, 'y').values()).view(n, -1).mean(1)
+            def losses(f): return loss(self.forward(r, f), *columns(r.y, 'y').values()).view(find_bs(r.x), -1).mean(1)
             return (losses(lambda *xs: functional_call(model, new, xs))-losses(model)).as_subclass(Tensor)
 
 # %% ../../nbs/continual/03_replay.ipynb #018e1b8d

@@ -96,9 +96,7 @@ class Draft:
 
     def merge_part(self, kind, old, new, key, was=None):
         "A section over another, which is of the part `was` where it does not say"
-        if new is None:
-            if kind in usual and kind!='bank': self.no(f"{key} must be a name or a section, found null")
-            return None
+        if new is None: return None
         if isinstance(new, str): new = dict(name=new)
         if not isinstance(new, dict): self.no(f"{key} must be a name or a section, found {shown(new)}")
         old = dict(old or {})

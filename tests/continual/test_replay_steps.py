@@ -101,7 +101,7 @@ def test_accumulated_micro_batches_are_one_batch(m):
         cb = every[m](20, batch_size=20)        # all that there are
         learn = learner([cb, *cbs], bs=bs, n=80)
         x = torch.cat([X[300:310],X[350:360]])
-        cb.after_create()
+        cb.attach()
         cb.state.write(x, torch.arange(20)%10, **(dict(logits=torch.randn(20, 10, generator=torch.Generator()
                                                        .manual_seed(0))) if m=='derpp' else {}))
         cb.after_step = lambda: None
@@ -133,7 +133,7 @@ def test_replay_beside_mixup_is_of_plain_labels():
     torch.manual_seed(0)
     cb = Replay(10, batch_size=10)
     learn = learner([cb, MixUp()], n=10)
-    cb.after_create()
+    cb.attach()
     cb.state.write(X[300:310], torch.arange(10))
     m = net()
     class See(Callback):
@@ -295,7 +295,7 @@ def test_agem_without_a_reference_gradient():
         def forward(self, x): return self.l(x)*(x.sum(1, keepdim=True)!=0)
     cb = AGEM(10)
     learn = learner(cb, model=Flat(), n=50)
-    cb.after_create()
+    cb.attach()
     cb.state.write(torch.zeros(10, 64), torch.zeros(10).long())
     cb.after_step = lambda: None
     quietly(learn, learn.fit, 1, .1)
@@ -309,7 +309,7 @@ def test_agem_projects_gradients_of_any_size(scale):
     cb = AGEM(10, batch_size=10)
     m = nn.Linear(64, 10)
     learn = learner(cb, model=m)
-    cb.after_create()
+    cb.attach()
     cb.state.write(X[:10], Y[:10])
     cb.mixes = False
     cb.loss_of = lambda out,y: F.cross_entropy(out, y)*scale
@@ -422,7 +422,7 @@ def test_a_ring_needs_the_number_of_classes():
     learn = learner(cb)
     del learn.dls.train.dataset.vocab
     learn.dls.c = None
-    cb.state = cb.store()
+    cb.state = cb.new_state()
     with pytest.raises(MemoError, match='needs n_classes'): quietly(learn, learn.fit, 1, .1)
     with pytest.raises(MemoError, match='no slot for each of 10 classes'): learner(Replay(9, policy='ring'))
 
@@ -481,7 +481,7 @@ def test_resumed_in_the_middle_of_a_stream(m, tmp_path):
         except KeyboardInterrupt: pass
         return learn
     whole = run()
-    run(2)
+    run(2, overwrite=True)
     again = run(resume=True)
     assert same(snap(whole.model), snap(again.model))
     assert (whole.stream_result.matrix==again.stream_result.matrix).all()

@@ -220,7 +220,7 @@ def test_evaluating_again(trained, tmp_path):
     ('matrix.csv', lambda t: ''.join(t.splitlines(True)[:65]), 'has no validation items'),
     ('matrix.csv', lambda t: ''.join(t.splitlines(True)[:-8]), '7 rows of 8 experiences'),
     ('config.yaml', lambda t: t.replace('kind: CDI', 'kind: CI'), 'the stream of its config.yaml has 4'),
-    ('metrics.json', lambda t: '[1]', 'has no rows of scores'), ('metrics.json', lambda t: '{}', 'has no rows of scores')])
+    ('metrics.json', lambda t: '[1]', 'has no keys'), ('metrics.json', lambda t: '{}', 'has no seed')])
 def test_a_damaged_run_is_not_scored(trained, tmp_path, file, change, words):
     "Earlier rows of a matrix that is not whole would make other figures of forgetting"
     d = shutil.copytree(trained[0], tmp_path/'d')

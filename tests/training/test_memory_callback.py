@@ -244,7 +244,7 @@ def test_save_load(tmp_path, head, bank):
     if bank=='slot':
         quietly(a, 'fit', 1, 1e-2, cbs=truth)
         check(a, truth)
-    with pytest.raises(RuntimeError, match='memory'): mk(cb=False).load('m')
+    with pytest.raises(MemoError, match='memory'): mk(cb=False).load('m')
 
 def test_load_checks_the_bank(tmp_path):
     a = learner(tmp_path, memory())
