@@ -48,6 +48,7 @@ def _alike(was, v):
     if isinstance(v, list): return isinstance(was, (list,tuple)) or bool(v) and all(_alike(was, o) for o in v)
     if isinstance(was, (list,tuple)): return not was or _alike(was[0], v)
     if isinstance(was, (int,float)) and not isinstance(was, bool):
+        if isinstance(v, str): return v[-1:]=='B' and v[:1].isdigit()      # a number of rows was a room in bytes
         return isinstance(v, (int,float)) and not isinstance(v, bool) and math.isfinite(v)
     if isinstance(was, str): return isinstance(v, (str,int))   # a room in bytes becomes a number of rows
     return isinstance(v, bool) or not isinstance(was, bool)

@@ -431,7 +431,8 @@ def test_lists_of_one_pipeline(tree):
 
 def test_any_whole_number_is_a_seed():
     y = [i%4 for i in range(40)]
-    assert len({tuple(few_shot(range(40), None, 2, s, labels=y)) for s in (0,-1,2**40,2**70+1)})==4
+    assert len({tuple(few_shot(range(40), None, 2, s, labels=y)) for s in (0,-1,2**40,2**62+1)})==4
+    with pytest.raises(MemoError, match='more than 64 bits'): few_shot(range(40), None, 2, 2**70, labels=y)
 
 # mistakes
 

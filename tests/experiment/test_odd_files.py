@@ -94,7 +94,7 @@ def test_what_is_found_when_parts_are_built(yml):
     two = 'memories: {a: {size: 8}, b: {size: 8, at: network.2}}\ntrain: {cbs: [save_bank]}'
     e = err(check_experiment, load_config(yml(two)))
     assert e.startswith("memories: at: 'network.2'"), e
-    two = two.replace('network.2', '2')
+    two = two.replace('network.2', "'2'")
     assert 'train.cbs.save_bank.memory: ' in err(check_experiment, load_config(yml(two)))
     e = err(check_experiment, load_config(yml('model: {name: timm, arch: resnet18, pretrained: /etc/passwd}')))
     assert 'cannot read /etc/passwd' in e
