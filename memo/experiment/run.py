@@ -32,6 +32,7 @@ from ..registry import part,takes
 from ..evaluation.tables import *
 from .run_folder import *
 from .run_owner import *
+from ..files import lock_files,owned
 from ..evaluation.tasks import *
 from .jobs import *
 

@@ -6,7 +6,8 @@ from memo.core import MemoError
 from memo.experiment import run as ex
 from memo.experiment.compare import run_experiments
 from memo.experiment.config import load_config
-from memo.experiment.run_owner import changed_outputs, owned, owner_of, remove_run
+from memo.experiment.run_owner import changed_outputs, remove_run
+from memo.files import owned, owner_of
 
 pytestmark = pytest.mark.usefixtures('unrendered')
 TINY = '''
@@ -39,7 +40,7 @@ def files(d): return {str(o.relative_to(d)) for o in d.rglob('*') if o.is_file()
 
 HOLD = '''
 import sys,time
-from memo.experiment.run_owner import owned
+from memo.files import owned
 with owned(sys.argv[1]):
     print('mine', flush=True)
     time.sleep(60)
@@ -64,7 +65,7 @@ def test_two_processes_do_not_share_a_run(run, other, tmp_path):
     before = files(run)
     for f in (lambda: ex.resume_run(run), lambda: ex.run_experiment(config(tmp_path), overwrite=True)):
         e = err(f)
-        assert f'process {p.pid} on ' in e and 'trains there' in e and len(e)<=300
+        assert f'process {p.pid} on ' in e and 'in use by another training' in e and len(e)<=300
     assert files(run)==before
 
 def test_the_lock_of_a_killed_process_is_taken_over(run, other):
@@ -79,7 +80,7 @@ def test_the_lock_of_a_killed_process_is_taken_over(run, other):
 def test_within_one_process_too(run):
     "Another thread, or a training inside a training"
     with owned(run):
-        assert 'trains there' in err(ex.resume_run, run)
+        assert 'in use by another training' in err(ex.resume_run, run)
     ex.resume_run(run, log=lambda s: None)
 
 def test_a_failed_training_frees_its_folder(run, monkeypatch):
