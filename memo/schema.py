@@ -88,11 +88,11 @@ _tiny,_huge = 1e-37,1e37   # what float32 can compute with
 _longest = 2**63-1          # what a tensor of whole numbers can hold
 
 def as_number(v, yaml):
-    "`v` as a float, None if it is none, or none that float32 has"
+    "`v` as a float, None if it is none, or one beyond float32; what float32 cannot tell from 0 is 0"
     if isinstance(v, str) and not yaml or _bool(v) or getattr(v, 'ndim', 0): return None
     try: f = float(v)
     except (TypeError,ValueError,OverflowError): return None
-    return f if f==0 or _tiny<=abs(f)<=_huge else None
+    return None if not abs(f)<=_huge else f if abs(f)>=_tiny else 0.
 
 def is_finite(v):
     "Has a value of any type only finite numbers?"
@@ -122,7 +122,7 @@ def as_type(v, t, yaml):
         base,*how = get_args(t)
         if (r:=as_type(v, base, yaml)) is _no: return _no
         how = [m for m in how if isinstance(m, (Range,OneOf))]
-        return r if all((float(r) if isinstance(m, Range) else r) in m for m in how) else _no
+        return r if all((as_number(r, yaml) if isinstance(m, Range) else r) in m for m in how) else _no
     if t is list or o is list:
         if not isinstance(v, (list,tuple,range)) and (yaml or type(v).__name__!='L'): return _no
         rs = [_first(e, union_members(get_args(t)[0] if o is list else Any), yaml) for e in v]
@@ -150,7 +150,7 @@ def _beyond(v):
     if _whole(v): return ', which takes more than 64 bits' if abs(v)>_longest else ''
     try: f = float(v)       # 1e300 is a text in YAML
     except (TypeError,ValueError): return ''
-    return ', which float32 does not have' if math.isfinite(f) and as_number(f, True) is None else ''
+    return ', which float32 does not have' if math.isfinite(f) and f and not as_number(f, True) else ''
 
 # %% ../nbs/01_schema.ipynb #9a9c78f6
 def annotation(a, f):
