@@ -267,27 +267,27 @@ class StreamFit:
                     items=items, order='as they are' if self.stream.ordered else self.stream.seed)
 
     def __call__(self, learn, stage, cbs, start_epoch):
-        keep, = cbs
+        *others,keep = cbs
         keep.by_hand,rows = True,keep.prog.more
         for k in self.tests: rows.setdefault(k, torch.zeros(0, len(self.on), dtype=torch.float64))
         learn.stream_result = self.result(keep.prog)
         i,epoch = divmod(start_epoch, self.epochs)
         for i in range(i, len(self.stream)):
-            self.experience(learn, i, keep, epoch)
+            self.experience(learn, i, others, keep, epoch)
             epoch = 0
             for k,o in self.tests.items(): add_row(rows, k, o.accuracies(learn))
             learn.stream_result = self.result(keep.prog)
             keep.at = (i+1)*self.epochs     # whatever was cancelled
             if keep.at<stage.epochs: keep.prog.save(keep.i, keep.at)
 
-    def experience(self, learn, i, keep, epoch):
+    def experience(self, learn, i, others, keep, epoch):
         "Train on experience `i` from `epoch` on"
         learn.experience,learn.dls = i,in_large_batches(self.stream[i])
         warm_loaders(learn.dls)
         self.online.start(i, self.stream.names[i], self.stream.seed)
         if not epoch: tell(learn, 'before_experience')
         within = [] if self.measure is None else [Within(self.tests['test'], self.measure, keep.prog.more)]
-        cbs = [*within, keep]
+        cbs = [*within, *others, keep]
         if callable(self.fit): self.fit(learn, self.epochs, self.lr, cbs=cbs, start_epoch=epoch)
         else: getattr(learn, self.fit)(self.epochs, self.lr, cbs=cbs, start_epoch=epoch)
         tell(learn, 'after_experience')
