@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/core.html.md"""
 
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Share', 'Fraction', 'OpenFraction', 'Probability', 'one_thread',
-           'MemoError', 'Diverged', 'check_choice', 'Range', 'OneOf', 'undisturbed', 'atomic_path', 'write_text',
+           'MemoError', 'Diverged', 'say', 'check_choice', 'Range', 'OneOf', 'undisturbed', 'atomic_path', 'write_text',
            'write_csv', 'write_json', 'packaged_file', 'cache_folder', 'settings']
 
 # %% ../nbs/00_core.ipynb #fec74f64
@@ -33,6 +33,30 @@ class Diverged(MemoError):
         super().__init__(msg)
         # the history until then, and the epoch that the learner has been given back: None where none was whole
         self.facts,self.rows,self.kept = facts,[],None
+
+# %% ../nbs/00_core.ipynb #5a10c0de
+def say(
+    txt,        # A line, or several
+    file=None   # None: standard output
+):
+    "Print, whatever becomes of it: nobody may read any more, the disk may be full, the terminal may not know a letter"
+    file = sys.stdout if file is None else file
+    if file is None: return     # closed before the process began
+    try:
+        try: print(txt, file=file, flush=True)
+        except UnicodeEncodeError:
+            code = getattr(file, 'encoding', None) or 'ascii'
+            print(str(txt).encode(code, 'backslashreplace').decode(code), file=file, flush=True)
+    except (OSError,ValueError): _no_more(file)
+
+def _no_more(file):
+    "What is left in a file that cannot be written would raise when the process ends"
+    try:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, file.fileno())
+        os.close(null)
+        file.flush()
+    except (OSError,ValueError): pass
 
 # %% ../nbs/00_core.ipynb #7920cfc1
 def check_choice(

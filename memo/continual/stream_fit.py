@@ -176,6 +176,7 @@ class Online(Callback):
             o.right += int((torch.cat(o.preds).argmax(1)==y).sum())
             o.n += len(y)
         o.clear()
+
     @property
     def value(self):
         o = self.seen

@@ -15,6 +15,7 @@ from fastai.vision.all import *
 from ..core import *
 from ..evaluation.baselines import *
 from .config import *
+from .diverged import *
 from .report import save_pictures
 from ..plots.results import *
 from .run import *
@@ -33,7 +34,7 @@ class Line(NamedTuple):
 
 def table_lines(cfg, folder):
     "label -> `Line` of the rows of an experiment"
-    ms = [(t,read_metrics(t)) for t in trainings(cfg, folder)]
+    ms = [(t,read_metrics(t)) for t in trainings(cfg, folder) if not t.gave_up]
     titles,res = titles_in([m for _,m in ms]),{}
     for t,m in ms:
         for r in m['rows']: res.setdefault(row_of(r), Line(cfg.name, row_of(r), t.cfg, [])).got.append(single(m, r))
@@ -72,7 +73,9 @@ def compare_runs(
     lone = [k for k,o in lines.items() if o.row.memory and not base[k]]
     why = 'in nothing but the memory, so there is no difference to give.'
     note = f"\n\nNo row differs from {', '.join(lone)} {why}" if lone else ''
-    note += other_data(lines)+other_versions([t.folder for c in cfgs for t in trainings(c, run_folder(c))])
+    ts = [t for c in cfgs for t in trainings(c, run_folder(c))]
+    check_any(ts)
+    note += diverged_note(ts)+other_data(lines)+other_versions([t.folder for t in ts if not t.gave_up])
     table,diff = compare({k:v.got for k,v in lines.items()}, base)
     folder = Path(folder)
     write_csv(folder/'comparison.csv', table)
@@ -91,7 +94,7 @@ def run_experiments(
     cfgs, # Experiments
     folder=None, # Where the table goes; None: `comparison` in the folder of runs
     overwrite:bool=False, # Replace earlier runs of those names
-    log=print # Gets the lines of progress
+    log=say # Gets the lines of progress
 )->str: # The table
     "Run several experiments, resuming unfinished ones and keeping finished ones, and compare them"
     names = [c.name for c in cfgs]
@@ -119,11 +122,11 @@ def is_begun(cfg):
     return True
 
 # %% ../../nbs/experiment/09_compare.ipynb #6f42baae
-def finish_all(cfgs, overwrite=False, log=print, ours=None):
+def finish_all(cfgs, overwrite=False, log=say, ours=None):
     "Train what is missing of several experiments; `ours` are those that have been begun"
     if ours is None: ours = [c for c in cfgs if not overwrite and is_begun(c)]
     for c in cfgs:
         if not all(t.done for t in trainings(c, run_folder(c))): check_experiment(c)
     for c in cfgs:
-        if any(c is o for o in ours): resume_run(run_folder(c), log)
-        else: begin(c, overwrite, log)
+        try: resume_run(run_folder(c), log) if any(c is o for o in ours) else begin(c, overwrite, log)
+        except Diverged: pass       # its folder says so, and the others go on

@@ -13,7 +13,7 @@ import hashlib,json,os,platform,shutil,time
 from contextlib import contextmanager
 from pathlib import Path
 from filelock import FileLock,Timeout
-from ..core import MemoError,write_json
+from ..core import MemoError,say,write_json
 from .jobs import differing,trainings
 from .run_folder import read_json,run_config
 
@@ -31,7 +31,7 @@ def owner_of(folder):
 @contextmanager
 def owned(
     folder,     # A run folder, made if it is not there
-    log=print   # Gets a line where an earlier owner has gone without a word
+    log=say   # Gets a line where an earlier owner has gone without a word
 ):
     "A context in which no other process, and no other thread, trains in a run folder"
     folder = Path(folder)
@@ -57,7 +57,7 @@ def owned(
 
 # %% ../../nbs/experiment/07_run_owner.ipynb #74d705aa
 outputs = ('model.safetensors','predictions.csv','classes.csv','split.csv','matrix.csv','history.csv','lr.json')
-own_files = (*outputs,'config.yaml','env.json','metrics.json','files.json','results.csv','differences.csv','results.md',
+own_files = (*outputs,'config.yaml','env.json','metrics.json','diverged.json','files.json','results.csv','differences.csv','results.md',
              'speed.csv')
 own_folders = 'checkpoints','banks','bank','eval'
 

@@ -18,6 +18,7 @@ from ..continual.buffers import as_bytes
 from ..evaluation.baselines import in_stream
 from .compare import *
 from .config import *
+from .diverged import *
 from .draft import Draft
 from .jobs import trainings
 from ..plots.results import plot_comparison
@@ -143,15 +144,10 @@ def scores_of(cfg):
 
 def trained(cfg, overwrite, log):
     "Train an experiment, or what is missing of it; whether that went well. One that diverged is not tried again"
-    mark = run_folder(cfg)/'diverged.json'
-    if not overwrite and mark.is_file() and is_begun(cfg): return False
-    try: finish_all([cfg], overwrite, log)
-    except Diverged as e:
-        if not rank_distrib():
-            log(f'{cfg.name}: {e}')
-            write_json(mark, dict(why=str(e)))
-        return False
-    return True
+    ts = [t for t in trainings(cfg, run_folder(cfg)) if not t.name]
+    if not overwrite and is_begun(cfg) and any(map(diverged_of, ts)): return False
+    finish_all([cfg], overwrite, log)
+    return not any(map(diverged_of, ts))
 
 def chosen_score(cfg):
     "What a setting is chosen by: average accuracy at the end of the first half, on validation items"
@@ -160,7 +156,7 @@ def chosen_score(cfg):
         raise MemoError(f"{cfg.name}: the first half of {cfg.data.name} has no validation items to choose on")
     return sum(vs)/len(vs)
 
-def best_setting(table, e, overwrite=False, log=print):
+def best_setting(table, e, overwrite=False, log=say):
     "Number of the best setting of a method, and what each scored; None where the loss was not finite any more"
     cfgs = tries(table, e)
     if len(cfgs)==1: return 0,[None]
@@ -180,7 +176,7 @@ def noted(e, i, vs, cfg, ms):
 def run_table(
     table, # As `load_table` gives it
     overwrite:bool=False, # Train everything again
-    log=print # Gets the lines of progress
+    log=say # Gets the lines of progress
 )->str: # The table
     "Tune every method of a table and report it, going on where an earlier try was stopped"
     got,notes = {},[]
@@ -226,7 +222,7 @@ def write_table(table, got, notes):
     write_text(table.folder/'table.md', f'{head}{table_text(got, notes, md_table)}\n')
     save_pictures(table.folder, table=lambda: plot_comparison(rows))
 
-def dry_table(table, log=print):
+def dry_table(table, log=say):
     "Two batches of every setting of every method; no run is written"
     for e in table.entries:
         for i,o in enumerate(e.settings):

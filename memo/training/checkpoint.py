@@ -68,7 +68,7 @@ _pos_re = re.compile(r's(\d+)_e(\d+)\.pt$')
 def checkpoint_positions(folder):
     return sorted((tuple(map(int, m.groups())),p) for p in Path(folder).glob('s*_e*.pt') if (m:=_pos_re.match(p.name)))
 
-def last_checkpoint(folder, log=print):
+def last_checkpoint(folder, log=say):
     "The newest readable checkpoint in `folder`; None if there is none"
     ps = checkpoint_positions(folder)
     for i,(pos,p) in enumerate(reversed(ps)):

@@ -49,12 +49,17 @@ def bad_items(dl, at, batch=None):
     rows = [o.isfinite().flatten(1).all(1) for o in input_tensors(batch) if o.is_floating_point() and len(o)==len(at)]
     return [i for i,ok in zip(at, torch.stack(rows).all(0).tolist()) if not ok] if rows else []
 
-def item_names(dl, at, n=45):
-    "Names of items for a message: their files, as far as there are, else where they are in the set; long ones are cut"
+def item_names(
+    dl,         # A loader
+    at,         # Positions in its set
+    of=None,    # Where its items are in a larger set
+    n=45        # Characters of a name, at most
+)->list:
+    "Names of items for a message: their files, as far as there are, else where they are in the set"
     try: names = file_names(vars(dl).get('dl', dl), at) if at else []
     except Exception: names = []
     def shown(s): return ''.join(c if c.isprintable() else '?' for c in (s if len(s)<=n else f'...{s[3-n:]}'))
-    return [shown(' '.join(o.split())) for o in names] or [f'item {i}' for i in at]
+    return [shown(' '.join(o.split())) for o in names] or [f'item {i if of is None else int(of[i])}' for i in at]
 
 def items_text(names, n, bad):
     "The items of a batch of `n` for a message"
@@ -159,18 +164,19 @@ class StopDiverged(_Quick):
         at = items_of_batch(dl, order, i) if dl is not None else []
         bad = bad_items(dl, at, batch) if at and weights is None else []
         some = (bad or at)[:3]
-        own = dict(names=item_names(dl, some) if some else [], n=len(bad or at), bad=bool(bad))
+        e = vars(learn).get('experience')
+        of = None if e is None else learn.stream.parts[0][e]
+        own = dict(names=item_names(dl, some, of) if some else [], n=len(bad or at), bad=bool(bad))
         if num_distrib()>1:
             every = [None]*num_distrib()
             torch.distributed.all_gather_object(every, own)
             own = first(o for o in every if o['bad']) or own
         where = dict(epoch=learn.epoch, of=learn.n_epoch, batch=i, batches=learn.n_iter, value=str(v))
-        if 'experience' in vars(learn): where['experience'] = learn.experience
-        return dict(**where, weights=weights, items=own['names'], n=own['n'], bad=own['bad'])
+        return dict(**where, experience=e, weights=weights, items=own['names'], n=own['n'], bad=own['bad'])
 
     def text(self, o):
         "The same as a message"
-        e = o.get('experience')
+        e = o['experience']
         part = [f'stage {self.stage}'] if self.stage and e is None else []
         if e is not None: part.append(f"experience {e} ({str(self.learn.stream.names[e])[:40]})")
         where = ', '.join([*part, f"epoch {o['epoch']+1} of {o['of']}", f"batch {o['batch']+1} of {o['batches']}"])

@@ -11,7 +11,7 @@ __all__ = ['SaveBank']
 from fastai.callback.fp16 import MixedPrecision
 from fastai.vision.all import *
 from ..banks.exchange import BankSaver
-from ..core import Count
+from ..core import Count,MemoError
 from ..registry import register
 from .memory_callback import memory_of
 
@@ -51,4 +51,6 @@ class SaveBank(Callback):
     def after_fit(self):
         if not self.savers: return
         saver,_ = self.savers.pop()
-        if saver is not None: saver.wait()
+        if saver is None: return
+        try: saver.wait()
+        except MemoError as e: warn(str(e))      # what has been trained is no worse for it
