@@ -31,13 +31,17 @@ class BankSaver:
         prefix:str='bank' # Their name
     ):
         self.bank,self.folder,self.prefix,self.thread = bank,Path(folder),prefix,None
-        self.saved,self.failed = 0,[]       # files since `wait`, and errors of those that could not be written
+        # files since `wait`, and errors of those that could not be written
+        self.saved,self.failed,self.told = 0,[],False
 
     def save(self, step):
         """Copy the bank now and write the copy in the background; `step` is a number, or 'final'
 
         One that cannot be written is a warning, so that a training goes on, and `wait` raises its error."""
         self._join()
+        if self.failed and not self.told:
+            self.told = True
+            warnings.warn(f"memory: {self.failed[0]}; the training goes on")
         self.saved += 1
         name = self.folder/(f'{self.prefix}_final' if step=='final' else f'{self.prefix}_step_{step}')
         state,meta = {k:v.detach().to('cpu', copy=True).contiguous()
@@ -54,17 +58,14 @@ class BankSaver:
         except Exception as e: self.failed.append(e)
 
     def _join(self):
-        if self.thread is None: return
-        n = len(self.failed)
-        self.thread.join()
+        if self.thread is not None: self.thread.join()
         self.thread = None
-        if not n and self.failed: warnings.warn(f"memory: {self.failed[0]}; the training goes on")
 
     def wait(self):
         "Wait for the last file to be written; raises an error if one could not be"
         self._join()
         n,es = self.saved,self.failed
-        self.saved,self.failed = 0,[]
+        self.saved,self.failed,self.told = 0,[],False
         if es: raise MemoError(f"{len(es)} of {n} files of the memory were not written: {es[0]}") from es[0]
 
 def latest_bank(

@@ -81,7 +81,7 @@ class StopDiverged(_Quick):
         "A stage of a training begins, which keeps its own best where `keep` is False"
         self.stage,self.level,self.depth,self.found,self.bad,self.told,self.held = stage,None,0,None,[],False,[]
         self.state = None
-        self.late,self.scaled,self.trained,self.order_of = False,False,False,None
+        self.late,self.scaled,self.trained,self.order_of,self.ago = False,False,False,None,0
         self.each = self.keep if keep is None else keep
 
     def hold(self):
@@ -186,7 +186,7 @@ class StopDiverged(_Quick):
 
     def _stop(self, i, v, batch=None, weights=None): self._end(self.place(i, v, batch, weights))
     def _end(self, o):
-        self.found,self.held = o,[]
+        self.found,self.held,self.ago = o,[],self.learn.epoch-o['epoch']
         raise CancelFitException
 
     def after_fit(self):
@@ -238,7 +238,7 @@ def keep_best(
     at      # Epochs of it that are done
 ):
     "Give the learner the best epoch so far, and `e` where it was in the history"
-    e.facts = {**e.facts, 'stage':prog.stages[i].name, 'epoch':at}
+    e.facts = {**e.facts, 'stage':prog.stages[i].name, 'epoch':at-watch.ago}
     whole = prog.best is not None or newest is not None or watch.each       # else it is as the stage began
     r = best_row(prog, i+whole)
     e.rows,e.kept = prog.rows,None if r is None else dict(stage=r['stage'], epoch=r['epoch'])
