@@ -24,14 +24,16 @@ def diverged_facts(
     return dict(why=f'{t.cfg.name} seed {t.seed} | {e}{then}', **e.facts, kept=kept)
 
 def give_up(
-    t,      # A `Training`
-    end,    # Of `diverged_facts`
-    h,      # History, a data frame
-    savers  # Of `bank_savers`
+    t,          # A `Training`
+    e,          # `Diverged`
+    log=say,    # Gets a line
+    savers=()   # Of `bank_savers`
 ):
-    "Write what there is of a training that has nothing to score"
-    wait_savers(t, savers, noop)
-    if len(h): write_csv(t.folder/'history.csv', h)
+    "Say and write what there is of a training that has nothing to score"
+    end = diverged_facts(t, e)
+    log(end['why'])
+    wait_savers(t, savers, log)
+    if e.rows: write_csv(t.folder/'history.csv', pd.DataFrame(e.rows))
     write_json(t.folder/'diverged.json', end)
 
 def wait_savers(t, savers, log):
