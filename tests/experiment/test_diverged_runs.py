@@ -103,6 +103,10 @@ def test_nothing_to_score(load, tmp_path, kw, words):
     good = load(text('b'))
     assert 'memory' in ex.run_experiment(good, overwrite=True, log=silent) and not (d/'diverged.json').exists()
 
+def test_a_rate_is_looked_for_in_vain(load, tmp_path):
+    cfg = load(text('b', bad=7).replace('lr: 1e-2', 'lr: find'))
+    assert 'item 7 holds NaN' in err(ex.run_experiment, cfg, log=silent) and (tmp_path/'runs/b/diverged.json').is_file()
+
 def test_further_experiments_go_on(load, tmp_path):
     lines,cfgs = [],[load(text('b', bad=7)),load(text('a', cbs=SPOILS)),load(text('c'))]
     for _ in range(2):
