@@ -178,8 +178,9 @@ def format_results(table, diff, fmt=text_table):
         body = [[first(r), *([r.seeds] if some else []), *[cell(r, c) for c in cols]] for r in rows.itertuples()]
         return fmt(body, ['method', *(['seeds'] if some else []), *cols.values()])
     ends = table.attrs.get('diverged', {})
-    def name(r): return r.method+(f" (seed{'s' if len(ends[r.method])>1 else ''} {', '.join(map(str, ends[r.method]))} diverged)"
-                                if r.method in ends else '')
+    def name(r):
+        seeds = ends.get(r.method, ())
+        return r.method+(f" (seed{'s' if len(seeds)>1 else ''} {', '.join(map(str, seeds))} diverged)" if seeds else '')
     out = [lines(table, name, level)]
     if not len(diff): return out[0]
     n,most = int(diff.seeds.min()),int(diff.seeds.max())

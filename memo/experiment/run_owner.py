@@ -57,8 +57,8 @@ def owned(
 
 # %% ../../nbs/experiment/07_run_owner.ipynb #74d705aa
 outputs = ('model.safetensors','predictions.csv','classes.csv','split.csv','matrix.csv','history.csv','lr.json')
-own_files = (*outputs,'config.yaml','env.json','metrics.json','diverged.json','files.json','results.csv','differences.csv','results.md',
-             'speed.csv')
+own_files = (*outputs,'config.yaml','env.json','metrics.json','diverged.json','files.json','results.csv',
+             'differences.csv','results.md','speed.csv')
 own_folders = 'checkpoints','banks','bank','eval'
 
 def parts_of(folder):

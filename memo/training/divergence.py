@@ -123,7 +123,8 @@ class StopDiverged(_Quick):
         if self.order_of is None: self.order_of = order_of(learn.dl)
         loss,held = learn.loss,self.held
         if not isinstance(loss, Tensor): return
-        if type(loss) is not Tensor: loss = torch.as_subclass(loss, Tensor)     # fastai's make each look ten times as slow
+        # fastai's types make each look at a tensor ten times as slow
+        if type(loss) is not Tensor: loss = torch.as_subclass(loss, Tensor)
         if loss.ndim: loss = loss.mean()
         if not self.late:
             if not math.isfinite(v := loss.item()): self._stop(learn.iter, v, (learn.xb, learn.yb))
