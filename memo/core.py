@@ -36,6 +36,12 @@ class MemoError(ValueError):
 
 class Diverged(MemoError):
     "The loss of a training is not finite any more"
+    def __init__(self, msg='',
+        **facts # Where it was: `stage`, `epoch` and `batch`, counted from 0 as in a history, and the names of `items`
+    ):
+        super().__init__(msg)
+        # the history until then, and the epoch that the learner has been given back: None where none was whole
+        self.facts,self.rows,self.kept = facts,[],None
 
 # %% ../nbs/00_core.ipynb #5a10c0de
 def say(

@@ -181,9 +181,11 @@ class Bank(Described):
         if not ok.all():
             bad = (~ok).nonzero().squeeze(1)
             who = f"of item {int(item[bad[0]])}" if item is not None else f"in row {int(bad[0])}"
+            told = int(self.refused)>0
             self.refused += len(bad)
-            warnings.warn(f"memory: {len(bad)} of {n} features are NaN or infinite, the first {who}; not stored "
-                          f"({int(self.refused)} so far)")
+            if not told:
+                warnings.warn(f"memory: {len(bad)} of {n} features are NaN or infinite, the first {who}; not stored "
+                              f"({int(self.refused)} so far; stats() counts those to come)")
             x,norm,y,logits,item,group = (None if o is None else o[ok] for o in (x,norm,y,logits,item,group))
         else: ok = None
         if len(x):

@@ -9,7 +9,7 @@ __all__ = ['BankSaver', 'latest_bank', 'writes_of', 'as_lists', 'read_bank_json'
            'published_slots', 'which_memory', 'model_bank', 'file_bank', 'run_of', 'open_bank', 'write_bank_json']
 
 # %% ../../nbs/banks/14_exchange.ipynb #ba52a9fd
-import json,re,threading,time,numpy as np,torch
+import json,re,threading,time,warnings,numpy as np,torch
 from pathlib import Path
 from fastcore.basics import first,patch
 from fastcore.foundation import L
@@ -30,11 +30,20 @@ class BankSaver:
         bank, # A bank
         folder:str|Path, # Where the files go
         prefix:str='bank' # Their name
-    ): self.bank,self.folder,self.prefix,self.thread,self.error = bank,Path(folder),prefix,None,None
+    ):
+        self.bank,self.folder,self.prefix,self.thread = bank,Path(folder),prefix,None
+        # files since `wait`, and errors of those that could not be written
+        self.saved,self.failed,self.told = 0,[],False
 
     def save(self, step):
-        "Copy the bank now and write the copy in the background; `step` is a number, or 'final'"
-        self.wait()
+        """Copy the bank now and write the copy in the background; `step` is a number, or 'final'
+
+        One that cannot be written is a warning, so that a training goes on, and `wait` raises its error."""
+        self._join()
+        if self.failed and not self.told:
+            self.told = True
+            warnings.warn(f"memory: {self.failed[0]}; the training goes on")
+        self.saved += 1
         name = self.folder/(f'{self.prefix}_final' if step=='final' else f'{self.prefix}_step_{step}')
         state,meta = {k:v.detach().to('cpu', copy=True).contiguous()
                       for k,v in self.bank.state_dict().items()},self.bank.header()
@@ -47,13 +56,18 @@ class BankSaver:
         try:
             write_state(name.with_name(name.name+'.safetensors'), state, meta)
             write_json(name.with_name(name.name+'.json'), stats)
-        except MemoError as e: self.error = e
+        except Exception as e: self.failed.append(e)
+
+    def _join(self):
+        if self.thread is not None: self.thread.join()
+        self.thread = None
 
     def wait(self):
-        "Wait for the last file to be written; raises the error if that failed"
-        if self.thread is not None: self.thread.join()
-        self.thread,e,self.error = None,self.error,None
-        if e is not None: raise e
+        "Wait for the last file to be written; raises an error if one could not be"
+        self._join()
+        n,es = self.saved,self.failed
+        self.saved,self.failed,self.told = 0,[],False
+        if es: raise MemoError(f"{len(es)} of {n} files of the memory were not written: {es[0]}") from es[0]
 
 def latest_bank(
     folder:str|Path, # Where a `BankSaver` wrote

@@ -13,7 +13,7 @@ import inspect
 from fastai.vision.all import *
 from fastprogress.fastprogress import master_bar
 from torch.utils.data import DataLoader as TorchDL
-from ..core import Count,Diverged,MemoError,write_csv
+from ..core import Count,MemoError,write_csv
 from ..data.digests import digest
 from ..data.few_shot import loader_of
 from ..data.streams import Stream,order_by
@@ -129,17 +129,17 @@ def in_one_pass(learn, dl, inner=False):
 class Seen:
     "What was seen of the batches of an epoch; a callback's own attributes take ten times as long to set"
     def __init__(self):
-        self.batches,self.right,self.n = 0,0,0
+        self.right,self.n = 0,0
         self.clear()
-    def clear(self): self.preds,self.ys,self.losses,self.held,self.y,self.pred = [],[],[],0,None,None
+    def clear(self): self.preds,self.ys,self.held,self.y,self.pred = [],[],0,None,None
 
 class Online(Callback):
-    "In training: the order of items, accuracy on them before they are learned, an end to losses that are not finite"
+    "In training: the order of items, and accuracy on them before they are learned"
     order,run_valid = -10**5,False
     def __init__(self, most): self.most,self.seen = most,Seen()
-    def start(self, i, name, seed):
+    def start(self, i, seed):
         "Experience `i` begins, whose order comes from `seed`"
-        self.at,self.what,self.seed,self.source = i,name,seed,self.learn.dls.train
+        self.at,self.seed,self.source = i,seed,self.learn.dls.train
     def before_train(self):
         self.seen = Seen()
         order_by(self.source, f'{self.seed} {self.at} {self.learn.epoch}')
@@ -157,10 +157,8 @@ class Online(Callback):
         n,p = o.y.shape[0],bare(p).detach()
         o.pred = p if p.shape[0]==n else p[:n]
     def after_batch(self):
-        o,loss = self.seen,self.learn.loss
-        o.batches += 1
+        o = self.seen
         o.held += 1
-        if isinstance(loss, Tensor): o.losses.append(bare(loss).detach())
         if o.pred is not None:
             o.preds.append(o.pred)
             o.ys.append(o.y)
@@ -177,12 +175,8 @@ class Online(Callback):
             y = torch.cat(o.ys)
             o.right += int((torch.cat(o.preds).argmax(1)==y).sum())
             o.n += len(y)
-        good = not o.losses or bool(torch.stack([l.mean() if l.ndim else l for l in o.losses]).isfinite().all())
-        if num_distrib()>1: good = bool(to_detach(tensor([float(good)], device=self.learn.dls.device)).min())
         o.clear()
-        if not good:
-            raise Diverged(f"fit_stream: the loss is not finite any more, in experience {self.at} ({self.what}), epoch "
-                            f"{self.learn.epoch}, before batch {o.batches}; a lower lr may help")
+
     @property
     def value(self):
         o = self.seen
@@ -268,27 +262,27 @@ class StreamFit:
                     items=items, order='as they are' if self.stream.ordered else self.stream.seed)
 
     def __call__(self, learn, stage, cbs, start_epoch):
-        keep, = cbs
+        *others,keep = cbs
         keep.by_hand,rows = True,keep.prog.more
         for k in self.tests: rows.setdefault(k, torch.zeros(0, len(self.on), dtype=torch.float64))
         learn.stream_result = self.result(keep.prog)
         i,epoch = divmod(start_epoch, self.epochs)
         for i in range(i, len(self.stream)):
-            self.experience(learn, i, keep, epoch)
+            self.experience(learn, i, others, keep, epoch)
             epoch = 0
             for k,o in self.tests.items(): add_row(rows, k, o.accuracies(learn))
             learn.stream_result = self.result(keep.prog)
             keep.at = (i+1)*self.epochs     # whatever was cancelled
             if keep.at<stage.epochs: keep.prog.save(keep.i, keep.at)
 
-    def experience(self, learn, i, keep, epoch):
+    def experience(self, learn, i, others, keep, epoch):
         "Train on experience `i` from `epoch` on"
         learn.experience,learn.dls = i,in_large_batches(self.stream[i])
         warm_loaders(learn.dls)
-        self.online.start(i, self.stream.names[i], self.stream.seed)
+        self.online.start(i, self.stream.seed)
         if not epoch: tell(learn, 'before_experience')
         within = [] if self.measure is None else [Within(self.tests['test'], self.measure, keep.prog.more)]
-        cbs = [*within, keep]
+        cbs = [*within, *others, keep]
         if callable(self.fit): self.fit(learn, self.epochs, self.lr, cbs=cbs, start_epoch=epoch)
         else: getattr(learn, self.fit)(self.epochs, self.lr, cbs=cbs, start_epoch=epoch)
         tell(learn, 'after_experience')

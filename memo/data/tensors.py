@@ -159,7 +159,8 @@ class TensorDL(TfmdDL):
         "The same batches in less time"
         self.randomize()
         self.before_iter()
-        at = torch.tensor(self.get_idxs(), dtype=torch.long, device=self.dataset.x.device)
+        self._DataLoader__idxs = idxs = self.get_idxs()     # as in fastai's loop
+        at = torch.tensor(idxs, dtype=torch.long, device=self.dataset.x.device)
         torch.empty((), dtype=torch.int64).random_()        # as torch's loaders draw
         for o in at.split(self.bs):
             if len(o)==self.bs or not self.drop_last: yield self.dataset[o]

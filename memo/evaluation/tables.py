@@ -61,7 +61,7 @@ def column_titles(metrics):
     if len(tasks)>1: raise MemoError(f"results: {' and '.join(tasks)} runs cannot share a table; make one of each")
     cols = {}
     for m in metrics: cols |= m['columns']
-    return dict(columns=cols, digits=metrics[0]['digits'])
+    return dict(columns=cols, digits=metrics[0]['digits'], diverged={})
 
 def seed_scores(by_seed, seeds, c): return [np.nan if (v:=by_seed[s].get(c)) is None else v for s in seeds]
 
@@ -74,6 +74,7 @@ def mean_rows(by, attrs):
     rows = []
     for k,v in by.items():
         row = dict(method=k, seeds=len(v), seed_numbers=' '.join(map(str, v)))
+        if attrs['diverged']: row['diverged'] = ' '.join(map(str, attrs['diverged'].get(k, ())))
         for c in attrs['columns']:
             vs = np.array(seed_scores(v, v, c), dtype=float)
             ok = vs[~np.isnan(vs)]
@@ -115,9 +116,10 @@ def results(
     metrics:list # Contents of the `metrics.json` of each training
 )->tuple: # Means over seeds (a row for each method); paired differences (a row for each pair)
     "Means over seeds of every row, and differences paired by seed"
-    by,attrs,titles = {},column_titles(metrics),titles_in(metrics)
+    by,attrs,titles,ends = {},column_titles(metrics),titles_in(metrics),{}
     for m in metrics:
         for row,v in rows_of(m).items():
+            if m.get('diverged'): ends.setdefault(row._replace(seed=None), []).append(row.seed)
             got = by.setdefault(row._replace(seed=None), {})
             if row.seed in got: raise MemoError(f"results: {label(row, titles)} has seed {row.seed} twice")
             got[row.seed] = v
@@ -138,6 +140,7 @@ def results(
         raise MemoError(f"results: two rows are called alike ({', '.join(names.values())}); "
                         "give trainings, methods and memories names of their own")
     named = {names[r]:by[r] for r in rows}
+    attrs['diverged'] = {names[r]:v for r,v in ends.items()}
     return mean_rows(named, attrs),difference_rows([(names[a],names[b]) for a,b in pairs], named, attrs)
 
 # %% ../../nbs/evaluation/04_tables.ipynb #2a48c8cb
@@ -180,7 +183,11 @@ def format_results(table, diff, fmt=text_table):
         some = rows.seeds.nunique()>1       # how many it is of is said of each where they differ
         body = [[first(r), *([r.seeds] if some else []), *[cell(r, c) for c in cols]] for r in rows.itertuples()]
         return fmt(body, ['method', *(['seeds'] if some else []), *cols.values()])
-    out = [lines(table, lambda r: r.method, level)]
+    ends = table.attrs.get('diverged', {})
+    def name(r):
+        seeds = ends.get(r.method, ())
+        return r.method+(f" (seed{'s' if len(seeds)>1 else ''} {', '.join(map(str, seeds))} diverged)" if seeds else '')
+    out = [lines(table, name, level)]
     if not len(diff): return out[0]
     n,most = int(diff.seeds.min()),int(diff.seeds.max())
     seeds = f'{n}{f" to {most}" if most>n else ""} seed{"s" if most>1 else ""}'
@@ -204,6 +211,7 @@ def compare(
             seed,got = m['seed'],by.setdefault(k, {})
             if seed in got: raise MemoError(f"compare: {k} has seed {seed} twice; leave one out")
             got[seed], = rows.values()
+            if m.get('diverged'): attrs['diverged'].setdefault(k, []).append(seed)
     pairs = [(check_choice('baseline', k, by),check_choice(f'baseline of {k}', b, by))
              for k,bs in baseline.items() for b in ([bs] if isinstance(bs, str) else bs or [])]
     return mean_rows(by, attrs),difference_rows(pairs, by, attrs)

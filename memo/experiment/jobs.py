@@ -28,7 +28,13 @@ class Training(NamedTuple):
     @property
     def seed(self): return self.cfg.seeds[0]
     @property
-    def done(self): return (self.folder/'metrics.json').is_file() and (self.folder/'model.safetensors').is_file()
+    def done(self):
+        own = [(self.folder/k).is_file() for k in ('metrics.json','model.safetensors')]
+        return all(own) or self.gave_up
+    @property
+    def gave_up(self):
+        "Has it diverged before its first epoch was whole, or in a stream, so that there is nothing to score?"
+        return (self.folder/'diverged.json').is_file()
 
 def comparing(cfg, sections):
     "The experiment with those sections under `compare`"

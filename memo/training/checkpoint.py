@@ -72,7 +72,7 @@ def load_checkpoint(path):
     if ck.get('best_file'): load_plain(Path(path).with_name(ck['best_file']))
     return ck
 
-def last_checkpoint(folder, log=print):
+def last_checkpoint(folder, log=say):
     "The newest checkpoint in `folder` that is whole; None if there is none"
     ps = checkpoint_positions(folder)
     for i,(pos,p) in enumerate(reversed(ps)):

@@ -129,6 +129,8 @@ class FastLoop:
 
     def called(self, cb, k):
         "Callback, what it does at an event, and when: in training or validation, always, or as it says itself"
+        if (on := getattr(type(cb), '_on', None)) is not None:      # it costs nothing at events that it does not have
+            return (cb,partial(on[k], cb),'itself') if k in on else None
         if type(cb).__call__ is not Callback.__call__ or 'training' in vars(cb) or hasattr(type(cb), 'training'):
             return cb,partial(cb, k),'itself'
         f = getattr(cb, k, None)

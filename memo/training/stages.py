@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/training/stages.html.md"""
 
 # %% auto #0
 __all__ = ['check_rate', 'Stage', 'phase1_stages', 'counts_epochs', 'from_first', 'StageCallback', 'warm_loaders', 'enter_stage',
-           'resolved', 'as_it_was', 'check_stages', 'run_stages', 'open_folder', 'fit_stages']
+           'resolved', 'as_it_was', 'check_stages', 'run_stage', 'run_stages', 'open_folder', 'fit_stages']
 
 # %% ../../nbs/training/19_stages.ipynb #67f36feb
 import contextlib,re,time
@@ -18,6 +18,7 @@ from ..files import owned
 from .batch_ids import running_frames
 from .checkpoint import *
 from .checkpoint import _scalar
+from .divergence import StopDiverged,keep_best
 from .monitor import progress_columns,read_monitor
 from .vocab import check_phases
 from .param_groups import *
@@ -267,9 +268,19 @@ def check_stages(learn, stages):
                 warn(f"stage {s.name}: there is no validation set, so patience={s.patience} stops nothing")
         else: s.watched = read_monitor(s.monitor, columns)
 
+def run_stage(learn, prog, i, start, cbs, watch):
+    "Run stage number `i`, from checkpoint `start` on if any; where it diverges, the learner has the best epoch so far"
+    s,own = prog.stages[i],StageCallback(prog, i, start)
+    watch.begin(s.name, watch.keep and s.monitor is None and not callable(s.fit))
+    try: s.run(learn, cbs+[watch,own], start['epoch'] if start else 0)
+    except Diverged as e:
+        newest = None if watch.keep else load_plain(checkpoint_positions(prog.folder)[-1][1])['model']
+        keep_best(learn, prog, watch, newest, e, i, own.at)
+        raise
+
 def run_stages(learn, prog, ck, cbs):
     "Run the stages of `prog` from checkpoint `ck` on"
-    stages,at,epoch = prog.stages,0,0
+    stages,at,epoch,watch = prog.stages,0,0,StopDiverged(prog.folder is None)
     warm_loaders(prog.dls)
     if ck is None: prog.save(0, 0)
     else:
@@ -284,7 +295,7 @@ def run_stages(learn, prog, ck, cbs):
         enter_stage(learn, s)
         if start is None: prog.wait = 0
         else: prog.load(start)
-        s.run(learn, L(cbs)+[StageCallback(prog, i, start)], epoch if start else 0)
+        run_stage(learn, prog, i, start, L(cbs), watch)
         learn.dls = s.dls       # a stream leaves its last one
         if i+1==len(stages) or stages[i+1].phase!=s.phase:
             prog.load_best()

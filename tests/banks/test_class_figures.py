@@ -351,4 +351,5 @@ def test_save_bank_while_training(tmp_path):
     learn.export(tmp_path/'m.pkl')
     (tmp_path/'file').write_text('')
     learn.save_bank.folder = 'file'
-    with learn.no_bar(), learn.no_logging(), pytest.raises(MemoError, match='cannot write'): learn.fit(2)
+    # a training is no worse for it
+    with learn.no_bar(), learn.no_logging(), pytest.warns(UserWarning, match='cannot write'): learn.fit(2)

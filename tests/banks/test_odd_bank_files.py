@@ -55,6 +55,7 @@ def changed(path, name, value=None, **kw):
     sd,h = load_file(path),parts(path)[0]['__metadata__']
     if value is None: sd.pop(name)
     else: sd[name] = value(sd[name])
+    h.pop('checksum', None)
     save_file(sd, path, metadata=h)
     return path
 

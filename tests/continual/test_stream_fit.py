@@ -389,7 +389,7 @@ def test_a_loss_that_is_not_finite():
         def after_loss(self):
             if self.training and self.learn.experience==1:
                 self.learn.loss = self.learn.loss_grad = self.learn.loss_grad*float('nan')
-    with pytest.raises(MemoError, match=r'not finite.*experience 1 \(.*epoch 0.*lower lr'):
+    with pytest.raises(MemoError, match=r'not finite.*experience 1 \(.*epoch 1 of 1.*lower rate'):
         run(learn, stream_of(dls), cbs=Breaks())
     assert len(learn.stream_result)==1
 
