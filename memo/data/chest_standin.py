@@ -161,7 +161,7 @@ def chest_tree(
     plain = [k for k in findings if k not in _digits]
     look = dict(zip(plain, rng.permutation(10).tolist() if seed else range(10)))
     look |= {k:10+i for i,k in enumerate(_digits)}
-    ims,who = np.empty((len(df),56,56), np.uint8),df['Patient ID'].to_numpy()
+    ims,who = np.empty((len(df),56,56), np.uint8),np.unique(df['Patient ID'], return_inverse=True)[1]
     for part,at in (('train',~test),('t10k',test)):
         ims[at] = make_mosaics(y[at], who[at], [look[k] for k in findings], part, rng, jitter)
     looks = ', '.join(f"{k} {'digit' if v>9 else 'Fashion-MNIST class'} {v%10}" for k,v in look.items())

@@ -17,12 +17,14 @@ from .items import hash63
 from .transforms import RandomRotate, ResizeBatch
 from .tensors import TensorDL, TensorSet, with_loaders
 from .samplers import loader_for
-from .images import FileImages, cache_info, check_images, find_images, some
+from .images import FileImages, check_images, find_images, image_depth, some
+from .copies import cache_info
 from ..registry import register
 
 # %% ../../nbs/data/09_chest_xray.ipynb #427f5f0d
 findings = '''Atelectasis Consolidation Infiltration Pneumothorax Edema Emphysema Fibrosis
     Effusion Pneumonia Pleural_Thickening Cardiomegaly Nodule Mass Hernia'''.split()
+_number = '0|[1-9][0-9]{0,17}'    # stays the same text as a number: no 007, 1e5 or 20 digits
 _columns = dict(image='Image Index', label='Finding Labels', patient='Patient ID')
 
 # %% ../../nbs/data/09_chest_xray.ipynb #4908640c
@@ -120,21 +122,24 @@ def chest_table(
     if (df.image=='').any():
         raise MemoError(f"{p}: {(df.image=='').sum()} rows have no image name (first: row "
                         f"{int((df.image=='').argmax())+2}); delete them")
-    patient = pd.to_numeric(df.patient, errors='coerce')
-    bad = patient.isna() | (patient<0) | (patient%1!=0)
+    bad = df.patient==''
     if bad.any():
-        raise MemoError(f"{p}: {bad.sum()} rows have no patient number (first: {df.image[bad].iloc[0]}: "
-                        f"{df.patient[bad].iloc[0]!r}); splits are by patient: fill them in, or delete the rows")
+        raise MemoError(f"{p}: {bad.sum()} rows have no patient (first: {df.image[bad].iloc[0]}); "
+                        "splits are by patient: fill them in, or delete the rows")
     y = read_targets(p, df.label)
-    df['patient'] = patient.astype(np.int64)
+    if df.patient.str.fullmatch(_number).all(): df['patient'] = df.patient.astype(np.int64)     # as NIH's are
     df['part'] = read_parts(root, p, df) if lists else ''
     df['path'] = df.image.map(find_images(root)).fillna('')
     return pd.concat([df[['image','patient','path','part']], pd.DataFrame(y, columns=findings)], axis=1)
 
 # %% ../../nbs/data/09_chest_xray.ipynb #4152a990
+def by_number(o):
+    "Sorts ids that are numbers by number, and other texts in an order of their own"
+    return len(str(o)),str(o)
+
 def draw_share(patients, share, seed):
     "A share of the patients, rounded, at random"
-    who = np.unique(patients)
+    who = np.array(sorted({*patients}, key=by_number), dtype=object)
     return who[torch.randperm(len(who), generator=torch.Generator().manual_seed(seed))[:round(share*len(who))].numpy()]
 
 def chest_split(
@@ -181,6 +186,13 @@ def finding_counts(df):
     tail = sorted(range(len(findings)), key=lambda i: (seen[i], i))[:4]
     return dict(counts=tensor(counts.astype(np.int64)), n_train=int((df.part=='train').sum()), tail=tail)
 
+def group_number(
+    patient # Id of a patient: any text
+)->int: # The number where it is one (and stays one as a text), else a hash of 63 bits
+    "A whole number for the id of a patient"
+    s = str(patient)
+    return int(s) if re.fullmatch(_number, s) else hash63(s)
+
 def film_tfms(size, channels, flip, rotate):
     "Batch transforms of films: those for training alone, and those for all"
     show = ResizeBatch(size, channels)
@@ -209,16 +221,17 @@ def chest_dls(
     cls,more = loader_for(sampling)
     if channels not in (1,3): raise MemoError(f"channels: 1 or 3 is accepted, found {channels}")
     y,info = df[findings].to_numpy(),finding_counts(df)
-    if preload: info['files'] = FileImages([], size)
+    depth = image_depth(df.path)        # of all parts
+    if preload: info['files'] = FileImages([], size, depth=depth)
     vary,tfms = film_tfms(size, channels, flip, rotate)
     normal,item,dls = ~y.any(1),tensor([hash63(o) for o in df.image], dtype=torch.long),[]
     for i,part in enumerate(('train','valid','test')):
         at = (df.part==part).to_numpy().nonzero()[0]
         if i<2: at = at[normal[at].argsort(kind='stable')]
         d = df.iloc[at]
-        x = FileImages(d.path, size)
+        x = FileImages(d.path, size, depth=depth)
         if preload: x = x.load(workers)
-        patient = tensor(d.patient.tolist(), dtype=torch.long)
+        patient = tensor([group_number(o) for o in d.patient], dtype=torch.long)
         ds = TensorSet(x, tensor(y[at].astype(np.float32)), item[at], findings, int(i>0), patient, **info)
         kwargs = dict(bs=val_bs) if i else dict(bs=bs, shuffle=True, drop_last=drop_last, **more)
         dls.append((TensorDL if i else cls)(dataset=ds, tfms=tfms if i else vary+tfms,

@@ -8,7 +8,7 @@ Docs: https://github.com/fastmemo/memo/data/digests.html.md"""
 __all__ = ['looked_up', 'outside', 'item_code', 'kept_by_itself', 'digest']
 
 # %% ../../nbs/data/00_digests.ipynb #37d8394f
-import dis,functools,hashlib,inspect,logging,numbers,sys,sysconfig,torch,types
+import dis,functools,hashlib,inspect,logging,numbers,os,sys,sysconfig,torch,types
 import numpy as np,pandas as pd
 from pathlib import Path
 from torch import Tensor
@@ -24,7 +24,9 @@ def _library(o):
     "Is a class, function or module one that does not change while somebody works?"
     name = o.__name__ if isinstance(o, types.ModuleType) else o.__module__
     file = getattr(sys.modules.get(name), '__file__', None) or ''
-    return name.split('.')[0] in _libraries or file.startswith(_installed)
+    # a venv may use packages of another place, as of the system
+    return name.split('.')[0] in _libraries or file.startswith(_installed) or any(
+        f'{os.sep}{k}{os.sep}' in file for k in ('site-packages','dist-packages'))
 
 def looked_up(
     f   # A function
@@ -108,26 +110,31 @@ def _function_parts(f):
     yield from ([k.cell_contents for k in f.__closure__ or ()],f.__defaults__)
     for kv in looked_up(f).items(): yield from kv
 
-def _feed(h, o, path=()):
+def _feed(h, o, path=(), look=None):
     "Feed what `o` is made of to hash `h`"
     def add(*xs): h.update('\0'.join(map(str, xs)).encode(errors='surrogatepass')+b'\0')
     def into(*xs):
-        for v in xs: _feed(h, v, path+(id(o),))
+        for v in xs: _feed(h, v, path+(id(o),), look)
     if len(path)>30: raise _Unknown
     t = type(o)
+    if look is not None:
+        if id(o) in path and isinstance(o, (types.FunctionType,torch.nn.Module)): return add('again')
+        if (parts := look(o)) is not None:
+            add('look', len(parts))
+            return into(*parts)
     if o is None or isinstance(o, (bool,numbers.Number,str,bytes,Path,np.generic)): add(t.__name__, repr(o))
     elif isinstance(o, (Tensor,np.ndarray)) and getattr(o, 'dtype', None)!=object:
         if isinstance(o, Tensor):
             t = o.detach().as_subclass(Tensor).cpu().contiguous().reshape(-1)
             o = t.view(torch.uint8).numpy() if o.numel() else np.zeros(0)
         add('array', o.dtype, o.shape)
-        h.update(np.ascontiguousarray(o).tobytes())
+        h.update(memoryview(np.ascontiguousarray(o).reshape(-1).view(np.uint8)) if o.size else b'')
     elif hasattr(o, '__array_interface__'): into(np.asarray(o))     # a PIL image
     elif isinstance(o, (pd.DataFrame,pd.Series)):
         into(o.index.tolist(), o.to_dict('list') if isinstance(o, pd.DataFrame) else o.tolist())
     elif isinstance(o, dict): into(*(p for k in o for p in (k,o[k])))
     elif isinstance(o, (set,frozenset)):        # their order is another in each process
-        if None in (ds := list(map(digest, o))): raise _Unknown
+        if None in (ds := [digest(v, look=look) for v in o]): raise _Unknown
         into(sorted(ds))
     elif isinstance(o, (list,tuple)) or t.__name__=='L':
         add('list', len(o))
@@ -150,11 +157,29 @@ def _feed(h, o, path=()):
     else: raise _Unknown
 
 def digest(
-    *os # Anything
+    *os, # Anything
+    look=None # A function of each object that is met: what it is made of, as a list; None: find out as always
 )->int|None: # 63 bits; None where something cannot be looked into
     "Hash objects by their content, equal in every process"
     h = hashlib.blake2b(digest_size=8)
     try:
-        for o in os: _feed(h, o)
+        for o in os: _feed(h, o, look=look)
     except Exception: return None       # also of what cannot be read, as a sparse tensor or a damaged image
     return int.from_bytes(h.digest(), 'little')>>1
+
+# %% ../../nbs/data/00_digests.ipynb #f11e57a7
+def file_state(
+    path:str|Path # A file
+)->tuple: # Size, time of its last change, time of the last change of its entry
+    "What shows that a file has been replaced; the last cannot be put back, as the others can"
+    s = os.stat(path)
+    return s.st_size,s.st_mtime_ns,s.st_ctime_ns
+
+def file_digest(
+    path:str|Path # A file
+)->str: # 32 hexadecimal digits
+    "Digest of the bytes of a file, read in parts"
+    h = hashlib.blake2b(digest_size=16)
+    with open(path, 'rb') as f:
+        while b := f.read(2**20): h.update(b)
+    return h.hexdigest()

@@ -10,7 +10,7 @@ __all__ = ['read_list_file', 'draw_valid', 'list_split', 'read_vocab', 'photo_tf
 # %% ../../nbs/data/07_image_lists.ipynb #54e6c4db
 from fastai.vision.all import *
 from ..core import Count, Fraction, MemoError, Natural, NonNegative, Share, settings
-from .images import FileImages, check_images, some
+from .images import FileImages, check_images, image_depth, some
 from .items import hash63
 from .longtail import split_table
 from .samplers import loader_for
@@ -139,11 +139,12 @@ def list_dls(
     device=None # By default fastai's
 )->DataLoaders: # train, valid, test; with `counts`, `many`, `few`, `vocab`, `c`, and the table `split`
     "DataLoaders of long-tailed photographs named in list files"
-    tfms,x = photo_tfms(size, min_scale, jitter, mean, std),FileImages([], round(size*8/7), 3)
+    tfms = photo_tfms(size, min_scale, jitter, mean, std)
     (cls,kw),df = loader_for(sampling),list_split(train, valid, test, root, split_seed)
     y,c = tensor(df.label.to_numpy(copy=True)),int(df.label.max())+1
     vocab,paths = read_vocab(root, c),np.asarray([os.path.join(root, o) for o in df.image])
     check_images(paths.tolist(), f'unpack the images in {root}, or take their lines out of the lists')
+    x = FileImages([], round(size*8/7), 3, image_depth(paths.tolist()))
     info = dict(vocab=vocab, counts=tensor(np.bincount(df.label[df.part=='train'], minlength=c)), many=many, few=few)
     if preload: info['files'] = x
     item,loaders = tensor([hash63(o) for o in df.image]),[]

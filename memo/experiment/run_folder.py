@@ -11,6 +11,7 @@ __all__ = ['read_json', 'git_commit', 'environment', 'other_versions', 'config_f
 
 # %% ../../nbs/experiment/06_run_folder.ipynb #0d0dc7c1
 import json,platform,subprocess,sys,yaml
+from urllib.parse import quote,unquote
 from fastai.vision.all import *
 from safetensors import safe_open
 from safetensors.torch import load_file,save_file
@@ -90,7 +91,7 @@ def upgrade_0_1(d):
 def patient_texts(learn, *parts):
     "Patients of the images in those parts, as text; nothing where the data has none"
     s = getattr(learn.dls, 'split', None)
-    return '' if s is None or 'patient' not in s else ' '.join(map(str, sorted(set(s.patient[s.part.isin(parts)]))))
+    return '' if s is None or 'patient' not in s else ' '.join(sorted(quote(str(o), safe='') for o in set(s.patient[s.part.isin(parts)])))
 
 def save_weights(learn, path, cfg):
     "Save the model with its memories as safetensors"
@@ -159,7 +160,7 @@ def rebuilt(cfg, path, root=None):
     learn = load_weights(build_learner(empty, cfg.seeds[0]), path)
     both = sorted(set(seen.split()) & set(patient_texts(learn, 'test').split()))
     if not both: return cfg,learn
-    some = f"(first: {', '.join(both[:3])})"
+    some = f"(first: {', '.join(map(unquote, both[:3]))})"
     if root is not None:
         raise MemoError(f"{root}: {len(both)} test patients were trained on {some}; "
                         "a test list without them is accepted")
