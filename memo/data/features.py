@@ -15,7 +15,7 @@ from fastai.vision.all import *
 from safetensors import SafetensorError,safe_open
 from ..core import MemoError, atomic_path, one_thread
 from .class_labels import told_labels
-from .digests import digest, file_state, looked_up
+from .digests import digest, file_state, kept_by_itself, looked_up
 from .digests import _library
 from .items import item_ids
 from .samplers import BalancedDL, loader_for
@@ -47,7 +47,9 @@ def _methods(cls, but):
 _not_own = '_parameters','_buffers','_modules','training','_non_persistent_buffers_set'
 def _module(m):
     "Weights, attributes, hooks and code of a module"
-    own = {k:v for k,v in vars(m).items() if k not in _not_own and 'hooks' not in k and not k.startswith('__')}
+    counted = kept_by_itself(type(m), start=('forward',))
+    own = {k:v for k,v in vars(m).items()
+           if k not in _not_own and k not in counted and 'hooks' not in k and not k.startswith('__')}
     hooks = [list(o.values()) for o in (m._forward_pre_hooks,m._forward_hooks)]
     return [*_methods(type(m), (nn.Module,object)), own, hooks, m._parameters, m._buffers, *chain(*m._modules.items())]
 
