@@ -71,7 +71,7 @@ def made_of(
 )->list|None: # Its parts; None where `digest` knows them
     "Parts of what features come from: files by their state, modules by weights and code, transforms by what they do"
     if isinstance(o, (str,Path)): return _file(o)
-    if isinstance(o, type): return None
+    if isinstance(o, type): return [o.__module__, o.__qualname__]
     if hasattr(o, 'fingerprint'): return [type(o).__qualname__, o.fingerprint()]
     if isinstance(o, nn.Module): return _module(o)
     if isinstance(o, types.FunctionType): return _function(o)
@@ -141,9 +141,9 @@ def told_targets(
 ):
     "Labels of a loader's items as it tells them today; `y` where it does not without its inputs"
     ds = dl.dataset
+    if isinstance(ds, TensorSet): return None if ds.y is None else ds.y.as_subclass(Tensor).cpu()
     if y is None: return None
-    if isinstance(ds, TensorSet): new = ds.y
-    elif isinstance(ds, Datasets) and len(ds.tls)==ds.n_inp+1:
+    if isinstance(ds, Datasets) and len(ds.tls)==ds.n_inp+1:
         new = fa_collate([ds.tls[-1][i] for i in range(len(ds))]) if len(ds) else y
     else:
         try: new = torch.as_tensor(told_labels(ds)[0])
