@@ -280,7 +280,6 @@ def changed(a, b):
     k = next((k for k in new if k not in old or old[k]!=new[k]), None)
     return '' if k is None else f' ({k})'
 
-
 # %% ../../nbs/data/01_items.ipynb #e2ca957f
 def same_ids(old, new, at=None):
     "Give `new`, which has the items of `old` (those at positions `at`), its ids; for data sets that cannot be hashed"

@@ -7,8 +7,8 @@ from sklearn.datasets import load_sample_images
 from memo.cli import memo_cache
 from memo.core import MemoError
 from memo.data import copies as m
-from memo.data.copies import cache_info, copied_from, resize_tree
-from memo.data.images import find_images, read_image
+from memo.data.copies import copied_from, resize_tree
+from memo.data.images import cache_info, find_images, read_image
 
 photo = load_sample_images().images[0][:400,:600]
 
@@ -151,7 +151,8 @@ def test_two_threads_at_once(tree, monkeypatch):
 
 def test_two_commands_at_once(tree):
     "One of them, or both, copy; what is there in the end is whole"
-    cmd = [sys.executable, '-m', 'memo.cli', 'cache', str(tree), str(tree.parent/'out'), '--size', '32', '--workers', '1']
+    cmd = [sys.executable, '-m', 'memo.cli', 'cache', str(tree), str(tree.parent/'out'), '--size', '32',
+           '--workers', '1']
     env = os.environ | dict(PYTHONPATH=os.getcwd(), OMP_NUM_THREADS='1')
     ps = [subprocess.Popen(cmd, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
     outs = [p.communicate(timeout=300) for p in ps]

@@ -5,8 +5,8 @@ from fastai.vision.all import Learner, Path, accuracy, load_learner, nn
 from sklearn.datasets import load_digits, load_sample_images
 from memo.core import MemoError
 from memo.data.image_lists import list_dls
-from memo.data.images import (FileImages, broken_images, check_folder, check_images, image_depth, image_fault, read_image,
-                              whole_fault)
+from memo.data.images import (FileImages, broken_images, check_folder, check_images, image_depth, image_fault,
+                              read_image, whole_fault)
 from memo.data.longtail import read_fashion
 
 photos = load_sample_images().images
@@ -16,7 +16,8 @@ def saved(p, a, **kw):
     return p
 
 # bytes behind the end
-@pytest.mark.parametrize('tail', [b'SEFT'*500, b'\0'*70, b'\xff\xd8\xff\xe1 a second picture, cut'*9], ids=['phone','zeros','mpo'])
+@pytest.mark.parametrize('tail', [b'SEFT'*500, b'\0'*70, b'\xff\xd8\xff\xe1 a second picture, cut'*9],
+                         ids=['phone','zeros','mpo'])
 @pytest.mark.parametrize('kind', ['jpg','png','gif'])
 def test_bytes_behind_the_end_are_no_fault(tmp_path, kind, tail):
     p = saved(tmp_path/f'a.{kind}', photos[0])
@@ -65,7 +66,8 @@ def test_all_of_a_folder(tmp_path):
 # other formats
 @pytest.mark.parametrize('kind', ['webp','gif','bmp','tif'])
 def test_other_formats_are_read(tmp_path, kind):
-    for i in range(2): saved(tmp_path/f'{i}.{kind}', photos[0][i*50:i*50+100,:100], **(dict(lossless=True) if kind=='webp' else {}))
+    kw = dict(lossless=True) if kind=='webp' else {}
+    for i in range(2): saved(tmp_path/f'{i}.{kind}', photos[0][i*50:i*50+100,:100], **kw)
     ps = [tmp_path/f'{i}.{kind}' for i in range(2)]
     check_images(ps, 'x')
     x = FileImages(ps, 100, 3)
@@ -78,14 +80,16 @@ def test_several_pictures_in_a_file_are_refused(tmp_path, kind):
     ims[0].save(tmp_path/f'a.{kind}', save_all=True, append_images=ims[1:])
     with pytest.raises(MemoError, match='several pictures in one file'): check_images([tmp_path/f'a.{kind}'], 'x')
 
-@pytest.mark.parametrize('head,why', [(b'\0\0\0\x18ftypheic', 'convert it'), (b'%PDF-1.4', 'no PNG, JPEG'), (b'\0'*64, 'no PNG')])
+@pytest.mark.parametrize('head,why', [(b'\0\0\0\x18ftypheic', 'convert it'), (b'%PDF-1.4', 'no PNG, JPEG'),
+                                      (b'\0'*64, 'no PNG')])
 def test_other_files_say_what_to_do(tmp_path, head, why):
     (tmp_path/'a.jpg').write_bytes(head+b'\0'*100)
     with pytest.raises(MemoError, match=why) as e: check_images([tmp_path/'a.jpg'], 'copy them again')
     assert len(str(e.value))<300 and '\n' not in str(e.value)
 
 # more than 8 bits
-films = [np.asarray(Image.fromarray(o).convert('L'))[:200,i*90:i*90+200].astype(np.uint16) for i,o in enumerate(photos*2)]
+films = [np.asarray(Image.fromarray(o).convert('L'))[:200,i*90:i*90+200].astype(np.uint16)
+         for i,o in enumerate(photos*2)]
 
 @pytest.mark.parametrize('bits', [8,10,12,14,16])
 def test_depth_of_a_set(tmp_path, bits):

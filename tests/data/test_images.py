@@ -7,8 +7,9 @@ from fastai.vision.all import random, set_seed
 from memo.data.features import features_key
 from memo.core import MemoError
 from memo.data.tensors import TensorDL, TensorSet, plain_dl
-from memo.data.copies import cache_info, resize_tree
-from memo.data.images import FileImages, broken_images, check_images, find_images, image_fault, read_image
+from memo.data.copies import resize_tree
+from memo.data.images import (FileImages, broken_images, cache_info, check_images, find_images, image_fault,
+                              read_image)
 
 def _files(d, n=10, h=24, w=24, seed=0):
     rng = np.random.default_rng(seed)
