@@ -17,7 +17,8 @@ from filelock import FileLock,Timeout
 from fastai.vision.all import *
 from ..core import MemoError, atomic_path, write_json
 from .digests import file_state
-from .images import broken_images, cache_info, check_images, find_images, image_depth, image_fault, image_files, read_image, some
+from .images import broken_images, cache_info, check_images, find_images, image_depth, image_fault, image_files
+from .images import read_image, some
 
 # %% ../../nbs/data/23_copies.ipynb #c0b1e501
 def made_from(path, size, depth):
@@ -126,12 +127,11 @@ def copy_tree(root, out, src, size, workers, progress, check):
     tables = sorted(o for o in root.iterdir() if o.name.endswith(('.csv','.csv.gz','.txt')))
     dst = {n:os.path.join(out, os.path.relpath(p, root)) for n,p in src.items()}
     depth = was['depth'] if was else 8
-    def old(): return [n for n,p in dst.items() if image_fault(p, size) or copied_from(p)!=made_from(src[n], size, depth)]
-    todo = old()
+    def old(depth): return [n for n,p in dst.items()
+                            if image_fault(p, size) or copied_from(p)!=made_from(src[n], size, depth)]
+    todo = old(depth)
     deep = image_depth([src[n] for n in todo])
-    if deep>depth:
-        depth = deep
-        todo = old()
+    if deep>depth: depth,todo = deep,old(deep)
     info = dict(size=size, source=str(root), images=len(src), depth=depth, tables=[o.name for o in tables], whole=False)
     write_json(out/'cache.json', info)
     gone = remove_old(out, {*dst.values()}, {*(was['tables'] if was else [])}-{*info['tables']})

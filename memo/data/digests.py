@@ -111,6 +111,16 @@ def _function_parts(f):
     yield from ([k.cell_contents for k in f.__closure__ or ()],f.__defaults__)
     for kv in looked_up(f).items(): yield from kv
 
+def _bytes_of(o):
+    "A tensor as an array of bytes; an array as it is"
+    if not isinstance(o, Tensor): return o
+    t = o.detach().as_subclass(Tensor).cpu().contiguous().reshape(-1)
+    return t.view(torch.uint8).numpy() if o.numel() else np.zeros(0)
+
+def _parts(o, path, look):
+    "What `look` says; of what holds or calls itself, that it does"
+    return ['again'] if id(o) in path and isinstance(o, (types.FunctionType,torch.nn.Module)) else look(o)
+
 def _feed(h, o, path=(), look=None):
     "Feed what `o` is made of to hash `h`"
     def add(*xs): h.update('\0'.join(map(str, xs)).encode(errors='surrogatepass')+b'\0')
@@ -118,16 +128,10 @@ def _feed(h, o, path=(), look=None):
         for v in xs: _feed(h, v, path+(id(o),), look)
     if len(path)>30: raise _Unknown
     t = type(o)
-    if look is not None:
-        if id(o) in path and isinstance(o, (types.FunctionType,torch.nn.Module)): return add('again')
-        if (parts := look(o)) is not None:
-            add('look', len(parts))
-            return into(*parts)
+    if look is not None and (parts := _parts(o, path, look)) is not None: return into(len(parts), *parts)
     if o is None or isinstance(o, (bool,numbers.Number,str,bytes,Path,np.generic)): add(t.__name__, repr(o))
     elif isinstance(o, (Tensor,np.ndarray)) and getattr(o, 'dtype', None)!=object:
-        if isinstance(o, Tensor):
-            t = o.detach().as_subclass(Tensor).cpu().contiguous().reshape(-1)
-            o = t.view(torch.uint8).numpy() if o.numel() else np.zeros(0)
+        o = _bytes_of(o)
         add('array', o.dtype, o.shape)
         h.update(memoryview(np.ascontiguousarray(o).reshape(-1).view(np.uint8)) if o.size else b'')
     elif hasattr(o, '__array_interface__'): into(np.asarray(o))     # a PIL image

@@ -25,9 +25,7 @@ from .tensors import TensorDL, TensorSet, plain_dl, with_loaders
 # %% ../../nbs/data/12_features.ipynb #a8f6d471
 def _code(c):
     "Code, with that of the functions in it"
-    return [c.co_code.hex(), c.co_names,
-            [_code(k) if isinstance(k, types.CodeType) else repr(k) if isinstance(k, frozenset) else k
-             for k in c.co_consts]]
+    return [c.co_code.hex(), c.co_names, [_code(k) if isinstance(k, types.CodeType) else k for k in c.co_consts]]
 
 def _function(f):
     name = [f.__module__, f.__qualname__, _code(f.__code__)]
@@ -104,8 +102,8 @@ def features_key(
     data = [ds.x, ds.items] if isinstance(ds, TensorSet) else [getattr(ds, 'items', ds)]
     tls = getattr(ds, 'tls', [ds] if isinstance(ds, TfmdLists) else [])
     if not tls and not isinstance(ds, TensorSet): data.append(ds)
-    pipes = [o.fs for k in ('after_item','before_batch','after_batch') for o in [getattr(dl, k, None)] if hasattr(o, 'fs')]
-    if getattr(ds, 'split_idx', 0)!=0: pipes = [[f for f in o if f.split_idx!=0] for o in pipes]     # others are not run
+    pipes = [getattr(getattr(dl, k, None), 'fs', []) for k in ('after_item','before_batch','after_batch')]
+    if getattr(ds, 'split_idx', 0)!=0: pipes = [[f for f in o if f.split_idx!=0] for o in pipes]    # others are not run
     what = [model, data, [input_files(tl) for tl in tls[:getattr(ds, 'n_inp', 1)]], [tl.tfms for tl in tls], pipes]
     own = [o for o in _methods(type(dl), (object,))[-1] if not _library(o)]
     keys = [digest(salt, what, own, look=made_of) for salt in (0,1)]
@@ -193,6 +191,7 @@ def read_kept(path):
     with contextlib.suppress(OSError): os.utime(path)       # it was used
     return d
 
+# %% ../../nbs/data/12_features.ipynb #1e1f53f1
 def cached_features(
     model:nn.Module, # Gives features [B,D], e.g. `load_backbone(arch, pretrained=True)`
     dl:DataLoader, # Its items; order and augmentation of the loader do not matter

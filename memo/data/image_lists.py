@@ -10,7 +10,7 @@ __all__ = ['read_list_file', 'draw_valid', 'list_split', 'read_vocab', 'photo_tf
 # %% ../../nbs/data/07_image_lists.ipynb #54e6c4db
 from fastai.vision.all import *
 from ..core import Count, Fraction, MemoError, Natural, NonNegative, Share, settings
-from .images import FileImages, check_images, image_depth, some
+from .images import FileImages, check_images, some
 from .items import hash63
 from .longtail import split_table
 from .samplers import loader_for
@@ -144,13 +144,12 @@ def list_dls(
     y,c = tensor(df.label.to_numpy(copy=True)),int(df.label.max())+1
     vocab,paths = read_vocab(root, c),np.asarray([os.path.join(root, o) for o in df.image])
     check_images(paths.tolist(), f'unpack the images in {root}, or take their lines out of the lists')
-    x = FileImages([], round(size*8/7), 3, image_depth(paths.tolist()))
     info = dict(vocab=vocab, counts=tensor(np.bincount(df.label[df.part=='train'], minlength=c)), many=many, few=few)
-    if preload: info['files'] = x
-    item,loaders = tensor([hash63(o) for o in df.image]),[]
+    x,item,loaders = FileImages(paths, round(size*8/7), 3),tensor([hash63(o) for o in df.image]),[]
+    if preload: info['files'] = x.new([])
     for i,part in enumerate(('train','valid','test')):
         at = (df.part==part).to_numpy().nonzero()[0]
-        im = x.new(paths[at])
+        im = x.new(paths[at])       # with the depth of all
         ds = TensorSet(im.load(workers) if preload else im, y[at], item[at], split_idx=int(i>0), **info)
         kwargs = dict(dataset=ds, tfms=tfms, num_workers=0 if preload else workers)
         loaders.append(TensorDL(bs=val_bs, **kwargs) if i else cls(bs=bs, shuffle=True, **kw, **kwargs))

@@ -91,7 +91,8 @@ def upgrade_0_1(d):
 def patient_texts(learn, *parts):
     "Patients of the images in those parts, as text; nothing where the data has none"
     s = getattr(learn.dls, 'split', None)
-    return '' if s is None or 'patient' not in s else ' '.join(sorted(quote(str(o), safe='') for o in set(s.patient[s.part.isin(parts)])))
+    if s is None or 'patient' not in s: return ''
+    return ' '.join(sorted(quote(str(o), safe='') for o in set(s.patient[s.part.isin(parts)])))
 
 def save_weights(learn, path, cfg):
     "Save the model with its memories as safetensors"

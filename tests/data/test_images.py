@@ -183,7 +183,8 @@ def test_faults(files, tmp_path):
     (tmp_path/'tail.png').write_bytes(whole+b'\n')          # some programs leave something behind the end
     got = broken_images([*ps, tmp_path/'a.jpg', tmp_path/'b.jpg', tmp_path/'tail.png', tmp_path/'none.png', tmp_path])
     assert [(Path(p).name, why) for p,why in got]==[('001.png','empty'),('002.png','cut off'),('003.png','cut off'),
-                                                    ('004.png','cut off'),('005.png','no PNG, JPEG, WebP, GIF, BMP or TIFF'),
+                                                    ('004.png','cut off'),
+                                                    ('005.png','no PNG, JPEG, WebP, GIF, BMP or TIFF'),
         ('b.jpg','cut off'),('none.png','missing'),(tmp_path.name,'Is a directory')]
     assert image_fault(ps[0], 24) is None and image_fault(ps[0], 23)=='not 23 x 23 pixels'
     with pytest.raises(MemoError) as e: check_images(ps, 'copy them again')
