@@ -17,7 +17,7 @@ from .banks.exchange import BankSaver,latest_bank,open_bank
 from .data.items import item_ids
 from .data.tensors import TensorDL,plain_dl
 from .data.samplers import BalancedDL
-from .data.images import FileImages,resize_tree
+from .data.images import FileImages
 from .data.longtail import digits_lt,fashion_lt,longtail_counts,longtail_dls,longtail_subset
 from .data.image_lists import imagenet_lt,inat18,list_dls
 from .data.cifar import cifar100_lt,cifar10_lt
@@ -28,6 +28,7 @@ from .data.image_streams import stream_features
 from .data.chest_xray import abnormal_only,chest_table,chestxray14,findings
 from .data.chest_standin import chest_mosaic,chest_tree
 from .data.features import cached_features,features_dls
+from .data.copies import resize_tree
 from .heads.base import MemoryHead
 from .heads.retrieval import RetrievalHead
 from .heads.replay import ReplayHead

@@ -381,19 +381,29 @@ def memo_speed(
     return guarded(run, cli, debug)
 
 # %% ../nbs/90_cli.ipynb #da0d152f
-@call_parse
+@call_parse(pos=['out'])
 def memo_cache(
-    root:str, # Folder of ChestX-ray14
-    out:str, # Folder of the copy
+    root:str, # Folder of ChestX-ray14; for --check without a copy any folder of images
+    out:str=None, # Folder of the copy
     size:int=256, # Pixels of the shorter side
     workers:int=4, # Processes
+    check:bool=False, # Read all images and compare the copies with them; without a copy, name what is broken
     debug:bool=False # Tracebacks for mistakes too
 ):
-    "Copy a ChestX-ray14 folder with its images resized; continues an interrupted copy"
+    "Copy a ChestX-ray14 folder with its images resized; what has changed there since is copied again"
     cli = is_cli(memo_cache)
     def run():
-        from memo.data.images import resize_tree
-        r = resize_tree(root, out, size, workers)
+        from memo.core import MemoError
+        from memo.data.copies import resize_tree
+        from memo.data.images import check_folder
+        if out is None:
+            if not check: raise MemoError("give the folder of the copy: memo-cache ROOT OUT, or --check alone")
+            n,bad = check_folder(root, workers)
+            for p,why in bad: _say(f'{p}: {why}')
+            if bad: raise MemoError(f"{len(bad)} of {n} images are broken; copy them again, or leave them out")
+            _say(f'{n} images, all whole')
+            return None if cli else n
+        r = resize_tree(root, out, size, workers, check=check)
         _say(f"{r}\ndata.root={out}")
         return None if cli else r
     return guarded(run, cli, debug, '; the same command goes on')

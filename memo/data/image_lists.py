@@ -139,17 +139,17 @@ def list_dls(
     device=None # By default fastai's
 )->DataLoaders: # train, valid, test; with `counts`, `many`, `few`, `vocab`, `c`, and the table `split`
     "DataLoaders of long-tailed photographs named in list files"
-    tfms,x = photo_tfms(size, min_scale, jitter, mean, std),FileImages([], round(size*8/7), 3)
+    tfms = photo_tfms(size, min_scale, jitter, mean, std)
     (cls,kw),df = loader_for(sampling),list_split(train, valid, test, root, split_seed)
     y,c = tensor(df.label.to_numpy(copy=True)),int(df.label.max())+1
     vocab,paths = read_vocab(root, c),np.asarray([os.path.join(root, o) for o in df.image])
     check_images(paths.tolist(), f'unpack the images in {root}, or take their lines out of the lists')
     info = dict(vocab=vocab, counts=tensor(np.bincount(df.label[df.part=='train'], minlength=c)), many=many, few=few)
-    if preload: info['files'] = x
-    item,loaders = tensor([hash63(o) for o in df.image]),[]
+    x,item,loaders = FileImages(paths, round(size*8/7), 3),tensor([hash63(o) for o in df.image]),[]
+    if preload: info['files'] = x.new([])
     for i,part in enumerate(('train','valid','test')):
         at = (df.part==part).to_numpy().nonzero()[0]
-        im = x.new(paths[at])
+        im = x.new(paths[at])       # with the depth of all
         ds = TensorSet(im.load(workers) if preload else im, y[at], item[at], split_idx=int(i>0), **info)
         kwargs = dict(dataset=ds, tfms=tfms, num_workers=0 if preload else workers)
         loaders.append(TensorDL(bs=val_bs, **kwargs) if i else cls(bs=bs, shuffle=True, **kw, **kwargs))

@@ -13,7 +13,7 @@ from typing import Literal
 from fastai.vision.all import *
 from ..core import Count, Natural, Positive, Side
 from .features import features_dls
-from .images import FileImages, check_images
+from .images import FileImages, check_images, image_depth
 from .items import hash63
 from .longtail import split_table
 from .streams import Stream, split_stream
@@ -94,10 +94,13 @@ def photo_sets(
     vocab:list # Class names
 )->list: # Training, validation and test
     "Data sets of image files, which are read as they are needed"
-    check_images([str(root/o) for o in df.path], f'unpack the images in {root} again')
+    paths = [str(root/o) for o in df.path]
+    check_images(paths, f'unpack the images in {root} again')
+    depth = image_depth(paths)
     counts = tensor(np.bincount(df.label[df.part=='train'], minlength=len(vocab)))
     def of(o, i):
-        x,ids = FileImages([str(root/p) for p in o.path], size, 3),tensor([hash63(p) for p in o.path], dtype=torch.long)
+        x = FileImages([str(root/p) for p in o.path], size, 3, depth)
+        ids = tensor([hash63(p) for p in o.path], dtype=torch.long)
         return TensorSet(x, tensor(o.label.to_numpy(copy=True)).long(), ids, vocab, i, counts=counts, many=0, few=0)
     return [of(df[df.part==part], int(part!='train')) for part in ('train','valid','test')]
 

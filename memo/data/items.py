@@ -131,6 +131,10 @@ def _missing(o):
     return bool(na) if isinstance(na, (bool,np.bool_)) else False
 
 def column_ids(of):
+    big = [o for o in of if isinstance(o, (float,np.floating)) and 2**53<=abs(o)<np.inf]
+    if big:
+        raise MemoError(f"ids: {len(big)} are floating-point numbers of so many digits that not all are kept (first: "
+                        f"{big[0]!r}); read the column as text (dtype=str)")
     # banks on disk hold them
     ids = pd.util.hash_array(np.array([_word(o) for o in of], dtype=object)).astype(np.int64) & (2**63-1)
     return torch.from_numpy(np.where([_missing(o) for o in of], -1, ids))
@@ -275,7 +279,6 @@ def changed(a, b):
     except TypeError: return ''
     k = next((k for k in new if k not in old or old[k]!=new[k]), None)
     return '' if k is None else f' ({k})'
-
 
 # %% ../../nbs/data/01_items.ipynb #e2ca957f
 def same_ids(old, new, at=None):

@@ -12,6 +12,8 @@ import contextlib,json,time,warnings
 from fastai.vision.all import *
 from ..core import Count, MemoError, NonNegative, atomic_path, settings, write_json
 from .cifar import read_pickle
+from .digests import file_digest, file_state
+from .features import trim_cache
 from .image_streams import photo_stream, positions
 from .images import packed, some
 from .items import position_ids
@@ -97,19 +99,23 @@ def write_domains(path, images, noise):
 def cached_domains(
     root:Path, # Folder of the three files
     cache:Path, # Folder of the array
-    noise:list # Deviation of each domain
+    noise:list, # Deviation of each domain
+    gb:float=50 # Gigabytes that the folder's arrays may have; those that were not used for longest go first
 )->tuple: # The array, mapped into memory; names of the classes; images of each; key
     "The images of all domains, made where they are not there"
     files = [root/o for o in _files]
-    def state(o): return (o.name, o.stat().st_size, o.stat().st_mtime_ns) if o.is_file() else None
+    def state(o): return (o.name, *file_state(o)) if o.is_file() else None
     key = hashlib.blake2b(json.dumps([*map(state, files), *map(float, noise)]).encode(), digest_size=8).hexdigest()
     path,index = cache/f'{key}.npy',cache/f'{key}.json'
     for again in (False,True):
         try:
             d,x = json.loads(index.read_text()),np.load(path, mmap_mode='c')
             whole = x.dtype==np.uint8 and x.ndim==4 and x.shape[1]==3 and len(d['classes'])==len(d['images'])
-            if whole and len(x)==sum(d['images'])*len(noise): return x,d['classes'],d['images'],key
+            if whole and len(x)==sum(d['images'])*len(noise) and file_digest(path)==d['digest']:
+                with contextlib.suppress(OSError): os.utime(path)       # it was used
+                return x,d['classes'],d['images'],key
             if again: raise ValueError('it is no array of these images')
+            warnings.warn(f"{path} is not what was written: the images are made again")
         except (OSError, ValueError, KeyError, TypeError, EOFError) as e:
             if again: raise MemoError(f"cannot read {path}: {str(e).splitlines()[0]}; delete it") from e
             if path.exists() and index.exists(): warnings.warn(f"{path} cannot be read: the images are made again")
@@ -119,7 +125,8 @@ def cached_domains(
             raise MemoError(f"mini-ImageNet: 10 images of each class or more are needed, {first(few)} has "
                             f"{first(few.values())} in {root}")
         write_domains(path, [*images.values()], noise)
-        write_json(index, dict(classes=[*images], images=[len(o) for o in images.values()]))
+        write_json(index, dict(classes=[*images], images=[len(o) for o in images.values()], digest=file_digest(path)))
+        trim_cache(cache, gb, [path], '*.npy')
 
 # %% ../../nbs/data/20_mini_imagenet.ipynb #635a0a66
 @register('data', task='stream')

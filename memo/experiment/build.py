@@ -235,7 +235,6 @@ def two_batches(dls):
 def feature_dls(net, dls, name, short):
     "Loaders of the features that `net` gives for the images of `dls`"
     where = tempfile.TemporaryDirectory() if short else contextlib.nullcontext(settings().cache/'features')
-    name = name.replace('/', '_')
     if short and not hasattr(dls, 'stream'): dls = two_batches(dls)
     with where as root, undisturbed(): return features_dls(net, dls, root, name)
 

@@ -10,7 +10,8 @@ __all__ = ['read_json', 'of_file', 'git_commit', 'environment', 'other_versions'
            'file_header', 'model_config', 'with_args', 'at_root', 'rebuilt']
 
 # %% ../../nbs/experiment/06_run_folder.ipynb #0d0dc7c1
-import contextlib,json,platform,subprocess,sys
+import contextlib,json,platform,subprocess,sys,yaml
+from urllib.parse import quote,unquote
 from fastai.vision.all import *
 from safetensors import safe_open
 from safetensors.torch import load_file
@@ -122,7 +123,8 @@ def upgrade_0_1(d):
 def patient_texts(learn, *parts):
     "Patients of the images in those parts, as text; nothing where the data has none"
     s = getattr(learn.dls, 'split', None)
-    return '' if s is None or 'patient' not in s else ' '.join(map(str, sorted(set(s.patient[s.part.isin(parts)]))))
+    if s is None or 'patient' not in s: return ''
+    return ' '.join(sorted(quote(str(o), safe='') for o in set(s.patient[s.part.isin(parts)])))
 
 def save_weights(learn, path, cfg):
     "Save the model with its memories as safetensors"
@@ -192,7 +194,7 @@ def rebuilt(cfg, path, root=None):
     learn = load_weights(build_learner(empty, cfg.seeds[0]), path)
     both = sorted(set(seen.split()) & set(patient_texts(learn, 'test').split()))
     if not both: return cfg,learn
-    some = f"(first: {', '.join(both[:3])})"
+    some = f"(first: {', '.join(map(unquote, both[:3]))})"
     if root is not None:
         raise MemoError(f"{root}: {len(both)} test patients were trained on {some}; "
                         "a test list without them is accepted")

@@ -1,5 +1,5 @@
 "The stand-in for ChestX-ray14: NIH's rows, real tiles, the official layout"
-import importlib.util, os, time
+import importlib.util, json, os, time, warnings
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import Path
@@ -18,8 +18,8 @@ def tree(tiles, nih_table, tmp_path_factory): return chest_tree(tmp_path_factory
 def _images(df): return np.stack([np.asarray(Image.open(p)) for p in df.path])
 
 def test_layout_is_nihs(tree):
-    assert sorted(o.name for o in tree.iterdir())==['Data_Entry_2017.csv','README.txt','images_001','test_list.txt',
-                                                    'train_val_list.txt']
+    got = sorted(o.name for o in tree.iterdir() if o.name!='.made.json')
+    assert got==['Data_Entry_2017.csv','README.txt','images_001','test_list.txt','train_val_list.txt']
     head = (tree/'Data_Entry_2017.csv').read_text().splitlines()
     assert head[0].endswith('OriginalImage[Width,Height],OriginalImagePixelSpacing[x,y],') and all(o.count(',')==11
         for o in head)
@@ -184,3 +184,26 @@ def test_thousands_of_images_in_seconds(tiles, nih_table, tmp_path):
     chest_tree(tmp_path/'a', 2400)
     took = time.process_time()-t
     assert took<20, f'{took:.1f} CPU seconds'          # 3 on an idle machine
+
+@pytest.mark.parametrize('harm', ['pixel','deleted','table','sources','older'])
+def test_a_cached_tree_that_is_not_what_was_made_is_made_again(tiles, tmp_path, harm):
+    def load(): return chest_mosaic(patients=60, root=tmp_path, device='cpu', split='patient', split_seed=1, valid=0)
+    a,root = load(),tmp_path/'60-0'
+    p = sorted(root.rglob('*.png'))[7]
+    b = p.read_bytes()
+    if harm=='pixel': p.write_bytes(b[:-30]+bytes([b[-30]^4])+b[-29:])
+    elif harm=='deleted': p.unlink()
+    elif harm=='table':
+        f = root/'Data_Entry_2017.csv'
+        f.write_text(f.read_text().replace('No Finding', 'Mass', 1))
+    elif harm=='sources':
+        d = json.loads((root/'.made.json').read_text())
+        d['sources'][[*d['sources']][-1]] = 'of another version'
+        (root/'.made.json').write_text(json.dumps(d))
+    else: (root/'.made.json').unlink()
+    with pytest.warns(UserWarning, match='it is made again'): c = load()
+    assert p.read_bytes()==b and torch.equal(a.train_ds.x, c.train_ds.x) and torch.equal(a.train_ds.y, c.train_ds.y)
+    assert [o.name for o in tmp_path.iterdir()]==['60-0']
+    with warnings.catch_warnings():
+        warnings.filterwarnings('error', message='.*made again')
+        load()

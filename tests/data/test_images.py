@@ -7,8 +7,9 @@ from fastai.vision.all import random, set_seed
 from memo.data.features import features_key
 from memo.core import MemoError
 from memo.data.tensors import TensorDL, TensorSet, plain_dl
-from memo.data.images import FileImages, broken_images, cache_info, check_images, find_images, image_fault, read_image
-from memo.data.images import resize_tree
+from memo.data.copies import resize_tree
+from memo.data.images import (FileImages, broken_images, cache_info, check_images, find_images, image_fault,
+                              read_image)
 
 def _files(d, n=10, h=24, w=24, seed=0):
     rng = np.random.default_rng(seed)
@@ -182,7 +183,8 @@ def test_faults(files, tmp_path):
     (tmp_path/'tail.png').write_bytes(whole+b'\n')          # some programs leave something behind the end
     got = broken_images([*ps, tmp_path/'a.jpg', tmp_path/'b.jpg', tmp_path/'tail.png', tmp_path/'none.png', tmp_path])
     assert [(Path(p).name, why) for p,why in got]==[('001.png','empty'),('002.png','cut off'),('003.png','cut off'),
-                                                    ('004.png','cut off'),('005.png','no PNG or JPEG'),
+                                                    ('004.png','cut off'),
+                                                    ('005.png','no PNG, JPEG, WebP, GIF, BMP or TIFF'),
         ('b.jpg','cut off'),('none.png','missing'),(tmp_path.name,'Is a directory')]
     assert image_fault(ps[0], 24) is None and image_fault(ps[0], 23)=='not 23 x 23 pixels'
     with pytest.raises(MemoError) as e: check_images(ps, 'copy them again')
@@ -225,16 +227,16 @@ def test_copy_is_what_would_have_been_read(tree, tmp_path, workers):
     assert torch.equal(FileImages(a.values(), 16).load(), FileImages(b.values(), 16).load())
     for o in ('Data_Entry_2017.csv','test_list.txt'): assert (tree/o).read_bytes()==(tmp_path/'out'/o).read_bytes()
     assert got['made']==10 and cache_info(tmp_path/'out')==dict(size=16, source=str(tree), images=10,
-        whole=True) and cache_info(tree) is None
+        depth=8, tables=['Data_Entry_2017.csv','test_list.txt'], whole=True) and cache_info(tree) is None
     assert not [*(tmp_path/'out').rglob('*.part')]
 
 def test_copy_goes_on_where_it_stopped(tree, tmp_path, monkeypatch):
-    import memo.data.images as m
+    import memo.data.copies as m
     real,n = m.copy_image,[0]
     def stop(*a):
         n[0] += 1
         if n[0]>4: raise KeyboardInterrupt
-        real(*a)
+        return real(*a)
     monkeypatch.setattr(m, 'copy_image', stop)
     with pytest.raises(KeyboardInterrupt): resize_tree(tree, tmp_path/'out', 16, workers=0)
     assert not cache_info(tmp_path/'out')['whole']

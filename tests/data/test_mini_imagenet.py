@@ -226,3 +226,24 @@ def test_registered_and_default_folders(tree, tmp_path, monkeypatch):
     (tmp_path/'settings.ini').write_text('[DEFAULT]\ndata = data\ncache = made\n')
     assert len(mini_imagenet_ns(device='cpu'))==18 and len([*(tmp_path/'made/mini_imagenet_domains').iterdir()])==2
     for f in other_checks.checks['data']: other_checks.run(other_checks.checks['data'][f], 'mini_imagenet_ns', tmp_path)
+
+def test_a_flipped_byte_is_noticed_and_replaced_files_are_seen(tree, images, tmp_path):
+    "Also of a file of the same size whose time was put back; arrays that nobody used for longest go"
+    root = write(tmp_path/'files', images)
+    a = small(root, tmp_path/'c').whole.train.dataset.x.clone()
+    p, = (tmp_path/'c').glob('*.npy')
+    b = bytearray(p.read_bytes())
+    b[len(b)//2] ^= 1
+    p.write_bytes(b)
+    with pytest.warns(UserWarning, match='not what was written: the images are made again'):
+        assert torch.equal(small(root, tmp_path/'c').whole.train.dataset.x, a)
+    f = root/_files[0]
+    s,d = f.stat(),pickle.loads(f.read_bytes())
+    d['image_data'] = 255-d['image_data']
+    f.write_bytes(pickle.dumps(d))
+    os.utime(f, ns=(s.st_atime_ns, s.st_mtime_ns))
+    assert not torch.equal(small(root, tmp_path/'c').whole.train.dataset.x, a)
+    assert len([*(tmp_path/'c').glob('*.npy')])==2
+    from memo.data.mini_imagenet import cached_domains
+    cached_domains(root, tmp_path/'c', [0.], gb=0)
+    assert len([*(tmp_path/'c').glob('*.npy')])==1
