@@ -10,7 +10,7 @@ __all__ = ['read_json', 'of_file', 'git_commit', 'environment', 'other_versions'
            'file_header', 'model_config', 'with_args', 'at_root', 'rebuilt']
 
 # %% ../../nbs/experiment/06_run_folder.ipynb #0d0dc7c1
-import contextlib,json,platform,subprocess,sys,yaml
+import contextlib,json,platform,subprocess,sys
 from urllib.parse import quote,unquote
 from fastai.vision.all import *
 from safetensors import safe_open

@@ -10,7 +10,6 @@ __all__ = ['result_of', 'ticks_of', 'plot_matrix', 'times_of', 'plot_stream_accu
 # %% ../../nbs/plots/10_stream_results.ipynb #5d1c0a12
 import math
 from fastai.vision.all import *
-from matplotlib import rcParams
 from matplotlib.colors import ListedColormap,to_rgb
 from matplotlib.figure import Figure
 from ..continual.method import Method
