@@ -30,7 +30,8 @@ def one_line(
 class MemoError(ValueError):
     "A user's mistake, reported in one line without a traceback"
     def __init__(self, msg=''):
-        self.msg = one_line(msg)
+        # a loader's worker hands on its traceback with the message
+        self.msg = one_line(msg.rpartition('MemoError: ')[2] if str(msg).startswith('Caught ') else msg)
         super().__init__(self.msg)
     def __str__(self): return self.msg  # fastai puts two lines of its own into the `args` of what a callback raises
 

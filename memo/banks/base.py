@@ -417,7 +417,7 @@ class Bank(Described):
 
     def stats(self):
         "Statistics of the bank, as plain numbers"
-        n,dev = len(self),self.device
+        n = len(self)
         return dict(kind=type(self).__name__, **self.config(), rows=n, fill=n/self.capacity_rows, seen=int(self.seen),
                     updates=int(self.updates),
                     replaced=int(self.replaced), refused=int(self.refused),

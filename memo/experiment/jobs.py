@@ -16,7 +16,6 @@ from ..evaluation.baselines import *
 from .config import *
 from ..core import *
 from ..registry import find,known
-from ..training.same_run import spread
 
 # %% ../../nbs/experiment/05_jobs.ipynb #d3e82472
 class Training(NamedTuple):
@@ -100,6 +99,7 @@ def without(v, keys, here=''):
 
 def unsaid_keys(cfg, keys):
     "What a training's settings come to where nobody says those keys"
+    from ..training.same_run import spread      # which needs torch; the commands speak before that is there
     try: c = from_dict(without(to_dict(cfg, given=True), {*keys}), cfg.name)
     except MemoError: return {}     # it cannot do without
     return {k:v for k,v in spread(identity_of(c)).items() if k in keys}

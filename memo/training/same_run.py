@@ -139,7 +139,13 @@ def loss_facts(
     f # A loss
 )->dict: # Its name, and a digest of all that it is made of
     "What has to be the same of a loss"
-    return dict(name=function_name(f), digest=digest(f))
+    made = [f, *(o for o in (getattr(f, 'func', None),) if isinstance(o, nn.Module))]     # fastai's have torch's inside
+    ints = [(o,k,v) for o in made for k,v in getattr(o, '__dict__', {}).items() if type(v) is int]
+    try:        # 4 is 4.0 where an experiment has been written and read again
+        for o,k,v in ints: o.__dict__[k] = float(v)
+        return dict(name=function_name(f), digest=digest(f))
+    finally:
+        for o,k,v in ints: o.__dict__[k] = v
 
 def check_same_losses(there, here, folder, same_versions=True):
     "Refuse to go on with another loss, naming the stage"
@@ -176,6 +182,7 @@ def check_same_optimizer(there, here, folder):
     if bad is None: return
     a,b = ([*map(len, o)] for o in (a,b)) if bad=='groups' else (there[bad],here[bad])
     what = 'parameters in groups of' if bad=='groups' else bad
+    a,b = (one_line(str(o), 75) for o in (a,b))
     raise MemoError(f"the checkpoint in {folder} is of another optimizer: {what} {a} there, {b} here"
                     f"{' (others)' if a==b else ''}; give it as it was, or start again without resume")
 

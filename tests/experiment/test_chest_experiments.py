@@ -155,7 +155,7 @@ def test_small_experiments(repo):
     (['memory.size=10','memory.k=50'], 'k'),
     (['train.monitor=macro_acu'], "did you mean 'macro_auc'"),
     (['model.dropout=2'], 'model.dropout must be a number from 0 to below 1'),
-    (['data.valid=0'], 'memory.head vote is fitted on validation data'),
+    (['data.valid=0'], "train.monitor is 'valid_loss'"),
 ])
 def test_mistakes(write, tmp_path, more, msg):
     assert msg in err(lambda: ex.check_experiment(load_config(write('x', VOTE), more)))
