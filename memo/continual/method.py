@@ -70,10 +70,11 @@ def keep(
     if was is not state:
         used = any(vars(o).get('state') is was for o in learn.cbs)
         if used if isinstance(was, NamedTensors) else hasattr(host, name):
-            raise MemoError(f"{name}: the model has something of that name already, so the state of the callback {name} "
-                            "cannot be kept there; a subclass of another name can")
+            raise MemoError(f"{name}: the model has something of that name already, so the state of the callback "
+                            f"{name} cannot be kept there; a subclass of another name can")
         if vars(cb).get('placed') and len(state):
-            warn(f"{who}: what it keeps is of another model's training, and goes on in this one; a new {who} begins anew")
+            warn(f"{who}: what it keeps is of another model's training, and goes on in this one; a new {who} begins "
+                 "anew")
         take_away(cb, name)
         host.add_module(name, state)
     state.state_of,cb.placed = who,True

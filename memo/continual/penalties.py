@@ -47,8 +47,8 @@ def class_scores(model, out, many=False):
     "The answer of a classifier in full precision; `many`: each output is asked by itself, so that one may do"
     out = full(answer_of(model, out))
     if out.ndim==2 and out.shape[1]>(not many): return out
-    raise MemoError(f"EWC: this model's answer has {[*out.shape[1:]]} numbers an item; one for each of two or more classes "
-                    "is accepted")
+    raise MemoError(f"EWC: this model's answer has {[*out.shape[1:]]} numbers an item; one for each of two or more "
+                    "classes is accepted")
 
 def surprise(model, out, y):
     "-log p(y|x) of one row: y is the number of a class, or 0 or 1 for each output, what is unknown (-1, NaN) aside"
@@ -228,7 +228,8 @@ class Springs(NamedTensors):
         moved = self['moved'] if 'moved' in self else 0.
         for k,p in network_tensors(model, params=True).items():
             f,at = new[k],full(p.detach()).clone()
-            f0,a0 = (grown(self[n].to(at.device) if (n := f'{o} {k}') in self else None, at) for o in ('fisher','weight'))
+            f0,a0 = (grown(self[n].to(at.device) if (n := f'{o} {k}') in self else None, at)
+                     for o in ('fisher','weight'))
             if f0 is not None and gamma is not None: f = gamma*f0+f
             elif f0 is not None:        # two springs are one between them, and a constant
                 share = torch.where(f>0, f/(f0+f), 0.)

@@ -39,7 +39,8 @@ class AsGiven:
     def decode(self, learn, state, r):
         "Examples as the model gets them"
         if 'x' in r: return r
-        raise MemoError(f"{self.who}: it has stored ids of items, and its store is of tensors; store='items' reads them")
+        raise MemoError(f"{self.who}: it has stored ids of items, and its store is of tensors; store='items' reads "
+                        "them")
 
 # %% ../../nbs/continual/02_stored_items.ipynb #5ec1a008
 def plain_parts(b, n):
@@ -133,8 +134,8 @@ class Items(AsGiven):
         item = learn.item if is_traceable(source_of(learn)) else None
         if item is None or len(item)!=len(y): item = torch.full((len(y),), -1)
         if (n := int((item<0).sum())):
-            self.say('lost', f"of {n} of {len(y)} rows of a batch it is not known which items they are (a loader that is "
-                     "not fastai's, a callback that made rows anew), so they are not stored")
+            self.say('lost', f"of {n} of {len(y)} rows of a batch it is not known which items they are (a loader that "
+                     "is not fastai's, a callback that made rows anew), so they are not stored")
         return {'item':item.to(y.device), **ys}
 
     def check(self, learn, state, cols): self.find(learn, state)
@@ -154,9 +155,9 @@ class Items(AsGiven):
             ids = item_ids(src, by)
             dl = src.new(shuffle=False, drop_last=False, num_workers=0)
         if by is None and not hasattr(type(src.dataset), 'item_ids') and known_ids(src.dataset)[1]=='process':
-            self.say('process', f"items of a {type(src.dataset).__name__} are known in this process only, so in another "
-                     "one that resumes from a checkpoint they are not found again")
-        if isinstance(dl.after_batch, Pipeline):        # another method's `Raw` shall not take replayed rows for a batch
+            self.say('process', f"items of a {type(src.dataset).__name__} are known in this process only, so in "
+                     "another one that resumes from a checkpoint they are not found again")
+        if isinstance(dl.after_batch, Pipeline):    # another method's `Raw` shall not take replayed rows for a batch
             dl.after_batch = copy(dl.after_batch)
             dl.after_batch.fs = L(f for f in dl.after_batch.fs if not isinstance(f, Raw))
         self.ids,self.order = ids.cpu().sort(stable=True)
@@ -169,8 +170,8 @@ class Items(AsGiven):
         i = torch.searchsorted(self.ids, item).clamp(max=len(self.ids)-1)
         if (n := int((self.ids[i]!=item).sum())):
             whose = 'learn.dls.train' if vars(learn).get('stream') is None else 'the stream'
-            raise MemoError(f"{self.who}: {n} of {len(item)} stored items are not among the {len(self.ids)} training items "
-                            f"of {whose}; with store='items' they are read from there (fit_stream has those of all "
+            raise MemoError(f"{self.who}: {n} of {len(item)} stored items are not among the {len(self.ids)} training "
+                            f"items of {whose}; with store='items' they are read from there (fit_stream has those of all "
                             f"experiences): give them back, or begin with a new {self.who}")
         return self.order[i]
 
@@ -199,8 +200,8 @@ class Items(AsGiven):
                 if dl.device is not None: b = to_device(b, dl.device)
                 return t._transformed(dl.after_batch, b),t.at
         except OSError as e:
-            raise MemoError(f"{self.who}: an item that is replayed cannot be read, {self.unreadable(at, e)}; bring it back "
-                            "and go on from a checkpoint") from e
+            raise MemoError(f"{self.who}: an item that is replayed cannot be read, {self.unreadable(at, e)}; bring it "
+                            "back and go on from a checkpoint") from e
         raise MemoError(f"{self.who}: all {len(at)} items of a batch that is replayed are skipped by their transforms")
 
     def unreadable(self, at, e):

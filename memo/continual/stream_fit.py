@@ -105,8 +105,8 @@ class Measured:
         self.y = stream.labels(k)[at]
         bad = first(i for i,o in enumerate(self.parts) if bool((self.y[o]<0).any()))
         if bad is not None:
-            raise MemoError(f"fit_stream: experience {bad} ({stream.names[bad]}) has items to measure whose label is none "
-                            "of the stream's classes; leave them out of its parts")
+            raise MemoError(f"fit_stream: experience {bad} ({stream.names[bad]}) has items to measure whose label is "
+                            "none of the stream's classes; leave them out of its parts")
         self.most = int(self.y.max())
         some = dl if len(at)==len(dl.dataset) else loader_of(dl, at.tolist(), None, stream.labels(k))
         self.dl = some if isinstance(some, TorchDL) else plain_dl(some, bs=batch_for(dl))
@@ -116,8 +116,8 @@ class Measured:
         if self.most<0: return [float('nan')]*len(self.parts)
         out = in_one_pass(learn, self.dl, inner)[0]
         if len(out)!=len(self.y):
-            raise MemoError(f"fit_stream: {len(out)} predictions of {len(self.y)} items to measure: their loader leaves "
-                            "some out")
+            raise MemoError(f"fit_stream: {len(out)} predictions of {len(self.y)} items to measure: their loader "
+                            "leaves some out")
         ok = (out.argmax(1)==self.y).float()
         return [ok[o].mean().item() if len(o) else float('nan') for o in self.parts]
 
@@ -309,7 +309,7 @@ def fit_stream(self:Learner,
     measure:Count|None=None, # Measure after every so many batches too, not only after each experience
     checkpoint=None, # Folder for checkpoints
     resume:bool=False, # Go on from the newest checkpoint
-    # Called with each row of the history, an epoch's; accuracies are in `learn.stream_result`, from when they are measured
+    # Called with each row of the history, an epoch's; accuracies are in `learn.stream_result` when they are measured
     log=None,
     experiment:dict=None, # What it is part of, plain keys and values: another one cannot be resumed
     usual:Callable=None, # Called with keys that a checkpoint is too old to have: what they were then, as a dict
@@ -322,8 +322,8 @@ def fit_stream(self:Learner,
     fit = ifnone(fit, 'fit')
     if not callable(fit): check_rate(lr, 'lr')
     if not callable(fit) and not goes_on(type(self), fit):
-        raise MemoError(f"fit: {shown(fit)} is no way to fit that can start in the middle; fit_one_cycle, fit_flat_cos or "
-                        "a function fit(learn, epochs, lr, cbs=, start_epoch=) is accepted")
+        raise MemoError(f"fit: {shown(fit)} is no way to fit that can start in the middle; fit_one_cycle, fit_flat_cos "
+                        "or a function fit(learn, epochs, lr, cbs=, start_epoch=) is accepted")
     run = StreamFit(stream, epochs, lr, fit, measure)
     stage = Stage('stream', len(stream)*epochs, fit=run)
     outer = [cb for cb in self.cbs if isinstance(cb, (Online,Within))]      # of a stream that this one is inside of

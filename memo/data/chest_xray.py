@@ -63,9 +63,9 @@ def read_targets(p, label):
     if bad:
         n = int(np.isin(codes, [*bad.values()]).sum())
         near = first(difflib.get_close_matches(o, [*known], 1) for o in bad)
-        hint = f"; did you mean {near[0]!r}?" if near else ''
-        raise MemoError(f"{p}: {len(bad)} unknown findings in {n} rows or more (first: {some(map(repr, bad))}){hint}; "
-                        f"No Finding, or some of {', '.join(findings)} joined by | is accepted")
+        said = f"did you mean {near[0]!r}?" if near else f"of {', '.join(findings)}"
+        raise MemoError(f"{p}: {len(bad)} unknown findings in {n} rows or more (first: {some(map(repr, bad))}); {said} "
+                        "No Finding, or some joined by | is accepted")
     return y[codes]
 
 def read_list(

@@ -114,7 +114,8 @@ class DrawSurfaces(Method):
         ds = learn.stream.whole.train.dataset
         grid = grid_of(ds.x.float(), self.size).to(ds.x.dtype)
         probs, = in_one_pass(learn, plain_dl(learn.stream.whole.train).new(ds.from_items(grid), bs=1024))[:1]
-        self.state[f'after{learn.experience}'] = probs.argmax(1).int().view(self.size, self.size)   # gloo sends no int16
+        # gloo sends no int16
+        self.state[f'after{learn.experience}'] = probs.argmax(1).int().view(self.size, self.size)
     def surfaces(self):
         "Number of the experience -> classes on the grid [size,size], the lowest row first"
         return {int(k[5:]):v for k,v in self.state.tensors().items()}
@@ -135,8 +136,8 @@ def plot_surfaces(
     "Which class the learner gave to which part of the plane after each experience"
     accept(cols, Count, 'cols')
     if not isinstance(draw, DrawSurfaces) or not draw.surfaces():
-        raise MemoError("plot_surfaces: a DrawSurfaces that has been among the callbacks of fit_stream is needed, found "
-                        f"{shown(draw)}")
+        raise MemoError("plot_surfaces: a DrawSurfaces that has been among the callbacks of fit_stream is needed, "
+                        f"found {shown(draw)}")
     got = {i:v for i,v in sorted(draw.surfaces().items()) if i<len(stream)}
     if (every := len(got))>32: got = {i:got[i] for i in np.array([*got])[np.linspace(0, every-1, 32).astype(int)]}
     x,y = in_plane(stream),stream.labels(0).numpy()

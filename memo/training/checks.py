@@ -23,8 +23,8 @@ def refuse_parallel(
     "Raise a `MemoError` if a memory is inside an `nn.DataParallel`"
     for o in model.modules():
         if isinstance(o, nn.DataParallel) and any(m is h for h in heads for m in o.modules()):
-            raise MemoError("nn.DataParallel runs throw-away copies of the model, which store nothing: train in several "
-                            "processes (DistributedDataParallel: learn.distrib_ctx()), or on one device")
+            raise MemoError("nn.DataParallel runs throw-away copies of the model, which store nothing: train in "
+                            "several processes (DistributedDataParallel: learn.distrib_ctx()), or on one device")
 
 # %% ../../nbs/training/13_checks.ipynb #e683cd8b
 def why_unwritten(
@@ -37,8 +37,8 @@ def why_unwritten(
     if stage=='place': return "no optimizer step was made"
     if stage=='step': return "no item had a label"
     path,module = holder(model, head)
-    return (f"nothing passed its place, {path or 'the model'} (a {type(module).__name__}), in a forward of the model that "
-            "it was attached to; at= names another")
+    return (f"nothing passed its place, {path or 'the model'} (a {type(module).__name__}), in a forward of the model "
+            "that it was attached to; at= names another")
 
 def tell_unwritten(
     learn,      # A learner at the end of its first epoch

@@ -262,7 +262,8 @@ def test_json_of_the_published_bank(tmp_path):
         2] and all(isinstance(k, str) for k in again['reservoir_buffers'])
     assert torch.allclose(ClassBank.from_json(p).prototypes(), b.prototypes(), atol=1e-6)
     for change,word in ((dict(reservoir_buffers={'0':[[1,0]],'1':[[0,1]]}),'class 0'),
-                        (dict(class_frequencies=[5,1]),'num_classes is 3'), (dict(ema_prototypes=[[1]]),'num_classes is 3'),
+                        (dict(class_frequencies=[5,1]),'num_classes is 3'),
+                        (dict(ema_prototypes=[[1]]),'num_classes is 3'),
                         (dict(reservoir_buffers={'7':[[1,0]]}),'class 7'), (dict(num_classes='x'),'num_classes')):
         p.write_text(json.dumps({**d, **change}))
         assert word in err(bank_from_json, p) and 'memory.json' in err(bank_from_json, p)

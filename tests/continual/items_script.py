@@ -1,12 +1,14 @@
 """Trains on PNG files with methods that store which items they were: `items_script.py ROOT OUT [kill|resume]`
 
-ROOT: a folder of classes; kill: ends itself by SIGKILL in the middle of an experience. Of two ranks each leaves a file"""
+ROOT: a folder of classes; kill: ends itself by SIGKILL in the middle of an experience. Each of two ranks leaves a
+file"""
 import os, signal, sys, warnings
 from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import torch
 from fastai.distributed import num_distrib, rank_distrib
-from fastai.vision.all import (Adam, Callback, CategoryBlock, CrossEntropyLossFlat, DataBlock, Flip, ImageBlock, Learner,
+from fastai.vision.all import (Adam, Callback, CategoryBlock, CrossEntropyLossFlat, DataBlock, Flip, ImageBlock,
+                               Learner,
                                PILImageBW, RandomCrop, RandomSplitter, get_image_files, nn, parent_label, set_seed)
 from memo.continual.replay import ACE, AGEM, DERpp, GDumb, MIR, Replay
 from memo.continual.stream_fit import fit_stream

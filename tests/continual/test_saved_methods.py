@@ -25,14 +25,16 @@ class Counts(Method):
 
 def memory(size=60): return MemoryCallback(SlotBank(size, policy='fifo'), head='vote')
 
-made = dict(replay=lambda: Replay(30), derpp=lambda: DERpp('9kB'), gdumb=lambda: GDumb(30), ewc=EWC, lwf=LwF, own=Counts,
+made = dict(replay=lambda: Replay(30), derpp=lambda: DERpp('9kB'), gdumb=lambda: GDumb(30), ewc=EWC, lwf=LwF,
+            own=Counts,
             icarl=lambda: ICaRL(30), memory=memory, nearest_mean=NearestMean)
 
 def learner(path, cbs=(), seed=0):
     torch.manual_seed(seed)
     def dl(s, shuffle): return TensorDL(X[s], Y[s], bs=16, shuffle=shuffle, vocab=range(10))
     return Learner(DataLoaders(dl(slice(0,120), True), dl(slice(1000,1040), False), device='cpu'),
-                   nn.Sequential(nn.Linear(64,16), nn.ReLU(), nn.Linear(16,10)), loss_func=CrossEntropyLossFlat(), path=path,
+                   nn.Sequential(nn.Linear(64,16), nn.ReLU(), nn.Linear(16,10)), path=path,
+                   loss_func=CrossEntropyLossFlat(),
                    cbs=cbs)
 
 def fitted(path, cbs):
@@ -96,7 +98,8 @@ def test_a_file_of_what_the_learner_has_not(files, silent, k):
     path,states = files
     learn = learner(path, seed=1)
     was = snap(learn.model)
-    with pytest.raises(MemoError, match=r'the file holds .*does not have: learn.add_cb .* strict=False') as e: learn.load(k)
+    with pytest.raises(MemoError, match=r'the file holds .*does not have: learn.add_cb .* strict=False') as e:
+        learn.load(k)
     assert '\n' not in str(e.value) and len(str(e.value))<300 and same(was, snap(learn.model))
     whose = dict(own='Counts', memory='a memory', nearest_mean='a memory')
     assert f"({whose.get(k, type(made[k]()).__name__)})" in str(e.value)
@@ -115,7 +118,7 @@ def test_one_of_two_is_named(files):
 @pytest.mark.parametrize('strict', [True,False])
 @pytest.mark.parametrize('k', ['replay','gdumb','ewc','lwf','own'])
 def test_a_file_without_it_loads_into_a_learner_with_a_method(files, k, strict, recwarn):
-    "A method is no part of the answer: one that is new begins with nothing, one that is not keeps what it has, and says so"
+    "A method is no part of the answer: a new one begins with nothing, another keeps what it has, and says so"
     path,states = files
     learn = learner(path, cb := made[k](), seed=1)
     learn.load('plain', strict=strict)
@@ -126,8 +129,10 @@ def test_a_file_without_it_loads_into_a_learner_with_a_method(files, k, strict, 
     recwarn.clear()
     learn.load('plain', strict=strict)
     what = type(cb).__name__
-    assert said(recwarn)==[f'learn.load: the file holds nothing of {what}, so what it keeps stays; a new {what} begins anew']
-    assert same(was, cb.state.state_dict()) and all(torch.equal(v, snap(learn.model)[n]) for n,v in states['plain'].items())
+    assert said(recwarn)==[f'learn.load: the file holds nothing of {what}, so what it keeps stays; a new {what} begins '
+                           'anew']
+    assert same(was, cb.state.state_dict())
+    assert all(torch.equal(v, snap(learn.model)[n]) for n,v in states['plain'].items())
 
 def test_a_file_without_it_into_a_learner_with_a_memory(files):
     path,states = files

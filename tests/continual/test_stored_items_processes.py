@@ -10,7 +10,8 @@ pytestmark = pytest.mark.slow
 def root(tmp_path_factory): return write_pngs(tmp_path_factory.mktemp('png'), n=80)
 
 def run(repo, *args):
-    return subprocess.run([sys.executable, repo/'tests/continual/items_script.py', *args], cwd=repo, capture_output=True,
+    return subprocess.run([sys.executable, repo/'tests/continual/items_script.py', *args], cwd=repo,
+                          capture_output=True,
                           text=True)
 
 def test_killed_and_resumed(repo, root, tmp_path):

@@ -332,7 +332,7 @@ def test_empty_or_broken_table(tree):
 def test_unknown_findings(tree, label, shown, hint):
     _edit(tree, 4, 1, label)
     _fails(tree, '1 unknown findings', f'first: {shown!r}',
-           f'did you mean {hint}' if hint else 'joined by | is accepted')
+           f'did you mean {hint}' if hint else 'No Finding, or some joined by | is accepted')
 
 def test_duplicate_rows(tree):
     _write(tree, _rows()+_rows()[:5])

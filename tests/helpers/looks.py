@@ -97,7 +97,8 @@ def looks(fig, size=7, least=3):
         if leg is not None and overlaps([leg.get_window_extent(),ax.get_window_extent()], 3):
             wrong.append('a legend lies on its panel')
     for p in bars_of(fig):
-        b,line = p.get_window_extent(),p.get_linewidth()*fig.dpi/72*(p.get_edgecolor()[3]>0)      # of a line that is drawn
+        drawn = p.get_edgecolor()[3]>0
+        b,line = p.get_window_extent(),p.get_linewidth()*fig.dpi/72*drawn
         if p.get_height() and p.get_width() and min(b.width, b.height)+line<.99:
             wrong.append(f'a bar of {b.width:.2f} x {b.height:.2f} pixels')
             break
