@@ -58,7 +58,8 @@ def check_place(
             raise MemoError(f"{folder} is a training of the run {p}: give another name=")
     for t in trainings(cfg, folder):
         if t.folder==folder or not (t.folder/'config.yaml').is_file(): continue
-        was = run_config(t.folder)
+        try: was = run_config(t.folder)
+        except MemoError: continue      # damaged, or parts of one's own lie elsewhere now: it is written anew
         off = [*['seeds']*(was.seeds!=t.cfg.seeds), *sorted(differing(was, t.cfg))]
         if off:
             raise MemoError(f"{t.folder} is of another experiment than a training of {folder} would be ({off[0]} is "
