@@ -302,7 +302,8 @@ def check_finished(t):
     was of another experiment"""
     gone = changed_outputs(t.folder)
     if 'model.safetensors' not in gone:
-        off = sorted(differing(model_config(t.folder/'model.safetensors'), t.cfg))
+        try: off = sorted(differing(model_config(t.folder/'model.safetensors'), t.cfg))
+        except MemoError: off = []      # parts of one's own lie elsewhere now
         if off:
             raise MemoError(f"{t.folder} was trained with another {off[0]} than its config.yaml says now: give that as "
                             "it was, or --overwrite trains it again")

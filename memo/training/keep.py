@@ -136,7 +136,8 @@ class KeepItems(_Quick):
     def keep(self):
         if hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): return
         for cb in self.learn.cbs:
-            if (kind := vars(cb).get('keep')) is None: continue
+            kind = vars(cb).get('keep')
+            if 'heads' not in dir(type(cb)) or kind not in keeps: continue
             for name,h in cb.heads.items():
                 try: n,why = keep_items(self.learn, h.bank, kind),'no such thing is in dls.train'
                 except Exception as e: n,why = len(h.bank),str(e).split('\n')[0][:200]

@@ -49,7 +49,7 @@ def contents(d):
     h = pd.read_csv(d/'history.csv').drop(columns='seconds')
     with safe_open(d/'model.safetensors', 'pt') as f: w = {k:f.get_tensor(k).tolist() for k in f.keys()}
     return (d/'metrics.json').read_text(),h.to_csv(),w,(d/'predictions.csv').read_text(),(d/'results.md').read_text(),(
-        d/'results.csv').read_text(),(d/'differences.csv').read_text()
+        d/'results.csv').read_text(),*(o.read_text() for o in d.glob('differences.csv'))
 
 def one_line(r, *words):
     assert r.returncode==2, (r.returncode, r.stdout, r.stderr)
