@@ -24,7 +24,7 @@ from .jobs import trainings
 from ..plots.results import plot_comparison
 from .report import save_pictures
 from .run import *
-from ..registry import part
+from ..registry import importing_from,part
 from .run_folder import *
 from ..schema import shown
 from .shipped import experiment_file
@@ -111,25 +111,26 @@ def load_table(
     path,methods,only,room,draft = experiment_file(path),{},None,None,Draft()
     layers = list(read_layers(path))
     draft.folders = list(dict.fromkeys([*(p.parent.resolve() for _,p in reversed(layers)), Path.cwd()]))
-    for d,p in layers:
-        methods |= d.pop('methods', None) or {}
-        room = d.pop('bytes', room)
-        draft.lay(d, p)
-    for o in overrides:
-        if o.startswith('methods='): only = assigned(o, 'command line')
-        elif o.startswith('bytes='): room = assigned(o, 'command line')
-        else: assign(draft, o)
-    draft.tell_dropped()
-    cfg = finish(draft)
-    if only is not None:
-        if not isinstance(only, list): raise MemoError(f"methods must be a list of names, found {shown(only)}")
-        methods = {check_choice('methods', k, methods):methods[k] for k in only}
-    if not in_stream(cfg): raise MemoError(f"{path}: methods are compared in a stream, and {cfg.data.name} is none")
-    if not methods: raise MemoError(f"{path}: methods names none")
-    twice = [k for k in methods if [*map(slug, methods)].count(slug(k))>1]
-    if twice: raise MemoError(f"{path}: methods {' and '.join(twice)} would share a folder; give them other names")
-    if room is not None: as_bytes(room)
-    return Table(cfg, [entry(cfg, str(k), v, room) for k,v in methods.items()], room)
+    with importing_from(*draft.folders):
+        for d,p in layers:
+            methods |= d.pop('methods', None) or {}
+            room = d.pop('bytes', room)
+            draft.lay(d, p)
+        for o in overrides:
+            if o.startswith('methods='): only = assigned(o, 'command line')
+            elif o.startswith('bytes='): room = assigned(o, 'command line')
+            else: assign(draft, o)
+        draft.tell_dropped()
+        cfg = finish(draft)
+        if only is not None:
+            if not isinstance(only, list): raise MemoError(f"methods must be a list of names, found {shown(only)}")
+            methods = {check_choice('methods', k, methods):methods[k] for k in only}
+        if not in_stream(cfg): raise MemoError(f"{path}: methods are compared in a stream, and {cfg.data.name} is none")
+        if not methods: raise MemoError(f"{path}: methods names none")
+        twice = [k for k in methods if [*map(slug, methods)].count(slug(k))>1]
+        if twice: raise MemoError(f"{path}: methods {' and '.join(twice)} would share a folder; give them other names")
+        if room is not None: as_bytes(room)
+        return Table(cfg, [entry(cfg, str(k), v, room) for k,v in methods.items()], room)
 
 # %% ../../nbs/experiment/13_table.ipynb #f2cf566b
 def tries(table, e):

@@ -89,10 +89,8 @@ def test_one_of_several_seeds(load, tmp_path):
     assert gone==[1] and '\ndiverged: a/seed_1 seed 1 |' in table and 'plain network  ' in table
     assert pd.read_csv(tmp_path/'runs/a/results.csv').seeds.tolist()==[1]*4
 
-@pytest.mark.parametrize('kw,words', [(dict(bad=7), 'item 7 holds NaN'),
-                                      (dict(train=', wd: 1e308'), 'a lower rate may help')])
-def test_nothing_to_score(load, tmp_path, kw, words):
-    cfg = load(text('b', **kw))
+def test_nothing_to_score(load, tmp_path, words='item 7 holds NaN'):
+    cfg = load(text('b', bad=7))
     e = err(ex.run_experiment, cfg, log=silent)
     assert e.startswith('b seed 0 | the loss is not finite (nan) in stage train, epoch 1 of 3, batch 2 of 9')
     assert words in e

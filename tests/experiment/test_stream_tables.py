@@ -171,19 +171,28 @@ def test_mistakes_on_the_command_line(yml, tool):
         assert r.returncode==2 and words in r.stderr and len(r.stderr.strip().splitlines())==1, r.stderr
 
 def test_a_setting_that_diverges_is_not_chosen(yml):
+    (yml.parent/'explode.py').write_text('''
+from fastai.losses import CrossEntropyLossFlat
+class Scaled(CrossEntropyLossFlat):
+    "A loss that can be made to explode"
+    def __init__(self, scale:float=1.):
+        super().__init__()
+        self.scale = scale
+    def __call__(self, *args, **kw): return super().__call__(*args, **kw)*self.scale
+''')
     def other(old, new, name='t'): yml.write_text(YAML.replace(old, new).replace('name: t', f'name: {name}'))
-    def table(*more): return load(yml, 'train.opt=sgd', *more)
-    other('[1.0e-3, 1.0e-1]', '[3.0e+38, 1.0e-1]')
+    def table(*more): return load(yml, 'train.opt=sgd', 'train.loss={name: explode.Scaled}', *more)
+    other('train.lr: [1.0e-3, 1.0e-1]', 'train.loss.scale: [1.0e+30, 1.0e-1]')
     text = tb.run_table(table('methods=[plain]'), log=silent)
-    assert '2 (1 diverged)' in text and 'lr 0.1' in text
+    assert '2 (1 diverged)' in text and 'loss.scale 0.1' in text
     mark = yml.parent/'r/t/plain/try_1/diverged.json'
     assert 'not finite' in mark.read_text()
     was = mark.stat().st_mtime_ns
     assert tb.run_table(table('methods=[plain]'), log=silent)==text and mark.stat().st_mtime_ns==was
-    other('[1.0e-3, 1.0e-1]', '[3.0e+38, 2.0e+38]', 'u')
+    other('train.lr: [1.0e-3, 1.0e-1]', 'train.loss.scale: [1.0e+30, 2.0e+30]', 'u')
     e = err(tb.run_table, table('methods=[plain]'), log=silent)
     assert 'of none of its 2 settings the loss stays finite' in e
     # on the whole stream only
-    other('{grid: {train.lr: [1.0e-3, 1.0e-1]}}', '{train.lr: 3.0e+38}', 'v')
+    other('{grid: {train.lr: [1.0e-3, 1.0e-1]}}', '{train.loss.scale: 1.0e+30}', 'v')
     text = tb.run_table(table('methods=[plain,joint]'), log=silent)
     assert text.splitlines()[1].startswith('joint') and 'diverged' in text
