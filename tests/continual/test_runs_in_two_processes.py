@@ -11,11 +11,21 @@ base: streams/points/mlp
 name: t
 seeds: [0]
 data: {n: 120}
-train: {bs: 6, opt: sgd}
+train: {bs: 6, opt: sgd, loss: {name: exploding.Scaled}}
 plots: {save: false}
 methods:
-  plain: {grid: {train.lr: [1.0e-3, 3.0e+38]}}
+  plain: {grid: {train.loss.scale: [1.0, 1.0e+30]}}
   replay: {train.cbs: [{name: Replay, size: 20}]}
+'''
+
+LOSS = '''
+from fastai.losses import CrossEntropyLossFlat
+class Scaled(CrossEntropyLossFlat):
+    "A loss that can be made to explode"
+    def __init__(self, scale:float=1.):
+        super().__init__()
+        self.scale = scale
+    def __call__(self, *args, **kw): return super().__call__(*args, **kw)*self.scale
 '''
 
 @pytest.fixture(scope='module')
@@ -49,7 +59,7 @@ def test_killed_and_resumed(ranks):
     assert r.returncode==-signal.SIGKILL, r.stderr[-3000:]
     assert [*(out/'cut/checkpoints').glob('s0_e5.pt')] and not (out/'cut/metrics.json').exists()
     e = err(resume_run, out/'cut', lambda s: None)
-    assert 'is of 2 processes, found 1' in e
+    assert 'number of processes: they are 2 there, 1 here' in e
     r,got = go('resume')
     assert r.returncode==0, r.stderr[-3000:]
     assert 'stream 5/16' not in r.stdout and r.stdout.count('stream 6/16')==1
@@ -59,6 +69,7 @@ def test_a_table(ranks):
     "What the first process has written is there when the other one reads it"
     out,go,_ = ranks
     (out/'t.yaml').write_text(TABLE)
+    (out/'exploding.py').write_text(LOSS)
     r,_ = go('table')
     assert r.returncode==0, r.stderr[-3000:]
     assert '2 (1 diverged)' in r.stdout and r.stdout.count('validation, first half')==1
