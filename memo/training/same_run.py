@@ -182,7 +182,7 @@ def check_same_optimizer(there, here, folder):
     if bad is None: return
     a,b = ([*map(len, o)] for o in (a,b)) if bad=='groups' else (there[bad],here[bad])
     what = 'parameters in groups of' if bad=='groups' else bad
-    a,b = (one_line(str(o), 75) for o in (a,b))
+    a,b = (one_line(str(o), 55) for o in (a,b))
     raise MemoError(f"the checkpoint in {folder} is of another optimizer: {what} {a} there, {b} here"
                     f"{' (others)' if a==b else ''}; give it as it was, or start again without resume")
 
