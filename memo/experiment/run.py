@@ -174,7 +174,7 @@ def read_metrics(t):
     with of_file(path):
         if 'rows' not in m: m = from_version_0_1(m, t)
         if m['digits'] not in range(10): raise MemoError(f"{path} is damaged: its digits are no number from 0 to 9")
-        results([m])        # is it as tables are made of it?
+        format_results(*results([m]), md_table)     # is it as tables are made of it?
     return m
 
 def from_version_0_1(m, t):

@@ -11,7 +11,7 @@ def test_frozen_experiment(tool, repo, tmp_path, few_fashion, lite0_weights):
     r = run('seed=0')
     assert r.returncode==0, r.stderr[-2000:]
     cache = tmp_path/'data/features'
-    first = {o.name:o.stat().st_mtime_ns for o in cache.iterdir()}
+    first = {o.name:o.stat().st_ino for o in cache.iterdir()}
     assert len(first)==3      # train, valid, test
     few = {(r['method'],*r['memory']):r['scores']['few']
            for r in json.loads((tmp_path/'runs/fashion_lt_frozen/metrics.json').read_text())['rows']}
@@ -21,9 +21,9 @@ def test_frozen_experiment(tool, repo, tmp_path, few_fashion, lite0_weights):
     # the same numbers from the saved run; no image goes through the backbone again
     e = tool('memo-eval', tmp_path/'runs/fashion_lt_frozen', cwd=tmp_path, timeout=200, render=False)
     assert e.returncode==0, e.stderr[-2000:]
-    assert {o.name:o.stat().st_mtime_ns for o in cache.iterdir()}==first
+    assert {o.name:o.stat().st_ino for o in cache.iterdir()}==first
     # another seed draws other training images; the test set's features are those on disk
     r = run('seed=1', 'name=other', render=False)
     assert r.returncode==0, r.stderr[-2000:]
-    second = {o.name:o.stat().st_mtime_ns for o in cache.iterdir()}
+    second = {o.name:o.stat().st_ino for o in cache.iterdir()}
     assert len(second)==5 and all(second[k]==v for k,v in first.items())
