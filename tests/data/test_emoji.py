@@ -171,7 +171,8 @@ def test_what_comes_in_is_white(root):
     assert (RandomShift(3, fill=255)(x, split_idx=0)==255).all() and (RandomShift(3)(x, split_idx=0)==0).any()
     dls = small(root, shift=8, size=32)
     x = dls.train.one_batch()[0]
-    assert x.shape[1:]==(3,32,32) and (x[:,:,0,0]==1).all() and x.min()<0
+    white = (x[:,:,0,0]==1).all(1).float().mean()      # but where an emoji was shifted there
+    assert x.shape[1:]==(3,32,32) and white>.5 and x.min()<0
     assert repr(RandomShift(1))=='RandomShift(1, flip=False)' \
         and 'RandomShift(8, flip=False, fill=255)' in map(repr, dls.train.after_batch.fs)
     old = RandomShift(1)
