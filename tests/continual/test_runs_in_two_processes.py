@@ -2,6 +2,7 @@
 import json, signal
 import pandas as pd, pytest, torch
 from helpers.errors import err
+from helpers.exploding import LOSS
 from memo.experiment.run import resume_run
 
 pytestmark = pytest.mark.slow
@@ -16,16 +17,6 @@ plots: {save: false}
 methods:
   plain: {grid: {train.loss.scale: [1.0, 1.0e+30]}}
   replay: {train.cbs: [{name: Replay, size: 20}]}
-'''
-
-LOSS = '''
-from fastai.losses import CrossEntropyLossFlat
-class Scaled(CrossEntropyLossFlat):
-    "A loss that can be made to explode"
-    def __init__(self, scale:float=1.):
-        super().__init__()
-        self.scale = scale
-    def __call__(self, *args, **kw): return super().__call__(*args, **kw)*self.scale
 '''
 
 @pytest.fixture(scope='module')

@@ -4,6 +4,7 @@ from pathlib import Path
 import pandas as pd, pytest
 from conftest import root
 from helpers.errors import err
+from helpers.exploding import LOSS
 from memo.experiment import table as tb
 from memo.experiment.config import is_table, run_folder
 from memo.experiment.run_folder import read_json
@@ -171,15 +172,7 @@ def test_mistakes_on_the_command_line(yml, tool):
         assert r.returncode==2 and words in r.stderr and len(r.stderr.strip().splitlines())==1, r.stderr
 
 def test_a_setting_that_diverges_is_not_chosen(yml):
-    (yml.parent/'explode.py').write_text('''
-from fastai.losses import CrossEntropyLossFlat
-class Scaled(CrossEntropyLossFlat):
-    "A loss that can be made to explode"
-    def __init__(self, scale:float=1.):
-        super().__init__()
-        self.scale = scale
-    def __call__(self, *args, **kw): return super().__call__(*args, **kw)*self.scale
-''')
+    (yml.parent/'explode.py').write_text(LOSS)
     def other(old, new, name='t'): yml.write_text(YAML.replace(old, new).replace('name: t', f'name: {name}'))
     def table(*more): return load(yml, 'train.opt=sgd', 'train.loss={name: explode.Scaled}', *more)
     other('train.lr: [1.0e-3, 1.0e-1]', 'train.loss.scale: [1.0e+30, 1.0e-1]')
