@@ -76,7 +76,7 @@ def attempt(kind, folder, weights, seconds=None):
     return killed,time.monotonic()-t
 
 def contents(folder):
-    "All that a run comes to: every file but checkpoints and env.json, tensors bit by bit"
+    "All that a run comes to, tensors bit by bit: all but checkpoints, env.json, and files.json, which has the seconds'\ndigest"
     import pandas as pd
     from safetensors.torch import load_file
     res,d = {},folder/'runs/k'
@@ -85,7 +85,7 @@ def contents(folder):
         if p.name=='history.csv': res[name] = pd.read_csv(p).drop(columns='seconds').to_csv()
         elif p.suffix=='.safetensors':
             res[name] = {k:(str(v.dtype),v.numpy().tobytes()) for k,v in load_file(p).items()}
-        elif p.is_file() and name!='env.json' and p.suffix!='.part' and not name.startswith('checkpoints'):
+        elif p.is_file() and p.suffix!='.part' and not name.startswith(('checkpoints','env.json','files.json')):
             res[name] = p.read_bytes()
     return res
 
