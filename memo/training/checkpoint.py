@@ -11,6 +11,7 @@ __all__ = ['rng_state', 'set_rng_state', 'save_plain', 'load_plain', 'is_checkpo
 # %% ../../nbs/training/18_checkpoint.ipynb #e7af6535
 import io,random,re
 from fastai.vision.all import *
+from ..banks.exchange import finish_saving
 from ..core import *
 from ..files import check_zip
 from .param_groups import memory_parts
@@ -163,6 +164,7 @@ class Progress:
         rngs = rank_states(self.dls)
         cbs = of_all([callback_states(self.outer),callback_states(self.inner_cbs())])
         if not rank_distrib():
+            finish_saving()
             fn = self.folder/f's{stage}_e{epoch}.pt'
             opt = None if self.learn.opt is None else self.learn.opt.state_dict()
             where = dict(stage=stage, epoch=epoch, rows=self.rows, more=self.more)

@@ -1,13 +1,16 @@
 "Callbacks that count, memo's, fastai's and one's own, count on when a recipe is resumed"
 from functools import partial
+import time
 import pytest
 from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, GradientAccumulation, ReduceLROnPlateau,
                                SaveModelCallback, np)
 from contracts.made import StopAt
 from test_stages import make, quiet, same as same_history, same_model, two_phase
+from memo.banks import exchange
 from memo.banks.base import Bank
 from memo.banks.exchange import latest_bank
 from memo.core import MemoError
+from memo.training import checkpoint
 from memo.training.param_groups import adamw
 from memo.training.save_bank import SaveBank
 from memo.training.stages import Stage, fit_stages
@@ -51,6 +54,21 @@ def test_a_finished_run_saves_nothing_more(tmp_path):
     was = {p:p.stat().st_mtime_ns for p in (tmp_path/'banks').iterdir()}
     run(tmp_path, resume=True)
     assert was=={p:p.stat().st_mtime_ns for p in (tmp_path/'banks').iterdir()}
+
+@pytest.mark.parametrize('where', ['fit','learner'])
+def test_a_checkpoint_waits_for_the_banks_before_it(tmp_path, monkeypatch, where):
+    "They are written in the background: killed in between, a run that goes on from the checkpoint never writes them"
+    seen,write,save = [],exchange.write_json,checkpoint.save_plain
+    def slow(path, what):
+        time.sleep(.3)
+        write(path, what)
+    def look(what, path):
+        save(what, path)
+        if 'rows' in what: seen.append((len(what['rows']), len([*(tmp_path/'banks').glob('*.json')])))
+    monkeypatch.setattr(exchange, 'write_json', slow)
+    monkeypatch.setattr(checkpoint, 'save_plain', look)
+    run(tmp_path, where=where)
+    assert len(seen)>5 and all(a==b for a,b in seen), seen
 
 def test_recipes_one_after_the_other_count_on(tmp_path):
     learn,save = make(memory=True),SaveBank(1)
