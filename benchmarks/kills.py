@@ -76,7 +76,7 @@ def attempt(kind, folder, weights, seconds=None):
     return killed,time.monotonic()-t
 
 def contents(folder):
-    "All that a run comes to, tensors bit by bit: all but checkpoints, env.json, and files.json, which has the seconds'\ndigest"
+    "All that a run comes to, but checkpoints, env.json, and files.json, a digest of seconds too; tensors bit by bit"
     import pandas as pd
     from safetensors.torch import load_file
     res,d = {},folder/'runs/k'
