@@ -66,7 +66,7 @@ parts = {
     'size': Param(Count, 512, 'Number of slots'),
     'dim': Param(Count|None, None, 'Width of the features; known after the first write if not given'),
     'policy': Param(Annotated[str, OneOf('fifo', 'reservoir', 'rarity', 'statistical', 'diversity', 'hybrid', 'entropy', 'hard', 'easy', 'curriculum')]|object, 'rarity', 'Name in `policies`, a function `score(c, bank)`, or a `Policy`'),
-    'momentum': Param(Fraction, 0.0, 'Share of the old content that a written slot keeps, and of the old running mean, in [0,1)'),
+    'momentum': Param(Fraction, 0.0, "Share that the running mean norm keeps of its old value, and a row of the item's own old features, in [0,1)"),
     'threshold': Param(Share, 0.2, 'Share of each batch that scored policies admit, in (0,1]'),
     'n_classes': Param(Count|None, None, 'Labels are checked against it; widths of multi-label targets set it'),
     'seed': Param(int, 0, "Of the bank's own random numbers"),

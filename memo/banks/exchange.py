@@ -242,7 +242,6 @@ def published_slots(path, d, **kwargs):
     n = int(taken.max())+1 if len(taken) else 0
     b.features,norm = x.clone(),x.norm(dim=1)
     b.norms.copy_(norm)
-    b.shares[:n] = 1
     updates,offered = (int(d[o].sum()) if o in d else 0 for o in ('num_updates','memory_count'))
     for o,v in dict(count=n, ptr=int(d['index'])%len(x), updates=updates, seen=max(n, offered)).items():
         getattr(b, o).fill_(v)

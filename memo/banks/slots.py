@@ -27,7 +27,7 @@ class SlotBank(Bank):
         dim:Count=None,          # Width of the features; known after the first write if not given
         # Name in `policies`, a function `score(c, bank)`, or a `Policy`
         policy:Annotated[str, OneOf(policies)]|Callable|Policy='rarity',
-        # Share of the old content that a written slot keeps, and of the old running mean, in [0,1)
+        # Share that the running mean norm keeps of its old value, and a row of the item's own old features, in [0,1)
         momentum:Fraction=0.,
         threshold:Share=.2,      # Share of each batch that scored policies admit, in (0,1]
         n_classes:Count=None,    # Labels are checked against it; widths of multi-label targets set it
@@ -39,7 +39,7 @@ class SlotBank(Bank):
         check_room(f"size: {self.size} rows", self.size*(36+4*(dim or 1)), self.device,
                    lambda has: f"size={int(has/4/(36+4*(dim or 1)))}, a quarter of it, is accepted")
         for o,v in dict(items=-1, groups=-1, stamps=0).items(): self.register_buffer(o, torch.full((self.size,), v))
-        for o in ('norms','scores','shares'): self.register_buffer(o, torch.zeros(self.size))
+        for o in ('norms','scores'): self.register_buffer(o, torch.zeros(self.size))
         self.register_buffer('ptr', torch.tensor(0))
         self.register_buffer('mean_norm', torch.tensor(0.))
         self.policy,self.momentum,self.threshold,self.diversity_weight = policy,momentum,threshold,diversity_weight
@@ -68,6 +68,10 @@ class SlotBank(Bank):
     def threshold(self, v):
         if not 0<v<=1: raise MemoError(f"threshold: {v!r}, the share of a batch to admit, in (0,1], is accepted")
         self._threshold = float(v)
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        state_dict.pop(prefix+'shares', None)       # how much of a row was its item's, until version 0.2
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _configure(self, cfg):
         super()._configure({k:v for k,v in cfg.items() if k!='size' and not (k=='policy' and v is None)})
@@ -122,10 +126,6 @@ class SlotBank(Bank):
         if len(at): slot[at] = self._policy.evict(self, score[at])
         return slot
 
-    def _replace(self, at, x, norm):
-        super()._replace(at, x, norm)
-        self.shares[at] = 1
-
     def _match(self, item):
         "The slot that holds each item, -1 for none; -2 for all but the last row of an item that comes twice"
         last = last_of_item(item, torch.ones_like(item, dtype=torch.bool))
@@ -145,21 +145,14 @@ class SlotBank(Bank):
         taken = slot<n
         same = None if item is None else taken & (item>=0) & (item==self.items[to])
         self.count.copy_(torch.clamp(slot.max()+1, min=n))
-        self.stamps[to],mine,share = self.updates,None,1.
-        if m>0:
-            if same is None: same = torch.zeros_like(taken)
-            x = torch.where(taken[:,None], m*self.features[to]+(1-m)*x, x)
-            norm,left = x.norm(dim=1),self.shares[to]*m
-            mine = ~taken | same | (1-m>left)
-            share = torch.where(taken, torch.where(same, left+1-m, torch.where(mine, 1-m, left)), 1.)
-        left = taken if same is None else taken & ~same
-        self.replaced += (left if mine is None else left & mine).sum()
+        self.stamps[to] = self.updates
+        if m>0 and same is not None:        # of another item's row nothing is left: a row is of the item it names
+            x = torch.where(same[:,None], m*self.features[to]+(1-m)*x, x)
+            norm = torch.where(same, x.norm(dim=1), norm)
+        self.replaced += (taken if same is None else taken & ~same).sum()
         if isinstance(to, slice): self.features[to].copy_(x)
         else: self.features.index_copy_(0, to, x)
-        self.norms[to],self.shares[to] = norm,share
-        if mine is not None:
-            at = mine.nonzero().squeeze(1)
-            to,score,item,group,y = slot[at],score[at],*(None if o is None else o[at] for o in (item,group,y))
+        self.norms[to] = norm
         self.scores[to] = score
         self.items[to],self.groups[to] = (-1 if o is None else o for o in (item,group))
         if self.labels is not None: self.labels[to] = -1 if y is None else y.to(self.labels.dtype)

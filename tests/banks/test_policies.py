@@ -2,8 +2,12 @@
 reservoir that is one"""
 import copy, math, random, numpy as np, pytest, scipy.stats, torch, warnings
 from collections import deque
+from hypothesis import given, settings, strategies as st
+from safetensors import safe_open
+from safetensors.torch import save_file
 from torch.nn import functional as F
 from helpers.tensors import Ops, close, gen
+from memo.banks.base import Bank
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.banks.policies import Candidates, Policy, difficulty, ease, everything, hashed, top_share, rising, oldest
@@ -173,7 +177,7 @@ def test_batched_is_one_at_a_time(name, momentum):
         d = batch(n, seed=i, items=True)
         whole.write(**d)
         for j in range(n): single.write(**{k:v[j:j+1] for k,v in d.items()})
-    for k in ('features','norms','labels','items','groups','shares','ptr','count','seen'):
+    for k in ('features','norms','labels','items','groups','ptr','count','seen'):
         assert torch.equal(getattr(whole, k), getattr(single, k)), k
 
 def test_fifo_larger_than_the_bank_keeps_the_last():
@@ -259,31 +263,50 @@ def test_weakest_when_scores_tie():
 # momentum
 def test_momentum_9_and_9999_differ():
     "Q8: the published bank is the same for both"
-    got = {}
+    got,item = {},torch.arange(20)+2**40
     for m in (.9, .9999):
         for name in names:
             b = SlotBank(20, policy=name, threshold=1.)
-            b.write(1+.1*batch(20)['x'].abs(), y=batch(20)['y'], logits=batch(20)['logits'])
+            b.write(1+.1*batch(20)['x'].abs(), y=batch(20)['y'], logits=batch(20)['logits'], item=item)
             b.momentum = m
             for i in range(1, 5):
-                b.write(5+batch(20, seed=i)['x'].abs(), y=batch(20)['y'], logits=10*batch(20, seed=i)['logits'])
+                x = 5+batch(20, seed=i)['x'].abs()
+                b.write(x, y=batch(20)['y'], logits=10*batch(20, seed=i)['logits'], item=item)
             got[m,name] = b.features.mean().item()
     for name in names:
         if name!='easy': assert got[.9,name]>got[.9999,name]+.1, name
 
-def test_momentum_merges_what_replaces():
-    b = SlotBank(1, policy='fifo', momentum=.9)
-    x = batch(3)['x']
-    b.write(x[:1]); assert torch.equal(rows(b), x[:1])             # an empty slot takes a row whole
-    b.write(x[1:2]); close(rows(b), .9*x[:1]+.1*x[1:2])
-    b.write(x[2:]); close(rows(b), .81*x[:1]+.09*x[1:2]+.1*x[2:])
+def test_momentum_merges_an_item_with_itself_and_nothing_else():
+    "A slot blended of several patients' images was the image of none of them"
+    b,x = SlotBank(1, policy='fifo', momentum=.9),batch(4)['x']
+    def write(i, item): b.write(x[i:i+1], item=None if item is None else torch.tensor([item]))
+    write(0, 5); assert torch.equal(rows(b), x[:1])             # an empty slot takes a row whole
+    write(1, 5); close(rows(b), .9*x[:1]+.1*x[1:2])
+    write(2, 5); close(rows(b), .81*x[:1]+.09*x[1:2]+.1*x[2:3])
     close(b.norms, b.features.norm(dim=1))
+    write(3, 6); assert torch.equal(rows(b), x[3:]) and b.items.tolist()==[6] and int(b.replaced)==1
+    for i in range(2):
+        write(i, None); assert torch.equal(rows(b), x[i:i+1]) and b.items.tolist()==[-1]
+
+@settings(max_examples=20, deadline=None)
+@given(momentum=st.sampled_from([.3, .9, .9999]), seed=st.integers(0, 10**6), name=st.sampled_from(names))
+def test_rows_of_a_bank_with_momentum_lie_between_those_of_their_item(momentum, seed, name):
+    "Whatever the policy: of no other item is there anything in them"
+    b = SlotBank(5, policy=name, momentum=momentum, threshold=.6)
+    offered = {}
+    for i in range(8):
+        d = batch(12, seed=seed+i)
+        item = torch.randint(9, (12,), generator=gen(seed+i))+2**40
+        b.write(**d, item=item)
+        for x,o in zip(d['x'], item.tolist()): offered.setdefault(o, []).append(x)
+    for x,o in zip(rows(b), b.items[:len(b)].tolist()):
+        mine = torch.stack(offered[o])
+        assert (x>=mine.amin(0)-1e-4).all() and (x<=mine.amax(0)+1e-4).all()
 
 @pytest.mark.parametrize('momentum', [0., .3, .5, .9])
 @pytest.mark.parametrize('seed', range(3))
 def test_momentum_row_by_row(momentum, seed):
-    """The rule in words, in dicts: matched or replacing, f <- m f + (1-m) z; a slot is his who has the larger
-    share of it"""
+    "The rule in words, in dicts: an item that comes again, f <- m f + (1-m) z; any other row takes its slot whole"
     size,slots,ptr = 3,{},0
     b = SlotBank(size, policy='fifo', momentum=momentum)
     ids = torch.randint(-1, 6, (40,), generator=gen(seed)).tolist()
@@ -292,19 +315,23 @@ def test_momentum_row_by_row(momentum, seed):
         x,y,g = d['x'][i].double(),int(d['y'][i]),100+i
         b.write(d['x'][i:i+1], y=d['y'][i:i+1], item=torch.tensor([item]), group=torch.tensor([g]))
         at = next((s for s,o in slots.items() if item>=0 and o['item']==item), None)
-        matched = at is not None
-        if not matched: at,ptr = ptr,(ptr+1)%size
-        o = slots.get(at)
-        if o is None: slots[at] = dict(x=x, item=item, y=y, group=g, share=1.)
-        else:
-            o['x'],left = momentum*o['x']+(1-momentum)*x,momentum*o['share']
-            if matched: o.update(y=y, group=g, share=left+1-momentum)
-            elif 1-momentum>left: o.update(item=item, y=y, group=g, share=1-momentum)
-            else: o['share'] = left
+        if at is not None: x = momentum*slots[at]['x']+(1-momentum)*x
+        else: at,ptr = ptr,(ptr+1)%size
+        slots[at] = dict(x=x, item=item, y=y, group=g)
         for s,o in slots.items():
-            close(b.features[s], o['x'], 1e-4); close(b.shares[s], o['share'], 1e-4)
+            close(b.features[s], o['x'], 1e-4)
             assert (int(b.items[s]),int(b.labels[s]),int(b.groups[s]))==(o['item'],o['y'],o['group'])
     assert len(b)==size
+
+def test_a_bank_of_an_earlier_version_is_read(tmp_path):
+    "It held how much of each row was its item's"
+    b = SlotBank(4, momentum=.5)
+    b.write(**batch(4), item=torch.arange(4)+2**40)
+    b.save(tmp_path/'b.safetensors')
+    with safe_open(tmp_path/'b.safetensors', 'pt') as f: meta,state = f.metadata(),{k:f.get_tensor(k) for k in f.keys()}
+    meta = {k:v for k,v in meta.items() if 'sum' not in k}
+    save_file({**state, 'shares':torch.ones(4)}, tmp_path/'old.safetensors', meta)
+    assert torch.equal(Bank.load(tmp_path/'old.safetensors').features, b.features)
 
 def test_running_mean_norm():
     b,m = SlotBank(4, momentum=.9),None

@@ -534,22 +534,10 @@ def test_on_any_device_as_on_the_cpu(kind, device):
 
 def test_turnover_counts_slots_that_change_hands():
     b = SlotBank(4, policy='fifo', momentum=.9999)
-    b.write(torch.randn(4,3), item=torch.arange(4))
-    for i in range(5): b.write(torch.randn(4,3), item=torch.arange(4)+10*(i+1))
+    for _ in range(3): b.write(torch.randn(4,3), item=torch.arange(4))
     assert b.items.tolist()==[0,1,2,3] and int(b.replaced)==0
-    b.momentum = 0.
     b.write(torch.randn(2,3), item=torch.tensor([90,91]))
-    assert int(b.replaced)==2
-
-def test_rekeyed_rows_are_wholly_their_owners():
-    b = SlotBank(1, policy='fifo', momentum=.6)
-    b.write(torch.randn(1,3), item=torch.tensor([1]))
-    b.write(torch.randn(1,3), item=torch.tensor([2]))
-    assert b.items.tolist()==[1] and abs(float(b.shares[0])-.6)<1e-6
-    b.rekey(torch.ones(1,3), torch.tensor([1]))
-    assert float(b.shares[0])==1.
-    b.write(torch.randn(1,3), item=torch.tensor([3]))
-    assert b.items.tolist()==[1]
+    assert int(b.replaced)==2 and b.items.tolist()==[90,91,2,3]
 
 def test_counts_of_an_empty_bank():
     assert SlotBank(4).class_counts().numel()==0 and SlotBank(4, n_classes=3).class_counts().tolist()==[0,0,0]
