@@ -69,11 +69,13 @@ class DensityHead(AnswerHead):
             self.register_buffer(o, torch.tensor(v))
         self.register_buffer('powers', torch.full((3,), .5))
         self.register_buffer('spread', torch.tensor(0))     # which of `spreads`
-        # of the rows as they were trained, before they were encoded anew; what whitens; after how many writes each
-        for o in ('trained_mean','trained_spread','trained_at','metric','centre','at'): self.register_buffer(o, None)
-        self._of = self._sides = None       # the rows that the metric is of, in this process; their factors
+        # of the rows as they were trained, before they were encoded anew; of the rows as they are: what whitens, what
+        # belongs to each (`row_sides`, and what it counts); after how many writes those were worked out
+        for o in ('trained_mean','trained_spread','trained_at','metric','centre','factors','at'):
+            self.register_buffer(o, None)
+        self._of = None     # the rows that they are of, in this process
 
-    def __getstate__(self): return {**super().__getstate__(), '_of':None, '_sides':None}
+    def __getstate__(self): return {**super().__getstate__(), '_of':None}
 
     def chosen(self):
         "Values chosen by `fit`"
@@ -86,6 +88,8 @@ class DensityHead(AnswerHead):
         f,_,y,items,groups,valid = self.bank.rows()
         if y is None: raise MemoError("the memory holds no labels, so it has no densities: write with y=")
         if y.ndim>1: raise MemoError("head='density' is for one class an item; for findings head='vote' is accepted")
+        # an export has left the ids out
+        if torch.compiler.is_compiling() or not self._stale: return f,y,items,groups,self.factors[2,:len(y)]
         return f,y,items,groups,item_shares(items if valid is None else items.masked_fill(~valid, -1), valid)
 
     def before_rekey(self, z, item):
@@ -119,29 +123,25 @@ class DensityHead(AnswerHead):
     @torch.inference_mode(False)
     @torch.no_grad()
     def fit_metric(self):
-        "Work out what whitens, of the rows as they are"
+        "Work out what whitens, and what belongs to each row, of the rows as they are"
         if len(self.bank)==0: raise MemoError("the memory is empty: train, or write to the bank, before it is asked")
         mean,e,v = self._spread(int(self.spread))
-        metric = (v/shrunk(e, float(self.shrink)))@v.T
-        self._keep(dict(metric=metric, centre=mean, at=self.bank.updates).items())
+        metric,centre = ((v/shrunk(e, float(self.shrink)))@v.T).float(),mean.float()
+        f,_,_,_,w = self.labelled_rows()
+        factors = w.new_zeros(3, max(len(w), self.bank.capacity_rows))
+        factors[:,:len(w)] = torch.cat([row_sides(f, metric, centre), w[None]])
+        self._keep(dict(metric=metric, centre=centre, factors=factors, at=self.bank.updates).items())
         self._of = self._rows_now()
 
     def rekeyed(self): self.fit_metric()    # of the rows as they are now
 
     def _known(self):
-        "Rows with their classes, ids, shares and factors; those are worked out again where rows have changed"
-        if torch.compiler.is_compiling():
-            rows = self.labelled_rows()
-            return *rows,row_sides(rows[0], self.metric, self.centre)
-        self.follow()
-        if self._stale: self.fit_metric()
-        def state(o): return o.data_ptr(),None if o.is_inference() else o._version
-        key,was = (len(self.bank),state(self.bank.features),state(self.metric)),self._sides
-        if was is None or was[0]!=key:      # another thread may set it meanwhile
-            rows = self.labelled_rows()
-            with torch.no_grad(): was = key,(*rows,row_sides(rows[0], self.metric, self.centre))
-            self._sides = was
-        return was[1]
+        "Rows with their classes, ids, what they count, and `row_sides`"
+        if not torch.compiler.is_compiling():
+            self.follow()
+            if self._stale: self.fit_metric()
+        rows = self.labelled_rows()
+        return *rows,self.factors[:2,:len(rows[1])]
 
     def sums(self, z, item, group, n_classes, k=0):
         with torch.autocast(z.device.type, enabled=False):
@@ -182,9 +182,9 @@ class DensityHead(AnswerHead):
             return Read(value, w.masked_fill(none, 0), index.masked_fill(none, -1), s.masked_fill(none, 0))
 
     def refit(self, collected):
-        "After an epoch: the powers alone"
+        "After an epoch: temperature and powers alone"
         if not self.can_refit(collected): return {}
-        return self.fit(collected, [float(self.shrink)], [float(self.temperature)], [int(self.spread)])
+        return self.fit(collected, [float(self.shrink)], None, [int(self.spread)])
 
     @torch.no_grad()
     def fit(self,
@@ -213,5 +213,6 @@ class DensityHead(AnswerHead):
         _,both,nll,*chosen = best
         self._writable()
         for k,v in zip(('spread','shrink','temperature','powers'), chosen): getattr(self, k).copy_(torch.as_tensor(v))
+        self.at = None      # of another shrinkage
         self.fit_metric()
         return dict(**self.chosen(), nll_network=class_nll(held.log_p, y).item(), nll_density=nll, nll_product=both)

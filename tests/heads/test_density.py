@@ -129,7 +129,8 @@ def test_fit_finds_what_was_hidden_in_the_data():
     x,y = data(200)
     xv,yv = data(200, seed=0)
     h = DensityHead(bank_of(x, y))
-    def fitted(logits): return h.fit(AttrDict(logits=logits, z=xv+.3*torch.randn(200, 7), y=yv, own_item=None, own_group=None))
+    def fitted(logits):
+        return h.fit(AttrDict(logits=logits, z=xv+.3*torch.randn(200, 7), y=yv, own_item=None, own_group=None))
     torch.manual_seed(0)
     nothing = fitted(torch.randn(200, 4)*5)
     assert nothing['network']<.1 and nothing['density']>.5 and nothing['nll_product']<=nothing['nll_density']+.02
@@ -153,6 +154,19 @@ def test_rows_that_change_change_the_answer():
     assert not torch.equal(was, h.log_density(q))
     other = set_to(DensityHead(h.bank), .1, .1)
     assert torch.equal(other.log_density(q), h.log_density(q))
+
+def test_what_rows_count_is_kept_where_ids_are_left_out():
+    "As in an export"
+    x,y = data()
+    b = ClassBank(4, 100, once=False)
+    for _ in range(2): b.write(x[:30]+.1*torch.randn(30, 7), y[:30], item=torch.arange(30)+2**40)
+    b.write(x[30:], y[30:], item=torch.arange(30)+2**41)
+    h = set_to(DensityHead(b), .1, .1)
+    was = h.log_density(x)
+    b.items.fill_(-1)
+    assert torch.equal(h.log_density(x), was)
+    h.at = None
+    assert not torch.equal(h.log_density(x), was)
 
 def test_findings_are_refused():
     b = SlotBank(30)
