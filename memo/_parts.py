@@ -78,6 +78,14 @@ parts = {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(Count, 3, 'Rows to recall for each query'),
   }, {'needs': [], 'mixes': False, 'adds_rows': False, 'trains': False, 'also': [], 'asks': False}),
+  'density': ('memo.heads.density', 'DensityHead', "Class densities of the stored rows, multiplied with the network's probabilities: p^a q^b / n^g", {
+    'bank': Param(Any, required, 'The memory; becomes part of the model; best with a row of every training item'),
+    'k': Param(Count, 20, 'Rows that `recall` shows'),
+    'shrinks': Param(list[Probability], (0.1, 0.005, 0.01, 0.02, 0.05, 0.2, 0.4, 0.6, 0.8, 1.0), 'Shares of the identity in the covariance that whitens; the first, until `fit` has chosen'),
+    'temperatures': Param(list[Positive], (0.1, 0.02, 0.03, 0.05, 0.07, 0.15, 0.2, 0.3), 'Of the kernel; the first, until `fit` has chosen'),
+    'tries': Param(Count, 20, 'Pairs of them for which `fit` tries what powers are best'),
+    'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
+  }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False, 'also': [], 'asks': False, 'task': 'multiclass'}),
   'dual': ('memo.heads.gate', 'GateHead', "The memory answers where it is sure, the network elsewhere; the network's classifier is run for the others only", {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),
     'k': Param(Count, 1, 'Nearest rows that say the class: one, or the vote of several'),
