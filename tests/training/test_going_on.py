@@ -9,7 +9,7 @@ from contracts.made import StopAt
 from test_stages import make, quiet, same, same_model, two_phase
 from memo.core import MemoError
 from memo.training import checkpoint, same_run
-from memo.training.checkpoint import load_plain, save_plain
+from memo.training.checkpoint import load_plain, rng_state, save_plain, set_rng_state
 from memo.training.same_run import data_facts
 from memo.training.stages import Stage, fit_stages
 
@@ -208,3 +208,13 @@ def test_a_folder_has_one_training_at_a_time(tmp_path):
     same(h, two_phase(b))
     same_model(a, b)
     assert got and not (tmp_path/'.lock').exists()
+
+def test_random_states_as_python_gives_them_are_taken_too():
+    "As checkpoints had them, 625 numbers each"
+    random.seed(3)
+    was = rng_state()
+    old = {**was, 'python':(was['python'][0], tuple(was['python'][1].tolist()), *was['python'][2:])}
+    want = random.random()
+    for o in (old, was):
+        set_rng_state(o)
+        assert random.random()==want
