@@ -229,6 +229,7 @@ def restore_callbacks(cbs, states):
         if not counts(cb): cb.load_state_dict(o['state'])
         else: vars(cb).update({k:Path(v) if k=='last_saved_path' and v else v for k,v in o['state'].items()})
 
+# %% ../../nbs/training/00_same_run.ipynb #8aa50c99
 def log_files(learn, cbs):
     "Each `CSVLogger` among some callbacks and its file, by the name that it was given"
     return {str(cb.fname):(cb,Path(learn.path)/cb.fname) for cb in cbs if isinstance(cb, CSVLogger)}
