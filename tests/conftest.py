@@ -75,8 +75,8 @@ def two_ranks(tool):
         env = dict(CUDA_VISIBLE_DEVICES='') | (dict(ACCELERATE_USE_CPU='true') if env is None else env)
         port = _port()
         if cold or not can_fork:
-            port = f'--main_process_port={port}'
-            return tool('accelerate', *launch, f'--num_processes={n}', port, *args, cold=True, env=env, timeout=timeout, **kwargs)
+            more = f'--num_processes={n}',f'--main_process_port={port}'
+            return tool('accelerate', *launch, *more, *args, cold=True, env=env, timeout=timeout, **kwargs)
         env |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n),
                     ACCELERATE_MIXED_PRECISION='no', ACCELERATE_DYNAMO_BACKEND='NO')
         def job(rank): return dict(args=args, env=_env(env|dict(RANK=rank, LOCAL_RANK=rank)), timeout=timeout, **kwargs)

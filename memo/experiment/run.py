@@ -101,18 +101,15 @@ def train(
     t, # A `Training`
     resume:bool=False, # Go on where an interrupted training stopped
     log=say, # Gets a line for every epoch
-    begun=noop # Called once the training goes on, or begins
+    begun=noop # Called with the rate that was found, if one was, once the training goes on, or begins
 )->Learner:
     "Run one training: train, evaluate, write its run folder"
-    cfg,main,lr,path = t.cfg,not rank_distrib(),None,t.folder/'lr.json'
-    def now():
-        begun()
-        if lr is not None and not path.is_file(): write_json(path, dict(lr=lr))
-    begins = Begins(now)
+    cfg,main,lr = t.cfg,not rank_distrib(),None
+    begins = Begins(lambda: begun(lr))
     learn = build_learner(cfg, t.seed)
     learn.path = t.folder       # where callbacks write what they write
     try:
-        with alone(), learn.no_bar(), learn.no_logging(): lr = found_lr(cfg, learn, path)
+        with alone(), learn.no_bar(), learn.no_logging(): lr = found_lr(cfg, learn, t.folder/'lr.json')
     except Diverged as e:
         begins.now()
         return give_up(t, e, log) if main else None
@@ -288,11 +285,12 @@ def resume_run(
             sweep(folder)
         return _run(cfg, folder, True, log, cfg.seeds!=was.seeds)
 
-def note_beginning(cfg, folder, t, seeds=False):
+def note_beginning(cfg, folder, t, seeds=False, lr=None):
     "Write what a training begins, or goes on, with; and the seeds of the run where there are more now"
     if seeds: write_text(folder/'config.yaml', to_yaml(cfg))
     if t.folder!=folder: write_text(t.folder/'config.yaml', to_yaml(t.cfg))
     write_json(t.folder/'env.json', since_begun(t.folder/'env.json', environment(cfg, t.seed)))
+    if lr is not None: write_json(t.folder/'lr.json', dict(lr=lr))
 
 def _run(cfg, folder, resume, log, seeds=False):
     with with_others(): return _run_all(cfg, folder, resume, log, seeds)

@@ -1,8 +1,8 @@
 "Callbacks that count, memo's, fastai's and one's own, count on when a recipe is resumed"
 from functools import partial
 import pytest
-from fastai.vision.all import (Adam, Callback, CSVLogger, EarlyStoppingCallback, GradientAccumulation, ReduceLROnPlateau,
-                               SaveModelCallback, np)
+from fastai.vision.all import (Adam, Callback, CSVLogger, EarlyStoppingCallback, GradientAccumulation,
+                               ReduceLROnPlateau, SaveModelCallback, np)
 from contracts.made import StopAt
 from test_stages import make, quiet, same as same_history, same_model, two_phase
 from memo.banks.base import Bank
