@@ -83,6 +83,8 @@ def contents(folder):
     for p in sorted(d.rglob('*')):
         name = str(p.relative_to(d))
         if p.name=='history.csv': res[name] = pd.read_csv(p).drop(columns='seconds').to_csv()
+        elif name.endswith('files.json'):       # the history has seconds in it
+            res[name] = {k:v for k,v in json.loads(p.read_text()).items() if k!='history.csv'}
         elif p.suffix=='.safetensors':
             res[name] = {k:(str(v.dtype),v.numpy().tobytes()) for k,v in load_file(p).items()}
         elif p.is_file() and p.suffix!='.part' and not name.startswith(('checkpoints','env.json','files.json')):

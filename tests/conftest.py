@@ -59,7 +59,7 @@ def tool(python):
     def _run(name, *args, **kwargs): return python(Path(sys.executable).parent/name, *args, **kwargs)
     return _run
 
-launch = 'launch --multi_gpu --num_processes=2 --num_machines=1 --mixed_precision=no --dynamo_backend=no'.split()
+launch = 'launch --multi_gpu --num_machines=1 --mixed_precision=no --dynamo_backend=no'.split()
 
 def _port():
     with socket.socket() as s:
@@ -68,19 +68,19 @@ def _port():
 
 @pytest.fixture(scope='session')
 def two_ranks(tool):
-    """Run Python in two gloo processes on the CPU, as `accelerate launch` does, or by it where it is to be `cold`
+    """Run Python in two gloo processes on the CPU, or `n`, as `accelerate launch` does, or by it where they are `cold`
 
     --cpu starts one process whatever --num_processes says; --multi_gpu two, on CPUs where ACCELERATE_USE_CPU is set."""
-    def _run(*args, cold=False, timeout=300, env=None, **kwargs):
+    def _run(*args, n=2, cold=False, timeout=300, env=None, **kwargs):
         env = dict(CUDA_VISIBLE_DEVICES='') | (dict(ACCELERATE_USE_CPU='true') if env is None else env)
         port = _port()
         if cold or not can_fork:
-            port = f'--main_process_port={port}'
-            return tool('accelerate', *launch, port, *args, cold=True, env=env, timeout=timeout, **kwargs)
-        env |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE='2', LOCAL_WORLD_SIZE='2',
+            more = f'--num_processes={n}',f'--main_process_port={port}'
+            return tool('accelerate', *launch, *more, *args, cold=True, env=env, timeout=timeout, **kwargs)
+        env |= dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(port), WORLD_SIZE=str(n), LOCAL_WORLD_SIZE=str(n),
                     ACCELERATE_MIXED_PRECISION='no', ACCELERATE_DYNAMO_BACKEND='NO')
         def job(rank): return dict(args=args, env=_env(env|dict(RANK=rank, LOCAL_RANK=rank)), timeout=timeout, **kwargs)
-        rs = warm.run(job('0'), job('1'))
+        rs = warm.run(*(job(str(i)) for i in range(n)))
         code = next((r.returncode for r in rs if r.returncode), 0)
         return subprocess.CompletedProcess(args, code, ''.join(r.stdout for r in rs), ''.join(r.stderr for r in rs))
     return _run

@@ -1,11 +1,11 @@
 "Files that know whether they are whole, and folders that one training at a time writes to"
-import json, random, threading
+import json, os, random, signal, subprocess, sys, threading
 from pathlib import Path
 import pytest, torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from memo.core import MemoError
-from memo.files import check_tensors, check_zip, owned, write_tensors
+from memo.files import check_tensors, check_zip, locked, owned, write_tensors
 
 def flipped(raw, at, rnd):
     b = bytearray(raw)
@@ -84,3 +84,28 @@ def test_another_process_and_one_that_was_killed(tmp_path, python):
         r = python('-c', src, tmp_path, 'live')
         assert r.returncode!=0 and 'in use by another training' in r.stderr
     assert python('-c', src, tmp_path, 'live').returncode==0 and not [*Path(tmp_path).iterdir()]
+
+WORKERS = '''
+import os, sys, time
+sys.path.insert(0, sys.argv[1])
+from memo.files import locked, owned
+hold = owned(sys.argv[2]) if sys.argv[3]=='owned' else locked(sys.argv[2], str)
+with hold:
+    if not os.fork(): print(os.getpid(), flush=True)
+    time.sleep(60)
+'''
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='no fork here')
+@pytest.mark.parametrize('how', ['owned','locked'])
+def test_a_killed_process_leaves_no_lock_to_its_workers(tmp_path, repo, how):
+    "A loader's workers look for their process every five seconds"
+    args = [sys.executable, '-c', WORKERS, str(repo), str(tmp_path), how]
+    p = subprocess.Popen(args, stdout=subprocess.PIPE, text=True)
+    worker = int(p.stdout.readline())
+    try:
+        with pytest.raises(MemoError, match='not mine'), locked(tmp_path, lambda: 'not mine'): pass
+        p.kill()
+        p.wait()
+        os.kill(worker, 0)      # it lives
+        with locked(tmp_path, str): pass
+    finally: os.kill(worker, signal.SIGKILL)

@@ -10,12 +10,11 @@ __all__ = ['made_from', 'copied_from', 'copy_image', 'copy_images', 'check_place
 
 # %% ../../nbs/data/23_copies.ipynb #c0b1e500
 import shutil
-from contextlib import contextmanager
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from filelock import FileLock,Timeout
 from fastai.vision.all import *
 from ..core import MemoError, atomic_path, write_json
+from ..files import locked
 from .digests import file_state
 from .images import broken_images, cache_info, check_images, find_images, image_depth, image_fault, image_files
 from .images import read_image, some
@@ -85,19 +84,9 @@ def check_place(root, out, size):
         raise MemoError(f"{out} holds copies of {was['source']}, not of {root}; choose another folder")
     return was
 
-@contextmanager
 def only_one(out):
     "A context in which no other process, and no other thread, copies into a folder"
-    try: out.mkdir(parents=True, exist_ok=True)
-    except OSError as e: raise MemoError(f"cannot make the folder {out}: {e.strerror}") from None
-    lock = FileLock(out/'.lock', timeout=0, thread_local=False)
-    try: lock.acquire()
-    except Timeout: raise MemoError(f"{out}: another process copies into it; wait until it ends") from None
-    except (OSError,NotImplementedError) as e:
-        raise MemoError(f"{out} cannot be locked ({' '.join(str(e).split())[:100]}); choose a folder on another "
-                        "drive") from None
-    try: yield
-    finally: lock.release()
+    return locked(out, lambda: f"{out}: another process copies into it; wait until it ends")
 
 def resize_tree(
     root:str|Path, # A data set in the layout of ChestX-ray14

@@ -118,7 +118,6 @@ def is_begun(cfg):
     if what(was)!=what(cfg) or was.seeds!=cfg.seeds[:len(was.seeds)]:
         raise MemoError(f"{d} is of another experiment of that name: --overwrite replaces it, name= or runs= keep both")
     check_place(cfg, d)
-    if was.seeds!=cfg.seeds: write_text(d/'config.yaml', to_yaml(cfg))
     return True
 
 # %% ../../nbs/experiment/11_compare.ipynb #6f42baae
@@ -128,5 +127,5 @@ def finish_all(cfgs, overwrite=False, log=say, ours=None):
     for c in cfgs:
         if not all(t.done for t in trainings(c, run_folder(c))): check_experiment(c)
     for c in cfgs:
-        try: resume_run(run_folder(c), log) if any(c is o for o in ours) else begin(c, overwrite, log)
+        try: resume_run(run_folder(c), log, c) if any(c is o for o in ours) else begin(c, overwrite, log)
         except Diverged: pass       # its folder says so, and the others go on

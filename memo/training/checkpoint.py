@@ -6,10 +6,11 @@ Docs: https://github.com/fastmemo/memo/training/checkpoint.html.md"""
 
 # %% auto #0
 __all__ = ['rng_state', 'set_rng_state', 'save_plain', 'load_plain', 'is_checkpoint', 'checkpoint_positions', 'load_checkpoint',
-           'last_checkpoint', 'of_all', 'rank_states', 'Progress', 'gradients', 'set_gradients']
+           'last_checkpoint', 'of_all', 'rank_states', 'settle_buckets', 'Progress', 'gradients', 'set_gradients']
 
 # %% ../../nbs/training/18_checkpoint.ipynb #e7af6535
 import random,re
+from torch.nn.parallel import DistributedDataParallel
 from fastai.vision.all import *
 from ..banks.exchange import finish_saving
 from ..core import *
@@ -95,6 +96,20 @@ def rank_states(dls):
     "The random states of every process"
     return of_all(plain(rng_state(dls)))
 
+# %% ../../nbs/training/18_checkpoint.ipynb #c09c4e68
+def settle_buckets(model):
+    """Have behind us that torch's DDP lays gradients out anew after its first step: of three processes and more, sums
+    hang on where a gradient lies, and a training that goes on takes its first step where another took its tenth"""
+    if not isinstance(model, DistributedDataParallel) or model.find_unused_parameters or model.static_graph: return
+    ps,sparse = model._build_params_for_reducer()
+    was = [p.grad for p in ps]
+    for p in ps: p.grad = None
+    model.reducer.prepare_for_backward([])
+    none = torch.zeros(1, dtype=torch.long, device=ps[0].device)
+    sum((F.embedding(none, p, sparse=True) if s else p).sum()*0 for p,s in zip(ps, sparse)).backward()
+    model.reducer._rebuild_buckets()
+    for p,g in zip(ps, was): p.grad = g
+
 # %% ../../nbs/training/18_checkpoint.ipynb #c09c4e69
 _format = 2     # of checkpoints; those of memo 0.1.0 have none
 
@@ -173,7 +188,7 @@ class Progress:
             facts = None if opt is None else optimizer_facts(self.learn)
             best = dict(best=self.best, best_file=self.best_file, wait=self.wait)
             state = dict(model=self.model_state(), opt=opt, grads=gradients(self.learn.model), recorder=recorder,
-                         scaler=scaler, rngs=rngs)
+                         scaler=scaler, rngs=rngs, logs=log_texts(self.learn, [*self.outer, *self.inner_cbs()]))
             save_plain(dict(format=_format, **where, **self.facts, **best, **state, callbacks=cbs, optimizer=facts,
                             threads=torch.get_num_threads(), versions=[list(o) for o in self.begun]), fn)
             self.files = [(f,b) for f,b in self.files if f!=fn][-1:] + [(fn,self.best_file)]
@@ -230,6 +245,7 @@ class Progress:
         self.load_opt(ck)
         set_gradients(self.learn.model, ck.get('grads', {}))
         if 'callbacks' in ck: restore_callbacks(self.outer, ck['callbacks'][rank_distrib()][0])
+        self.load_logs(ck)
         self.set_rng(ck)
 
     def load_opt(self, ck):
@@ -243,7 +259,12 @@ class Progress:
             check_same_callbacks(inner, self.inner_cbs(), self.folder)
             restore_callbacks(self.outer, outer)
             restore_callbacks(self.inner_cbs(), inner)
+        self.load_logs(ck)
         self.set_rng(ck)
+
+    def load_logs(self, ck):
+        if rank_distrib(): return
+        restore_logs(self.learn, [*self.outer, *self.inner_cbs()], ck.get('logs', {}))
 
     def set_rng(self, ck): set_rng_state(ck['rngs'][rank_distrib()], self.dls)
 

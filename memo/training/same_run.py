@@ -8,7 +8,7 @@ Docs: https://github.com/fastmemo/memo/training/same_run.html.md"""
 __all__ = ['counted', 'plain', 'as_lists_plain', 'spread', 'refuse', 'check_same_experiment', 'versions', 'other_versions',
            'targets_of', 'loader_facts', 'data_facts', 'check_same_data', 'function_name', 'loss_facts',
            'check_same_losses', 'optimizer_name', 'optimizer_facts', 'check_same_optimizer', 'counts', 'that_count',
-           'callback_states', 'check_same_callbacks', 'restore_callbacks']
+           'callback_states', 'check_same_callbacks', 'restore_callbacks', 'log_files', 'log_texts', 'restore_logs']
 
 # %% ../../nbs/training/00_same_run.ipynb #0bfda8dd
 import collections,inspect,platform
@@ -228,3 +228,31 @@ def restore_callbacks(cbs, states):
     for cb,o in zip(that_count(cbs), states):
         if not counts(cb): cb.load_state_dict(o['state'])
         else: vars(cb).update({k:Path(v) if k=='last_saved_path' and v else v for k,v in o['state'].items()})
+
+# %% ../../nbs/training/00_same_run.ipynb #8aa50c99
+def log_files(learn, cbs):
+    "Each `CSVLogger` among some callbacks and its file, by the name that it was given"
+    return {str(cb.fname):(cb,Path(learn.path)/cb.fname) for cb in cbs if isinstance(cb, CSVLogger)}
+
+def _open_log(cb):
+    f = vars(cb).get('file')
+    return None if f is None or f.closed else f
+
+def log_texts(learn, cbs):
+    "What their files hold"
+    res = {}
+    for k,(cb,p) in log_files(learn, cbs).items():
+        if f := _open_log(cb): f.flush()
+        res[k] = p.read_text() if p.is_file() else ''
+    return res
+
+def restore_logs(learn, cbs, texts):
+    "Their files as they were when a checkpoint was written: fastai's begin anew with each fit, or repeat epochs"
+    for k,(cb,p) in log_files(learn, cbs).items():
+        if k not in texts: continue
+        if (f := _open_log(cb)) is None: write_text(p, texts[k])
+        else:
+            f.seek(0)
+            f.truncate()
+            f.write(texts[k])
+            f.flush()

@@ -102,8 +102,7 @@ class StageCallback(Callback):
         self.prog,self.i,self.start = prog,i,start
         self.at = 0 if start is None else start['epoch']     # epochs of the stage that are done
         self.level,self.now,self.begun,self.trained,self.pending,self.figures = None,0,False,False,False,()
-        self.skip_to,self.hidden = 0,[]
-        self.by_hand = False        # does a function that fits several times save by itself behind each?
+        self.skip_to,self.hidden,self.by_hand = 0,[],False      # by hand: a function that fits several times saves
     @property
     def stage(self): return self.prog.stages[self.i]
 
@@ -119,6 +118,7 @@ class StageCallback(Callback):
         own = self._own()
         self.prog.set_momentum(self.stage.momentum)
         if not own: return
+        settle_buckets(self.learn.model)
         self.skip_to = max([cb._skip_to for cb in self.learn.cbs if isinstance(cb, SkipToEpoch)], default=0)
         if self.skip_to: self._hide(True)
 

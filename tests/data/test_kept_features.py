@@ -213,3 +213,14 @@ def test_random_transforms_that_have_run_change_no_key(files):
     was = features_key(net, plain_dl(dl))
     for _ in range(2): dl.one_batch()
     assert features_key(net, plain_dl(dl))==was is not None
+
+@pytest.mark.slow
+def test_processes_at_once_have_the_same_features(two_ranks, repo, tmp_path):
+    "Each computes them where no file is there yet; the file is whole at any moment, and one"
+    r = two_ranks(repo/'tests/data/cached_at_once_script.py', tmp_path, cwd=repo)
+    assert r.returncode==0 and 'cannot be read' not in r.stderr, r.stderr[-3000:]
+    found = sorted((tmp_path/'cache').iterdir())
+    assert len(found)==30 and {o.suffix for o in found}=={'.safetensors'}
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        assert all(m.read_kept(o) is not None for o in found)

@@ -1,11 +1,12 @@
 "One process at a time trains in a run folder; --overwrite deletes what a run wrote; a finished run is whole or mended"
-import json, os, shutil, signal, subprocess, sys, time
+import hashlib, json, os, shutil, signal, subprocess, sys, time
 import pandas as pd, pytest
 from helpers.errors import err
 from memo.core import MemoError
 from memo.experiment import run as ex
-from memo.experiment.compare import run_experiments
+from memo.experiment.compare import finish_all, run_experiments
 from memo.experiment.config import load_config
+from memo.experiment.run_folder import run_config
 from memo.experiment.run_owner import changed_outputs, remove_run
 from memo.files import owned, owner_of
 
@@ -95,6 +96,33 @@ def test_whatever_stands_in_the_owners_file(run, text):
     (run/'.owner.json').write_text(text)
     ex.resume_run(run, log=lambda s: None)
     assert not (run/'.owner.json').exists()
+
+# resuming
+
+def shas(d): return {str(o.relative_to(d)):hashlib.sha256(o.read_bytes()).hexdigest() for o in d.rglob('*')
+                     if o.is_file()}
+
+@pytest.mark.parametrize('new', ['lr: 0.02','lr: find',None])
+def test_a_resume_that_is_refused_changes_no_file(run, new):
+    "Another key, one that begins with a search for a rate, checkpoints that are damaged: env.json was written anew"
+    for o in ('metrics.json','results.md','seed_1/metrics.json'): (run/o).unlink()
+    (run/'env.json').write_text((run/'env.json').read_text().replace('"python": "3', '"python": "2'))
+    for o in run.rglob('config.yaml'): o.write_text(o.read_text().replace('lr: 0.01', new or 'lr: 0.01'))
+    for o in run.rglob('s*_e*.pt'): o.write_bytes(o.read_bytes()[:None if new else 999])
+    was = shas(run)
+    assert ('train.lr is' if new else 'damaged') in err(ex.resume_run, run) and shas(run)==was
+
+def test_more_seeds_are_written_where_the_run_goes_on(finished, run, other, tmp_path):
+    "And not into the folder of a process that trains there"
+    for o in run.rglob('config.yaml'): o.write_text(o.read_text().replace(str(finished.parent), str(run.parent)))
+    cfg,was = config(tmp_path, 'p', 'seeds=[0,1,2]'),(run/'config.yaml').read_bytes()
+    p = other(run)
+    assert 'in use by another training' in err(finish_all, [cfg], log=lambda s: None)
+    assert (run/'config.yaml').read_bytes()==was
+    p.kill()
+    p.wait()
+    finish_all([cfg], log=lambda s: None)
+    assert [*run_config(run).seeds]==[0,1,2] and (run/'seed_2/metrics.json').is_file()
 
 # --overwrite
 

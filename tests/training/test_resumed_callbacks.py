@@ -2,8 +2,8 @@
 from functools import partial
 import time
 import pytest
-from fastai.vision.all import (Adam, Callback, EarlyStoppingCallback, GradientAccumulation, ReduceLROnPlateau,
-                               SaveModelCallback, np)
+from fastai.vision.all import (Adam, Callback, CSVLogger, EarlyStoppingCallback, GradientAccumulation,
+                               ReduceLROnPlateau, SaveModelCallback, np)
 from contracts.made import StopAt
 from test_stages import make, quiet, same as same_history, same_model, two_phase
 from memo.banks import exchange
@@ -120,6 +120,40 @@ def test_other_callbacks_that_count_are_refused(tmp_path, there, here, msg):
     killed(tmp_path, made(there), 9)
     with pytest.raises(MemoError, match=msg) as e: beside(tmp_path, made(here), resume=True)
     assert '\n' not in str(e.value) and len(str(e.value))<300
+
+class StopBefore(Callback):
+    "Ctrl-C behind an epoch's row in the table and before its checkpoint"
+    order = 70
+    def __init__(self, n): self.n = n
+    def after_epoch(self):
+        if hasattr(self.learn, 'gather_preds'): return
+        self.n -= 1
+        if not self.n: raise KeyboardInterrupt
+
+def logged(path, append, where, stop=None, resume=False):
+    "The text of the file of fastai's logger beside a recipe, of one stage where each begins the file anew"
+    cb = CSVLogger('log.csv', append)
+    learn = make(cbs=cb if where=='learner' else [])
+    learn.path,learn.recorder.add_time = path,False
+    stages = [Stage('a', 2, 1e-2, True)]*append+[Stage('b', 4, 1e-2, False)]
+    cbs = [cb]*(where=='fit')+([stop] if stop else [])
+    with quiet(learn):
+        if not stop: fit_stages(learn, stages, path/'c', cbs=cbs, resume=resume)
+        else:
+            with pytest.raises(KeyboardInterrupt): fit_stages(learn, stages, path/'c', cbs=cbs, resume=resume)
+    return (path/'log.csv').read_text()
+
+@pytest.mark.parametrize('where', ['fit','learner'])
+@pytest.mark.parametrize('append', [True,False])
+def test_the_file_of_a_logger_is_whole(tmp_path, append, where):
+    "It began anew in each resume, or had an epoch twice; whatever stood there before, stays where it is appended to"
+    for d in 'ab': (tmp_path/d).mkdir()
+    for d in 'ab': (tmp_path/d/'log.csv').write_text('mine\n')
+    whole = logged(tmp_path/'a', append, where)
+    assert len(whole.splitlines())==(1+1+2+1+4 if append else 1+4)
+    for i,stop in enumerate((StopBefore(1), StopAt(9), StopAt(4), StopBefore(2))):
+        logged(tmp_path/'b', append, where, stop, resume=i>0)
+    assert logged(tmp_path/'b', append, where, resume=True)==whole
 
 class Mean(Callback):
     "One's own, that says what it counts"
