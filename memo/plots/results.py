@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from ..core import MemoError
 from ..metrics.multilabel import binned_error,calibration_bins
 from ..evaluation.names import cut_names
-from .figure import Picture,_colors,above,check_fits,drawing,drawn_text,legend_of,log_ticks
+from .figure import Picture,_colors,above,check_fits,class_colors,drawing,drawn_text,legend_of,log_ticks
 from .figure import panels,text_picture
 
 # %% ../../nbs/plots/03_results.ipynb #7b810f63
@@ -38,8 +38,9 @@ def plot_results(
     df = df[:80]
     rows = [' - '.join(map(str, r)) for r in df[text].itertuples(index=False)] if text else [str(o) for o in df.index]
     rows = [textwrap.fill(o, 40) for o in cut_names(rows, 100, drawn_text)]
-    lines = max(1+o.count('\n') for o in rows)
-    fig,axs = panels(1, len(shown), 1.5, .6+(.14+.12*lines)*len(df))
+    high = .14+.12*max(1+o.count('\n') for o in rows)      # of a row, in inches
+    df,rows = df[:int(20/high)],rows[:int(20/high)]
+    fig,axs = panels(1, len(shown), 1.5, .6+high*len(df))
     fig.set_figwidth(1.5*len(shown)+.06*max(len(o) for r in rows for o in r.split('\n')))
     for ax,(name,cs) in zip(axs.flat, shown.items()):
         draw_dots(ax, *(df[c].to_numpy(float) for c in cs))
@@ -53,7 +54,8 @@ def plot_results(
 def draw_dots(ax, v, low=None, high=None):
     "Values downwards, each with its interval and number"
     at = np.arange(len(v))
-    if low is not None and high is not None: ax.hlines(at, low, high, color='#4477aa', lw=1.5, alpha=.5)
+    ok = np.isfinite(v)
+    if low is not None and high is not None: ax.hlines(at[ok], low[ok], high[ok], color='#4477aa', lw=1.5, alpha=.5)
     ax.plot(v, at, 'o', color='#4477aa', ms=4)
     for a,o in zip(at, v):
         if np.isfinite(o): ax.text(o, a-.18, f'{o:.3g}', ha='center', va='bottom', fontsize=7)
@@ -105,12 +107,12 @@ def plot_classes(
     for k,t in tables.items():
         if set(t.finding)!=set(df.index):
             raise MemoError(f"plot_classes: {k} has other findings than {first(tables)}; give tables of one test set")
-    n,h,many = len(tables),.8/len(tables),len(df)>60
+    n,h,many,colors = len(tables),.8/len(tables),len(df)>60,class_colors(len(tables))
     fig,axs = panels(1, 2, 3.2, 6 if many else max(1.2, .6+len(df)*max(.2, .13*n)))
     for ax,(col,title,left) in zip(axs.flat, (('auc','ROC-AUC',.5), ('ap','average precision',0))):
         bars = []
         for i,t in enumerate(tables.values()):
-            t,color = t.set_index('finding').loc[df.index],_colors[i%len(_colors)]
+            t,color = t.set_index('finding').loc[df.index],colors[i]
             bars.append(draw_points(ax, t, col, color) if many else
                         draw_bars(ax, t, col, np.arange(len(df))-.4+h*(i+.5), h, color, left))
         lost = max(int(t[col].isna().sum()) for t in tables.values())*many
@@ -166,13 +168,15 @@ def plot_speed(
     fig,axs = panels(math.ceil(len(tables)/cols), cols, 3.2, 2.6)
     for ax in axs.flat[len(tables):]: ax.axis('off')
     for ax,(name,t) in zip(axs.flat, tables.items()):
+        colors = class_colors(t.batch.nunique())
         for i,(bs,of) in enumerate(t.groupby('batch')):
-            of,c = of.sort_values('hit', kind='stable'),_colors[i%len(_colors)]
+            of,c = of.sort_values('hit', kind='stable'),colors[i]
             ax.plot(of.faster, 100*of.accuracy, 'o-', color=c, ms=3.5 if len(of)<=60 else 0, lw=1, label=f'batch {bs}')
             ax.hlines(100*of.accuracy, of.faster_low, of.faster_high, color=c, lw=1.5, alpha=.4)
         ax.axvline(1, color='.5', lw=.8, ls=':')
         ax.axhline(100*t.accuracy_network.mean(), color='.5', lw=.8, ls='--', label='network alone')
         ax.set(xlabel='times as fast as the network alone', ylabel='accuracy, %')
+        ax.xaxis.get_major_locator().set_params(nbins=6)
         both = 100*pd.concat([t.accuracy, t.accuracy_network])
         low,high = both.min(),both.max()
         room = max(.1*(high-low), .5)       # where nothing differs, not a scale of its noise
