@@ -86,6 +86,7 @@ def named_stages(starts):
 def draw_stages(ax, starts, n, room):
     "Where stages begin, with their names where there is room, above the curves"
     (left,_),(lo,hi),last = ax.get_xlim(),ax.get_ylim(),-1
+    ax.set_yticks([o for o in ax.get_yticks() if lo<=o<=hi])        # no score is above 1
     ax.set_ylim(lo, hi+(hi-lo)*room/1.35)
     for i,name in starts:
         if i: ax.axvline(i+.5, color='.6', lw=.8, ls=':')
