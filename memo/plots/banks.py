@@ -20,7 +20,7 @@ from ..evaluation.tables import text_table
 from .figure import Picture,above,check_fits,counted,drawing,log_ticks,no_value
 from .figure import panels,short_names,text_picture,whole
 from .recall import draw_input,draw_text,training_inputs
-from .training import class_bars,seen_hist,_shots
+from .training import class_bars,names_room,seen_hist,_shots
 from ..training.memory_callback import memory_of
 
 # %% ../../nbs/plots/05_banks.ipynb #e6b464a2
@@ -31,12 +31,14 @@ def only_text(ax, text):
 
 def plot_slots(bank, vocab):
     n,y = len(bank),bank.rows()[2]
-    fig,axs = panels(1, 3, 2.6, 2.1)
+    counts = [] if y is None else bank.class_counts().tolist()
+    names = short_names(vocab, len(counts))
+    fig,axs = panels(1, 3, 2.6, 2.1+names_room(names, 2.6, 16))
     a,b,c = axs.flat
     if y is None: only_text(a, 'rows have no label')
     else:
-        counts,bare = bank.class_counts().tolist(),int((y.reshape(n, -1)<0).all(1).sum())
-        class_bars(a, counts, short_names(vocab, len(counts)), '#4477aa', most=16)
+        bare = int((y.reshape(n, -1)<0).all(1).sum())
+        class_bars(a, counts, names, '#4477aa', most=16)
         a.set(ylabel='positives' if y.ndim==2 else 'rows', title=f'{bare} rows without a label' if bare else '')
     age = (bank.updates-bank.stamps[:n]).cpu()
     lo,hi = int(age.min()),int(age.max())
@@ -61,12 +63,13 @@ def rows_hist(ax, v, xlabel):
 def plot_rows(bank, vocab):
     "A bank of another kind: what its rows say"
     _,n,y,_,_,valid = bank.rows()
-    fig,axs = panels(1, 2, 2.6, 2.1)
+    counts = [] if y is None else bank.class_counts().tolist()
+    names = short_names(vocab, len(counts))
+    fig,axs = panels(1, 2, 2.6, 2.1+names_room(names, 2.6, 16))
     a,b = axs.flat
     if y is None: only_text(a, 'rows have no label')
     else:
-        counts = bank.class_counts().tolist()
-        class_bars(a, counts, short_names(vocab, len(counts)), '#4477aa', most=16)
+        class_bars(a, counts, names, '#4477aa', most=16)
         a.set_ylabel('positives' if y.ndim==2 else 'rows')
     if n is None: only_text(b, 'rows have no length')
     else: rows_hist(b, n if valid is None else n[valid], 'length of the feature')
@@ -74,7 +77,7 @@ def plot_rows(bank, vocab):
 
 def plot_class_fill(bank, vocab):
     names = short_names(vocab, bank.n_classes)
-    fig,axs = panels(1, 2, 3.2, 2.1)
+    fig,axs = panels(1, 2, 3.2, 2.1+names_room(names, 3.2, 15))
     for ax,n,t in zip(axs.flat, (bank.class_counts(), bank.counts), ('rows kept','rows seen')):
         class_bars(ax, n.tolist(), names, '#4477aa', most=15)
         ax.set_ylabel(t)
@@ -182,15 +185,15 @@ def plot_similarity(
     cs = every[:most][::-1]
     p = F.normalize(bank.prototypes()[cs].cpu())
     s = (p@p.T).numpy()
-    side = min(8, max(1.8, .15*len(cs)))
-    fig = Picture(figsize=(side+1.6, side+.9), layout='constrained')
+    side,names = min(8, max(1.8, .15*len(cs))),short_names(vocab, bank.n_classes)
+    named = side/len(cs)>=.13
+    room = .06*max(len(names[i]) for i in cs)*named
+    fig = Picture(figsize=(side+1.2+room, side+.5+room), layout='constrained')
     ax = fig.subplots()
     # one scale for all banks: what is alike looks alike, and noise does not fill the range of colours
     im = ax.imshow(s, vmin=-1 if s.min()<-.01 else 0, vmax=1, cmap='viridis', interpolation='nearest', aspect='auto')
     no_value(ax)
     fig.colorbar(im, ax=ax, shrink=.8, label='cosine')
-    names = short_names(vocab, bank.n_classes)
-    named = side/len(cs)>=.13
     title = counted(len(cs), 'class') if len(cs)==len(every) else f'{len(cs)} rarest of {len(every)} classes seen'
     ax.set(xticks=[], yticks=[], title=title, ylabel='' if named else 'class, rarest last')
     if named:

@@ -65,9 +65,11 @@ def draw_lines(ax, df, lines, what):
         if v is None or not v.notna().any(): continue
         ax.plot(x, v, marker='.', ms=4 if len(x)<=60 else 0, lw=1.2, label=label)
         n += 1
+    if n==0:
+        ax.text(.5, .5, f'no {what} was recorded', ha='center', transform=ax.transAxes, fontsize=7)
+        return ax.set(xticks=[], yticks=[], xlabel='epoch', ylabel=what)
     for i,_ in stage_starts(df):
         if i: ax.axvline(i+.5, color='.6', lw=.8, ls=':')
-    if n==0: ax.text(.5, .5, f'no {what} was recorded', ha='center', transform=ax.transAxes, fontsize=7)
     ax.set(xlabel='epoch', ylabel='memory answers' if what=='usage' else what)
     if n>1: above(ax, ncols=2)
     if what=='usage': ax.set_ylim(-.02, 1.02)

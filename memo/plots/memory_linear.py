@@ -110,7 +110,7 @@ def draw_shares(ax, won, y, n, vocab):
                    extent=(-.5,len(used)-.5,k-.5,-.5))
     no_value(ax)
     ax.figure.colorbar(im, ax=ax, shrink=.8, label='share')
-    ax.set_xticks(range(len(used)), used.tolist()) if len(used)<=16 else ax.set_xticks([])
+    ax.set_xticks(range(len(used)), used.tolist()) if len(used)<=12 else ax.set_xticks([])
     if k<=24: ax.set_yticks(range(k), short_names(vocab, k))
     ax.set(title=f'share of each class, by {len(used)} of {counted(n, "unit")}', xlabel='unit', ylabel='class')
 
@@ -124,7 +124,7 @@ def draw_wins(ax, layer, output):
     ax.plot(n, gone[order].numpy(), color='#ee6677', lw=0, marker='.', ms=3, label='given away')
     won = f'{int((wins>0).sum())} of {counted(len(wins), "unit")} won'
     ax.set(yscale='symlog', xlabel='unit', ylabel='times in training')
-    ax.set_xticks(n, order.tolist()) if len(wins)<=16 else ax.set_xticks([])
+    ax.set_xticks(n, order.tolist()) if len(wins)<=12 else ax.set_xticks([])
     top = max(2, int(max(wins.max(), gone.max())))
     tens = [10**i for i in range(len(str(top)))]
     ax.set_yticks([0,*tens,*[top]*(top>=2*tens[-1])])

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from ..core import MemoError
 from ..metrics.multilabel import binned_error,calibration_bins
 from ..evaluation.names import cut_names
-from .figure import Picture,_colors,above,check_fits,class_colors,drawing,drawn_text,legend_of,log_ticks
-from .figure import panels,text_picture
+from .figure import Picture,_colors,above,check_fits,class_colors,counted,drawing
+from .figure import drawn_text,legend_of,log_ticks,panels,text_picture
 
 # %% ../../nbs/plots/03_results.ipynb #7b810f63
 def result_columns(df):
@@ -76,11 +76,12 @@ def plot_comparison(
     df = table.drop(columns=[c for c in table.columns if c!='method' and table[c].isna().all()])
     for c in [c for c in df.columns if f'{c}_std' in df]:
         df = df.assign(**{f'{c}_low':df[c]-df[f'{c}_std'], f'{c}_high':df[c]+df[f'{c}_std']})
+    if not len(df): return plot_results(df)
+    a,b = int(table.seeds.min()),int(table.seeds.max())
+    if a<b: df = df.assign(method=[f"{k} ({counted(n, 'seed')})" for k,n in zip(df.method, df.seeds)])
     fig = plot_results(df)
-    if not len(df): return fig
-    a,b = table.seeds.min(),table.seeds.max()
-    seeds = b if a==b else f'{a}-{b}'
-    fig.suptitle('one seed' if b==1 else f"mean and standard deviation over {seeds} seeds", fontsize=8)
+    seeds = 'the seeds of each' if a<b else f'{b} seeds'
+    fig.suptitle('one seed' if b==1 else f"mean and standard deviation over {seeds}", fontsize=8)
     return fig
 
 # %% ../../nbs/plots/03_results.ipynb #cecb6821

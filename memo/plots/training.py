@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/plots/training.html.md"""
 
 # %% auto #0
 __all__ = ['history_groups', 'stage_starts', 'plot_history', 'draw_columns', 'named_stages', 'draw_stages', 'room_of',
-           'seen_bars', 'seen_hist', 'class_bars', 'many_bars', 'plot_counts']
+           'names_room', 'seen_bars', 'seen_hist', 'class_bars', 'many_bars', 'plot_counts']
 
 # %% ../../nbs/plots/02_training.ipynb #0701a770
 import math
@@ -102,6 +102,11 @@ def room_of(ax):
     "Width of a panel, about, in points"
     return .8*72*ax.figure.get_figwidth()/ax.get_subplotspec().get_gridspec().ncols
 
+def names_room(names, w, most=30):
+    "Inches that names below the bars of a panel of `w` inches need where they are slanted"
+    long = max(map(len, names), default=0)
+    return 0 if len(names)>most or long*4.2*len(names)<.8*72*w else .05*long
+
 def seen_bars(ax, at, n, width, color):
     "Bars of which none that is not 0 is too low or too narrow to be seen"
     color = color if isinstance(color, list) else [color]*len(n)
@@ -152,7 +157,7 @@ def plot_counts(
     order,names = n.argsort(descending=True, stable=True),short_names(vocab, len(n))
     groups = shot_groups(n, many, few)
     color = {int(c):k for k,cs in groups.items() for c in cs}
-    fig,axs = panels(1, 1, 4.5, 2.1)
+    fig,axs = panels(1, 1, 4.5, 2.1+names_room(names, 4.5))
     ax = axs[0,0]
     class_bars(ax, n[order].tolist(), [names[i] for i in order], [_shots[color[int(i)]] for i in order])
     ax.set_ylabel('training items')

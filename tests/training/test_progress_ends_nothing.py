@@ -31,9 +31,8 @@ def run(kind, how, d, **env):
     return (d/kind).read_text(),said
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind,how', [('fit','full'), ('fit','head'), ('fit','ascii'), ('fit','gone'),
-                                      ('no_bar','pipe'), ('no_bar','ascii'), ('stages','pipe'), ('stages','none'),
-                                      ('stream','pipe'), ('stream','full'), ('stream','closed')])
+@pytest.mark.parametrize('kind,how', [('fit','full'), ('fit','head'), ('fit','ascii'), ('no_bar','pipe'), ('stages','gone'),
+                                      ('stream','pipe'), ('stream','closed')])
 def test_a_training_goes_on(tmp_path, kind, how):
     "And the learner is exported after it"
     n,said = run(kind, how, tmp_path)
@@ -41,9 +40,9 @@ def test_a_training_goes_on(tmp_path, kind, how):
     if how=='ascii': assert 'gr\\xf6\\xdfe_\\udcff' in (tmp_path/'out.txt').read_text()
 
 @pytest.mark.slow
-@pytest.mark.parametrize('buffered', ['','1'])
-def test_lines_that_are_written_at_once_or_later(tmp_path, buffered):
-    assert run('fit', 'pipe', tmp_path, PYTHONUNBUFFERED=buffered)[0]=='3 epochs'
+def test_lines_that_are_written_later(tmp_path):
+    "With what is left in a buffer the process would end badly"
+    assert run('fit', 'pipe', tmp_path, PYTHONUNBUFFERED='')[0]=='3 epochs'
 
 # what else it does
 
