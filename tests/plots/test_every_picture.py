@@ -148,12 +148,12 @@ def test_a_picture_is_a_figure_without_pyplot():
 
 # numbers, colours, sizes
 
-whole = {'epoch','rows','rows kept','rows seen','classes','switches','training items','times in training','update steps',
-         'age (writes since last touched)','patterns stored','experiences'}
+whole = {'epoch','rows','rows kept','rows seen','classes','switches','training items','times in training',
+         'update steps','age (writes since last touched)','patterns stored','experiences'}
 
 @pytest.mark.parametrize('n', [1, 2, 10])
-@pytest.mark.parametrize('name', ['plot_bank','plot_classbank','plot_counts','plot_history','plot_dual_path','plot_coverage',
-                                  'plot_stream_accuracy','plot_units','plot_energy','plot_retrieval'])
+@pytest.mark.parametrize('name', ['plot_bank','plot_classbank','plot_counts','plot_history','plot_dual_path',
+                                  'plot_coverage','plot_stream_accuracy','plot_units','plot_energy','plot_retrieval'])
 def test_what_is_counted_has_whole_numbers(name, n):
     "No epoch .96, no half a row"
     seen = 0

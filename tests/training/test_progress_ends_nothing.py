@@ -31,8 +31,8 @@ def run(kind, how, d, **env):
     return (d/kind).read_text(),said
 
 @pytest.mark.slow
-@pytest.mark.parametrize('kind,how', [('fit','full'), ('fit','head'), ('fit','ascii'), ('no_bar','pipe'), ('stages','gone'),
-                                      ('stream','pipe'), ('stream','closed')])
+@pytest.mark.parametrize('kind,how', [('fit','full'), ('fit','head'), ('fit','ascii'), ('no_bar','pipe'),
+                                      ('stages','gone'), ('stream','pipe'), ('stream','closed')])
 def test_a_training_goes_on(tmp_path, kind, how):
     "And the learner is exported after it"
     n,said = run(kind, how, tmp_path)
@@ -46,13 +46,17 @@ def test_lines_that_are_written_later(tmp_path):
 
 # what else it does
 
-def learner(cbs=()): return stream_learner(digit_stream(2, classes=4), [MemoryCallback(SlotBank(32, policy='fifo')), *cbs])
+def learner(cbs=()):
+    return stream_learner(digit_stream(2, classes=4), [MemoryCallback(SlotBank(32, policy='fifo')), *cbs])
 
 def shown(f):
     with redirect_stdout(io.StringIO()) as out: f()
     return out.getvalue()
 
-def rows(text): return [o.split()[:3] for o in text.replace('\r', '\n').split('\n') if o.split() and o.split()[0].isdigit()]
+def rows(text):
+    "Epochs and losses of what was shown"
+    lines = [o.split()[:3] for o in text.replace('\r', '\n').split('\n')]
+    return [o for o in lines if o and o[0].isdigit()]
 
 def test_what_can_be_shown_is_shown():
     "The same rows as without memo's doing, and by a quick loop"
