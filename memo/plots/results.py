@@ -108,8 +108,10 @@ def plot_classes(
     for k,t in tables.items():
         if set(t.finding)!=set(df.index):
             raise MemoError(f"plot_classes: {k} has other findings than {first(tables)}; give tables of one test set")
-    n,h,many,colors = len(tables),.8/len(tables),len(df)>60,class_colors(len(tables))
-    fig,axs = panels(1, 2, 3.2, 6 if many else max(1.2, .6+len(df)*max(.2, .17*n)))
+    n,h,colors = len(tables),.8/len(tables),class_colors(len(tables))
+    high = len(df)*max(.2, .17*n)       # of bars with words between them, in inches
+    many = len(df)>60 or high>25
+    fig,axs = panels(1, 2, 3.2, 6 if many else max(1.2, .6+high))
     for ax,(col,title,left) in zip(axs.flat, (('auc','ROC-AUC',.5), ('ap','average precision',0))):
         bars = []
         for i,t in enumerate(tables.values()):

@@ -3,14 +3,15 @@ from functools import lru_cache
 import matplotlib, numpy as np, pytest, torch
 from matplotlib import style
 from matplotlib.colors import to_rgb
-from helpers.every_picture import epochs, every, exported, hard, inner, learner, named, pictures, results, sizes, stream
+from helpers.every_picture import (epochs, every, exported, findings, hard, inner, learner, named, pictures, results,
+                                   sizes, stream)
 from helpers.looks import contrast, looks, rendered
 from memo.banks.classes import ClassBank
 from memo.core import MemoError
 from memo.plots.banks import plot_bank, plot_similarity, plot_stored
 from memo.plots.figure import Picture, class_colors, drawing, panels, short_names
 from memo.plots.hopfield import small_image
-from memo.plots.results import draw_dots, plot_comparison
+from memo.plots.results import draw_dots, plot_classes, plot_comparison
 from memo.plots.stream_results import plot_matrix
 from memo.plots.streams import plot_stream
 from memo.plots.training import class_bars, plot_counts, plot_history
@@ -186,6 +187,12 @@ def test_points_and_surfaces_of_more_classes_than_seven():
 def test_tables_of_any_length_can_be_looked_at(seeds):
     fig = plot_comparison(results(200, seeds))
     assert fig.get_figheight()<22 and 'of 200 rows' in fig.axes[0].get_xlabel()
+
+@pytest.mark.parametrize('methods', [1, 2, 5, 12])
+@pytest.mark.parametrize('n', [6, 60])
+def test_classes_of_several_methods(methods, n):
+    fig = plot_classes({f'method {i}':findings(n) for i in range(methods)})
+    assert not looks(fig) and fig.get_figheight()<27
 
 def test_no_interval_without_a_number():
     v = np.array([.1,np.nan,.3])
