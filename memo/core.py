@@ -6,8 +6,9 @@ Docs: https://github.com/fastmemo/memo/core.html.md"""
 
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Share', 'Fraction', 'OpenFraction', 'Probability', 'Side', 'Shift',
-           'one_thread', 'one_line', 'MemoError', 'Diverged', 'say', 'check_choice', 'Range', 'OneOf', 'undisturbed',
-           'atomic_path', 'write_text', 'write_csv', 'write_json', 'packaged_file', 'cache_folder', 'settings']
+           'one_thread', 'one_line', 'MemoError', 'Diverged', 'say', 'writable', 'no_more', 'check_choice', 'Range',
+           'OneOf', 'undisturbed', 'atomic_path', 'write_text', 'write_csv', 'write_json', 'packaged_file',
+           'cache_folder', 'settings']
 
 # %% ../nbs/00_core.ipynb #fec74f64
 import configparser,difflib,importlib.util,json,math,os,sys,tempfile,threading
@@ -54,17 +55,24 @@ def say(
     if file is None: return     # closed before the process began
     try:
         try: print(txt, file=file, flush=True)
-        except UnicodeEncodeError:
-            code = getattr(file, 'encoding', None) or 'ascii'
-            print(str(txt).encode(code, 'backslashreplace').decode(code), file=file, flush=True)
-    except (OSError,ValueError): _no_more(file)
+        except UnicodeEncodeError: print(writable(str(txt), file), file=file, flush=True)
+    except (OSError,ValueError): no_more(file)
 
-def _no_more(file):
+def writable(
+    txt:str, # Anything
+    file     # An open text file
+)->str:
+    "A text with the numbers of letters that a file cannot write"
+    code = getattr(file, 'encoding', None) or 'ascii'
+    return txt.encode(code, 'backslashreplace').decode(code)
+
+def no_more(file):
     "What is left in a file that cannot be written would raise when the process ends"
     try:
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, file.fileno())
-        os.close(null)
+        null,its = os.open(os.devnull, os.O_WRONLY),file.fileno()
+        if null!=its:       # else it was closed, and is open again
+            os.dup2(null, its)
+            os.close(null)
         file.flush()
     except (OSError,ValueError): pass
 

@@ -23,12 +23,17 @@ from ..plots.training import *
 
 # %% ../../nbs/experiment/09_report.ipynb #2acb1479
 def save_pictures(folder, **pics):
-    "Draw pictures and save them as PNG; `pics` maps file names to functions that draw. One that fails is a warning"
+    """Draw pictures and save them as PNG; `pics` maps file names to functions that draw. One that fails is a warning;
+    gives the names of the others"""
+    done = []
     for k,f in pics.items():
         try:
             if (fig := f()) is None: continue
-            with atomic_path(Path(folder)/f'{k}.png') as p: fig.savefig(p, format='png', dpi=100)
+            says = dict(Software='memo', Title=f'{k}.png')      # whose it is, when the run is overwritten
+            with atomic_path(Path(folder)/f'{k}.png') as p: fig.savefig(p, format='png', dpi=100, metadata=says)
+            done.append(k)
         except Exception as e: not_drawn(k, e)
+    return done
 
 def not_drawn(name, e):
     "Say in a line that there is no picture: it only shows, and ends nothing"
@@ -47,7 +52,7 @@ def draw_scores(r, dls, folder):
     pics = {f.__name__:f for f in (counts,classes,reliability,stream,matrix,accuracy)}
     known = [k for k in r.task.pictures if k not in ('matrix','accuracy') or getattr(dls, 'result', None) is not None]
     def one(k): return pics[check_choice('picture', k, pics)]()
-    save_pictures(folder, **{k:partial(one, k) for k in known})
+    return save_pictures(folder, **{k:partial(one, k) for k in known})
 
 def draw(learn, history, folder):
     "Save the pictures of a training and its memories"
@@ -59,7 +64,7 @@ def draw(learn, history, folder):
         pics[f'bank{more}'] = partial(_bank, learn, b)
         if hasattr(cb.head, 'decide'): pics[f'two_paths{more}'] = partial(_two_paths, history, k, b)
         pics[f'memories{more}'] = partial(_recalled, learn, k, b)
-    save_pictures(folder, **pics)
+    return save_pictures(folder, **pics)
 
 def has_pictures(learn, bank):
     "Are there images of what a bank holds? Of points in a stream there are none"

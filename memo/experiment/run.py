@@ -6,10 +6,10 @@ Docs: https://github.com/fastmemo/memo/experiment/run.html.md"""
 
 # %% auto #0
 __all__ = ['history_line', 'valley_of', 'found_lr', 'bank_savers', 'finish_memories', 'Begins', 'train', 'write_training',
-           'fit_all', 'state_bytes', 'write_scores', 'read_metrics', 'from_version_0_1', 'write_results',
-           'claim_folder', 'check_experiment', 'check_learner', 'run_experiment', 'begin', 'the_only_one', 'resume_run',
-           'note_beginning', 'check_finished', 'is_filled', 'shrunk', 'dry_run', 'load_run', 'earlier_rows',
-           'are_close', 'evaluate_run', 'evaluate_model']
+           'draw_all', 'draw_again', 'fit_all', 'state_bytes', 'write_scores', 'read_metrics', 'from_version_0_1',
+           'write_results', 'claim_folder', 'check_experiment', 'check_learner', 'run_experiment', 'begin',
+           'the_only_one', 'resume_run', 'note_beginning', 'check_finished', 'is_filled', 'shrunk', 'dry_run',
+           'load_run', 'earlier_rows', 'are_close', 'evaluate_run', 'evaluate_model']
 
 # %% ../../nbs/experiment/10_run.ipynb #e8143355
 import math
@@ -151,9 +151,22 @@ def write_training(t, learn, h, r, savers, log=say, **more):
     for _,s in savers: s.save('final')
     write_scores(t.folder, t.seed, r, learn.dls, False, banks=banks, classes=classes, bytes=size, **more)
     wait_savers(t, savers, log)
-    if not cfg.plots.save: return
-    with alone(): draw(learn, h, t.folder)
-    draw_scores(r, learn.dls, t.folder)
+    if cfg.plots.save: draw_all(t, learn, h, r)
+
+def draw_all(t, learn, h, r):
+    "Draw the pictures of a training that has been scored, and write down which there are"
+    with alone(): names = draw(learn, h, t.folder)
+    note_pictures(t.folder, names+draw_scores(r, learn.dls, t.folder))
+
+def draw_again(t, log=say):
+    "The pictures of a finished training, which was killed before they were all there, or lost some since"
+    log(f'{t.cfg.name} seed {t.seed} | its pictures are drawn again')
+    try:
+        cfg,learn = rebuilt(t.cfg, t.folder/'model.safetensors')
+        learn.dls.result = earlier_rows(t, learn.dls)
+        with learn.no_bar(), learn.no_logging(): r = evaluate(learn, cfg, training=t.name)
+        draw_all(t, learn, pd.read_csv(t.folder/'history.csv'), r)
+    except Exception as e: not_drawn(t.folder/'*', e)       # where the data are gone, say
 
 # %% ../../nbs/experiment/10_run.ipynb #67390e5e
 def fit_all(cfg, learn, stages, **kwargs):
@@ -307,7 +320,10 @@ def _run_all(cfg, folder, resume, log, seeds):
             if not rank_distrib(): log(f'{said} | has diverged before, --overwrite trains it again')
             continue
         if gone==[]:
-            if not rank_distrib(): log(f'{said} | finished before')
+            if not rank_distrib():
+                log(f'{said} | finished before')
+                if t.cfg.plots.save and lost_pictures(t.folder):
+                    with alone(): draw_again(t, log)
             continue
         if gone and not rank_distrib():
             log(f"{said} | {', '.join(gone)} not as written: made again from the last checkpoint")

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from ..core import MemoError,check_choice,undisturbed
 from ..evaluation.names import cut_names
 from ..evaluation.tables import text_table
-from .figure import Picture,above,check_fits,drawing,log_ticks,no_value
-from .figure import panels,short_names,text_picture
+from .figure import Picture,above,check_fits,counted,drawing,log_ticks,no_value
+from .figure import panels,short_names,text_picture,whole
 from .recall import draw_input,draw_text,training_inputs
-from .training import class_bars,seen_hist,_shots
+from .training import class_bars,names_room,seen_hist,_shots
 from ..training.memory_callback import memory_of
 
 # %% ../../nbs/plots/05_banks.ipynb #e6b464a2
@@ -31,18 +31,21 @@ def only_text(ax, text):
 
 def plot_slots(bank, vocab):
     n,y = len(bank),bank.rows()[2]
-    fig,axs = panels(1, 3, 2.6, 2.1)
+    counts = [] if y is None else bank.class_counts().tolist()
+    names = short_names(vocab, len(counts))
+    fig,axs = panels(1, 3, 2.6, 2.1+names_room(names, 2.6, 16))
     a,b,c = axs.flat
     if y is None: only_text(a, 'rows have no label')
     else:
-        counts,bare = bank.class_counts().tolist(),int((y.reshape(n, -1)<0).all(1).sum())
-        class_bars(a, counts, short_names(vocab, len(counts)), '#4477aa', most=16)
+        bare = int((y.reshape(n, -1)<0).all(1).sum())
+        class_bars(a, counts, names, '#4477aa', most=16)
         a.set(ylabel='positives' if y.ndim==2 else 'rows', title=f'{bare} rows without a label' if bare else '')
     age = (bank.updates-bank.stamps[:n]).cpu()
     lo,hi = int(age.min()),int(age.max())
     step = 1+(hi-lo)//25
     seen_hist(b, age.tolist(), np.arange(lo, hi+1+step, step)-.5, '#66ccee')
     b.set(xlabel='age (writes since last touched)', ylabel='rows')
+    whole(b.xaxis, b.yaxis)
     unit = getattr(bank, 'norms', None) is None         # rows of unit length say how often they were recalled
     rows_hist(c, (bank.hits if unit else bank.norms)[:n], 'times recalled in training' if unit else
               'length of the feature')
@@ -54,17 +57,19 @@ def rows_hist(ax, v, xlabel):
     ok = v.isfinite()
     seen_hist(ax, v[ok].tolist(), 20, '#228833')
     ax.set(xlabel=xlabel, ylabel='rows', title='' if ok.all() else f'{int((~ok).sum())} rows are not finite')
-    for axis in (ax.xaxis,ax.yaxis): axis.get_major_locator().set_params(nbins=5, integer=axis is ax.yaxis)
+    ax.xaxis.get_major_locator().set_params(nbins=5)
+    whole(ax.yaxis)
 
 def plot_rows(bank, vocab):
     "A bank of another kind: what its rows say"
     _,n,y,_,_,valid = bank.rows()
-    fig,axs = panels(1, 2, 2.6, 2.1)
+    counts = [] if y is None else bank.class_counts().tolist()
+    names = short_names(vocab, len(counts))
+    fig,axs = panels(1, 2, 2.6, 2.1+names_room(names, 2.6, 16))
     a,b = axs.flat
     if y is None: only_text(a, 'rows have no label')
     else:
-        counts = bank.class_counts().tolist()
-        class_bars(a, counts, short_names(vocab, len(counts)), '#4477aa', most=16)
+        class_bars(a, counts, names, '#4477aa', most=16)
         a.set_ylabel('positives' if y.ndim==2 else 'rows')
     if n is None: only_text(b, 'rows have no length')
     else: rows_hist(b, n if valid is None else n[valid], 'length of the feature')
@@ -72,7 +77,7 @@ def plot_rows(bank, vocab):
 
 def plot_class_fill(bank, vocab):
     names = short_names(vocab, bank.n_classes)
-    fig,axs = panels(1, 2, 3.2, 2.1)
+    fig,axs = panels(1, 2, 3.2, 2.1+names_room(names, 3.2, 15))
     for ax,n,t in zip(axs.flat, (bank.class_counts(), bank.counts), ('rows kept','rows seen')):
         class_bars(ax, n.tolist(), names, '#4477aa', most=15)
         ax.set_ylabel(t)
@@ -91,7 +96,7 @@ def plot_bank(
     fig = (plot_slots if hasattr(bank, 'stamps') else plot_class_fill if hasattr(bank, 'counts') else plot_rows)(bank,
         vocab)
     fig.suptitle(f"{name}: {len(bank)} of {bank.capacity_rows} rows, {int(bank.seen)} were offered in "
-                 f"{int(bank.updates)} writes", fontsize=8)
+                 f"{counted(int(bank.updates), 'write')}", fontsize=8)
     return fig
 
 # %% ../../nbs/plots/05_banks.ipynb #da98b57e
@@ -130,7 +135,7 @@ def class_hist(ax, v, bins, color, xlabel, ends=None):
     log = lo>0 and hi/lo>20
     seen_hist(ax, v.tolist(), np.geomspace(lo, hi, bins+1) if log else np.linspace(lo, hi, bins+1), color)
     ax.set(xlabel=xlabel, ylabel='classes', xscale='log' if log else 'linear')
-    ax.yaxis.get_major_locator().set_params(integer=True)
+    whole(ax.yaxis)
     if log: log_ticks(ax.xaxis)
 
 # %% ../../nbs/plots/05_banks.ipynb #d01c9ede
@@ -141,7 +146,7 @@ def plot_classbank(
 )->Figure: # Four panels
     "Four panels of a `ClassBank`: class counts, sizes of tail, medium and head, fill, length of the prototypes"
     n = check_class_bank(bank)
-    if len(bank)==0: return text_picture(f'ClassBank of {bank.n_classes} classes: empty')
+    if len(bank)==0: return text_picture(f"ClassBank of {counted(bank.n_classes, 'class')}: empty")
     seen,total = n>0,int(bank.seen)
     fig,axs = panels(2, 2, 2.9, 1.9)
     a,b,c,d = axs.flat
@@ -149,19 +154,19 @@ def plot_classbank(
     class_hist(a, 100*n[seen]/total, min(50, bins), '#66ccee', '% of the rows seen')
     for t,(g,s),ls in zip(bank.thresholds(), tail_bounds(bank).items(), ('-','--')):
         a.axvline(100*t/total, color=_colors[g], lw=1, ls=ls, label=f'{g}: {s} rows')
-    above(a, ncols=2)
+    above(a)
     size = {**bank.distribution(), 'unseen':int((~seen).sum())}
     size = {k:v for k,v in size.items() if v or k!='unseen'}
     for i,v in enumerate(b.bar(list(size), list(size.values()), color=[_colors[k] for k in size])):
         b.text(i, v.get_height(), f'{v.get_height():g}', ha='center', va='bottom', fontsize=7)
     b.set_ylabel('classes')
-    b.yaxis.get_major_locator().set_params(integer=True)
+    whole(b.yaxis)
     class_hist(c, 100*bank.class_counts().cpu()/bank.capacity, 20, '#4477aa',
                f'% of the {bank.capacity} rows of a class that are taken', ends=(0,100))
     class_hist(d, bank.prototypes().norm(dim=1).cpu()[seen], min(30, bins), '#228833', 'length of the prototype')
     names = short_names(vocab, bank.n_classes)
     rarest = ', '.join(f'{names[i]} ({n[i]})' for i in rarest_classes(bank, 3))
-    fig.suptitle(f"{int(seen.sum())} of {bank.n_classes} classes seen, {len(bank)} of "
+    fig.suptitle(f"{int(seen.sum())} of {counted(bank.n_classes, 'class')} seen, {len(bank)} of "
                  f"{bank.capacity_rows} rows kept\nrarest: {rarest}", fontsize=8)
     return fig
 
@@ -175,22 +180,21 @@ def plot_similarity(
     "Heat map of the cosines between class prototypes, ordered by count"
     n = check_class_bank(bank)
     if most<1: raise MemoError(f"most: {most!r}, a number of classes from 1 is accepted")
-    if len(bank)==0: return text_picture(f'ClassBank of {bank.n_classes} classes: empty')
+    if len(bank)==0: return text_picture(f"ClassBank of {counted(bank.n_classes, 'class')}: empty")
     every = rarest_classes(bank)
     cs = every[:most][::-1]
     p = F.normalize(bank.prototypes()[cs].cpu())
     s = (p@p.T).numpy()
-    side = min(8, max(1.8, .15*len(cs)))
-    fig = Picture(figsize=(side+1.6, side+.9), layout='constrained')
+    side,names = min(8, max(1.8, .15*len(cs))),short_names(vocab, bank.n_classes)
+    named = side/len(cs)>=.13
+    room = .06*max(len(names[i]) for i in cs)*named
+    fig = Picture(figsize=(side+1.2+room, side+.5+room), layout='constrained')
     ax = fig.subplots()
     # one scale for all banks: what is alike looks alike, and noise does not fill the range of colours
     im = ax.imshow(s, vmin=-1 if s.min()<-.01 else 0, vmax=1, cmap='viridis', interpolation='nearest', aspect='auto')
     no_value(ax)
     fig.colorbar(im, ax=ax, shrink=.8, label='cosine')
-    names = short_names(vocab, bank.n_classes)
-    named = side/len(cs)>=.13
-    if len(cs)<len(every): title = f'{len(cs)} rarest of {len(every)} classes seen'
-    else: title = '1 class' if len(cs)==1 else f'{len(cs)} classes'
+    title = counted(len(cs), 'class') if len(cs)==len(every) else f'{len(cs)} rarest of {len(every)} classes seen'
     ax.set(xticks=[], yticks=[], title=title, ylabel='' if named else 'class, rarest last')
     if named:
         ax.set_xticks(range(len(cs)), [names[i] for i in cs], rotation=90, fontsize=7)
@@ -225,7 +229,7 @@ def plot_stored(
     vocab = getattr(dls, 'vocab', None)
     cs = asked_classes(bank, classes, vocab)
     if len(bank)==0 or len(cs)==0:
-        return text_picture(f'ClassBank of {bank.n_classes} classes: empty' if len(bank)==0
+        return text_picture(f"ClassBank of {counted(bank.n_classes, 'class')}: empty" if len(bank)==0
                             else 'no class was asked for')
     check_fits('classes', len(cs), size+.05)
     stored,names,group = bank.class_counts().cpu(),short_names(vocab, bank.n_classes),group_of(bank)

@@ -6,15 +6,16 @@ Docs: https://github.com/fastmemo/memo/plots/figure.html.md"""
 
 # %% auto #0
 __all__ = ['families', 'its_families', 'glyphs', 'drawn_text', 'short_names', 'drawing', 'Picture', 'panels', 'text_picture',
-           'legend_of', 'above', 'log_ticks', 'no_noise', 'pooled', 'no_value', 'on_color', 'check_fits']
+           'class_colors', 'legend_of', 'above', 'log_ticks', 'whole', 'counted', 'no_noise', 'pooled', 'no_value',
+           'on_color', 'check_fits']
 
 # %% ../../nbs/plots/01_figure.ipynb #6b58ca54
 import io,textwrap,unicodedata
-import numpy as np
+import matplotlib,numpy as np
 from contextlib import contextmanager
 from functools import lru_cache
 from matplotlib import rcParams,rcParamsDefault
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex,to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties,findfont,fontManager,get_font
 from matplotlib.ticker import LogLocator,MaxNLocator,NullFormatter
@@ -109,6 +110,11 @@ def text_picture(text, w=4, h=1):
 _colors = ['#4477aa','#ee6677','#228833','#ccbb44','#66ccee','#aa3377','#bbbbbb']
 _most = 50      # inches of a picture; at 100 pixels an inch matplotlib draws up to 655
 
+def class_colors(n):
+    "A colour for each of `n`: no two the same, and those far apart in order are told apart however many there are"
+    if n<=len(_colors): return _colors[:n]
+    return [to_hex(o) for o in matplotlib.colormaps['turbo'](np.linspace(.04, .96, n))]
+
 def legend_of(on, handles, texts, **kwargs):
     "A legend with texts as they are, also those that begin with _"
     leg = on.legend(handles, [' ']*len(handles), **kwargs)
@@ -129,6 +135,14 @@ def log_ticks(*axes):
         elif hi<400*lo: axis.set_major_locator(LogLocator(subs=(1,2,5) if hi<50*lo else (1,3)))
         axis.set_major_formatter(lambda v, at: f'{v:.6g}')
         axis.set_minor_formatter(NullFormatter())
+
+def whole(*axes):
+    "Ticks at whole numbers only, also where there is but one"
+    for axis in axes: axis.get_major_locator().set_params(integer=True, min_n_ticks=1)
+
+def counted(n, what):
+    "A number of things in words"
+    return f"{n} {what if n==1 else what+('es' if what.endswith('s') else 's')}"
 
 def no_noise(ax, least=None):
     "An axis of values is no narrower than a thousandth of them (or `least`): rounding is no curve"

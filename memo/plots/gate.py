@@ -11,7 +11,7 @@ __all__ = ['history_of', 'gate_of_history', 'occupancy', 'plot_dual_path', 'draw
 from fastai.vision.all import *
 from matplotlib.figure import Figure
 from ..core import MemoError,check_choice
-from .figure import above,drawing,no_noise,panels,text_picture
+from .figure import above,drawing,no_noise,panels,text_picture,whole
 from .training import stage_starts
 from ..training.memory_callback import memory_of
 
@@ -65,14 +65,16 @@ def draw_lines(ax, df, lines, what):
         if v is None or not v.notna().any(): continue
         ax.plot(x, v, marker='.', ms=4 if len(x)<=60 else 0, lw=1.2, label=label)
         n += 1
+    if n==0:
+        ax.text(.5, .5, f'no {what} was recorded', ha='center', transform=ax.transAxes, fontsize=7)
+        return ax.set(xticks=[], yticks=[], xlabel='epoch', ylabel=what)
     for i,_ in stage_starts(df):
         if i: ax.axvline(i+.5, color='.6', lw=.8, ls=':')
-    if n==0: ax.text(.5, .5, f'no {what} was recorded', ha='center', transform=ax.transAxes, fontsize=7)
-    ax.set(xlabel='epoch', ylabel='share answered by the memory' if what=='usage' else what)
+    ax.set(xlabel='epoch', ylabel='memory answers' if what=='usage' else what)
     if n>1: above(ax, ncols=2)
     if what=='usage': ax.set_ylim(-.02, 1.02)
     no_noise(ax)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    whole(ax.xaxis)
 
 # %% ../../nbs/plots/06_gate.ipynb #c3a7e009
 @drawing()
@@ -91,9 +93,10 @@ def plot_coverage(
     for ax in (a,b):
         for t,x in df.loc[df.now.astype(bool), ['threshold','coverage']].itertuples(index=False):
             ax.axvline(x, color='.6', lw=.8, ls=':', label=f'threshold {t:.3f}' if t<=1 else 'memory never answers')
-        ax.set_xlabel('share answered by the memory')
+        ax.set(xlabel='share answered by the memory', xlim=(-.03,1.03))
         above(ax, ncols=2, handlelength=2)
     a.set_ylabel('accuracy')
     b.set_ylabel('switches')
-    b.yaxis.get_major_locator().set_params(integer=True)
+    whole(b.yaxis)
+    no_noise(a)
     return fig

@@ -27,7 +27,8 @@ from ..schema import accept
 from ..training.collect import _Constant,fastai_loader
 from ..training.keep import as_pixels,kept_inputs
 from ..training.vocab import answer_vocab
-from .figure import Picture,_colors,above,check_fits,drawing,log_ticks,no_noise,panels,short_names
+from .figure import Picture,_colors,above,check_fits,class_colors,counted,drawing
+from .figure import log_ticks,no_noise,panels,short_names,whole
 from .recall import _bad,_frame,_good,as_query,decoded_inputs,draw_input,draw_text,label_text,same_label
 from .recall import training_inputs
 from .training import seen_bars
@@ -86,7 +87,7 @@ def draw_energy(axs, q, k, own, betas, steps):
     "A row of panels: energy over steps, and by beta how many patterns are mixed and how far from one the states end"
     a,b,c = axs
     ends,bs = [],its_betas(own, betas)
-    for (beta,name),color in zip(bs, cycle(_colors)):
+    for (beta,name),color in zip(bs, class_colors(len(bs))):
         xs = went(q, k, beta, steps)
         band(a, range(steps+1), torch.stack([energy(x[None], k[None], beta) for x in xs]), color, name)
         w = associate(xs[-1:], k[None], beta=beta).weight
@@ -94,9 +95,9 @@ def draw_energy(axs, q, k, own, betas, steps):
     at = [float(o.mean()) if torch.is_tensor(o) else o for o,_ in bs]
     for ax,v in zip((b,c), zip(*ends)): band(ax, at, torch.stack(v), '#4477aa', None)
     a.set(xlabel='update steps', ylabel='energy')
-    a.xaxis.get_major_locator().set_params(integer=True)
-    b.set(xlabel='beta', xscale='log', yscale='log', ylabel='patterns mixed', ylim=(.8, 1.25*k.shape[1]))
-    c.set(xlabel='beta', xscale='log', ylabel='distance to a pattern', ylim=(0, None))
+    whole(a.xaxis)
+    b.set(xlabel='beta', xscale='log', yscale='log', ylabel='patterns mixed', ylim=(.8, max(2.5, 1.25*k.shape[1])))
+    c.set(xlabel='beta', xscale='log', ylabel='distance', ylim=(0, None))
     for ax in (b,c):
         ax.set_xticks(at, [f'{o:.3g}' for o in at])
         ax.set_xticks([], minor=True)
@@ -120,9 +121,9 @@ def plot_energy(
     fig,axs = panels(len(got), 3, 2.4, 1.9)
     for row,(name,(q,k,own)) in zip(axs, got.items()):
         draw_energy(row, q, k, own, betas, steps)
-        legend_above(row[0], f'{name}{": "*bool(name)}{k.shape[1]} patterns, beta')
+        legend_above(row[0], f'{name}{": "*bool(name)}{counted(k.shape[1], "pattern")}, beta')
         row[1].set_title('90 % of the weight, in the end')
-        row[2].set_title('as a share of its length')
+        row[2].set_title('to a pattern, share of its length')
     return fig
 
 # %% ../../nbs/plots/07_hopfield.ipynb #64a1cae8
@@ -159,16 +160,18 @@ def plot_retrieval(
         M = k.shape[1]
         at = thinned(torch.arange(M)[None])[0].tolist()
         counts = sorted({*[2**i for i in range(int(math.log2(M))+1)],M})
-        for (beta,label),color in zip(its_betas(own, betas), cycle(_colors)):
+        bs = its_betas(own, betas)
+        for (beta,label),color in zip(bs, class_colors(len(bs))):
             g = torch.Generator().manual_seed(seed)
             order = torch.randperm(M, generator=g).tolist()
             band(row[0], noises, torch.stack([recall_error(k, at, o, beta, steps, g) for o in noises]), color, label)
             errors = [recall_error(k[:,order[:n]], [*range(min(n, 256))], noise, beta, steps, g) for n in counts]
             row[1].plot(counts, [float(o.double().median()) for o in errors], color=color, lw=1.2, marker='.', ms=4)
         row[0].set(xlabel='noise', ylabel='error')
-        legend_above(row[0], f'{name}{": "*bool(name)}{M} patterns, beta')
+        legend_above(row[0], f'{name}{": "*bool(name)}{counted(M, "pattern")}, beta')
         row[1].set(xlabel='patterns stored', xscale='log', title=f'noise {noise:.3g}')
         log_ticks(row[1].xaxis)
+        if len(counts)<=4: row[1].set_xticks(counts)        # 2 patterns, and not 1.5
         for ax in row: ax.set_ylim(-.03, max(ax.get_ylim()[1], .1))
     return fig
 
@@ -190,7 +193,7 @@ def draw_use(ax, name, r):
     if M<=30: ax.set_xticks(range(1, M+1), [str(int(o)) for o in order])
     idle = 1-int(r.read.sum())/M
     over = figure(float(entropy(share).exp()))
-    ax.set_title(f'{name}: spread over {over} of {M} rows, {100*idle:.3g} % in no top {TOP}')
+    ax.set_title(f'{name}: spread over {over} of {counted(M, "row")}\n{100*idle:.3g} % in no top {TOP}')
 
 def draw_special(ax, r):
     "How much of the reading goes to rows of one class, or of all"
@@ -201,7 +204,7 @@ def draw_special(ax, r):
     n,ends = np.histogram(s[ok].numpy(), 20, (0,1), weights=share[ok].numpy())
     seen_bars(ax, (ends[1:]+ends[:-1])/2, n.tolist(), .05, '#228833')
     ax.set(xlabel='specialisation of a row', ylabel='share of reads', xlim=(0,1),
-           title=f'{int((r.seen>0).sum())} classes, mean {round(float((share*s.nan_to_num()).sum()), 3):.2g}')
+           title=f'{counted(int((r.seen>0).sum()), "class")}, mean {round(float((share*s.nan_to_num()).sum()), 3):.2g}')
 
 @drawing()
 def plot_slot_use(
@@ -213,9 +216,9 @@ def plot_slot_use(
 )->Figure:              # A row for each memory
     "How much each row of each memory is read over a loader, and by how many classes"
     got = reads_of(learn, dl, ds_idx, n, memory)
-    check_fits('memory', len(got), 1.7)
+    check_fits('memory', len(got), 1.9)
     labelled = any(r.specialisation() is not None for r in got.values())
-    fig = Picture(figsize=(6.4 if labelled else 4.2, 1.7*len(got)), layout='constrained')
+    fig = Picture(figsize=(6.4 if labelled else 4.2, 1.9*len(got)), layout='constrained')
     axs = fig.subplots(len(got), 1+labelled, squeeze=False, width_ratios=[1.7,1][:1+labelled])
     for row,(name,r) in zip(axs, got.items()):
         draw_use(row[0], name, r)
@@ -272,7 +275,8 @@ def small_image(x, size):
     if not is_image(x): return np.full((size,size,3), .85)
     x = np.nan_to_num(as_pixels(x))
     if x.ndim==2: x = np.stack([x]*3, 2)
-    return np.asarray(Image.fromarray((x[...,:3]*255).round().astype(np.uint8)).resize((size,size)))/255
+    x = Image.fromarray((x[...,:3]*255).round().astype(np.uint8))
+    return np.asarray(x.resize((size,size), Image.Resampling.NEAREST if max(x.size)<size else None))/255
 
 def mosaic(best, inputs, grid):
     "A picture for each patch, put together"

@@ -11,11 +11,13 @@ __all__ = ['memory_layer', 'its_inputs', 'given', 'winners', 'unit_colors', 'dra
 # %% ../../nbs/plots/08_memory_linear.ipynb #7e25b1ff
 from fastai.vision.all import *
 from matplotlib import colormaps
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
+from matplotlib.patheffects import withStroke
 from ..core import MemoError,Natural,check_choice,undisturbed
 from ..heads.places import as_found
 from ..layers.memory_linear import MemoryLinear
-from .figure import above,drawing,no_value,panels,pooled,short_names
+from .figure import above,class_colors,counted,drawing,no_value,panels,pooled,short_names
 from ..schema import accept
 
 # %% ../../nbs/plots/08_memory_linear.ipynb #4e863410
@@ -66,7 +68,7 @@ def winners(layer, x, output):
     n,_ = layer.units(x.to(p.device, p.dtype))
     return (n if layer.shared_keys else n[:,output])[:,0].cpu()
 
-def unit_colors(n): return [colormaps['tab20'](i%20) for i in range(n)]
+def unit_colors(n): return [to_rgb(o) for o in (colormaps['tab20'].colors if n<=20 else class_colors(n))][:n]
 
 def draw_plane(ax, layer, x, y, output):
     "Which unit answers where in the plane, the inputs, and the keys"
@@ -75,16 +77,17 @@ def draw_plane(ax, layer, x, y, output):
     sides = [torch.linspace(float(a), float(b), 160) for a,b in zip(lo, hi)]
     g = torch.stack(torch.meshgrid(*sides, indexing='xy'), -1)
     won = winners(layer, g.flatten(0, 1), output).view(160, 160)
-    rgb = torch.tensor(unit_colors(layer.units_each))[:,:3]
+    rgb = torch.tensor(unit_colors(layer.units_each))
     extent = [float(o) for pair in zip(lo, hi) for o in pair]
     ax.imshow((.35*rgb[won]+.65).numpy(), origin='lower', extent=extent, aspect='auto')
-    how = dict(c='.3') if y is None else dict(c=y.numpy()%10, cmap='tab10', vmin=0, vmax=9)
-    ax.scatter(*x.T.numpy(), s=3, lw=0, **how)
+    colors = None if y is None else class_colors(int(y.max())+1)
+    ax.scatter(*x.T.numpy(), s=3, lw=0, c='.3' if y is None else [colors[i] for i in y.tolist()])
     if layer.psi=='identity':
         used = layer.wins[output if not layer.shared_keys else 0].cpu()>0
         keys = layer.keys[0 if layer.shared_keys else output].detach().float().cpu()
         write_numbers(ax, used.nonzero().flatten().tolist(), keys, hi-lo)
-    ax.set(title='which unit answers, keys by number', xlim=extent[:2], ylim=extent[2:])
+    ax.set(title='which unit answers, keys by number', xlabel='first input', ylabel='second input', xlim=extent[:2],
+           ylim=extent[2:])
 
 def write_numbers(ax, units, keys, size):
     "Write the number of a unit at its key, but not where one is written already"
@@ -93,7 +96,8 @@ def write_numbers(ax, units, keys, size):
         p = keys[i]/size
         if any((p-o).abs()[0]<.09 and (p-o).abs()[1]<.07 for o in at): continue
         at.append(p)
-        ax.text(*keys[i].tolist(), str(i), ha='center', va='center', fontsize=7, weight='bold', clip_on=True)
+        ax.text(*keys[i].tolist(), str(i), ha='center', va='center', fontsize=7, weight='bold', clip_on=True,
+                path_effects=[withStroke(linewidth=2, foreground='w')])     # also on points
 
 def draw_shares(ax, won, y, n, vocab):
     "How much of each class each unit answers"
@@ -105,10 +109,10 @@ def draw_shares(ax, won, y, n, vocab):
     im = ax.imshow(share, aspect='auto', cmap='Blues', vmin=0, vmax=1, interpolation='nearest',
                    extent=(-.5,len(used)-.5,k-.5,-.5))
     no_value(ax)
-    ax.figure.colorbar(im, ax=ax, shrink=.8)
-    ax.set_xticks(range(len(used)), used.tolist()) if len(used)<=16 else ax.set_xticks([])
+    ax.figure.colorbar(im, ax=ax, shrink=.8, label='share')
+    ax.set_xticks(range(len(used)), used.tolist()) if len(used)<=12 else ax.set_xticks([])
     if k<=24: ax.set_yticks(range(k), short_names(vocab, k))
-    ax.set(title=f'share of each class, by {len(used)} of {n} units', xlabel='unit', ylabel='class')
+    ax.set(title=f'share of each class, by {len(used)} of {counted(n, "unit")}', xlabel='unit', ylabel='class')
 
 def draw_wins(ax, layer, output):
     "How often units have won in training, and how often they were given away"
@@ -118,11 +122,12 @@ def draw_wins(ax, layer, output):
     n = range(len(order))
     ax.stairs(wins[order].numpy(), np.arange(len(order)+1)-.5, fill=True, color='#4477aa', label='wins')
     ax.plot(n, gone[order].numpy(), color='#ee6677', lw=0, marker='.', ms=3, label='given away')
-    won = f'{int((wins>0).sum())} of {len(wins)} units have won'
-    ax.set(yscale='symlog', xlabel='unit', ylabel='in training')
-    ax.set_xticks(n, order.tolist()) if len(wins)<=16 else ax.set_xticks([])
+    won = f'{int((wins>0).sum())} of {counted(len(wins), "unit")} won'
+    ax.set(yscale='symlog', xlabel='unit', ylabel='times in training')
+    ax.set_xticks(n, order.tolist()) if len(wins)<=12 else ax.set_xticks([])
     top = max(2, int(max(wins.max(), gone.max())))
-    ax.set_yticks([0,*(10**i for i in range(len(str(top))))])
+    tens = [10**i for i in range(len(str(top)))]
+    ax.set_yticks([0,*tens,*[top]*(top>=2*tens[-1])])
     ax.yaxis.set_major_formatter(lambda v, at: f'{v:g}')
     above(ax, ncols=2, title=won)
 

@@ -15,8 +15,8 @@ from matplotlib.figure import Figure
 from ..core import MemoError
 from ..metrics.multilabel import binned_error,calibration_bins
 from ..evaluation.names import cut_names
-from .figure import Picture,_colors,above,check_fits,drawing,drawn_text,legend_of,log_ticks
-from .figure import panels,text_picture
+from .figure import Picture,_colors,above,check_fits,class_colors,counted,drawing
+from .figure import drawn_text,legend_of,log_ticks,panels,text_picture
 
 # %% ../../nbs/plots/03_results.ipynb #7b810f63
 def result_columns(df):
@@ -38,8 +38,9 @@ def plot_results(
     df = df[:80]
     rows = [' - '.join(map(str, r)) for r in df[text].itertuples(index=False)] if text else [str(o) for o in df.index]
     rows = [textwrap.fill(o, 40) for o in cut_names(rows, 100, drawn_text)]
-    lines = max(1+o.count('\n') for o in rows)
-    fig,axs = panels(1, len(shown), 1.5, .6+(.14+.12*lines)*len(df))
+    high = .14+.12*max(1+o.count('\n') for o in rows)      # of a row, in inches
+    df,rows = df[:int(20/high)],rows[:int(20/high)]
+    fig,axs = panels(1, len(shown), 1.5, .6+high*len(df))
     fig.set_figwidth(1.5*len(shown)+.06*max(len(o) for r in rows for o in r.split('\n')))
     for ax,(name,cs) in zip(axs.flat, shown.items()):
         draw_dots(ax, *(df[c].to_numpy(float) for c in cs))
@@ -53,7 +54,8 @@ def plot_results(
 def draw_dots(ax, v, low=None, high=None):
     "Values downwards, each with its interval and number"
     at = np.arange(len(v))
-    if low is not None and high is not None: ax.hlines(at, low, high, color='#4477aa', lw=1.5, alpha=.5)
+    ok = np.isfinite(v)
+    if low is not None and high is not None: ax.hlines(at[ok], low[ok], high[ok], color='#4477aa', lw=1.5, alpha=.5)
     ax.plot(v, at, 'o', color='#4477aa', ms=4)
     for a,o in zip(at, v):
         if np.isfinite(o): ax.text(o, a-.18, f'{o:.3g}', ha='center', va='bottom', fontsize=7)
@@ -74,11 +76,12 @@ def plot_comparison(
     df = table.drop(columns=[c for c in table.columns if c!='method' and table[c].isna().all()])
     for c in [c for c in df.columns if f'{c}_std' in df]:
         df = df.assign(**{f'{c}_low':df[c]-df[f'{c}_std'], f'{c}_high':df[c]+df[f'{c}_std']})
+    if not len(df): return plot_results(df)
+    a,b = int(table.seeds.min()),int(table.seeds.max())
+    if a<b: df = df.assign(method=[f"{k} ({counted(n, 'seed')})" for k,n in zip(df.method, df.seeds)])
     fig = plot_results(df)
-    if not len(df): return fig
-    a,b = table.seeds.min(),table.seeds.max()
-    seeds = b if a==b else f'{a}-{b}'
-    fig.suptitle('one seed' if b==1 else f"mean and standard deviation over {seeds} seeds", fontsize=8)
+    seeds = 'the seeds of each' if a<b else f'{b} seeds'
+    fig.suptitle('one seed' if b==1 else f"mean and standard deviation over {seeds}", fontsize=8)
     return fig
 
 # %% ../../nbs/plots/03_results.ipynb #cecb6821
@@ -105,12 +108,14 @@ def plot_classes(
     for k,t in tables.items():
         if set(t.finding)!=set(df.index):
             raise MemoError(f"plot_classes: {k} has other findings than {first(tables)}; give tables of one test set")
-    n,h,many = len(tables),.8/len(tables),len(df)>60
-    fig,axs = panels(1, 2, 3.2, 6 if many else max(1.2, .6+len(df)*max(.2, .13*n)))
+    n,h,colors = len(tables),.8/len(tables),class_colors(len(tables))
+    high = len(df)*max(.2, .17*n)       # of bars with words between them, in inches
+    many = len(df)>60 or high>25
+    fig,axs = panels(1, 2, 3.2, 6 if many else max(1.2, .6+high))
     for ax,(col,title,left) in zip(axs.flat, (('auc','ROC-AUC',.5), ('ap','average precision',0))):
         bars = []
         for i,t in enumerate(tables.values()):
-            t,color = t.set_index('finding').loc[df.index],_colors[i%len(_colors)]
+            t,color = t.set_index('finding').loc[df.index],colors[i]
             bars.append(draw_points(ax, t, col, color) if many else
                         draw_bars(ax, t, col, np.arange(len(df))-.4+h*(i+.5), h, color, left))
         lost = max(int(t[col].isna().sum()) for t in tables.values())*many
@@ -166,13 +171,15 @@ def plot_speed(
     fig,axs = panels(math.ceil(len(tables)/cols), cols, 3.2, 2.6)
     for ax in axs.flat[len(tables):]: ax.axis('off')
     for ax,(name,t) in zip(axs.flat, tables.items()):
+        colors = class_colors(t.batch.nunique())
         for i,(bs,of) in enumerate(t.groupby('batch')):
-            of,c = of.sort_values('hit', kind='stable'),_colors[i%len(_colors)]
+            of,c = of.sort_values('hit', kind='stable'),colors[i]
             ax.plot(of.faster, 100*of.accuracy, 'o-', color=c, ms=3.5 if len(of)<=60 else 0, lw=1, label=f'batch {bs}')
             ax.hlines(100*of.accuracy, of.faster_low, of.faster_high, color=c, lw=1.5, alpha=.4)
         ax.axvline(1, color='.5', lw=.8, ls=':')
         ax.axhline(100*t.accuracy_network.mean(), color='.5', lw=.8, ls='--', label='network alone')
         ax.set(xlabel='times as fast as the network alone', ylabel='accuracy, %')
+        ax.xaxis.get_major_locator().set_params(nbins=6)
         both = 100*pd.concat([t.accuracy, t.accuracy_network])
         low,high = both.min(),both.max()
         room = max(.1*(high-low), .5)       # where nothing differs, not a scale of its noise

@@ -18,7 +18,7 @@ from ..core import Count,MemoError
 from ..data.streams import Stream
 from ..data.tensors import plain_dl
 from ..evaluation.names import cut_names
-from .figure import Picture,_colors,above,check_fits,drawing,drawn_text,no_value,on_color,panels
+from .figure import Picture,above,check_fits,class_colors,drawing,drawn_text,no_value,on_color,panels
 from .streams import in_plane
 from ..registry import register
 from ..schema import accept,shown
@@ -60,7 +60,7 @@ def plot_matrix(
     ax.set(xlabel='accuracy on', ylabel='after')
     told = f'average accuracy {r.average_accuracy:.3f},'+('\n' if n<4 else ' ')+f'forgetting {r.forgetting:.3f}'
     ax.set_title('validation' if valid else told)
-    bar = fig.colorbar(at, ax=ax, fraction=.045, ticks=[0,.5,1])
+    bar = fig.colorbar(at, ax=ax, fraction=.045, ticks=[0,.5,1], format=lambda v, _: f'{100*v:.0f} %')
     bar.ax.set_ylim(0, 1)
     return fig
 
@@ -81,12 +81,12 @@ def plot_stream_accuracy(
     fig = Picture(figsize=(4.6, 2.4), layout='constrained')
     ax = fig.subplots()
     n = len(r.names)
-    for j in range(n) if n<=16 else ():
+    for j,c in enumerate(class_colors(n) if n<=16 else ()):
         seen = [k for k,i in enumerate(at) if i>=j]
-        ax.plot([t[k] for k in seen], A[seen,j], lw=.8, alpha=.6, color=_colors[j%len(_colors)])
+        ax.plot([t[k] for k in seen], A[seen,j], lw=.8, alpha=.6, color=c, label='' if j else 'each of them')
     known = [row[:i+1][~np.isnan(row[:i+1])] for row,i in zip(A, at)]
     ax.plot(t, [o.mean() if len(o) else np.nan for o in known], color='k', lw=1.6, marker='.',
-            ms=6 if len(t)<=60 else 0, label='mean of those so far')
+            ms=6 if len(t)<=60 else 0, label='mean of those so far', clip_on=False)
     if len(r.online_accuracy):
         online = r.online_accuracy[:len(r)]
         ax.plot(np.arange(len(online))+.5, online, 'o', ms=3, mfc='none', mec='.5', label='before training on it')
@@ -148,7 +148,8 @@ def plot_surfaces(
     fig,axs = panels(math.ceil(len(got)/cols), cols, 1.35, 1.4)
     for ax in axs.flat[len(got):]: ax.axis('off')
     most = max(int(v.max()) for v in got.values())
-    light = ListedColormap([[.45*v+.55 for v in to_rgb(_colors[c%len(_colors)])] for c in range(most+1)])
+    colors = class_colors(max(most, int(y.max()))+1)
+    light = ListedColormap([[.45*v+.55 for v in to_rgb(c)] for c in colors])
     corners = grid_of(torch.as_tensor(x), 2)
     box = [float(o) for o in (corners[0,0],corners[-1,0],corners[0,1],corners[-1,1])]
     for ax,(i,g) in zip(axs.flat, got.items()):
@@ -157,8 +158,7 @@ def plot_surfaces(
         before = torch.cat([torch.as_tensor(o) for o in stream.parts[0][:i]]).numpy() if i else None
         for at,new in ((before,False), (stream.parts[0][i].numpy(),True)):
             if at is None: continue
-            colour = [_colors[c%len(_colors)] for c in y[at]]
-            ax.scatter(*x[at].T, s=6 if new else 3, c=colour, lw=0, alpha=1 if new else .35)
+            ax.scatter(*x[at].T, s=6 if new else 3, c=[colors[c] for c in y[at]], lw=0, alpha=1 if new else .35)
         ax.set(xticks=[], yticks=[], xlim=box[:2], ylim=box[2:])
         ax.set_title(f'after {names[i]}', fontsize=7)
     if len(got)<every: fig.suptitle(f'{len(got)} of {every} experiences')

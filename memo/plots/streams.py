@@ -17,7 +17,7 @@ from ..core import Count
 from ..data.class_labels import class_labels
 from ..data.streams import Stream
 from ..evaluation.names import cut_names
-from .figure import Picture, _colors, drawing, drawn_text, panels, pooled, short_names
+from .figure import Picture,class_colors,counted,drawing,drawn_text,panels,pooled,short_names
 from ..schema import accept
 
 # %% ../../nbs/plots/09_streams.ipynb #ab5833f5
@@ -26,9 +26,9 @@ def in_plane(stream):
     x = getattr(stream.whole.train.dataset, 'x', None)
     return x.cpu().numpy() if isinstance(x, Tensor) and x.ndim==2 and x.shape[1]==2 else None
 
-def point_colours(y, ordered):
+def point_colours(y, colors, ordered):
     "The colour of each point's class; with time from weak to strong where they are in an order"
-    res = np.array([to_rgba(_colors[c%len(_colors)]) for c in y])
+    res = np.array([to_rgba(colors[c]) for c in y])
     if ordered: res[:,3] = np.linspace(.12, 1, len(y))
     return res
 
@@ -36,13 +36,13 @@ def plot_points(stream, x, cols):
     "A panel for each experience"
     y,n = class_labels(stream.whole.train.dataset).y.numpy(),len(stream)
     ink,paper = (np.array(to_rgba(rcParams[k])[:3]) for k in ('text.color','axes.facecolor'))
-    faint = .87*paper+.13*ink       # also where a style is dark
+    faint,colors = .8*paper+.2*ink,class_colors(int(y.max())+1)
     cols = min(cols, n)
     fig,axs = panels(math.ceil(n/cols), cols, 1.25, 1.3)
     for ax in axs.flat[n:]: ax.axis('off')
     for ax,name,at in zip(axs.flat, stream.names, [o.numpy() for o in stream.parts[0]]):
-        ax.scatter(*x.T, s=1, color=faint, lw=0)
-        ax.scatter(*x[at].T, s=4, c=point_colours(y[at], stream.ordered), lw=0)
+        ax.scatter(*x.T, s=1.5, color=faint, lw=0)
+        ax.scatter(*x[at].T, s=4, c=point_colours(y[at], colors, stream.ordered), lw=0)
         ax.set(xticks=[], yticks=[])
         ax.set_title('\n'.join(cut_names(name.split(', ')[:2], 18, drawn_text)), fontsize=7)
     return fig
@@ -71,7 +71,7 @@ def plot_times(stream):
     shares,here = class_shares(stream)
     ends = np.cumsum([0,*map(len, stream.parts[0])])
     cells,rows,cols = pooled(shares.numpy())
-    fig = Picture(figsize=(4.6, min(3.6, 1.1+.17*len(here))), layout='constrained')
+    fig = Picture(figsize=(4.6, min(3.6, 1.3+.17*len(here))), layout='constrained')
     ax = fig.subplots()
     at = ax.pcolormesh(ends[cols], rows-.5, np.where(cells>0, cells, np.nan), cmap='Blues', vmin=-.25, vmax=1)
     if len(stream)<=40: ax.vlines(ends[1:-1], -.5, len(here)-.5, color='.75', lw=.5)
@@ -82,7 +82,7 @@ def plot_times(stream):
     what = 'share of its class' if cells.size==shares.numel() else 'most of the classes in a cell'
     bar = fig.colorbar(at, ax=ax, fraction=.04, ticks=[0,.5,1], label=what)
     bar.ax.set_ylim(0, 1)
-    ax.set_title(f'{len(stream)} experiences, {ends[-1]} training items')
+    ax.set_title(f"{counted(len(stream), 'experience')}, {counted(ends[-1], 'training item')}")
     return fig
 
 # %% ../../nbs/plots/09_streams.ipynb #953c0220

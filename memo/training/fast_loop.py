@@ -13,6 +13,7 @@ from fastai.callback.core import _events,_inner_loop
 from fastai.losses import BaseLoss
 from fastai.vision.all import *
 from fastprogress.fastprogress import ProgressBar
+from .only_shows import Shown
 
 # %% ../../nbs/training/22_fast_loop.ipynb #3b6f0a15
 _cancels = (CancelBatchException,CancelBackwardException,CancelEpochException,CancelFitException,CancelStepException,
@@ -65,7 +66,7 @@ def quick_progress(cb, learn):
 
 # what a callback does at an event -> the same in fewer calls
 quick = {TrainEvalCallback.after_batch:quick_count, CastToTensor.before_batch:quick_cast,
-         Recorder.after_batch:quick_record, ProgressCallback.after_batch:quick_progress}
+         Recorder.after_batch:quick_record, ProgressCallback.after_batch:Shown(quick_progress)}
 
 # %% ../../nbs/training/22_fast_loop.ipynb #3b6f0a16
 def plain_contiguous(x, axis):

@@ -28,6 +28,7 @@ from .keep import KeepItems,keeps
 from .labels import *
 from .loss_rows import *
 from .make_head import *
+from .only_shows import shows_only
 from ..core import Count,Fraction,MemoError,OneOf,check_choice,one_thread
 from ..registry import register
 
@@ -285,6 +286,7 @@ class MemoryCallback(Callback):
 
     def before_fit(self):
         self._drop_interrupted()
+        shows_only(self.learn)
         refuse_parallel(self.learn.model, self.heads.values())
         f = _Fit([FitMemory(n, h) for n,h in self.heads.items()])
         f.is_fit = fits_running(self.learn)[1]

@@ -20,6 +20,7 @@ from .checkpoint import *
 from .checkpoint import _scalar
 from .divergence import StopDiverged,keep_best
 from .monitor import progress_columns,read_monitor
+from .only_shows import shows_only
 from .vocab import check_phases
 from .param_groups import *
 from ..schema import as_number,checked,shown
@@ -342,6 +343,7 @@ def fit_stages(
     with contextlib.nullcontext() if prog.folder is None or rank_distrib() else owned(prog.folder):
         ck = open_folder(prog.folder, resume, overwrite)
         try:
+            shows_only(learn)
             with as_it_was(learn): run_stages(learn, prog, ck, cbs)
         finally: prog.reset_momentum()
     res = pd.DataFrame(prog.rows)

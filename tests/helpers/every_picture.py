@@ -44,7 +44,7 @@ def images(c, odd=True):
     n = max(2*c, 24)
     x,y = torch.rand(n, 1, 8, 8, generator=gen()),torch.arange(n)%c
     def dl(i, at, **kw):
-        ds = TensorSet(x[at], y[at], torch.arange(len(x))[at], names_of(c, odd) if c>1 else None, i)
+        ds = TensorSet(x[at], y[at], torch.arange(len(x))[at], names_of(c, odd), i)
         return TensorDL(dataset=ds, bs=256, **kw)
     return DataLoaders(dl(0, slice(0, n), shuffle=True), dl(1, slice(0, 12)), device='cpu')
 
@@ -126,6 +126,7 @@ def units(n):
     x = torch.randn(4*n, 2, generator=gen())
     torch.manual_seed(0)
     m = MemoryLinear(2, 3, key_mem_units=n)
+    for o in x.split(64)[:20]: m(o).sum().backward()
     return plot_units(m.eval(), x, torch.arange(len(x))%n)
 
 def patterns(n): return torch.randn(n, 8, generator=gen())

@@ -2,14 +2,19 @@
 from functools import lru_cache
 import matplotlib, numpy as np, pytest, torch
 from matplotlib import style
-from helpers.every_picture import every, exported, hard, inner, learner, named, pictures, sizes
+from matplotlib.colors import to_rgb
+from helpers.every_picture import (epochs, every, exported, findings, hard, inner, learner, named, pictures, results,
+                                   sizes, stream)
 from helpers.looks import contrast, looks, rendered
 from memo.banks.classes import ClassBank
 from memo.core import MemoError
 from memo.plots.banks import plot_bank, plot_similarity, plot_stored
-from memo.plots.figure import Picture, drawing, panels, short_names
+from memo.plots.figure import Picture, class_colors, drawing, panels, short_names
+from memo.plots.hopfield import small_image
+from memo.plots.results import draw_dots, plot_classes, plot_comparison
 from memo.plots.stream_results import plot_matrix
-from memo.plots.training import class_bars
+from memo.plots.streams import plot_stream
+from memo.plots.training import class_bars, plot_counts, plot_history
 from memo.banks.slots import SlotBank
 from memo.continual.stream_fit import StreamResult
 
@@ -141,3 +146,79 @@ def test_a_picture_is_a_figure_without_pyplot():
     import matplotlib.pyplot as plt
     plt.close('all')
     assert all(isinstance(o, Picture) for o in pictures('plot_bank', 2)) and not plt.get_fignums()
+
+# numbers, colours, sizes
+
+whole = {'epoch','rows','rows kept','rows seen','classes','switches','training items','times in training',
+         'update steps','age (writes since last touched)','patterns stored','experiences'}
+
+@pytest.mark.parametrize('n', [1, 2, 10])
+@pytest.mark.parametrize('name', ['plot_bank','plot_classbank','plot_counts','plot_history','plot_dual_path',
+                                  'plot_coverage','plot_stream_accuracy','plot_units','plot_energy','plot_retrieval'])
+def test_what_is_counted_has_whole_numbers(name, n):
+    "No epoch .96, no half a row"
+    seen = 0
+    for fig in pictures(name, n):
+        rendered(fig)
+        for ax in fig.axes:
+            for axis in (ax.xaxis,ax.yaxis):
+                if axis.get_label_text() not in whole: continue
+                got = [t.label1.get_text() for t in axis._update_ticks()]
+                seen += len(got)
+                assert all(o=='' or float(o.replace('−', '-'))%1==0 for o in got), got
+    assert seen
+
+@pytest.mark.parametrize('n', [1, 7, 8, 16, 200])
+def test_colours_do_not_come_again(n):
+    got = class_colors(n)
+    assert len({*got})==n
+    if 1<n<=16:
+        rgb = np.array([to_rgb(o) for o in got])
+        assert min(np.abs(a-b).max() for i,a in enumerate(rgb) for b in rgb[:i])>.1
+
+def test_points_and_surfaces_of_more_classes_than_seven():
+    y = stream(10, plane=True)
+    dots = [c for ax in plot_stream(y).axes for c in ax.collections[1:]]
+    assert len({tuple(o) for c in dots for o in c.get_facecolors()})==10
+    cmap = pictures('plot_surfaces', 10)[0].axes[0].images[0].cmap
+    assert len({tuple(o) for o in cmap.colors})==10
+
+@pytest.mark.parametrize('seeds', [1, [3,2]*100])
+def test_tables_of_any_length_can_be_looked_at(seeds):
+    fig = plot_comparison(results(200, seeds))
+    assert fig.get_figheight()<22 and 'of 200 rows' in fig.axes[0].get_xlabel()
+
+@pytest.mark.parametrize('methods', [1, 2, 5, 12])
+@pytest.mark.parametrize('n', [6, 60])
+def test_classes_of_several_methods(methods, n):
+    fig = plot_classes({f'method {i}':findings(n) for i in range(methods)})
+    assert not looks(fig) and fig.get_figheight()<27
+
+def test_no_interval_without_a_number():
+    v = np.array([.1,np.nan,.3])
+    with drawing():
+        fig,axs = panels(1, 1, 2, 2)
+        draw_dots(axs[0,0], v, v*0+.05, v*0+.4)
+    assert len(axs[0,0].collections[0].get_segments())==2
+
+@pytest.mark.parametrize('n', [2, 10, 60, 200])
+def test_names_of_stages_hide_no_curve(n):
+    df = epochs(n)
+    df['stage'] = np.where(np.arange(n)<n//2, 'frozen, the memory alone', 'all of the network')
+    fig = plot_history(df)
+    rendered(fig)
+    for ax in fig.axes:
+        top = max(ax.transData.transform((0, np.nanmax(o.get_ydata())))[1] for o in ax.lines[:-1])
+        names = [t for t in ax.texts if t.get_text()]
+        assert len(names)==2 and all(t.get_window_extent().y0>=top-1 for t in names)
+        assert all(t.get_window_extent().x0>=ax.bbox.x0-1 for t in names), 'nor do they lie beside the panel'
+
+def test_bars_keep_their_height_above_long_names():
+    tall = [plot_counts([3]*12, vocab=[c*k for c in 'abcdefghijkl']) for k in (1,18)]
+    for fig in tall: rendered(fig)
+    a,b = (fig.axes[0].bbox.height for fig in tall)
+    assert b>.8*a
+
+def test_small_images_are_enlarged_as_they_are():
+    x = torch.tensor([[[0.,1.],[1.,0.]]])
+    assert {*np.unique(small_image(x, 40))}=={0,1} and small_image(x, 40)[10,10,0]==0

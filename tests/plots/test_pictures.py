@@ -181,7 +181,10 @@ def test_comparison():
     df = pd.DataFrame(dict(method=['a','b '*40], seeds=[3,2], macro_auc=[.9,.8], macro_auc_std=[.1,np.nan],
                            tail_auc=[np.nan]*2, tail_auc_std=[np.nan]*2))
     fig = plot_comparison(df)
-    assert [a.get_title() for a in fig.axes]==['macro auc'] and '2-3 seeds' in fig._suptitle.get_text()
+    assert [a.get_title() for a in fig.axes]==['macro auc'] and 'over the seeds of each' in fig._suptitle.get_text()
+    names = [o.get_text() for o in fig.axes[0].get_yticklabels()]
+    assert names[0]=='a (3 seeds)' and names[1].endswith('(2 seeds)')
+    assert 'over 3 seeds' in plot_comparison(df.assign(seeds=3))._suptitle.get_text()
     assert fig.axes[0].collections[0].get_segments()[0][:,0].tolist()==[.8,1.]
     assert max(map(len, fig.axes[0].get_yticklabels()[1].get_text().splitlines()))<=40
     fig.savefig(io.BytesIO())
