@@ -149,8 +149,8 @@ def write_training(t, learn, h, r, savers, log=say, **more):
     classes = dict(zip(map(str, learn.dls.vocab), class_counts(learn.dls).tolist()))
     size = state_bytes(learn) if in_stream(cfg) else None
     for _,s in savers: s.save('final')
+    wait_savers(t, savers, log)      # with its scores a training is finished
     write_scores(t.folder, t.seed, r, learn.dls, False, banks=banks, classes=classes, bytes=size, **more)
-    wait_savers(t, savers, log)
     if cfg.plots.save: draw_all(t, learn, h, r)
 
 def draw_all(t, learn, h, r):

@@ -2,6 +2,7 @@
 import hashlib, json, os, shutil, signal, subprocess, sys, time
 import pandas as pd, pytest
 from helpers.errors import err
+from memo.banks import exchange
 from memo.core import MemoError
 from memo.experiment import run as ex
 from memo.experiment.compare import finish_all, run_experiments
@@ -83,6 +84,20 @@ def test_within_one_process_too(run):
     with owned(run):
         assert 'in use by another training' in err(ex.resume_run, run)
     ex.resume_run(run, log=lambda s: None)
+
+def test_with_its_scores_a_training_is_finished(tmp_path, monkeypatch):
+    "Banks are written in the background: killed behind metrics.json, a run never had its last one"
+    seen,write,scores = [],exchange.write_json,ex.write_scores
+    def slow(path, what):
+        time.sleep(.3)
+        write(path, what)
+    def look(folder, *a, **k):
+        scores(folder, *a, **k)
+        seen.append(sorted(o.name for o in (folder/'banks').iterdir()))
+    monkeypatch.setattr(exchange, 'write_json', slow)
+    monkeypatch.setattr(ex, 'write_scores', look)
+    ex.run_experiment(config(tmp_path, 'p', 'seeds=[0]', 'memory.save_every=1'), log=lambda s: None)
+    assert seen==[[f'p_{o}.{e}' for o in ('final','step_1') for e in ('json','safetensors')]]
 
 def test_a_failed_training_frees_its_folder(run, monkeypatch):
     (run/'metrics.json').unlink()
