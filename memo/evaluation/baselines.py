@@ -296,7 +296,9 @@ def training_title(cfg, name=''):
     loss = t.loss if t.phase2 is None or t.phase2.loss is None else t.phase2.loss
     usual = [p.facts.get('loss') for p in known('task').values()]
     if t.sampling is not None: said.append(fact(t.sampling, 'title') or f'{_words(t.sampling.name)} sampling')
-    if loss is not None and loss.name not in usual: said.append(fact(loss, 'title') or f"{_words(loss.name, '-')} loss")
+    if loss is not None and loss.name not in usual:
+        text = fact(loss, 'title') or f"{_words(loss.name, '-')} loss"
+        if not (own or '').startswith(text): said.append(text)
     if t.class_weights: said.append('class weights')
     if any(m.callback.get('loss_weight') for m in cfg.memories.values()): said.append('trained with memory loss')
     return ', '.join(dict.fromkeys(said)) or 'plain network'

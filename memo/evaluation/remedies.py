@@ -99,7 +99,7 @@ class LogitAdjusted(Baseline):
         if by is None and isinstance(tau, (list,tuple)) and len(tau)>1: by = 'accuracy'
         taus = grid_of_taus if by and tau is None else (1.,) if tau is None else tau
         self.taus,self.by = tuple(taus) if isinstance(taus, (list,tuple)) else (taus,),by
-        how = {None:'', 'accuracy':', strength by accuracy', 'nll':', scale and strength by likelihood'}[by]
+        how = {None:'', 'accuracy':' (tau by accuracy)', 'nll':' (scale and tau by nll)'}[by]
         self.title,self.needs = self.title+how,('valid',) if by else ()
     def check(self, cfg, name):
         if self.by:     # a strength of 0 is among those to choose from
@@ -134,7 +134,7 @@ class TauNorm(OnOutputs):
         by:Literal['accuracy','nll']='accuracy' # On validation data: class-balanced accuracy, or likelihood with a scale
     ):
         if not tau: raise MemoError("tau: a list of numbers is accepted, found none")
-        self.taus,self.by,self.title = tuple(tau),by,self.title+(', by likelihood' if by=='nll' else '')
+        self.taus,self.by,self.title = tuple(tau),by,self.title+(' (scale and tau by nll)' if by=='nll' else '')
     def check(self, cfg, name):
         super().check(cfg, name)
         losses = [o.loss for o in (cfg.train, cfg.train.phase2) if o is not None and o.loss is not None]
@@ -162,7 +162,7 @@ class Temperature(Baseline):
         offset:bool=False   # Of findings: with an offset of the log-odds
     ):
         self.each,self.offset = each,offset
-        self.title = self.title+(' and offset' if offset else '')+(' of each finding' if each else '')
+        self.title = self.title+(' and offset' if offset else '')+(' (each finding)' if each else '')
     def check(self, cfg, name):
         if self.each or self.offset:
             check_kind(cfg, name+(' with each' if self.each else ' with offset'), 'multilabel', f'{name} without it')
@@ -183,7 +183,7 @@ class Retrained(OnFeatures):
         loss:Literal['sampling','balanced_softmax']='sampling'
     ):
         self.steps,self.wds,self.loss = steps,wds,loss
-        self.title = self.title+(', balanced softmax' if loss!='sampling' else '')
+        self.title = self.title+(' (balanced softmax)' if loss!='sampling' else '')
         self.remedy = loss!='sampling'
     def fit(self, train, valid, dls):
         if self.loss=='balanced_softmax':
@@ -251,7 +251,7 @@ class Product(OnFeatures):
     def __init__(self,
         each:bool=False # Weights and an offset for each finding, instead of the same for all?
     ):
-        self.each,self.title = each,self.title+(', weights of each finding' if each else '')
+        self.each,self.title = each,self.title+(' (each finding)' if each else '')
     def fit(self, train, valid, dls):
         from memo.evaluation.rebalanced import two_opinions_of_findings
         return two_opinions_of_findings(train, valid, each=self.each)
