@@ -249,6 +249,9 @@ parts = {
   'DrawSurfaces': ('memo.plots.stream_results', 'DrawSurfaces', 'Keeps the answers to a grid of points after each experience of a stream in the plane', {
     'size': Param(Count, 64, 'Points of the grid along each axis'),
   }, {'continual': False}),
+  'ldam_drw': ('memo.training.deferred', 'DeferredReweighting', 'LDAM-DRW (Cao et al. 2019): a classifier of cosines, and the class weights of the loss `ldam` from late on', {
+    'start': Param(Probability, 0.8, 'Share of the epochs after which classes are weighted'),
+  }, {'continual': False}),
   'memory': ('memo.training.memory_callback', 'MemoryCallback', "Gives the learner's model a memory and writes the training features to it", {
     'bank': Param(object, None, 'The memory; None: all memories that are in the model already and have no callback'),
     'k': Param(int|list|None, None, "Rows to recall for each query; by default the head's, or what the bank has room for"),
@@ -849,6 +852,22 @@ parts = {
     'tau': Param(NonNegative, 1.0, 'Strength: 0 is plain cross-entropy'),
     'reduction': Param(str, 'mean', 'As in `nn.CrossEntropyLoss`'),
   }, {'task': 'multiclass'}),
+  'balanced_softmax': ('memo.training.losses', 'balanced_softmax', 'Balanced softmax (Ren et al. 2020): n_y e^x_y over the sum of n_j e^x_j, the logit-adjusted loss of strength 1', {
+    'counts': Param(Any, required, 'Training examples per class, [C]'),
+    'reduction': Param(str, 'mean', 'As in `nn.CrossEntropyLoss`'),
+  }, {'task': 'multiclass', 'title': 'balanced softmax'}),
+  'class_balanced': ('memo.training.losses', 'ClassBalancedCE', 'Class-balanced loss: cross-entropy weighted by the effective number of examples of each class (Cui et al. 2019)', {
+    'counts': Param(Any, required, 'Training examples per class, [C]'),
+    'beta': Param(Fraction, 0.9999, '0: all weigh the same; towards 1: one over their number'),
+    'reduction': Param(str, 'mean', 'As in `nn.CrossEntropyLoss`'),
+  }, {'task': 'multiclass', 'title': 'class-balanced loss'}),
+  'ldam': ('memo.training.losses', 'LDAMLoss', "LDAM (Cao et al. 2019): cross-entropy with the margin C/n^(1/4) taken off the logit of an item's class, for a", {
+    'counts': Param(Any, required, 'Training examples per class, [C]'),
+    'max_margin': Param(Positive, 0.5, 'That of the rarest class, as a cosine'),
+    'scale': Param(Positive, 30.0, 'What the cosines are multiplied with'),
+    'beta': Param(Fraction, 0.9999, 'Of the class weights, once `reweighted` is true'),
+    'reduction': Param(str, 'mean', "'mean' (over the weights), 'sum' or 'none'"),
+  }, {'task': 'multiclass', 'title': 'LDAM', 'cosines': True}),
   'ce': ('memo.training.losses', 'cross_entropy', 'Cross-entropy', {
   }, {'task': 'multiclass'}),
   'bce': ('memo.training.losses', 'binary_cross_entropy', 'Binary cross-entropy, label by label', {
@@ -912,15 +931,7 @@ parts = {
     'rank': Param(Count, 8, 'Of the changes; alpha stays 16'),
     'lr': Param(Positive|None, None, "Of its training; null: the experiment's"),
   }, {}),
-  'logit_adjusted': ('memo.evaluation.baselines', 'LogitAdjusted', 'Post-hoc logit adjustment: the log class frequencies are subtracted from the outputs (Menon et al. 2021)', {
-  }, {}),
   'class_mean': ('memo.evaluation.baselines', 'ClassMean', 'Nearest class mean: the class whose mean feature has the largest cosine', {
-  }, {}),
-  'crt': ('memo.evaluation.baselines', 'Retrained', 'Classifier re-training (cRT): the last layer trained again on frozen features with class-balanced sampling', {
-    'steps': Param(Count, 300, 'Optimizer steps of 256 draws, or ten times through the data where that is more'),
-    'wds': Param(list[NonNegative], (0.001, 0.1, 1.0, 10.0), 'Weight decays to choose from'),
-  }, {}),
-  'logistic': ('memo.evaluation.baselines', 'Logistic', 'Logistic regression, its regularisation chosen by cross-validation on the training items alone', {
   }, {}),
   'ridge': ('memo.evaluation.baselines', 'Ridge', 'Ridge classifier, its penalty chosen by leaving out one training item at a time', {
   }, {}),
@@ -931,6 +942,52 @@ parts = {
     'base': Param(Annotated[str, OneOf('class_mean', 'logistic', 'ridge')], 'class_mean', 'The classifier, which stands for weights of texts'),
     'epochs': Param(Count, 20, "Of the keys' training"),
     'lr': Param(Positive, 0.001, 'Its rate'),
+  }, {}),
+  'sqrt_sampling': ('memo.evaluation.remedies', 'SquareRootSampling', 'Training with square-root sampling: every class in proportion to the square root of its size', {
+  }, {}),
+  'balanced_softmax': ('memo.evaluation.remedies', 'BalancedSoftmax', 'Training with the balanced softmax (Ren et al. 2020), which is the logit-adjusted loss of strength 1', {
+  }, {}),
+  'class_balanced': ('memo.evaluation.remedies', 'ClassBalanced', 'Training with class weights by the effective number of examples (Cui et al. 2019)', {
+  }, {}),
+  'ldam_drw': ('memo.evaluation.remedies', 'LDAM', 'LDAM-DRW (Cao et al. 2019): margins for rare classes, and class weights for the last fifth of the epochs', {
+  }, {}),
+  'class_weights': ('memo.evaluation.remedies', 'ClassWeights', 'Training in which the positives of a finding weigh as much as its negatives', {
+  }, {}),
+  'asymmetric': ('memo.evaluation.remedies', 'Asymmetric', 'Training with the asymmetric loss (Ridnik et al. 2021)', {
+  }, {}),
+  'logit_adjusted': ('memo.evaluation.remedies', 'LogitAdjusted', 'Post-hoc logit adjustment: the log class frequencies are subtracted from the outputs (Menon et al. 2021)', {
+    'tau': Param(NonNegative|list[NonNegative]|None, None, 'How often; several are chosen from. null: 1, or 0 to 3 where `by` says how'),
+    'by': Param(Literal['accuracy', 'nll']|None, None, 'How it is chosen on validation data: by class-balanced accuracy, or by likelihood with a scale of the outputs'),
+  }, {}),
+  'tau_norm': ('memo.evaluation.remedies', 'TauNorm', 'The tau-normalised classifier (Kang et al. 2020): weights over their length to the power tau, without offsets', {
+    'tau': Param(list[NonNegative], (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.4, 1.45, 1.5, 1.55, 1.6, 1.65, 1.7, 1.75, 1.8, 1.85, 1.9, 1.95, 2.0), 'Powers to choose from'),
+    'by': Param(Literal['accuracy', 'nll'], 'accuracy', 'On validation data: class-balanced accuracy, or likelihood with a scale'),
+  }, {}),
+  'lws': ('memo.evaluation.remedies', 'WeightScaling', "Learnable weight scaling (LWS, Kang et al. 2020): a factor for each class's output, learned on the training items", {
+  }, {}),
+  'temperature': ('memo.evaluation.remedies', 'Temperature', 'Temperature scaling (Guo et al. 2017): outputs over a number that is chosen on validation data', {
+    'each': Param(bool, False, 'Of findings: one for each'),
+    'offset': Param(bool, False, 'Of findings: with an offset of the log-odds'),
+  }, {}),
+  'crt': ('memo.evaluation.remedies', 'Retrained', 'Classifier re-training (cRT, Kang et al. 2020): the last layer trained again on frozen features, classes balanced', {
+    'steps': Param(Count, 300, 'Optimizer steps of 256 draws, or ten times through the data where that is more'),
+    'wds': Param(list[NonNegative], (0.001, 0.1, 1.0, 10.0), 'Weight decays to choose from'),
+    'loss': Param(Literal['sampling', 'balanced_softmax'], 'sampling', 'How classes are balanced: by sampling, or by balanced_softmax on every item once, with L-BFGS (no steps, no wds)'),
+  }, {}),
+  'logistic': ('memo.evaluation.remedies', 'Logistic', 'Logistic regression, its regularisation chosen by cross-validation on the training items alone; of each finding', {
+  }, {}),
+  'knn': ('memo.evaluation.remedies', 'Neighbours', 'Weighted nearest neighbours (Wu et al. 2018); k, temperature, whitening and balance are chosen on validation data', {
+    'k': Param(list[Count], (1, 5, 10, 20, 50, 100, 200), 'How many vote; to choose from, as all that follows'),
+    'temperature': Param(list[Positive], (0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3), 'Of the softmax over their cosines'),
+    'whiten': Param(list[bool], (False, True), 'Compare whitened features?'),
+    'balanced': Param(list[bool], (False, True), 'Divide votes by class counts?'),
+  }, {}),
+  'distribution_calibration': ('memo.evaluation.remedies', 'DistributionCalibration', 'Distribution calibration (Yang et al. 2021): rare classes filled up with what their nearest common classes look like', {
+  }, {}),
+  'two_opinions': ('memo.evaluation.remedies', 'TwoOpinions', 'The network times a classifier re-trained on its features with the balanced softmax, with fitted powers', {
+  }, {}),
+  'product': ('memo.evaluation.remedies', 'Product', 'The network times a logistic regression on its features: the log-odds of findings added up, with fitted weights', {
+    'each': Param(bool, False, 'Weights and an offset for each finding, instead of the same for all?'),
   }, {}),
  },
  'method': {

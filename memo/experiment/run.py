@@ -261,6 +261,7 @@ def check_learner(cfg, learn):
     n = len(learn.dls.loaders)
     if n<3: raise MemoError(f"data {cfg.data.name}: {n} loaders, three are needed: for training, validation and test")
     task_of(learn.dls, data_task(cfg))
+    check_layers(learn, cfg)
     check_monitors(cfg, learn)
 
 def run_experiment(

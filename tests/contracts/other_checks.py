@@ -240,6 +240,9 @@ def experiment(**kw):
 def in_stream():
     return from_dict(dict(name='x', data='modes', model='mlp', memory=None, train=dict(cbs=['Replay'])), 'test')
 
+def findings():
+    return from_dict(dict(name='x', data='chest_mosaic', model='tile_cnn', memory=None), 'test')
+
 def some_baseline(name):
     p = known('baseline')[name]
     return find('baseline', name)(**{k:o.default for k,o in p.keys.items() if o.default is not required} | ({'steps':5}
@@ -247,13 +250,13 @@ def some_baseline(name):
 
 def baseline_is_one(name):
     b = some_baseline(name)
-    assert isinstance(b, Baseline) and b.works_on in (None,'outputs',
-                                                      'features') and (b.title is None
-                                                          or b.title.strip()) and set(b.needs)<={'train','valid'}
+    assert isinstance(b, Baseline) and b.works_on in (None,'outputs','features','both')
+    assert b.title is None or b.title.strip()
+    assert {*b.needs,*b.uses}<={'train','valid','classifier'} and ('classifier' not in b.needs or 'valid' in b.needs)
 
 def baseline_checks_in_one_line(name):
-    for mem in (dict(bank='ClassBank', head='watch'), dict(bank='SlotBank', head='add'), None):
-        cfg = override(experiment(), {'memory':mem})
+    mems = dict(bank='ClassBank', head='watch'),dict(bank='SlotBank', head='add'),None
+    for cfg in (*(override(experiment(), {'memory':mem}) for mem in mems), findings(), in_stream()):
         try: some_baseline(name).check(cfg, name)
         except MemoError as e: assert '\n' not in str(e) and name in str(e)
 
@@ -264,25 +267,33 @@ def baseline_of_its_own_is_an_override(name):
         assert not b.overrides(experiment())
         return
     cfgs = (override(experiment(), {'memory':dict(bank='SlotBank', head='add')}),
-            experiment(model=dict(name='hopfield_vit', arch='test_vit')), in_stream())
+            experiment(model=dict(name='hopfield_vit', arch='test_vit')), in_stream(), findings())
     cfg = next(c for c in cfgs if suits(c, Section('baseline', name, {})))
     o = b.overrides(cfg)
     assert o and override(cfg, o)!=cfg
 
+def _collected(multi):
+    "Loaders of digits, and for training and validation items what is collected of a network with a linear classifier"
+    dls,g = digits(multi),torch.Generator().manual_seed(0)
+    w = torch.randn(dls.c, 8, generator=torch.Generator().manual_seed(1))
+    def got(ds):
+        to = 2*ds.y-1 if multi else torch.eye(10)[ds.y]
+        z = to@w*2+torch.randn(len(ds), 8, generator=g)
+        return AttrDict(z=z, logits=z@w.T/4, y=ds.y, classifier=AttrDict(weight=w/4, bias=None))
+    return dls,got(dls.train_ds),got(dls.valid_ds)
+
 def baseline_works_on_what_it_says(name):
     b = some_baseline(name)
     if b.works_on is None: return
-    dls = digits()
-    g = torch.Generator().manual_seed(0)
-    def got(ds):
-        z = torch.randn(10, 8, generator=torch.Generator().manual_seed(1))[ds.y]*2+torch.randn(len(ds), 8, generator=g)
-        return AttrDict(z=z, logits=2*torch.eye(10)[ds.y]+torch.randn(len(ds), 10, generator=g), y=ds.y)
-    train,valid = got(dls.train_ds),got(dls.valid_ds)
+    multi = getattr(b, 'kind', None)=='multilabel'
+    dls,train,valid = _collected(multi)
     f,chosen = b.fit(train if 'train' in b.needs else None, valid if 'valid' in b.needs else None, dls)
-    out = f(valid.z if b.works_on=='features' else valid.logits)
-    assert out.shape==(len(valid.y),10) and out.isfinite().all() and (out.argmax(1)==valid.y).float().mean()>.5
+    given = dict(features=(valid.z,), outputs=(valid.logits,), both=(valid.logits,valid.z))[b.works_on]
+    out = f(*given)
+    right = (out>0)==(valid.y>0) if multi else out.argmax(1)==valid.y
+    assert out.shape==valid.logits.shape and out.isfinite().all() and right.float().mean()>.5
     plain(chosen)
-    assert torch.equal(f(valid.z if b.works_on=='features' else valid.logits), out)
+    assert torch.equal(f(*given), out)
 
 # tasks
 
