@@ -959,6 +959,12 @@ parts = {
     'tau': Param(NonNegative|list[NonNegative]|None, None, 'How often; several are chosen from. null: 1, or 0 to 3 where `by` says how'),
     'by': Param(Literal['accuracy', 'nll']|None, None, 'How it is chosen on validation data: by class-balanced accuracy, or by likelihood with a scale of the outputs'),
   }, {}),
+  'logit_adjusted_accuracy': ('memo.evaluation.remedies', 'AdjustedByAccuracy', 'Post-hoc logit adjustment, its strength chosen on validation data by class-balanced accuracy', {
+    'tau': Param(list[NonNegative], (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.4, 1.45, 1.5, 1.55, 1.6, 1.65, 1.7, 1.75, 1.8, 1.85, 1.9, 1.95, 2.0, 2.05, 2.1, 2.15, 2.2, 2.25, 2.3, 2.35, 2.4, 2.45, 2.5, 2.55, 2.6, 2.65, 2.7, 2.75, 2.8, 2.85, 2.9, 2.95, 3.0), 'To choose from'),
+  }, {}),
+  'logit_adjusted_nll': ('memo.evaluation.remedies', 'AdjustedByLikelihood', 'Post-hoc logit adjustment, its strength and a scale of the outputs chosen on validation data by likelihood', {
+    'tau': Param(list[NonNegative], (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.4, 1.45, 1.5, 1.55, 1.6, 1.65, 1.7, 1.75, 1.8, 1.85, 1.9, 1.95, 2.0, 2.05, 2.1, 2.15, 2.2, 2.25, 2.3, 2.35, 2.4, 2.45, 2.5, 2.55, 2.6, 2.65, 2.7, 2.75, 2.8, 2.85, 2.9, 2.95, 3.0), 'To choose from'),
+  }, {}),
   'tau_norm': ('memo.evaluation.remedies', 'TauNorm', 'The tau-normalised classifier (Kang et al. 2020): weights over their length to the power tau, without offsets', {
     'tau': Param(list[NonNegative], (0.0, 0.05, 0.1, 0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0, 1.05, 1.1, 1.15, 1.2, 1.25, 1.3, 1.35, 1.4, 1.45, 1.5, 1.55, 1.6, 1.65, 1.7, 1.75, 1.8, 1.85, 1.9, 1.95, 2.0), 'Powers to choose from'),
     'by': Param(Literal['accuracy', 'nll'], 'accuracy', 'On validation data: class-balanced accuracy, or likelihood with a scale'),
@@ -973,6 +979,8 @@ parts = {
     'steps': Param(Count, 300, 'Optimizer steps of 256 draws, or ten times through the data where that is more'),
     'wds': Param(list[NonNegative], (0.001, 0.1, 1.0, 10.0), 'Weight decays to choose from'),
     'loss': Param(Literal['sampling', 'balanced_softmax'], 'sampling', 'How classes are balanced: by sampling, or by balanced_softmax on every item once, with L-BFGS (no steps, no wds)'),
+  }, {}),
+  'crt_softmax': ('memo.evaluation.remedies', 'RetrainedSoftmax', 'The last layer trained again on frozen features, every item once, with the balanced softmax and L-BFGS', {
   }, {}),
   'logistic': ('memo.evaluation.remedies', 'Logistic', 'Logistic regression, its regularisation chosen by cross-validation on the training items alone; of each finding', {
   }, {}),

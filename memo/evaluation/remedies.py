@@ -6,8 +6,9 @@ Docs: https://github.com/fastmemo/memo/evaluation/remedies.html.md"""
 
 # %% auto #0
 __all__ = ['grid_of_taus', 'SquareRootSampling', 'OtherLoss', 'BalancedSoftmax', 'ClassBalanced', 'LDAM', 'ClassWeights',
-           'Asymmetric', 'LogitAdjusted', 'OnOutputs', 'TauNorm', 'WeightScaling', 'Temperature', 'Retrained',
-           'Logistic', 'Neighbours', 'DistributionCalibration', 'TwoOpinions', 'Product']
+           'Asymmetric', 'LogitAdjusted', 'AdjustedByAccuracy', 'AdjustedByLikelihood', 'OnOutputs', 'TauNorm',
+           'WeightScaling', 'Temperature', 'Retrained', 'RetrainedSoftmax', 'Logistic', 'Neighbours',
+           'DistributionCalibration', 'TwoOpinions', 'Product']
 
 # %% ../../nbs/evaluation/12_remedies.ipynb #f9aefda4
 from typing import Literal
@@ -118,6 +119,21 @@ class LogitAdjusted(Baseline):
         if self.by: return adjusted_outputs(valid.logits, valid.y, n, self.taus, self.by)
         return (lambda logits: adjust_logits(logits, n, self.taus[0])),{}
 
+# under names of their own, so that a table can have them side by side
+@register('baseline', 'logit_adjusted_accuracy')
+class AdjustedByAccuracy(LogitAdjusted):
+    "Post-hoc logit adjustment, its strength chosen on validation data by class-balanced accuracy"
+    def __init__(self,
+        tau:list[NonNegative]=grid_of_taus # To choose from
+    ): super().__init__(tau, 'accuracy')
+
+@register('baseline', 'logit_adjusted_nll')
+class AdjustedByLikelihood(LogitAdjusted):
+    "Post-hoc logit adjustment, its strength and a scale of the outputs chosen on validation data by likelihood"
+    def __init__(self,
+        tau:list[NonNegative]=grid_of_taus # To choose from
+    ): super().__init__(tau, 'nll')
+
 class OnOutputs(Baseline):
     "Base class of corrections of the outputs for classes, which memories are not mixed into"
     works_on,with_memories,remedy,needs = 'outputs',False,True,('valid',)
@@ -191,6 +207,11 @@ class Retrained(OnFeatures):
             return balanced_layer(train.z, train.y, dls.c, valid.z, valid.y)
         from memo.evaluation.classifiers import retrain_classifier
         return retrain_classifier(train.z, train.y, dls.c, valid.z, valid.y, steps=self.steps, wds=tuple(self.wds))
+
+@register('baseline', 'crt_softmax')
+class RetrainedSoftmax(Retrained):
+    "The last layer trained again on frozen features, every item once, with the balanced softmax and L-BFGS"
+    def __init__(self): super().__init__(loss='balanced_softmax')
 
 @register('baseline', 'logistic')
 class Logistic(OnFeatures):

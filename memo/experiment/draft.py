@@ -69,7 +69,7 @@ class Draft:
         if 'memory' in d:
             one = d.pop('memory')
             if isinstance(ms, dict) and 'memory' in ms: self.no("give memory or memories.memory, not both")
-            if isinstance(ms, dict|None): ms = {**(ms or {}), 'memory':one}
+            if isinstance(ms, dict|None): ms = {'memory':one, **(ms or {})}
         self.merge(Experiment, self.raw, d, '')
         self.merge_memories(ms)
         return self
