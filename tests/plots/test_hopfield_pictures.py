@@ -207,7 +207,8 @@ def test_images_by_patch(kw, prefix):
     assert len(w)==prefix+4
     for cell,row in zip(cells, w[prefix:]):
         want = np.stack([x[int(items[row.argmax()])].squeeze().numpy()]*3, 2)        # 0 is black
-        want = np.asarray(Image.fromarray((want*255).round().astype(np.uint8)).resize((40,40), Image.Resampling.NEAREST))/255
+        want = Image.fromarray((want*255).round().astype(np.uint8)).resize((40,40), Image.Resampling.NEAREST)
+        want = np.asarray(want)/255
         np.testing.assert_allclose(cell, want, atol=.02)
     assert len(strips)==3*min(prefix, 4)
     for t in range(min(prefix, 4)):
