@@ -150,7 +150,7 @@ def test_use_of_rows():
         assert [t.get_text() for t in a.get_xticklabels()]==[str(j) for j in np.argsort(-share, kind='stable')]
         slots = np.exp(-(share*np.log(share)).sum())
         idle = 100*(1-o.read.double().mean())
-        assert a.get_title()==f'{name}: spread over {slots:.3g} of 9 rows, {idle:.3g} % in no top 5'
+        assert a.get_title()==f'{name}: spread over {slots:.3g} of 9 rows\n{idle:.3g} % in no top 5'
         bars = np.array([q.get_height() for q in b.patches])
         want,_ = np.histogram(o.specialisation().clamp(0, 1), bins=20, range=(0,1), weights=share)
         np.testing.assert_allclose(bars, want, atol=1e-9)
@@ -207,7 +207,8 @@ def test_images_by_patch(kw, prefix):
     assert len(w)==prefix+4
     for cell,row in zip(cells, w[prefix:]):
         want = np.stack([x[int(items[row.argmax()])].squeeze().numpy()]*3, 2)        # 0 is black
-        want = np.asarray(Image.fromarray((want*255).round().astype(np.uint8)).resize((40,40)))/255
+        want = Image.fromarray((want*255).round().astype(np.uint8)).resize((40,40), Image.Resampling.NEAREST)
+        want = np.asarray(want)/255
         np.testing.assert_allclose(cell, want, atol=.02)
     assert len(strips)==3*min(prefix, 4)
     for t in range(min(prefix, 4)):
