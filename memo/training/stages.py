@@ -202,6 +202,9 @@ class StageCallback(Callback):
         self._show()
 
     def _restore(self):
+        with self.prog.reading(self.start): self._take_over()
+
+    def _take_over(self):
         o,r = self.start['recorder'],self.recorder
         r.lrs,r.iters,r.values,r.losses = list(o['lrs']),list(o['iters']),L(o['values']).map(L),list(o['losses'])
         r.smooth_loss.count,r.smooth_loss.val = o['count'],to_device(o['val'],
@@ -274,7 +277,7 @@ def run_stage(learn, prog, i, start, cbs, watch):
     watch.begin(s.name, watch.keep and s.monitor is None and not callable(s.fit))
     try: s.run(learn, cbs+[watch,own], start['epoch'] if start else 0)
     except Diverged as e:
-        newest = None if watch.keep else load_plain(checkpoint_positions(prog.folder)[-1][1])['model']
+        newest = None if watch.keep else load_plain(prog.newest)['model']
         keep_best(learn, prog, watch, newest, e, i, own.at)
         raise
 
@@ -284,17 +287,19 @@ def run_stages(learn, prog, ck, cbs):
     warm_loaders(prog.dls)
     if ck is None: prog.save(0, 0)
     else:
-        prog.restore(ck)
-        at,epoch = ck['stage'],ck['epoch']
-        torch.set_num_threads(ck.get('threads', torch.get_num_threads()))
-        for cb in L(learn.cbs)+L(cbs):      # what counts epochs counts on
-            if hasattr(type(cb), 'resumed'): cb.resumed(len(prog.rows))
-        if not epoch: prog.load(ck)
+        with prog.reading(ck):
+            prog.restore(ck)
+            at,epoch = ck['stage'],ck['epoch']
+            torch.set_num_threads(ck.get('threads', torch.get_num_threads()))
+            for cb in L(learn.cbs)+L(cbs):      # what counts epochs counts on
+                if hasattr(type(cb), 'resumed'): cb.resumed(len(prog.rows))
+            if not epoch: prog.load(ck)
     for i,s in enumerate(stages[at:], at):
         start = ck if i==at and epoch else None
         enter_stage(learn, s)
         if start is None: prog.wait = 0
-        else: prog.load(start)
+        else:
+            with prog.reading(start): prog.load(start)
         run_stage(learn, prog, i, start, L(cbs), watch)
         learn.dls = s.dls       # a stream leaves its last one
         if i+1==len(stages) or stages[i+1].phase!=s.phase:
