@@ -266,7 +266,6 @@ class Progress:
             refuse(self.folder, 'another recipe', 'its steps are', 'in mixed precision', 'not')
         # what comes last is tried first: that the best epoch fits too is not to be found when all is trained
         if ck['best_file'] is not None: self.load_model(load_plain(self.folder/ck['best_file']))
-        self.load_model(ck['model'])
         self.rows,self.best,self.best_file,self.wait = ck['rows'],ck['best'],ck['best_file'],ck['wait']
         self.more = ck.get('more', {})
         self.newest = self.folder/self.file_of(ck)
@@ -283,6 +282,8 @@ class Progress:
             if self.learn.opt is None: self.learn.create_opt()
             if ck.get('optimizer'): check_same_optimizer(ck['optimizer'], optimizer_facts(self.learn), self.folder)
         self.load_model(ck['model'])
+        other = {*ck.get('grads', {})}-{n for n,_ in get_model(self.learn.model).named_parameters()}
+        if other: refuse(self.folder, 'another model', 'a gradient is', f'of {one_line(min(other), 80)}', 'of no such name')
         self.load_opt(ck)
         set_gradients(self.learn.model, ck.get('grads', {}))
         if 'callbacks' in ck: restore_callbacks(self.outer, ck['callbacks'][rank_distrib()][0])

@@ -293,13 +293,12 @@ def run_stages(learn, prog, ck, cbs):
             torch.set_num_threads(ck.get('threads', torch.get_num_threads()))
             for cb in L(learn.cbs)+L(cbs):      # what counts epochs counts on
                 if hasattr(type(cb), 'resumed'): cb.resumed(len(prog.rows))
-            if not epoch: prog.load(ck)
+            prog.load(ck)       # of the middle of a stage once more when that begins: what does not fit is found here
     for i,s in enumerate(stages[at:], at):
         start = ck if i==at and epoch else None
         enter_stage(learn, s)
         if start is None: prog.wait = 0
-        else:
-            with prog.reading(start): prog.load(start)
+        else: prog.load(start)
         run_stage(learn, prog, i, start, L(cbs), watch)
         learn.dls = s.dls       # a stream leaves its last one
         if i+1==len(stages) or stages[i+1].phase!=s.phase:
