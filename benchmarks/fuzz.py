@@ -12,6 +12,7 @@ os.environ.update(MPLBACKEND='Agg', OMP_WAIT_POLICY='passive', HF_HUB_OFFLINE='1
 
 import argparse,contextlib,io,json,random,shutil,signal,sys,tempfile,time,traceback,warnings
 from collections import Counter
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 here = Path(__file__).parent
@@ -109,7 +110,7 @@ def trained_table(tries):
 
 def train_some(n, world, until, log=print):
     "Of the experiments that are accepted, train `n` an epoch on 60 images, or as many as there is time for"
-    res,i = [],0
+    res,i,world.n = [],0,10**6      # folders of its own, in a process of its own
     while len(res)<n and time.time()<until:
         i += 1
         rng,made = random.Random(f'train:{i}'),[]
@@ -124,7 +125,8 @@ def train_some(n, world, until, log=print):
             outcome,said = ('late',line) if line else ('traceback',what)
         if outcome=='refused': continue
         res.append(Try('train', i, outcome, time.process_time()-t, said, made[0]))
-        if outcome not in ('trained','diverged'): log(f'{res[-1].name} {outcome}: {said}\n    {made[0]}')
+        if outcome not in ('trained','diverged'): log(f'{res[-1].name} {outcome}: {said}\n    {made[0]}', flush=True)
+        elif len(res)%20==0: log(f'{len(res)} trained of {i} tries', flush=True)
     return res
 
 text = '''# Files and arguments as nobody meant them
@@ -179,9 +181,11 @@ def main(argv=None):
             return
         ks = [k for k in a.kinds.split(',') if k]
         world.warm([*ks, *(['train'] if a.train else [])])
-        tries = run(ks, a.n or a.all/10_000, world) if ks else []
-        for o in faults(tries): print(f'{o.name} {o.outcome}: {o.said}\n    {o.made[:150]!r}')
-        trained = train_some(a.train, world, time.time()+60*a.minutes) if a.train else []
+        with get_context('fork').Pool(1) as beside:
+            begun = beside.apply_async(train_some, (a.train, world, time.time()+60*a.minutes))
+            tries = run(ks, a.n or a.all/10_000, world) if ks else []
+            for o in faults(tries): print(f'{o.name} {o.outcome}: {o.said}\n    {o.made[:150]!r}', flush=True)
+            trained = begun.get()
         if trained: print(trained_table(trained))
         if not a.no_page:
             (here/'fuzz.md').write_text(page(tries, trained, ' '.join(['python benchmarks/fuzz.py', *sys.argv[1:]])))
