@@ -51,7 +51,7 @@ class World:
     def fresh(self):
         "An empty folder to work in, which is gone afterwards"
         self.n += 1
-        d,was = self.root/f't{self.n}',os.getcwd()
+        d,was = self.root/f't{os.getpid()}_{self.n}',os.getcwd()
         d.mkdir()
         os.chdir(d)
         self.here = d
@@ -496,9 +496,20 @@ def train(rng, world, made):
     except (MemoError,OSError): return 'refused',''
     try: run_experiment(cfg, log=lambda s: None)
     except Diverged as e: return 'diverged',str(e)
-    m = json.loads((world.here/cfg.name/'metrics.json').read_text(), parse_constant=lambda o: 'no number')
-    bad = [k for r in m['rows'] for k,v in r['scores'].items() if v=='no number']
-    return ('nothing',f'{bad} are no numbers') if bad else ('trained','')
+    what = means_nothing(world.here/cfg.name)
+    return ('nothing',what) if what else ('trained','')
+
+def means_nothing(folder):
+    "What makes the scores of a finished run mean nothing; None where nothing does"
+    import pandas as pd
+    m = json.loads((folder/'metrics.json').read_text(), parse_constant=lambda o: 'no number')
+    if bad := [k for r in m['rows'] for k,v in r['scores'].items() if v=='no number']: return f'{bad} are no numbers'
+    if not m['rows'] or not all(r['scores'] for r in m['rows']): return 'rows without scores'
+    if empty := [k for k,b in m.get('banks', {}).items() if b['rows']==0]: return f'{empty} hold no rows'
+    p = pd.read_csv(folder/'predictions.csv')
+    if p.target.nunique()<2: return f'{p.target.nunique()} classes in {len(p)} test items'
+    h = pd.read_csv(folder/'history.csv')
+    if not len(h): return 'no epoch in the history'
 
 # how many of 10,000: those that read a whole run take longest
 share = dict(yaml=1200, override=1200, raw=1500, bank=2500, checkpoint=400, metrics=300, run=300, settings=1600,
