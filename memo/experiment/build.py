@@ -130,8 +130,8 @@ def check_takes(model, x, what):
     except MemoError: raise
     except Exception as e:
         size = ' x '.join(map(str, x.shape[1:]))
-        raise MemoError(f"{what} cannot take items of {size} ({one_line(e, 120)}): images of another size (data.size), or "
-                        "another network") from e
+        raise MemoError(f"{what} cannot take items of {size} ({one_line(e, 120)}): give images of another size "
+                        "(data.size), or another network") from e
 
 def build_model(cfg, dls, short=None):
     "The network of an experiment"

@@ -282,8 +282,8 @@ class Progress:
             if self.learn.opt is None: self.learn.create_opt()
             if ck.get('optimizer'): check_same_optimizer(ck['optimizer'], optimizer_facts(self.learn), self.folder)
         self.load_model(ck['model'])
-        other = {*ck.get('grads', {})}-{n for n,_ in get_model(self.learn.model).named_parameters()}
-        if other: refuse(self.folder, 'another model', 'a gradient is', f'of {one_line(min(other), 80)}', 'of no such name')
+        no = {*ck.get('grads', {})}-{n for n,_ in get_model(self.learn.model).named_parameters()}
+        if no: refuse(self.folder, 'another model', 'a gradient is', f'of {one_line(min(no), 80)}', 'of no such name')
         self.load_opt(ck)
         set_gradients(self.learn.model, ck.get('grads', {}))
         if 'callbacks' in ck: restore_callbacks(self.outer, ck['callbacks'][rank_distrib()][0])
