@@ -67,7 +67,8 @@ def without(o, k):
 def renamed(o, k): return {f'{a}x' if a==k else a:b for a,b in o.items()} if isinstance(o, dict) else without(o, k)
 def other(v, r):
     if isinstance(v, torch.Tensor):
-        return r.choice([torch.zeros(3), v[None], v.to(torch.float16 if v.dtype==torch.float64 else torch.float64), 'x'])
+        to = torch.float16 if v.dtype==torch.float64 else torch.float64
+        return r.choice([torch.zeros(3), v[None], v.to(to), 'x'])
     return r.choice([o for o in (None, True, -1, 10**9, 'x', [], {}, [1], torch.zeros(3)) if type(o) is not type(v)])
 def replaced(r): return lambda o, k: put_at(o, k, other(o[k], r))
 def put_at(o, k, v):
@@ -85,7 +86,8 @@ def test_a_file_with_any_place_changed_by_other_software(begun, tmp_path, seed):
     said = refused(tmp_path, p.name)
     assert 'does not hold what memo wrote' in said
 
-top = 'model opt grads rngs rows plan stage epoch best best_file wait recorder scaler callbacks threads versions'.split()
+top = '''model opt grads rngs rows plan stage epoch best best_file wait recorder scaler callbacks threads
+         versions'''.split()
 
 @pytest.mark.parametrize('key', top)
 @pytest.mark.parametrize('value', ['x', -1, 10**12, [], {}, {'x':1}, [None], True])
@@ -99,7 +101,7 @@ def test_a_key_of_another_version_is_something_else(begun, tmp_path, key, value)
     if any(value==o and type(value) is type(o) for o in none.get(key, ())): return      # may be so
     refused(tmp_path, 's0_e2.pt' if key in ('model','opt','recorder') else str(tmp_path)[:30])
 
-@pytest.mark.parametrize('key', ['model','opt','rngs','rows','plan','stage','epoch','best','best_file','wait','recorder'])
+@pytest.mark.parametrize('key', 'model opt rngs rows plan stage epoch best best_file wait recorder'.split())
 def test_a_key_of_another_version_is_missing(begun, tmp_path, key):
     p = files(begun, tmp_path)
     ck = load_plain(p)
@@ -143,8 +145,10 @@ def test_a_training_that_diverges_behind_a_damaged_checkpoint_says_so(tmp_path):
 def test_contents_tell_what_differs():
     o = dict(a=torch.zeros(2, 3), b=[1, {'c':'text'}], n=3)
     assert other_contents(contents(o), contents({**o, 'b':[1, {'c':'text'}]})) is None
-    for new,said in ((dict(a=torch.ones(2, 3)),'a has other values'), (dict(a=torch.zeros(3, 2)),r'a is float32 \[3, 2\]'),
+    for new,said in ((dict(a=torch.ones(2, 3)),'a has other values'),
+                     (dict(a=torch.zeros(3, 2)),r'a is float32 \[3, 2\]'),
                      (dict(b=[1, {}]),'b.1 is dict of 0, written was dict of 1'), (dict(n=True),'n is bool True'),
                      (dict(n=4),'n is int 4, written was int 3')):
         assert re.search(said, other_contents(contents(o), contents({**o, **new})))
-    assert other_contents(contents(o), contents({k:o[k] for k in 'ab'}))=='all of it is dict of 2, written was dict of 3'
+    less = {k:o[k] for k in 'ab'}
+    assert other_contents(contents(o), contents(less))=='all of it is dict of 2, written was dict of 3'
