@@ -12,6 +12,7 @@ os.environ.update(MPLBACKEND='Agg', OMP_WAIT_POLICY='passive', HF_HUB_OFFLINE='1
 
 import argparse,contextlib,io,json,random,shutil,signal,sys,tempfile,time,traceback,warnings
 from collections import Counter
+from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
 here = Path(__file__).parent
@@ -71,17 +72,13 @@ def attempt(kind, number, world, show=False):
 
 outcomes = 'refused','accepted','unclear','traceback','hang'
 
-def run(kinds, n, world, log=print):
-    "`n` tries of each kind, or by its share"
-    res = []
-    for k in kinds:
-        m = n if isinstance(n, int) else max(1, round(n*fk.share[k]))
-        own = [attempt(k, i, world) for i in range(m)]
-        c = Counter(o.outcome for o in own)
-        what = '  '.join(f'{o} {c[o]}' for o in outcomes)
-        log(f'{k:11} {m} tried  {what}  longest {max(o.seconds for o in own):.2f} s', flush=True)
-        res += own
-    return res
+def run(kind, n, world, log=print):
+    "`n` tries of a kind, or by its share"
+    own = [attempt(kind, i, world) for i in range(n if isinstance(n, int) else max(1, round(n*fk.share[kind])))]
+    c = Counter(o.outcome for o in own)
+    what = '  '.join(f'{o} {c[o]}' for o in outcomes)
+    log(f'{kind:11} {len(own)} tried  {what}  longest {max(o.seconds for o in own):.2f} s', flush=True)
+    return own
 
 def faults(tries):
     "The shortest example of each fault: what is not refused in a line, and not accepted in time"
@@ -124,7 +121,8 @@ def train_some(n, world, until, log=print):
             outcome,said = ('late',line) if line else ('traceback',what)
         if outcome=='refused': continue
         res.append(Try('train', i, outcome, time.process_time()-t, said, made[0]))
-        if outcome not in ('trained','diverged'): log(f'{res[-1].name} {outcome}: {said}\n    {made[0]}')
+        if outcome not in ('trained','diverged'): log(f'{res[-1].name} {outcome}: {said}\n    {made[0]}', flush=True)
+        elif len(res)%20==0: log(f'{len(res)} trained of {i} tries', flush=True)
     return res
 
 text = '''# Files and arguments as nobody meant them
@@ -149,7 +147,8 @@ def page(tries, trained, command):
     found = '\n'.join(f'* `{o.name}` {o.outcome}: {o.said}' for o in bad) or 'No fault was found.'
     tr = '' if not trained else (
         'Of small experiments with keys changed that are accepted, so many were trained an epoch on 60 images. late: '
-        'refused after training had begun; nothing: scores that are no numbers; '
+        'refused after training had begun; nothing: scores that are no numbers, of no rows or of one class, memories '
+        'that hold nothing; '
         'diverged: ended at the first loss that is not '
         f'finite.\n\n{trained_table(trained)}')
     about = '\n'.join(f'* **{k}**: {f.__doc__}' for k,f in fk.kinds.items() if any(o.kind==k for o in tries))
@@ -163,6 +162,7 @@ def main(argv=None):
     p.add_argument('--replay', help='kind:number')
     p.add_argument('--train', type=int, default=0)
     p.add_argument('--minutes', type=float, default=60, help='for --train')
+    p.add_argument('--processes', type=int, default=2)
     p.add_argument('--no-page', action='store_true')
     a = p.parse_args(argv)
     with tempfile.TemporaryDirectory() as d:
@@ -179,9 +179,12 @@ def main(argv=None):
             return
         ks = [k for k in a.kinds.split(',') if k]
         world.warm([*ks, *(['train'] if a.train else [])])
-        tries = run(ks, a.n or a.all/10_000, world) if ks else []
-        for o in faults(tries): print(f'{o.name} {o.outcome}: {o.said}\n    {o.made[:150]!r}')
-        trained = train_some(a.train, world, time.time()+60*a.minutes) if a.train else []
+        with get_context('fork').Pool(a.processes) as pool:
+            begun = pool.apply_async(train_some, (a.train, world, time.time()+60*a.minutes))
+            some = [pool.apply_async(run, (k, a.n or a.all/10_000, world)) for k in ks]
+            tries = [o for r in some for o in r.get()]
+            for o in faults(tries): print(f'{o.name} {o.outcome}: {o.said}\n    {o.made[:150]!r}', flush=True)
+            trained = begun.get()
         if trained: print(trained_table(trained))
         if not a.no_page:
             (here/'fuzz.md').write_text(page(tries, trained, ' '.join(['python benchmarks/fuzz.py', *sys.argv[1:]])))

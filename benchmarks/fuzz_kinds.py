@@ -41,7 +41,8 @@ class World:
         import memo.all,memo.experiment.run,memo.experiment.table
         with self.fresh():
             if {'run','metrics','bank','train'} & {*kinds}: self.run(SLOTS),self.run(CLASSES)
-            if 'checkpoint' in kinds: train_stages(self.root/'checkpoints', False)
+            if 'checkpoint' in kinds:
+                for n in (8, 10): train_stages(self.root/f'checkpoints{n}', False, n)
             for k in ('quickstart','streams/table_digits','dual_path/digits_exit','hopfield/digits'): read_experiment(k)
         self.banks()
         self.keys()
@@ -50,7 +51,7 @@ class World:
     def fresh(self):
         "An empty folder to work in, which is gone afterwards"
         self.n += 1
-        d,was = self.root/f't{self.n}',os.getcwd()
+        d,was = self.root/f't{os.getpid()}_{self.n}',os.getcwd()
         d.mkdir()
         os.chdir(d)
         self.here = d
@@ -272,30 +273,83 @@ def tiny_learner():
     return Learner(dls, nn.Sequential(nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 3)), loss_func=CrossEntropyLossFlat(),
                    opt_func=adamw, cbs=MemoryCallback(SlotBank(6, policy='fifo')))
 
-def train_stages(folder, resume):
+def train_stages(folder, resume, stop=None):
+    "Train two stages, beside callbacks that count; stopped behind so many batches"
+    from fastai.vision.all import Callback,EarlyStoppingCallback,GradientAccumulation
     from memo.training.stages import Stage,fit_stages
+    class Stop(Callback):
+        n = 0
+        def after_batch(self):
+            self.n += self.training
+            if self.n==stop: raise KeyboardInterrupt
     learn = tiny_learner()
-    with learn.no_bar(), learn.no_logging():
-        fit_stages(learn, [Stage('a', 2, 1e-3, monitor='valid_loss')], checkpoint=folder, resume=resume)
+    cbs = [EarlyStoppingCallback(patience=5), GradientAccumulation(16), *([Stop()] if stop else [])]
+    stages = [Stage('a', 3, 1e-3, monitor='valid_loss'), Stage('b', 1, 1e-3)]
+    with learn.no_bar(), learn.no_logging(), contextlib.suppress(KeyboardInterrupt):
+        fit_stages(learn, stages, checkpoint=folder, resume=resume, cbs=cbs)
+
+def odd_state(rng, o):
+    "Something else than `o` in one place of a checkpoint"
+    import torch
+    if isinstance(o, torch.Tensor) and rng.random()<.7:
+        how = rng.randrange(7)
+        if how==0: return o[:-1] if o.ndim else o[None]
+        if how==1: return o[None].expand(2, *o.shape).clone()
+        if how==2: return o.to(rng.choice([torch.float64, torch.float16, torch.int64, torch.bool, torch.uint8]))
+        if how==3: return torch.zeros_like(o)
+        if how==4: return torch.full_like(o, rng.choice([1, 100, float('nan')]) if o.is_floating_point() else 1)
+        return torch.zeros(rng.choice([(0,), (), (3,), (2,3,4)]))
+    if isinstance(o, str) and rng.random()<.5: return rng.choice([o+'x', o[1:], '../'+o, '/etc/passwd', o*50])
+    if isinstance(o, (int,float)) and rng.random()<.5: return rng.choice([o+1, -o, o*10, 10**9, -1])
+    return rng.choice([*values, torch.zeros(3), torch.tensor(1)])
+
+def changed_state(rng, o, into=.9):
+    "A checkpoint in which one key or value, however deep, is dropped, renamed, added, doubled or another"
+    if not isinstance(o, (dict,list,tuple)) or not len(o) or rng.random()>into: return odd_state(rng, o)
+    d = o if isinstance(o, dict) else dict(enumerate(o))
+    k,how = rng.choice(list(d)),rng.random()
+    if how<.1: d = {a:b for a,b in d.items() if a!=k}
+    elif how<.2:
+        new = rng.choice([f'{k}x', 'x', '', 0, -1, 10**9]) if isinstance(o, dict) else k
+        d = {(new if a==k else a):b for a,b in d.items()}
+    elif how<.25: d = {**d, (rng.choice(['x', '', 0]) if isinstance(o, dict) else len(d)):rng.choice(values)}
+    else: d = {**d, k:changed_state(rng, d[k])}
+    return d if isinstance(o, dict) else type(o)(d.values())
 
 def fuzz_checkpoint(rng, world, made):
-    "checkpoints of a training that is resumed: bytes, tensors of the model, anything else in their places"
+    "checkpoints of a training that goes on: bytes, and keys, tensors, values at any depth dropped, renamed, changed"
     import torch
-    d = Path(shutil.copytree(world.root/'checkpoints', world.here/'c'))
+    from memo.training.checkpoint import save_plain
+    d = Path(shutil.copytree(world.root/f'checkpoints{rng.choice((8, 10))}', world.here/'c'))
+    made.append('')
     for f in sorted(d.glob('*.pt')):
-        if rng.random()<.3: continue
-        if rng.random()<.5:
-            o = torch.load(f, weights_only=True)
-            state = o.get('model', o)
-            k = rng.choice(list(state))
-            if rng.random()<.5: o = rng.choice(values)
-            elif rng.random()<.3: state.pop(k)
-            else: state[k] = rng.choice([*values, torch.zeros(3), torch.zeros(0), state[k][:1] if state[k].ndim else 0])
-            made.append(f'{f.name} {k} {repr(o)[:300]}')
-            torch.save(o, f)
-        elif rng.random()<.8: f.write_bytes(changed_bytes(rng, f.read_bytes()))
+        if (how := rng.random())<.2: continue
+        if how<.5:      # as other software writes it
+            torch.save(changed_state(rng, torch.load(f, weights_only=True)), f)
+        elif how<.8:    # as another version of memo does: what it says it holds is what it does
+            o = changed_keys(rng, torch.load(f, weights_only=True)['of'])
+            save_plain(o, f)
+        elif how<.9: f.write_bytes(changed_bytes(rng, f.read_bytes()))
+        elif how<.95: shutil.copy(rng.choice(sorted(d.glob('*.pt'))), f)
         else: in_place_of(rng, f)
+        made[0] += f' {f.name}:{how:.2f}'
     train_stages(d, True)
+
+def changed_keys(rng, o):
+    "A checkpoint of another version: keys of its own are missing, called otherwise, or new, or something else is there"
+    def change(o, deep):
+        if not isinstance(o, dict) or not o: return rng.choice([v for v in values if v==v])
+        k = rng.choice(list(o))
+        if deep and isinstance(o[k], dict) and rng.random()<.4: return {**o, k:change(o[k], deep-1)}
+        if isinstance(o[k], list) and o[k] and isinstance(o[k][0], dict) and rng.random()<.4:
+            return {**o, k:[change(o[k][0], deep-1), *o[k][1:]]}
+        how = rng.randrange(4)
+        if how==0: return {a:b for a,b in o.items() if a!=k}
+        if how==1: return {(f'{k}_' if a==k else a):b for a,b in o.items()}
+        if how==2: return {**o, 'new':rng.choice(values)}
+        return {**o, k:rng.choice(values)}
+    for _ in range(rng.randint(1, 2)): o = change(o, 2)
+    return o
 
 def fuzz_metrics(rng, world, made):
     "the metrics.json of a finished run, read for its tables"
@@ -375,22 +429,22 @@ def fuzz_arguments(rng, world, made):
     status,err = run_command(getattr(cli, name), args, pos.get(name))
     if status in (0, None): return None
     if 'this is a fault of memo' in err or 'Traceback' in err: return 'traceback',err
-    last = err.strip().split('\n')[-1]
+    last = err.strip().split('\n')[-1].removeprefix('error: ')
     return ('refused' if status==2 and 0<len(last)<=300 else 'unclear'),f'{status} {last}'
 
 def run_command(f, args, pos):
     "Exit status of a command, and what it says on stderr"
     import io
     from fastcore.script import _run_cli
-    from memo.cli import options_last
-    was,err = sys.argv,io.StringIO()
+    from memo.cli import begin
+    was,err = [*sys.argv],io.StringIO()
     try:
         with contextlib.redirect_stderr(err):
             try:
-                sys.argv = options_last([f.__name__.replace('_', '-'), *args])
+                begin([f.__name__.replace('_', '-'), *args])
                 status = _run_cli(f.__wrapped__, False, pos)
             except SystemExit as e: status = e.code
-    finally: sys.argv = was
+    finally: sys.argv[:] = was
     return status,err.getvalue()
 
 # Training of what is accepted
@@ -442,9 +496,20 @@ def train(rng, world, made):
     except (MemoError,OSError): return 'refused',''
     try: run_experiment(cfg, log=lambda s: None)
     except Diverged as e: return 'diverged',str(e)
-    m = json.loads((world.here/cfg.name/'metrics.json').read_text(), parse_constant=lambda o: 'no number')
-    bad = [k for r in m['rows'] for k,v in r['scores'].items() if v=='no number']
-    return ('nothing',f'{bad} are no numbers') if bad else ('trained','')
+    what = means_nothing(world.here/cfg.name)
+    return ('nothing',what) if what else ('trained','')
+
+def means_nothing(folder):
+    "What makes the scores of a finished run mean nothing; None where nothing does"
+    import pandas as pd
+    m = json.loads((folder/'metrics.json').read_text(), parse_constant=lambda o: 'no number')
+    if bad := [k for r in m['rows'] for k,v in r['scores'].items() if v=='no number']: return f'{bad} are no numbers'
+    if not m['rows'] or not all(r['scores'] for r in m['rows']): return 'rows without scores'
+    if empty := [k for k,b in m.get('banks', {}).items() if b['rows']==0]: return f'{empty} hold no rows'
+    p = pd.read_csv(folder/'predictions.csv')
+    if p.target.nunique()<2: return f'{p.target.nunique()} classes in {len(p)} test items'
+    h = pd.read_csv(folder/'history.csv')
+    if not len(h): return 'no epoch in the history'
 
 # how many of 10,000: those that read a whole run take longest
 share = dict(yaml=1200, override=1200, raw=1500, bank=2500, checkpoint=400, metrics=300, run=300, settings=1600,

@@ -161,8 +161,9 @@ def digits_lt(
     from sklearn.datasets import load_digits
     d = load_digits()
     x,y = torch.from_numpy(d.images*(255/16)).round().byte()[:,None],torch.from_numpy(d.target).long()
-    if not 0<test+valid+n_max<=174:
-        raise MemoError(f"digits: 174 images a class are there, {test}+{valid}+{n_max} are asked "
+    if not (ns := [*L(n_max)]): raise MemoError("n_max must name a number for each class, found []")
+    if not 0<test+valid+max(ns)<=174:
+        raise MemoError(f"digits: 174 images a class are there, {test}+{valid}+{max(ns)} are asked "
                         "for (test, valid, n_max)")
     tst = longtail_subset(y, [test]*10)
     rest = torch.ones(len(y), dtype=torch.bool).index_fill(0, tst, False).nonzero().flatten()

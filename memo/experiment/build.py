@@ -6,8 +6,8 @@ Docs: https://github.com/fastmemo/memo/experiment/build.html.md"""
 
 # %% auto #0
 __all__ = ['opt_funcs', 'made', 'with_key', 'build_dls', 'sampling_of', 'full_batches', 'other_train', 'whole_of', 'few_of',
-           'over', 'load_or_random', 'makes_weights', 'build_model', 'build_memory', 'build_loss', 'usual_loss',
-           'build_metrics', 'build_learner', 'seeded', 'drawing_in', 'comes_with_banks', 'check_monitors',
+           'over', 'load_or_random', 'makes_weights', 'check_takes', 'build_model', 'build_memory', 'build_loss',
+           'usual_loss', 'build_metrics', 'build_learner', 'seeded', 'drawing_in', 'comes_with_banks', 'check_monitors',
            'two_batches', 'feature_dls', 'frozen_dls', 'on_images', 'first_stages', 'build_stages', 'rising']
 
 # %% ../../nbs/experiment/04_build.ipynb #7035be2c
@@ -30,7 +30,7 @@ from ..data.streams import Stream
 from ..data.tensors import *
 from ..training.losses import *
 from ..training.monitor import progress_columns,read_monitor
-from ..models.vit import ImagesFit
+from ..training.collect import evaluated
 from ..training.param_groups import *
 from ..training.row_sgd import row_sgd
 from ..training.save_bank import SaveBank
@@ -123,6 +123,16 @@ def _sizes(n_classes, c_in):
     "Under the names that models ask for them"
     return dict(n_classes=n_classes, num_classes=n_classes, n_out=n_classes, c_in=c_in, in_chans=c_in)
 
+def check_takes(model, x, what):
+    "Raise a `MemoError` where a network cannot take items as they come, before anything is written"
+    try:
+        with undisturbed(), torch.no_grad(), evaluated(model): model(x[:1].to(next(model.parameters()).device))
+    except MemoError: raise
+    except Exception as e:
+        size = ' x '.join(map(str, x.shape[1:]))
+        raise MemoError(f"{what} cannot take items of {size} ({one_line(e, 120)}): give images of another size "
+                        "(data.size), or another network") from e
+
 def build_model(cfg, dls, short=None):
     "The network of an experiment"
     x,p = dls.one_batch()[0],part('model', cfg.model.name)
@@ -131,9 +141,7 @@ def build_model(cfg, dls, short=None):
         raise MemoError(f"model {p.name} is for images, and {cfg.data.name} gives {x[0].numel()} numbers an item; "
                         f"{fits} are accepted")
     model = load_or_random(cfg, lambda m: made('model', m, **_sizes(dls.c, x.shape[1]), n_in=x[0].numel()), short)
-    patches = getattr(model, 'patch_embed', nn.Identity())
-    for h in patches._forward_pre_hooks.values():
-        if isinstance(h, ImagesFit): h(patches, (x,))   # raises before anything is written
+    if p.module.startswith('memo.'): check_takes(model, x, f'model {p.name}')
     return model
 
 def _of_memory(here, e, own, head): return with_key(here if _word(e) in own else f'{here}.head', e, own|head)

@@ -40,6 +40,8 @@ def check_train(cfg, fail):
     # '.' would be the folder of all runs, and p/ and ./p another name for p
     if any(o in ('','.','..') for o in parts) or any(o in cfg.name for o in ('..','\\')) or cfg.name[0]=='~':
         fail('name', f"name must be the name of a folder, found {shown(cfg.name)}")
+    if not cfg.name.isprintable() or any(o!=o.strip() for o in parts):
+        fail('name', f"name must be in one line, without blanks at its ends, found {shown(cfg.name)}")
     if len(max(parts, key=len).encode())>150: fail('name', f"name must have 150 bytes at most, found {shown(cfg.name)}")
     if cfg.runs is not None and not cfg.runs.strip(): fail('runs', "runs must be a folder or null, found ''")
     if not t.epochs and not t.freeze_epochs: fail('train.epochs', "train.epochs must be at least 1, found 0")

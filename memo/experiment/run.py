@@ -7,9 +7,9 @@ Docs: https://github.com/fastmemo/memo/experiment/run.html.md"""
 # %% auto #0
 __all__ = ['history_line', 'valley_of', 'found_lr', 'bank_savers', 'finish_memories', 'train', 'write_training', 'draw_all',
            'draw_again', 'fit_all', 'state_bytes', 'write_scores', 'read_metrics', 'from_version_0_1', 'write_results',
-           'claim_folder', 'check_experiment', 'check_learner', 'run_experiment', 'begin', 'the_only_one', 'resume_run',
-           'check_finished', 'is_filled', 'shrunk', 'dry_run', 'load_run', 'earlier_rows', 'are_close', 'evaluate_run',
-           'evaluate_model']
+           'claim_folder', 'check_experiment', 'check_names', 'check_learner', 'run_experiment', 'begin',
+           'the_only_one', 'resume_run', 'check_finished', 'is_filled', 'shrunk', 'dry_run', 'load_run', 'earlier_rows',
+           'are_close', 'evaluate_run', 'evaluate_model']
 
 # %% ../../nbs/experiment/10_run.ipynb #e8143355
 import math
@@ -20,12 +20,14 @@ from ..evaluation.baselines import *
 from .build import *
 from ..banks.exchange import BankSaver
 from .config import *
+from ..data.items import item_ids
 from .diverged import *
 from ..core import *
 from ..evaluation.evaluate import *
 from ..heads.attach import gate_of
 from .report import *
 from ..training.epoch_figures import is_fitted
+from ..training.batch_ids import group_ids
 from ..training.checkpoint import *
 from ..training.divergence import StopDiverged
 from ..training.distributed import *
@@ -242,11 +244,22 @@ def claim_folder(cfg, folder, overwrite):
 def check_experiment(cfg):
     "Build every part once to find mistakes before anything is written; images are not loaded"
     cfg = with_args(cfg, 'data', preload=False)
-    if cfg.train.frozen: return build_dls(cfg, cfg.seeds[0])     # the rest would compute features
+    if cfg.train.frozen: return check_names(cfg, build_dls(cfg, cfg.seeds[0]))     # the rest would compute features
     learn = build_learner(cfg, cfg.seeds[0])
+    check_names(cfg, learn.dls)
     check_learner(cfg, learn)
     cfg = override(cfg, {'train.freeze_cached':False})
     check_stages(learn, build_stages(cfg, learn, cfg.seeds[0], 1. if cfg.train.lr=='find' else None))
+
+def check_names(cfg, dls):
+    "Raise a `MemoError` where what is to name the items of an experiment's memories, or their groups, does not"
+    for n,m in cfg.memories.items():
+        for k,ids in (('item',item_ids), ('group',group_ids)):
+            if (by := m.callback.get(k)) is None: continue
+            try: ids(dls.train, by)
+            except MemoError as e:
+                what = str(e).removeprefix('group=')
+                raise MemoError(f"{'memory' if n=='memory' else f'memories.{n}'}.{k}={what}") from None
 
 def check_learner(cfg, learn):
     "What is needed at the end, or not before the first epoch has ended"

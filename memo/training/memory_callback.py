@@ -67,8 +67,8 @@ class MemoryCallback(Callback):
         # Name of the module the memory sits at; by default the features that enter the classifier
         at:str=None,
         # Groups (patients) that may not find one another: a function of an item, or a column of the data frame
-        group=None,
-        item=None,                  # What names an item, if not its content: the same
+        group:str|Callable=None,
+        item:str|Callable=None,     # What names an item, if not its content: the same
         name:str='memory',          # Of the memory: `learn.<name>`, and what its columns and its parameters begin with
         # Share of the head's own loss in what is trained: (1-w) x the learner's loss + w x the head's
         loss_weight:Fraction=0.,

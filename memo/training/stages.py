@@ -203,6 +203,9 @@ class StageCallback(Callback):
         self._show()
 
     def _restore(self):
+        with self.prog.reading(self.start): self._take_over()
+
+    def _take_over(self):
         o,r = self.start['recorder'],self.recorder
         r.lrs,r.iters,r.values,r.losses = list(o['lrs']),list(o['iters']),L(o['values']).map(L),list(o['losses'])
         r.smooth_loss.count,r.smooth_loss.val = o['count'],to_device(o['val'],
@@ -275,7 +278,7 @@ def run_stage(learn, prog, i, start, cbs, watch):
     watch.begin(s.name, watch.keep and s.monitor is None and not callable(s.fit))
     try: s.run(learn, cbs+[watch,own], start['epoch'] if start else 0)
     except Diverged as e:
-        newest = None if watch.keep else load_plain(checkpoint_positions(prog.folder)[-1][1])['model']
+        newest = None if watch.keep else load_plain(prog.newest)['model']
         keep_best(learn, prog, watch, newest, e, i, own.at)
         raise
 
@@ -285,12 +288,13 @@ def run_stages(learn, prog, ck, cbs):
     warm_loaders(prog.dls)
     if ck is None: prog.save(0, 0)
     else:
-        prog.restore(ck)
-        at,epoch = ck['stage'],ck['epoch']
-        torch.set_num_threads(ck.get('threads', torch.get_num_threads()))
-        for cb in L(learn.cbs)+L(cbs):      # what counts epochs counts on
-            if hasattr(type(cb), 'resumed'): cb.resumed(len(prog.rows))
-        if not epoch: prog.load(ck)
+        with prog.reading(ck):
+            prog.restore(ck)
+            at,epoch = ck['stage'],ck['epoch']
+            torch.set_num_threads(ck.get('threads', torch.get_num_threads()))
+            for cb in L(learn.cbs)+L(cbs):      # what counts epochs counts on
+                if hasattr(type(cb), 'resumed'): cb.resumed(len(prog.rows))
+            prog.load(ck)       # of the middle of a stage once more when that begins: what does not fit is found here
     for i,s in enumerate(stages[at:], at):
         start = ck if i==at and epoch else None
         enter_stage(learn, s)

@@ -25,10 +25,21 @@ def one_line(r, status=2):
     ('memo-bank', ['x'*5000]), ('memo-speed', ['/etc'])])
 def test_arguments_that_are_none(tool, tmp_path, name, args): one_line(tool(name, *args, cwd=tmp_path))
 
-@pytest.mark.parametrize('args', [('--k', 'y'*9000), ('--'+'y'*9000,)])
-def test_what_the_parser_of_arguments_says_is_short_too(tool, args):
+@pytest.mark.parametrize('name,args', [
+    ('memo-bank', ('x', '--k', 'y'*9000)), ('memo-bank', ('x', '--'+'y'*9000)), ('memo-bank', ('x', '--k', '9'*9000)),
+    ('memo-eval', ('x', '--q='+'y'*9000)), ('memo-speed', ['x']*5000), ('memo-cache', ('a', 'b', 'y'*9000)),
+    ('memo-train', ('--y\ny\x1b[2J',)), ('memo-mosaic', ('x', '--patients=y'+'ü'*9000))])
+def test_what_the_parser_of_arguments_says_is_short_too(tool, name, args):
+    "It repeats what it does not know, however long, and however much of it there is"
+    r = tool(name, *args)
+    said = r.stderr.splitlines()[-1]
+    assert r.returncode==2 and 'Traceback' not in r.stderr
+    assert said.startswith(f'{name}: error: ') and len(said)<=300 and said.isprintable(), r.stderr
+
+@pytest.mark.parametrize('args', [('--xtra=#k#y',), ('--x=#a',), ('--pdb',)])
+def test_what_the_parser_has_for_its_own_developers_is_unknown(tool, args):
     r = tool('memo-bank', 'x', *args)
-    assert r.returncode==2 and 'Traceback' not in r.stderr and len(r.stderr)<1500
+    assert r.returncode==2 and 'Traceback' not in r.stderr and 'unrecognized arguments' in r.stderr
 
 OWN = '''
 def broken(bs=8):
@@ -100,3 +111,10 @@ def test_a_training_goes_on_whatever_becomes_of_its_lines(tmp_path, out, env):
     assert p.returncode==0 and p.stderr=='', p.stderr
     assert json.loads((tmp_path/'Zürich/metrics.json').read_text())['rows']
     if out=='file': assert 'Z\\xfcrich' in (tmp_path/'out.txt').read_text()
+
+@pytest.mark.parametrize('key', ['memory.group=3', 'memory.item=[]', 'memory.group=fifo', 'memory.item=patient',
+                                 'data.size=1'])
+def test_what_no_item_has_is_refused_before_anything_is_written(tool, tmp_path, key):
+    (tmp_path/'x.yaml').write_text(TINY)
+    e = one_line(tool('memo-train', 'x.yaml', 'runs=runs', key, cwd=tmp_path))
+    assert key.partition('=')[0] in e and not (tmp_path/'runs').exists()

@@ -29,6 +29,7 @@ BOMB = f"seeds: [&a [1,1,1,1,1,1,1,1,1], {', '.join(_nine)}]"
     ('base: "a\\0b"', 'base must be the path'), ('base: '+'a'*5000, 'base must be the path'),
     ('name: "a\\0b"', 'name must be a text'), ('name: "\\ud800"', 'name must be a text'),
     ('runs: "\\0"', 'runs must be a text or null'), ('path: ["a\\0b"]', 'path must be a list of text'),
+    *((f'name: {o}', 'name must be in one line') for o in ('"  "', r'"a\nb"', '"a/ b"', r'"a\e[2Jb"')),
     *((f'name: {o}', 'name must be the name of a folder') for o in ('.', 'a/..', 'a/./b', 'a//b', 'a/', '/a', '""')),
     ('name: '+'ü'*100, 'name must have 150 bytes at most'), ('runs: ""', 'runs must be a folder or null'),
     ('compare: [{token_vote: {k: 3}}]', 'compare has a section token_vote, written as {name: token_vote, ...}'),
