@@ -84,6 +84,7 @@ parts = {
     'shrinks': Param(list[Probability], (0.1, 0.005, 0.01, 0.02, 0.05, 0.2, 0.4, 0.6, 0.8, 1.0), 'Shares of the identity in the covariance that whitens; the first, until `fit` has chosen'),
     'temperatures': Param(list[Positive], (0.1, 0.02, 0.03, 0.05, 0.07, 0.15, 0.2, 0.3), 'Of the kernel; the first, until `fit` has chosen'),
     'tries': Param(Count, 20, 'Pairs of them for which `fit` tries what powers are best'),
+    'spread_of': Param(str|None, None, 'Name of another memory of the model, such as a ClassBank that keeps rows as they were trained, whose spread is the other one to choose from; by default it is that of the own rows before they were encoded anew'),
     'outputs': Param(Annotated[str, OneOf('logits', 'probabilities')]|None, None, "What the model gives: 'logits', 'probabilities'; by default what training shows"),
   }, {'needs': [], 'mixes': True, 'adds_rows': False, 'trains': False, 'also': [], 'asks': False, 'task': 'multiclass'}),
   'dual': ('memo.heads.gate', 'GateHead', "The memory answers where it is sure, the network elsewhere; the network's classifier is run for the others only", {

@@ -8,14 +8,15 @@ Docs: https://github.com/fastmemo/memo/heads/density.html.md"""
 __all__ = ['DensityHead']
 
 # %% ../../nbs/heads/14_density.ipynb #ffed20f3
-import torch
+import torch,weakref
 from torch import Tensor
 from typing import Annotated
-from ..core import Count,MemoError,OneOf,Positive,Probability
+from ..core import Count,MemoError,OneOf,Positive,Probability,check_choice
 from ..registry import register
 from ..schema import checked
 from ..banks.search import Read
 from .answers import AnswerHead
+from .base import MemoryHead
 from .mixture import class_mean,class_nll,log_probs
 from .product import fit_powers,product_of
 from .class_density import *
@@ -58,13 +59,17 @@ class DensityHead(AnswerHead):
         shrinks:list[Probability]=_shrinks,
         temperatures:list[Positive]=_temperatures,  # Of the kernel; the first, until `fit` has chosen
         tries:Count=20,         # Pairs of them for which `fit` tries what powers are best
+        # Name of another memory of the model, such as a ClassBank that keeps rows as they were trained, whose spread is
+        # the other one to choose from; by default it is that of the own rows before they were encoded anew
+        spread_of:str=None,
         # What the model gives: 'logits', 'probabilities'; by default what training shows
         outputs:Annotated[str, OneOf('logits', 'probabilities')]=None,
     ):
         super().__init__(bank, k, outputs)
         for o,v in dict(shrinks=shrinks, temperatures=temperatures).items():
             if not len(v): raise MemoError(f"{o}: one value or several are accepted, found none")
-        self.shrinks,self.temperatures,self.tries = [*map(float, shrinks)],[*map(float, temperatures)],tries
+        self.shrinks,self.temperatures = [*map(float, shrinks)],[*map(float, temperatures)]
+        self.tries,self.spread_of,self._model = tries,spread_of,None
         for o,v in dict(shrink=self.shrinks[0], temperature=self.temperatures[0]).items():
             self.register_buffer(o, torch.tensor(v))
         self.register_buffer('powers', torch.full((3,), .5))
@@ -75,7 +80,8 @@ class DensityHead(AnswerHead):
             self.register_buffer(o, None)
         self._of = None     # the rows that they are of, in this process
 
-    def __getstate__(self): return {**super().__getstate__(), '_of':None}
+    def __getstate__(self): return {**super().__getstate__(), '_of':None, '_model':None}
+    def attached(self, model): self._model = weakref.ref(model)
 
     def chosen(self):
         "Values chosen by `fit`"
@@ -95,7 +101,7 @@ class DensityHead(AnswerHead):
     def before_rekey(self, z, item):
         "Keep the spread of the rows as they were trained, the other one of those to choose from"
         f,y,_,_,w = self.labelled_rows()
-        if self.trained_at is None or self.trained_at!=self.bank.updates:      # else they are new already
+        if self.spread_of is None and (self.trained_at is None or self.trained_at!=self.bank.updates):
             self._keep(zip(('trained_mean','trained_spread','trained_at'), (*unit_spread(f, y, w), self.bank.updates)))
         return z
 
@@ -104,6 +110,18 @@ class DensityHead(AnswerHead):
         for k,v in buffers: setattr(self, k, v.float() if v.is_floating_point() else v.clone())
         self._borrowed = False
         self.lend()
+
+    def look_beside(self):
+        "Take the spread of the memory that `spread_of` names, where this head is in its model and not in a copy"
+        model = self._model and self._model()
+        if self.spread_of is None or model is None: return
+        heads = {n:h for m in model.modules() for n,h in m.named_children() if isinstance(h, MemoryHead) and h is not self}
+        bank = heads[check_choice('spread_of', self.spread_of, heads)].bank
+        f,_,y,_,_,valid = bank.rows() if len(bank) else (None,)*6
+        if y is None or y.ndim>1 or bank.dim!=self.bank.dim:
+            raise MemoError(f"spread_of: memory {self.spread_of!r} has no labelled rows of width {self.bank.dim}")
+        w = torch.ones(len(y), device=y.device) if valid is None else valid.float()
+        self._keep(zip(('trained_mean','trained_spread','trained_at'), (*unit_spread(f, y, w), self.bank.updates)))
 
     def _spread(self, which):
         "Mean, eigenvalues and eigenvectors of a spread"
@@ -197,6 +215,7 @@ class DensityHead(AnswerHead):
     )->dict:                # What it chose; nll of the network, of the density, of their product
         "Choose what whitens, temperature and powers by class-balanced negative log-likelihood on validation data"
         logits,z,y,own = self.usable(collected)
+        if spreads is None: self.look_beside()
         held,ways,found = _Held(self, logits, z, y, own),{},[]
         ts = self.temperature.new_tensor(self.temperatures if temperatures is None else temperatures)
         for o in [0]+[1]*(self.trained_spread is not None) if spreads is None else spreads:

@@ -1,5 +1,5 @@
 """The density head against the formulas of its recipe, written anew in double precision, and scipy's optimiser"""
-import numpy as np,pytest,torch
+import copy, numpy as np, pytest, torch
 from fastcore.basics import AttrDict
 from hypothesis import given,settings,strategies as st
 from scipy.optimize import minimize
@@ -7,6 +7,8 @@ from scipy.special import log_softmax,logsumexp
 from memo.banks.classes import ClassBank
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
+from memo.heads.attach import attach
+from memo.heads.base import MemoryHead
 from memo.heads.class_density import *
 from memo.heads.density import *
 from memo.heads.product import *
@@ -172,3 +174,23 @@ def test_findings_are_refused():
     b = SlotBank(30)
     b.write(torch.randn(5, 3), torch.randint(2, (5,4)).float())
     with pytest.raises(MemoError, match="vote"): DensityHead(b).log_density(torch.randn(2, 3))
+
+def test_the_spread_of_another_memory_is_the_other_choice():
+    "As rows were trained: with noise that the own rows, encoded anew, have not"
+    x,y = data(200)
+    net = torch.nn.Sequential(torch.nn.Identity(), torch.nn.Linear(7, 4))
+    h,rare = DensityHead(bank_of(x, y), spread_of='rare'),MemoryHead(ClassBank(4, 500))
+    for o,name in ((h,'density'), (rare,'rare')): attach(net, o, '1', name)
+    held = AttrDict(logits=torch.randn(200, 4), z=x+.3*torch.randn(200, 7), y=y, own_item=None, own_group=None)
+    with pytest.raises(MemoError, match='rare.*no labelled rows'): h.fit(held)
+    noisy = x+torch.randn(200, 7)*torch.linspace(.1, 3, 7)
+    rare.bank.write(noisy, y)
+    h.fit(held)
+    f,_,c,_,_,valid = rare.bank.rows()
+    mean,s = unit_spread(f[valid], c[valid], torch.ones(int(valid.sum())))
+    assert torch.allclose(h.trained_spread, s.float()) and torch.allclose(h.trained_mean, mean.float())
+    again = copy.deepcopy(h)        # which is in no model, and has what was taken
+    again.fit(held)
+    assert again.chosen()==h.chosen()
+    net[1].density.spread_of = 'nobody'
+    with pytest.raises(MemoError, match='spread_of.*nobody.*rare'): h.fit(held)
