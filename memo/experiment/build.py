@@ -16,7 +16,7 @@ from fastai.vision.all import *
 from ..heads.attach import memories
 from ..data.features import *
 from ..training.memory_callback import *
-from ..data.chest_xray import *
+from ..data.finding_loaders import abnormal_only
 from .config import *
 from .sections import at
 from .shipped import shipped
