@@ -33,7 +33,8 @@ def find_table(root, files):
                         "(data.root in a YAML file)")
     ps = least_deep(root, files, r'(data_entry_2017.*|sample_labels)\.csv(\.gz)?')
     if not ps:
-        raise MemoError(f"{root}: no Data_Entry_2017*.csv is there, found {found_in(root, files)}; expected {_expected}")
+        raise MemoError(f"{root}: no Data_Entry_2017*.csv is there, found {found_in(root, files)}; expected "
+                        f"{_expected}")
     return Path(first(sorted(ps, key=lambda o: (os.path.basename(o)!='Data_Entry_2017.csv', o))))
 
 def read_csv(
@@ -122,8 +123,8 @@ def read_parts(root, p, df, files):
         if p.name.startswith('sample'): names = names[there]     # the lists are those of the whole
         elif not there.all():
             raise MemoError(f"{f}: {(~there).sum()} of {len(names)} images are not in {p.name} (first: "
-                            f"{some(shown[~there])}); table and lists are of different versions: download both again, or "
-                            "take the names out")
+                            f"{some(shown[~there])}); table and lists are of different versions: download both again, "
+                            "or take the names out")
         at = rows[names.unique()]
         both = df.image[at][(part[at]!='').to_numpy()]
         if len(both):
@@ -137,7 +138,7 @@ def read_parts(root, p, df, files):
 def chest_table(
     root:str|Path, # Folder of Data_Entry_2017*.csv or sample_labels.csv, or one above it
     lists:bool=True # Read the lists too
-)->pd.DataFrame: # image, patient, path ('': no file), part ('train_val' or 'train', 'valid'; 'test', ''), 0 or 1 for each finding
+)->pd.DataFrame: # image, patient, path ('': no file), part ('train_val' or 'train', 'valid'; 'test', ''), findings
     "Table of images, patients and findings of a ChestX-ray14 folder"
     root = Path(root)
     files = walk_tree(root) if root.is_dir() else []

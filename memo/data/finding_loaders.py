@@ -61,8 +61,8 @@ def patients_apart(
     o = df[df.part!=''].drop_duplicates(['patient','part'])
     both = sorted({*o.patient[o.patient.duplicated()]}, key=by_number)
     if both:
-        raise MemoError(f"{what}: {len(both)} patients are in both lists (first: {some(both)}), so the test would be of "
-                        f"patients that were trained on; {fix}")
+        raise MemoError(f"{what}: {len(both)} patients are in both lists (first: {some(both)}), so the test would be "
+                        f"of patients that were trained on; {fix}")
 
 # %% ../../nbs/data/10_finding_loaders.ipynb #f004902d
 def finding_counts(df, findings):
@@ -101,7 +101,8 @@ def check_paths(df, root, of, fix):
         raise MemoError(f"{root}: none of the {len(df)} images of {of} is there (first: {some(lost, 1)}), found "
                         f"{found_in(root)}; {fix}")
     if len(lost):
-        raise MemoError(f"{root}: {len(lost)} of the {len(df)} images of {of} are not there (first: {some(lost)}); {fix}")
+        raise MemoError(f"{root}: {len(lost)} of the {len(df)} images of {of} are not there (first: "
+                        f"{some(lost)}); {fix}")
     check_images(df.path.tolist(), 'copy them again')
 
 # %% ../../nbs/data/10_finding_loaders.ipynb #0a08f67f

@@ -84,8 +84,8 @@ def match_images(
     if twice:
         k,p = next(iter(twice.items()))
         a,b = (os.path.relpath(o, root) for o in (there[k],p))
-        raise MemoError(f"{root}: {len(twice)} images are there twice (first: {a} and {b}); delete one of each, or give "
-                        "the folder of one of the two as root")
+        raise MemoError(f"{root}: {len(twice)} images are there twice (first: {a} and {b}); delete one of each, or "
+                        "give the folder of one of the two as root")
     return [there.get(o[-m:], '') for o in parts]
 
 # %% ../../nbs/data/09_image_trees.ipynb #a236707f

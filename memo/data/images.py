@@ -112,7 +112,8 @@ def read_dicom(path, **kwargs):
     try: from pydicom import dcmread
     except ImportError: raise MemoError(f"{path} is a DICOM file: pip install 'fastmemo[dicom]' reads it") from None
     try: return dcmread(path, force=True, **kwargs)
-    except Exception as e: raise MemoError(f"cannot read the image {path}: {_why(e)}; copy it again, or leave it out") from e
+    except Exception as e:
+        raise MemoError(f"cannot read the image {path}: {_why(e)}; copy it again, or leave it out") from e
 
 def dicom_bits(path):
     "Bits of grey of a DICOM file, as its header says"
@@ -134,9 +135,10 @@ def open_dicom(path, window=False):
     "A DICOM file as a PIL image: grey from 0, white bright"
     ds = read_dicom(path)
     try: a = ds.pixel_array
-    except Exception as e: raise MemoError(f"cannot read the image {path}: {_why(e)}; copy it again, or convert it") from e
+    except Exception as e:
+        raise MemoError(f"cannot read the image {path}: {_why(e)}; copy it again, or convert it") from e
     if a.ndim==3 and a.shape[-1]==3 and a.dtype==np.uint8: return Image.fromarray(a)
-    if a.ndim!=2: raise MemoError(f"{path} holds {' x '.join(map(str, a.shape))} values; one picture a file is accepted")
+    if a.ndim!=2: raise MemoError(f"{path} holds {' x '.join(map(str, a.shape))} values; one picture is accepted")
     inverted = str(ds.get('PhotometricInterpretation', '')).strip()=='MONOCHROME1'
     if window: return Image.fromarray(255-windowed(a, ds, path) if inverted else windowed(a, ds, path))
     n = int(ds.get('BitsStored', 8))
