@@ -11,7 +11,7 @@ __all__ = ['is_number', 'by_number', 'draw_share', 'group_number', 'split_patien
 # %% ../../nbs/data/10_finding_loaders.ipynb #6e13de05
 from fastai.vision.all import *
 from typing import Annotated
-from ..core import Count, MemoError, Natural, NonNegative, OneOf, Side, check_choice
+from ..core import Count, MemoError, Natural, NonNegative, OneOf, Range, Side, check_choice
 from .items import hash63
 from .transforms import RandomRotate, ResizeBatch
 from .tensors import TensorDL, TensorSet, with_loaders
@@ -124,6 +124,8 @@ def findings_dls(
     # How an image becomes square: 'crop' cuts the middle out, 'pad' adds black, 'squash' scales each side
     fit:Annotated[str, OneOf(fits)]='crop',
     window:bool=False, # DICOM: grey values by the file's own WindowCenter and WindowWidth
+    # Bits of grey of files with more than 8; None: as the deepest of all needs, for which those are read
+    depth:Annotated[int, Range(8, 16)]=None,
     check:bool=False, # Decode every image once before training
     workers:Natural=0, # Processes that read images
     preload:bool=False, # Read all images once, and keep them
@@ -140,7 +142,8 @@ def findings_dls(
     if channels not in (1,3): raise MemoError(f"channels: 1 or 3 is accepted, found {channels}")
     if check: check_images(df.path.tolist(), 'copy them again, or leave them out', whole=True, workers=workers)
     y,info = df[findings].to_numpy(),finding_counts(df, findings)
-    kw = dict(depth=image_depth(df.path, window), fit=fit, window=window)       # of all parts
+    if depth is None: depth = image_depth(df.path, window)      # of all parts
+    kw = dict(depth=depth, fit=fit, window=window)
     if preload: info['files'] = FileImages([], size, **kw)
     vary,tfms = film_tfms(size, channels, flip, rotate)
     normal,item,dls = ~(y==1).any(1),tensor([hash63(o) for o in df.image], dtype=torch.long),[]

@@ -104,6 +104,22 @@ def test_without_pydicom(tmp_path, monkeypatch):
     for f in (lambda: read_image(p, 8), lambda: image_depth([p])):
         with pytest.raises(MemoError, match=r"a.dcm is a DICOM file: pip install 'fastmemo\[dicom\]' reads it"): f()
 
+def test_a_depth_that_is_told_is_not_looked_for(tmp_path, monkeypatch):
+    "Of a set of a hundred thousand films of 16 bits that takes an hour; one that is brighter is an error all the same"
+    import pandas as pd
+    from memo.data import finding_loaders
+    rows = []
+    for i in range(30):
+        Image.fromarray((ims[i].astype(int)*255).astype(np.uint16)).save(tmp_path/f'{i}.png')
+        rows.append(dict(image=f'{i}.png', path=str(tmp_path/f'{i}.png'), patient=str(i), a=i%2))
+    df = split_patients(pd.DataFrame(rows))
+    def load(**kw): return findings_dls(df, ['a'], size=8, channels=1, device='cpu', **kw).train_ds.x
+    a = load()
+    monkeypatch.setattr(finding_loaders, 'image_depth', lambda *_: pytest.fail('all films were read'))
+    b = load(depth=12)
+    assert a.depth==b.depth==12 and torch.equal(a.load(), b.load()) and int(load(depth=16).load().max())==15
+    with pytest.raises(MemoError, match='with 10 bits'): load(depth=10).load()
+
 def test_a_set_that_is_checked_before_training(tmp_path):
     "A PNG that is damaged in the middle: found only where all are decoded, and then before an epoch"
     import pandas as pd
