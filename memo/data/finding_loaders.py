@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/data/finding_loaders.html.md"""
 
 # %% auto #0
 __all__ = ['is_number', 'by_number', 'draw_share', 'group_number', 'split_patients', 'patients_apart', 'finding_counts',
-           'learnable', 'check_copy_of', 'check_paths', 'film_tfms', 'findings_dls', 'abnormal_only']
+           'learnable', 'check_copy_of', 'check_paths', 'film_tfms', 'finding_sets', 'findings_dls', 'abnormal_only']
 
 # %% ../../nbs/data/10_finding_loaders.ipynb #6e13de05
 from fastai.vision.all import *
@@ -114,6 +114,26 @@ def film_tfms(size, channels, flip, rotate):
     vary = [Flip(p=.5)]*flip + [RandomRotate(rotate)]*(rotate>0)
     return vary,[show, Normalize.from_stats(*(imagenet_stats if channels==3 else ([.5],[.5])), cuda=False)]
 
+def finding_sets(
+    df:pd.DataFrame, # As `findings_dls` has it, with `item`, the ids of the images
+    findings:list, # Names of the findings
+    files:FileImages, # How images are read
+    load:bool, # Read them now
+    workers:int, # Processes for that
+    **info # Of the sets
+)->list: # `TensorSet`s
+    "Sets for training, validation and test; in the first two the images with a finding come first"
+    y,res = df[findings].to_numpy(),[]
+    for i,part in enumerate(('train','valid','test')):
+        at = (df.part==part).to_numpy().nonzero()[0]
+        if i<2: at = at[(~(y[at]==1).any(1)).argsort(kind='stable')]
+        d,x = df.iloc[at],files.new(df.path.iloc[at])
+        patient = tensor([group_number(o) for o in d.patient], dtype=torch.long)
+        item = tensor(d['item'].to_numpy(copy=True), dtype=torch.long)
+        res.append(TensorSet(x.load(workers) if load else x, tensor(y[at].astype(np.float32)), item, findings, int(i>0),
+                             patient, **info))
+    return res
+
 def findings_dls(
     df:pd.DataFrame, # Columns image, path, patient, part (train, valid, test), and the findings: 1, 0, -1 for not known
     findings:list, # Their names
@@ -141,26 +161,18 @@ def findings_dls(
     cls,more = loader_for(sampling)
     if channels not in (1,3): raise MemoError(f"channels: 1 or 3 is accepted, found {channels}")
     if check: check_images(df.path.tolist(), 'copy them again, or leave them out', whole=True, workers=workers)
-    y,info = df[findings].to_numpy(),finding_counts(df, findings)
     if depth is None: depth = image_depth(df.path, window)      # of all parts
-    kw = dict(depth=depth, fit=fit, window=window)
-    if preload: info['files'] = FileImages([], size, **kw)
+    files,info = FileImages([], size, depth=depth, fit=fit, window=window),finding_counts(df, findings)
+    if preload: info['files'] = files
+    df = df.assign(item=[hash63(o) for o in df.image])
     vary,tfms = film_tfms(size, channels, flip, rotate)
-    normal,item,dls = ~(y==1).any(1),tensor([hash63(o) for o in df.image], dtype=torch.long),[]
-    for i,part in enumerate(('train','valid','test')):
-        at = (df.part==part).to_numpy().nonzero()[0]
-        if i<2: at = at[normal[at].argsort(kind='stable')]
-        d = df.iloc[at]
-        x = FileImages(d.path, size, **kw)
-        if preload: x = x.load(workers)
-        patient = tensor([group_number(o) for o in d.patient], dtype=torch.long)
-        ds = TensorSet(x, tensor(y[at].astype(np.float32)), item[at], findings, int(i>0), patient, **info)
+    dls,n = [],0 if preload else workers
+    for i,ds in enumerate(finding_sets(df, findings, files, preload, workers, **info)):
         kwargs = dict(bs=val_bs) if i else dict(bs=bs, shuffle=True, drop_last=drop_last, **more)
-        dls.append((TensorDL if i else cls)(dataset=ds, tfms=tfms if i else vary+tfms,
-                                            num_workers=0 if preload else workers, **kwargs))
+        dls.append((TensorDL if i else cls)(dataset=ds, tfms=tfms if i else vary+tfms, num_workers=n, **kwargs))
     dls = DataLoaders(*dls, device=ifnone(device, default_device()))
     dls.train.rng = random.Random(seed)
-    dls.split = df[['image','patient','part']].reset_index(drop=True).assign(item=item.numpy())
+    dls.split = df[['image','patient','part','item']].reset_index(drop=True)
     return dls
 
 # %% ../../nbs/data/10_finding_loaders.ipynb #d5a53b62

@@ -1,4 +1,4 @@
-"Films as files: 12 and 16 bits in PNG and TIFF, DICOM; the depth is the set's, told or the deepest, and never one image's"
+"Films as files: 12 and 16 bits in PNG and TIFF, DICOM; the depth is the set's, told or the deepest, never one image's"
 import builtins, sys
 import numpy as np, pytest, torch
 from PIL import Image
@@ -88,7 +88,7 @@ def test_what_is_wrong_with_a_dicom_file(tmp_path):
     b = p.read_bytes()
     p.write_bytes(b[:-40])
     with pytest.raises(MemoError, match='cannot read the image .*a.dcm'): read_image(p, 8)
-    with pytest.raises(MemoError, match='1 of 1 images cannot be read'): check_images([p], 'copy them again', whole=True)
+    with pytest.raises(MemoError, match='1 of 1 images cannot be read'): check_images([p], 'copy it again', whole=True)
     p.write_bytes(b'nothing of the kind')
     with pytest.raises(MemoError): read_image(p, 8)
     assert decoded(str(p)) is not None

@@ -11,8 +11,8 @@ pytestmark = pytest.mark.usefixtures('unrendered')
 YAML = '''
 name: unsure
 seeds: [0]
-data: {{name: chexpert, root: {root}, findings: [Edema, Pleural Effusion], uncertain: ignore, missing: zeros, valid: 0.3,
-  size: 32, channels: 1, workers: 0, preload: true, check: true, fit: squash}}
+data: {{name: chexpert, root: {root}, findings: [Edema, Pleural Effusion], uncertain: ignore, missing: zeros,
+  valid: 0.3, size: 32, channels: 1, workers: 0, preload: true, check: true, fit: squash}}
 model: {{name: chest, arch: tile_cnn, hidden: 32}}
 memory: {{size: 64, policy: fifo, head: vote, k: 5}}
 train: {{epochs: 2, lr: 1e-2, bs: 16, class_weights: true, {more}}}

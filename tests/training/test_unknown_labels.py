@@ -36,7 +36,7 @@ def hidden(y, known): return torch.where(known, y, -1.)
 @pytest.mark.parametrize('loss', losses)
 @given(seed=st.integers(0, 10**6))
 def test_a_loss_is_that_of_the_known_entries(loss, seed):
-    "Column by column what the same loss says of the known rows alone, whatever the model says of the others; no gradient"
+    "What the same loss says of the known entries alone, whatever the model says of the others; those have no gradient"
     x,y,known = case(seed)
     f = losses[loss]()
     x.requires_grad_()
@@ -122,7 +122,8 @@ def digits(mask):
     x,y = torch.tensor(x).float()[:400]/16,torch.tensor(y)[:400]
     t = torch.stack([y%2==0, y<5, y%3==0], 1).float()
     t = t if mask is None else hidden(t, mask)
-    ds = [TensorSet(x[i], t[i], torch.arange(400)[i], list('abc'), s) for s,i in enumerate((slice(0,300),slice(300,400)))]
+    parts = slice(0, 300),slice(300, 400)
+    ds = [TensorSet(x[i], t[i], torch.arange(400)[i], list('abc'), s) for s,i in enumerate(parts)]
     return DataLoaders(*[TensorDL(dataset=o, bs=30, shuffle=not i) for i,o in enumerate(ds)], device='cpu')
 
 @pytest.mark.parametrize('loss', ['bce','focal','asymmetric'])
@@ -132,7 +133,8 @@ def test_a_memory_trains_votes_and_is_fitted(loss, recwarn):
     mask[7] = False        # of this row nothing
     dls = digits(mask)
     set_seed(0)
-    net,f = nn.Sequential(nn.Linear(64,16), nn.ReLU(), nn.Linear(16,3)),build_loss('loss', Section('loss', loss, {}), dls)
+    net = nn.Sequential(nn.Linear(64,16), nn.ReLU(), nn.Linear(16,3))
+    f = build_loss('loss', Section('loss', loss, {}), dls)
     learn = Learner(dls, net, f, metrics=macro_auc, cbs=MemoryCallback(SlotBank(300, policy='fifo'), head='vote', k=10))
     with learn.no_bar(), learn.no_logging(): learn.fit(3, 1e-2)
     bank = learn.memory.bank
