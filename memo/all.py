@@ -25,7 +25,8 @@ from .data.few_shot import few_shot,only_classes
 from .data.streams import Stream,split_stream
 from .data.modes_moons import modes,moons
 from .data.image_streams import stream_features
-from .data.chest_xray import abnormal_only,chest_table,chestxray14,findings
+from .data.chest_xray import chest_table,chestxray14,findings
+from .data.finding_loaders import abnormal_only
 from .data.chest_standin import chest_mosaic,chest_tree
 from .data.features import cached_features,features_dls
 from .data.copies import resize_tree

@@ -16,8 +16,8 @@ from fastai.vision.all import *
 from ..core import MemoError, atomic_path, write_json
 from ..files import locked
 from .digests import file_state
-from .images import broken_images, cache_info, check_images, find_images, image_depth, image_fault, image_files
-from .images import read_image, some
+from .image_trees import cache_info, find_images, image_files, walk_tree
+from .images import broken_images, check_images, image_depth, image_fault, read_image, some
 
 # %% ../../nbs/data/23_copies.ipynb #c0b1e501
 def made_from(path, size, depth):
@@ -89,7 +89,7 @@ def only_one(out):
     return locked(out, lambda: f"{out}: another process copies into it; wait until it ends")
 
 def resize_tree(
-    root:str|Path, # A data set in the layout of ChestX-ray14
+    root:str|Path, # Folder of a data set: images, tables and lists, in folders or not
     out:str|Path, # Folder of the copy
     size:int=256, # Pixels of each side
     workers:int=None, # Processes; by default one for each core
@@ -98,14 +98,14 @@ def resize_tree(
 )->dict: # What is in cache.json, and how many images were `made`, and `removed` as their sources are gone
     "Copy all images resized to `size` pixels, with table and lists; what is there and follows its source stays"
     root,out = Path(root).resolve(),Path(out).resolve()
-    if not root.is_dir(): raise MemoError(f"{root}: no such folder; give the folder of Data_Entry_2017.csv")
+    if not root.is_dir(): raise MemoError(f"{root}: no such folder; give the folder of the data set")
     if out==root or root in out.parents:
         raise MemoError(f"{out} lies in the data it would copy; choose a folder outside {root}")
     if size<1: raise MemoError(f"size: 1 or more pixels are needed, found {size}")
     check_place(root, out, size)
     src = find_images(root)
     if not src:
-        raise MemoError(f"{root}: no images (images_*/images/*.png) are there; give the folder of Data_Entry_2017.csv")
+        raise MemoError(f"{root}: no images are there; give the folder of the data set")
     check_images([*src.values()], 'copy them again from the source; nothing has been written')
     with only_one(out): return copy_tree(root, out, src, size, ifnone(workers, os.cpu_count()), progress, check)
 
@@ -113,20 +113,20 @@ def copy_tree(root, out, src, size, workers, progress, check):
     "What `resize_tree` does while no other process does"
     was = check_place(root, out, size)
     for o in out.rglob('*.part'): o.unlink(missing_ok=True)     # of a process that was killed
-    tables = sorted(o for o in root.iterdir() if o.name.endswith(('.csv','.csv.gz','.txt')))
-    dst = {n:os.path.join(out, os.path.relpath(p, root)) for n,p in src.items()}
+    tables = [os.path.relpath(o, root) for o in walk_tree(root) if o.lower().endswith(('.csv','.csv.gz','.txt'))]
+    dst = {n:os.path.join(out, n) for n in src}
     depth = was['depth'] if was else 8
     def old(depth): return [n for n,p in dst.items()
                             if image_fault(p, size) or copied_from(p)!=made_from(src[n], size, depth)]
     todo = old(depth)
     deep = image_depth([src[n] for n in todo])
     if deep>depth: depth,todo = deep,old(deep)
-    info = dict(size=size, source=str(root), images=len(src), depth=depth, tables=[o.name for o in tables], whole=False)
+    info = dict(size=size, source=str(root), images=len(src), depth=depth, tables=tables, whole=False)
     write_json(out/'cache.json', info)
     gone = remove_old(out, {*dst.values()}, {*(was['tables'] if was else [])}-{*info['tables']})
+    for d in {os.path.dirname(o) for o in [*dst.values(),*(out/o for o in tables)]}: os.makedirs(d, exist_ok=True)
     for o in tables:
-        with atomic_path(out/o.name) as tmp: shutil.copyfile(o, tmp)
-    for d in {os.path.dirname(o) for o in dst.values()}: os.makedirs(d, exist_ok=True)
+        with atomic_path(out/o) as tmp: shutil.copyfile(root/o, tmp)
     pairs = [(src[n],dst[n]) for n in (dst if check else todo)]
     got = parallel(partial(copy_images, size=size, depth=depth, check=check), chunked(pairs, 64),
                    n_workers=workers if len(pairs)>64 else 0, progress=progress)
@@ -157,5 +157,5 @@ def check_copy(root, out, src, dst, tables, size):
         raise MemoError(f"{out} holds images that {root} does not (first: {some(more)}); delete them, or choose a new "
                         "folder")
     for o in tables:
-        if (out/o.name).read_bytes()!=o.read_bytes():
-            raise MemoError(f"{out/o.name} is not what {o} is; has the source changed meanwhile? call it again")
+        if (out/o).read_bytes()!=(root/o).read_bytes():
+            raise MemoError(f"{out/o} is not what {root/o} is; has the source changed meanwhile? call it again")

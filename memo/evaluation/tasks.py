@@ -62,7 +62,7 @@ def class_counts(dls):
     n = getattr(dls, 'counts', None)
     if n is not None: return n
     y = labels_of(dls.train.dataset).long().cpu()
-    return y.sum(0) if y.ndim==2 else torch.bincount(y, minlength=dls.c)
+    return (y>0).sum(0) if y.ndim==2 else torch.bincount(y, minlength=dls.c)
 
 def shots(dls):
     "Class counts, and the thresholds of many-shot and few-shot classes"
@@ -105,7 +105,7 @@ class Multilabel(Task):
         draws:Count=1000 # Of patients, for the intervals
     ): store_attr()
 
-    def suits(self, y): return y.ndim==2 and y.shape[1]>1 and wrong_labels(y) is None
+    def suits(self, y): return y.ndim==2 and y.shape[1]>1 and wrong_labels(y, unknown=True) is None
     def activation(self, logits): return logits.sigmoid()
     def metrics(self, dls): return [macro_auc, macro_ap]
     def scores(self, probs, y, dls): return multilabel_scores(probs, y, getattr(dls, 'tail', None), self.threshold)
@@ -154,7 +154,7 @@ def task_of(
     res = first(t for t in kinds if y is None or t.suits(y))
     if res is not None: return res
     found = f"{str(y.dtype).removeprefix('torch.')} {['N',*y.shape[1:]]}".replace("'", '')
-    if y.ndim==2 and name!='multiclass' and (bad := wrong_labels(y, getattr(dls, 'vocab', None))):
+    if y.ndim==2 and name!='multiclass' and (bad := wrong_labels(y, getattr(dls, 'vocab', None), True)):
         raise MemoError(f"labels are {found}, but of 0/1 targets {bad}; a task of another kind is a part of its own, "
                         "@register('task')")
     if name is not None: raise MemoError(f"labels are {found}, which do not suit {name}, the task of this data set")

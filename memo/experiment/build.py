@@ -16,7 +16,7 @@ from fastai.vision.all import *
 from ..heads.attach import memories
 from ..data.features import *
 from ..training.memory_callback import *
-from ..data.chest_xray import *
+from ..data.finding_loaders import abnormal_only
 from .config import *
 from .sections import at
 from .shipped import shipped
@@ -165,7 +165,12 @@ def build_loss(here, section, dls, class_weights=False, task=None):
     given,asks = dict(n_classes=dls.c),part('loss', section.name).params
     if 'counts' in asks: given['counts'] = class_counts(dls)
     if class_weights: given['pos_weight'] = pos_weights(dls.train.dataset.y).to(dls.device)     # of what is trained on
-    return made(here, section, **given)
+    f = made(here, section, **given)
+    y = getattr(dls.train.dataset, 'y', None)
+    if torch.is_tensor(y) and y.ndim==2 and bool((y==-1).any()) and not getattr(f, 'masks_unknown', False):
+        raise MemoError(f"{here}: {section.name} takes what is not known (-1) for a number; bce, focal and asymmetric "
+                        "leave it out")
+    return f
 
 def usual_loss(here, task):
     "The default loss of a task"

@@ -58,7 +58,8 @@ def mixture_nll(logs, y):
     "The same of what `log_probs` gives; for multi-label a mean over all"
     if len(logs)==2:
         y = y.float()
-        return -(y*logs[0]+(1-y)*logs[1]).mean()
+        v,known = y*logs[0]+(1-y)*logs[1],y>=0       # -1: not known
+        return -v.mean() if bool(known.all()) else -v[known].mean()
     return class_nll(logs[0], y)
 
 def mix_votes(

@@ -57,6 +57,7 @@ def rows_to_bound(
 def score_places(s, t, group, n_groups):
     "Negatives [2m+1, patients] and positives [m, patients] at and between the m distinct scores of positives"
     from scipy.sparse import coo_matrix
+    s,t,group = s[t>=0],t[t>=0],group[t.numpy()>=0]
     v = s[t>0].unique()
     at = (torch.searchsorted(v, s)+torch.searchsorted(v, s, right=True)).numpy()    # odd: equal to a positive's score
     def table(m, rows, n): return coo_matrix((np.ones(int(m.sum())), (rows[m], group[m])), shape=(n, n_groups)).tocsr()

@@ -17,11 +17,14 @@ from ..registry import register
 # %% ../../nbs/metrics/02_multilabel.ipynb #530a3588
 def wrong_labels(
     y:Tensor,   # Labels [N,C]
-    vocab=None  # Names of the classes
+    vocab=None, # Names of the classes
+    unknown=False # Is -1 accepted too, for what is not known?
 )->str:         # E.g. '12 of 40 in column 3 (Oedema) are NaN'; None where all are 0 or 1
     "What is neither 0 nor 1 in multi-label targets, how often, in the first column that has such"
     if torch.equal(y*y, y): return None
     bad = (y!=0) & (y!=1)
+    if unknown and bool((y==0).any()): bad &= y!=-1     # of -1 and 1 alone, -1 are negatives
+    if not bool(bad.any()): return None
     j = int(bad.any(0).nonzero()[0])
     v = float(y[bad[:,j],j][0])
     named = vocab is not None and len(vocab)==y.shape[1] and str(vocab[j])!=str(j)
@@ -29,14 +32,14 @@ def wrong_labels(
     return f"{int(bad[:,j].sum())} of {len(y)} in column {j}{name} are {'NaN' if v!=v else f'{v:g}'}"
 
 def check_scores(s, y, probs=False):
-    "Scores and 0/1 labels as double tensors, or what is wrong with them"
+    "Scores and labels (-1: not known) as double tensors, or what is wrong with them"
     s,y = (torch.as_tensor(o).detach().cpu().as_subclass(Tensor).double() for o in (s, y))
     if s.ndim!=2 or s.shape!=y.shape:
         raise MemoError(f"probs: [N,C] with labels [N,C] is needed, found {tuple(s.shape)} with {tuple(y.shape)}")
     if not torch.isfinite(s).all():
         raise MemoError(
             f"probs: {int((~torch.isfinite(s)).any(-1).sum())} of {len(s)} rows hold NaN or infinite values")
-    if (bad := wrong_labels(y)) is not None: raise MemoError(f"y: labels 0 and 1 are needed, found {bad}")
+    if (bad := wrong_labels(y, unknown=True)) is not None: raise MemoError(f"y: labels 0 and 1 are needed, found {bad}")
     if probs and len(s) and (s.min()<-1e-6 or s.max()>1+1e-6):
         raise MemoError(f"probs: found {float(s.min()):.3g} to {float(s.max()):.3g}, 0 to 1 is "
                         "accepted; were these logits?")
@@ -44,7 +47,7 @@ def check_scores(s, y, probs=False):
 
 def per_class(f, s, y):
     "`f(positive scores, negative scores)` of each class that has both, nan for the others"
-    vs = [f(a[t>0], a[t==0]) if 0<t.sum()<len(t) else torch.tensor(torch.nan) for a,t in zip(s.T, y.T)]
+    vs = [f(a[t>0], a[t==0]) if (t>0).any() and (t==0).any() else torch.tensor(torch.nan) for a,t in zip(s.T, y.T)]
     return torch.tensor([float(v) for v in vs], dtype=torch.double)
 
 def _mean(v): return float(v.nanmean())
@@ -52,7 +55,7 @@ def _mean(v): return float(v.nanmean())
 # %% ../../nbs/metrics/02_multilabel.ipynb #28561ad3
 def class_auc(
     probs:Tensor, # [N,C] scores
-    y:Tensor # [N,C] labels, 0 or 1
+    y:Tensor # [N,C] labels: 0, 1, or -1 for what is not known
 )->Tensor: # [C], nan where a class lacks one of the outcomes
     "Area under the ROC curve of each class"
     def auc(pos, neg):
@@ -62,7 +65,7 @@ def class_auc(
 
 def class_ap(
     probs:Tensor, # [N,C] scores
-    y:Tensor # [N,C] labels, 0 or 1
+    y:Tensor # [N,C] labels: 0, 1, or -1 for what is not known
 )->Tensor: # [C], nan where a class lacks one of the outcomes
     "Average precision of each class"
     def ap(pos, neg):
@@ -109,11 +112,12 @@ macro_auc,macro_ap = MacroAUC(),MacroAP()
 # %% ../../nbs/metrics/02_multilabel.ipynb #283f30b7
 def calibration_bins(
     probs:Tensor, # [N,C] probabilities
-    y:Tensor, # [N,C] labels, 0 or 1
+    y:Tensor, # [N,C] labels: 0, 1, or -1 for what is not known
     n_bins:int=10 # Equal bins of probability
 )->pd.DataFrame: # low, high, n, prob (mean), freq (share of positives); the last two nan in an empty bin
     "Predicted probability and observed frequency per bin of probability"
-    p,t = (o.flatten() for o in check_scores(probs, y, probs=True))
+    p,t = check_scores(probs, y, probs=True)
+    p,t = p[t>=0],t[t>=0]
     if n_bins<1: raise MemoError(f"n_bins: {n_bins!r}, a number from 1 is accepted")
     edges = torch.linspace(0, 1, n_bins+1, dtype=torch.double)
     b = torch.bucketize(p, edges[1:-1])
@@ -127,10 +131,10 @@ def binned_error(df): return float((df.n*(df.prob-df.freq).abs()).sum()/df.n.sum
 def class_counts_at(p, y, threshold):
     "Precision, recall and F1 of each class, nan where it lacks one of the outcomes"
     if not 0<=threshold<=1: raise MemoError(f"threshold: {threshold!r}, a probability from 0 to 1 is accepted")
-    hit,n = p>threshold,y.sum(0)
-    tp,said = (hit*y).sum(0),hit.sum(0)
+    hit,n = (p>threshold) & (y>=0),(y>0).sum(0)
+    tp,said = (hit & (y>0)).sum(0).double(),hit.sum(0)
     out = tp/said.clamp(min=1),tp/n.clamp(min=1),2*tp/(said+n).clamp(min=1)
-    return [v.where((n>0)&(n<len(y)), torch.nan) for v in out]
+    return [v.where((n>0)&(y==0).any(0), torch.nan) for v in out]
 
 def tail_ids(tail, n):
     "Class ids as a tensor, or what is wrong with them"
@@ -141,7 +145,7 @@ def tail_ids(tail, n):
 # %% ../../nbs/metrics/02_multilabel.ipynb #1836b672
 def multilabel_scores(
     probs:Tensor, # [N,C] probabilities
-    y:Tensor, # [N,C] labels, 0 or 1
+    y:Tensor, # [N,C] labels: 0, 1, or -1 for what is not known
     tail=None, # Ids of the rare classes
     threshold:float=.5 # What counts as predicted lies above it
 )->dict: # macro_auc, macro_ap, tail_auc, tail_ap, classes, precision, recall, f1, ece, brier, nll
@@ -151,13 +155,14 @@ def multilabel_scores(
     res = dict(macro_auc=_mean(auc), macro_ap=_mean(ap), tail_auc=_mean(auc[ids]), tail_ap=_mean(ap[ids]),
                classes=float((~auc.isnan()).sum()))
     res.update(zip(('precision','recall','f1'), map(_mean, class_counts_at(p, t, threshold))))
+    ece,(p,t) = binned_error(calibration_bins(p, t)),(p[t>=0],t[t>=0])
     nll = -torch.where(t>0, p, 1-p).clamp(min=1e-12).log().mean()
-    return dict(**res, ece=binned_error(calibration_bins(p, t)), brier=float(((p-t)**2).mean()), nll=float(nll))
+    return dict(**res, ece=ece, brier=float(((p-t)**2).mean()), nll=float(nll))
 
 # %% ../../nbs/metrics/02_multilabel.ipynb #f3ea4ec2
 def class_table(
     probs:Tensor, # [N,C] probabilities
-    y:Tensor, # [N,C] labels, 0 or 1
+    y:Tensor, # [N,C] labels: 0, 1, or -1 for what is not known
     vocab, # Names of the classes
     threshold:float=.5, # What counts as predicted lies above it
     ci:dict=None # What `patient_bootstrap` returned
@@ -165,7 +170,7 @@ def class_table(
     "Scores per class as a table; nan where a class has no positives or no negatives"
     p,t = check_scores(probs, y, probs=True)
     if len(vocab)!=p.shape[1]: raise MemoError(f"vocab: {p.shape[1]} names are needed, found {len(vocab)}")
-    cols = dict(positives=t.sum(0).long(), auc=class_auc(p, t), ap=class_ap(p, t),
+    cols = dict(positives=(t>0).sum(0), auc=class_auc(p, t), ap=class_ap(p, t),
                 **dict(zip(('precision','recall','f1'), class_counts_at(p, t, threshold))))
     if ci is not None:
         cols.update({f'{k}_{o}':torch.as_tensor(ci[k])[:,i] for k in ('auc','ap') for i,o in enumerate(('low','high'))})

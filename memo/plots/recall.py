@@ -103,7 +103,7 @@ def _number(v): return f'{v:.2f}' if abs(v)<100 else f'{v:.3g}'
 def draw_query(ax, x, p, y, names, multi):
     "The query, what the model answers, and the truth"
     draw_input(ax, x)
-    right = None if y is None else bool(((p>.5)==(y>.5)).all() if multi else p.argmax()==y)
+    right = None if y is None else bool(((p>.5)==(y>.5))[y>=0].all() if multi else p.argmax()==y)
     true = '' if y is None else f'\ntrue: {label_text(y, names)}'
     if p.ndim!=1: said = ' x '.join(map(str, p.shape))          # a class for each pixel, say
     elif names is None: said = ', '.join(map(_number, p.tolist()[:3]))

@@ -29,6 +29,7 @@ class Targets:
         unmixed=None,           # Why probabilities cannot be mixed into the outputs, in words
         ignore:int=None,        # Class number that the loss leaves out
         mixed=False,            # Were targets made by a callback, of several items?
+        masked=False,           # Does the loss leave out 0/1 targets that are not known (-1)?
         vocab=None,             # Names of the classes
     ):
         store_attr()
@@ -52,8 +53,14 @@ class Targets:
     def known(self,
         y           # Of `labels`
     )->Tensor:      # [B] of booleans; None: all
-        "Which rows have a label: a class that there is and that the loss does not leave out, or 0 and 1 alone"
-        if self.multilabel: return None if torch.equal(y*y, y) else ((y==0)|(y==1)).all(1)
+        """Which rows have a label: a class that there is and that the loss does not leave out, or 0 and 1 alone; where
+        the loss leaves out what is not known, some of them"""
+        if self.multilabel and torch.equal(y*y, y): return None
+        if self.multilabel:
+            ok = (y==0)|(y==1)
+            if not self.masked: return ok.all(1)
+            ok = (ok|(y==-1)).all(1) & ok.any(1)
+            return None if bool(ok.all()) else ok
         if y.shape[0]==0: return None
         (lo,hi),inside = torch.aminmax(y),self.ignore is not None and 0<=self.ignore<self.n
         if not inside and lo.item()>=0 and hi.item()<self.n: return None
@@ -78,10 +85,12 @@ class Targets:
 
     def tell(self, y, part):
         "Say once which 0/1 targets are none"
-        if self.told: return
+        if self.told or self.masked and not bool(((y!=0)&(y!=1)&(y!=-1)).any()): return
         self.told = True
         if bool(part.any()): warn(f"memory: {_parts}, so nothing is stored of such rows")
-        else: warn(f"memory: targets are not 0 or 1: {wrong_labels(y, self.vocab)}; such rows have no label")
+        else:
+            bad = wrong_labels(y, self.vocab, self.masked)
+            warn(f"memory: targets are not 0 or 1: {bad}; such rows have no label")
 
     def unwritten(self, y):
         "Why nothing is stored of a batch whose labels are `y`, in words; None: it is"
@@ -132,7 +141,7 @@ def class_targets(o, y, g, c, said, ignore):
     many = f"the loss multiplies the model's outputs by {s:.3g} before its softmax: have the model do that"
     return found(ifnone(c, o.shape[1]), unmixed=None if .8<s<1.25 else many)
 
-def number_targets(o, y, g, said):
+def number_targets(o, y, g, said, masked=False):
     "Of one number for each output"
     if o.shape[1]>1 and (said=='softmax' or said is None and g is not None and sums_to_zero(g)):
         return Targets('classes', n=o.shape[1], outputs='probabilities' if is_distribution(o) else 'logits')
@@ -142,7 +151,7 @@ def number_targets(o, y, g, said):
     p = False
     if said is None and bool(((o>=0)&(o<=1)).all()): p = g is None or reads_probabilities(o, g, y)
     if p is None: return Targets(why="targets are numbers, as in regression")
-    return Targets('findings', n=o.shape[1], outputs='probabilities' if p else 'logits')
+    return Targets('findings', n=o.shape[1], outputs='probabilities' if p else 'logits', masked=masked)
 
 def read_targets(
     out,            # Outputs of the model for a batch
@@ -169,7 +178,7 @@ def read_targets(
     if y.ndim==1: y = y[:,None]
     if o is None or y.shape!=o.shape:
         return Targets(why=f"targets are {shape(yb[0])}" + (f", outputs {shape(out)}" if torch.is_tensor(out) else ''))
-    return number_targets(o, y.float(), g, said)
+    return number_targets(o, y.float(), g, said, getattr(loss_func, 'masks_unknown', False))
 
 # %% ../../nbs/training/04_labels.ipynb #15ccb28b
 def label_need(
@@ -201,7 +210,7 @@ def check_head(
     if head.adds_rows and yb[0].ndim!=1:
         raise MemoError(f"memory {name!r}: a {type(head).__name__} needs one class number an item, targets are "
                         f"{[*yb[0].shape]}")
-    bad = wrong_labels(y if every is None else every, t.vocab) if t.multilabel else None
+    bad = wrong_labels(y if every is None else every, t.vocab, t.masked) if t.multilabel else None
     if bad and what and not bool(((y>0)&(y<1)).any()):
         raise MemoError(f"{what}, and targets are not 0 or 1: {bad}; fill them, leave such rows out, or take head='add' "
                         "with a SlotBank")
@@ -242,7 +251,8 @@ def with_labels(
         if what is None: return got
         raise MemoError(f"{what}, but {t.unmixed or t.why or t.unwritten(None)}")
     if t.known(got.y) is None: return got
-    if t.multilabel: raise MemoError(f"memory {name!r}: targets are not 0 or 1: {wrong_labels(got.y, t.vocab)}")
-    got = Targets('classes', n=t.n, ignore=t.ignore).to_fit(got)        # its outputs are logits already
+    if t.multilabel and (bad := wrong_labels(got.y, t.vocab, t.masked)):
+        raise MemoError(f"memory {name!r}: targets are not 0 or 1: {bad}")
+    got = Targets(t.kind, n=t.n, ignore=t.ignore, masked=t.masked).to_fit(got)      # its outputs are logits already
     if got is None: raise MemoError(f"memory {name!r}: no item of the validation set has a label")
     return got

@@ -12,6 +12,7 @@ __all__ = ['log_prior', 'adjust_logits', 'LogitAdjustedCE', 'balanced_softmax', 
 # %% ../../nbs/training/25_losses.ipynb #d19ae561
 from fastai.vision.all import *
 from ..core import *
+from ..data.tensors import KnownBCE,known_entries,mean_of_known
 from ..metrics.multilabel import wrong_labels
 from ..registry import register
 
@@ -146,7 +147,7 @@ def binary_cross_entropy(
     pos_weight=None # Weight of the positives of each class, [C]
 ):
     "Binary cross-entropy, label by label"
-    return BCEWithLogitsLossFlat(pos_weight=pos_weight)
+    return KnownBCE(pos_weight=pos_weight)
 
 # %% ../../nbs/training/25_losses.ipynb #d9bc1bc2
 @register('loss', 'hinge', task='multiclass')
@@ -164,15 +165,16 @@ class OneVsAllHinge(Module):
 
 # %% ../../nbs/training/25_losses.ipynb #7e3d5d71
 def pos_weights(
-    y, # [N,C] labels, or [C] numbers of positives
+    y, # [N,C] labels (-1: not known), or [C] numbers of positives
     n:int=None, # Number of items, where `y` are numbers of positives
     most:float=100. # No weight is above
 )->Tensor: # [C] float32
     "Weight of the positives of each class: negatives per positive, capped"
     y = torch.as_tensor(y).detach().cpu().double()
     if y.ndim==2:
-        if (bad := wrong_labels(y)) is not None: raise MemoError(f"pos_weights: labels 0 and 1 are needed, found {bad}")
-        n,y = len(y),y.sum(0)
+        if (bad := wrong_labels(y, unknown=True)) is not None:
+            raise MemoError(f"pos_weights: labels 0 and 1 are needed, found {bad}")
+        n,y = (y>=0).sum(0),(y>0).sum(0).double()
     if y.ndim!=1 or n is None:
         raise MemoError("pos_weights: labels [N,C], or positives per class [C] and n, are needed; found "
                         f"{tuple(y.shape)} and n={n}")
@@ -184,18 +186,19 @@ def _float32(x, y):
     if x.shape!=y.shape:
         raise MemoError(f"loss: targets {tuple(y.shape)} do not fit logits {tuple(x.shape)}: 0 "
                         "or 1 for each class is needed")
-    return x.as_subclass(Tensor).float(),y.as_subclass(Tensor).float()
+    x,y = x.as_subclass(Tensor).float(),y.as_subclass(Tensor).float()
+    known = known_entries(y)
+    return x,y if known is None else y.clamp(min=0),known
 
 def _focus(p, gamma): return p.clamp(min=1e-8)**gamma     # 0**gamma has no gradient below gamma=1
 
-def weighted_terms(pos, neg, w, reduction):
-    "Positive and negative terms of a loss, the first weighted per class"
+def weighted_terms(pos, neg, w, reduction, known=None):
+    "Positive and negative terms of a loss, the first weighted per class, where they are known"
     if w is not None:
         if w.shape!=pos.shape[-1:]:
             raise MemoError(f"pos_weight: {pos.shape[-1]} classes are needed, found shape {tuple(w.shape)}")
         pos = pos*w.to(pos.device)
-    l = pos+neg
-    return l if reduction=='none' else getattr(l, reduction)()
+    return mean_of_known(pos+neg, known, reduction)
 
 def _weight(w): return None if w is None else torch.as_tensor(w).detach().float()
 
@@ -203,6 +206,7 @@ def _weight(w): return None if w is None else torch.as_tensor(w).detach().float(
 @register('loss', 'focal', task='multilabel')
 class SigmoidFocalLoss(Module):
     "Focal loss for multi-label targets (Lin et al. 2017)"
+    masks_unknown = True
     def __init__(self,
         alpha:Positive=1., # Factor of the whole
         gamma:NonNegative=2., # Focusing: 0 is binary cross-entropy
@@ -214,10 +218,10 @@ class SigmoidFocalLoss(Module):
         self.register_buffer('pos_weight', _weight(pos_weight), persistent=False)
     def forward(self, x:Tensor, y:Tensor):
         with torch.autocast(x.device.type, enabled=False):
-            x,y = _float32(x, y)
+            x,y,known = _float32(x, y)
             l = F.binary_cross_entropy_with_logits(x, y, reduction='none')
             l = self.alpha*_focus(-torch.expm1(-l), self.gamma)*l
-            return weighted_terms(y*l, (1-y)*l, self.pos_weight, self.reduction)
+            return weighted_terms(y*l, (1-y)*l, self.pos_weight, self.reduction, known)
     def activation(self, x): return x.sigmoid()
     def decodes(self, x): return x>.5
 
@@ -225,6 +229,7 @@ class SigmoidFocalLoss(Module):
 @register('loss', 'asymmetric', task='multilabel')
 class AsymmetricLoss(Module):
     "Asymmetric loss for multi-label targets, with probability shift (Ridnik et al. 2021)"
+    masks_unknown = True
     def __init__(self,
         gamma_neg:NonNegative=4, # Focusing of the negatives
         gamma_pos:NonNegative=1, # Focusing of the positives
@@ -237,10 +242,10 @@ class AsymmetricLoss(Module):
         self.register_buffer('pos_weight', _weight(pos_weight), persistent=False)
     def forward(self, x:Tensor, y:Tensor):
         with torch.autocast(x.device.type, enabled=False):
-            x,y = _float32(x, y)
+            x,y,known = _float32(x, y)
             m = (x.sigmoid()-self.clip).clamp(min=0)
             neg = F.logsigmoid(-x) if self.clip==0 else (1-m).clamp(min=1e-8).log()
             return weighted_terms(-y*_focus((-x).sigmoid(), self.gamma_pos)*F.logsigmoid(x),
-                                  -(1-y)*_focus(m, self.gamma_neg)*neg, self.pos_weight, self.reduction)
+                                  -(1-y)*_focus(m, self.gamma_neg)*neg, self.pos_weight, self.reduction, known)
     def activation(self, x): return x.sigmoid()
     def decodes(self, x): return x>.5

@@ -7,7 +7,8 @@ from memo.data.features import features_dls
 from memo.banks.slots import SlotBank
 from memo.training.batch_ids import group_ids
 from memo.training.memory_callback import MemoryCallback
-from memo.data.chest_xray import abnormal_only, chest_dls, chest_split, chest_table, chestxray14, findings, read_list
+from memo.data.finding_loaders import abnormal_only
+from memo.data.chest_xray import chest_dls, chest_split, chest_table, chestxray14, findings, read_list
 from memo.core import MemoError
 from memo.data.samplers import BalancedDL, balanced_order
 from memo.data.tensors import TensorDL, plain_dl

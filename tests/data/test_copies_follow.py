@@ -8,7 +8,8 @@ from memo.cli import memo_cache
 from memo.core import MemoError
 from memo.data import copies as m
 from memo.data.copies import copied_from, resize_tree
-from memo.data.images import cache_info, find_images, read_image
+from memo.data.image_trees import cache_info, image_files
+from memo.data.images import read_image
 
 photo = load_sample_images().images[0][:400,:600]
 
@@ -24,6 +25,7 @@ def tree(tmp_path):
     return tmp_path/'src'
 
 def copy(tree, **kw): return resize_tree(tree, tree.parent/'out', 32, **(dict(workers=0) | kw))
+def find_images(root): return {os.path.basename(o):o for o in image_files(root)}
 def same(tree):
     a,b = find_images(tree),find_images(tree.parent/'out')
     return [*a]==[*b] and all(np.array_equal(read_image(a[k], 32), read_image(b[k], 32)) for k in a)
@@ -109,8 +111,8 @@ def test_a_brighter_image_changes_the_depth_of_all(tree):
         Image.fromarray(np.asarray(Image.open(p)).astype(np.uint16)*16).save(p)
     assert copy(tree)['depth']==12
     got = read_image(find_images(tree.parent/'out')['2.png'], 32).astype(int)
-    Image.fromarray(photo[:200,120:320,1]).save(tree/'eight.png')
-    assert np.array_equal(got, read_image(tree/'eight.png', 32))
+    Image.fromarray(photo[:200,120:320,1]).save(tree.parent/'eight.png')
+    assert np.array_equal(got, read_image(tree.parent/'eight.png', 32))
     p = find_images(tree)['5.png']
     Image.fromarray(np.asarray(Image.open(p))*16).save(p)
     r = copy(tree)

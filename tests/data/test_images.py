@@ -8,8 +8,8 @@ from memo.data.features import features_key
 from memo.core import MemoError
 from memo.data.tensors import TensorDL, TensorSet, plain_dl
 from memo.data.copies import resize_tree
-from memo.data.images import (FileImages, broken_images, cache_info, check_images, find_images, image_fault,
-                              read_image)
+from memo.data.image_trees import cache_info, find_images
+from memo.data.images import FileImages, broken_images, check_images, image_fault, read_image
 
 def _files(d, n=10, h=24, w=24, seed=0):
     rng = np.random.default_rng(seed)
@@ -184,7 +184,7 @@ def test_faults(files, tmp_path):
     got = broken_images([*ps, tmp_path/'a.jpg', tmp_path/'b.jpg', tmp_path/'tail.png', tmp_path/'none.png', tmp_path])
     assert [(Path(p).name, why) for p,why in got]==[('001.png','empty'),('002.png','cut off'),('003.png','cut off'),
                                                     ('004.png','cut off'),
-                                                    ('005.png','no PNG, JPEG, WebP, GIF, BMP or TIFF'),
+                                                    ('005.png','no PNG, JPEG, WebP, GIF, BMP, TIFF or DICOM'),
         ('b.jpg','cut off'),('none.png','missing'),(tmp_path.name,'Is a directory')]
     assert image_fault(ps[0], 24) is None and image_fault(ps[0], 23)=='not 23 x 23 pixels'
     with pytest.raises(MemoError) as e: check_images(ps, 'copy them again')

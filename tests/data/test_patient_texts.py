@@ -6,7 +6,8 @@ from sklearn.datasets import load_digits
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
 from memo.data.chest_standin import chest_tree, made_up_table
-from memo.data.chest_xray import by_number, chest_split, chest_table, chestxray14, findings, group_number
+from memo.data.chest_xray import chest_split, chest_table, chestxray14, findings
+from memo.data.finding_loaders import by_number, group_number
 from memo.data.items import named_by
 from memo.experiment.run_folder import patient_texts
 from memo.training.memory_callback import MemoryCallback
