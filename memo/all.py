@@ -4,6 +4,7 @@ from .schema import Param
 from .registry import Section,known,register
 from .metrics.multiclass import balanced_accuracy,ece,longtail_scores,shot_groups,shot_metrics
 from .metrics.multilabel import calibration_bins,class_ap,class_auc,class_table,macro_ap,macro_auc,multilabel_scores
+from .metrics.thresholds import thresholds
 from .metrics.intervals import paired,patient_bootstrap
 from .metrics.continual import anytime_accuracy,average_accuracy,backward_transfer,forgetting,forward_transfer
 from .banks.search import Read,class_votes,read_rows,within_whitener
