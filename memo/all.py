@@ -75,7 +75,7 @@ from .evaluation.reads import hopfield_reads,hopfield_table
 from .plots.streams import plot_stream
 from .plots.training import plot_counts,plot_history
 from .plots.gate import plot_coverage,plot_dual_path
-from .plots.results import plot_classes,plot_comparison,plot_reliability,plot_results,plot_speed
+from .plots.results import plot_calibration,plot_classes,plot_comparison,plot_reliability,plot_results,plot_speed
 from .plots.stream_results import DrawSurfaces,plot_matrix,plot_stream_accuracy,plot_surfaces
 from .plots.hopfield import plot_energy,plot_retrieval,plot_slot_use,plot_token_reads
 from .plots.memory_linear import plot_units

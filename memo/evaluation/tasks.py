@@ -106,7 +106,7 @@ class Multiclass(Task):
 class Multilabel(Task):
     "Any number of labels for each item"
     columns = dict(macro_auc='macro AUC', tail_auc='tail AUC', macro_ap='mAP', tail_ap='tail mAP', f1='F1', **_ece)
-    digits,pictures = 2,('classes','reliability')
+    digits,pictures = 2,('classes','reliability','calibration')
     def __init__(self,
         threshold=.5, # Probability above which a class counts as found: a number, one for each class, or a rule
         draws:Count=1000 # Of patients, for the intervals

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.usefixtures('unrendered')
 YML = '''
 name: chosen
 seeds: [0]
-data: {{name: chestxray14, root: {root}, size: 16, channels: 1, rotate: 0, workers: 0, preload: true, valid: 0.4}}
+data: {{name: chestxray14, root: {root}, size: 16, channels: 1, rotate: 0, workers: 0, preload: true, valid: 0.15}}
 model: {{name: chest, arch: tile_cnn, hidden: 16}}
 memory: {{size: 256, policy: fifo, head: vote, k: 5}}
 train: {{epochs: 1, lr: 1e-2, bs: 32, loss: bce, abnormal_only: true}}
