@@ -1146,7 +1146,7 @@ parts = {
   'multiclass': ('memo.evaluation.tasks', 'Multiclass', 'One class for each item', {
   }, {'stream': False, 'train': None, 'loss': 'ce'}),
   'multilabel': ('memo.evaluation.tasks', 'Multilabel', 'Any number of labels for each item', {
-    'threshold': Param(Probability, 0.5, 'Probability above which a class counts as found'),
+    'threshold': Param(Any, 0.5, 'Probability above which a class counts as found: a number, one for each class, or a rule'),
     'draws': Param(Count, 1000, 'Of patients, for the intervals'),
   }, {'stream': False, 'train': None, 'loss': 'bce', 'empty': True}),
  },

@@ -4,6 +4,7 @@ from .schema import Param
 from .registry import Section,known,register
 from .metrics.multiclass import balanced_accuracy,ece,longtail_scores,shot_groups,shot_metrics
 from .metrics.multilabel import calibration_bins,class_ap,class_auc,class_table,macro_ap,macro_auc,multilabel_scores
+from .metrics.thresholds import thresholds
 from .metrics.intervals import paired,patient_bootstrap
 from .metrics.continual import anytime_accuracy,average_accuracy,backward_transfer,forgetting,forward_transfer
 from .banks.search import Read,class_votes,read_rows,within_whitener
@@ -75,7 +76,7 @@ from .evaluation.reads import hopfield_reads,hopfield_table
 from .plots.streams import plot_stream
 from .plots.training import plot_counts,plot_history
 from .plots.gate import plot_coverage,plot_dual_path
-from .plots.results import plot_classes,plot_comparison,plot_reliability,plot_results,plot_speed
+from .plots.results import plot_calibration,plot_classes,plot_comparison,plot_reliability,plot_results,plot_speed
 from .plots.stream_results import DrawSurfaces,plot_matrix,plot_stream_accuracy,plot_surfaces
 from .plots.hopfield import plot_energy,plot_retrieval,plot_slot_use,plot_token_reads
 from .plots.memory_linear import plot_units

@@ -269,7 +269,9 @@ def memo_eval(
     run_dir:str=None, # Run folder, or one of its sub-folders
     model_path:str=None, # Instead of a run folder: a model.safetensors, wherever it lies
     data:str=None, # Another folder of the data
-    threshold:float=.5, # Probability above which a finding counts as found
+    # Above which a finding counts as found: a probability, or what is chosen on validation data: f1, youden,
+    # sensitivity=.9, specificity=.95; by default what the run says
+    threshold:str=None,
     out:str=None, # Folder for predictions, scores and pictures; by default RUN_DIR/eval (beside the file: NAME-eval)
     debug:bool=False # Tracebacks for mistakes too
 ):
@@ -279,14 +281,16 @@ def memo_eval(
         from memo.core import MemoError
         if (run_dir is None)==(model_path is None):
             raise MemoError("give a run folder, or --model-path FILE: memo-eval RUN_DIR [--data ROOT]")
-        if not 0<=threshold<=1: raise MemoError(f"--threshold: {threshold}, a probability is accepted")
+        from memo.metrics.rules import threshold_rule
+        rule = None if threshold is None else threshold_rule(threshold)
+        asked = rule.value if rule is not None and rule.name is None else threshold
         from memo.experiment import run as ex
         if model_path is not None:
             to = Path(out) if out else Path(model_path).with_name(Path(model_path).stem+'-eval')
-            text,off = ex.evaluate_model(model_path, data, to, threshold),[]
+            text,off = ex.evaluate_model(model_path, data, to, asked),[]
         else:
             to = Path(out) if out else Path(run_dir)/'eval'
-            text,off = ex.evaluate_run(run_dir, data, to, threshold)
+            text,off = ex.evaluate_run(run_dir, data, to, asked)
         _say(f'{text}\n\n{to}')
         for o in off:
             _note(f'{o}: the numbers are not those of its metrics.json (another machine, or other versions: see '

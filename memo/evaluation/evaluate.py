@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/evaluation/evaluate.html.md"""
 
 # %% auto #0
 __all__ = ['other_ways', 'planned_rows', 'build_head', 'mixture', 'answered', 'backbone_features', 'last_layer', 'check_layers',
-           'Answers', 'evaluate', 'finite', 'metrics_of', 'class_text']
+           'Answers', 'scoring_task', 'evaluate', 'finite', 'metrics_of', 'class_text']
 
 # %% ../../nbs/evaluation/05_evaluate.ipynb #8575a6fe
 from contextlib import ExitStack
@@ -194,55 +194,78 @@ class Answers:
             self.heads[method,name] = head
         return self.heads[method,name]
 
-    def outputs(self, row):
-        "Outputs of one row on the test set, what was chosen on validation data, and the share that gates answered"
+    def outputs(self, row, part='test'):
+        "Outputs of one row on a set, what was chosen on validation data, and the share that gates answered"
         f,chosen = self.net(row.method)
         on = baseline(self.sections[row.method]).works_on if row.method else 'outputs'
-        if on=='features': return f(_cpu(self.features('test')).z),chosen,None
-        got = _cpu(self.both('test') if on=='both' else self.collected('test'))
+        if on=='features': return f(_cpu(self.features(part)).z),chosen,None
+        got = _cpu(self.both(part) if on=='both' else self.collected(part))
         if on=='both': return f(got.logits, got.z),chosen,None
         o,more,hits = f(got.logits),{},[]
         heads = {k:self.head(row.method, k) for k in row.memory if k not in self.used}
         # as in the model: of those that replace whole rows the one that rows reach first has the last word
         for name,head in sorted(heads.items(), key=lambda v: (v[1].answer_order,v[1].answer_order and -v[1].depth)):
-            c = _cpu(self.collected('test', name.partition(':')[0]))
+            c = _cpu(self.collected(part, name.partition(':')[0]))
             if (hit := answered(head, c.z, o.shape[1], c.own_item, c.own_group)) is not None: hits.append(hit)
             o,more[name] = mixture(head, o, c.z, c.own_item, c.own_group),head.chosen()
         usage = float(torch.stack(hits).any(0).float().mean()) if hits else None
         return o,{**chosen, **(first(more.values()) if len(more)==1 else more)},usage
 
 # %% ../../nbs/evaluation/05_evaluate.ipynb #a7d31cbb
+def scoring_task(
+    dls, # Loaders
+    cfg, # Experiment
+    threshold=None, # As `evaluate` has it
+    draws:int=1000 # Of patients, for the intervals
+)->Task:
+    "The task of an experiment's data, with the threshold that is asked for"
+    asked = cfg.evaluation.threshold if threshold is None else threshold
+    task = task_of(dls, data_task(cfg), threshold=asked, draws=draws)
+    if not hasattr(task, 'threshold') and not (isinstance(asked, (int,float)) and asked==.5):
+        key = 'evaluation.threshold' if threshold is None else 'threshold'
+        raise MemoError(f"{key} is for findings; {task.name} answers have none")
+    return task
+
 def evaluate(
     learn, # A trained learner
     cfg, # Its experiment
-    threshold:float=.5, # Probability above which a class counts as found (multilabel)
+    # Above which a class counts as found (multilabel): a probability, one for each class, or a rule, as 'youden', for
+    # validation data; None: the experiment's
+    threshold=None,
     draws:int=1000, # Of patients, for the intervals (multilabel)
-    training:str='' # Whose training it is: the name of a baseline, '' for the experiment's own
-)->AttrDict: # rows (data, scores), probs and tables by label, pred (a line an image), y, what a table needs
+    training:str='', # Whose training it is: the name of a baseline, '' for the experiment's own
+    kept=None # What each row chose when the training ended, by `Row`; None: it is chosen now
+)->AttrDict: # rows (data, scores), probs and tables by label, pred and pred_valid (a line an image), y, for a table
     "Score the network on the test set: alone, with its memories, and with each baseline"
-    dls = learn.dls
-    task,own = task_of(dls, data_task(cfg), threshold=threshold, draws=draws),cfg.train.metrics
+    dls,own = learn.dls,cfg.train.metrics
+    task = scoring_task(dls, cfg, threshold, draws)
     if task.stream: return task.evaluate(learn, cfg, training)
-    if threshold!=.5 and not hasattr(task, 'threshold'):
-        raise MemoError(f"threshold is for findings; {task.name} answers have none")
-    answers = Answers(learn, cfg)
-    test,titles = answers.collected('test'),row_titles(cfg, training)
-    y,rows,probs,tables = test.y.cpu(),[],{},{}
+    answers,parts = Answers(learn, cfg),['test']
+    if not is_empty(answers.loader('valid')): parts.append('valid')
+    got,probs = {k:answers.collected(k) for k in parts},{k:{} for k in parts}
+    y,y_valid = (got[k].y.cpu() if k in got else None for k in ('test','valid'))
+    titles,rows,tables = row_titles(cfg, training),[],{}
     for row in planned_rows(cfg, training):
-        o,chosen,usage = answers.outputs(row)
-        name,p = label(row, titles),task.activation(o)
-        if name in probs: raise MemoError(f"two rows are called {name}: give memories and baselines names of their own")
-        more,probs[name] = task.details(p, y, dls),p
+        name = label(row, titles)
+        if name in probs['test']:
+            raise MemoError(f"two rows are called {name}: give memories and baselines names of their own")
+        for k in reversed(parts):
+            o,chosen,usage = answers.outputs(row, k)
+            probs[k][name] = task.activation(o)
+        p,v = probs['test'][name],probs['valid'][name] if 'valid' in probs else None
+        its,more = task.fitted(v, y_valid, dls, (kept or {}).get(row))
+        chosen,more = {**chosen, **more},its.details(p, y, dls)
         if 'table' in more: tables[name] = more['table']
-        scores = {k:float(v) for k,v in {**task.scores(p, y, dls), **own_scores(p, y, dls, own)}.items()}
+        scores = {k:float(v) for k,v in {**its.scores(p, y, dls), **own_scores(p, y, dls, own)}.items()}
         if usage is not None: scores.setdefault('usage', usage)
         rows.append(dict(training=row.training, method=row.method, memory=list(row.memory), scores=scores,
                          **({'chosen':chosen} if chosen else {}), **{k:v for k,v in more.items() if k!='table'}))
     columns = titles_of(task, dls, own)
     if any('usage' in o['scores'] for o in rows): columns = {**columns, 'usage':'usage', **columns}
-    return AttrDict(rows=rows, probs=probs, tables=tables, pred=task.predictions(probs, y, dls, test.item.cpu()), y=y,
-                    task=task, columns=columns, titles=titles, remedies=remedies_of(cfg, training),
-                    paired=paired_of(cfg, training))
+    pred,pred_valid = (task.predictions(probs[k], got[k].y.cpu(), dls, got[k].item.cpu()) if k in got else None
+                       for k in ('test','valid'))
+    return AttrDict(rows=rows, probs=probs['test'], tables=tables, pred=pred, pred_valid=pred_valid, y=y, task=task,
+                    columns=columns, titles=titles, remedies=remedies_of(cfg, training), paired=paired_of(cfg, training))
 
 def finite(o):
     "Replace numbers that JSON cannot hold (nan, infinity) by None"
@@ -258,6 +281,5 @@ def metrics_of(seed, r):
 def class_text(r):
     "Tables of scores per class as text, a block for each row"
     def share(v, low=np.nan, high=np.nan): return with_interval(v, low, high) or '-'
-    def block(k, row): return r.task.class_texts(k, row['scores'], {**row, 'table':r.tables.get(k)}, share)
-    blocks = filter(None, map(block, r.probs, r.rows))
-    return ''.join(f'{name}\n{text_table(rows, head)}\n\n' for name,head,rows in blocks)
+    def blocks(k, row): return r.task.class_texts(k, row['scores'], {**row, 'table':r.tables.get(k)}, share)
+    return ''.join(f'{name}\n{text_table(rows, head)}\n\n' for o in map(blocks, r.probs, r.rows) for name,head,rows in o)

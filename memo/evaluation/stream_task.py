@@ -98,12 +98,12 @@ class StreamTask(Multiclass):
         valid = {} if known.valid_matrix is None or not len(v := chosen_on(known.valid_matrix)) else stream_scores(v)
         return {**stream_scores(np.vstack([known.matrix[:-1], row])), **{f'valid_{k}':o for k,o in valid.items()}}
 
-    def predictions(self, probs, y, dls, item):
-        "Those of any task, and which experience an item is of"
+    def predictions(self, probs, y, dls, item, k=2):
+        "Those of any task, and which experience an item of loader `k` is of"
         df = super().predictions(probs, y, dls, item)
         if getattr(dls, 'stream', None) is None: return df
         at = torch.full((len(y),), -1)
-        for i,o in enumerate(dls.stream.parts[2]): at[o] = i
+        for i,o in enumerate(dls.stream.parts[k]): at[o] = i
         df.insert(1, 'experience', at.tolist())
         return df
 
@@ -114,9 +114,13 @@ class StreamTask(Multiclass):
         row = Row(training, '', tuple(cfg.memories))
         titles = {training:stream_title(cfg, training)}
         name,scores = label(row, titles),self.scores(probs, y, dls)
-        if getattr(dls, 'result', None) is None and len(dls.valid.dataset):      # of what came all at once
-            scores['valid_average_accuracy'] = mean_known(last_row(*learn.get_preds(dl=dls.valid), dls, 1))
+        valid = None
+        if len(dls.valid.dataset):
+            v,y_valid = learn.get_preds(dl=dls.valid)
+            valid = self.predictions({name:v}, y_valid, dls, item_ids(dls.valid), 1)
+            if getattr(dls, 'result', None) is None:        # of what came all at once
+                scores['valid_average_accuracy'] = mean_known(last_row(v, y_valid, dls, 1))
         rows = [dict(training=row.training, method='', memory=list(row.memory), scores=scores)]
         return AttrDict(rows=rows, probs={name:probs}, tables={}, y=y, task=self, columns=self.columns, titles=titles,
-                        pred=self.predictions({name:probs}, y, dls, item_ids(dls[2])), remedies=[],
+                        pred=self.predictions({name:probs}, y, dls, item_ids(dls[2])), pred_valid=valid, remedies=[],
                         paired=paired_of(cfg, training))

@@ -10,11 +10,13 @@ __all__ = ['Task', 'labels_of', 'first_label', 'class_counts', 'shots', 'is_tail
 
 # %% ../../nbs/evaluation/01_tasks.ipynb #1001079c
 import inspect
+from copy import copy
 from fastai.vision.all import *
-from ..core import Count,MemoError,Probability
+from ..core import Count,MemoError
 from ..metrics.multiclass import longtail_scores,shot_groups,shot_metrics
 from ..metrics.multilabel import MultiMetric,class_table,macro_ap,macro_auc,multilabel_scores,wrong_labels
 from ..metrics.intervals import patient_bootstrap
+from ..metrics.thresholds import threshold_rule,thresholds
 from ..registry import find,known,part,register
 
 # %% ../../nbs/evaluation/01_tasks.ipynb #689e7290
@@ -35,12 +37,17 @@ class Task:
     def scores(self, probs, y, dls):
         "Scores by name as floats; nan where undefined"
         raise NotImplementedError
+    def fitted(self, probs, y, dls, kept=None):
+        """This task with what it chooses on validation predictions (None: there are none), and that by name
+
+        `kept` is what it chose before, which holds where it was asked for the same."""
+        return self,{}
     def predictions(self, probs, y, dls, item):
-        "Data frame of test predictions; `probs` maps the label of each table row to its probabilities"
+        "Data frame of predictions for some items; `probs` maps the label of each table row to its probabilities"
         raise NotImplementedError
     def class_texts(self, name, scores, details, share):
-        "Scores per class: heading, titles, lines; None if there are none. `share` formats a number with its interval"
-        return None
+        "Tables per class: heading, titles, lines of each. `share` formats a number with its interval"
+        return []
 
 # %% ../../nbs/evaluation/01_tasks.ipynb #c226a2d2
 def labels_of(ds):
@@ -99,11 +106,15 @@ class Multiclass(Task):
 class Multilabel(Task):
     "Any number of labels for each item"
     columns = dict(macro_auc='macro AUC', tail_auc='tail AUC', macro_ap='mAP', tail_ap='tail mAP', f1='F1', **_ece)
-    digits,pictures = 2,('classes','reliability')
+    digits,pictures = 2,('classes','reliability','calibration')
     def __init__(self,
-        threshold:Probability=.5, # Probability above which a class counts as found
+        threshold=.5, # Probability above which a class counts as found: a number, one for each class, or a rule
         draws:Count=1000 # Of patients, for the intervals
-    ): store_attr()
+    ):
+        given = torch.is_tensor(threshold) or isinstance(threshold, (list,tuple,np.ndarray))
+        self.rule = None if given else threshold_rule(threshold)
+        # where a rule has nothing to choose from it is .5
+        self.threshold,self.draws = threshold if given else self.rule.value,draws
 
     def suits(self, y): return y.ndim==2 and y.shape[1]>1 and wrong_labels(y, unknown=True) is None
     def activation(self, logits): return logits.sigmoid()
@@ -114,24 +125,48 @@ class Multilabel(Task):
         ci = patient_bootstrap(probs, y, range(len(y)) if groups is None else groups, n=self.draws, tail=tail)
         means = [k for k in ('macro_auc','macro_ap','tail_auc','tail_ap') if k in ci]
         return dict(intervals={k:[float(o) for o in ci[k]] for k in means},
-                    table=class_table(probs, y, list(dls.vocab), self.threshold, ci))
+                    table=class_table(probs, y, list(dls.vocab), self.threshold, ci, groups))
+
+    def fitted(self, probs, y, dls, kept=None):
+        "This task with the thresholds that its rule chooses on validation predictions, and these by name"
+        if self.rule is None or self.rule.name is None: return self,{}
+        names,by = [*map(str, dls.vocab)],str(self.rule)
+        was = (kept or {}).get('thresholds', {})
+        if was.get('by')==by:
+            t = torch.tensor([np.nan if v is None else v for v in map(was['of'].get, names)], dtype=torch.double)
+        elif probs is None: t = torch.full((len(names),), np.nan, dtype=torch.double)
+        else: t = thresholds(probs, y, self.rule, default=np.nan)
+        res = copy(self)
+        res.threshold = t
+        return res,dict(thresholds=dict(by=by, of=dict(zip(names, res.threshold.tolist()))))
 
     def predictions(self, probs, y, dls, item):
         "Image, patient and labels, and for each table row the probability of each label"
-        vocab,split = list(dls.vocab),getattr(dls, 'split', None)
-        if split is None or 'patient' not in split: who = pd.DataFrame(dict(item=item.tolist()))
-        else: who = split.loc[split.part=='test', ['image','patient']].reset_index(drop=True)
+        vocab,split,who = list(dls.vocab),getattr(dls, 'split', None),pd.DataFrame(dict(item=item.tolist()))
+        if split is not None and {'patient','item'} <= {*split}:
+            named = split.drop_duplicates('item').set_index('item')
+            if who.item.isin(named.index).all(): who = named.loc[who.item, ['image','patient']].reset_index(drop=True)
         of_rows = [pd.DataFrame(p.numpy(), columns=[f'{k}: {o}' for o in vocab]) for k,p in probs.items()]
         return pd.concat([who, pd.DataFrame(y.int().numpy(), columns=vocab), *of_rows], axis=1)
 
     def class_texts(self, name, scores, details, share):
-        ci = details['intervals']
-        rows = [[o.finding, o.positives, share(o.auc, o.auc_low, o.auc_high), share(o.ap, o.ap_low, o.ap_high),
-                 *map(share, (o.precision, o.recall, o.f1))] for o in details['table'].itertuples()]
-        means = [share(scores[k], *ci[k]) for k in ('macro_auc','macro_ap')]
-        rows.append([f"macro over {int(scores['classes'])} findings", '', *means,
-                     *[share(scores[k]) for k in ('precision','recall','f1')]])
-        return name,['finding','positives','AUC [95 %]','AP [95 %]','precision','recall','F1'],rows
+        t,ci,mean = details['table'],details['intervals'],f"macro over {int(scores['classes'])} findings"
+        def of(o, k): return share(*(getattr(o, k+e) for e in ('','_low','_high')))
+        def at(o):
+            by_rule = self.rule is not None and self.rule.name is not None
+            return f'{o.threshold:.3g}'+' (none chosen)'*(by_rule and not o.chosen)
+        who,counts = (['positives','patients'] if 'patients' in t else ['positives']),('auc','ap')
+        rank = [[o.finding, *[getattr(o, k) for k in who], *[of(o, k) for k in counts], share(o.ece), f'{o.brier:.4f}']
+                for o in t.itertuples()]
+        means = [share(scores[f'macro_{k}'], *ci[f'macro_{k}']) for k in counts]
+        rank.append([mean, *['']*len(who), *means, share(scores['ece']), f"{scores['brier']:.4f}"])
+        rates = [[o.finding, at(o), *[of(o, k) for k in ('sensitivity','specificity','ppv','npv')], share(o.f1)]
+                 for o in t.itertuples()]
+        rates.append([mean, '', share(scores['recall']), '', share(scores['precision']), '', share(scores['f1'])])
+        by = 'thresholds of its own' if self.rule is None else f"threshold{'s by' if self.rule.name else ''} {self.rule}"
+        return [(name, ['finding',*who,'AUC [95 %]','AP [95 %]','calibration err.','Brier'], rank),
+                (f'{name}: {by}', ['finding','threshold','sensitivity [95 %]','specificity [95 %]','PPV [95 %]',
+                                   'NPV [95 %]','F1'], rates)]
 
 # %% ../../nbs/evaluation/01_tasks.ipynb #20541b5b
 def task_named(name, **kwargs):

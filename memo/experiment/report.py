@@ -46,10 +46,11 @@ def draw_scores(r, dls, folder):
     def counts(): return plot_counts(*shots(dls), list(dls.vocab))
     def classes(): return plot_classes(r.tables)
     def reliability(): return plot_reliability(last(r.probs.values()), r.y)
+    def calibration(): return plot_calibration(last(r.probs.values()), r.y, list(dls.vocab))
     def stream(): return plot_stream(dls.stream)
     def matrix(): return plot_matrix(dls.result)
     def accuracy(): return plot_stream_accuracy(dls.result)
-    pics = {f.__name__:f for f in (counts,classes,reliability,stream,matrix,accuracy)}
+    pics = {f.__name__:f for f in (counts,classes,reliability,calibration,stream,matrix,accuracy)}
     known = [k for k in r.task.pictures if k not in ('matrix','accuracy') or getattr(dls, 'result', None) is not None]
     def one(k): return pics[check_choice('picture', k, pics)]()
     return save_pictures(folder, **{k:partial(one, k) for k in known})

@@ -129,6 +129,7 @@ def train(
     with alone(), learn.no_bar(), learn.no_logging():
         if not in_stream(cfg): finish_memories(t, learn)      # which would look at all that has been
         r = evaluate(learn, cfg, training=t.name)
+        take_thresholds(learn, cfg, kept_choices(finite(r.rows), t.folder))
     if main: write_training(t, learn, h, r, savers, log, lr=lr, diverged=end)
     return learn
 
@@ -136,7 +137,7 @@ def write_training(t, learn, h, r, savers, log=say, **more):
     "Write what a training gives: scores first, pictures last, as they only show"
     cfg = t.cfg
     write_csv(t.folder/'history.csv', h)
-    save_weights(learn, t.folder/'model.safetensors', cfg)
+    save_weights(learn, t.folder/'model.safetensors', cfg, r.rows)
     if hasattr(learn.dls, 'split'): write_csv(t.folder/'split.csv', learn.dls.split)
     def figures(bank): return {k:v for k,v in bank.stats().items() if isinstance(v, (int,float,str))}
     banks = {k:figures(cb.bank) for k,cb in learn.memories.items()}
@@ -181,6 +182,7 @@ def state_bytes(learn):
 def write_scores(folder, seed, r, dls, pictures=True, **more):
     "Write predictions and tables, then `metrics.json`, which marks the training as finished, and pictures last"
     write_csv(folder/'predictions.csv', r.pred)
+    if (valid := r.get('pred_valid')) is not None: write_csv(folder/'predictions_valid.csv', valid)
     if r.tables: write_csv(folder/'classes.csv', pd.concat([t.assign(method=k) for k,t in r.tables.items()]))
     if getattr(dls, 'result', None) is not None: dls.result.to_csv(folder/'matrix.csv')
     write_digests(folder)
@@ -418,7 +420,7 @@ def evaluate_run(
     folder, # A run folder, or one of its sub-folders
     root=None, # Another folder of the data
     out=None, # Folder for predictions, scores and pictures; None: nothing is written
-    threshold:float=.5 # Probability above which a finding counts as found
+    threshold=None # As `evaluate` has it; None: the experiment's, and what its rule has chosen
 )->tuple: # The table, and the trainings whose numbers are not those of `metrics.json`
     "Evaluate every training of a run folder again"
     folder = Path(folder)
@@ -429,9 +431,10 @@ def evaluate_run(
         was = read_metrics(t)
         c,learn = rebuilt(t.cfg, t.folder/'model.safetensors', root)
         if root is None: learn.dls.result = earlier_rows(t, learn.dls)  # of other data there is the last alone
-        with learn.no_bar(), learn.no_logging(): r = evaluate(learn, c, threshold, training=t.name)
+        kept = kept_choices(was['rows'], t.folder/'metrics.json')
+        with learn.no_bar(), learn.no_logging(): r = evaluate(learn, c, threshold, training=t.name, kept=kept)
         ms.append({**metrics_of(t.seed, r), 'diverged':was.get('diverged')})
-        if root is None and threshold==.5 and not are_close(_scored(ms[-1]), _scored(was)): off.append(str(t.folder))
+        if root is None and threshold is None and not are_close(_scored(ms[-1]), _scored(was)): off.append(str(t.folder))
         if out is not None: write_scores(Path(out)/t.folder.relative_to(folder), t.seed, r, learn.dls)
         txt += class_text(r) if t.folder==folder else ''
     return txt+format_results(*results(ms))+diverged_note(ts),off
@@ -440,10 +443,10 @@ def evaluate_model(
     path, # A `model.safetensors` of a run, wherever it lies now
     root=None, # Folder of the data; None: the one it was trained with
     out=None, # Folder for predictions, scores and pictures; None: nothing is written
-    threshold:float=.5 # Probability above which a finding counts as found
+    threshold=None # As `evaluate` has it; None: the experiment's, and what its rule has chosen
 )->str: # The table
     "Evaluate the model in a `model.safetensors`"
     cfg,learn = rebuilt(model_config(path), path, root)
-    with learn.no_bar(), learn.no_logging(): r = evaluate(learn, cfg, threshold)
+    with learn.no_bar(), learn.no_logging(): r = evaluate(learn, cfg, threshold, kept=header_choices(path))
     if out is not None: write_scores(Path(out), cfg.seeds[0], r, learn.dls)
     return class_text(r)+format_results(*results([metrics_of(cfg.seeds[0], r)]))

@@ -7,7 +7,8 @@ Docs: https://github.com/fastmemo/memo/experiment/run_folder.html.md"""
 # %% auto #0
 __all__ = ['read_json', 'of_file', 'git_commit', 'environment', 'other_versions', 'begun_threads', 'since_begun', 'Begins',
            'note_beginning', 'config_file', 'run_config', 'is_version_0_1', 'upgrade_0_1', 'patient_texts',
-           'save_weights', 'load_weights', 'file_header', 'model_config', 'with_args', 'at_root', 'rebuilt']
+           'save_weights', 'kept_choices', 'header_choices', 'take_thresholds', 'load_weights', 'file_header',
+           'model_config', 'with_args', 'at_root', 'rebuilt']
 
 # %% ../../nbs/experiment/06_run_folder.ipynb #0d0dc7c1
 import contextlib,json,platform,subprocess,sys
@@ -18,7 +19,10 @@ from safetensors.torch import load_file
 from .build import *
 from .config import *
 from ..core import *
+from ..evaluation.evaluate import finite,scoring_task
+from ..evaluation.tables import row_of
 from ..files import check_tensors,write_tensors
+from ..metrics.multilabel import check_thresholds
 from ..registry import part
 
 # %% ../../nbs/experiment/06_run_folder.ipynb #885822b7
@@ -142,13 +146,58 @@ def patient_texts(learn, *parts):
     if s is None or 'patient' not in s: return ''
     return ' '.join(sorted(quote(str(o), safe='') for o in set(s.patient[s.part.isin(parts)])))
 
-def save_weights(learn, path, cfg):
+def save_weights(
+    learn, # A learner
+    path,
+    cfg, # Its experiment
+    rows=() # Of its `metrics.json`: what was chosen on validation data
+):
     "Save the model with its memories as safetensors"
     sd = {k:v.detach().as_subclass(Tensor).cpu().contiguous().clone() for k,v in learn.model.state_dict().items()}
     about = dict(config=to_yaml(cfg), patients=patient_texts(learn, 'train', 'valid'))
+    if any('thresholds' in r.get('chosen', {}) for r in rows):
+        keys = 'training','method','memory','chosen'
+        about['rows'] = json.dumps(finite([{k:r[k] for k in keys if k in r} for r in rows]))
     write_tensors(sd, path, about)
 
 def _short(e, n=100): return ' '.join(str(e).split())[:n]
+
+def kept_choices(
+    rows, # Of a `metrics.json`, or of the header of a `model.safetensors`
+    path # Which of them it is
+)->dict: # What was chosen, by `Row`
+    "Thresholds that a training has chosen, checked as the file may hold anything"
+    res = {}
+    with of_file(path):
+        for r in rows:
+            t = (r.get('chosen') or {}).get('thresholds')
+            if t is None: continue
+            of = {str(k):None if v is None else float(v) for k,v in t['of'].items()}
+            if not all(v is None or 0<=v<=1 for v in of.values()):
+                raise MemoError(f"{path} is damaged: a threshold is no probability")
+            res[row_of(r)] = dict(thresholds=dict(by=str(t['by']), of=of))
+    return res
+
+def header_choices(path):
+    "What a training has chosen, from the header of its `model.safetensors`"
+    text = file_header(path, 'rows', '[]')
+    with of_file(path): rows = [dict(r) for r in json.loads(text)]
+    return kept_choices(rows, path)
+
+def take_thresholds(
+    learn, # A learner of findings; others are left as they are
+    cfg, # Its experiment
+    kept # As `kept_choices` gives it
+):
+    "Give a learner its `thresholds` [C]; `learn.predict` finds what lies above them"
+    task = scoring_task(learn.dls, cfg)
+    if not hasattr(task, 'threshold'): return learn
+    # the row that the model is: with all of its memories
+    own = max((r for r in kept if not r.method and {*r.memory}<={*cfg.memories}), key=lambda r: len(r.memory), default=None)
+    its,_ = task.fitted(None, None, learn.dls, kept.get(own))
+    learn.thresholds = check_thresholds(its.threshold, len(learn.dls.vocab))
+    if hasattr(learn.loss_func, 'thresh'): learn.loss_func.thresh = learn.thresholds
+    return learn
 
 def load_weights(learn, path):
     "Load what `save_weights` saved"
@@ -208,6 +257,7 @@ def rebuilt(cfg, path, root=None):
     if root is not None: cfg = at_root(cfg, root)
     empty = cfg if cfg.train.frozen else with_args(cfg, 'model', pretrained=False)     # the file holds all weights
     learn = load_weights(build_learner(empty, cfg.seeds[0]), path)
+    take_thresholds(learn, cfg, header_choices(path))
     both = sorted(set(seen.split()) & set(patient_texts(learn, 'test').split()))
     if not both: return cfg,learn
     some = f"(first: {', '.join(map(unquote, both[:3]))})"

@@ -19,7 +19,8 @@ from ..files import lock_files
 from ..training.checkpoint import is_checkpoint
 
 # %% ../../nbs/experiment/08_run_owner.ipynb #74d705aa
-outputs = ('model.safetensors','predictions.csv','classes.csv','split.csv','matrix.csv','history.csv','lr.json')
+outputs = ('model.safetensors','predictions.csv','predictions_valid.csv','classes.csv','split.csv','matrix.csv',
+           'history.csv','lr.json')
 own_files = (*outputs,'config.yaml','env.json','metrics.json','diverged.json','files.json','results.csv',
              'differences.csv','results.md','speed.csv')
 own_folders = 'checkpoints','banks','bank','eval'

@@ -6,13 +6,14 @@ Docs: https://github.com/fastmemo/memo/metrics/multilabel.html.md"""
 
 # %% auto #0
 __all__ = ['macro_auc', 'macro_ap', 'wrong_labels', 'check_scores', 'per_class', 'class_auc', 'class_ap', 'MultiMetric',
-           'MacroAUC', 'MacroAP', 'calibration_bins', 'binned_error', 'class_counts_at', 'tail_ids',
-           'multilabel_scores', 'class_table']
+           'MacroAUC', 'MacroAP', 'calibration_bins', 'binned_error', 'check_thresholds', 'class_counts_at', 'tail_ids',
+           'multilabel_scores', 'class_rates', 'class_calibration', 'class_table']
 
 # %% ../../nbs/metrics/02_multilabel.ipynb #bef0348f
 from fastai.vision.all import *
 from ..core import MemoError
 from ..registry import register
+from .shares import numbered,patients_with,share_interval
 
 # %% ../../nbs/metrics/02_multilabel.ipynb #530a3588
 def wrong_labels(
@@ -128,10 +129,21 @@ def calibration_bins(
 def binned_error(df): return float((df.n*(df.prob-df.freq).abs()).sum()/df.n.sum()) if df.n.sum() else float('nan')
 
 # %% ../../nbs/metrics/02_multilabel.ipynb #ab814eac
+def check_thresholds(
+    threshold, # A probability for all classes, or one for each; nan (none could be chosen) is .5
+    n:int # Number of classes
+)->Tensor: # [n]
+    "A threshold for each class, or what is wrong with them"
+    try: t = torch.as_tensor(threshold).detach().cpu().as_subclass(Tensor).double()
+    except (TypeError,ValueError,RuntimeError): t = torch.zeros(0, 0)
+    if t.shape not in ((),(n,)) or not ((t>=0)&(t<=1) | t.isnan()&(t.ndim>0)).all():
+        raise MemoError(f"threshold: {str(threshold):.60}, a probability from 0 to 1 is accepted, or one for each of "
+                        f"the {n} classes")
+    return t.expand(n).where(~t.isnan(), .5)
+
 def class_counts_at(p, y, threshold):
     "Precision, recall and F1 of each class, nan where it lacks one of the outcomes"
-    if not 0<=threshold<=1: raise MemoError(f"threshold: {threshold!r}, a probability from 0 to 1 is accepted")
-    hit,n = (p>threshold) & (y>=0),(y>0).sum(0)
+    hit,n = (p>check_thresholds(threshold, p.shape[1])) & (y>=0),(y>0).sum(0)
     tp,said = (hit & (y>0)).sum(0).double(),hit.sum(0)
     out = tp/said.clamp(min=1),tp/n.clamp(min=1),2*tp/(said+n).clamp(min=1)
     return [v.where((n>0)&(y==0).any(0), torch.nan) for v in out]
@@ -147,7 +159,7 @@ def multilabel_scores(
     probs:Tensor, # [N,C] probabilities
     y:Tensor, # [N,C] labels: 0, 1, or -1 for what is not known
     tail=None, # Ids of the rare classes
-    threshold:float=.5 # What counts as predicted lies above it
+    threshold=.5 # What counts as predicted lies above it: a number, or one for each class
 )->dict: # macro_auc, macro_ap, tail_auc, tail_ap, classes, precision, recall, f1, ece, brier, nll
     "All scores of multi-label predictions; means are over classes with positives and negatives, nan if undefined"
     p,t = check_scores(probs, y, probs=True)
@@ -159,19 +171,45 @@ def multilabel_scores(
     nll = -torch.where(t>0, p, 1-p).clamp(min=1e-12).log().mean()
     return dict(**res, ece=ece, brier=float(((p-t)**2).mean()), nll=float(nll))
 
+# %% ../../nbs/metrics/02_multilabel.ipynb #a0e4e5ad
+def class_rates(
+    p:Tensor, # [N,C] probabilities
+    t:Tensor, # [N,C] labels, 0 or 1
+    threshold, # What is found lies above it: a number, or one for each class
+    group=None, # [N] numbers of patients from 0; None: each image has one of its own
+    level:float=.95 # Of the intervals
+)->dict: # sensitivity, specificity, ppv, npv, each with _low and _high: [C]
+    "Sensitivity, specificity and predictive values of each class, with intervals"
+    found,known = p>check_thresholds(threshold, p.shape[1]),t>=0
+    rates = dict(sensitivity=(found, t>0), specificity=(~found, t==0), ppv=(t>0, found & known),
+                 npv=(t==0, ~found & known))
+    got = {k:share_interval(hit, of, group, level) for k,(hit,of) in rates.items()}
+    return {f'{k}{o}':v for k,vs in got.items() for o,v in zip(('','_low','_high'), vs)}
+
+def class_calibration(p, t):
+    "Expected calibration error and Brier score of each class"
+    def one(p, t): return binned_error(calibration_bins(p[:,None], t[:,None])),float(((p-t)**2).mean())
+    got = [one(a[b>=0], b[b>=0]) for a,b in zip(p.T, t.T)]
+    return dict(zip(('ece','brier'), torch.tensor(got, dtype=torch.double).reshape(-1, 2).T))
+
 # %% ../../nbs/metrics/02_multilabel.ipynb #f3ea4ec2
 def class_table(
     probs:Tensor, # [N,C] probabilities
     y:Tensor, # [N,C] labels: 0, 1, or -1 for what is not known
     vocab, # Names of the classes
-    threshold:float=.5, # What counts as predicted lies above it
-    ci:dict=None # What `patient_bootstrap` returned
-)->pd.DataFrame: # finding, positives, auc, ap, precision, recall, f1 and, with `ci`, auc_low, auc_high, ap_low, ap_high
-    "Scores per class as a table; nan where a class has no positives or no negatives"
+    threshold=.5, # What counts as predicted lies above it: a number, or one for each class (nan: .5, as none was found)
+    ci:dict=None, # What `patient_bootstrap` returned
+    groups=None # [N] patient of each image: numbers or names; None: not known
+)->pd.DataFrame: # A row for each class
+    "Scores per class as a table; nan where there is nothing to score, or no interval that holds"
     p,t = check_scores(probs, y, probs=True)
     if len(vocab)!=p.shape[1]: raise MemoError(f"vocab: {p.shape[1]} names are needed, found {len(vocab)}")
-    cols = dict(positives=(t>0).sum(0), auc=class_auc(p, t), ap=class_ap(p, t),
-                **dict(zip(('precision','recall','f1'), class_counts_at(p, t, threshold))))
-    if ci is not None:
-        cols.update({f'{k}_{o}':torch.as_tensor(ci[k])[:,i] for k in ('auc','ap') for i,o in enumerate(('low','high'))})
+    group,at = numbered(groups, len(p))[0],check_thresholds(threshold, p.shape[1])
+    chosen = torch.as_tensor(threshold)
+    def ends(k):
+        return {} if ci is None else {f'{k}_{o}':torch.as_tensor(ci[k])[:,i] for i,o in enumerate(('low','high'))}
+    cols = dict(positives=(t>0).sum(0), **({} if groups is None else dict(patients=patients_with(t>0, group))),
+                auc=class_auc(p, t), **ends('auc'), ap=class_ap(p, t), **ends('ap'),
+                threshold=at, chosen=~chosen.isnan() & (chosen.ndim>0) & torch.ones_like(at).bool(),
+                **class_rates(p, t, at, group), f1=class_counts_at(p, t, at)[2], **class_calibration(p, t))
     return pd.DataFrame(dict(finding=list(map(str, vocab)), **{k:v.numpy() for k,v in cols.items()}))

@@ -6,12 +6,13 @@ Docs: https://github.com/fastmemo/memo/plots/results.html.md"""
 
 # %% auto #0
 __all__ = ['result_columns', 'plot_results', 'draw_dots', 'plot_comparison', 'draw_bars', 'draw_points', 'plot_classes', 'wilson',
-           'plot_reliability', 'plot_speed', 'write_shares']
+           'plot_reliability', 'plot_calibration', 'draw_calibration', 'plot_speed', 'write_shares']
 
 # %% ../../nbs/plots/03_results.ipynb #702680d3
 import math,textwrap
 from fastai.vision.all import *
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from ..core import MemoError
 from ..metrics.multilabel import binned_error,calibration_bins
 from ..evaluation.names import cut_names
@@ -157,6 +158,47 @@ def plot_reliability(
     b.set(xlabel='probability', ylabel='labels', yscale='log', ylim=(.5,None))
     log_ticks(b.yaxis)
     return fig
+
+@drawing()
+def plot_calibration(
+    probs, # [N,C] probabilities
+    y, # [N,C] labels, 0 or 1; below 0 or NaN: not known
+    vocab, # Names of the classes
+    n_bins:int=10, # Groups of as many images each
+    most:int=15 # Classes that are drawn, those with most positives
+)->Figure: # A panel for each class
+    "Reliability diagrams of single findings: each point a tenth of the images, the least probable ones first"
+    if n_bins<1 or most<1: raise MemoError(f"n_bins={n_bins}, most={most}: numbers from 1 are accepted")
+    p,t = (torch.as_tensor(o).detach().cpu().double().numpy() for o in (probs, y))
+    if p.ndim!=2 or p.shape!=t.shape or len(vocab)!=p.shape[1]:
+        raise MemoError(f"probs: [N,C] with labels [N,C] and C names is needed, found {p.shape}, {t.shape} and "
+                        f"{len(vocab)} names")
+    pos = (t>0).sum(0)
+    order = [i for i in (-pos).argsort(kind='stable') if (t[:,i]>=0).any()][:most]
+    if not order: return text_picture('no labels')
+    cols = min(5, len(order))
+    fig,axs = panels(math.ceil(len(order)/cols), cols, 1.6, 1.75)
+    for ax in axs.flat[len(order):]: ax.axis('off')
+    for ax,i,name in zip(axs.flat, order, cut_names([vocab[i] for i in order], 22, drawn_text)):
+        draw_calibration(ax, *(o[t[:,i]>=0,i] for o in (p, t)), n_bins)
+        ax.set_title(f'{name}\n{pos[i]} positive', fontsize=7)
+    fig.supxlabel('probability', fontsize=8)
+    fig.supylabel('share that is positive', fontsize=8)
+    if len(order)<len(vocab):
+        fig.suptitle(f'{len(order)} of {len(vocab)} findings, those with most positives', fontsize=8)
+    return fig
+
+def draw_calibration(ax, p, t, n_bins):
+    "Points of one class with their intervals; the axes end where the points do"
+    at = [o for o in np.array_split(p.argsort(kind='stable'), n_bins) if len(o)]
+    n,x,f = (np.array([g(o) for o in at]) for g in (len, lambda o: p[o].mean(), lambda o: t[o].mean()))
+    low,high = wilson(f, n)
+    end = min(1.02, 1.08*max(x.max(), high.max(), 1e-3))
+    ax.plot([0,1], [0,1], color='.5', lw=.8, ls='--')
+    ax.vlines(x, low, high, color=_colors[0], lw=1.5, alpha=.5)
+    ax.plot(x, f, 'o-', color=_colors[0], ms=3, lw=.8)
+    ax.set(xlim=(-.03*end,end), ylim=(-.03*end,end))
+    for axis in (ax.xaxis,ax.yaxis): axis.set_major_locator(MaxNLocator(3))
 
 # %% ../../nbs/plots/03_results.ipynb #a12c5103
 @drawing()

@@ -207,6 +207,7 @@ def _weight(w): return None if w is None else torch.as_tensor(w).detach().float(
 class SigmoidFocalLoss(Module):
     "Focal loss for multi-label targets (Lin et al. 2017)"
     masks_unknown = True
+    thresh = .5     # Above which a class counts as found
     def __init__(self,
         alpha:Positive=1., # Factor of the whole
         gamma:NonNegative=2., # Focusing: 0 is binary cross-entropy
@@ -223,13 +224,14 @@ class SigmoidFocalLoss(Module):
             l = self.alpha*_focus(-torch.expm1(-l), self.gamma)*l
             return weighted_terms(y*l, (1-y)*l, self.pos_weight, self.reduction, known)
     def activation(self, x): return x.sigmoid()
-    def decodes(self, x): return x>.5
+    def decodes(self, x): return x>self.thresh
 
 # %% ../../nbs/training/25_losses.ipynb #7ac5ab7b
 @register('loss', 'asymmetric', task='multilabel')
 class AsymmetricLoss(Module):
     "Asymmetric loss for multi-label targets, with probability shift (Ridnik et al. 2021)"
     masks_unknown = True
+    thresh = .5     # Above which a class counts as found
     def __init__(self,
         gamma_neg:NonNegative=4, # Focusing of the negatives
         gamma_pos:NonNegative=1, # Focusing of the positives
@@ -248,4 +250,4 @@ class AsymmetricLoss(Module):
             return weighted_terms(-y*_focus((-x).sigmoid(), self.gamma_pos)*F.logsigmoid(x),
                                   -(1-y)*_focus(m, self.gamma_neg)*neg, self.pos_weight, self.reduction, known)
     def activation(self, x): return x.sigmoid()
-    def decodes(self, x): return x>.5
+    def decodes(self, x): return x>self.thresh

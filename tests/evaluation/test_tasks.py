@@ -69,19 +69,24 @@ def test_multilabel_is_multilabel_scores():
     want = multilabel_scores(p, many, None, .3)
     assert all(a==b or math.isnan(a) and math.isnan(want[k]) for k,a,b in ((k,got[k],want[k]) for k in want))
     # no groups: images are drawn
-    assert tuple(more['intervals']['macro_auc'])==patient_bootstrap(p, many, range(12), n=20)['macro_auc']
+    assert repr(tuple(more['intervals']['macro_auc']))==repr(patient_bootstrap(p, many, range(12), n=20)['macro_auc'])
     df = t.predictions({'a':p}, many, dls, torch.arange(12))
     assert list(df.columns)==['item',0,1,2,'a: 0','a: 1','a: 2'] and more['table'].finding.tolist()==['0','1','2']
-    name,head,rows = t.class_texts('a', got, more, lambda v, *_: f'{v:.2f}')
-    assert name=='a' and len(rows)==4 and all(len(r)==len(head) for r in rows) and rows[-1][0]=='macro over 3 findings'
+    (name,*rank),(by,*rates) = t.class_texts('a', got, more, lambda v, *_: f'{v:.2f}')
+    assert (name,by)==('a','a: threshold 0.3')
+    for head,rows in (rank, rates):
+        assert len(rows)==4 and all(len(r)==len(head) for r in rows) and rows[-1][0]=='macro over 3 findings'
+    assert [r[1] for r in rates[1]]==['0.3']*3+['']
 
 def test_groups_are_what_intervals_draw():
     groups = torch.arange(12)//4
     dls = loaders(many, TensorSet(torch.zeros(12,3), many, groups=groups))
     p = probs(12, 3, True)
     assert torch.equal(class_counts(dls), many.sum(0).long())
-    assert tuple(Multilabel(draws=50).details(p, many, dls)['intervals']['macro_ap'])==patient_bootstrap(p, many,
-        groups, n=50)['macro_ap']
+    more = Multilabel(draws=50).details(p, many, dls)
+    want = patient_bootstrap(p, many, groups, n=50)
+    assert repr(tuple(more['intervals']['macro_ap']))==repr(want['macro_ap'])
+    assert more['table'].patients.tolist()==[len({*groups[o>0].tolist()}) for o in many.T]
 
 # metrics of one's own
 

@@ -82,7 +82,7 @@ def test_add_head_has_a_plain_training(yml, tmp_path):
 
 def test_run_folder(run):
     cfg,d,table,lines = run
-    for f in '''config.yaml env.json history.csv metrics.json predictions.csv model.safetensors results.csv results.md differences.csv
+    for f in '''config.yaml env.json history.csv metrics.json predictions.csv predictions_valid.csv model.safetensors results.csv results.md differences.csv
             history.png counts.png bank.png memories.png'''.split():
         assert (d/f).stat().st_size>0, f
     assert sorted(o.name for o in d.iterdir() if o.is_dir())==['balanced_sampling_seed_0','balanced_sampling_seed_1',

@@ -186,9 +186,9 @@ def remade(run):
     return [o for o in lines if 'made again' in o]
 
 @pytest.mark.parametrize('how', ['deleted','cut','other'])
-@pytest.mark.parametrize('name', ['predictions.csv','history.csv','model.safetensors'])
+@pytest.mark.parametrize('name', ['predictions.csv','predictions_valid.csv','history.csv','model.safetensors'])
 def test_outputs_that_are_missing_are_made_again(run, name, how):
-    was = {o:(run/o).read_bytes() for o in ('predictions.csv','metrics.json','results.csv')}
+    was = {o:(run/o).read_bytes() for o in ('predictions.csv','predictions_valid.csv','metrics.json','results.csv')}
     p = run/name
     if how=='deleted': p.unlink()
     b = p.read_bytes() if p.exists() else b''

@@ -148,6 +148,7 @@ every = dict(
     plot_comparison=lambda n: plot_comparison(results(n)),
     plot_classes=lambda n: [plot_classes(findings(n)), plot_classes({'$a_1$':findings(n), '_b':findings(n, .05)})],
     plot_reliability=lambda n: plot_reliability(*probs(n)),
+    plot_calibration=lambda n: plot_calibration(*probs(n), names_of(n)),
     plot_speed=lambda n: plot_speed(speeds(n)),
     plot_matrix=lambda n: plot_matrix(stream_result(n)),
     plot=lambda n: stream_result(n).plot(),

@@ -2,6 +2,7 @@
 import math, warnings
 import numpy as np, pytest, torch
 from hypothesis import given, strategies as st
+from scipy.stats import norm, t as student
 from sklearn.metrics import average_precision_score, f1_score, precision_score, recall_score, roc_auc_score
 from fastai.vision.all import BCEWithLogitsLossFlat, DataLoaders, Learner, load_learner, nn, set_seed
 from memo.core import MemoError
@@ -89,11 +90,14 @@ def test_bootstrap_is_copying_images(ties, rate):
     groups = [f'patient {i%27}' for i in range(80)]
     with warnings.catch_warnings():
         warnings.simplefilter('error')
-        ci = patient_bootstrap(p, y, groups, n=130, seed=3, level=.9, tail=[1,4])
+        ci = patient_bootstrap(p, y, groups, n=130, seed=3, level=.9, tail=[1,4], least=0)
     for k,v in zip(('auc','ap'), naive_bootstrap(p, y, groups, 130, 3)):
-        q = np.array([.05,.95])
-        want = v.nanquantile(torch.as_tensor(q), dim=0).T
-        assert torch.allclose(ci[k], want, equal_nan=True) and ci[k].shape==(5,2) and ci[k][4].isnan().all()
+        q,want = np.array([.05,.95]),torch.full((5,2), math.nan)
+        for i in range(4):      # as wide as a t interval of so many patients (Hesterberg 2015)
+            n = max(2, min(len({g for g,o in zip(groups, y[:,i]) if o==a}) for a in (0,1)))
+            a = norm.cdf(-(n/(n-1))**.5*student.ppf(.95, n-1))
+            want[i] = v[:,i].nanquantile(torch.tensor([a,1-a], dtype=v.dtype))
+        assert torch.allclose(ci[k], want.to(v.dtype), equal_nan=True) and ci[k].shape==(5,2) and ci[k][4].isnan().all()
         assert ci[f'macro_{k}']==pytest.approx(np.quantile(v.nanmean(1), q).tolist())
         assert ci[f'tail_{k}']==pytest.approx(np.nanquantile(v[:,1], q).tolist())
 
@@ -116,19 +120,42 @@ def test_interval_covers():
     for i in range(100):
         y = (torch.rand(120,1,generator=g)<.4).float()
         low,high = patient_bootstrap(torch.randn(120,1,generator=g)+y, y, torch.arange(120)//3, n=200, seed=i,
-                                     level=.9)['macro_auc']
+                                     level=.9)['auc'][0]
         n += low<=want<=high
     assert 80<=n<=97
+
+def test_few_patients_have_no_interval():
+    "From ten patients with a finding, and ten without, on; the mean AP needs them in each of its classes"
+    p,y = case(0, 120, c=4, rate=0.)
+    who = torch.arange(120)//2
+    for i,n in enumerate((9,10,3)): y[:2*n,i] = 1       # of patients, with two images each
+    y[:,3] = 1
+    y[:6,3] = 0                                         # three patients without
+    ci = patient_bootstrap(p, y, who, n=50, tail=[2])
+    assert ci['auc'].isnan().any(1).tolist()==ci['ap'].isnan().any(1).tolist()==[True,False,True,True]
+    assert all(map(math.isfinite, ci['macro_auc']))
+    assert all(map(math.isnan, (*ci['macro_ap'], *ci['tail_auc'], *ci['tail_ap'])))
+    both = patient_bootstrap(p[:,1:2].repeat(1, 2), y[:,1:2].repeat(1, 2), who, n=50)
+    assert all(map(math.isfinite, both['macro_ap']))
+    df = class_table(p, y, list('abcd'), ci=ci, groups=who)
+    assert df.patients.tolist()==[9,10,3,57] and df.positives.tolist()==[18,20,6,114]
+    assert df.auc_low.isna().tolist()==[True,False,True,True] and df.sensitivity_low.notna().all()
+    assert patient_bootstrap(p, y, who, n=50, least=1)['auc'].isfinite().all()
 
 def test_table():
     p,y = case(0)
     y[:,4] = 0
-    ci = patient_bootstrap(p, y, torch.arange(60), n=50)
-    df = class_table(p, y, list('abcde'), ci=ci)
-    assert df.columns.tolist()=='finding positives auc ap precision recall f1 auc_low auc_high ap_low ap_high'.split()
-    assert df.positives.tolist()==y.sum(0).tolist() and df.finding.tolist()==list('abcde')
-    assert df.iloc[4,2:].isna().all() and (df.auc_low<=df.auc)[:4].all() and (df.ap<=df.ap_high)[:4].all()
-    assert df.f1[0]==pytest.approx(f1_score(y[:,0], p[:,0]>.5)) and len(class_table(p, y, list('abcde')).columns)==7
+    ci = patient_bootstrap(p, y, torch.arange(60), n=50, least=3)
+    df,few = class_table(p, y, list('abcde'), ci=ci, groups=range(60)),class_table(p, y, list('abcde'))
+    rates = [f'{k}{o}' for k in ('sensitivity','specificity','ppv','npv') for o in ('','_low','_high')]
+    names = 'finding positives patients auc auc_low auc_high ap ap_low ap_high threshold chosen'.split()
+    assert df.columns.tolist()==[*names, *rates, 'f1', 'ece', 'brier']
+    assert few.columns.tolist()==[k for k in df if k not in ('patients','auc_low','auc_high','ap_low','ap_high')]
+    assert df.positives.tolist()==df.patients.tolist()==y.sum(0).tolist() and df.finding.tolist()==list('abcde')
+    assert (df.auc_low<=df.auc)[:4].all() and (df.ap<=df.ap_high)[:4].all() and (df.threshold==.5).all()
+    assert df.loc[4, ['auc','auc_low','ap','sensitivity','sensitivity_low','f1']].isna().all() and not df.chosen.any()
+    assert df.specificity[4]==pytest.approx((p[:,4]<=.5).double().mean()) and df.ppv[4]==0
+    assert df.f1[0]==pytest.approx(f1_score(y[:,0], p[:,0]>.5))
 
 @pytest.mark.parametrize('f', [class_auc, multilabel_scores, lambda p,y: patient_bootstrap(p, y, range(len(p)))])
 @pytest.mark.parametrize('bad,msg',
