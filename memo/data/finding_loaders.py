@@ -117,7 +117,7 @@ def film_tfms(size, channels, flip, rotate):
 def finding_sets(
     df:pd.DataFrame, # As `findings_dls` has it, with `item`, the ids of the images
     findings:list, # Names of the findings
-    files:FileImages, # How images are read
+    images:FileImages, # How images are read
     load:bool, # Read them now
     workers:int, # Processes for that
     **info # Of the sets
@@ -127,7 +127,7 @@ def finding_sets(
     for i,part in enumerate(('train','valid','test')):
         at = (df.part==part).to_numpy().nonzero()[0]
         if i<2: at = at[(~(y[at]==1).any(1)).argsort(kind='stable')]
-        d,x = df.iloc[at],files.new(df.path.iloc[at])
+        d,x = df.iloc[at],images.new(df.path.iloc[at])
         patient = tensor([group_number(o) for o in d.patient], dtype=torch.long)
         item = tensor(d['item'].to_numpy(copy=True), dtype=torch.long)
         res.append(TensorSet(x.load(workers) if load else x, tensor(y[at].astype(np.float32)), item, findings, int(i>0),
