@@ -168,10 +168,19 @@ def test_numbers_and_masked_findings_are_no_task():
     "Two measured numbers are no two findings; which findings are masked is said with column and count"
     with pytest.raises(MemoError, match=r'labels are float32 \[N, 2\], but of 0/1 targets 6 of 6 in column 0'):
         task_of(loaders(torch.full((6,2), .3)))
-    for v,word in ((float('nan'),'NaN'), (-1.,'-1')):
-        y = many.clone()
-        y[-3:,1] = v
-        for name in (None,'multilabel'):
-            with pytest.raises(MemoError, match=rf'3 of 12 in column 1 are {word}'): task_of(loaders(y), name)
-        for f in (lambda: Multilabel().scores(probs(12, 3, True), y, None), lambda: macro_auc(probs(12, 3), y)):
-            with pytest.raises(MemoError, match=f'labels 0 and 1 are needed, found 3 of 12 in column 1 are {word}'): f()
+    y = many.clone()
+    y[-3:,1] = float('nan')
+    for name in (None,'multilabel'):
+        with pytest.raises(MemoError, match='3 of 12 in column 1 are NaN'): task_of(loaders(y), name)
+    for f in (lambda: Multilabel().scores(probs(12, 3, True), y, None), lambda: macro_auc(probs(12, 3), y)):
+        with pytest.raises(MemoError, match='labels 0 and 1 are needed, found 3 of 12 in column 1 are NaN'): f()
+
+def test_what_is_not_known_is_in_no_score():
+    "-1, as loaders with uncertain='ignore' give it"
+    y,p = many.clone(),probs(12, 3, True)
+    y[-3:,1] = -1
+    assert type(task_of(loaders(y))) is Multilabel
+    assert macro_auc(p[:,1:2], y[:,1:2])==macro_auc(p[:-3,1:2], y[:-3,1:2])
+    q = p.clone()
+    q[-3:,1] = 1-q[-3:,1]
+    assert Multilabel().scores(p, y, None)==pytest.approx(Multilabel().scores(q, y, None), nan_ok=True)
