@@ -1,4 +1,4 @@
-"""Features of rare classes that were never seen, for a classifier to learn from: class Gaussians with a spread lent by common classes, and a small diffusion model of what is stored
+"""Features of rare classes that were never seen: class Gaussians with a spread lent by common classes, a diffusion model
 
 Docs: https://github.com/fastmemo/memo/heads/sources.html.md"""
 
@@ -28,7 +28,7 @@ def class_rows(bank):
 # %% ../../nbs/heads/15_sources.ipynb #e36b8a41
 @checked
 class ClassGaussians:
-    "Features from a Gaussian of each class, whose spread is that of its rows and of those of the nearest common classes"
+    "Features from a Gaussian of each class, whose spread is its rows' and that of the nearest common classes"
     def __init__(self,
         enough:Count=30,    # A class with fewer rows is lent the spread of others, as if its own were of this many
         near:Count=2,       # By how many common classes
@@ -64,7 +64,7 @@ class ClassGaussians:
 
 # %% ../../nbs/heads/15_sources.ipynb #94248b7c
 def signal(t):
-    "Share of the variance that is left of a feature at time `t` from 0 to 1: the cosine schedule (Nichol and Dhariwal 2021)"
+    "Share of the variance that is left at time `t` from 0 to 1: the cosine schedule (Nichol and Dhariwal 2021)"
     return (torch.cos((t+.008)/1.008*math.pi/2)**2).clamp(1e-4, .9999)
 
 def denoise(ws, x, of, t):
