@@ -135,6 +135,8 @@ parts = {
     'bank': Param(Any, required, 'A `ClassBank`; becomes part of the model'),
     'k': Param(Count, 3, 'Rows that `recall` shows'),
     'most': Param(Positive, 10, 'Rows to replay for each row of a batch, at most: of many classes it would be too many'),
+    'source': Param(Annotated[str, OneOf('stored', 'gaussians', 'diffusion')]|object, 'stored', 'What is replayed: a name in `sources`, or a function (bank, classes [M]) -> features [M,D]'),
+    'schedule': Param(Annotated[str, OneOf('always', 'linear', 'cosine', 'late')]|object, 'always', 'How much of what is missing, by how far the fit has come: a name in `schedules`, or a function of 0 to 1'),
   }, {'needs': ['missing', 'draw'], 'mixes': False, 'adds_rows': True, 'trains': True, 'also': [], 'asks': False}),
   'add': ('memo.heads.retrieval', 'RetrievalHead', "Adds the recalled features to the query: z' = z + sum_j w_j m_j (Hoang et al. 2024)", {
     'bank': Param(Any, required, 'The memory; becomes part of the model'),

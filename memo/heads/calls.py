@@ -72,6 +72,7 @@ class Step:
         self.exits = exits
         # is it one of a training loop (None: the model's mode says so)? may heads add rows to it?
         self.calls,self.drawn,self.training,self.adds = [],{},None,True
+        self.progress = 1.      # how far its fit has come, from 0
         self.yb = ()            # targets, as they were when the model was called
 
     def part(self, at):

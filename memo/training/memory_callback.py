@@ -347,7 +347,7 @@ class MemoryCallback(Callback):
             return
         f.stepped,f.began = False,True
         # rows of one class do not go with mixed labels, nor into `lr_find`
-        if step is not None: step.adds = f.writing
+        if step is not None: step.adds,step.progress = f.writing,getattr(self.learn, 'pct_train', 1.)
 
     def _added(self): return added_classes(self._fits[-1].memories, self.learn.batch_ids.step)
 

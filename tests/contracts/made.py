@@ -1,5 +1,6 @@
 "Parts with arguments from their signatures, and the small real data that they are tried on"
 import random
+from typing import get_args
 import torch
 from fastai.data.all import DataLoaders
 from fastai.learner import Learner
@@ -9,7 +10,7 @@ from torch import nn
 import toys     # registers one part of each kind, from outside memo
 from helpers.learners import quietly
 from memo.training.memory_callback import MemoryCallback
-from memo.core import MemoError
+from memo.core import MemoError, OneOf
 from memo.data.tensors import TensorDL, TensorSet
 from memo.training.param_groups import adamw, body_head_splitter
 from memo.registry import find, known
@@ -48,9 +49,12 @@ def build(kind, name, **more):
 def values(p):
     "Values to try for an argument"
     return [v for v in (2, 7, .25, .75, 40., True, False, 'cosine', 'euclidean', 'none', 'float16', 'literal',
-                        'reservoir', 'a_text', [2,3]) if _accepts(p, v)]
+                        'reservoir', 'gaussians', 'linear', 'a_text', [2,3]) if _accepts(p, v)]
 
 def _accepts(p, v):
+    # of a name, or a function, the names
+    names = [m for a in get_args(p.type) for m in getattr(a, '__metadata__', ()) if isinstance(m, OneOf)]
+    if names and not any(v in o for o in names): return False
     try: accept(v, p.type, 'argument')
     except (MemoError,TypeError): return False
     return not (isinstance(v, bool) and not isinstance(p.default, (bool,str,type(None))) and p.default is not required)
