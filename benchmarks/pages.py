@@ -2,7 +2,7 @@
 runs:
 for n in quickstart fashion_lt fashion_lt_frozen; do memo-train experiments/$n.yaml; done; memo-train
 experiments/chestxray/small/*.yaml;
-for n in digits fashion fashion_frozen; do memo-train experiments/tail/$n/*.yaml; done; python benchmarks/pages.py
+for f in experiments/tail/{digits,fashion,fashion_frozen}/*.yaml; do memo-train $f; done; python benchmarks/pages.py
 A folder of runs may be named: python benchmarks/pages.py DIR. What has not been run keeps its table; the text around
 the tables is written by hand."""
 import re,sys
@@ -24,30 +24,44 @@ def put(page, name, table):
 
 def cell(r, k): return with_interval(r[f'{k}_mean'], r[f'{k}_low'], r[f'{k}_high'], '+')
 
-def tail_tables(f):
-    "Means, and how far each use of a memory is ahead of its own network and of the two remedies"
+trainings = 'plain balanced sqrt adjusted_loss'.split()
+
+def tail_table(f):
+    "Of one training: levels of each row, and how far the density head on the same network is ahead of it"
     df,diff = pd.read_csv(f),pd.read_csv(f.with_name('differences.csv'))
-    cols = 'accuracy many medium few'.split()
-    means = [[r.method, *[with_spread(r[k], r[f'{k}_std']) for k in (*cols,'ece')]] for _,r in df.iterrows()]
-    rivals = {'its own network':None, 'logit adjustment':'plain: logit adjustment',
-              'balanced sampling':'balanced: balanced sampling'}
-    rows = []
-    for m,g in diff.groupby('method', sort=False):
-        row = [m]
-        for v in rivals.values():
-            r = g[g.baseline==(m.split(' + memory')[0] if v is None else v)]
-            row += [cell(r.iloc[0], c) if len(r) else '' for c in ('accuracy','few')]
-        rows.append(row)
-    titles = ['', *[f'{c}: minus {k}' for k in rivals for c in ('accuracy','few')]]
-    return (f"{md_table(means, ['', *cols, 'calibration err.'])}\n\nDifferences, paired by "
-            f"seed:\n\n{md_table(rows, titles)}")
+    own = df.method[0]
+    # of other networks the best remedy, and no mixtures of mixtures
+    shown = [m for m in df.method if not (' + memory' in m and not m.startswith((own+' +','LDAM-DRW +'))) and
+             (', LDAM-DRW' not in m)]
+    ahead,rows = diff[diff.method==f'{own} + memory: density'].set_index('baseline'),[]
+    for _,r in df[df.method.isin(shown)].sort_values('accuracy', ascending=False).iterrows():
+        d = [cell(ahead.loc[r.method], c) if r.method in ahead.index else '' for c in ('accuracy','few')]
+        rows.append([r.method, *[with_spread(r[k], r[f'{k}_std']) for k in ('accuracy','few','ece')], *d])
+    return md_table(rows, ['', 'accuracy', 'few', 'calibration err.', 'density minus it: accuracy', 'few'])
+
+def tail_tables(d):
+    "Of a data set: a table for each training that has finished"
+    done = [t for t in trainings if (d/t/'results.csv').is_file()]
+    return '\n\n'.join(f"**{d.name}/{t}** ({pd.read_csv(d/t/'results.csv').seeds[0]} seeds)\n\n"
+                        f"{tail_table(d/t/'results.csv')}" for t in done)
+
+def all_seeds(to, name):
+    "Every row of every table, with what each seed has, in one file"
+    fs = [(n, t, runs/'tail'/n/t/name) for n in ('digits','fashion','fashion_frozen') for t in trainings]
+    parts = [pd.read_csv(f).assign(data=n, training=t) for n,t,f in fs if f.is_file()]
+    if not parts: return
+    df = pd.concat(parts)
+    first = ['data','training',*[o for o in ('method','baseline','seeds','seed_numbers') if o in df]]
+    df[[*first, *[o for o in df if o not in first]]].round(6).to_csv(here/'tail'/to, index=False)
 
 def page(f): return f.read_text().split('\n', 1)[1]      # without its heading
 
 for name,f,table,to in [
     *[(n, runs/n/'results.md', page, 'README.md') for n in ('quickstart','fashion_lt','fashion_lt_frozen')],
-    ('chest', runs/'chest_small/comparison/comparison.md', page, 'chestxray/README.md'),
-    *[(n, runs/f'tail/{n}/comparison/comparison.csv', tail_tables, 'tail/README.md')
-      for n in ('fashion','fashion_frozen','digits')]]:
+    ('chest', runs/'chest_small/comparison/comparison.md', page, 'chestxray/README.md')]:
     if f.is_file(): put(to, name, table(f))
     else: print(f'{f}: not run, its table stays')
+for name in ('fashion','fashion_frozen','digits'):
+    if (runs/'tail'/name).is_dir(): put('tail/README.md', name, tail_tables(runs/'tail'/name))
+    else: print(f'{name}: not run, its tables stay')
+for to,name in (('levels.csv','results.csv'), ('differences.csv','differences.csv')): all_seeds(to, name)
