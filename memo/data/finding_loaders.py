@@ -120,7 +120,7 @@ def finding_sets(
     images:FileImages, # How images are read
     load:bool, # Read them now
     workers:int, # Processes for that
-    **info # Of the sets
+    info:dict # Of the sets
 )->list: # `TensorSet`s
     "Sets for training, validation and test; in the first two the images with a finding come first"
     y,res = df[findings].to_numpy(),[]
@@ -167,7 +167,7 @@ def findings_dls(
     df = df.assign(item=[hash63(o) for o in df.image])
     vary,tfms = film_tfms(size, channels, flip, rotate)
     dls,n = [],0 if preload else workers
-    for i,ds in enumerate(finding_sets(df, findings, files, preload, workers, **info)):
+    for i,ds in enumerate(finding_sets(df, findings, files, preload, workers, info)):
         kwargs = dict(bs=val_bs) if i else dict(bs=bs, shuffle=True, drop_last=drop_last, **more)
         dls.append((TensorDL if i else cls)(dataset=ds, tfms=tfms if i else vary+tfms, num_workers=n, **kwargs))
     dls = DataLoaders(*dls, device=ifnone(device, default_device()))

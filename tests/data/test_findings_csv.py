@@ -331,7 +331,8 @@ def test_vindr(tmp_path):
     with pytest.warns(UserWarning, match='left out'): dls = vindr(tmp_path, drop_empty=True, **kw)
     assert list(dls.vocab)==['Edema','ILD']
 
-def test_real_tables_are_read(tmp_path):
+@pytest.mark.slow
+def test_real_tables_are_read():
     "The tables of CheXpert and PadChest themselves, with 224,316 and 160,861 rows"
     from memo.core import packaged_file
     p = packaged_file('torchxrayvision', 'data/PADCHEST_chest_x_ray_images_labels_160K_01.02.19.csv.gz')
