@@ -69,6 +69,9 @@ from .continual.ensemble import Ensemble,OwnLosses
 from .evaluation.tasks import Task,task_of
 from .evaluation.classifiers import logistic_cv,nearest_mean,retrain_classifier,ridge_cv,tip_adapter,tip_adapter_trained
 from .evaluation.baselines import Baseline
+from .evaluation.calibration import fit_temperature
+from .evaluation.rebalanced import balanced_layer,finding_layer
+from .evaluation.neighbours import calibrated_classifier,knn_classifier
 from .evaluation.tables import Row,compare,format_results,results
 from .evaluation.evaluate import evaluate
 from .evaluation.speed import speed_text

@@ -73,7 +73,8 @@ class LDAM(OtherLoss):
 @register('baseline', 'class_weights')
 class ClassWeights(OtherLoss):
     "Training in which the positives of a finding weigh as much as its negatives"
-    title,kind,instead = 'class weights','multilabel','balanced_softmax or class_balanced'
+    title,remedy,kind = 'class weights',False,'multilabel'      # many experiments on findings have them anyway
+    instead = 'balanced_softmax or class_balanced'
     def check(self, cfg, name):
         super().check(cfg, name)
         if cfg.train.class_weights: raise MemoError(f"compare has {name}, which train.class_weights is already")
@@ -82,7 +83,8 @@ class ClassWeights(OtherLoss):
 @register('baseline', 'asymmetric')
 class Asymmetric(OtherLoss):
     "Training with the asymmetric loss (Ridnik et al. 2021)"
-    title,loss,kind,instead = 'asymmetric loss','asymmetric','multilabel','balanced_softmax or class_balanced'
+    title,loss,remedy,kind = 'asymmetric loss','asymmetric',False,'multilabel'
+    instead = 'balanced_softmax or class_balanced'
 
 # %% ../../nbs/evaluation/12_remedies.ipynb #bcde8c59
 grid_of_taus = tuple(round(.05*i, 2) for i in range(61))     # 0 to 3
