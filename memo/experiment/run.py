@@ -236,7 +236,7 @@ def check_learner(cfg, learn):
     "What is needed at the end, or not before the first epoch has ended"
     n = len(learn.dls.loaders)
     if n<3: raise MemoError(f"data {cfg.data.name}: {n} loaders, three are needed: for training, validation and test")
-    task_of(learn.dls, data_task(cfg))
+    scoring_task(learn.dls, cfg)
     check_monitors(cfg, learn)
 
 def run_experiment(
