@@ -20,8 +20,7 @@ def numbered(
     "Number the patients"
     if groups is None: return np.arange(n),n
     names = np.asarray(groups)
-    if names.shape!=(n,):
-        raise MemoError(f"groups: a patient for each of {n} images is needed, found {names.shape}")
+    if names.shape!=(n,): raise MemoError(f"groups: a patient for each of {n} images is needed, found {names.shape}")
     group = np.unique(names, return_inverse=True)[1].reshape(n)
     if names.dtype.kind in 'if' and (alone := ~(names>=0)).any():
         group[alone] = n+np.arange(alone.sum())
