@@ -10,7 +10,7 @@ import numpy as np, torch
 from pathlib import Path
 from scipy import stats
 from memo.evaluation.tables import md_table
-from memo.metrics.intervals import drawn_scores, patient_bootstrap
+from memo.metrics.intervals import bootstrap_ends, drawn_scores, expanded, patient_bootstrap
 from memo.metrics.multilabel import class_ap
 from memo.metrics.shares import clopper_pearson, effective_number, share_interval
 
@@ -26,8 +26,8 @@ def share_ways(x, n, draws=400):
     "Intervals of shares, by name; `x`, `n` are [patients, trials]"
     N,X = n.sum(0),x.sum(0)
     p,alike = X/N,N**2/(n**2).sum(0)
-    who = rng.integers(len(n), size=(draws,len(n)))
-    boot = np.quantile(x[who].sum(1)/n[who].sum(1), [.025,.975], axis=0)
+    w = rng.multinomial(len(n), np.full(len(n), 1/len(n)), size=draws)
+    boot = np.quantile((w@x)/(w@n), [.025,.975], axis=0)
     top = n.max()
     of,hit = (np.concatenate([np.arange(top)[:,None]<o for o in v]) for v in (n, x))
     return {'Wilson, images':wilson(p, N), 'Clopper-Pearson, images':clopper_pearson(X, N),
@@ -64,7 +64,7 @@ TRUE = stats.norm.cdf(1.2/2**.5)
 def true_ap(g, alike, negative=300): return float(class_ap(*scored([300*g], alike, 300*negative)[:2])[0])
 def holds(ends, v): return ends[0]<=v<=ends[1]
 
-def ranks(trials=300, draws=400):
+def ranks(trials=200, draws=400):
     "Coverage of AUC and AP of one finding, percentile bootstrap and what memo makes of it"
     rows = []
     for g in (1,3,5,10,30):
@@ -73,14 +73,14 @@ def ranks(trials=300, draws=400):
             ap,ok = true_ap(g, alike),np.zeros(4)
             for i in range(trials):
                 s,y,who = scored([g], alike)
-                ci = patient_bootstrap(s, y, who, n=draws, seed=i, least=0)
-                plain = [np.nanquantile(v, [.025,.975]) for v in drawn_scores(s, y, who, who.max()+1, draws, i)]
-                ok += [holds(plain[0], TRUE), holds(ci['auc'][0], TRUE), holds(plain[1], ap), holds(ci['ap'][0], ap)]
+                drawn = drawn_scores(s, y, who, who.max()+1, draws, i)
+                ends = [bootstrap_ends(v, [o])[0] for v in drawn for o in (.025, expanded(g))]
+                ok += [holds(e, t) for e,t in zip(ends, (TRUE,TRUE,ap,ap))]
             got.append(100*ok/trials)
         rows.append([g, *[f'{min(o):.0f} to {max(o):.0f}' for o in zip(*got)]])
     return md_table(rows, ['positive patients','AUC, percentile','AUC, memo','AP, percentile','AP, memo'])
 
-def means(trials=150, draws=200):
+def means(trials=120, draws=200):
     "Coverage of means over findings"
     rows = []
     for gs in ([60,50,40,30,30,20,20,15,15,10,8,5,3,1], [30,20,15,10], [10]*4, [5,3,2,1], [10,1], [2,2]):
@@ -110,13 +110,13 @@ alike by 0, .5 and 1 (1,000 trials each); in brackets the mean width.
 
 ## AUC and average precision
 
-Lowest and highest coverage over images that are alike by 0, .5 and 1 (300 trials each, 400 draws).
+Lowest and highest coverage over images that are alike by 0, .5 and 1 (200 trials each, 400 draws).
 
 {ranks()}
 
 ## Means over findings
 
-Coverage with images that are alike by 0 and .7 (150 trials each, 200 draws), and whether memo gives the interval.
+Coverage with images that are alike by 0 and .7 (120 trials each, 200 draws), and whether memo gives the interval.
 
 {means()}
 '''

@@ -262,10 +262,10 @@ def evaluate(
                          **({'chosen':chosen} if chosen else {}), **{k:v for k,v in more.items() if k!='table'}))
     columns = titles_of(task, dls, own)
     if any('usage' in o['scores'] for o in rows): columns = {**columns, 'usage':'usage', **columns}
-    pred,pred_valid = (task.predictions(probs[k], got[k].y.cpu(), dls, got[k].item.cpu()) if k in got else None
-                       for k in ('test','valid'))
-    return AttrDict(rows=rows, probs=probs['test'], tables=tables, pred=pred, pred_valid=pred_valid, y=y, task=task,
-                    columns=columns, titles=titles, remedies=remedies_of(cfg, training), paired=paired_of(cfg, training))
+    preds = {k:task.predictions(probs[k], v.y.cpu(), dls, v.item.cpu()) for k,v in got.items()}
+    return AttrDict(rows=rows, probs=probs['test'], tables=tables, pred=preds['test'], pred_valid=preds.get('valid'), y=y,
+                    task=task, columns=columns, titles=titles, remedies=remedies_of(cfg, training),
+                    paired=paired_of(cfg, training))
 
 def finite(o):
     "Replace numbers that JSON cannot hold (nan, infinity) by None"

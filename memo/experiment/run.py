@@ -267,7 +267,7 @@ def check_learner(cfg, learn):
     "What is needed at the end, or not before the first epoch has ended"
     n = len(learn.dls.loaders)
     if n<3: raise MemoError(f"data {cfg.data.name}: {n} loaders, three are needed: for training, validation and test")
-    task_of(learn.dls, data_task(cfg))
+    scoring_task(learn.dls, cfg)
     check_layers(learn, cfg)
     check_monitors(cfg, learn)
 
@@ -434,7 +434,8 @@ def evaluate_run(
         kept = kept_choices(was['rows'], t.folder/'metrics.json')
         with learn.no_bar(), learn.no_logging(): r = evaluate(learn, c, threshold, training=t.name, kept=kept)
         ms.append({**metrics_of(t.seed, r), 'diverged':was.get('diverged')})
-        if root is None and threshold is None and not are_close(_scored(ms[-1]), _scored(was)): off.append(str(t.folder))
+        same = root is not None or threshold is not None or are_close(_scored(ms[-1]), _scored(was))
+        if not same: off.append(str(t.folder))
         if out is not None: write_scores(Path(out)/t.folder.relative_to(folder), t.seed, r, learn.dls)
         txt += class_text(r) if t.folder==folder else ''
     return txt+format_results(*results(ms))+diverged_note(ts),off

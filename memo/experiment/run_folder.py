@@ -193,8 +193,8 @@ def take_thresholds(
     task = scoring_task(learn.dls, cfg)
     if not hasattr(task, 'threshold'): return learn
     # the row that the model is: with all of its memories
-    own = max((r for r in kept if not r.method and {*r.memory}<={*cfg.memories}), key=lambda r: len(r.memory), default=None)
-    its,_ = task.fitted(None, None, learn.dls, kept.get(own))
+    own = [r for r in kept if not r.method and {*r.memory}<={*cfg.memories}]
+    its,_ = task.fitted(None, None, learn.dls, kept.get(max(own, key=lambda r: len(r.memory), default=None)))
     learn.thresholds = check_thresholds(its.threshold, len(learn.dls.vocab))
     if hasattr(learn.loss_func, 'thresh'): learn.loss_func.thresh = learn.thresholds
     return learn

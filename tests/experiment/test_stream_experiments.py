@@ -17,7 +17,7 @@ from memo.experiment.sections import to_dict, to_yaml
 from memo.models.backbones import load_backbone
 from memo.models.linear import hidden_model, linear_model
 from memo.core import MemoError
-from memo.experiment.sections import Experiment, Plots, Train
+from memo.experiment.sections import Evaluation, Experiment, Plots, Train
 from memo.registry import known, part
 from memo.training.losses import OneVsAllHinge
 
@@ -95,7 +95,8 @@ def test_a_network_for_images_is_not_given_points():
 
 _parts = dict(data=part('data', 'modes'), model=part('model', 'mlp'), **{'train.cbs.Replay':part('callback', 'Replay')})
 _keys = {**{f.name:f.type for f in fields(Experiment) if f.name not in ('memories','data','model')},
-         **{f'train.{f.name}':f.type for f in fields(Train)}, **{f'plots.{f.name}':f.type for f in fields(Plots)},
+         **{f'{k}.{f.name}':f.type for k,o in (('train',Train), ('evaluation',Evaluation), ('plots',Plots))
+            for f in fields(o)},
          **{f'{k}.{o}':q.type for k,p in _parts.items() for o,q in p.keys.items()},
          **dict.fromkeys(('data','model','data.name','model.name','nope','train.nope','data.nope'))}
 

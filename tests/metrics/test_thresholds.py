@@ -109,7 +109,7 @@ def test_scores_and_table_at_them():
     df = class_table(p, y, list('abcd'), t)
     for i,(k,o) in enumerate(zip('abcd', t)):
         one = class_table(p[:,i:i+1], y[:,i:i+1], [k], float(o)).iloc[0]
-        for c in ('threshold','sensitivity','ppv','ppv_low','npv_high','f1','ece'): assert df[c][i]==pytest.approx(one[c])
+        for c in ('threshold','sensitivity','ppv','ppv_low','npv_high','f1'): assert df[c][i]==pytest.approx(one[c])
     assert multilabel_scores(p, y, threshold=t)['f1']==pytest.approx(df.f1.mean())
     assert df.f1.mean()>class_table(p, y, list('abcd')).f1.mean()
     t[1] = math.nan
