@@ -1120,7 +1120,7 @@ parts = {
   'crt': ('memo.evaluation.remedies', 'Retrained', 'Classifier re-training (cRT, Kang et al. 2020): the last layer trained again on frozen features, classes balanced', {
     'steps': Param(Count, 300, 'Optimizer steps of 256 draws, or ten times through the data where that is more'),
     'wds': Param(list[NonNegative], (0.001, 0.1, 1.0, 10.0), 'Weight decays to choose from'),
-    'loss': Param(Literal['sampling', 'balanced_softmax'], 'sampling', 'How classes are balanced: by sampling, or by balanced_softmax on every item once, with L-BFGS (no steps, no wds)'),
+    'loss': Param(Literal['sampling', 'balanced_softmax'], 'sampling', 'How classes are balanced: by sampling, or by balanced_softmax on every item once, with L-BFGS'),
   }, {}),
   'crt_softmax': ('memo.evaluation.remedies', 'RetrainedSoftmax', 'The last layer trained again on frozen features, every item once, with the balanced softmax and L-BFGS', {
   }, {}),
@@ -1132,7 +1132,7 @@ parts = {
     'whiten': Param(list[bool], (False, True), 'Compare whitened features?'),
     'balanced': Param(list[bool], (False, True), 'Divide votes by class counts?'),
   }, {}),
-  'distribution_calibration': ('memo.evaluation.remedies', 'DistributionCalibration', 'Distribution calibration (Yang et al. 2021): rare classes filled up with what their nearest common classes look like', {
+  'distribution_calibration': ('memo.evaluation.remedies', 'DistributionCalibration', 'Distribution calibration (Yang et al. 2021): rare classes filled up by the looks of their nearest common classes', {
   }, {}),
   'two_opinions': ('memo.evaluation.remedies', 'TwoOpinions', 'The network times a classifier re-trained on its features with the balanced softmax, with fitted powers', {
   }, {}),

@@ -104,8 +104,7 @@ def resize_tree(
     if size<1: raise MemoError(f"size: 1 or more pixels are needed, found {size}")
     check_place(root, out, size)
     src = find_images(root)
-    if not src:
-        raise MemoError(f"{root}: no images are there; give the folder of the data set")
+    if not src: raise MemoError(f"{root}: no images are there; give the folder of the data set")
     check_images([*src.values()], 'copy them again from the source; nothing has been written')
     with only_one(out): return copy_tree(root, out, src, size, ifnone(workers, os.cpu_count()), progress, check)
 

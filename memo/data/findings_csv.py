@@ -12,7 +12,7 @@ __all__ = ['ways', 'nothing', 'parts', 'cell_value', 'one_hot_targets', 'labels_
 import ast
 from typing import Annotated
 from fastai.vision.all import *
-from ..core import Fraction, MemoError, Natural, OneOf, Side, settings
+from ..core import Fraction, MemoError, Natural, OneOf, Side
 from .chest_xray import check_rows, read_csv
 from .finding_loaders import *
 from .image_trees import is_image, match_images, walk_tree

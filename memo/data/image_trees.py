@@ -12,7 +12,7 @@ __all__ = ['walk_tree', 'is_image', 'image_files', 'find_images', 'parts_of', 's
 import json
 from fastai.vision.all import *
 from ..core import MemoError
-from .images import image_suffixes, some
+from .images import image_suffixes
 
 # %% ../../nbs/data/09_image_trees.ipynb #eee5f042
 def walk_tree(

@@ -11,7 +11,7 @@ __all__ = ['fits', 'image_suffixes', 'crop_square', 'pad_square', 'squash_square
            'broken_images', 'check_folder', 'some', 'packed', 'check_images']
 
 # %% ../../nbs/data/05_images.ipynb #28cd12c5
-import json,struct,zlib
+import struct,zlib
 from PIL import Image
 from fastai.vision.all import *
 from ..core import MemoError, check_choice

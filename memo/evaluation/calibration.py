@@ -76,8 +76,8 @@ def best_correction(
     y:Tensor,   # Classes of the validation items [V]
     by:str      # 'accuracy': the scale stays 1; 'nll': each setting has its best scale
 ):              # The setting, its scale
-    """The setting whose class-balanced accuracy is highest (of equals the one whose likelihood is), or whose class-balanced
-    negative log-likelihood is lowest, with the scale that is best for it"""
+    """The setting whose class-balanced accuracy is highest (of equals the one whose likelihood is), or whose
+    class-balanced negative log-likelihood is lowest, with the scale that is best for it"""
     def nll(v, s): return class_nll(make(v, s).double().log_softmax(1), y).item()
     got = []
     for v in settings:
@@ -104,8 +104,8 @@ def fit_log_odds(
     start,          # Weight of each opinion, which is 0 or more, and last an offset
     each:bool=False # Weights and an offset for each finding, instead of the same for all?
 ):                  # Weights [K,C] and offset [C], or [K,1] and [1]; nll
-    """Weights and an offset by which log-odds are added up that have the smallest binary cross-entropy on validation data,
-    with a ridge around `start` of the weight of one item: a convex problem"""
+    """Weights and an offset by which log-odds are added up that have the smallest binary cross-entropy on validation
+    data, with a ridge around `start` of the weight of one item: a convex problem"""
     xs,y = torch.stack([o.double().cpu() for o in opinions]),y.double().cpu()
     k,c = known_labels(y),y.shape[1]
     if not bool(k.any()): raise MemoError("findings: no label of the validation data is 0 or 1")
@@ -170,8 +170,8 @@ def tempered_outputs(
     taus,           # Powers to choose from
     by:str          # 'accuracy' or 'nll'
 ):                  # A function of logits; what was chosen
-    """The tau-normalised classifier (Kang et al. 2020, w_i / |w_i|^tau): weights over their length to the power tau, without the
-    offsets. As w z is the logit less the offset, that needs no features"""
+    """The tau-normalised classifier (Kang et al. 2020, w_i / |w_i|^tau): weights over their length to the power tau,
+    without the offsets. As w z is the logit less the offset, that needs no features"""
     norm = weight.detach().float().flatten(1).norm(dim=1).clamp(min=1e-12).cpu()
     b = torch.zeros_like(norm) if bias is None else bias.detach().float().cpu()
     def at(tau, s, o=logits): return s*(o-b.to(o))/norm.to(o)**tau

@@ -45,10 +45,8 @@ def planned_rows(
     # what is replayed is not there when it predicts
     answering = [k for k in used if not fact(cfg.memories[k].head, 'adds_rows')]
     opinions += [(*answering, s.name) for s in cfg.compare if not is_baseline(s)]
-    return [*[Row(training, n, used) for n in ('', *those('outputs'))],
-            *[Row(training, k) for k in those('features')],
-            *[Row(training, k, used) for k in those('both')],
-            *[Row(training, n, o) for n in nets for o in opinions]]
+    alone = [Row(training, n, used) for n in ('', *those('outputs'))]+[Row(training, k) for k in those('features')]
+    return [*alone, *[Row(training, k, used) for k in those('both')], *[Row(training, n, o) for n in nets for o in opinions]]
 
 # %% ../../nbs/evaluation/05_evaluate.ipynb #33ceeeeb
 def build_head(section, bank):
@@ -99,7 +97,8 @@ def last_layer(learn):
     _,m = declared_last(model)
     c = getattr(learn.dls, 'c', None)
     if type(m) in (nn.Linear,nn.Conv2d) and (c is None or m.weight.shape[0]==c): return m
-    what = 'none' if m is None else f'a {type(m).__name__} of {[*m.weight.shape]}' if hasattr(m, 'weight') else type(m).__name__
+    of = f' of {[*m.weight.shape]}' if hasattr(m, 'weight') else ''
+    what = 'none' if m is None else f'a {type(m).__name__}{of}'
     raise MemoError(f"compare: the last layer of this {type(model).__name__} is {what}; tau_norm needs an nn.Linear with "
                     f"an output for each of {c} classes")
 
@@ -263,7 +262,8 @@ def evaluate(
     columns = titles_of(task, dls, own)
     if any('usage' in o['scores'] for o in rows): columns = {**columns, 'usage':'usage', **columns}
     preds = {k:task.predictions(probs[k], v.y.cpu(), dls, v.item.cpu()) for k,v in got.items()}
-    return AttrDict(rows=rows, probs=probs['test'], tables=tables, pred=preds['test'], pred_valid=preds.get('valid'), y=y,
+    more = dict(pred=preds['test'], pred_valid=preds.get('valid'))
+    return AttrDict(rows=rows, probs=probs['test'], tables=tables, y=y, **more,
                     task=task, columns=columns, titles=titles, remedies=remedies_of(cfg, training),
                     paired=paired_of(cfg, training))
 
@@ -282,4 +282,5 @@ def class_text(r):
     "Tables of scores per class as text, a block for each row"
     def share(v, low=np.nan, high=np.nan): return with_interval(v, low, high) or '-'
     def blocks(k, row): return r.task.class_texts(k, row['scores'], {**row, 'table':r.tables.get(k)}, share)
-    return ''.join(f'{name}\n{text_table(rows, head)}\n\n' for o in map(blocks, r.probs, r.rows) for name,head,rows in o)
+    every = [t for o in map(blocks, r.probs, r.rows) for t in o]
+    return ''.join(f'{name}\n{text_table(rows, head)}\n\n' for name,head,rows in every)

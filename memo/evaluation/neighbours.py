@@ -96,8 +96,8 @@ def calibrated_rows(
     n:int,          # How many rows to draw
     generator:torch.Generator # Source of chance
 )->Tensor:          # [n,D]
-    """Draws from the Gaussian of an item of a rare class (Yang et al. 2021, section 3.3): mean (mu_1+...+mu_k+x)/(k+1) of
-    the k common classes whose means are nearest, covariance (S_1+...+S_k)/k+alpha"""
+    """Draws from the Gaussian of an item of a rare class (Yang et al. 2021, section 3.3): mean (mu_1+...+mu_k+x)/(k+1)
+    of the k common classes whose means are nearest, covariance (S_1+...+S_k)/k+alpha"""
     means = torch.stack([o.mean(0) for o in rows])
     near = (means-x).square().sum(1).argsort(stable=True)[:k]
     mean = (means[near].sum(0)+x)/(len(near)+1)
@@ -138,9 +138,9 @@ def calibrated_classifier(
     most:int=750,   # Rows that a rare class is filled up to, at most
     seed:int=0      # Of the draws
 ):                  # A function from features [B,D] to logits [B,C]; what was chosen
-    """Distribution calibration (Yang et al. 2021): rare classes are filled up with draws from Gaussians whose statistics
-    are those of the nearest common classes, then logistic regression, every class of the same weight; chosen by
-    class-balanced negative log-likelihood on validation data"""
+    """Distribution calibration (Yang et al. 2021): rare classes are filled up with draws from Gaussians whose
+    statistics are those of the nearest common classes, then logistic regression, every class of the same weight; chosen
+    by class-balanced negative log-likelihood on validation data"""
     z,y = check_features('distribution_calibration', z, y, n_classes, zv)
     best = None
     for p in powers:
@@ -148,7 +148,8 @@ def calibrated_classifier(
             for a in alphas:
                 x,to = filled_up(tukey(z.double(), p), y, n_classes, many, k, a, most, seed)
                 n = torch.bincount(to, minlength=n_classes)
-                fs = fit_layers(x, lambda o: class_mean(F.cross_entropy(o, to, reduction='none'), to, n), n_classes, l2s)
+                def loss(o): return class_mean(F.cross_entropy(o, to, reduction='none'), to, n)
+                fs = fit_layers(x, loss, n_classes, l2s)
                 for l2,f in zip(l2s, fs):
                     loss = class_nll(f(tukey(zv.double().cpu(), p)).log_softmax(1), yv.cpu()).item()
                     if best is None or loss<best[0]: best = loss,p,k,a,l2,f

@@ -81,8 +81,8 @@ def learned_scales(
     yv:Tensor,          # Their classes [V]
     l2s=strengths       # Ridges around 1 to choose from, by class-balanced negative log-likelihood
 ):                      # A function from logits to logits; what was chosen
-    """Learnable weight scaling (LWS, Kang et al. 2020): a factor for each class's logit, learned on the training items as
-    class-balanced sampling has them on average, everything else as it is"""
+    """Learnable weight scaling (LWS, Kang et al. 2020): a factor for each class's logit, learned on the training items
+    as class-balanced sampling has them on average, everything else as it is"""
     x,y,n = logits.double().cpu(),y.cpu(),torch.bincount(y.cpu(), minlength=logits.shape[1])
     f,best = torch.ones(x.shape[1], dtype=torch.double),None
     for l2 in sorted(l2s, reverse=True):
@@ -138,8 +138,8 @@ def two_opinions(
     n_classes:int,  # C
     l2s=strengths   # Ridges to choose from
 ):                  # A function of outputs and features that gives log-probabilities; what was chosen
-    """The network times a classifier re-trained on its features with the balanced softmax, p^a q^b / n^g: the ridge, the
-    powers and the offset that have the least class-balanced negative log-likelihood on validation data"""
+    """The network times a classifier re-trained on its features with the balanced softmax, p^a q^b / n^g: the ridge,
+    the powers and the offset that have the least class-balanced negative log-likelihood on validation data"""
     log_n = log_prior(torch.bincount(train.y.cpu().long(), minlength=n_classes))
     p,yv,best = valid.logits.float().cpu().log_softmax(1),valid.y.cpu().long(),None
     check_features('two_opinions', train.z, train.y, n_classes, valid.z)
@@ -156,8 +156,8 @@ def two_opinions_of_findings(
     l2s=strengths,  # Ridges to choose from
     each:bool=False # Weights and an offset for each finding?
 ):                  # A function of outputs and features that gives log-odds; what was chosen
-    """The network times a logistic regression on its features: a x network + b x layer + c of the log-odds, with the ridge,
-    the weights and the offset that have the least negative log-likelihood on validation data"""
+    """The network times a logistic regression on its features: a x network + b x layer + c of the log-odds, with the
+    ridge, the weights and the offset that have the least negative log-likelihood on validation data"""
     check_findings('two_opinions', train.z, train.y, valid.z, valid.y)
     best = None
     for l2,f in zip(l2s, finding_layers(train.z, train.y, l2s)):

@@ -32,7 +32,7 @@ class OtherLoss(Baseline):
     def check(self, cfg, name):
         check_kind(cfg, name, self.kind, self.instead)
         if in_stream(cfg):
-            raise MemoError(f"compare has {name}, which is for epochs over all of the data, and {cfg.data.name} is a stream")
+            raise MemoError(f"compare has {name}, which is for epochs over all of the data; {cfg.data.name} is a stream")
         phases = [o for o in (cfg.train, cfg.train.phase2) if o is not None]
         usual = [p.facts.get('loss') for p in known('task').values()]
         for o in phases:
@@ -94,7 +94,8 @@ class LogitAdjusted(Baseline):
     "Post-hoc logit adjustment: the log class frequencies are subtracted from the outputs (Menon et al. 2021)"
     title,remedy,works_on = 'logit adjustment',True,'outputs'
     def __init__(self,
-        tau:NonNegative|list[NonNegative]=None, # How often; several are chosen from. null: 1, or 0 to 3 where `by` says how
+        # How often; several are chosen from. null: 1, or 0 to 3 where `by` says how
+        tau:NonNegative|list[NonNegative]=None,
         # How it is chosen on validation data: by class-balanced accuracy, or by likelihood with a scale of the outputs
         by:Literal['accuracy','nll']=None
     ):
@@ -149,7 +150,8 @@ class TauNorm(OnOutputs):
     title,needs = 'tau-normalised classifier',('valid','classifier')
     def __init__(self,
         tau:list[NonNegative]=grid_of_taus[:41], # Powers to choose from
-        by:Literal['accuracy','nll']='accuracy' # On validation data: class-balanced accuracy, or likelihood with a scale
+        # On validation data: class-balanced accuracy, or likelihood with a scale
+        by:Literal['accuracy','nll']='accuracy'
     ):
         if not tau: raise MemoError("tau: a list of numbers is accepted, found none")
         self.taus,self.by,self.title = tuple(tau),by,self.title+(' (scale and tau by nll)' if by=='nll' else '')
@@ -161,7 +163,8 @@ class TauNorm(OnOutputs):
         if odd: raise MemoError(f"compare has {name}, which changes the weights of one linear classifier, and {odd}")
     def fit(self, train, valid, dls):
         from memo.evaluation.calibration import tempered_outputs
-        return tempered_outputs(valid.logits, valid.y, valid.classifier.weight, valid.classifier.bias, self.taus, self.by)
+        w,b = valid.classifier.weight,valid.classifier.bias
+        return tempered_outputs(valid.logits, valid.y, w, b, self.taus, self.by)
 
 @register('baseline', 'lws')
 class WeightScaling(OnOutputs):
@@ -197,7 +200,7 @@ class Retrained(OnFeatures):
     def __init__(self,
         steps:Count=300, # Optimizer steps of 256 draws, or ten times through the data where that is more
         wds:list[NonNegative]=(1e-3,1e-1,1.,10.), # Weight decays to choose from
-        # How classes are balanced: by sampling, or by balanced_softmax on every item once, with L-BFGS (no steps, no wds)
+        # How classes are balanced: by sampling, or by balanced_softmax on every item once, with L-BFGS
         loss:Literal['sampling','balanced_softmax']='sampling'
     ):
         self.steps,self.wds,self.loss = steps,wds,loss
@@ -250,7 +253,7 @@ class Neighbours(OnFeatures):
 
 @register('baseline', 'distribution_calibration')
 class DistributionCalibration(OnFeatures):
-    "Distribution calibration (Yang et al. 2021): rare classes filled up with what their nearest common classes look like"
+    "Distribution calibration (Yang et al. 2021): rare classes filled up by the looks of their nearest common classes"
     title,remedy = 'distribution calibration',True
     def fit(self, train, valid, dls):
         from memo.evaluation.neighbours import calibrated_classifier

@@ -163,7 +163,8 @@ class Multilabel(Task):
         rates = [[o.finding, at(o), *[of(o, k) for k in ('sensitivity','specificity','ppv','npv')], share(o.f1)]
                  for o in t.itertuples()]
         rates.append([mean, '', share(scores['recall']), '', share(scores['precision']), '', share(scores['f1'])])
-        by = 'thresholds of its own' if self.rule is None else f"threshold{'s by' if self.rule.name else ''} {self.rule}"
+        how = f"threshold{'s by' if self.rule is not None and self.rule.name else ''} {self.rule}"
+        by = 'thresholds of its own' if self.rule is None else how
         return [(name, ['finding',*who,'AUC [95 %]','AP [95 %]','calibration err.','Brier'], rank),
                 (f'{name}: {by}', ['finding','threshold','sensitivity [95 %]','specificity [95 %]','PPV [95 %]',
                                    'NPV [95 %]','F1'], rates)]

@@ -118,12 +118,11 @@ def train(
     final = learn.dls
     try:
         with processes(learn), learn.no_bar(), learn.no_logging():
-            more = dict(checkpoint=t.folder/'checkpoints', resume=resume, log=say_row, cbs=begins)
-            h,end = fit_all(cfg, learn, stages, **more),None
+            h,end = fit_all(cfg, learn, stages, checkpoint=t.folder/'checkpoints', resume=resume, log=say_row, cbs=begins),None
     except Diverged as e:
         h,end = pd.DataFrame(e.rows),diverged_facts(t, e)
+        if main and end['kept'] is not None: log(end['why'])
         if end['kept'] is None: return give_up(t, e, log, savers) if main else None
-        if main: log(end['why'])
     begins.now()        # where nothing was left to train
     learn.dls = final
     with alone(), learn.no_bar(), learn.no_logging():

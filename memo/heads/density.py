@@ -115,7 +115,8 @@ class DensityHead(AnswerHead):
         "Take the spread of the memory that `spread_of` names, where this head is in its model and not in a copy"
         model = self._model and self._model()
         if self.spread_of is None or model is None: return
-        heads = {n:h for m in model.modules() for n,h in m.named_children() if isinstance(h, MemoryHead) and h is not self}
+        inside = [o for m in model.modules() for o in m.named_children()]
+        heads = {n:h for n,h in inside if isinstance(h, MemoryHead) and h is not self}
         bank = heads[check_choice('spread_of', self.spread_of, heads)].bank
         f,_,y,_,_,valid = bank.rows() if len(bank) else (None,)*6
         if y is None or y.ndim>1 or bank.dim!=self.bank.dim:

@@ -10,9 +10,9 @@ __all__ = ['sources', 'schedules', 'chance', 'class_rows', 'ClassGaussians', 'si
 
 # %% ../../nbs/heads/15_sources.ipynb #fe72db19
 import math,torch
-from torch import Tensor,nn
+from torch import nn
 from torch.nn import functional as F
-from ..core import Count,MemoError,Natural,Positive
+from ..core import Count,MemoError,Positive
 from ..schema import checked
 
 # %% ../../nbs/heads/15_sources.ipynb #44d2fa3b
@@ -113,8 +113,7 @@ class FeatureDiffusion(nn.Module):
         means = torch.stack([o.mean(0) for o in x.split(n.tolist())])
         sizes = [2*d+12,self.hidden,self.hidden,d]
         ws = []
-        for a,b in zip(sizes, sizes[1:]):
-            ws += [torch.randn(b, a, generator=g)*a**-.5, torch.zeros(b)]
+        for a,b in zip(sizes, sizes[1:]): ws += [torch.randn(b, a, generator=g)*a**-.5, torch.zeros(b)]
         ws,losses = [w.to(x.device).requires_grad_() for w in ws],[]
         with torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             opt = torch.optim.Adam(ws, lr=self.lr)
