@@ -262,9 +262,8 @@ def evaluate(
     columns = titles_of(task, dls, own)
     if any('usage' in o['scores'] for o in rows): columns = {**columns, 'usage':'usage', **columns}
     preds = {k:task.predictions(probs[k], v.y.cpu(), dls, v.item.cpu()) for k,v in got.items()}
-    more = dict(pred=preds['test'], pred_valid=preds.get('valid'))
-    return AttrDict(rows=rows, probs=probs['test'], tables=tables, y=y, **more,
-                    task=task, columns=columns, titles=titles, remedies=remedies_of(cfg, training),
+    return AttrDict(rows=rows, probs=probs['test'], tables=tables, pred=preds['test'], pred_valid=preds.get('valid'),
+                    y=y, task=task, columns=columns, titles=titles, remedies=remedies_of(cfg, training),
                     paired=paired_of(cfg, training))
 
 def finite(o):
@@ -282,5 +281,5 @@ def class_text(r):
     "Tables of scores per class as text, a block for each row"
     def share(v, low=np.nan, high=np.nan): return with_interval(v, low, high) or '-'
     def blocks(k, row): return r.task.class_texts(k, row['scores'], {**row, 'table':r.tables.get(k)}, share)
-    every = [t for o in map(blocks, r.probs, r.rows) for t in o]
+    every = [o for v in map(blocks, r.probs, r.rows) for o in v]
     return ''.join(f'{name}\n{text_table(rows, head)}\n\n' for name,head,rows in every)
