@@ -2,9 +2,10 @@
 
     python benchmarks/density.py
 
-One thread. In turn, ten times: the whitened vote of the 200 nearest rows and the densities of all, over the same bank of
-65,000 rows of width 512 and 100 classes, for batches of 1 and 64. Then densities alone over a million rows of width 128:
-what the process takes beside the bank, for the first answer (which works out what belongs to each row) and for others."""
+One thread. In turn, ten times: the whitened vote of the 200 nearest rows and the densities of all, over the same bank
+of 65,000 rows of width 512 and 100 classes, for batches of 1 and 64. Then densities alone over a million rows of
+width 128: what the process takes beside the bank, for the first answer (which works out what belongs to each row) and
+for others."""
 import os, statistics, sys, time
 os.environ |= dict(OMP_NUM_THREADS='1', MKL_NUM_THREADS='1', CUDA_VISIBLE_DEVICES='')
 import torch

@@ -2,10 +2,10 @@
 
     python benchmarks/intervals.py
 
-Patients are drawn with 1 to 12 images each (geometric, 2.2 on average), and images of a patient are alike: by a share of
-the variance (0: not at all, 1: all of them the same). Sensitivity: patients' own sensitivities are drawn around the true
-one (beta). AUC and AP: normal scores, 1.2 apart, with a part that a patient's images share; 300 patients have no finding.
-Truth is planted, or taken from 300 times as many patients (AP)."""
+Patients are drawn with 1 to 12 images each (geometric, 2.2 on average), and images of a patient are alike: by a share
+of the variance (0: not at all, 1: all of them the same). Sensitivity: patients' own sensitivities are drawn around
+the true one (beta). AUC and AP: normal scores, 1.2 apart, with a part that a patient's images share; 300 patients
+have no finding. Truth is planted, or taken from 300 times as many patients (AP)."""
 import numpy as np, torch
 from pathlib import Path
 from scipy import stats

@@ -46,7 +46,8 @@ def planned_rows(
     answering = [k for k in used if not fact(cfg.memories[k].head, 'adds_rows')]
     opinions += [(*answering, s.name) for s in cfg.compare if not is_baseline(s)]
     alone = [Row(training, n, used) for n in ('', *those('outputs'))]+[Row(training, k) for k in those('features')]
-    return [*alone, *[Row(training, k, used) for k in those('both')], *[Row(training, n, o) for n in nets for o in opinions]]
+    alone += [Row(training, k, used) for k in those('both')]
+    return [*alone, *[Row(training, n, o) for n in nets for o in opinions]]
 
 # %% ../../nbs/evaluation/05_evaluate.ipynb #33ceeeeb
 def build_head(section, bank):
@@ -246,8 +247,7 @@ def evaluate(
     titles,rows,tables = row_titles(cfg, training),[],{}
     for row in planned_rows(cfg, training):
         name = label(row, titles)
-        if name in probs['test']:
-            raise MemoError(f"two rows are called {name}: give memories and baselines names of their own")
+        if name in probs['test']: raise MemoError(f"two rows are called {name}: give each a name of its own")
         for k in reversed(parts):
             o,chosen,usage = answers.outputs(row, k)
             probs[k][name] = task.activation(o)
@@ -262,9 +262,9 @@ def evaluate(
     columns = titles_of(task, dls, own)
     if any('usage' in o['scores'] for o in rows): columns = {**columns, 'usage':'usage', **columns}
     preds = {k:task.predictions(probs[k], v.y.cpu(), dls, v.item.cpu()) for k,v in got.items()}
+    paired = dict(remedies=remedies_of(cfg, training), paired=paired_of(cfg, training))
     return AttrDict(rows=rows, probs=probs['test'], tables=tables, pred=preds['test'], pred_valid=preds.get('valid'),
-                    y=y, task=task, columns=columns, titles=titles, remedies=remedies_of(cfg, training),
-                    paired=paired_of(cfg, training))
+                    y=y, task=task, columns=columns, titles=titles, **paired)
 
 def finite(o):
     "Replace numbers that JSON cannot hold (nan, infinity) by None"

@@ -32,7 +32,7 @@ class OtherLoss(Baseline):
     def check(self, cfg, name):
         check_kind(cfg, name, self.kind, self.instead)
         if in_stream(cfg):
-            raise MemoError(f"compare has {name}, which is for epochs over all of the data; {cfg.data.name} is a stream")
+            raise MemoError(f"compare has {name}, which is for epochs over all data; {cfg.data.name} is a stream")
         phases = [o for o in (cfg.train, cfg.train.phase2) if o is not None]
         usual = [p.facts.get('loss') for p in known('task').values()]
         for o in phases:

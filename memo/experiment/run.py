@@ -98,7 +98,7 @@ def train(
     begun=noop # Called with the rate that was found, if one was, once the training goes on, or begins
 )->Learner:
     "Run one training: train, evaluate, write its run folder"
-    cfg,main,lr = t.cfg,not rank_distrib(),None
+    cfg,main,lr,end = t.cfg,not rank_distrib(),None,None
     begins = Begins(lambda: begun(lr))
     learn = build_learner(cfg, t.seed)
     learn.path = t.folder       # where callbacks write what they write
@@ -118,7 +118,7 @@ def train(
     final = learn.dls
     try:
         with processes(learn), learn.no_bar(), learn.no_logging():
-            h,end = fit_all(cfg, learn, stages, checkpoint=t.folder/'checkpoints', resume=resume, log=say_row, cbs=begins),None
+            h = fit_all(cfg, learn, stages, checkpoint=t.folder/'checkpoints', resume=resume, log=say_row, cbs=begins)
     except Diverged as e:
         h,end = pd.DataFrame(e.rows),diverged_facts(t, e)
         if main and end['kept'] is not None: log(end['why'])

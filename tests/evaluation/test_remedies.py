@@ -23,7 +23,9 @@ ON_FEATURES = [dict(name='crt', loss='balanced_softmax'),dict(name='knn', k=[1,5
 DIGITS = dict(name='digits_lt', n_max=30, ratio=10, valid=6, test=8, size=8)
 CHEST = dict(name='chest_mosaic', patients=60)
 
-def experiment(compare=(*ON_OUTPUTS,*ON_FEATURES,'two_opinions'), data=DIGITS, memory=None, train=None, model=None, **kw):
+every = *ON_OUTPUTS,*ON_FEATURES,'two_opinions'
+
+def experiment(compare=every, data=DIGITS, memory=None, train=None, model=None, **kw):
     model = model or ('tile_cnn' if data is CHEST else 'small_cnn')
     return from_dict(dict(name='x', seeds=[0], data=data, model=model, memory=memory, compare=list(compare),
                           train={**dict(epochs=1, bs=16, lr=1e-2), **(train or {})}, **kw), 'test')
@@ -125,7 +127,8 @@ def test_findings_have_rows_of_their_own():
     (dict(compare=['ldam_drw'], train=dict(warmup_epochs=1)), 'train.warmup_epochs makes several'),
     (dict(compare=['ldam_drw'], train=dict(cbs=['ldam_drw'])), 'which train.cbs has already'),
     (dict(compare=['sqrt_sampling'], train=dict(sampling='balanced')), 'which train.sampling is already'),
-    (dict(compare=['class_weights'], data=CHEST, train=dict(class_weights=True)), 'which train.class_weights is already'),
+    (dict(compare=['class_weights'], data=CHEST, train=dict(class_weights=True)),
+     'which train.class_weights is already'),
     (dict(compare=['tau_norm'], train=dict(loss='ldam')), 'train.loss ldam is for a classifier of cosines'),
     (dict(compare=['balanced_softmax'], data=dict(name='split_digits')), 'is a stream'),
     (dict(compare=[dict(name='knn', k=[])]), 'k: a list of values'),

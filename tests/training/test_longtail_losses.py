@@ -55,7 +55,8 @@ def test_ldam_is_its_formula(counts, late):
 def test_counts_that_are_none_and_another_number_of_classes(make):
     for bad in ([], [1,-1], [1,math.nan]):
         with pytest.raises(MemoError, match='^counts'): make(bad)
-    with pytest.raises(MemoError, match='4 logits, counts are for 3'): make([1,2,3])(torch.zeros(1,4), torch.tensor([0]))
+    with pytest.raises(MemoError, match='4 logits, counts are for 3'):
+        make([1,2,3])(torch.zeros(1,4), torch.tensor([0]))
     x = torch.zeros(2,3, requires_grad=True)
     v = make([100,0,5])(x, torch.tensor([1,2]))      # a class that nobody has
     v.backward()
