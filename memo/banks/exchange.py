@@ -22,6 +22,7 @@ from .files import about_file,bank_of,check_rows,readers,write_state
 from .classes import ClassBank
 from .slots import SlotBank
 from ..core import MemoError,check_choice,write_json
+from ..files import check_tensors
 from ..schema import shown
 
 # %% ../../nbs/banks/14_exchange.ipynb #aea50df1
@@ -278,7 +279,9 @@ def file_bank(path, memory=None, kinds=()):
     try:
         with safe_open(path, 'pt') as f:
             meta = f.metadata() or {}
-            if 'config' in meta: return model_bank(path, f, memory, kinds)
+            if 'config' in meta:
+                check_tensors(path)
+                return model_bank(path, f, memory, kinds)
         return Bank.load(path, kinds=kinds)
     except MemoError: raise
     except FileNotFoundError:

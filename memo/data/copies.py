@@ -101,7 +101,7 @@ def resize_tree(
     if not root.is_dir(): raise MemoError(f"{root}: no such folder; give the folder of the data set")
     if out==root or root in out.parents:
         raise MemoError(f"{out} lies in the data it would copy; choose a folder outside {root}")
-    if size<1: raise MemoError(f"size: 1 or more pixels are needed, found {size}")
+    if not 1<=size<=4096: raise MemoError(f"size: 1 to 4,096 pixels are accepted, found {size}")
     check_place(root, out, size)
     src = find_images(root)
     if not src: raise MemoError(f"{root}: no images are there; give the folder of the data set")

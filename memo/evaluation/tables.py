@@ -180,8 +180,8 @@ def format_results(table, diff, fmt=text_table):
         v,low,high,n = (getattr(r, f'{c}_{o}') for o in ('mean','low','high','seeds'))
         return of_seeds(with_interval(v, low, high, '+', digits), n, r.seeds)
     def lines(rows, first, cell):
-        some = rows.seeds.nunique()>1       # how many it is of is said of each where they differ
-        body = [[first(r), *([r.seeds] if some else []), *[cell(r, c) for c in cols]] for r in rows.itertuples()]
+        some = rows.seed_numbers.nunique()>1       # which it is of is said of each where they differ
+        body = [[first(r), *([r.seed_numbers] if some else []), *[cell(r, c) for c in cols]] for r in rows.itertuples()]
         return fmt(body, ['method', *(['seeds'] if some else []), *cols.values()])
     ends = table.attrs.get('diverged', {})
     def name(r):

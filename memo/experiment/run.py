@@ -40,6 +40,7 @@ from .run_owner import *
 from ..files import lock_files,owned
 from ..evaluation.tasks import *
 from .jobs import *
+from ..evaluation.names import as_markdown
 
 # %% ../../nbs/experiment/10_run.ipynb #cf2e05d1
 def history_line(row, n, t):
@@ -186,6 +187,7 @@ def write_scores(folder, seed, r, dls, pictures=True, **more):
     if getattr(dls, 'result', None) is not None: dls.result.to_csv(folder/'matrix.csv')
     write_digests(folder)
     write_json(folder/'metrics.json', {**metrics_of(seed, r), **finite({k:v for k,v in more.items() if v is not None})})
+    note_scores(folder)
     if pictures: draw_scores(r, dls, folder)
 
 def read_metrics(t):
@@ -218,14 +220,14 @@ def write_results(cfg, folder):
     ts = trainings(cfg, folder)
     scored,said = [t for t in ts if not t.gave_up],diverged_note(ts)
     if not scored:
-        write_text(folder/'results.md', f'# {cfg.name}{said}\n')
+        write_text(folder/'results.md', f'# {as_markdown(cfg.name)}{said}\n')
         return said
     table,diff = results([read_metrics(t) for t in scored])
     write_csv(folder/'results.csv', table)
     if len(diff): write_csv(folder/'differences.csv', diff)
     note = said+other_versions([t.folder for t in scored])
     spread = ' ± their standard deviation' if len(cfg.seeds)>1 else ''
-    head = f'# {cfg.name}\n\nPer cent, means over seeds {", ".join(map(str, cfg.seeds))}{spread}.\n\n'
+    head = f'# {as_markdown(cfg.name)}\n\nPer cent, means over seeds {", ".join(map(str, cfg.seeds))}{spread}.\n\n'
     write_text(folder/'results.md', f'{head}{format_results(table, diff, md_table)}{note}\n')
     return format_results(table, diff)+note
 

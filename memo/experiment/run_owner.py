@@ -6,7 +6,8 @@ Docs: https://github.com/fastmemo/memo/experiment/run_owner.html.md"""
 
 # %% auto #0
 __all__ = ['outputs', 'own_files', 'own_folders', 'says_name', 'is_own', 'parts_of', 'remove_own', 'remove_run', 'sweep',
-           'check_place', 'file_digest', 'write_digests', 'changed_outputs', 'note_pictures', 'lost_pictures']
+           'check_place', 'file_digest', 'write_digests', 'changed_outputs', 'note_scores', 'note_pictures',
+           'lost_pictures']
 
 # %% ../../nbs/experiment/08_run_owner.ipynb #d413eadf
 import hashlib,re
@@ -109,8 +110,14 @@ def changed_outputs(folder)->list: # Names
     if not (folder/'files.json').is_file(): return []      # of a version before there were digests
     was = read_json(folder/'files.json')
     if not isinstance(was, dict): return ['files.json']
-    def whole(k, v): return k in outputs and (folder/k).is_file() and file_digest(folder/k)==v
+    known = {*outputs,'metrics.json'}
+    def whole(k, v): return k in known and (folder/k).is_file() and file_digest(folder/k)==v
     return [k for k,v in was.items() if k!='pictures' and not whole(k, v)]
+
+def note_scores(folder):
+    "Write into `files.json` what `metrics.json`, which is written last, is"
+    path = Path(folder)/'files.json'
+    write_json(path, {**read_json(path), 'metrics.json':file_digest(path.with_name('metrics.json'))})
 
 def note_pictures(folder, names):
     "Write into `files.json` which pictures a finished training has"

@@ -29,6 +29,7 @@ from .run_folder import *
 from ..schema import shown
 from .shipped import experiment_file
 from ..evaluation.tables import *
+from ..evaluation.names import as_markdown
 
 # %% ../../nbs/experiment/13_table.ipynb #ca3defc1
 class Entry(NamedTuple):
@@ -219,7 +220,7 @@ def write_table(table, got, notes):
     rows,seeds = table_rows(got),table.cfg.seeds
     what = 'means over seeds {} ± their standard deviation' if len(seeds)>1 else 'of seed {}'
     write_csv(table.folder/'table.csv', rows.merge(notes, on='method', how='outer'))
-    head = (f'# {table.cfg.name}\n\nPer cent, {what.format(", ".join(map(str, seeds)))}, on test items. Of each '
+    head = (f'# {as_markdown(table.cfg.name)}\n\nPer cent, {what.format(", ".join(map(str, seeds)))}, on test items. Of each '
             'method the setting with the best average accuracy on validation items of the first half of the stream. '
             'kB kept: all that is there when the next item comes, network included.'
             f"{'' if table.bytes is None else f' What stores items has {table.bytes} for them.'}\n\n")

@@ -136,7 +136,10 @@ def test_rows_of_other_numbers_of_seeds_say_so():
     t,d = compare(dict(a=[one(s,.5) for s in (0,1,2)], b=[one(s,.4) for s in (2,3)], c=[one(2,.4)]), dict(a=['b','c']))
     assert t.seeds.tolist()==[3,2,1] and t.seed_numbers.tolist()==['0 1 2','2 3','2']
     text = format_results(t, d)
-    assert text.splitlines()[0].split()[:2]==['method','seeds'] and text.splitlines()[1].split()[:2]==['a','3']
+    assert text.splitlines()[0].split()[:2]==['method','seeds'] and text.splitlines()[1].split()[:4]==['a','0','1','2']
+    # as many, and others: 47.0 and 94.0 with a difference of +1.0 were of one seed in common
+    text = format_results(*compare(dict(a=[one(s,.5) for s in (0,1,2)], b=[one(s,.4) for s in (2,3,4)]), dict(a='b')))
+    assert [o.split()[1:4] for o in text.splitlines()[1:3]]==[['0','1','2'],['2','3','4']]
     same = format_results(*compare(dict(a=[one(0,.5)], b=[one(0,.4)]), dict(a='b')))
     assert 'seeds' not in same.splitlines()[0]
 

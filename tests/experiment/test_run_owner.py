@@ -198,6 +198,14 @@ def test_outputs_that_are_missing_are_made_again(run, name, how):
     assert changed_outputs(run)==[] and {o:(run/o).read_bytes() for o in was}==was
     assert remade(run)==[] and len(pd.read_csv(run/'history.csv'))==1
 
+def test_scores_that_were_changed_are_made_again(run):
+    "By hand, say: a table was made of them"
+    was = (run/'metrics.json').read_text()
+    m = json.loads(was)
+    m['rows'][0]['scores']['accuracy'] = .999
+    (run/'metrics.json').write_text(json.dumps(m, indent=1)+'\n')
+    assert 'metrics.json' in remade(run)[0] and (run/'metrics.json').read_text()==was and remade(run)==[]
+
 def test_without_a_checkpoint_it_is_said(run):
     shutil.rmtree(run/'checkpoints')
     (run/'predictions.csv').unlink()
