@@ -8,6 +8,7 @@ from helpers.pictures import no_rendering
 from sklearn.metrics import roc_auc_score, average_precision_score
 from memo.experiment.config import load_config
 from memo.data.chest_xray import findings
+from memo.training.checkpoint import load_plain
 from memo.experiment import build
 from memo.experiment import run as ex
 from memo.experiment.compare import run_experiments
@@ -260,7 +261,7 @@ def test_rows_that_are_added_stay_as_written(write, tmp_path):
     "The tested bank is the one that the end of training left, not one encoded anew"
     cfg = load_config(write('kept', ADD), ['train.phase2=null', f'runs={json.dumps(str(tmp_path))}'])
     ex.run_experiment(cfg, log=lambda s: None)
-    ck = torch.load(tmp_path/'kept/checkpoints/s1_e0.pt', weights_only=True)['model']
+    ck = load_plain(tmp_path/'kept/checkpoints/s1_e0.pt')['model']
     learn = ex.load_run(tmp_path/'kept')
     for k,v in learn.model.state_dict().items(): assert torch.equal(v, ck[k]), k
 
