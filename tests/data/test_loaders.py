@@ -135,7 +135,7 @@ def test_multi_label_and_features(tmp_path):
                       TensorDL(x, y, bs=4, vocab=['a','b','c']))
     learn = Learner(dls, nn.Linear(6,3), path=tmp_path)
     _quiet(learn)
-    assert dls.c==3 and type(learn.loss_func).__name__=='BCEWithLogitsLossFlat'
+    assert dls.c==3 and type(learn.loss_func).__name__=='KnownBCE'
     assert dls.valid_ds.decode((x[0], torch.tensor([1.,0,1])))[1]==['a','c']
 
 def test_distributed(monkeypatch):
