@@ -457,7 +457,7 @@ def test_one_table_for_all_experiences(capsys, tmp_path):
     learn.fit_stream(s, 2, measure=2)
     head,*rows = shown(capsys)
     assert head[:3]==['epoch','train_loss','valid_loss'] and [int(o[0]) for o in rows]==[*range(6)]
-    assert learn.progress is bar and learn.logger is print and learn.cbs.count(bar)==1
+    assert learn.progress is bar and learn.logger.f is print and learn.cbs.count(bar)==1
     learn.fit(1)
     assert [o[0] for o in shown(capsys)]==['epoch','0']
     with learn.no_logging(): learn.fit_stream(s, 1)
