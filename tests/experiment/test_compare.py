@@ -57,8 +57,8 @@ def test_its_own_network_comes_first(made, tmp_path):
     assert pairs(cfgs, tmp_path/'t')==[('added: plain network + memory','added: plain network')]
 
 def test_remedies_differ_in_loss_and_sampling_besides(made, tmp_path):
-    """Logit adjustment and balanced sampling, under compare or as an experiment of its own; square-root sampling
-    is none, nor is one with another rate"""
+    """Logit adjustment, balanced and square-root sampling, under compare or as an experiment of its own; one with
+    another rate is none"""
     cfgs = [made('net', memory=VOTE, compare=['logit_adjusted']), made('even', train=dict(sampling='balanced')),
             made('root', train=dict(sampling='sqrt')),
             made('even_faster', train=dict(sampling='balanced', lr=.1)),
@@ -66,10 +66,12 @@ def test_remedies_differ_in_loss_and_sampling_besides(made, tmp_path):
     got = pairs(cfgs, tmp_path/'t')
     assert got==[('net: plain network + memory','net: plain network'),
                  ('net: plain network + memory','net: logit adjustment'), ('net: plain network + memory','even'),
+                 ('net: plain network + memory','root'),
                  ('net: logit adjustment + memory','net: logit adjustment'), ('net: logit adjustment + memory','even'),
+                 ('net: logit adjustment + memory','root'),
                  ('loss: logit-adjusted loss + memory','loss: logit-adjusted loss'),
                  ('loss: logit-adjusted loss + memory','net: logit adjustment'),
-                 ('loss: logit-adjusted loss + memory','even')]
+                 ('loss: logit-adjusted loss + memory','even'), ('loss: logit-adjusted loss + memory','root')]
     txt = (tmp_path/'t/comparison.md').read_text()
     assert txt.count('\n| ')>=8 and 'No row differs' not in txt
 
