@@ -189,7 +189,7 @@ def test_what_was_found_and_what_was_expected(tmp_path):
     fails(tmp_path/'e', 'found nothing')
     table(d/'Data_Entry_2017.csv')
     lists(d)
-    for p in d.rglob('*.png'): p.rename(p.with_name('film_'+p.name))
+    for p in [*d.rglob('*.png')]: p.rename(p.with_name('film_'+p.name))
     fails(d, 'none of the 225 images of the two lists is there (first: 00000001_000.png', 'found 225 images',
           'film_00000001')
 
