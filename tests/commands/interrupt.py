@@ -17,11 +17,15 @@ def mid(sig=signal.SIGKILL):
 def ctrl_c(): mid(signal.SIGINT)
 
 def saving():
-    write = Path.write_bytes
-    def write_half(self, b):
-        write(self, bytes(b)[:len(b)//2] if 's0_e2.pt' in self.name else b)
-        if 's0_e2.pt' in self.name: die()
-    Path.write_bytes = write_half
+    import torch
+    save = torch.save
+    def save_half(o, f, *args, **kwargs):
+        save(o, f, *args, **kwargs)
+        if 's0_e2.pt' in str(getattr(f, 'name', f)):
+            f.flush()
+            os.truncate(f.name, os.path.getsize(f.name)//2)
+            die()
+    torch.save = save_half
 
 def between():
     enter = recipe.enter_stage
