@@ -147,8 +147,8 @@ def test_what_is_refused():
     mean = dict(name='tip_adapter', base='mean')
     assert 'base must be one of class_mean, logistic, ridge' in err(experiment, VIT, [mean])
     d = dict(name='chest_mosaic')
-    cfg = dict(name='x', seeds=[0], data=d, memory=None, compare=['logistic'])
-    assert 'compare logistic is for classes' in err(from_dict, cfg, 'test')
+    cfg = dict(name='x', seeds=[0], data=d, memory=None, compare=['ridge'])
+    assert 'compare ridge is for classes' in err(from_dict, cfg, 'test')
 
 def test_the_same_features_are_not_scored_twice():
     "Those of a frozen backbone are the same however its classifier is trained; of a trained one they are not"
