@@ -59,14 +59,6 @@ class LogitAdjustedCE(Module):
     def activation(self, x): return F.softmax(x, dim=-1)
     def decodes(self, x): return x.argmax(dim=-1)
 
-@register('loss', 'balanced_softmax', task='multiclass', title='balanced softmax')
-def balanced_softmax(
-    counts, # Training examples per class, [C]
-    reduction:str='mean' # As in `nn.CrossEntropyLoss`
-):
-    "Balanced softmax (Ren et al. 2020): n_y e^x_y over the sum of n_j e^x_j, the logit-adjusted loss of strength 1"
-    return LogitAdjustedCE(counts, 1., reduction)
-
 # %% ../../nbs/training/26_losses.ipynb #1da3a000
 @register('loss', 'balanced_softmax', task='multiclass', title='balanced softmax')
 def balanced_softmax(
