@@ -100,10 +100,14 @@ class DensityHead(AnswerHead):
 
     def before_rekey(self, z, item):
         "Keep the spread of the rows as they were trained, the other one of those to choose from"
-        f,y,_,_,w = self.labelled_rows()
         if self.spread_of is None and (self.trained_at is None or self.trained_at!=self.bank.updates):
-            self._keep(zip(('trained_mean','trained_spread','trained_at'), (*unit_spread(f, y, w), self.bank.updates)))
+            f,y,_,_,w = self.labelled_rows()
+            self._keep_spread(f, y, w)
         return z
+
+    def _keep_spread(self, f, y, w):
+        mean,s = unit_spread(f, y, w)
+        self._keep(dict(trained_mean=mean, trained_spread=s, trained_at=self.bank.updates).items())
 
     @torch.inference_mode(False)
     def _keep(self, buffers):
@@ -122,7 +126,7 @@ class DensityHead(AnswerHead):
         if y is None or y.ndim>1 or bank.dim!=self.bank.dim:
             raise MemoError(f"spread_of: memory {self.spread_of!r} has no labelled rows of width {self.bank.dim}")
         w = torch.ones(len(y), device=y.device) if valid is None else valid.float()
-        self._keep(zip(('trained_mean','trained_spread','trained_at'), (*unit_spread(f, y, w), self.bank.updates)))
+        self._keep_spread(f, y, w)
 
     def _spread(self, which):
         "Mean, eigenvalues and eigenvectors of a spread"
@@ -216,6 +220,9 @@ class DensityHead(AnswerHead):
     )->dict:                # What it chose; nll of the network, of the density, of their product
         "Choose what whitens, temperature and powers by class-balanced negative log-likelihood on validation data"
         logits,z,y,own = self.usable(collected)
+        if not bool((ok := z.isfinite().all(1)).all()):     # one such row would make every loss NaN
+            if not bool(ok.any()): raise MemoError(f"fit: the features of all {len(z)} validation rows hold NaN")
+            logits,z,y,own = logits[ok],z[ok],y[ok],{k:o[ok] for k,o in own.items()}
         if spreads is None: self.look_beside()
         held,ways,found = _Held(self, logits, z, y, own),{},[]
         ts = self.temperature.new_tensor(self.temperatures if temperatures is None else temperatures)

@@ -194,3 +194,16 @@ def test_the_spread_of_another_memory_is_the_other_choice():
     assert again.chosen()==h.chosen()
     net[1].density.spread_of = 'nobody'
     with pytest.raises(MemoError, match='spread_of.*nobody.*rare'): h.fit(held)
+
+def test_a_validation_row_that_is_not_finite_chooses_nothing():
+    "One made every loss NaN, and left everything as it was, silently"
+    x,y = data(200)
+    logits,z = torch.randn(50, 4),x[:50]+.3
+    def fitted(z, rows=slice(None)):
+        h = DensityHead(bank_of(x, y))
+        return h.fit(AttrDict(logits=logits[rows], z=z[rows], y=y[:50][rows], own_item=None, own_group=None))
+    bad = z.clone()
+    bad[3,2] = float('nan')
+    rows = torch.arange(50)!=3
+    assert fitted(bad)==fitted(z, rows)
+    with pytest.raises(MemoError, match='all 50 validation rows'): fitted(z*float('nan'))
