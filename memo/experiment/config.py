@@ -314,9 +314,10 @@ def read_layers(path, seen=()):
     d = read_file(path)
     if not isinstance(d, dict): raise MemoError(f"{path}: the file must be a section of keys, found {shown(d)}")
     base = d.pop('base', None)
-    odd = not isinstance(base, str|None) or base is not None and ('\0' in base or len(base)>1000)
-    if odd: raise MemoError(f"{path}: base must be the path of a YAML file, found {shown(base)}")
-    if base is not None: yield from read_layers(base_file(path, base), (*seen, path.resolve()))
+    bases = base if isinstance(base, list) else [] if base is None else [base]
+    odd = any(not isinstance(o, str) or '\0' in o or len(o)>1000 for o in bases) or len(bases)>8
+    if odd: raise MemoError(f"{path}: base must be the path of a YAML file, or a list of a few, found {shown(base)}")
+    for o in bases: yield from read_layers(base_file(path, o), (*seen, path.resolve()))     # the later over the earlier
     yield d,path
 
 def base_file(path, base):
