@@ -1,12 +1,13 @@
 """Experiments on findings (multi-label): the shipped chest X-ray files, run folders, evaluation again, tables over
 several experiments"""
 import json, shutil
+from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from conftest import root
 from helpers.errors import err
 from helpers.pictures import no_rendering
 from sklearn.metrics import roc_auc_score, average_precision_score
-from memo.experiment.config import load_config
+from memo.experiment.config import load_config, read_file
 from memo.data.chest_xray import findings
 from memo.training.checkpoint import load_plain
 from memo.experiment import build
@@ -131,14 +132,21 @@ def test_dry_run_of_every_shipped_experiment(repo, tree, name, own, tmp_path, mo
     assert [o.name for o in tmp_path.iterdir()] in ([],['hub'])
 
 def test_small_experiments(repo):
-    from memo.banks.policies import policies
+    "They are those that ship, on other data and with a smaller network: both phases, momentum, what is added"
     d = repo/'experiments/chestxray/small'
     c = {p.stem:load_config(p) for p in d.glob('*.yaml')}
-    seven = {'rarity','diversity','hybrid','statistical','entropy','fifo','reservoir'}
-    assert seven<=set(c) and seven<set(policies)
-    for k in seven:
-        assert c[k].memories['memory'].bank.policy==k and but_memory(c[k], c['baseline']) and but_memory(c[k],
-            c['vote']) and len(c[k].seeds)==5
+    one_phase = {'vote'}
+    shipped = {k:load_config(d.parent/f'{n}.yaml') for k in c.keys()-one_phase
+               for n in [read_file(d/f'{k}.yaml')['base'][0].removeprefix('../').removesuffix('.yaml')]}
+    assert {"memory_rarity_effv2s","memory_hybrid_effv2s","baseline_effv2s_bce"} <= {Path(o.name).name
+                                                                              for o in shipped.values()}
+    for k,o in shipped.items():
+        here = c[k]
+        assert len(here.seeds)==5 and min(here.seeds)>=20 and here.data.name=='chest_mosaic'
+        for p in ('loss','abnormal_only','monitor','patience','min_delta'): assert getattr(here.train, p)==getattr(o.train, p)
+        for p in ('momentum','loss','monitor'): assert getattr(here.train.phase2, p)==getattr(o.train.phase2, p)
+        if k in ('entropy','reservoir','temperature'): continue     # which the folder above has not
+        assert here.memories==o.memories
 
 # mistakes
 
