@@ -37,7 +37,7 @@ rows = {'baseline_bce':('baseline_bce', []), 'rarity':('rarity', []), 'temperatu
 
 @torch.no_grad()
 def looked_at(folder):
-    "Of a trained run: length of what is added over that of the feature, their cosine, and that of the feature with the sum"
+    "Of a trained run: length of what is added over the feature's, their cosine, and that of the feature with the sum"
     learn = load_run(folder)
     head,got = learn.memory.head,[]
     hook = head.register_forward_hook(lambda m, x, out: got.append((x[0], out)))
@@ -57,8 +57,8 @@ def main():
         every = [looked_at(o) for o in (d, *sorted(d.glob('seed_*')))]
         lines.append(f"| {Path(c.name).name} | {' | '.join(f'{sum(o)/len(o):.2f}' for o in zip(*every))} |")
     page = (runs/'chest_small/add/comparison.md').read_text().split('\n', 2)[2].strip()
-    text = f"`python benchmarks/add.py`, torch {torch.__version__}; medians over validation images, means over seeds.\n\n"
-    (here/'add.md').write_text(text+'\n'.join(lines)+f'\n\n{page}\n')
+    text = f"`python benchmarks/add.py`, torch {torch.__version__}; medians over validation images, means over seeds."
+    (here/'add.md').write_text(text+'\n\n'+'\n'.join(lines)+f'\n\n{page}\n')
     print(table)
 
 if __name__=='__main__': main()

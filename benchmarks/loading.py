@@ -24,7 +24,9 @@ class Bare(Dataset):
         im = Image.open(self.ps[i]).convert('L').resize((224,224), Image.Resampling.BILINEAR)
         return torch.from_numpy(np.asarray(im).copy())[None].float().div_(255).expand(3, -1, -1),self.y[i]
 
-def cpu(): return sum(o.ru_utime+o.ru_stime for o in map(resource.getrusage, (resource.RUSAGE_SELF,resource.RUSAGE_CHILDREN)))
+def cpu():
+    both = map(resource.getrusage, (resource.RUSAGE_SELF,resource.RUSAGE_CHILDREN))
+    return sum(o.ru_utime+o.ru_stime for o in both)
 
 def through(dl):
     "Seconds (wall, CPU with that of workers) for all images of a loader, and how many they were"
@@ -48,7 +50,8 @@ def main():
     p.add_argument('--images', type=int, default=512)
     p.add_argument('--rounds', type=int, default=9)
     o = p.parse_args()
-    lines = ['| | images/s, memo (of a CPU second) | bare | ratio, wall (quartiles) | ratio, CPU (quartiles) |', '|---|---|---|---|---|']
+    head = '| | images/s, memo (of a CPU second) | bare | ratio, wall (quartiles) | ratio, CPU (quartiles) |'
+    lines = [head, '|---|---|---|---|---|']
     with tempfile.TemporaryDirectory() as d:
         root = chest_tree(Path(d)/'small', patients=600)
         for f in Path(root).rglob('*.png'):

@@ -21,13 +21,13 @@ from fastcore.basics import AttrDict
 # %% ../nbs/00_core.ipynb #4635f23e
 def one_line(
     msg,    # Anything with a text
-    n=300   # Characters at most; long words (paths) lose their middle first, then the text, as both ends say something
+    n=300   # Characters at most; long paths lose their middle first, then the text, as both ends say something
 )->str:
     "A text in one line of printable characters, cut to a readable length"
     s = ' '.join(str(msg).split())
     for w in sorted(set(s.split(' ')), key=len, reverse=True):
         if len(s)<=n or len(w)<=56: break
-        s = s.replace(w, f'{w[:16]}...{w[-37:]}')
+        if os.sep in w: s = s.replace(w, f'{w[:16]}...{w[-37:]}')
     if len(s)>n: s = f'{s[:n*2//3-3]} ... {s[-(n-n*2//3-2):]}'
     return ''.join(c if c.isprintable() else '?' for c in s)
 
@@ -236,7 +236,7 @@ def as_path(
     try: p = Path(os.path.expandvars(said)).expanduser()
     except RuntimeError as e: raise MemoError(f"{what} is {one_line(said, 80)}: {e}") from None    # no such user
     if said.strip() and '\0' not in said and ('$' not in str(p) or p.exists()): return p
-    raise MemoError(f"{what} is {one_line(repr(said), 80)}, a folder or file is accepted" + (
+    raise MemoError(f"{what} is {one_line(repr(said), 80)}, a folder is accepted" + (
         ", and there is no such variable" if '$' in said else ''))
 
 def _folder(found, key, default, path):

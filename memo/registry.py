@@ -114,11 +114,16 @@ def _index():
     try: return {kind:{n:Part(kind, n, *o) for n,o in ps.items()} for kind,ps in parts.items()}
     except TypeError: return {}      # one of another version: make sync makes it anew
 
+@lru_cache(maxsize=1024)
+def _as_now(kind, name, f):
+    "A part of the index as it is in this process, with its comments"
+    old = _index()[kind][name]
+    doc = {k:p.doc for k,p in old.params.items()}
+    return old._replace(params={k:p._replace(doc=doc.get(k, '')) for k,p in arguments(f).items()})
+
 def describe_part(kind, name, f, facts):
     old = _index().get(kind, {}).get(name)
-    if old is not None and (old.module,old.symbol)==(f.__module__,f.__qualname__):     # as it is now, with its comments
-        doc = {k:p.doc for k,p in old.params.items()}
-        return old._replace(params={k:p._replace(doc=doc.get(k, '')) for k,p in arguments(f).items()})
+    if old is not None and (old.module,old.symbol)==(f.__module__,f.__qualname__): return _as_now(old.kind, old.name, f)
     return Part(kind, name, f.__module__, f.__qualname__, *describe(f), _facts(kind, f, facts))
 
 def known(

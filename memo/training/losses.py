@@ -159,7 +159,7 @@ class OneVsAllHinge(Module):
 def pos_weights(
     y, # [N,C] labels (-1: not known), or [C] numbers of positives
     n:int=None, # Number of items, where `y` are numbers of positives
-    most:float=100. # No weight is above
+    most:float=100. # No weight is above, and none below 1/most: what all have is learned too
 )->Tensor: # [C] float32
     "Weight of the positives of each class: negatives per positive, capped"
     y = torch.as_tensor(y).detach().cpu().double()
@@ -171,7 +171,7 @@ def pos_weights(
         raise MemoError("pos_weights: labels [N,C], or positives per class [C] and n, are needed; found "
                         f"{tuple(y.shape)} and n={n}")
     if not ((y>=0)&(y<=n)).all(): raise MemoError(f"pos_weights: 0 to n={n} positives are accepted, found {y.tolist()}")
-    return ((n-y)/y.clamp(min=1)).clamp(max=most).float()
+    return ((n-y)/y.clamp(min=1)).clamp(1/most, most).float()
 
 # %% ../../nbs/training/27_losses.ipynb #38809798
 def _float32(x, y):

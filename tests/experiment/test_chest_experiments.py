@@ -11,7 +11,8 @@ from memo.experiment.config import load_config, read_file
 from memo.data.chest_xray import findings
 from memo.training.checkpoint import load_plain
 from memo.experiment import build
-from memo.experiment import again, run as ex
+from memo.experiment.again import evaluate_model, evaluate_run, load_run
+from memo.experiment import run as ex
 from memo.experiment.compare import run_experiments
 from memo.evaluation.tables import label, row_of
 from memo.experiment.jobs import but_memory, differing
@@ -143,7 +144,8 @@ def test_small_experiments(repo):
     for k,o in shipped.items():
         here = c[k]
         assert len(here.seeds)==5 and min(here.seeds)>=20 and here.data.name=='chest_mosaic'
-        for p in ('loss','abnormal_only','monitor','patience','min_delta'): assert getattr(here.train, p)==getattr(o.train, p)
+        for p in ('loss','abnormal_only','monitor','patience','min_delta'):
+            assert getattr(here.train, p)==getattr(o.train, p)
         for p in ('momentum','loss','monitor'): assert getattr(here.train.phase2, p)==getattr(o.train.phase2, p)
         if k in ('entropy','reservoir','temperature'): continue     # which the folder above has not
         assert here.memories==o.memories
@@ -232,7 +234,7 @@ def test_images_and_targets_of_the_predictions(run, tree):
             else '|'.join(sorted(want.split('|')))) and t['Patient ID'][r['image']]==r['patient']
 
 def test_evaluation_again_is_the_same(run, tmp_path):
-    text,off = again.evaluate_run(run[0], out=tmp_path/'e')
+    text,off = evaluate_run(run[0], out=tmp_path/'e')
     assert off==[] and text.endswith(run[1]) and 'Hernia' in text
     for f in ('predictions.csv','classes.csv'): assert (tmp_path/'e'/f).read_text()==(run[0]/f).read_text()
     for f in ('classes.png','reliability.png','metrics.json'): assert (tmp_path/'e'/f).stat().st_size>0
@@ -241,10 +243,10 @@ def test_evaluation_on_other_data(run, tree, tmp_path):
     "The same images elsewhere give the same numbers; a smaller test list others; the run folder stays as it is"
     other = tmp_path/'elsewhere'
     shutil.copytree(tree, other)
-    assert again.evaluate_run(run[0], root=other)[0].endswith(run[1])
+    assert evaluate_run(run[0], root=other)[0].endswith(run[1])
     t = (other/'test_list.txt').read_text().split()
     (other/'test_list.txt').write_text('\n'.join(t[:len(t)//2]))
-    again.evaluate_run(run[0], root=other, out=tmp_path/'e')
+    evaluate_run(run[0], root=other, out=tmp_path/'e')
     p = pd.read_csv(tmp_path/'e/predictions.csv')
     assert set(p.image)==set(t[:len(t)//2])
     was = pd.read_csv(run[0]/'predictions.csv').set_index('image').loc[p.image]
@@ -254,15 +256,15 @@ def test_evaluation_on_other_data(run, tree, tmp_path):
 def test_model_file_alone(run, tmp_path):
     f = tmp_path/'m.safetensors'
     shutil.copy(run[0]/'model.safetensors', f)
-    assert again.evaluate_model(f).endswith(run[1])
+    assert evaluate_model(f).endswith(run[1])
     f.write_bytes(f.read_bytes()[:100])
-    assert 'm.safetensors' in err(again.evaluate_model, f)
+    assert 'm.safetensors' in err(evaluate_model, f)
     from safetensors.torch import save_file
     save_file(dict(a=torch.zeros(1)), f)
-    assert 'not written by memo-train' in err(again.evaluate_model, f)
+    assert 'not written by memo-train' in err(evaluate_model, f)
 
 def test_threshold(run, tmp_path):
-    again.evaluate_run(run[0], out=tmp_path, threshold=0.)
+    evaluate_run(run[0], out=tmp_path, threshold=0.)
     assert rows(tmp_path)['plain network']['scores']['recall']==1
 
 def test_rows_that_are_added_stay_as_written(write, tmp_path):
@@ -270,7 +272,7 @@ def test_rows_that_are_added_stay_as_written(write, tmp_path):
     cfg = load_config(write('kept', ADD), ['train.phase2=null', f'runs={json.dumps(str(tmp_path))}'])
     ex.run_experiment(cfg, log=lambda s: None)
     ck = load_plain(tmp_path/'kept/checkpoints/s1_e0.pt')['model']
-    learn = again.load_run(tmp_path/'kept')
+    learn = load_run(tmp_path/'kept')
     for k,v in learn.model.state_dict().items(): assert torch.equal(v, ck[k]), k
 
 def test_class_weights_are_those_of_the_images_trained_on(write):
@@ -290,8 +292,8 @@ def test_a_patient_that_was_trained_on_is_no_test_patient(run, tree, tmp_path):
     moved = set(s.image[s.patient==s.patient[s.part=='train'].iloc[-1]])
     (other/'train_val_list.txt').write_text('\n'.join(o for o in a if o not in moved))
     (other/'test_list.txt').write_text('\n'.join(b+sorted(moved)))
-    assert '1 test patients were trained on' in err(again.evaluate_run, run[0], root=other)
-    assert '1 test patients were trained on' in err(again.evaluate_model, run[0]/'model.safetensors', root=other)
+    assert '1 test patients were trained on' in err(evaluate_run, run[0], root=other)
+    assert '1 test patients were trained on' in err(evaluate_model, run[0]/'model.safetensors', root=other)
 
 @pytest.mark.slow
 def test_resumed_is_as_if_nothing_had_happened(write, tmp_path):
@@ -332,7 +334,7 @@ def test_other_settings_run(write, tmp_path, more):
     ex.run_experiment(load_config(p, [*more, f'runs={json.dumps(str(tmp_path))}']), log=lambda s: None)
     m = json.loads((tmp_path/'other/metrics.json').read_text())
     assert all(.3<r['scores']['macro_auc']<=1 for r in m['rows'])
-    assert ('lr' in m)==('train.lr=find' in more) and again.evaluate_run(tmp_path/'other')[1]==[]
+    assert ('lr' in m)==('train.lr=find' in more) and evaluate_run(tmp_path/'other')[1]==[]
 
 # several experiments
 

@@ -141,8 +141,11 @@ def test_weights_multiply_the_positive_term(f):
 @given(st.integers(0,99), st.floats(1,50))
 def test_pos_weights(seed, most):
     y = _xy(seed, 30)[1]
-    want = [min(most, (30-k)/max(k,1)) for k in y.sum(0).tolist()]
+    want = [max(1/most, min(most, (30-k)/max(k,1))) for k in y.sum(0).tolist()]
     assert pos_weights(y, most=most).tolist()==pytest.approx(want)==pos_weights(y.sum(0), 30, most).tolist()
+
+def test_what_every_image_has_is_learned_too():
+    assert pos_weights(torch.ones(30, 2)).tolist()==pytest.approx([.01,.01])
 
 def test_both_outcomes_weigh_the_same():
     y = (torch.rand(500,3, generator=torch.Generator().manual_seed(0))<torch.tensor([.02,.2,.5])).float()
