@@ -1,4 +1,4 @@
-"""Exponential imbalance drawn from a balanced set; long-tailed digits and Fashion-MNIST
+"""Exponential or step imbalance drawn from a balanced set; long-tailed digits and Fashion-MNIST
 
 Docs: https://github.com/fastmemo/memo/data/longtail.html.md"""
 
@@ -11,7 +11,8 @@ __all__ = ['fashion_vocab', 'longtail_counts', 'longtail_subset', 'shot_threshol
 # %% ../../nbs/data/06_longtail.ipynb #6c595f82
 import gzip,zlib
 from fastai.vision.all import *
-from ..core import Count, MemoError, Natural, Positive, Shift, Side, settings
+from typing import Literal
+from ..core import Count, MemoError, Natural, Positive, Shift, Side, check_choice, settings
 from .digests import digest
 from .items import *
 from .samplers import loader_for
@@ -25,9 +26,11 @@ def longtail_counts(
     ratio:float=None, # Largest / smallest, 1 or more
     n_classes:int=10, # Number of classes
     imb_factor:float=None, # Instead of ratio: smallest / largest, above 0 up to 1
-    down:bool=False # Round down, as the published code does; else to the nearest
+    down:bool=False, # Round down, as the published code does; else to the nearest
+    imb_type:Literal['exp','step']='exp' # step: half of the classes, rounded down, have `n_max/ratio`, the others `n_max`
 )->list: # Examples by rank, largest first
-    "Exponentially falling class sizes from `n_max` to `n_max/ratio`"
+    "Class sizes from `n_max` to `n_max/ratio`, falling exponentially or in one step"
+    check_choice('imb_type', imb_type, ('exp','step'))
     if (ratio is None)==(imb_factor is None):
         raise MemoError("ratio, imb_factor: one of them is needed (ratio=100 is imb_factor=0.01), found "
                         f"{'neither' if ratio is None else 'both'}")
@@ -42,7 +45,8 @@ def longtail_counts(
                             + (f"; as largest/smallest it is ratio={imb_factor}" if imb_factor>1 else ''))
         what,name,ratio = imb_factor,'imb_factor',1/imb_factor
     if n_classes<1: raise MemoError(f"n_classes: 1 or more is needed, found {n_classes}")
-    res = [n_max*ratio**(-i/max(1,n_classes-1)) for i in range(n_classes)]
+    step,n = imb_type=='step',n_classes
+    res = [n_max*ratio**-(float(i>=n-n//2) if step else i/max(1,n-1)) for i in range(n)]
     res = [math.floor(o+1e-6) if down else round(o) for o in res]
     if res[-1]<1:
         raise MemoError(f"{name}: {what} leaves no example of the smallest class out of n_max={n_max}; n_max must be "
@@ -92,20 +96,23 @@ def longtail_dls(
     items:Tensor=None, # Positions of x in the set that both are from
     test_items:Tensor=None, # Positions of test_x
     vocab:list=None, # Class names
-    many:float=None, # Many-shot classes have more training examples; by default the three largest are
-    few:float=None, # Few-shot classes have fewer; by default the three smallest are
+    many:float=None, # Many-shot classes have more training examples; by default the three largest are; step: half
+    few:float=None, # Few-shot classes have fewer; by default the three smallest are; step: half
     shuffle_classes:bool=True, # Another class order for every seed but 0
     imb_factor:float=None, # Instead of ratio: smallest / largest
     ids:tuple=None, # Ids of the rows of x and of test_x, instead of items and test_items
-    device=None # By default fastai's
+    device=None, # By default fastai's
+    imb_type:Literal['exp','step']='exp' # How class sizes fall; step: half of the classes have `n_max/ratio`
 )->DataLoaders: # train, valid, test; with `counts`, `many`, `few`, `vocab`, `c`, and the table `split`
     "Long-tailed training set, balanced validation set, and a test set"
     (cls,kw),c = loader_for(sampling),int(y.max())+1
-    counts = n_max if isinstance(n_max, (list,tuple)) else longtail_counts(n_max, ratio, c, imb_factor)
+    told,step = isinstance(n_max, (list,tuple)),imb_type=='step'
+    if told and step: raise MemoError("imb_type: step is drawn from n_max and ratio, and n_max is a list; give its largest")
+    counts = n_max if told else longtail_counts(n_max, ratio, c, imb_factor, imb_type=imb_type)
     val,rest = split_balanced(y, valid, c, seed)
     trn = rest[longtail_subset(y[rest], counts, seed, shuffle_classes)]
     counts = y[trn].bincount(minlength=c)
-    auto = shot_thresholds(counts, *(min(3, c//3) or 1,)*2) if c>1 else (0,0)
+    auto = shot_thresholds(counts, *((c-c//2,c//2) if step else (min(3, c//3) or 1,)*2)) if c>1 else (0,0)
     info = dict(vocab=vocab or range(c), counts=counts, many=ifnone(many, auto[0]), few=ifnone(few, auto[1]))
     items,test_items = set_ids(x, test_x, items, test_items) if ids is None else ids
     def mk(x, y, items, i, cls=TensorDL, bs=val_bs, **kw):
