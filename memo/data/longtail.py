@@ -27,7 +27,7 @@ def longtail_counts(
     n_classes:int=10, # Number of classes
     imb_factor:float=None, # Instead of ratio: smallest / largest, above 0 up to 1
     down:bool=False, # Round down, as the published code does; else to the nearest
-    imb_type:Literal['exp','step']='exp' # step: half of the classes, rounded down, have `n_max/ratio`, the others `n_max`
+    imb_type:Literal['exp','step']='exp' # step: half of the classes, rounded down, have `n_max/ratio`, others `n_max`
 )->list: # Examples by rank, largest first
     "Class sizes from `n_max` to `n_max/ratio`, falling exponentially or in one step"
     check_choice('imb_type', imb_type, ('exp','step'))
@@ -107,7 +107,8 @@ def longtail_dls(
     "Long-tailed training set, balanced validation set, and a test set"
     (cls,kw),c = loader_for(sampling),int(y.max())+1
     told,step = isinstance(n_max, (list,tuple)),imb_type=='step'
-    if told and step: raise MemoError("imb_type: step is drawn from n_max and ratio, and n_max is a list; give its largest")
+    if told and step:
+        raise MemoError("imb_type: step is drawn from n_max and ratio, and n_max is a list; give its largest")
     counts = n_max if told else longtail_counts(n_max, ratio, c, imb_factor, imb_type=imb_type)
     val,rest = split_balanced(y, valid, c, seed)
     trn = rest[longtail_subset(y[rest], counts, seed, shuffle_classes)]
