@@ -225,10 +225,14 @@ def tested(way, n):
 
 def is_baseline(name): return 'Hopfield' not in name and name!=ours
 
-def interval(a, b=None):
-    "Mean of some scores, or of a paired difference, with its 95 % interval"
-    r,sign = paired(a, np.zeros(len(a)) if b is None else b),'' if b is None else '+'
-    return f"{r['mean']:{sign}.1f} [{r['low']:{sign}.1f}, {r['high']:{sign}.1f}]"
+def level(a):
+    "Mean of some scores, and their standard deviation"
+    return f"{np.mean(a):.1f}"+(f" ± {np.std(a, ddof=1):.1f}" if len(a)>1 else '')
+
+def interval(a, b):
+    "Mean of a paired difference, with its 95 % interval"
+    r = paired(a, b)
+    return f"{r['mean']:+.1f} [{r['low']:+.1f}, {r['high']:+.1f}]"
 
 def scores(cells, way, k, name): return [cells[f'{way} {k} {s}'][name]['accuracy'] for s in seeds_of(cells, way, k)]
 def seeds_of(cells, way, k): return [s for s in range(100) if f'{way} {k} {s}' in cells]
@@ -243,7 +247,7 @@ def table(cells, names, get, title):
     titles = ['', *(f'{k} shot{"s"*(k>1)}' for k in shots), *(f'{k}: minus {best[k]}' for k in shots)]
     out = [f"**{title}** ({len(get(1, ours))} seeds)", '', f"| {' | '.join(titles)} |", '|'+'---|'*len(titles)]
     for n in names:
-        a = [interval(get(k, n)) for k in shots]
+        a = [level(get(k, n)) for k in shots]
         d = ['-' if n==best[k] else interval(get(k, n), get(k, best[k])) for k in shots]
         out.append(f"| {n} | {' | '.join(a+d)} |")
     return '\n'.join(out)
@@ -260,7 +264,8 @@ def tune(seeds=(100,101), lrs=(1e-3,3e-3,1e-2,3e-2,1e-1)):
                 got.append(100*float((out.argmax(1)==ds.y).float().mean()))
             print(f'{name:40s} lr {lr:.0e}: {np.mean(got):.1f} ({", ".join(f"{o:.1f}" for o in got)})', flush=True)
 
-about = """{command}; {seeds} seeds, means and 95 % intervals over seeds, torch {torch}.
+about = """{command}; {seeds} seeds: means ± standard deviations, paired differences with their 95 % intervals; torch
+{torch}.
 
 Per cent right of {test} test images (the first {each} of each class) of five classes that the frozen network has not
 seen.

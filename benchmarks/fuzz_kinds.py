@@ -353,7 +353,7 @@ def changed_keys(rng, o):
 
 def fuzz_metrics(rng, world, made):
     "the metrics.json of a finished run, read for its tables"
-    from memo.experiment.run import write_results
+    from memo.experiment.scores import write_results
     from memo.experiment.run_folder import run_config
     d = Path(shutil.copytree(world.run(rng.choice((SLOTS, CLASSES))), world.here/'r'))
     f = d/'metrics.json'
@@ -366,7 +366,7 @@ def fuzz_run(rng, world, made):
     "a run folder in which files were deleted, cut, changed, or are folders and links; read as memo-eval and others do"
     from memo.experiment.compare import is_begun
     from memo.experiment.config import override
-    from memo.experiment.run import evaluate_model,evaluate_run
+    from memo.experiment.again import evaluate_model,evaluate_run
     from memo.experiment.run_folder import run_config
     src = world.run(rng.choice((SLOTS, CLASSES)))
     d = Path(shutil.copytree(src, world.here/'tiny'))

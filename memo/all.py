@@ -92,7 +92,8 @@ from .experiment.build import build_dls,build_learner
 from .experiment.jobs import trainings
 from .experiment.run_folder import run_config
 from .experiment.report import draw_scores
-from .experiment.run import evaluate_model,evaluate_run,load_run,run_experiment
+from .experiment.again import evaluate_model,evaluate_run,load_run
+from .experiment.run import run_experiment
 from .experiment.compare import compare_runs,run_experiments
 from .experiment.run_speed import speed_run
 from .experiment.table import load_table,run_table

@@ -284,13 +284,13 @@ def memo_eval(
         from memo.metrics.rules import threshold_rule
         rule = None if threshold is None else threshold_rule(threshold)
         asked = rule.value if rule is not None and rule.name is None else threshold
-        from memo.experiment import run as ex
+        from memo.experiment import again
         if model_path is not None:
             to = Path(out) if out else Path(model_path).with_name(Path(model_path).stem+'-eval')
-            text,off = ex.evaluate_model(model_path, data, to, asked),[]
+            text,off = again.evaluate_model(model_path, data, to, asked),[]
         else:
             to = Path(out) if out else Path(run_dir)/'eval'
-            text,off = ex.evaluate_run(run_dir, data, to, asked)
+            text,off = again.evaluate_run(run_dir, data, to, asked)
         _say(f'{text}\n\n{to}')
         for o in off:
             _note(f'{o}: the numbers are not those of its metrics.json (another machine, or other versions: see '

@@ -8,7 +8,7 @@ Docs: https://github.com/fastmemo/memo/core.html.md"""
 __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Share', 'Fraction', 'OpenFraction', 'Probability', 'Side', 'Shift',
            'one_thread', 'one_line', 'MemoError', 'Diverged', 'say', 'writable', 'no_more', 'check_choice', 'Range',
            'OneOf', 'undisturbed', 'atomic_path', 'write_text', 'write_csv', 'write_json', 'packaged_file',
-           'cache_folder', 'settings']
+           'cache_folder', 'as_path', 'settings']
 
 # %% ../nbs/00_core.ipynb #fec74f64
 import configparser,difflib,importlib.util,json,math,os,sys,tempfile,threading
@@ -228,14 +228,20 @@ def _read_settings(path):
             raise MemoError(f"{path}: memo does not read {k}; did you mean {near[0]}? It reads {', '.join(_settings)}")
     return found
 
+def as_path(
+    said:str,   # As somebody wrote it
+    what:str    # What it is of, for the message
+)->Path:
+    "A path in which `~` and `$HOME` are those of the shell"
+    try: p = Path(os.path.expandvars(said)).expanduser()
+    except RuntimeError as e: raise MemoError(f"{what} is {one_line(said, 80)}: {e}") from None    # no such user
+    if said.strip() and '\0' not in said and ('$' not in str(p) or p.exists()): return p
+    raise MemoError(f"{what} is {one_line(repr(said), 80)}, a folder or file is accepted" + (
+        ", and there is no such variable" if '$' in said else ''))
+
 def _folder(found, key, default, path):
     "The folder of a key, from that of the file; `~` and `$HOME` are those of the shell"
-    said = found.get(key, default)
-    try: p = Path(os.path.expandvars(said)).expanduser()
-    except RuntimeError as e: raise MemoError(f"{path}: {key} is {one_line(said, 80)}: {e}") from None    # no such user
-    if said and '$' not in str(p) and '\0' not in said: return p
-    raise MemoError(f"{path}: {key} is {one_line(repr(said), 80)}, a folder is accepted" + (
-        ", and there is no such variable" if '$' in said else ''))
+    return as_path(found.get(key, default), f'{path}: {key}')
 
 def settings(
     path:str|Path=None, # A settings.ini; by default the nearest one above the current folder

@@ -25,7 +25,8 @@ from memo.cli import memo_bank, memo_eval, memo_train
 from memo.experiment.sections import flat
 from memo.experiment.config import foreign_parts, load_config
 from memo.core import MemoError
-from memo.experiment.run import load_run, resume_run, run_experiment
+from memo.experiment.again import load_run
+from memo.experiment.run import resume_run, run_experiment
 from memo.training.stages import Stage, fit_stages
 from memo.training.param_groups import adamw, body_head_splitter
 from memo.registry import known

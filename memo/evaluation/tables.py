@@ -170,12 +170,11 @@ def of_seeds(text, n, seeds):
     return f'{text} (of {n} seed{"s" if n>1 else ""})' if text and n<seeds else text
 
 def format_results(table, diff, fmt=text_table):
-    """Both tables as text, in per cent: differences with their intervals; levels, in Markdown, with their standard
-    deviation"""
+    "Both tables as text, in per cent: levels with their standard deviation, differences with their intervals"
     cols,digits = table.attrs['columns'],table.attrs['digits']
     def level(r, c):
         v,std,n = (getattr(r, c+o) for o in ('','_std','_seeds'))
-        return of_seeds(with_spread(v, std if fmt is md_table else np.nan, digits), n, r.seeds)
+        return of_seeds(with_spread(v, std, digits), n, r.seeds)
     def difference(r, c):
         v,low,high,n = (getattr(r, f'{c}_{o}') for o in ('mean','low','high','seeds'))
         return of_seeds(with_interval(v, low, high, '+', digits), n, r.seeds)

@@ -198,11 +198,12 @@ def check(
             except MemoError as e: fail('compare', e)
 
 # %% ../../nbs/experiment/03_config.ipynb #47d1da5b
-def whole_path(v, needed):
+def whole_path(v, needed, what):
     "A path as any folder would find it; what need not be a path is one if it is there"
     if not isinstance(v, str): return v
-    p = Path(v).expanduser()
-    return os.path.abspath(p) if needed or p.exists() else v
+    if needed: return os.path.abspath(as_path(v, what))
+    p = Path(os.path.expandvars(os.path.expanduser(v)))
+    return os.path.abspath(p) if p.exists() else v
 
 def finish(draft):
     "Build and check the `Experiment` from the merged layers"
@@ -222,8 +223,11 @@ def finish(draft):
         for k in _unread(cfg, s):
             if k not in s.given: del s.args[k]      # no default is written down that would not be read back
     # a run that is resumed or evaluated from another folder finds its files
-    for s,k,needed in ((cfg.data,'root',True), (cfg.model,'pretrained',False)):
-        if s.get(k) is not None: s.args[k] = whole_path(s.args[k], needed)
+    try:
+        for s,k,at,needed in ((cfg.data,'root','data',True), (cfg.model,'pretrained','model',False)):
+            if s.get(k) is not None: s.args[k] = whole_path(s.args[k], needed, f'{at}.{k}')
+        if isinstance(cfg.runs, str) and cfg.runs.strip(): cfg.runs = str(as_path(cfg.runs, 'runs'))
+    except MemoError as e: draft.fail(e.msg.split()[0], str(e))
     cfg.path = [str(o) for o in draft.folders] if any('.' in s.name for _,s in all_sections(cfg)) else []
     check(cfg, draft)
     return cfg
@@ -310,9 +314,10 @@ def read_layers(path, seen=()):
     d = read_file(path)
     if not isinstance(d, dict): raise MemoError(f"{path}: the file must be a section of keys, found {shown(d)}")
     base = d.pop('base', None)
-    odd = not isinstance(base, str|None) or base is not None and ('\0' in base or len(base)>1000)
-    if odd: raise MemoError(f"{path}: base must be the path of a YAML file, found {shown(base)}")
-    if base is not None: yield from read_layers(base_file(path, base), (*seen, path.resolve()))
+    bases = base if isinstance(base, list) else [] if base is None else [base]
+    odd = any(not isinstance(o, str) or '\0' in o or len(o)>1000 for o in bases) or len(bases)>8
+    if odd: raise MemoError(f"{path}: base must be the path of a YAML file, or a list of a few, found {shown(base)}")
+    for o in bases: yield from read_layers(base_file(path, o), (*seen, path.resolve()))     # the later over the earlier
     yield d,path
 
 def base_file(path, base):

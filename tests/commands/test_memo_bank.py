@@ -15,7 +15,7 @@ from memo.banks.classes import ClassBank
 from memo.banks.exchange import open_bank
 from memo.cli import memo_bank, options_last
 from memo.core import MemoError
-from memo.experiment.run import load_run
+from memo.experiment.again import load_run
 
 pytestmark = pytest.mark.usefixtures('unrendered')
 

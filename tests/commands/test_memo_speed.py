@@ -7,7 +7,7 @@ from helpers.runs import of_a_run
 from PIL import Image
 from memo.cli import memo_speed, options_last
 from memo.experiment.config import load_config
-from memo.experiment.run import load_run
+from memo.experiment.again import load_run
 
 pytestmark = pytest.mark.usefixtures('unrendered')
 

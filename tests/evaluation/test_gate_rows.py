@@ -9,7 +9,8 @@ from memo.evaluation.tables import Row, label
 from memo.experiment.build import build_learner
 from memo.experiment.config import load_config
 from memo.experiment.jobs import trainings
-from memo.experiment.run import evaluate_run, finish_memories, load_run, run_experiment
+from memo.experiment.again import evaluate_run, load_run
+from memo.experiment.run import finish_memories, run_experiment
 from memo.heads.gate import GateHead
 
 def cfg(tmp_path, head=None, **more):

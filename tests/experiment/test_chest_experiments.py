@@ -1,16 +1,17 @@
 """Experiments on findings (multi-label): the shipped chest X-ray files, run folders, evaluation again, tables over
 several experiments"""
 import json, shutil
+from pathlib import Path
 import numpy as np, pandas as pd, pytest, torch
 from conftest import root
 from helpers.errors import err
 from helpers.pictures import no_rendering
 from sklearn.metrics import roc_auc_score, average_precision_score
-from memo.experiment.config import load_config
+from memo.experiment.config import load_config, read_file
 from memo.data.chest_xray import findings
 from memo.training.checkpoint import load_plain
 from memo.experiment import build
-from memo.experiment import run as ex
+from memo.experiment import again, run as ex
 from memo.experiment.compare import run_experiments
 from memo.evaluation.tables import label, row_of
 from memo.experiment.jobs import but_memory, differing
@@ -131,14 +132,21 @@ def test_dry_run_of_every_shipped_experiment(repo, tree, name, own, tmp_path, mo
     assert [o.name for o in tmp_path.iterdir()] in ([],['hub'])
 
 def test_small_experiments(repo):
-    from memo.banks.policies import policies
+    "They are those that ship, on other data and with a smaller network: both phases, momentum, what is added"
     d = repo/'experiments/chestxray/small'
     c = {p.stem:load_config(p) for p in d.glob('*.yaml')}
-    seven = {'rarity','diversity','hybrid','statistical','entropy','fifo','reservoir'}
-    assert seven<=set(c) and seven<set(policies)
-    for k in seven:
-        assert c[k].memories['memory'].bank.policy==k and but_memory(c[k], c['baseline']) and but_memory(c[k],
-            c['vote']) and len(c[k].seeds)==5
+    one_phase = {'vote'}
+    shipped = {k:load_config(d.parent/f'{n}.yaml') for k in c.keys()-one_phase
+               for n in [read_file(d/f'{k}.yaml')['base'][0].removeprefix('../').removesuffix('.yaml')]}
+    assert {"memory_rarity_effv2s","memory_hybrid_effv2s","baseline_effv2s_bce"} <= {Path(o.name).name
+                                                                              for o in shipped.values()}
+    for k,o in shipped.items():
+        here = c[k]
+        assert len(here.seeds)==5 and min(here.seeds)>=20 and here.data.name=='chest_mosaic'
+        for p in ('loss','abnormal_only','monitor','patience','min_delta'): assert getattr(here.train, p)==getattr(o.train, p)
+        for p in ('momentum','loss','monitor'): assert getattr(here.train.phase2, p)==getattr(o.train.phase2, p)
+        if k in ('entropy','reservoir','temperature'): continue     # which the folder above has not
+        assert here.memories==o.memories
 
 # mistakes
 
@@ -224,7 +232,7 @@ def test_images_and_targets_of_the_predictions(run, tree):
             else '|'.join(sorted(want.split('|')))) and t['Patient ID'][r['image']]==r['patient']
 
 def test_evaluation_again_is_the_same(run, tmp_path):
-    text,off = ex.evaluate_run(run[0], out=tmp_path/'e')
+    text,off = again.evaluate_run(run[0], out=tmp_path/'e')
     assert off==[] and text.endswith(run[1]) and 'Hernia' in text
     for f in ('predictions.csv','classes.csv'): assert (tmp_path/'e'/f).read_text()==(run[0]/f).read_text()
     for f in ('classes.png','reliability.png','metrics.json'): assert (tmp_path/'e'/f).stat().st_size>0
@@ -233,10 +241,10 @@ def test_evaluation_on_other_data(run, tree, tmp_path):
     "The same images elsewhere give the same numbers; a smaller test list others; the run folder stays as it is"
     other = tmp_path/'elsewhere'
     shutil.copytree(tree, other)
-    assert ex.evaluate_run(run[0], root=other)[0].endswith(run[1])
+    assert again.evaluate_run(run[0], root=other)[0].endswith(run[1])
     t = (other/'test_list.txt').read_text().split()
     (other/'test_list.txt').write_text('\n'.join(t[:len(t)//2]))
-    ex.evaluate_run(run[0], root=other, out=tmp_path/'e')
+    again.evaluate_run(run[0], root=other, out=tmp_path/'e')
     p = pd.read_csv(tmp_path/'e/predictions.csv')
     assert set(p.image)==set(t[:len(t)//2])
     was = pd.read_csv(run[0]/'predictions.csv').set_index('image').loc[p.image]
@@ -246,15 +254,15 @@ def test_evaluation_on_other_data(run, tree, tmp_path):
 def test_model_file_alone(run, tmp_path):
     f = tmp_path/'m.safetensors'
     shutil.copy(run[0]/'model.safetensors', f)
-    assert ex.evaluate_model(f).endswith(run[1])
+    assert again.evaluate_model(f).endswith(run[1])
     f.write_bytes(f.read_bytes()[:100])
-    assert 'm.safetensors' in err(ex.evaluate_model, f)
+    assert 'm.safetensors' in err(again.evaluate_model, f)
     from safetensors.torch import save_file
     save_file(dict(a=torch.zeros(1)), f)
-    assert 'not written by memo-train' in err(ex.evaluate_model, f)
+    assert 'not written by memo-train' in err(again.evaluate_model, f)
 
 def test_threshold(run, tmp_path):
-    ex.evaluate_run(run[0], out=tmp_path, threshold=0.)
+    again.evaluate_run(run[0], out=tmp_path, threshold=0.)
     assert rows(tmp_path)['plain network']['scores']['recall']==1
 
 def test_rows_that_are_added_stay_as_written(write, tmp_path):
@@ -262,7 +270,7 @@ def test_rows_that_are_added_stay_as_written(write, tmp_path):
     cfg = load_config(write('kept', ADD), ['train.phase2=null', f'runs={json.dumps(str(tmp_path))}'])
     ex.run_experiment(cfg, log=lambda s: None)
     ck = load_plain(tmp_path/'kept/checkpoints/s1_e0.pt')['model']
-    learn = ex.load_run(tmp_path/'kept')
+    learn = again.load_run(tmp_path/'kept')
     for k,v in learn.model.state_dict().items(): assert torch.equal(v, ck[k]), k
 
 def test_class_weights_are_those_of_the_images_trained_on(write):
@@ -282,8 +290,8 @@ def test_a_patient_that_was_trained_on_is_no_test_patient(run, tree, tmp_path):
     moved = set(s.image[s.patient==s.patient[s.part=='train'].iloc[-1]])
     (other/'train_val_list.txt').write_text('\n'.join(o for o in a if o not in moved))
     (other/'test_list.txt').write_text('\n'.join(b+sorted(moved)))
-    assert '1 test patients were trained on' in err(ex.evaluate_run, run[0], root=other)
-    assert '1 test patients were trained on' in err(ex.evaluate_model, run[0]/'model.safetensors', root=other)
+    assert '1 test patients were trained on' in err(again.evaluate_run, run[0], root=other)
+    assert '1 test patients were trained on' in err(again.evaluate_model, run[0]/'model.safetensors', root=other)
 
 @pytest.mark.slow
 def test_resumed_is_as_if_nothing_had_happened(write, tmp_path):
@@ -324,7 +332,7 @@ def test_other_settings_run(write, tmp_path, more):
     ex.run_experiment(load_config(p, [*more, f'runs={json.dumps(str(tmp_path))}']), log=lambda s: None)
     m = json.loads((tmp_path/'other/metrics.json').read_text())
     assert all(.3<r['scores']['macro_auc']<=1 for r in m['rows'])
-    assert ('lr' in m)==('train.lr=find' in more) and ex.evaluate_run(tmp_path/'other')[1]==[]
+    assert ('lr' in m)==('train.lr=find' in more) and again.evaluate_run(tmp_path/'other')[1]==[]
 
 # several experiments
 

@@ -7,7 +7,7 @@ from fastai.learner import load_learner
 from safetensors import safe_open
 from memo.cli import memo_eval
 from memo.data.chest_xray import findings
-from memo.experiment import run as ex
+from memo.experiment import again, run as ex
 from memo.experiment.config import load_config
 from memo.experiment.run_folder import kept_choices
 from memo.evaluation.tables import label, row_of
@@ -58,7 +58,7 @@ def test_validation_predictions_are_of_validation_images(run, tree):
     t = pd.read_csv(tree/'Data_Entry_2017.csv', index_col=False).set_index('Image Index').loc[p.image]
     assert t['Patient ID'].tolist()==p.patient.tolist()
     for f in findings: assert p[f].tolist()==t['Finding Labels'].str.split('|').map(lambda o: int(f in o)).tolist()
-    learn = ex.load_run(run)
+    learn = again.load_run(run)
     probs,y = learn.get_preds(dl=learn.dls.valid)
     want = p[[f'plain network + memory: {f}' for f in findings]].to_numpy()
     np.testing.assert_allclose(probs, want, atol=1e-5)
@@ -93,7 +93,7 @@ def test_thresholds_are_those_of_validation_data(run):
 
 def test_they_are_in_the_model(run, tmp_path):
     "A learner that is loaded, or exported and loaded, finds what lies above them"
-    learn = ex.load_run(run)
+    learn = again.load_run(run)
     own = rows(run)['plain network + memory']['chosen']['thresholds']['of']
     assert learn.thresholds.tolist()==[.5 if own[f] is None else own[f] for f in findings]
     probs,_,found = learn.get_preds(dl=learn.dls[2], with_decoded=True)
@@ -103,13 +103,13 @@ def test_they_are_in_the_model(run, tmp_path):
     with safe_open(run/'model.safetensors', 'pt') as f: json.loads(f.metadata()['rows'])
 
 def test_evaluated_again(run, tmp_path):
-    text,off = ex.evaluate_run(run, out=tmp_path/'a')
+    text,off = again.evaluate_run(run, out=tmp_path/'a')
     assert off==[] and 'thresholds by youden' in text and '(none chosen)' in text
     for f in ('predictions_valid.csv','classes.csv'): assert (tmp_path/'a'/f).read_text()==(run/f).read_text()
     shutil.copy(run/'model.safetensors', tmp_path/'m.safetensors')
-    assert ex.evaluate_model(tmp_path/'m.safetensors')==text
+    assert again.evaluate_model(tmp_path/'m.safetensors')==text
     for how in ('f1', {'sensitivity':.9}, 'specificity=.95'):
-        ex.evaluate_run(run, out=tmp_path/'b', threshold=how)
+        again.evaluate_run(run, out=tmp_path/'b', threshold=how)
         v,got = pd.read_csv(tmp_path/'b/predictions_valid.csv'),rows(tmp_path/'b')['plain network']
         want = thresholds(torch.tensor(v[[f'plain network: {f}' for f in findings]].to_numpy('float32')),
                           torch.tensor(v[findings].to_numpy()), how)
@@ -129,8 +129,8 @@ def test_on_other_data_they_stay(run, tree, tmp_path):
     keep = ids['Image Index'][ids['Patient ID'].isin(lost)]
     (other/'train_val_list.txt').write_text('\n'.join(o for o in (other/'train_val_list.txt').read_text().split()
                                                       if o not in {*keep}))
-    ex.evaluate_run(run, root=other, out=tmp_path/'a')
-    ex.evaluate_run(run, root=other, out=tmp_path/'b', threshold='f1')
+    again.evaluate_run(run, root=other, out=tmp_path/'a')
+    again.evaluate_run(run, root=other, out=tmp_path/'b', threshold='f1')
     def of(d): return {k:r['chosen']['thresholds'] for k,r in rows(d).items()}
     assert of(tmp_path/'a')==of(run)!=of(tmp_path/'b')
 
@@ -149,7 +149,7 @@ def test_made_again_and_damaged(run, tmp_path):
         m['rows'][0]['chosen'] = dict(thresholds=bad)
         assert 'm.json is damaged' in err(kept_choices, m['rows'], 'm.json')
         (d/'metrics.json').write_text(json.dumps(m))
-        assert 'metrics.json is damaged' in err(ex.evaluate_run, d)
+        assert 'metrics.json is damaged' in err(again.evaluate_run, d)
 
 @pytest.mark.parametrize('over,said', [
     (['evaluation.threshold=yuden'], "did you mean 'youden'"),

@@ -4,7 +4,7 @@ import pandas as pd, pytest
 from helpers.errors import err
 from memo.core import Diverged
 from memo.banks.exchange import BankSaver
-from memo.experiment import run as ex
+from memo.experiment import again, run as ex
 from memo.experiment.compare import run_experiments
 from memo.experiment.config import load_config
 from memo.experiment.jobs import trainings
@@ -71,9 +71,9 @@ def test_it_is_scored_as_it_was_after_its_best_epoch(load, tmp_path):
     said, = [o for o in lines if o.startswith('a seed 0 |') and 'not finite' in o]
     assert 'stage train, epoch 2 of 3, batch 4 of 9' in said and 'scored as it was after epoch 1 of train' in said
     # the scores are those of that epoch
-    learn = ex.load_run(d)
+    learn = again.load_run(d)
     assert all(bool(p.isfinite().all()) for p in learn.model.parameters())
-    again,off = ex.evaluate_run(d)
+    again,off = again.evaluate_run(d)
     assert off==[] and 'seeds 0, 1 diverged' in again
     # nothing is tried again
     lines.clear()
@@ -97,7 +97,7 @@ def test_nothing_to_score(load, tmp_path, words='item 7 holds NaN'):
     d,lines = tmp_path/'runs/b',[]
     o = read_json(d/'diverged.json')
     assert o['kept'] is None and o['batch']==1 and not (d/'metrics.json').exists()
-    for f in (lambda: ex.resume_run(d, lines.append), lambda: ex.evaluate_run(d), lambda: ex.load_run(d)):
+    for f in (lambda: ex.resume_run(d, lines.append), lambda: again.evaluate_run(d), lambda: again.load_run(d)):
         with pytest.raises(Diverged, match='not finite'): f()
     assert lines==['b seed 0 | has diverged before, --overwrite trains it again']
     assert '--overwrite replaces it' in err(ex.run_experiment, cfg, log=silent)

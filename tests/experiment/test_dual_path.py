@@ -6,7 +6,7 @@ from helpers.errors import err
 from helpers.pictures import no_rendering
 from memo.evaluation.evaluate import planned_rows
 from memo.evaluation.tables import label, row_of
-from memo.experiment import run as ex
+from memo.experiment import again, run as ex
 from memo.experiment.build import build_learner, build_stages
 from memo.experiment.config import from_dict, load_config
 from memo.experiment.sections import to_dict, to_yaml
@@ -126,13 +126,13 @@ def test_both_gates_have_the_chosen_threshold(ran):
     rows,_ = entries(folder)
     hard,soft = (rows[f'plain network + memory{o}']['chosen'] for o in ('',' (soft)'))
     assert hard==soft and hard['threshold']!=.85
-    assert float(ex.load_run(folder).memory.head.threshold)==hard['threshold']
+    assert float(again.load_run(folder).memory.head.threshold)==hard['threshold']
 
 @pytest.mark.slow
 def test_usage_is_the_share_that_the_model_lets_go(ran):
     cfg,folder,_ = ran
     rows,_ = entries(folder)
-    learn = ex.load_run(folder)
+    learn = again.load_run(folder)
     x = torch.cat([b[0] for b in learn.dls[2]])
     z = learn.memory.collect(learn.dls[2]).z
     hit = learn.memory.head.decide(z)[0]
@@ -153,7 +153,7 @@ def test_history_has_both_paths(ran):
 @pytest.mark.slow
 def test_evaluated_again_it_is_the_same(ran):
     _,folder,table = ran
-    again,off = ex.evaluate_run(folder)
+    again,off = again.evaluate_run(folder)
     assert off==[] and again.strip()==table.strip()
 
 @pytest.mark.slow
@@ -179,4 +179,4 @@ def test_an_exit_in_a_small_run(tmp_path):
     cfg,folder,_ = run(tmp_path, 'digits_exit', 'memory.at="4"')
     rows,_ = entries(folder)
     assert list(rows)==names(cfg) and 0<=rows['plain network + memory']['scores']['usage']<=1
-    assert ex.evaluate_run(folder)[1]==[]
+    assert again.evaluate_run(folder)[1]==[]

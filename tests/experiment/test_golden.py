@@ -2,7 +2,7 @@
 import json, shutil, tarfile
 import pandas as pd, pytest
 from helpers.errors import err
-from memo.experiment import run as ex
+from memo.experiment import again, run as ex
 from memo.experiment.compare import run_experiments
 from memo.evaluation.tables import label, results, row_of
 from memo.experiment.run_folder import run_config
@@ -91,7 +91,7 @@ def rows_of_table(text):
 @pytest.mark.parametrize('name', ['whole','rivals','watch','replay','lda','none'])
 def test_evaluated_again(runs, name, tmp_path):
     "memo-eval of a run folder of 0.1: every score as it was, every row by its name"
-    text,off = ex.evaluate_run(runs/name, out=tmp_path/'e')
+    text,off = again.evaluate_run(runs/name, out=tmp_path/'e')
     assert off==[]
     old = json.loads((runs/name/'metrics.json').read_text())
     new = json.loads((tmp_path/'e/metrics.json').read_text())
@@ -108,7 +108,7 @@ def test_a_differing_number_is_noticed(runs, tmp_path):
     shutil.copytree(runs/'none', tmp_path/'none')
     p = tmp_path/'none/metrics.json'
     p.write_text(p.read_text().replace('"accuracy": 0.', '"accuracy": 0.9', 1))
-    assert ex.evaluate_run(tmp_path/'none')[1]==[str(tmp_path/'none')]
+    assert again.evaluate_run(tmp_path/'none')[1]==[str(tmp_path/'none')]
 
 @pytest.mark.parametrize('name', ['whole','rivals','watch'])
 def test_finished_runs_have_their_table(runs, name, tmp_path):
@@ -120,9 +120,9 @@ def test_finished_runs_have_their_table(runs, name, tmp_path):
 
 @pytest.mark.parametrize('name', ['whole','watch','lda'])
 def test_the_learner_and_the_file_of_a_model(runs, name):
-    learn = ex.load_run(runs/name)
+    learn = again.load_run(runs/name)
     assert len(learn.memory.bank)>0 and type(learn.memory.bank).__name__==('SlotBank' if name=='whole' else 'ClassBank')
-    text = ex.evaluate_model(runs/name/'model.safetensors')
+    text = again.evaluate_model(runs/name/'model.safetensors')
     assert all(o in text for o in json.loads((runs/name/'metrics.json').read_text())['methods'])
 
 def test_old_and_new_share_a_table(runs, tmp_path):

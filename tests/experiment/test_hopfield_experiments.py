@@ -9,7 +9,7 @@ from helpers.errors import err
 from helpers.pictures import no_rendering
 from memo.evaluation.baselines import paired_of, training_title
 from memo.evaluation.tables import label, row_of
-from memo.experiment import run as ex
+from memo.experiment import again, run as ex
 from memo.experiment.build import build_learner, build_stages
 from memo.experiment.compare import run_experiments
 from memo.experiment.config import from_dict, load_config
@@ -224,9 +224,9 @@ def test_evaluated_again_it_is_the_same(trained, tool):
     r = tool('memo-eval', folder, render=False)
     table = out[out.index('method '):].split('\n\n')
     assert r.returncode==0 and all(o.strip() in r.stdout for o in table[:2])
-    again,off = ex.evaluate_run(folder)
+    again,off = again.evaluate_run(folder)
     assert off==[] and pairs_of(again)==[f'Hopfield memory - {o}' for o in TITLES[1:]]
-    assert not [p for p in ex.load_run(folder/'lora_seed_1').model.modules() if isinstance(p, LowRankLinear)
+    assert not [p for p in again.load_run(folder/'lora_seed_1').model.modules() if isinstance(p, LowRankLinear)
                 and float(p.lora.b.detach().abs().max())==0]
 
 @pytest.mark.slow
@@ -262,7 +262,7 @@ def a_run(name, folder, *over):
 @pytest.mark.parametrize('name', ['cifar10','cifar100'])
 def test_cifar_in_its_official_layout(name, archive, tmp_path):
     folder,table = a_run(name, tmp_path, f'data.root={archive}', *PHOTOS)
-    assert names_of(table)==[NETS[0],FITTED[0],FITTED[2],*NETS[1:]] and ex.evaluate_run(folder)[1]==[]
+    assert names_of(table)==[NETS[0],FITTED[0],FITTED[2],*NETS[1:]] and again.evaluate_run(folder)[1]==[]
     assert {*json.loads((folder/'metrics.json').read_text())['classes'].values()}=={5}
 
 @pytest.mark.slow
@@ -289,7 +289,7 @@ def test_weights_of_another_run(tmp_path):
     (tmp_path/'before.yaml').write_text(yaml.safe_dump(d))
     before = load_config(tmp_path/'before.yaml', [f'runs={tmp_path}'])
     with no_rendering(): ex.run_experiment(before, log=lambda s: None)
-    was = ex.load_run(tmp_path/'before').model.state_dict()
+    was = again.load_run(tmp_path/'before').model.state_dict()
     weights = f'model.pretrained={tmp_path}/before/model.safetensors'
     cfg = load_config(hopfield/'digits.yaml', [*TINY, weights, 'seeds=[0]'])
     for t in trainings(cfg, 'r'):

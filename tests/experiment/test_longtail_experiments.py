@@ -6,7 +6,7 @@ from conftest import root
 from helpers.errors import err
 from helpers.pictures import no_rendering
 from memo.evaluation import evaluate as evaluation
-from memo.experiment import run as ex
+from memo.experiment import again, run as ex
 from memo.banks.base import Bank
 from memo.banks.classes import ClassBank
 from memo.banks.exchange import latest_bank
@@ -145,9 +145,9 @@ def test_every_row_is_there(run):
 @pytest.mark.slow
 def test_evaluated_again_it_is_the_same(run):
     cfg,folder,table = run
-    again,off = ex.evaluate_run(folder)
+    again,off = again.evaluate_run(folder)
     assert off==[] and again.strip()==table.strip()
-    assert 'plain network + memory: lda' in ex.evaluate_model(folder/'model.safetensors')
+    assert 'plain network + memory: lda' in again.evaluate_model(folder/'model.safetensors')
 
 def same_bank(a, b):
     a,b = a.state_dict(),b.state_dict()
@@ -158,7 +158,7 @@ def test_saved_banks(run):
     cfg,folder,_ = run
     assert sorted(o.name for o in (folder/'banks').iterdir())==[f'tiny_{s}.{e}' for s in ('final','step_2')
         for e in ('json','safetensors')]
-    own = ex.load_run(folder).memory.bank
+    own = again.load_run(folder).memory.bank
     end = Bank.load(latest_bank(folder/'banks', 'tiny'))
     assert isinstance(end, ClassBank) and same_bank(end, own) and end.config()==own.config()
     mid = Bank.load(folder/'banks/tiny_step_2.safetensors')
@@ -174,7 +174,7 @@ def test_saved_banks(run):
 def test_all_rows_come_from_one_network(run, monkeypatch):
     "The vote, prototype and LDA rows are what a run with that head gives, the scores too"
     cfg,folder,_ = run
-    learn = ex.load_run(folder)
+    learn = again.load_run(folder)
     r = evaluation.evaluate(learn, cfg)
     was = {k:v.clone() for k,v in learn.model.state_dict().items()}
     evaluation.evaluate(learn, cfg)
@@ -218,7 +218,7 @@ def test_interrupted_and_resumed_is_the_whole(yml, tmp_path, monkeypatch, head, 
     assert same_bank(x, y)
     h,g = (pd.read_csv(tmp_path/o/'t/history.csv').drop(columns='seconds') for o in ('whole','parts'))
     pd.testing.assert_frame_equal(h, g)
-    assert ex.evaluate_run(tmp_path/'parts/t')[1]==[]
+    assert again.evaluate_run(tmp_path/'parts/t')[1]==[]
 
 @pytest.mark.slow
 def test_slots_are_saved_too(yml, tmp_path):
@@ -228,5 +228,5 @@ def test_slots_are_saved_too(yml, tmp_path):
                           [f'runs={json.dumps(str(tmp_path))}'])
     ex.run_experiment(cfg, log=lambda s: None)
     assert same_bank(Bank.load(latest_bank(tmp_path/'s/banks', 's')),
-                     ex.load_run(tmp_path/'s').memory.bank) and len(list((tmp_path/'s/banks').iterdir()))==6
-    assert ex.evaluate_run(tmp_path/'s')[1]==[]
+                     again.load_run(tmp_path/'s').memory.bank) and len(list((tmp_path/'s/banks').iterdir()))==6
+    assert again.evaluate_run(tmp_path/'s')[1]==[]

@@ -46,7 +46,7 @@ def test_all_have_them(finished):
 KILLED = '''
 import os,signal,sys
 from pathlib import Path
-from memo.experiment import run as ex
+from memo.experiment import again, run as ex
 from memo.experiment.config import load_config
 def killed(*args): os.kill(os.getpid(), signal.SIGKILL)
 n,real = 0,ex.{where}
@@ -109,7 +109,7 @@ def test_a_run_that_wrote_no_list(run):
 
 def test_a_users_own_files_stay(run, finished):
     "Pictures above all: one of a user's, a copy of memo's, one that is none"
-    ex.evaluate_run(run, out=run/'eval')
+    again.evaluate_run(run, out=run/'eval')
     Figure().savefig(run/'mine.png')
     shutil.copy(run/'bank.png', run/'for_the_paper.png')
     (run/'bank').mkdir()
@@ -124,7 +124,7 @@ def test_a_users_own_files_stay(run, finished):
 def test_memos_own_go(run, capsys):
     "What the other commands wrote into the run too"
     from memo.cli import memo_bank
-    ex.evaluate_run(run, out=run/'eval')
+    again.evaluate_run(run, out=run/'eval')
     memo_bank(str(run))
     remove_run(run)
     assert [*run.rglob('*')]==[]

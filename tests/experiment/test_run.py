@@ -9,7 +9,7 @@ from memo.experiment.config import *
 from memo.core import MemoError
 from memo.experiment import build
 from memo.evaluation import evaluate as evaluation
-from memo.experiment import run as ex
+from memo.experiment import again, run as ex
 from memo.evaluation.tables import Row, label, results, rows_of
 from memo.experiment.run_folder import environment, model_config, read_json, run_config
 from memo.experiment.jobs import trainings
@@ -118,7 +118,7 @@ def test_no_nan_in_json(yml, tmp_path):
     ex.run_experiment(cfg, log=lambda s: None)
     m = json.loads((tmp_path/'runs/tiny/metrics.json').read_text(),
                    parse_constant=lambda s: pytest.fail(f'{s} is no JSON'))
-    assert all(r['scores']['many'] is None for r in m['rows']) and ex.evaluate_run(tmp_path/'runs/tiny')[1]==[]
+    assert all(r['scores']['many'] is None for r in m['rows']) and again.evaluate_run(tmp_path/'runs/tiny')[1]==[]
 
 def test_metrics_agree_with_predictions(run):
     p = pd.read_csv(run[1]/'predictions.csv')
@@ -136,16 +136,16 @@ def test_table_is_the_mean_and_differences_are_paired(run):
     assert abs(row.accuracy_mean-want)<1e-12 and row.accuracy_low<=want<=row.accuracy_high
 
 def test_evaluation_gives_the_same_numbers(run):
-    table,off = ex.evaluate_run(run[1])
+    table,off = again.evaluate_run(run[1])
     assert table==run[2] and off==[]
 
 def test_evaluation_of_a_sub_folder(run):
-    table,off = ex.evaluate_run(run[1]/'balanced_sampling_seed_1')
+    table,off = again.evaluate_run(run[1]/'balanced_sampling_seed_1')
     assert off==[] and 'balanced sampling + memory' in table
 
 def test_load_run(run):
     from memo.experiment.config import load_config
-    learn = ex.load_run(run[1])
+    learn = again.load_run(run[1])
     assert len(learn.memory.bank)==64
     with learn.no_bar(): p,y = learn.get_preds(dl=learn.dls[2])
     assert abs((p.argmax(1)==y).float().mean().item()-scores(run[1])['plain network + memory']['accuracy'])<1e-6
@@ -153,7 +153,7 @@ def test_load_run(run):
 def test_the_vote_was_fitted_on_the_rows_as_they_are(run):
     """The choice in the file is that of a fit on the validation set after training, rows encoded anew, all
     candidates tried"""
-    learn = ex.load_run(run[1])
+    learn = again.load_run(run[1])
     m = next(r for r in read_json(run[1]/'metrics.json')['rows'] if r['memory'] and not r['method'])
     was = learn.memory.head.chosen()
     assert was==m['chosen'] and {'weight','temperature','k','whiten'}<=was.keys()
@@ -203,12 +203,12 @@ def test_broken_run_folder(run, tmp_path, f):
     d = tmp_path/'r'
     shutil.copytree(run[1], d)
     (d/f).write_bytes((d/f).read_bytes()[:40] if f!='config.yaml' else b'name: [tiny')
-    assert f in err(ex.evaluate_run, d)
+    assert f in err(again.evaluate_run, d)
     (d/f).unlink()
-    assert f in err(ex.evaluate_run, d)
+    assert f in err(again.evaluate_run, d)
 
 def test_no_run_folder(tmp_path):
-    assert 'no such run folder' in err(ex.evaluate_run, tmp_path/'x')
+    assert 'no such run folder' in err(again.evaluate_run, tmp_path/'x')
     assert 'no config.yaml' in err(ex.resume_run, tmp_path)
 
 # several memories
@@ -238,13 +238,13 @@ compare: [logit_adjusted, class_mean]
         assert (d/f'{f}.png').stat().st_size>0
     assert {*read_json(d/'metrics.json')['banks']}=={'early','rare',
                                                      'seen'} and (d/'banks/both_early_step_1.safetensors').is_file()
-    learn = ex.load_run(d)
+    learn = again.load_run(d)
     with learn.no_bar(): p,y = learn.get_preds(dl=learn.dls[2])
     assert abs((p.argmax(1)==y).float().mean().item()-scores(d)[names[3]]['accuracy'])<1e-6
     with learn.early.off(), learn.no_bar(): q,_ = learn.get_preds(dl=learn.dls[2])
     assert abs((q.argmax(1)==y).float().mean().item()-scores(d)[names[2]]['accuracy'])<1e-6
     chosen = next(r['chosen'] for r in read_json(d/'metrics.json')['rows'] if r['memory']==['early','rare'])
-    assert {*chosen}=={'early','rare'} and ex.evaluate_run(d)==(table,[])
+    assert {*chosen}=={'early','rare'} and again.evaluate_run(d)==(table,[])
 
 def test_each_memory_is_fitted_to_others_as_they_will_be(yml, tmp_path, monkeypatch):
     """A vote first and the earliest exit last, whatever the order in the file, and none before all rows are encoded
@@ -267,7 +267,7 @@ train: {epochs: 2, lr: 1e-2, bs: 16}
         monkeypatch.setattr(MemoryCallback, f, noted)
     ex.run_experiment(load_config(yml(txt), [f'runs={json.dumps(str(tmp_path/"runs"))}']), log=lambda s: None)
     assert [f for f,_ in done]==['rekey']*3+['fit']*3 and [n for f,n in done if f=='fit']==['vote','late','early']
-    learn = ex.load_run(tmp_path/'runs/exits')
+    learn = again.load_run(tmp_path/'runs/exits')
     was = learn.early.head.chosen()
     learn.early.fit(eps=.1)
     assert learn.early.head.chosen()==pytest.approx(was)
@@ -281,7 +281,7 @@ def test_a_memory_in_the_network_takes_part_in_every_row(yml, tmp_path):
     table,d = ex.run_experiment(cfg, log=lambda s: None),tmp_path/'runs/tiny'
     assert list(scores(d))==['plain network + memory: mid',
                              'plain network + memory: mid, late'] and list(scores(d/'plain_seed_0'))==['plain network']
-    learn = ex.load_run(d)
+    learn = again.load_run(d)
     with learn.late.off(), learn.no_bar(): p,y = learn.get_preds(dl=learn.dls[2])
     assert abs((p.argmax(1)==y).float().mean().item()-scores(d)['plain network + memory: mid']['accuracy'])<1e-6
     assert 'plain network + memory: mid, late - plain network' in table
@@ -378,7 +378,7 @@ def test_evaluated_from_anywhere(own, tool, python, tmp_path, cold):
         (d/'runs/own/metrics.json').read_text())['rows']
     r = tool('memo-eval', '--model-path', d/'runs/own/model.safetensors', '--out', tmp_path/'f', cwd=d)
     assert r.returncode==2 and 'import own_parts first' in r.stderr and len(r.stderr.strip().splitlines())==1
-    code = ("import own_parts; from memo.experiment.run import evaluate_model; "
+    code = ("import own_parts; from memo.experiment.again import evaluate_model; "
             f"print(evaluate_model({str(d/'runs/own/model.safetensors')!r}))")
     r = python('-W', 'ignore', '-c', code, cwd=d)
     assert r.returncode==0 and 'even or odd' in r.stdout, r.stderr
@@ -443,7 +443,7 @@ def plain_set(bs=16, seed=0, n=48):
     assert list(scores(tmp_path/'runs/u'))==(['plain network','plain network + memory'] if multi
                                              else ['plain network','logit adjustment','plain network + memory',
                                                    'logit adjustment + memory'])
-    assert ex.evaluate_run(tmp_path/'runs/u')[1]==[]
+    assert again.evaluate_run(tmp_path/'runs/u')[1]==[]
 
 # what a file says and nothing reads
 
@@ -530,8 +530,8 @@ def test_a_threshold_where_there_is_none(yml, tmp_path):
     cfg = load_config(yml(TINY), ['seeds=[0]', 'compare=[]', 'train.epochs=1',
                                   f'runs={json.dumps(str(tmp_path/"runs"))}'])
     ex.run_experiment(cfg, log=lambda s: None)
-    assert 'threshold is for findings; multiclass answers have none' in err(ex.evaluate_run, tmp_path/'runs/tiny', None,
-        None, .9)
+    said = err(again.evaluate_run, tmp_path/'runs/tiny', None, None, .9)
+    assert 'threshold is for findings; multiclass answers have none' in said
 
 def test_no_more_rows_are_asked_for_than_there_are(yml, tmp_path):
     "A rival's default k over a small bank, which is only known when it is built"
@@ -560,8 +560,8 @@ class Answers(MemoryHead):
             f'head: bare_heads.{head}}}', runs])
         ex.run_experiment(cfg, log=lambda s: None)
         d = tmp_path/'runs'/head
-        assert list(scores(d))==rows and ex.evaluate_run(d)[1]==[]
-        p,learn = pd.read_csv(d/'predictions.csv'),ex.load_run(d)
+        assert list(scores(d))==rows and again.evaluate_run(d)[1]==[]
+        p,learn = pd.read_csv(d/'predictions.csv'),again.load_run(d)
         with learn.no_bar(), learn.no_logging(): own = learn.get_preds(dl=learn.dls[2])[0].argmax(1)
         assert p['plain network + memory'].tolist()==own.tolist()
 

@@ -8,7 +8,7 @@ from helpers.errors import err
 from memo.continual.stream_fit import StreamResult
 from memo.evaluation.stream_task import StreamTask, chosen_on, last_row, read_result, stream_scores
 from memo.evaluation.tasks import task_of
-from memo.experiment import run as ex
+from memo.experiment import again, run as ex
 from memo.experiment.build import build_dls, build_learner
 from memo.experiment.compare import run_experiments
 from memo.experiment.config import from_dict, load_config, override
@@ -206,13 +206,13 @@ def test_methods_draw_by_the_seed_of_the_experiment():
 
 def test_evaluating_again(trained, tmp_path):
     d,table,cfg = trained
-    again,off = ex.evaluate_run(d, out=tmp_path)
+    again,off = again.evaluate_run(d, out=tmp_path)
     assert again==table and not off
     assert (tmp_path/'predictions.csv').read_text()==(d/'predictions.csv').read_text()
-    text = ex.evaluate_model(d/'model.safetensors')      # its rows before the last are not in the file
+    text = again.evaluate_model(d/'model.safetensors')      # its rows before the last are not in the file
     m = json.loads((d/'metrics.json').read_text())['rows'][0]['scores']
     assert text.splitlines()[1].split()[2:]==[f"{100*m['average_accuracy']:.1f}"]
-    assert len(ex.load_run(d).replay.state)==20          # the buffer came along
+    assert len(again.load_run(d).replay.state)==20          # the buffer came along
 
 @pytest.mark.parametrize('file,change,words', [
     ('matrix.csv', None, 'no such file'),
@@ -229,7 +229,7 @@ def test_a_damaged_run_is_not_scored(trained, tmp_path, file, change, words):
     text = (d/file).read_text()
     if change is None: (d/file).unlink()
     else: (d/file).write_text(change(text))
-    assert words in err(ex.evaluate_run, d)
+    assert words in err(again.evaluate_run, d)
 
 def test_on_other_data_only_the_last_row_is_known(few_fashion, fashion_root, tmp_path):
     "What was measured earlier was measured on the items of the run's own data"
@@ -237,8 +237,8 @@ def test_on_other_data_only_the_last_row_is_known(few_fashion, fashion_root, tmp
                 data=dict(name='split_fashion', root=str(few_fashion), images=100, size=28), plots=dict(save=False),
                 train=dict(opt='sgd', lr=.01))
     table = ex.run_experiment(from_dict(said, 'x'), log=silent)
-    assert ex.evaluate_run(tmp_path/'f')==(table, [])
-    text,off = ex.evaluate_run(tmp_path/'f', root=fashion_root, out=tmp_path/'e')
+    assert again.evaluate_run(tmp_path/'f')==(table, [])
+    text,off = again.evaluate_run(tmp_path/'f', root=fashion_root, out=tmp_path/'e')
     s = json.loads((tmp_path/'e/metrics.json').read_text())['rows'][0]['scores']
     assert not off and 0<s['average_accuracy']<=1 and s['forgetting'] is None and not (tmp_path/'e/matrix.csv').exists()
     assert len(text.splitlines()[1].split())==2
@@ -251,7 +251,7 @@ def test_files_hold_no_nan(more, tmp_path):
     "Of one experience, of two of a class each, of those without validation items: valid JSON, empty cells"
     cfg = cfg_of('data.n=120', 'plots.save=false', 'compare=[joint]', f'runs={json.dumps(str(tmp_path))}', *more)
     ex.run_experiment(cfg, log=silent)
-    ex.evaluate_run(tmp_path/cfg.name, out=tmp_path/'e')
+    again.evaluate_run(tmp_path/cfg.name, out=tmp_path/'e')
     for p in tmp_path.rglob('*.json'): json.loads(p.read_text(), parse_constant=_refuse)
     got = [*tmp_path.rglob('*.csv')]
     assert len(got)>=7
@@ -367,7 +367,7 @@ def test_a_stream_over_features(weights, tmp_path, monkeypatch):
     cached = {o.name:o.stat().st_ino for o in (tmp_path/'data/features').iterdir()}
     learn = build_learner(cfg, 0)
     assert len(learn.dls.stream)==5 and learn.dls.train.dataset.x.ndim==2 and len(cached)==3
-    again,off = ex.evaluate_run(tmp_path/'runs/f')
+    again,off = again.evaluate_run(tmp_path/'runs/f')
     assert again==table and not off
     assert {o.name:o.stat().st_ino for o in (tmp_path/'data/features').iterdir()}==cached       # none is made again
     ex.dry_run(cfg, silent)
@@ -391,7 +391,7 @@ def test_every_method_in_a_run(name, tmp_path):
                  f'runs={json.dumps(str(tmp_path))}')
     table = ex.run_experiment(cfg, log=silent)
     d = tmp_path/cfg.name
-    again,off = ex.evaluate_run(d)
+    again,off = again.evaluate_run(d)
     assert f'mlp, {name}' in table and again==table and not off
     assert (d/'surfaces.png').exists() and (d/'matrix.png').exists() and (d/'accuracy.png').exists()
 
@@ -401,5 +401,5 @@ def test_a_memory_in_a_stream(tmp_path):
                  f'runs={json.dumps(str(tmp_path))}')
     table = ex.run_experiment(cfg, log=silent)
     assert 'mlp + memory' in table and 'mlp, as it comes' in table
-    again,off = ex.evaluate_run(tmp_path/cfg.name)
+    again,off = again.evaluate_run(tmp_path/cfg.name)
     assert again==table and not off

@@ -1,0 +1,159 @@
+"Callbacks of one's own when a training is gone on with: what they know is kept, or going on is refused by its name"
+import collections,copy,random,warnings
+from functools import partial
+import numpy as np
+import pytest
+from fastai.vision.all import Callback, GradientClip, MixUp, L, nn, torch
+from hypothesis import given, settings, strategies as st
+from contracts.made import StopAt
+from test_stages import make, quiet, same, same_model
+from memo.core import MemoError
+from memo.training.callback_state import packed, unpacked
+from memo.training.stages import Stage, fit_stages
+
+stages = lambda: [Stage('a', 3, 1e-2, fit='fit'), Stage('b', 2, 1e-3)]
+def run(folder, cb=None, where='fit', **kw):
+    learn = make(cbs=cb if cb is not None and where=='learner' else [])
+    cbs = ([cb] if cb is not None and where=='fit' else []) + kw.pop('more', [])
+    with quiet(learn): return learn,fit_stages(learn, stages(), folder, cbs=cbs, **kw)
+def killed(folder, cb, n, **kw):
+    with pytest.raises(KeyboardInterrupt): run(folder, cb, more=[StopAt(n)], **kw)
+
+class Noise(Callback):
+    "Has generators of its own"
+    def __init__(self, kind='numpy'):
+        self.g = {'numpy':lambda: np.random.default_rng(3), 'python':lambda: random.Random(3),
+                  'old':lambda: np.random.RandomState(3), 'torch':lambda: torch.Generator().manual_seed(3)}[kind]()
+    def draw(self):
+        if isinstance(self.g, torch.Generator): return float(torch.rand(1, generator=self.g))
+        return float(self.g.random() if hasattr(self.g, 'random') else self.g.random_sample())
+    def before_batch(self):
+        if self.training: self.learn.xb = (self.x+.3*self.draw(),)
+
+class Warm(Callback):
+    "Steps grow with the batches that it has seen, by a list and a dict of its own"
+    def __init__(self): self.seen,self.of = [],collections.Counter()
+    def before_step(self):
+        for p in self.model.parameters():
+            if p.grad is not None: p.grad *= min(1, (1+len(self.seen)+self.of['b'])/40)
+    def after_batch(self):
+        if self.training:
+            self.seen.append(float(self.loss.detach()))
+            self.of['b'] += 1
+
+class Average(Callback):
+    "A moving average of the weights, to which the model is drawn"
+    def __init__(self, early=True): self.early,self.ema = early,None
+    def before_fit(self):
+        if self.ema is None: self.ema = copy.deepcopy(self.model)
+    def after_step(self):
+        with torch.no_grad():
+            for a,p in zip(self.ema.parameters(), self.model.parameters()):
+                a.lerp_(p, .1)
+                p.lerp_(a, .2)
+
+class Shuffled(Callback):
+    "Tensors and arrays"
+    def __init__(self): self.w,self.at = torch.ones(2),np.zeros(3, dtype='int64')
+    def before_step(self):
+        self.w *= .97
+        self.at[0] += 1
+        for p in self.model.parameters():
+            if p.grad is not None: p.grad *= float(self.w[0])+.01*self.at[0]
+
+own = {f'noise_{k}':partial(Noise, k) for k in ('numpy','python','old','torch')} | dict(warm=Warm, shuffled=Shuffled)
+
+@pytest.mark.parametrize('kind,where', [*((k,'fit') for k in own),('noise_numpy','learner'),('warm','learner')])
+def test_what_it_knows_is_kept(tmp_path, kind, where):
+    "All of them went on from their beginning, to the numbers of neither"
+    a,h = run(tmp_path/'a', own[kind](), where)
+    killed(tmp_path/'b', own[kind](), 9, where=where)
+    killed(tmp_path/'b', own[kind](), 15, where=where, resume=True)
+    b,h2 = run(tmp_path/'b', own[kind](), where, resume=True)
+    same(h, h2), same_model(a, b)
+
+def test_what_has_a_state_of_its_own_is_kept_once_it_is_there(tmp_path):
+    a,h = run(tmp_path/'a', Average())
+    killed(tmp_path/'b', Average(), 9)       # in the middle of a stage, whose beginning makes it
+    b,h2 = run(tmp_path/'b', Average(), resume=True)
+    same(h, h2), same_model(a, b)
+    killed(tmp_path/'c', Average(), 20)      # between stages: nothing is there to put it into
+    with pytest.raises(MemoError, match='Average has no ema yet that its state could be put back into') as e:
+        run(tmp_path/'c', Average(), resume=True)
+    assert len(str(e.value))<=300
+
+class Odd(Callback):
+    "Knows something that nobody can save"
+    def __init__(self): self.it = None
+    def before_batch(self): self.it = (i for i in range(3))
+
+def test_what_cannot_be_kept_is_said_and_refused(tmp_path):
+    with pytest.warns(UserWarning, match='do not hold Odd.it') as ws: killed(tmp_path, Odd(), 12)
+    assert len([o for o in ws if 'Odd.it' in str(o.message)])==1
+    with pytest.raises(MemoError, match='has not what Odd keeps in it: give Odd state_dict') as e:
+        run(tmp_path, Odd(), resume=True)
+    assert len(str(e.value))<=300
+    with pytest.raises(MemoError, match='beside it is Odd there, no such callback here'): run(tmp_path, resume=True)
+
+def test_what_knew_something_has_to_be_there(tmp_path):
+    killed(tmp_path, Warm(), 9)
+    with pytest.raises(MemoError, match='beside it is Warm there, no such callback here'): run(tmp_path, resume=True)
+
+class Looks(Callback):
+    def after_batch(self): pass
+
+def test_what_knows_nothing_may_come_and_go_with_a_word(tmp_path):
+    _,h = run(tmp_path/'a')
+    killed(tmp_path/'b', Looks(), 9)
+    with pytest.warns(UserWarning, match='goes on without Looks, which it had'):
+        killed(tmp_path/'b', None, 9, resume=True)
+    with pytest.warns(UserWarning, match='goes on with Looks, which it had not'):
+        _,h2 = run(tmp_path/'b', Looks(), resume=True)
+    same(h, h2)
+
+@pytest.mark.parametrize('cb', [GradientClip,MixUp])
+def test_fastais_that_change_numbers_neither_come_nor_go(tmp_path, cb):
+    killed(tmp_path/'a', cb(), 9)
+    with pytest.raises(MemoError, match=f'beside it is {cb.__name__} there, no such callback here'):
+        run(tmp_path/'a', resume=True)
+    killed(tmp_path/'b', None, 9)
+    with pytest.raises(MemoError, match=f'beside it is no such callback there, {cb.__name__} here'):
+        run(tmp_path/'b', cb(), resume=True)
+    a,h = run(tmp_path/'c', cb())
+    b,h2 = run(tmp_path/'a', cb(), resume=True)
+    same(h, h2), same_model(a, b)
+
+def test_other_arguments_are_refused(tmp_path):
+    killed(tmp_path, GradientClip(1.), 9)
+    with pytest.raises(MemoError, match='GradientClip has max_norm 1.0 there, 2.0 here'):
+        run(tmp_path, GradientClip(2.), resume=True)
+
+class Big(Callback):
+    def __init__(self, x): self.x = x
+
+def test_what_does_not_change_is_not_saved(tmp_path):
+    "As a set that a callback looks at"
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        run(tmp_path/'a', Big(torch.zeros(2_000_000)))
+        run(tmp_path/'b', Big(lambda: 3))
+    assert all(p.stat().st_size<1_000_000 for p in (tmp_path/'a').glob('*.pt'))
+
+plain = st.recursive(st.none()|st.booleans()|st.integers()|st.floats(allow_nan=False)|st.text(),
+                     lambda s: st.lists(s)|st.dictionaries(st.text()|st.integers(), s)|st.tuples(s, s), max_leaves=8)
+
+@given(plain)
+@settings(max_examples=60, deadline=None)
+def test_values_come_back_as_they_were(v):
+    assert unpacked(packed(v))==v and type(unpacked(packed(v)))==type(v)
+
+@given(st.lists(st.integers()), st.sets(st.integers()))
+@settings(max_examples=20, deadline=None)
+def test_what_is_there_takes_over_in_its_place(a, b):
+    for made in (list,L,collections.deque):
+        now = was = made([7])
+        assert unpacked(packed(made(a)), now) is was and [*was]==a
+    now = {3}
+    assert unpacked(packed(b), now) is now and now==b
+    d = collections.defaultdict(list, x=[1])
+    assert unpacked(packed(dict(y=a)), d) is d and d==dict(y=a) and d['z']==[]
