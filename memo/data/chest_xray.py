@@ -9,7 +9,7 @@ __all__ = ['findings', 'find_table', 'read_csv', 'check_rows', 'read_targets', '
            'chest_table', 'chest_split', 'chest_dls', 'chestxray14']
 
 # %% ../../nbs/data/24_chest_xray.ipynb #2256da44
-import difflib,zlib
+import difflib,gzip,zlib
 from fastai.vision.all import *
 from typing import Annotated
 from ..core import Fraction, MemoError, Natural, NonNegative, OneOf, Side, check_choice, settings
@@ -42,9 +42,12 @@ def read_csv(
     columns, # Names that it has to have
     fix='' # What to do where it has not
 )->pd.DataFrame: # Of texts; '' where a cell is empty
-    "Read a table as texts: a number of 39 digits stays what it is"
-    try: df = pd.read_csv(p, dtype=str, index_col=False, skipinitialspace=True, encoding='utf-8-sig',
-                          keep_default_na=False)
+    "Read a table as texts: a number of 39 digits stays what it is; columns end with a comma, a semicolon or a tab"
+    try:
+        with (gzip.open if str(p).lower().endswith('.gz') else open)(p, 'rb') as f: head = f.readline()
+        df = pd.read_csv(p, sep=max(',;\t', key=lambda o: head.count(o.encode())), dtype=str, index_col=False,
+                         skipinitialspace=True, encoding='utf-8-sig', keep_default_na=False)
+    except UnicodeDecodeError as e: raise MemoError(f"cannot read {p}: not a text in UTF-8; save it as one") from e
     except (OSError, ValueError, EOFError, zlib.error) as e:
         raise MemoError(f"cannot read {p}: {str(e).splitlines()[0]}; download it again") from e
     df.columns = [str(o).strip() for o in df.columns]

@@ -10,6 +10,7 @@ __all__ = ['read_pickle', 'cifar_part', 'class_folders', 'read_folders', 'downlo
 
 # %% ../../nbs/data/08_cifar.ipynb #96c46a70
 import pickle,tarfile,tempfile
+from typing import Literal
 from fastai.vision.all import *
 from ..core import Count, MemoError, Natural, Positive, Shift, Side, settings
 from .images import FileImages, check_images, packed, some
@@ -164,6 +165,7 @@ def cifar_lt(
     many:float=100, # Many-shot classes have more training examples
     few:float=20, # Few-shot classes have fewer
     shuffle_classes:bool=False, # Another class order for every seed but 0; the published sets have none
+    imb_type:Literal['exp','step']='exp', # How class sizes fall; step: half of the classes have `n_max/ratio`
     **kwargs
 )->DataLoaders: # train, valid, test
     "Long-tailed CIFAR-10 or CIFAR-100"
@@ -174,7 +176,7 @@ def cifar_lt(
     if not 0<n_max<=least-valid:
         raise MemoError(f"CIFAR-{classes}: {least} images a class are there, {n_max}+{valid} are "
                         "asked for (n_max, valid)")
-    counts = longtail_counts(n_max, imbalance_ratio(ratio, imb_factor, 100), classes, imb_factor, down=True)
+    counts = longtail_counts(n_max, imbalance_ratio(ratio, imb_factor, 100), classes, imb_factor, True, imb_type)
     norm = Normalize.from_stats(*_cifar[classes]['stats'], cuda=False)
     tfms = [*[RandomShift(shift, flip=True)]*(shift>0), *[ResizeBatch(size)]*(size!=32), norm]
     dls = longtail_dls(x, y, tx, ty, counts, valid=valid, tfms=tfms, vocab=names, many=many, few=few,

@@ -35,7 +35,7 @@ def stratified(
     return k.tolist()
 
 # %% ../../nbs/data/14_whole.ipynb #30a874a3
-_no_tail = ['ratio','imb_factor','many','few','shuffle_classes']
+_no_tail = ['ratio','imb_factor','imb_type','many','few','shuffle_classes']
 
 def check_draws(n, n_way, n_shot, shot_seed):
     "What the keys of a draw say has to be read"
