@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/metrics/intervals.html.md"""
 
 # %% auto #0
 __all__ = ['paired', 'binomial_bound', 'rows_to_bound', 'score_places', 'scores_of_draws', 'drawn_scores', 'expanded',
-           'bootstrap_ends', 'patient_bootstrap']
+           'bootstrap_ends', 'enough_for_mean', 'patient_bootstrap']
 
 # %% ../../nbs/metrics/03_intervals.ipynb #5548d0c4
 from fastai.vision.all import *
@@ -104,6 +104,20 @@ def bootstrap_ends(
     "Percentile intervals, nan where all draws are"
     return torch.stack([o.nanquantile(torch.tensor([a, 1-a], dtype=v.dtype)) for o,a in zip(v.T, low)])
 
+def enough_for_mean(
+    few:Tensor,     # [C] patients with and without each finding, whichever are fewer
+    score:str,      # 'auc' or 'ap'
+    least:int=10    # So many are enough for one finding
+)->bool:
+    """Do patients suffice for the interval of a mean over those findings that have any?
+
+    AUCs: so many patients of one finding would have that variance. Average precisions: each is biased by a share of
+    1/patients, which no drawing shows, and their mean is the surer of it the more findings there are."""
+    n = few[few>0].double()
+    if not len(n): return False
+    inverse = float((1/n).mean())
+    return len(n)/inverse>=least if score=='auc' else 1/inverse>=max(least, 4*len(n)*(len(n)>1))
+
 def patient_bootstrap(
     probs:Tensor, # [N,C] scores
     y:Tensor, # [N,C] labels, 0 or 1
@@ -128,9 +142,7 @@ def patient_bootstrap(
             for o,v in (('auc',auc), ('ap',ap))}
     def mean_of(o, v, i):
         a = bootstrap_ends(v[:,i].nanmean(1, keepdim=True), [(1-level)/2])[0]
-        # a mean AP of classes that hardly occur is biased, whatever is drawn; AUCs of several make up for each other
-        none = few[i].sum()<least if o=='auc' else ((few[i]>0) & (few[i]<least)).any()
-        return tuple(torch.where(none, torch.nan, a).tolist())
+        return tuple(torch.where(torch.tensor(enough_for_mean(few[i], o, least)), a, torch.nan).tolist())
     out = {f'{a}_{o}':mean_of(o, v, i) for a,i in (('macro',slice(None)), ('tail',ids))
            for o,v in dict(auc=auc, ap=ap).items() if a=='macro' or len(ids)}
     return dict(**out, **ends)

@@ -9,7 +9,7 @@ from memo.core import MemoError
 from memo.data.tensors import TensorDL
 from memo.metrics.multilabel import calibration_bins, class_ap, class_auc, class_table, macro_ap, macro_auc
 from memo.metrics.multilabel import multilabel_scores
-from memo.metrics.intervals import patient_bootstrap
+from memo.metrics.intervals import enough_for_mean, patient_bootstrap
 
 def case(seed, n=60, c=5, ties=None, rate=.3):
     g = torch.Generator().manual_seed(seed)
@@ -123,6 +123,14 @@ def test_interval_covers():
                                      level=.9)['auc'][0]
         n += low<=want<=high
     assert 80<=n<=97
+
+@pytest.mark.parametrize('few,auc,ap', [
+    ([60,50,40,30,30,20,20,15,15,10,8,5,3,1], True, False), ([30,20,15,10], True, True), ([10]*4, True, False),
+    ([5,3,2,1], False, False), ([10,1], False, False), ([2,2], False, False), ([10], True, True), ([9], False, False),
+    ([0,0], False, False), ([0,10], True, True), ([400]*14, True, True)])
+def test_what_is_enough_for_a_mean(few, auc, ap):
+    "What covers less in benchmarks/intervals.md is not shown: a rare finding takes the variance of all"
+    assert enough_for_mean(torch.tensor(few), 'auc')==auc and enough_for_mean(torch.tensor(few), 'ap')==ap
 
 def test_few_patients_have_no_interval():
     "From ten patients with a finding, and ten without, on; the mean AP needs them in each of its classes"
