@@ -10,7 +10,7 @@ import numpy as np, torch
 from pathlib import Path
 from scipy import stats
 from memo.evaluation.tables import md_table
-from memo.metrics.intervals import bootstrap_ends, drawn_scores, expanded, patient_bootstrap
+from memo.metrics.intervals import bootstrap_ends, drawn_scores, enough_for_mean, expanded, patient_bootstrap
 from memo.metrics.multilabel import class_ap
 from memo.metrics.shares import clopper_pearson, effective_number, share_interval
 
@@ -91,7 +91,7 @@ def means(trials=120, draws=200):
                 ci = patient_bootstrap(*scored(gs, alike), n=draws, seed=i, least=0)
                 ok += [holds(ci['macro_auc'], TRUE), holds(ci['macro_ap'], ap)]
             got.append(100*ok/trials)
-        shown = 'yes' if sum(gs)>=10 else 'no','yes' if min(gs)>=10 else 'no'
+        shown = ['yes' if enough_for_mean(torch.tensor(gs), o) else 'no' for o in ('auc','ap')]
         cells = [f'{min(o):.0f} to {max(o):.0f}' for o in zip(*got)]
         rows.append([', '.join(map(str, gs)), cells[0], shown[0], cells[1], shown[1]])
     return md_table(rows, ['positive patients of the findings','macro AUC','shown','macro AP','shown'])

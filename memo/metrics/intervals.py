@@ -116,7 +116,7 @@ def enough_for_mean(
     n = few[few>0].double()
     if not len(n): return False
     inverse = float((1/n).mean())
-    return len(n)/inverse>=least if score=='auc' else 1/inverse>=max(least, 4*len(n)*(len(n)>1))
+    return len(n)/inverse>=least if score=='auc' else 1/inverse>=least*max(1, .4*len(n))
 
 def patient_bootstrap(
     probs:Tensor, # [N,C] scores
