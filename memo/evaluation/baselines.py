@@ -8,9 +8,9 @@ Docs: https://github.com/fastmemo/memo/evaluation/baselines.html.md"""
 __all__ = ['carried', 'bases', 'Baseline', 'fact', 'data_task', 'in_stream', 'task_kind', 'check_kind', 'check_valid', 'heads_of',
            'is_baseline', 'baseline', 'check_baseline', 'suits', 'Plain', 'both_phases', 'BalancedSampling', 'InStream',
            'Naive', 'Joint', 'OtherModel', 'LinearProbe', 'PromptTuning', 'ShallowPrompts', 'DeepPrompts',
-           'LowRankChanges', 'model_title', 'OnFeatures', 'without_memories', 'same_features', 'ClassMean', 'shots_of',
-           'Ridge', 'TipAdapter', 'TrainedTipAdapter', 'title_of', 'training_title', 'row_titles', 'remedies_of',
-           'paired_of']
+           'LowRankChanges', 'model_title', 'OnFeatures', 'without_memories', 'same_features', 'ClassMean',
+           'fitted_once', 'shots_of', 'Ridge', 'TipAdapter', 'TrainedTipAdapter', 'title_of', 'training_title',
+           'row_titles', 'remedies_of', 'paired_of']
 
 # %% ../../nbs/evaluation/03_baselines.ipynb #76563679
 from typing import Annotated
@@ -240,6 +240,17 @@ class ClassMean(OnFeatures):
     def fit(self, train, valid, dls):
         from memo.evaluation.classifiers import nearest_mean
         return nearest_mean(train.z, train.y, dls.c, *shots_of(train, valid))
+
+# %% ../../nbs/evaluation/03_baselines.ipynb #f17ce002
+def fitted_once(
+    train,  # What was collected of training items; with `shared`, a dict, where several rows of a table are given it
+    fit,    # Function of features `z`, labels `y` and what follows
+    *args   # Numbers and the like
+):          # What it gives
+    "What is fitted to training items alone: once for all rows of a table that need it"
+    kept = train.get('shared', {})
+    if (fit,args) not in kept: kept[fit,args] = fit(train.z, train.y, *args)
+    return kept[fit,args]
 
 # %% ../../nbs/evaluation/03_baselines.ipynb #b13b0001
 def shots_of(train, valid):

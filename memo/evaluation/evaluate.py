@@ -114,6 +114,7 @@ class Answers:
     def __init__(self, learn, cfg):
         store_attr()
         self.memories,self.got,self.nets,self.heads = getattr(learn, 'memories', {}),{},{},{}
+        self.shared = {}    # what several baselines need, fitted to features of the training items
         self.sections = {s.name:s for s in cfg.compare}
         own = [k for k in memories(get_model(learn.model)) if k not in cfg.memories]        # the network came with them
         self.used = [k for k,m in cfg.memories.items() if fact(m.head, 'trains')]+own
@@ -167,6 +168,7 @@ class Answers:
             get = dict(features=self.features, both=self.both).get(b.works_on, self.collected)
             def given(part): return part in b.needs or part in b.uses and not is_empty(self.loader(part))
             train,valid = (_cpu(get(o)) if given(o) else None for o in ('train','valid'))
+            if train is not None and b.works_on!='outputs': train.shared = self.shared
             if 'classifier' in b.needs: valid.classifier = self.classifier()
             self.nets[method] = b.fit(train, valid, self.learn.dls)
         return self.nets[method]

@@ -149,7 +149,7 @@ def calibrated_classifier(
                 x,to = filled_up(tukey(z.double(), p), y, n_classes, many, k, a, most, seed)
                 n = torch.bincount(to, minlength=n_classes)
                 def loss(o): return class_mean(F.cross_entropy(o, to, reduction='none'), to, n)
-                fs = fit_layers(x, loss, n_classes, l2s)
+                fs = fit_layers(x, loss, n_classes, l2s, torch.full((n_classes,), 1/n_classes))
                 for l2,f in zip(l2s, fs):
                     loss = class_nll(f(tukey(zv.double().cpu(), p)).log_softmax(1), yv.cpu()).item()
                     if best is None or loss<best[0]: best = loss,p,k,a,l2,f

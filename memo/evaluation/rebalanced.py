@@ -28,17 +28,20 @@ def fit_layers(
     loss,           # Function of logits [N,C] that gives a scalar
     n_out:int,      # C
     l2s,            # Strengths of the ridge on the weights (half their squares), of standardised features
-    n_start=None    # Offsets to start from [C]
+    share:Tensor,   # Probability of each output where the weights are 0 [C]: rare ones have a loss that is flat in their
+                    # offset, which is looked for on a scale of its own
+    start=None      # Offsets to start from [C]
 ):                  # A function from features to logits, for each strength
     "Linear layers with the least loss, by L-BFGS from the strongest ridge to the weakest, each from the one before"
     mean,std = standardized(z.double())
     x,res = (z.double()-mean)/std,{}
+    scale = (share*(1-share)).double().clamp(min=1e-6).rsqrt()
     w = torch.zeros(n_out, x.shape[1], dtype=torch.double)
-    b = torch.zeros(n_out, dtype=torch.double) if n_start is None else n_start.double()
+    b = torch.zeros(n_out, dtype=torch.double) if start is None else start.double()/scale
     for l2 in sorted(l2s, reverse=True):
-        def whole(w, b): return loss(F.linear(x, w, b))+l2/2*w.square().sum()
+        def whole(w, b): return loss(F.linear(x, w, scale*b))+l2/2*w.square().sum()
         w,b = minimised(whole, w, b, steps=500)
-        res[l2] = partial(as_layer, mean=mean, std=std, w=w, b=b)
+        res[l2] = partial(as_layer, mean=mean, std=std, w=w, b=scale*b)
     return [res[l2] for l2 in l2s]
 
 def as_layer(q, mean, std, w, b):
@@ -56,7 +59,7 @@ def balanced_layers(
     `logits + log n` on every item once, whose logits stand for classes of equal size"""
     z,y = check_features('balanced_layers', z, y, n_classes)
     prior = log_prior(torch.bincount(y, minlength=n_classes)).double()
-    return fit_layers(z, lambda o: F.cross_entropy(o+prior, y), n_classes, l2s)
+    return fit_layers(z, lambda o: F.cross_entropy(o+prior, y), n_classes, l2s, prior.softmax(0))
 
 def balanced_layer(
     z:Tensor,       # Training features [N,D]
@@ -64,11 +67,12 @@ def balanced_layer(
     n_classes:int,  # C
     zv:Tensor,      # Validation features [V,D]
     yv:Tensor,      # Their classes [V]
-    l2s=strengths   # Ridges to choose from, by class-balanced negative log-likelihood
+    l2s=strengths,  # Ridges to choose from, by class-balanced negative log-likelihood
+    layers=None     # What `balanced_layers` gives for them, where it is known
 ):                  # A function from features [B,D] to logits [B,C]; what was chosen
     "The classifier of `balanced_layers` that is best on validation data"
     check_features('balanced_layer', z, y, n_classes, zv)
-    fs = balanced_layers(z, y, n_classes, l2s)
+    fs = layers or balanced_layers(z, y, n_classes, l2s)
     nlls = [class_nll(f(zv).double().log_softmax(1), yv.cpu()).item() for f in fs]
     i = nlls.index(min(nlls))
     return fs[i],dict(l2=l2s[i])
@@ -115,18 +119,20 @@ def finding_layers(
     z,k,y = as_features(z),known_labels(y).cpu(),y.detach().as_subclass(Tensor).cpu().double()
     n,y = k.sum(0).clamp(min=1),y.masked_fill(~k, 0.)
     def loss(o): return ((F.binary_cross_entropy_with_logits(o, y, reduction='none')*k).sum(0)/n).sum()
-    return fit_layers(z, loss, y.shape[1], l2s, torch.logit((y.sum(0)+.5)/(n+1)))
+    share = (y.sum(0)+.5)/(n+1)
+    return fit_layers(z, loss, y.shape[1], l2s, share, torch.logit(share))
 
 def finding_layer(
     z:Tensor,       # Training features [N,D]
     y:Tensor,       # 0/1 targets [N,C]
     zv:Tensor,      # Validation features [V,D]
     yv:Tensor,      # Their targets [V,C]
-    l2s=strengths   # Ridges to choose from, by negative log-likelihood over all findings
+    l2s=strengths,  # Ridges to choose from, by negative log-likelihood over all findings
+    layers=None     # What `finding_layers` gives for them, where it is known
 ):                  # A function from features [B,D] to log-odds [B,C]; what was chosen
     "The logistic regressions of `finding_layers` that are best on validation data"
     check_findings('finding_layer', z, y, zv, yv)
-    fs = finding_layers(z, y, l2s)
+    fs = layers or finding_layers(z, y, l2s)
     nlls = [log_odds_nll(f(zv).double(), yv.cpu()).item() for f in fs]
     i = nlls.index(min(nlls))
     return fs[i],dict(l2=l2s[i])
@@ -136,14 +142,15 @@ def two_opinions(
     train,          # What was collected of training items: features `z` [N,D], classes `y` [N]
     valid,          # Of validation items: outputs `logits` [V,C] too
     n_classes:int,  # C
-    l2s=strengths   # Ridges to choose from
+    l2s=strengths,  # Ridges to choose from
+    layers=None     # What `balanced_layers` gives for them, where it is known
 ):                  # A function of outputs and features that gives log-probabilities; what was chosen
     """The network times a classifier re-trained on its features with the balanced softmax, p^a q^b / n^g: the ridge,
     the powers and the offset that have the least class-balanced negative log-likelihood on validation data"""
     log_n = log_prior(torch.bincount(train.y.cpu().long(), minlength=n_classes))
     p,yv,best = valid.logits.float().cpu().log_softmax(1),valid.y.cpu().long(),None
     check_features('two_opinions', train.z, train.y, n_classes, valid.z)
-    for l2,f in zip(l2s, balanced_layers(train.z, train.y, n_classes, l2s)):
+    for l2,f in zip(l2s, layers or balanced_layers(train.z, train.y, n_classes, l2s)):
         powers,loss = fit_powers(p, f(valid.z).log_softmax(1), log_n, yv)
         if best is None or loss<best[0]: best = loss,powers,l2,f
     _,powers,l2,f = best
@@ -154,13 +161,14 @@ def two_opinions_of_findings(
     train,          # What was collected of training items: features `z` [N,D], 0/1 targets `y` [N,C]
     valid,          # Of validation items: outputs `logits` [V,C] too
     l2s=strengths,  # Ridges to choose from
-    each:bool=False # Weights and an offset for each finding?
+    each:bool=False, # Weights and an offset for each finding?
+    layers=None     # What `finding_layers` gives for the ridges, where it is known
 ):                  # A function of outputs and features that gives log-odds; what was chosen
     """The network times a logistic regression on its features: a x network + b x layer + c of the log-odds, with the
     ridge, the weights and the offset that have the least negative log-likelihood on validation data"""
     check_findings('two_opinions', train.z, train.y, valid.z, valid.y)
     best = None
-    for l2,f in zip(l2s, finding_layers(train.z, train.y, l2s)):
+    for l2,f in zip(l2s, layers or finding_layers(train.z, train.y, l2s)):
         w,b,nll = fit_log_odds([valid.logits, f(valid.z)], valid.y, (.5,.5,0.), each)
         if best is None or nll<best[0]: best = nll,w,b,l2,f
     _,w,b,l2,f = best

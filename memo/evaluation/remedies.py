@@ -208,8 +208,9 @@ class Retrained(OnFeatures):
         self.remedy = loss!='sampling'
     def fit(self, train, valid, dls):
         if self.loss=='balanced_softmax':
-            from memo.evaluation.rebalanced import balanced_layer
-            return balanced_layer(train.z, train.y, dls.c, valid.z, valid.y)
+            from memo.evaluation.rebalanced import balanced_layer,balanced_layers
+            fs = fitted_once(train, balanced_layers, dls.c)
+            return balanced_layer(train.z, train.y, dls.c, valid.z, valid.y, layers=fs)
         from memo.evaluation.classifiers import retrain_classifier
         return retrain_classifier(train.z, train.y, dls.c, valid.z, valid.y, steps=self.steps, wds=tuple(self.wds))
 
@@ -228,10 +229,11 @@ class Logistic(OnFeatures):
         if task_kind(cfg)=='multilabel': check_valid(cfg, name)
     def fit(self, train, valid, dls):
         from memo.evaluation.classifiers import logistic_cv
-        from memo.evaluation.rebalanced import finding_layer
+        from memo.evaluation.rebalanced import finding_layer,finding_layers
         if train.y.ndim==1: return logistic_cv(train.z, train.y, dls.c, train.get('item'))
         if valid is None: raise MemoError("compare logistic of findings needs validation data, and there are none")
-        return finding_layer(train.z, train.y, valid.z, valid.y)
+        fs = fitted_once(train, finding_layers)
+        return finding_layer(train.z, train.y, valid.z, valid.y, layers=fs)
 
 @register('baseline', 'knn')
 class Neighbours(OnFeatures):
@@ -266,8 +268,8 @@ class TwoOpinions(OnFeatures):
     "The network times a classifier re-trained on its features with the balanced softmax, with fitted powers"
     title,remedy,works_on,instead = 'network x re-trained classifier',True,'both','product'
     def fit(self, train, valid, dls):
-        from memo.evaluation.rebalanced import two_opinions
-        return two_opinions(train, valid, dls.c)
+        from memo.evaluation.rebalanced import balanced_layers,two_opinions
+        return two_opinions(train, valid, dls.c, layers=fitted_once(train, balanced_layers, dls.c))
 
 @register('baseline', 'product')
 class Product(OnFeatures):
@@ -279,5 +281,5 @@ class Product(OnFeatures):
     ):
         self.each,self.title = each,self.title+(' (each finding)' if each else '')
     def fit(self, train, valid, dls):
-        from memo.evaluation.rebalanced import two_opinions_of_findings
-        return two_opinions_of_findings(train, valid, each=self.each)
+        from memo.evaluation.rebalanced import finding_layers,two_opinions_of_findings
+        return two_opinions_of_findings(train, valid, each=self.each, layers=fitted_once(train, finding_layers))

@@ -7,6 +7,7 @@ from helpers.errors import err
 from helpers.learners import quietly
 from helpers.pictures import no_rendering
 from memo.evaluation import evaluate as ev
+from memo.evaluation import rebalanced
 from memo.evaluation.baselines import remedies_of, suits, training_title
 from memo.evaluation.rebalanced import balanced_layer, finding_layer
 from memo.evaluation.tables import format_results, results
@@ -87,6 +88,18 @@ def test_two_opinions_are_the_network_and_the_layer_on_its_features():
     n = log_prior(learn.dls.counts)
     o = c['network']*test.logits.log_softmax(1)+c['layer']*q(test.z).log_softmax(1)-c['counts']*n
     assert torch.allclose(o.softmax(1), p['two_opinions'], atol=2e-3)       # that begins at another ridge's layer
+
+@pytest.mark.parametrize('data,fit,names', [(DIGITS,'balanced_layers',['crt','two_opinions']),
+                                            (CHEST,'finding_layers',['logistic','product'])], ids=['classes','findings'])
+def test_what_two_rows_need_is_fitted_once(data, fit, names, monkeypatch):
+    "And again for another network"
+    seen,was = [],getattr(rebalanced, fit)
+    def counted(z, *args): return seen.append(z) or was(z, *args)
+    monkeypatch.setattr(rebalanced, fit, counted)
+    cfg = experiment([dict(name='crt', loss='balanced_softmax') if o=='crt' else o for o in names], data)
+    got = [scored(trained(cfg, n), cfg)[1] for n in (1,2)]
+    assert len(seen)==2 and not torch.equal(*seen)
+    assert all(not torch.equal(got[0][o], got[1][o]) for o in names)
 
 def test_findings_have_rows_of_their_own():
     ways = [dict(name='temperature', offset=True),'logistic',dict(name='product')]

@@ -207,3 +207,33 @@ def test_a_validation_row_that_is_not_finite_chooses_nothing():
     rows = torch.arange(50)!=3
     assert fitted(bad)==fitted(z, rows)
     with pytest.raises(MemoError, match='all 50 validation rows'): fitted(z*float('nan'))
+
+def test_after_an_epoch_what_whitens_is_worked_out_once(monkeypatch):
+    "For the rows as they are, and again where they are others"
+    from memo.heads import density
+    (x,y),(z,yv),seen,was = data(),data(50, seed=1),[],density.unit_spread
+    monkeypatch.setattr(density, 'unit_spread', lambda *args: seen.append(0) or was(*args))
+    held = AttrDict(logits=torch.randn(50, 4, generator=torch.Generator().manual_seed(3)), z=z, y=yv)
+    h = DensityHead(bank_of(x, y), shrinks=[.3,.05], temperatures=[.2,.1])
+    h.fit(held)
+    assert len(seen)==1
+    h.refit(held)
+    h.mixed(held.logits, z)
+    assert len(seen)==1
+    anew = copy.deepcopy(h)
+    anew.at = None
+    assert anew.refit(held)==pytest.approx(h.refit(held)) and len(seen)==2
+    h.bank.write(x[:3]+1, y[:3], item=torch.arange(3)+2**50)
+    new = copy.deepcopy(h)
+    new.at = None
+    assert h.refit(held)==pytest.approx(new.refit(held)) and len(seen)==4
+    h.shrink.fill_(.9)                  # by hand: the metric is of another
+    assert h.refit(held)==pytest.approx(set_to(copy.deepcopy(h), .9, .1).refit(held)) and h.refit(held)['shrink']>.89
+
+def test_what_is_chosen_hangs_on_no_room(monkeypatch):
+    from memo.heads import density
+    (x,y),(z,yv) = data(),data(50, seed=1)
+    held = AttrDict(logits=torch.randn(50, 4, generator=torch.Generator().manual_seed(3)), z=z, y=yv)
+    a = DensityHead(bank_of(x, y)).fit(held)
+    monkeypatch.setattr(density, 'ROOM', 1)
+    assert DensityHead(bank_of(x, y)).fit(held)==a
