@@ -142,6 +142,9 @@ class StopAt(Callback):
     def after_pred(self):
         self.n += self.training
         if self.training and self.n==self.at: raise KeyboardInterrupt
+    # may come and go
+    def state_dict(self): return {}
+    def load_state_dict(self, state): pass
 
 watched = (None,'50kB'),('replay','50kB'),('replay',16),('prototype',16),('lda',16),('vote',16)
 
