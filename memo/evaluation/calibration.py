@@ -40,7 +40,7 @@ def minimised(
     x0 = torch.cat([o.flatten() for o in start]).numpy()
     steps_kept = min(60, max(10, 2**23//max(1, len(x0))))  # many save steps, as long as there is room for them
     res = minimize(f, x0, jac=True, method='L-BFGS-B', bounds=None if lower is None else bounds,
-                   options=dict(maxiter=steps, maxfun=2*steps, ftol=1e-15, gtol=1e-7, maxcor=steps_kept))
+                   options=dict(maxiter=steps, maxfun=2*steps, ftol=1e-15, gtol=1e-6, maxcor=steps_kept))
     return parts(res.x)
 
 # %% ../../nbs/evaluation/09_calibration.ipynb #55830f50
