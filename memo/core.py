@@ -233,11 +233,12 @@ def as_path(
     what:str    # What it is of, for the message
 )->Path:
     "A path in which `~` and `$HOME` are those of the shell"
-    try: p = Path(os.path.expandvars(said)).expanduser()
+    full = os.path.expandvars(said)
+    try: p = Path(full).expanduser()
     except RuntimeError as e: raise MemoError(f"{what} is {one_line(said, 80)}: {e}") from None    # no such user
-    if said.strip() and '\0' not in said and ('$' not in str(p) or p.exists()): return p
+    if full.strip() and '\0' not in said and ('$' not in str(p) or p.exists()): return p
     raise MemoError(f"{what} is {one_line(repr(said), 80)}, a folder is accepted" + (
-        ", and there is no such variable" if '$' in said else ''))
+        ", and there is no such variable, or it is empty" if '$' in said else ''))
 
 def _folder(found, key, default, path):
     "The folder of a key, from that of the file; `~` and `$HOME` are those of the shell"

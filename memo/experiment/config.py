@@ -317,7 +317,10 @@ def read_layers(path, seen=()):
     bases = base if isinstance(base, list) else [] if base is None else [base]
     odd = any(not isinstance(o, str) or '\0' in o or len(o)>1000 for o in bases) or len(bases)>8
     if odd: raise MemoError(f"{path}: base must be the path of a YAML file, or a list of a few, found {shown(base)}")
-    for o in bases: yield from read_layers(base_file(path, o), (*seen, path.resolve()))     # the later over the earlier
+    below = {}      # the later over the earlier; what two lie over is below both
+    for o in bases: below |= {p.resolve():(b,p) for b,p in read_layers(base_file(path, o), (*seen, path.resolve()))
+                              if p.resolve() not in below}
+    yield from below.values()
     yield d,path
 
 def base_file(path, base):

@@ -160,7 +160,7 @@ class Progress:
         self.more = {}      # what else a stage's own function wants saved: plain values
         self.folder = None if checkpoint is None else Path(checkpoint)
         self.outer = [*learn.cbs, *L(cbs)]      # those that a stage's own function adds come and go
-        self.first = {} if checkpoint is None else first_states(self.outer)
+        self.first = {} if checkpoint is None else first_states(self.outer, learn)
         self.momenta = {b:b.momentum for b in self.banks()}
         every = [learn.dls, *(o for s in stages for o in (s.dls,*s.loaders) if o is not None)]
         self.dls = L(dl for dls in every for dl in dls.loaders if hasattr(dl, 'rng')).unique()
@@ -252,8 +252,9 @@ class Progress:
         "Save a checkpoint from which `epoch` of stage number `stage` can go on"
         if self.folder is None: return
         rngs = rank_states(self.dls)
-        cbs = of_all([callback_states(self.outer, self.first),callback_states(self.inner_cbs())])
-        self.say_lost(cbs[rank_distrib()])
+        l = self.learn
+        cbs = of_all([callback_states(self.outer, l, self.first),callback_states(self.inner_cbs(), l)])
+        self.say_lost([o for both in cbs for o in both])
         self.newest = fn = self.folder/f's{stage}_e{epoch}.pt'
         if not rank_distrib():
             finish_saving()
@@ -289,10 +290,14 @@ class Progress:
         a,b = ck.get('frozen', here['frozen']),here['frozen']
         more = ' others' if len(a)==len(b) else ''
         if a!=b: refuse(to, 'another model', 'frozen are', f'{len(a)} parameters', f'{len(b)}{more}')
-        if 'callbacks' in ck: check_same_callbacks(ck['callbacks'][0][0], self.outer, to, self.first)
-        elif found := [o for o in callback_states(self.outer) if o['kind']!='own' and o['args']]:
+        if 'callbacks' in ck: self.check_callbacks(ck, 0, self.outer, same)
+        elif found := [o for o in callback_states(self.outer, self.learn) if o['kind']!='own' and o['args']]:
             raise MemoError(f"the checkpoint in {to} is of an earlier version of memo, which kept nothing of "
                             f"{found[0]['name']}: start again without resume")
+
+    def check_callbacks(self, ck, which, cbs, same=True):
+        there = [o[which] for o in ck['callbacks']]
+        check_same_callbacks(there, cbs, self.folder, self.learn, self.first, rank_distrib(), same)
 
     def restore(self, ck):
         "Take over history and counters from a checkpoint"
@@ -334,10 +339,11 @@ class Progress:
 
     def load_fit(self, ck):
         "In a fit that has skipped its epochs: what its beginning has set anew"
+        self.load_model(ck['model'])        # which a callback may have changed as the fit began
         self.load_opt(ck)
         if 'callbacks' in ck:
             outer,inner = ck['callbacks'][rank_distrib()]
-            check_same_callbacks(inner, self.inner_cbs(), self.folder)
+            self.check_callbacks(ck, 1, self.inner_cbs())
             restore_callbacks(self.outer, outer)
             restore_callbacks(self.inner_cbs(), inner)
         self.load_logs(ck)

@@ -518,3 +518,31 @@ def test_a_remedy_that_has_to_be_told_something(yml, shapes):
     assert not is_remedy(Row(), c) and is_remedy(Row(),
                                                  override(c, {'train.wd':.2})) and is_remedy(Row(method='shapes.Times'),
                                                      c)
+
+def test_a_file_over_several(tmp_path):
+    "The later lies over the earlier; what two of them lie over is below both"
+    (tmp_path/'a.yaml').write_text('name: a\ndata: digits_lt\nmodel: small_cnn\nseeds: [0]\n'
+                                   'train: {lr: 1e-2, epochs: 1}\n')
+    (tmp_path/'x.yaml').write_text('base: a.yaml\ntrain: {lr: 0.9}\n')
+    (tmp_path/'y.yaml').write_text('base: a.yaml\nseeds: [3]\ntrain: {epochs: 2}\n')
+    (tmp_path/'z.yaml').write_text('base: [x.yaml, y.yaml]\nname: z\n')
+    c = load_config(tmp_path/'z.yaml')
+    assert (c.name,c.train.lr,c.train.epochs,c.seeds)==('z', .9, 2, [3])
+    (tmp_path/'w.yaml').write_text('base: [y.yaml, w.yaml]\nname: w\n')
+    with pytest.raises(MemoError, match='its base leads back to itself'): load_config(tmp_path/'w.yaml')
+    (tmp_path/'v.yaml').write_text('base: [y.yaml, 3]\nname: v\n')
+    with pytest.raises(MemoError, match='base must be the path of a YAML file, or a list of a few'):
+        load_config(tmp_path/'v.yaml')
+
+@pytest.mark.parametrize('key', ['runs','data.root'])
+@pytest.mark.parametrize('said,msg', [('~no_such_user/x','no_such_user'),('$NOPE/x','no such variable'),
+                                      ('$EMPTY','or it is empty')])
+def test_a_folder_of_the_shell(tmp_path, monkeypatch, key, said, msg):
+    monkeypatch.delenv('NOPE', raising=False)
+    monkeypatch.setenv('EMPTY', '')
+    monkeypatch.setenv('HERE', str(tmp_path))
+    (tmp_path/'a.yaml').write_text('name: a\ndata: {name: cifar10_lt}\nmodel: small_cnn\nseeds: [0]\n')
+    with pytest.raises(MemoError, match=msg) as e: load_config(tmp_path/'a.yaml', [f'{key}={said}'])
+    assert key in str(e.value)
+    c = load_config(tmp_path/'a.yaml', [f'{key}=$HERE/x'])
+    assert (c.runs if key=='runs' else c.data.args['root'])==str(tmp_path/'x')
