@@ -160,7 +160,7 @@ class Progress:
         self.more = {}      # what else a stage's own function wants saved: plain values
         self.folder = None if checkpoint is None else Path(checkpoint)
         self.outer = [*learn.cbs, *L(cbs)]      # those that a stage's own function adds come and go
-        self.first = {} if checkpoint is None else first_states(self.outer, learn)
+        self.first = {} if checkpoint is None else first_states(self.outer)
         self.momenta = {b:b.momentum for b in self.banks()}
         every = [learn.dls, *(o for s in stages for o in (s.dls,*s.loaders) if o is not None)]
         self.dls = L(dl for dls in every for dl in dls.loaders if hasattr(dl, 'rng')).unique()
@@ -290,14 +290,14 @@ class Progress:
         a,b = ck.get('frozen', here['frozen']),here['frozen']
         more = ' others' if len(a)==len(b) else ''
         if a!=b: refuse(to, 'another model', 'frozen are', f'{len(a)} parameters', f'{len(b)}{more}')
-        if 'callbacks' in ck: self.check_callbacks(ck, 0, self.outer, same)
+        if 'callbacks' in ck: self.check_callbacks(ck, 0, self.outer)
         elif found := [o for o in callback_states(self.outer, self.learn) if o['kind']!='own' and o['args']]:
             raise MemoError(f"the checkpoint in {to} is of an earlier version of memo, which kept nothing of "
                             f"{found[0]['name']}: start again without resume")
 
-    def check_callbacks(self, ck, which, cbs, same=True):
+    def check_callbacks(self, ck, which, cbs):
         there = [o[which] for o in ck['callbacks']]
-        check_same_callbacks(there, cbs, self.folder, self.learn, self.first, rank_distrib(), same)
+        check_same_callbacks(there, cbs, self.folder, self.learn, self.first, rank_distrib())
 
     def restore(self, ck):
         "Take over history and counters from a checkpoint"
@@ -330,7 +330,9 @@ class Progress:
         if no: refuse(self.folder, 'another model', 'a gradient is', f'of {one_line(min(no), 80)}', 'of no such name')
         self.load_opt(ck)
         set_gradients(self.learn.model, ck.get('grads', {}))
-        if 'callbacks' in ck: restore_callbacks(self.outer, ck['callbacks'][rank_distrib()][0], not ck['epoch'])
+        if 'callbacks' in ck:
+            outer,_ = ck['callbacks'][rank_distrib()]
+            restore_callbacks(self.outer, outer, self.learn, not ck['epoch'])
         self.load_logs(ck)
         self.set_rng(ck)
 
@@ -344,8 +346,8 @@ class Progress:
         if 'callbacks' in ck:
             outer,inner = ck['callbacks'][rank_distrib()]
             self.check_callbacks(ck, 1, self.inner_cbs())
-            restore_callbacks(self.outer, outer)
-            restore_callbacks(self.inner_cbs(), inner)
+            restore_callbacks(self.outer, outer, self.learn)
+            restore_callbacks(self.inner_cbs(), inner, self.learn)
         self.load_logs(ck)
         self.set_rng(ck)
 

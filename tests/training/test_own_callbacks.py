@@ -3,7 +3,8 @@ import collections,copy,random,warnings
 from functools import partial
 import numpy as np
 import pytest
-from fastai.vision.all import Callback, GradientClip, MixUp, L, nn, torch
+from fastai.vision.all import (Callback, EarlyStoppingCallback, GradientAccumulation, GradientClip, MixUp, L, nn,
+                               torch)
 from hypothesis import given, settings, strategies as st
 from contracts.made import StopAt
 from test_stages import make, quiet, same, same_model
@@ -127,6 +128,9 @@ def test_other_arguments_are_refused(tmp_path):
     with pytest.raises(MemoError, match='GradientClip has max_norm 1.0 there, 2.0 here'):
         run(tmp_path, GradientClip(2.), resume=True)
 
+class Big(Callback):
+    def __init__(self, x): self.x = x
+
 # what a stranger found: numbers of neither, without a word
 
 class Clips(Callback):
@@ -170,7 +174,29 @@ class Arrays(Callback):
         self.seen[:] = d['seen']
         assert type(d['by']) is collections.Counter and d['seen'].dtype==np.float32
 
-@pytest.mark.parametrize('cb', [Clips,Begins,Halves,Last,Arrays])
+class Waits(EarlyStoppingCallback):
+    "Somebody's own, that counts what fastai's counts"
+class Gathers(GradientAccumulation): pass
+class Mixes(MixUp):
+    "Whose own name is a local of fastai's"
+    def __init__(self):
+        super().__init__()
+        self.shuffle = 0
+    def before_batch(self):
+        super().before_batch()
+        self.shuffle += 1
+        self.learn.xb = (self.x*(1+.01*self.shuffle),)
+
+class Thaws(Callback):
+    "Which of the model's layers it holds is what it knows"
+    def __init__(self): self.on = []
+    def before_epoch(self): self.on.append([*self.model.parameters()][len(self.on)%2])
+    def before_step(self):
+        for i,p in enumerate(self.on):
+            if p.grad is not None: p.grad *= .8+.01*i
+
+@pytest.mark.parametrize('cb', [Clips,Begins,Halves,Last,Arrays,partial(Waits, patience=2),partial(Gathers, 20),Mixes,
+                                Thaws])
 def test_they_go_on_as_they_were(tmp_path, cb):
     a,h = run(tmp_path/'a', cb())
     killed(tmp_path/'b', cb(), 9)
@@ -208,8 +234,17 @@ class Gone(Callback):
     def __init__(self): self.first = True
     def after_batch(self): vars(self).pop('first', None)
 
-@pytest.mark.parametrize('cb,what', [(Shared,'log'),(Behind,'order 99, behind what saves,'),(Off,'run'),(Learns,'a'),
-                                     (Gone,'first')])
+class Inside(Callback):
+    "A generator in a dict, which nobody could put back"
+    def __init__(self): self.g = dict(of=random.Random(3))
+    def after_batch(self): self.g['of'].random()
+
+class OffToo(Off):
+    def state_dict(self): return dict(n=1)
+    def load_state_dict(self, state): pass
+
+@pytest.mark.parametrize('cb,what', [(Shared,'log'),(Behind,'order 99, behind what saves'),(Off,'run'),(Learns,'a'),
+                                     (Gone,'first'),(Inside,'g'),(OffToo,'run')])
 def test_what_cannot_be_put_back_is_refused(tmp_path, cb, what):
     with pytest.warns(UserWarning, match=f'do not hold {cb.__name__}.{what}'): killed(tmp_path, cb(), 15)
     with pytest.raises(MemoError, match=f'has not what {cb.__name__} keeps in {what}') as e:
@@ -219,16 +254,28 @@ def test_what_cannot_be_put_back_is_refused(tmp_path, cb, what):
 def test_a_state_dict_that_no_file_can_hold_is_refused_before_training(tmp_path):
     class Bad(Arrays):
         def state_dict(self): return dict(at=object())
-    with pytest.raises(MemoError, match=r'Bad.state_dict\(\) has what no checkpoint can hold \(object\)'):
+    with pytest.raises(MemoError, match=r'Bad.state_dict\(\) has what no checkpoint can hold, or fails \(object\)'):
         run(tmp_path, Bad())
+
+def test_what_is_large_and_another_is_refused(tmp_path):
+    killed(tmp_path, Big(torch.zeros(2_000_000)), 9)
+    with pytest.raises(MemoError, match='Big.x is another than when the training began'):
+        run(tmp_path, Big(torch.ones(2_000_000)), resume=True)
+
+def test_mixed_precision_goes_on(tmp_path):
+    "fastai's writes into its own arguments as a fit begins"
+    def go(folder, **kw):
+        learn = make().to_bf16()
+        with quiet(learn): return learn,fit_stages(learn, stages(), folder, **kw)
+    a,h = go(tmp_path/'a')
+    with pytest.raises(KeyboardInterrupt): go(tmp_path/'b', cbs=StopAt(9))
+    b,h2 = go(tmp_path/'b', resume=True)
+    same(h, h2), same_model(a, b)
 
 def test_mixup_of_another_strength_is_refused(tmp_path):
     killed(tmp_path, MixUp(.4), 9)
-    with pytest.raises(MemoError, match='MixUp is of some arguments there, of others here'):
+    with pytest.raises(MemoError, match='MixUp has alpha 0.4.* there, 5.0 here'):
         run(tmp_path, MixUp(5.), resume=True)
-
-class Big(Callback):
-    def __init__(self, x): self.x = x
 
 def test_what_does_not_change_is_not_saved(tmp_path):
     "As a set that a callback looks at"
