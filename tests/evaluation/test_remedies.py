@@ -89,7 +89,7 @@ def test_two_opinions_are_the_network_and_the_layer_on_its_features():
     assert torch.allclose(o.softmax(1), p['two_opinions'], atol=2e-3)       # that begins at another ridge's layer
 
 @pytest.mark.parametrize('data,fit,names', [(DIGITS,'balanced_layers',['crt','two_opinions']),
-                                            (CHEST,'finding_layers',['logistic','product'])], ids=['classes','findings'])
+                                            (CHEST,'finding_layers',['logistic','product'])])
 def test_what_two_rows_need_is_fitted_once(data, fit, names, monkeypatch):
     "And again for another network"
     seen,was = [],getattr(rebalanced, fit)
