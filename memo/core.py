@@ -25,9 +25,10 @@ def one_line(
 )->str:
     "A text in one line of printable characters, cut to a readable length"
     s = ' '.join(str(msg).split())
-    for w in sorted(set(s.split(' ')), key=len, reverse=True):
-        if len(s)<=n or len(w)<=56: break
-        if os.sep in w: s = s.replace(w, f'{w[:16]}...{w[-37:]}')
+    for most in (80,56):
+        for w in sorted(set(s.split(' ')), key=len, reverse=True):
+            if len(s)<=n or len(w)<=most: break
+            if os.sep in w: s = s.replace(w, f'{w[:16]}...{w[19-most:]}')
     if len(s)>n: s = f'{s[:n*2//3-3]} ... {s[-(n-n*2//3-2):]}'
     return ''.join(c if c.isprintable() else '?' for c in s)
 

@@ -1,5 +1,5 @@
 "Commands as processes: mistakes are a line and exit status 2, faults of memo's one and 1; nobody may be listening"
-import json, os, subprocess, sys
+import json, os, shlex, subprocess, sys
 from pathlib import Path
 import pytest
 
@@ -90,7 +90,7 @@ def command(*args): return [sys.executable, Path(sys.executable).parent/'memo-tr
 
 def test_nobody_reads_what_is_shown(tmp_path):
     "As `| head -1`: the first line, and no traceback"
-    cmd = ' '.join(map(str, command('quickstart', '--print-config')))
+    cmd = shlex.join(map(str, command('quickstart', '--print-config')))
     cmd = ['bash', '-c', f'set -o pipefail; {cmd} | head -1']
     r = subprocess.run(cmd, capture_output=True, text=True, cwd=tmp_path)
     assert r.stdout.startswith('name: ') and r.stderr=='' and r.returncode==0
