@@ -10,7 +10,7 @@ __all__ = ['history_line', 'valley_of', 'found_lr', 'bank_savers', 'finish_memor
            'run_experiment', 'begin', 'the_only_one', 'resume_run', 'check_finished', 'is_filled', 'shrunk', 'dry_run']
 
 # %% ../../nbs/experiment/12_run.ipynb #e8143355
-import math
+import inspect,math
 from contextlib import nullcontext
 from dataclasses import replace
 from fastai.vision.all import *
@@ -30,6 +30,7 @@ from .run_owner import *
 from .scores import *
 from ..files import lock_files,owned
 from ..heads.attach import gate_of
+from ..heads.gate import enough_rows
 from ..registry import part,takes
 from ..training.batch_ids import group_ids
 from ..training.checkpoint import *
@@ -210,6 +211,11 @@ def check_learner(cfg, learn):
     scoring_task(learn.dls, cfg)
     check_layers(learn, cfg)
     check_monitors(cfg, learn)
+    for k in cfg.memories:
+        head,n = learn.memories[k].head,len(learn.dls.valid.dataset)
+        kw = getattr(head, 'fit_args', None) or {}
+        if not kw.get('confidence') or not n: continue
+        enough_rows(n, kw.get('eps', inspect.signature(head.fit).parameters['eps'].default), kw['confidence'])
 
 def run_experiment(
     cfg, # Experiment

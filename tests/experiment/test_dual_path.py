@@ -4,6 +4,7 @@ import pandas as pd, pytest, torch
 from conftest import root
 from helpers.errors import err
 from helpers.pictures import no_rendering
+from memo.core import MemoError
 from memo.evaluation.evaluate import planned_rows
 from memo.evaluation.tables import label, row_of
 from memo.experiment.again import evaluate_run, load_run
@@ -181,3 +182,13 @@ def test_an_exit_in_a_small_run(tmp_path):
     rows,_ = entries(folder)
     assert list(rows)==names(cfg) and 0<=rows['plain network + memory']['scores']['usage']<=1
     assert evaluate_run(folder)[1]==[]
+
+def test_too_few_validation_images_are_told_before_training(tmp_path):
+    "That no threshold could be chosen was found when all was trained"
+    text = ('name: tiny\ndata: {name: digits_lt, n_max: 6, ratio: 2, size: 8, test: 2, valid: 2}\nmodel: small_cnn\n'
+            'memory: {bank: CachedBank, head: dual, size: 16, confidence: 0.999}\nseeds: [0]\n'
+            f'runs: {tmp_path}/runs\ntrain: {{bs: 16, epochs: 1}}\n')
+    (tmp_path/'a.yaml').write_text(text)
+    with pytest.raises(MemoError, match='20 held-out rows with a label, and to be 0.999 sure'):
+        ex.run_experiment(load_config(tmp_path/'a.yaml'), log=lambda s: None)
+    assert not (tmp_path/'runs').exists()
