@@ -213,11 +213,13 @@ def first_states(
     return {id(cb):(_plain_args(cb), {k:_mark(v) for k,v in _attributes(cb).items()} if kind_of(cb)=='own' else {})
             for cb in cbs if kind_of(cb) is not None}
 
-def _own_state(cb, marks, seen, names, storage):
-    "Values, and names of those that cannot be kept"
+def _does(cb, *events): return any(hasattr(type(cb), o) or o in vars(cb) for o in events)
+
+def _own_state(cb, marks, seen, names, storage, beside):
+    "Values, and names of those that cannot be kept; of callbacks `beside` it each keeps its own"
     state,lost = {},[k for k in marks if k not in vars(cb)]       # would be there again
     for k,v in _attributes(cb).items():
-        if id(v) not in names and _is_alias(v, storage): continue
+        if id(v) in beside or id(v) not in names and _is_alias(v, storage): continue
         m = marks.get(k)
         same = lambda: m is not None and m==_mark(v)
         if id(v) not in names and _large(v) and same(): state[k] = dict(unchanged=m)
@@ -225,13 +227,17 @@ def _own_state(cb, marks, seen, names, storage):
             try: state[k] = packed(v, seen, names)
             except Exception:
                 if not same(): lost.append(k)
-    ends = any(hasattr(type(cb), o) or o in vars(cb) for o in ('after_epoch','after_cancel_epoch'))
+    ends = _does(cb, 'after_epoch', 'after_cancel_epoch')
     if cb.order>behind and ends and (state or lost): lost = [f'order {cb.order}, behind what saves']
     return state,lost
 
 def counts_epochs(cb):
     "Does a callback do something when an epoch begins or ends?"
-    return any(hasattr(type(cb), o) or o in vars(cb) for o in ('before_epoch','after_cancel_epoch','after_epoch'))
+    return _does(cb, 'before_epoch', 'after_cancel_epoch', 'after_epoch')
+
+def _known(cbs):
+    "Callbacks that may have a part in the numbers, in an order that does not hang on who was given them"
+    return sorted((cb for cb in cbs if kind_of(cb) is not None), key=lambda o: type(o).__name__)
 
 def callback_states(
     cbs,        # Callbacks
@@ -243,11 +249,12 @@ def callback_states(
     names = {id(o):k for k,o in parts.items()}
     ts = [o for o in parts.values() if isinstance(o, Tensor) and o.layout==torch.strided]
     storage = {o.untyped_storage().data_ptr() for o in ts}
-    for cb in sorted((cb for cb in cbs if kind_of(cb) is not None), key=lambda o: type(o).__name__):
+    beside = {id(o) for o in (*cbs, *learn.cbs)}
+    for cb in _known(cbs):
         kind,lost = kind_of(cb),[]
         args,marks = (first or {}).get(id(cb), ({} if kind_of(cb)=='own' else _plain_args(cb), {}))
         if kind=='own':
-            state,lost = _own_state(cb, marks, seen, names, storage)
+            state,lost = _own_state(cb, marks, seen, names, storage, beside)
             now = _plain_args(cb)
             # what has changed is no argument any more
             args = {k:v for k,v in args.items() if k in now and _equal(v, now[k])}
@@ -325,8 +332,7 @@ def restore_callbacks(
 ):
     "Give callbacks back what they knew"
     parts = parts_of(learn)
-    known = sorted((cb for cb in cbs if kind_of(cb) is not None), key=lambda o: type(o).__name__)
-    for a,o in _pairs(states, [dict(name=type(cb).__name__, cb=cb) for cb in known])[0]:
+    for a,o in _pairs(states, [dict(name=type(cb).__name__, cb=cb) for cb in _known(cbs)])[0]:
         cb,state = o['cb'],a['state']
         if a['kind']=='gives': cb.load_state_dict(unpacked(state) if state else {})
         elif a['kind']=='own': _take_over(cb, state, begun, parts)

@@ -213,6 +213,22 @@ def test_the_same_objects_after_an_interruption(tmp_path):
     b,h2 = run(tmp_path/'b', Warm(), resume=True)
     same(h, h2), same_model(a, b)
 
+class Holds(Callback):
+    "Looks at another callback, which keeps what it knows by itself"
+    def __init__(self, other): self.other = other
+    def before_step(self):
+        for p in self.model.parameters():
+            if p.grad is not None: p.grad *= 1/(1+self.other.wait)
+
+def test_another_callback_that_one_looks_at(tmp_path):
+    def go(folder, **kw):
+        other = EarlyStoppingCallback(patience=9)
+        return run(folder, Holds(other), more=[other, *kw.pop('stop', [])], **kw)
+    a,h = go(tmp_path/'a')
+    with pytest.raises(KeyboardInterrupt): go(tmp_path/'b', stop=[StopAt(15)])
+    b,h2 = go(tmp_path/'b', resume=True)
+    same(h, h2), same_model(a, b)
+
 class Shared(Callback):
     def __init__(self): self.h,self.log = [],{}
     def before_fit(self): self.log['h'] = self.h
