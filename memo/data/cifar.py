@@ -114,8 +114,9 @@ def shards(
     part:str # train or test
 )->list: # Paths, by name
     "Parquet files of one part, each that their names speak of"
-    ps = sorted(str(o) for o in Path(root).glob('*.parquet') if re.fullmatch(rf'{part}(-\d+-of-\d+)?.parquet', o.name))
-    many = {int(o[1]) for p in ps if (o := re.search(r'-of-(\d+).parquet$', p))}
+    found = {str(p):re.fullmatch(rf'{part}(-\d+-of-(\d+)(-\w+)?)?\.parquet', p.name) for p in Path(root).glob('*.parquet')}
+    ps = sorted(p for p,o in found.items() if o)
+    many = {int(o[2]) for o in found.values() if o and o[2]}
     if many and many!={len(ps)}:
         raise MemoError(f"{root}: {len(ps)} of {max(many)} parquet files of {part} images are there; download all")
     return ps

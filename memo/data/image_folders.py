@@ -13,7 +13,7 @@ from ..core import Fraction, MemoError
 from ..banks.policies import hashed
 from .few_shot import seed_of
 from .image_lists import draw_valid, tail_dls
-from .image_trees import image_files, part_words, sub_folders
+from .image_trees import cache_info, image_files, part_words, sub_folders
 from .images import image_suffixes, packed, some
 from .items import hash63
 from ..registry import register
@@ -30,7 +30,10 @@ def parts_in(
             raise MemoError(f"{root}: {os.path.basename(res[k])} and {os.path.basename(d)} are both folders of {k} "
                             "images; keep one")
         if k: res[k] = d
-    return res if 'train' in res else {}
+    if 'train' not in res: return {}
+    # without class folders in it, and beside others, it is a class of that name (CIFAR-100 has one)
+    others = {os.path.basename(o).lower() for o in sub_folders(root)}-part_words.keys()
+    return res if sub_folders(res['train']) or not others else {}
 
 def class_order(
     names # Names of classes
@@ -119,6 +122,8 @@ def class_dls(
     **kwargs
 )->DataLoaders: # train, valid, test
     "DataLoaders of the images in a table, whose names of classes are numbered in their order"
+    if cache := cache_info(root):
+        warn(f"{root}: memo-cache has copied these images in grey; those with colours are in {cache['source']}")
     df,names = number_classes(df.sort_values('image', ignore_index=True), root)
     return tail_dls(draw_parts(df, valid, test, split_seed), root, names, split_seed, **kwargs)
 

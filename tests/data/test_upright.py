@@ -1,5 +1,4 @@
 "Photographs lie as their EXIF data says, wherever image files are read"
-from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.vision.all import PILImage, nn
@@ -8,6 +7,7 @@ from memo.banks.kept import Kept
 from memo.banks.slots import SlotBank
 from memo.data import copies, images
 from memo.data.copies import copied_from, resize_tree
+from memo.data.digests import file_state
 from memo.data.features import cached_features
 from memo.data.image_folders import image_folder
 from memo.data.images import FileImages, read_image
@@ -70,8 +70,8 @@ def features(root, ps): return cached_features(Mean(), TensorDL(FileImages(ps, 2
 def before(monkeypatch):
     "Files as they were read, and their keys as they were made, before EXIF data counted"
     monkeypatch.setattr(images, 'upright', lambda im: im)
-    key = FileImages.fingerprint
-    monkeypatch.setattr(FileImages, 'fingerprint', lambda self: key(self)[1:])
+    def key(self): return [self.size, self.channels, self.depth, [(o, *file_state(o)) for o in self.paths.tolist()]]
+    monkeypatch.setattr(FileImages, 'fingerprint', key)
     made = copies.made_from
     monkeypatch.setattr(copies, 'made_from', lambda *args: '1'+made(*args)[1:])
 
