@@ -597,7 +597,7 @@ parts = {
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'multiclass'}),
   'inat18': ('memo.data.image_lists', 'inat18', 'iNaturalist 2018: 437,513 training images of 8,142 species', {
-    'root': Param(str|object|None, None, "Folder of train2018.json and val2018.json as they were released, or iNaturalist18_train.txt and iNaturalist18_val.txt made of them, and of the images they name; by default `inat18` in the settings' data folder"),
+    'root': Param(str|object|None, None, "Folder of train2018.json and val2018.json as they were released, or of iNaturalist18_train.txt and iNaturalist18_val.txt, and of the images they name; by default `inat18` in the settings' data folder"),
     'valid': Param(Fraction, 0.05, 'Share of each class of the training list that is the validation set; none of classes with one or two images'),
     'mean': Param(list, (0.466, 0.471, 0.38), 'Of the normalisation'),
     'std': Param(list, (0.195, 0.194, 0.192), 'Of the normalisation'),

@@ -114,7 +114,8 @@ def shards(
     part:str # train or test
 )->list: # Paths, by name
     "Parquet files of one part, each that their names speak of"
-    found = {str(p):re.fullmatch(rf'{part}(-\d+-of-(\d+)(-\w+)?)?\.parquet', p.name) for p in Path(root).glob('*.parquet')}
+    name = re.compile(rf'{part}(-\d+-of-(\d+)(-\w+)?)?\.parquet')
+    found = {str(p):name.fullmatch(p.name) for p in Path(root).glob('*.parquet')}
     ps = sorted(p for p,o in found.items() if o)
     many = {int(o[2]) for o in found.values() if o and o[2]}
     if many and many!={len(ps)}:
@@ -158,7 +159,8 @@ def read_parquet(
     read = [[parquet_file(o, classes) for o in ps] for ps in parts.values()]
     names = first(n for o in read for *_,n in o if n is not None) or [*range(classes)]
     if len(names)!=classes:
-        raise MemoError(f"CIFAR-{classes}: {classes} names of classes are needed, {root} has {len(names)} ({some(names)})")
+        raise MemoError(f"CIFAR-{classes}: {classes} names of classes are needed, {root} has {len(names)} "
+                        f"({some(names)})")
     return *(tuple(map(torch.cat, list(zip(*o))[:2])) for o in read),[*map(str, names)]
 
 def parquet_folder(root, classes):

@@ -278,8 +278,8 @@ def imagenet_lt(
 @register('data', task='multiclass')
 @delegates(list_dls, **_lists)
 def inat18(
-    # Folder of train2018.json and val2018.json as they were released, or iNaturalist18_train.txt and iNaturalist18_val.txt
-    # made of them, and of the images they name; by default `inat18` in the settings' data folder
+    # Folder of train2018.json and val2018.json as they were released, or of iNaturalist18_train.txt and
+    # iNaturalist18_val.txt, and of the images they name; by default `inat18` in the settings' data folder
     root:str|Path=None,
     # Share of each class of the training list that is the validation set; none of classes with one or two images
     valid:Fraction=.05,

@@ -25,9 +25,9 @@ def dls_of(root, df, tmp_path, sep=',', **kw):
     return image_csv(**dict(csv=tmp_path/'t.csv', root=root, size=16, workers=0, bs=8, jitter=0, device='cpu') | kw)
 def parts(dls): return [len(o.dataset) for o in dls.loaders]
 
-# HAM10000_metadata.csv as Kaggle's kmader/skin-cancer-mnist-ham10000 has it (beside HAM10000_images_part_1 and _part_2), and
-# the newer one of doi:10.7910/DVN/DBW86T, which goes round with commas and with tabs. The files themselves were not at
-# hand: header and first row are those that several public repositories quote of each
+# HAM10000_metadata.csv as Kaggle's kmader/skin-cancer-mnist-ham10000 has it (beside HAM10000_images_part_1 and _part_2),
+# and the newer one of doi:10.7910/DVN/DBW86T, which goes round with commas and with tabs. The files themselves were not
+# at hand: header and first row are those that several public repositories quote of each
 ham = ['lesion_id,image_id,dx,dx_type,age,sex,localization\nHAM_0000118,ISIC_0027419,bkl,histo,80.0,male,scalp',
        'lesion_id,image_id,dx,dx_type,age,sex,localization,dataset\n'
        'HAM_0000118,ISIC_0027419,bkl,histo,80.0,male,scalp,vidir_modern']
@@ -89,6 +89,8 @@ def test_the_order_of_rows_and_more_rows_change_little(photos, tmp_path):
     a,b,c = (dls_of(photos, o, tmp_path).split.set_index('image').part
              for o in (df, df.sample(frac=1, random_state=3), df[:110]))
     assert a.sort_index().equals(b.sort_index()) and (a[c.index]==c).mean()>.8
+    other = dls_of(photos, df, tmp_path, split_seed=1).split.set_index('image').part
+    assert (a[other.index]==other).mean()<.8
     ids = [item_ids(dls_of(photos, o, tmp_path).train) for o in (df, pd.concat([df, df[:9]]))]
     assert torch.equal(*ids), 'a row that comes twice counts once'
 

@@ -36,8 +36,8 @@ val/airplane_cabin/Places365_val_00011396.jpg 1
 val/airport_terminal/Places365_val_00019377.jpg 2
 val/alcove/Places365_val_00033113.jpg 3
 ''')
-# the lists of Liu et al. have the folders of train_256_places365standard.tar instead: data_256/a/airfield/, as the README
-# of the code of Hayes and Kanan 2022 (CoLLAs, "Online Continual Learning for Embedded Devices") quotes their first line
+# the lists of Liu et al. have other folders: data_256/a/airfield/, as the README of the code of Hayes and Kanan 2022
+# (CoLLAs, "Online Continual Learning for Embedded Devices") quotes their first line; the rest is as above
 original = {k:o.replace('train/a', 'data_256/a/a') for k,o in places.items()}
 
 @pytest.mark.parametrize('lists', [places,original], ids=['easyformat','data_256'])
@@ -80,7 +80,7 @@ def test_inaturalists_json(released):
     # "Un-obfuscated names are released. Simply replace the `categories` list [...] with the list found in this file"
     (root/'categories.json').write_text(json.dumps([dict(id=i, name=f'species {i}') for i in range(3)]))
     assert list(inat18(root, **kw).vocab)==[f'species {i}' for i in range(3)]
-    for k in ('train','val'):       # data/iNaturalist18/gen_lists.py in classifier-balancing: in the order of the images
+    for k in ('train','val'):       # data/iNaturalist18/gen_lists.py in classifier-balancing: in the images' order
         d = json.loads((root/f'{k}2018.json').read_text())
         of = {o['image_id']:o['category_id'] for o in d['annotations']}
         (root/f'iNaturalist18_{k}.txt').write_text(''.join(f"{o['file_name']} {of[o['id']]}\n" for o in d['images']))
@@ -109,7 +109,8 @@ def test_files_that_are_no_such_json(released, text):
 def own(tmp_path, tiles):
     rows = [(f'im/{i}.png', c) for i,c in enumerate([0]*20+[1]*20+[2]*20+[0,1,2]*3)]
     save(tmp_path, tiles, rows)
-    def write(k, rows, label=lambda c: c): (tmp_path/f'{k}.txt').write_text(''.join(f'{p} {label(c)}\n' for p,c in rows))
+    def write(k, rows, label=lambda c: c):
+        (tmp_path/f'{k}.txt').write_text(''.join(f'{p} {label(c)}\n' for p,c in rows))
     write('train', rows[:60]); write('test', rows[60:])
     return tmp_path,rows,write
 
@@ -136,7 +137,8 @@ def test_official_sets_have_no_tail_drawn_from_them(own):
     for f in (places_lt,imagenet_lt,inat18): assert f'ratio: {f.__name__} does not read it' in err(f, own[0], ratio=10)
 
 @pytest.mark.parametrize('label,cure', [(lambda c: c+1, 'they start at 1: take 1 from each'),
-    (lambda c: 2*c, '0, 1, 2... without gaps'), (lambda c: 1000*c, 'data: {name: csv}'), (lambda c: c+70, 'start at 70')])
+    (lambda c: 2*c, '0, 1, 2... without gaps'), (lambda c: 1000*c, 'data: {name: csv}'),
+    (lambda c: c+70, 'start at 70')])
 def test_numbers_that_do_not_run_from_0_are_told_with_the_cure(own, label, cure):
     root,rows,write = own
     write('train', rows[:60], label); write('test', rows[60:], label)
