@@ -25,9 +25,9 @@ def dls_of(root, df, tmp_path, sep=',', **kw):
     return image_csv(**dict(csv=tmp_path/'t.csv', root=root, size=16, workers=0, bs=8, jitter=0, device='cpu') | kw)
 def parts(dls): return [len(o.dataset) for o in dls.loaders]
 
-# HAM10000_metadata.csv as Kaggle's kmader/skin-cancer-mnist-ham10000 has it (beside HAM10000_images_part_1, _part_2), and
-# the newer one of doi:10.7910/DVN/DBW86T, which goes round with commas and with tabs. The files were not at hand: header
-# and first row are those that several public repositories quote of each
+# HAM10000_metadata.csv as Kaggle's kmader/skin-cancer-mnist-ham10000 has it (beside HAM10000_images_part_1, _part_2),
+# and the newer one of doi:10.7910/DVN/DBW86T, which goes round with commas and with tabs. The files were not at hand:
+# header and first row are those that several public repositories quote of each
 ham = ['lesion_id,image_id,dx,dx_type,age,sex,localization\nHAM_0000118,ISIC_0027419,bkl,histo,80.0,male,scalp',
        'lesion_id,image_id,dx,dx_type,age,sex,localization,dataset\n'
        'HAM_0000118,ISIC_0027419,bkl,histo,80.0,male,scalp,vidir_modern']
