@@ -1239,6 +1239,8 @@ parts = {
   'product': ('memo.evaluation.remedies', 'Product', 'The network times a logistic regression on its features: the log-odds of findings added up, with fitted weights', {
     'each': Param(bool, False, 'Weights and an offset for each finding, instead of the same for all?'),
   }, {}),
+  'product_ratio': ('memo.evaluation.remedies', 'ProductAndRatio', 'The network times a logistic regression on its features and a density ratio of each finding, with fitted weights', {
+  }, {}),
  },
  'method': {
  },

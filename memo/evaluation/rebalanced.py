@@ -28,9 +28,7 @@ def fit_layers(
     loss,           # Function of logits [N,C] that gives a scalar
     n_out:int,      # C
     l2s,            # Strengths of the ridge on the weights (half their squares), of standardised features
-    # Probability of each output where the weights are 0 [C]: rare ones have a loss that is flat in their offset, which
-    # is looked for on a scale of its own
-    share:Tensor,
+    share:Tensor,   # Probability of each output without weights [C]: the loss is flat in the offset of a rare one
     start=None      # Offsets to start from [C]
 ):                  # A function from features to logits, for each strength
     "Linear layers with the least loss, by L-BFGS from the strongest ridge to the weakest, each from the one before"

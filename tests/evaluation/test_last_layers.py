@@ -37,16 +37,27 @@ def test_the_balanced_layer_is_scipys(data, l2):
     want = normed(zt, z)@v[:24].reshape(4,6).T+v[24:]
     np.testing.assert_allclose(f(zt).softmax(1), np.exp(log_softmax(want, axis=1)), atol=2e-4)
 
-@pytest.mark.parametrize('sizes,d', [((300,60,12,3), 40),((40,12,4,2), 200)], ids=['rows','features'])
-def test_where_classes_are_rare_it_is_the_optimum_too(sizes, d):
-    "The loss is all but flat in the offset of a class of few items; scikit-learn's Newton steps know no such thing"
-    z,y = tail(sizes, d, noise=2.5)
-    zt,_ = tail((20,)*4, d, seed=3, noise=2.5)
-    l2s,log_n = (1.,.1,.01),np.log(np.array(sizes)/sum(sizes))
-    for l2,f in zip(l2s, balanced_layers(z, y, 4, l2s)):
+def kin(sizes, d, seed):
+    "Features as a network's are: 0 or more, most of what varies in few directions"
+    a,mu = torch.randn(20, d, generator=gen(99)),torch.randn(len(sizes), 20, generator=gen(98))
+    y,g = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes)),gen(seed)
+    return ((mu[y]+2*torch.randn(len(y), 20, generator=g))@a+.3*torch.randn(len(y), d, generator=g)).relu(),y
+
+def test_rare_classes_and_many_features_are_fitted_in_few_steps(monkeypatch):
+    "To scikit-learn's optimum; where all offsets had one scale, and ten steps were kept, it took 530"
+    from scipy import optimize
+    sizes,l2s,steps = (300,100,30,10,4,3,2),(1.,.3,.1,.03,.01),[]
+    def counted(*args, **kw):
+        res = minimize(*args, **kw)
+        steps.append(res.nfev)
+        return res
+    monkeypatch.setattr(optimize, 'minimize', counted)
+    (z,y),(zt,_),log_n = kin(sizes, 500, 0),kin((20,)*7, 500, 3),np.log(np.array(sizes)/sum(sizes))
+    for l2,f in zip(l2s, balanced_layers(z, y, 7, l2s)):
         m = LogisticRegression(C=1/(l2*len(z)), solver='newton-cg', tol=1e-10, max_iter=1000)
         p = m.fit(normed(z, z), y.numpy()).predict_proba(normed(zt, z))
-        np.testing.assert_allclose((f(zt)+torch.tensor(log_n)).softmax(1), p, atol=3e-4)
+        np.testing.assert_allclose((f(zt)+torch.tensor(log_n)).softmax(1), p, atol=5e-4)
+    assert sum(steps)<300
 
 def test_the_balanced_layer_does_not_lean_to_the_frequent(data):
     z,y,zv,yv,zt,yt = data
