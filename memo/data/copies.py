@@ -21,8 +21,8 @@ from .images import broken_images, check_images, image_depth, image_fault, read_
 
 # %% ../../nbs/data/23_copies.ipynb #c0b1e501
 def made_from(path, size, depth):
-    "What a copy says of its making; the first number is to grow when pixels are made in another way"
-    return ' '.join(map(str, (1, size, depth, *file_state(path))))
+    "What a copy says of its making; the first number grows when pixels are made in another way (2: as EXIF data says)"
+    return ' '.join(map(str, (2, size, depth, *file_state(path))))
 
 def copied_from(
     path:str|Path # A copy, or another file

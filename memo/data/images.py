@@ -53,7 +53,6 @@ def read_image(
     try:
         with open_dicom(path, window) if is_dicom(path) else Image.open(path) as im:
             im.draft(mode, (size,size))
-            im.load()       # here, as EXIF data is read with it, and what fails there does not fail twice
             im = upright(im)
             if is_deep(im): im = eight_bits(im, depth, path)
             im = im.convert(mode)
@@ -63,7 +62,8 @@ def read_image(
         raise MemoError(f"cannot read the image {path}: {_why(e)}; copy it again, or leave it out") from e
 
 def upright(im):
-    "A photograph, once loaded, as the camera was held: phones write which side is up into its EXIF data"
+    "A photograph as the camera was held: phones write which side is up into its EXIF data"
+    im.load()       # EXIF data is read with it, and what fails there does not fail twice
     try: return ImageOps.exif_transpose(im) if im.getexif().get(0x0112, 1)!=1 else im
     except Exception: return im     # damaged EXIF data says nothing, and the pixels may be whole
 
@@ -223,7 +223,8 @@ class FileImages:
     def fingerprint(self):
         "Key of the files for a feature cache: their names, and whether they have been replaced"
         how = [] if (self.fit,self.window)==('crop',False) else [self.fit, self.window]
-        return [self.size, self.channels, self.depth, [(o, *file_state(o)) for o in self.paths.tolist()], *how]
+        # the first grows when pixels are read in another way: 2: as EXIF data says
+        return [2, self.size, self.channels, self.depth, [(o, *file_state(o)) for o in self.paths.tolist()], *how]
 
 # %% ../../nbs/data/05_images.ipynb #0e41e4e5
 image_suffixes = '.png','.jpg','.jpeg','.webp','.gif','.bmp','.tif','.tiff','.dcm','.dicom'

@@ -8,7 +8,7 @@ Docs: https://github.com/fastmemo/memo/evaluation/remedies.html.md"""
 __all__ = ['grid_of_taus', 'SquareRootSampling', 'OtherLoss', 'BalancedSoftmax', 'ClassBalanced', 'LDAM', 'ClassWeights',
            'Asymmetric', 'LogitAdjusted', 'AdjustedByAccuracy', 'AdjustedByLikelihood', 'OnOutputs', 'TauNorm',
            'WeightScaling', 'Temperature', 'Retrained', 'RetrainedSoftmax', 'Logistic', 'Neighbours',
-           'DistributionCalibration', 'TwoOpinions', 'Product']
+           'DistributionCalibration', 'TwoOpinions', 'Product', 'ProductAndRatio']
 
 # %% ../../nbs/evaluation/12_remedies.ipynb #f9aefda4
 from typing import Literal
@@ -283,3 +283,14 @@ class Product(OnFeatures):
     def fit(self, train, valid, dls):
         from memo.evaluation.rebalanced import finding_layers,two_opinions_of_findings
         return two_opinions_of_findings(train, valid, each=self.each, layers=fitted_once(train, finding_layers))
+
+@register('baseline', 'product_ratio')
+class ProductAndRatio(Product):
+    "The network times a logistic regression on its features and a density ratio of each finding, with fitted weights"
+    def __init__(self):
+        super().__init__()
+        self.title = 'network x logistic regression x density ratio'
+    def fit(self, train, valid, dls):
+        from memo.evaluation.neighbours import three_opinions_of_findings
+        from memo.evaluation.rebalanced import finding_layers
+        return three_opinions_of_findings(train, valid, fitted_once(train, finding_layers))

@@ -14,6 +14,7 @@ from PIL import Image
 from fastai.callback.fp16 import MixedPrecision
 from fastai.vision.all import *
 from ..banks.kept import Kept
+from ..data.images import upright
 from ..data.items import *
 from ..data.tensors import TensorSet,is_lazy,plain_dl
 from .batch_ids import _Quick,_leave_batches
@@ -105,7 +106,9 @@ def kept_inputs(
     for i in ids if kept is not None else ():
         if (b := kept.of.get(int(i))) is None: continue
         name = b.decode(errors='surrogatepass') if kept.kind=='paths' else None
-        try: res[int(i)] = PILImage.create(io.BytesIO(b) if name is None else name)
+        try:
+            with Image.open(io.BytesIO(b) if name is None else name) as im:
+                res[int(i)] = PILImage(upright(im).convert('RGB'))
         except Exception: res[int(i)] = Path(name).name if name is not None else 'a damaged picture'
     return res
 

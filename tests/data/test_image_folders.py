@@ -6,6 +6,7 @@ from hypothesis import given, settings, strategies as st
 from PIL import Image
 from sklearn.datasets import load_digits
 from helpers.errors import err
+from memo.data.copies import resize_tree
 from memo.data.image_folders import draw_parts, folder_table, image_folder
 from memo.data.items import item_ids
 
@@ -101,6 +102,18 @@ def test_faults_of_folders(tmp_path, tiles):
     (tmp_path/'bee'/'3.jpg').write_bytes(b'')
     assert '1 of 24 images cannot be read' in (m := read()) and 'bee/3.jpg is empty' in m
     assert 'no folder' in err(image_folder, tmp_path/'nothing') and 'has to be given' in err(image_folder)
+
+def test_a_class_may_be_called_train(tmp_path, tiles):
+    fill(tmp_path, tiles, (20,20,20), ('bus','train','car'))
+    assert list(dls_of(tmp_path).vocab)==['bus','car','train']
+    fill(tmp_path/'x', tiles, (9,9), ('train','test'))      # these are no two classes
+    assert 'no class folders in' in err(dls_of, tmp_path/'x')
+
+def test_grey_copies_are_told(tmp_path, tiles):
+    fill(tmp_path/'a', tiles, (9,9,9))
+    resize_tree(tmp_path/'a', tmp_path/'b', 20, workers=0)
+    with pytest.warns(UserWarning, match='in grey; those with colours are in'): dls = dls_of(tmp_path/'b')
+    assert dls.split.drop(columns='item').equals(dls_of(tmp_path/'a').split.drop(columns='item'))
 
 def test_faults_of_parts(tmp_path, tiles):
     fill(tmp_path/'train', tiles, (8,8))

@@ -25,12 +25,22 @@ def dls_of(root, df, tmp_path, sep=',', **kw):
     return image_csv(**dict(csv=tmp_path/'t.csv', root=root, size=16, workers=0, bs=8, jitter=0, device='cpu') | kw)
 def parts(dls): return [len(o.dataset) for o in dls.loaders]
 
-def test_ham10000s_table(photos, tmp_path):
-    "The header of HAM10000_metadata.csv, whose images are in HAM10000_images_part_1 and _part_2"
-    head = 'lesion_id,image_id,dx,dx_type,age,sex,localization'
-    lines = [f'HAM_{i//2:07},IMG_{i:03},{("nv","mel","bkl")[i//2%3]},histo,{"" if i%9==0 else "80.0"},male,scalp'
-             for i in range(120)]
-    (tmp_path/'m.csv').write_text('\n'.join([head,*lines]))
+# HAM10000_metadata.csv as Kaggle's kmader/skin-cancer-mnist-ham10000 has it (beside HAM10000_images_part_1, _part_2),
+# and the newer one of doi:10.7910/DVN/DBW86T, which goes round with commas and with tabs. The files were not at hand:
+# header and first row are those that several public repositories quote of each
+ham = ['lesion_id,image_id,dx,dx_type,age,sex,localization\nHAM_0000118,ISIC_0027419,bkl,histo,80.0,male,scalp',
+       'lesion_id,image_id,dx,dx_type,age,sex,localization,dataset\n'
+       'HAM_0000118,ISIC_0027419,bkl,histo,80.0,male,scalp,vidir_modern']
+
+@pytest.mark.parametrize('sep', [',','\t'])
+@pytest.mark.parametrize('quoted', ham, ids=['kaggle','dataverse'])
+def test_ham10000s_table(photos, tmp_path, quoted, sep):
+    head,row = quoted.split('\n')
+    def line(i):
+        v = dict(zip(head.split(','), row.split(',')))
+        v |= dict(lesion_id=f'HAM_{i//2:07}', image_id=f'IMG_{i:03}', dx=('nv','mel','bkl')[i//2%3])
+        return ','.join((v | (dict(age='') if i%9==0 else {})).values())
+    (tmp_path/'m.csv').write_text('\n'.join([head,*map(line, range(120))]).replace(',', sep))
     dls = image_csv(tmp_path/'m.csv', photos, 'image_id', 'dx', group='lesion_id', size=16, workers=0, device='cpu')
     assert list(dls.vocab)==['bkl','mel','nv'] and sum(parts(dls))==120
     s = dls.split.assign(lesion=dls.split.image.str.extract(r'IMG_(\d+)')[0].astype(int)//2)
@@ -79,6 +89,8 @@ def test_the_order_of_rows_and_more_rows_change_little(photos, tmp_path):
     a,b,c = (dls_of(photos, o, tmp_path).split.set_index('image').part
              for o in (df, df.sample(frac=1, random_state=3), df[:110]))
     assert a.sort_index().equals(b.sort_index()) and (a[c.index]==c).mean()>.8
+    other = dls_of(photos, df, tmp_path, split_seed=1).split.set_index('image').part
+    assert (a[other.index]==other).mean()<.8
     ids = [item_ids(dls_of(photos, o, tmp_path).train) for o in (df, pd.concat([df, df[:9]]))]
     assert torch.equal(*ids), 'a row that comes twice counts once'
 

@@ -1,12 +1,15 @@
-"Nearest neighbours against a loop in numpy, and rare classes filled up against the published formula"
+"Nearest neighbours against a loop in numpy, rare classes filled up against the published formula, density ratios"
+import math
 import numpy as np, pytest, torch
+from fastcore.basics import AttrDict
 from hypothesis import given, settings, strategies as st
 from scipy.special import softmax
 from helpers.tensors import gen
 from memo.banks.search import within_whitener
 from memo.core import MemoError
-from memo.evaluation.neighbours import (calibrated_classifier, calibrated_rows, filled_up, head_classes, knn_classifier,
-                                        tukey)
+from memo.evaluation.neighbours import (calibrated_classifier, calibrated_rows, filled_up, finding_ratio, head_classes,
+                                        knn_classifier, three_opinions_of_findings, tukey)
+from memo.evaluation.rebalanced import two_opinions_of_findings
 from memo.heads.mixture import class_nll
 
 SIZES = 150,120,12,4
@@ -107,3 +110,38 @@ def test_one_item_a_class_has_no_statistics_to_lend():
     z,y = tail((1,1,1,1))
     f,_ = calibrated_classifier(z, y, 4, z, y)
     assert f(z).argmax(1).tolist()==y.tolist()
+
+# findings
+def findings(n, seed):
+    g = torch.Generator().manual_seed(seed)
+    y = (torch.rand(n, 4, generator=g)<torch.tensor([.5,.2,.1,0.])).float()     # nobody has the last
+    a = torch.randn(4, 9, generator=torch.Generator().manual_seed(77))
+    return 1.5*y@a+torch.randn(n, 9, generator=g)+1,y
+
+@pytest.mark.parametrize('shrink,t', [(.1,.2),(1.,.05)])
+def test_the_ratio_is_that_of_two_kernel_densities(shrink, t):
+    "Over the labels that are known, in numpy"
+    (z,y),(q,_) = findings(80, 0),findings(20, 1)
+    y[:10,0] = -1
+    x,u = (unit(o.double().numpy()) for o in (z,q))
+    S = np.cov(x.T, bias=True)
+    e,v = np.linalg.eigh((1-shrink)*S+shrink*np.trace(S)/9*np.eye(9))
+    white = v@np.diag(e**-.5)@v.T
+    k = np.exp(unit((u-x.mean(0))@white)@unit((x-x.mean(0))@white).T/t)
+    want = [np.log(k[:,(y[:,c]==1).numpy()].mean(1)/k[:,(y[:,c]==0).numpy()].mean(1)) for c in range(3)]
+    got = finding_ratio(z, y, shrink, t)(q)
+    np.testing.assert_allclose(got[:,:3], np.stack(want, 1), atol=1e-3)
+    assert torch.equal(got[:,3], torch.zeros(20))
+    with pytest.raises(MemoError, match='finding_ratio.*not finite'): finding_ratio(z*math.nan, y, shrink, t)
+
+def test_three_opinions_are_those_of_their_weights():
+    (z,y),(zv,yv),(zt,_) = findings(200, 0),findings(150, 1),findings(50, 2)
+    def net(z): return z[:,:4]-1.5
+    train,valid = AttrDict(z=z, y=y),AttrDict(z=zv, y=yv, logits=net(zv))
+    f,got = three_opinions_of_findings(train, valid)
+    two,was = two_opinions_of_findings(train, valid)
+    def nll(o): return torch.nn.functional.binary_cross_entropy_with_logits(o, yv)
+    assert nll(f(valid.logits, zv))<=nll(two(valid.logits, zv))+1e-4 and got['l2']==was['l2']
+    r = finding_ratio(z, y, got['shrink'], got['temperature'])(zt)
+    want = got['product']*two(net(zt), zt)+got['ratio']*r+got['product_offset']
+    np.testing.assert_allclose(f(net(zt), zt), want, atol=1e-4)

@@ -107,7 +107,9 @@ class Warm:
     "The interpreter, started when first asked for something"
     def __init__(self):
         self.process,self.cpu,self.dir = None,0.,tempfile.TemporaryDirectory()
-        self.env = {**os.environ}       # not that of the test that happens to be the first
+        # not that of the test that happens to be the first; pandas imports pyarrow where that is, whose allocator would
+        # start a thread
+        self.env = os.environ | dict(JE_ARROW_MALLOC_CONF='background_thread:false')
     def start(self):
         log = Path(self.dir.name)/'log'
         with log.open('w') as f:
