@@ -187,8 +187,8 @@ def _sync(path):
 
 # %% ../nbs/00_core.ipynb #25671830
 def write_text(path, txt):
-    "Write a text file atomically"
-    with atomic_path(path) as p: p.write_text(txt, encoding='utf-8')
+    "Write a text file atomically; what is no Unicode, as a file's name may be, with backslashes"
+    with atomic_path(path) as p: p.write_text(txt, encoding='utf-8', errors='backslashreplace')
 
 def write_csv(path, df): write_text(path, df.to_csv(index=False))
 def write_json(path, d): write_text(path, json.dumps(d, indent=1)+'\n')

@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest, torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from memo.core import MemoError
+from memo.core import MemoError, write_text
 from memo.files import check_tensors, check_zip, locked, owned, write_tensors
 
 def flipped(raw, at, rnd):
@@ -109,3 +109,7 @@ def test_a_killed_process_leaves_no_lock_to_its_workers(tmp_path, repo, how):
         os.kill(worker, 0)      # it lives
         with locked(tmp_path, str): pass
     finally: os.kill(worker, signal.SIGKILL)
+
+def test_a_name_that_is_no_unicode_ends_no_writing(tmp_path):
+    write_text(tmp_path/'a.csv', f'name\n{os.fsdecode(bytes([255]))} größe\n')
+    assert (tmp_path/'a.csv').read_text(encoding='utf-8')=='name\n\\udcff größe\n'

@@ -14,6 +14,7 @@ from typing import Literal
 from PIL import Image
 from fastai.vision.all import *
 from ..core import Count, MemoError, Natural, Positive, Shift, Side, settings
+from .image_trees import check_file_names
 from .images import FileImages, check_images, packed, some
 from .longtail import imbalance_ratio, longtail_counts, longtail_dls
 from .transforms import RandomShift, ResizeBatch
@@ -103,6 +104,7 @@ def read_folders(
             raise MemoError(f"CIFAR-{classes}: no PNG in {len(none)} of the folders in {d} ({some(none)}); "
                             "copy them again")
         ps = [p for o in paths for p in o]
+        check_file_names([os.path.relpath(o, root) for o in ps], root)
         check_images(ps, f'copy the images in {d} again, as they are in the archive', 32)
         y = torch.arange(classes).repeat_interleave(tensor([*map(len, paths)]))
         parts.append((FileImages(ps, 32, 3).load(), y))

@@ -13,7 +13,7 @@ from ..core import Fraction, MemoError
 from ..banks.policies import hashed
 from .few_shot import seed_of
 from .image_lists import draw_valid, tail_dls
-from .image_trees import cache_info, image_files, part_words, sub_folders
+from .image_trees import cache_info, check_file_names, image_files, part_words, sub_folders
 from .images import image_suffixes, packed, some
 from .items import hash63
 from ..registry import register
@@ -62,6 +62,7 @@ def folder_table(
             raise MemoError(f"no class folders in {d}{packed(d)}; root/CLASS/*.jpg, or root/train/CLASS/*.jpg (and "
                             "valid, test), are needed")
         rows += [(p,k,part) for k,ps in found.items() for p in ps]
+    check_file_names([os.path.relpath(p, root) for p,*_ in rows], root)
     return pd.DataFrame(rows, columns=['image','label','part']).assign(
         image=[Path(os.path.relpath(p, root)).as_posix() for p,*_ in rows]),root
 

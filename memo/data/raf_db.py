@@ -11,6 +11,7 @@ __all__ = ['emotions', 'emotion_of', 'official_rows', 'folder_rows', 'raf_table'
 from fastai.vision.all import *
 from ..core import Fraction, MemoError, Natural, NonNegative, Positive, Side, settings
 from .image_lists import read_list_file
+from .image_trees import check_file_names
 from .images import FileImages, check_images, some
 from .items import hash63
 from .tensors import with_loaders
@@ -69,6 +70,7 @@ def folder_rows(root):
             files = sorted(o.path for o in os.scandir(d/n) if o.name.lower().endswith(('.jpg','.jpeg','.png'))
                            and not o.name.startswith('.'))
             if not files: raise MemoError(f"RAF-DB: no JPEG or PNG in {d/n}; copy them again")
+            check_file_names([os.path.relpath(o, root) for o in files], root)
             res.append(pd.DataFrame(dict(path=files, label=i, part=part)))
     return pd.concat(res, ignore_index=True)
 

@@ -79,7 +79,9 @@ def plot_comparison(
         df = df.assign(**{f'{c}_low':df[c]-df[f'{c}_std'], f'{c}_high':df[c]+df[f'{c}_std']})
     if not len(df): return plot_results(df)
     a,b = int(table.seeds.min()),int(table.seeds.max())
-    if a<b: df = df.assign(method=[f"{k} ({counted(n, 'seed')})" for k,n in zip(df.method, df.seeds)])
+    if a<b:
+        names = [f"{k} ({counted(n, 'seed')})" for k,n in zip(df.method, df.seeds)]
+        df = df.assign(method=pd.Series(names, df.index, dtype=object))     # pyarrow's texts hold no bytes
     fig = plot_results(df)
     seeds = 'the seeds of each' if a<b else f'{b} seeds'
     fig.suptitle('one seed' if b==1 else f"mean and standard deviation over {seeds}", fontsize=8)

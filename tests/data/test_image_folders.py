@@ -103,6 +103,14 @@ def test_faults_of_folders(tmp_path, tiles):
     assert '1 of 24 images cannot be read' in (m := read()) and 'bee/3.jpg is empty' in m
     assert 'no folder' in err(image_folder, tmp_path/'nothing') and 'has to be given' in err(image_folder)
 
+@pytest.mark.parametrize('old,new', [(b'2.jpg', b'im\xe4ge.jpg'), (b'', b'../ren\xe9')])
+def test_names_of_an_old_encoding_are_told_before_anything_is_written(tmp_path, tiles, old, new):
+    fill(tmp_path, tiles, (4,4,4))
+    bee = os.fsencode(tmp_path/'bee')
+    os.rename(os.path.join(bee, old), os.path.join(bee, new))
+    m = err(dls_of, tmp_path)
+    assert 'are not UTF-8' in m and 'convmv' in m and '\\udce' in m and m.isascii()
+
 def test_a_class_may_be_called_train(tmp_path, tiles):
     fill(tmp_path, tiles, (20,20,20), ('bus','train','car'))
     assert list(dls_of(tmp_path).vocab)==['bus','car','train']

@@ -11,6 +11,7 @@ from memo.evaluation import rebalanced
 from memo.evaluation.baselines import remedies_of, suits, training_title
 from memo.evaluation.rebalanced import balanced_layer, finding_layer
 from memo.evaluation.tables import format_results, results
+from memo.experiment.again import evaluate_run, load_run
 from memo.experiment import run as ex
 from memo.experiment.build import build_learner
 from memo.experiment.config import from_dict, override
@@ -184,7 +185,7 @@ def test_a_run_with_ldam_is_read_back(tmp_path):
     cfg = experiment([dict(name='tau_norm'),'ldam_drw','two_opinions'], runs=str(tmp_path), train=dict(epochs=5))
     with no_rendering(): table = ex.run_experiment(cfg, log=lambda s: None)
     assert 'network x re-trained classifier, LDAM-DRW' in table and 'tau-normalised classifier, LDAM-DRW' not in table
-    with no_rendering(): again,off = ex.evaluate_run(tmp_path/'x')
+    with no_rendering(): again,off = evaluate_run(tmp_path/'x')
     assert not off and again.split('\n')[1] in table
-    learn = ex.load_run(tmp_path/'x'/'ldam_drw_seed_0')
+    learn = load_run(tmp_path/'x'/'ldam_drw_seed_0')
     assert type([o for o in learn.model.modules() if isinstance(o, nn.Linear)][-1]) is CosineLinear

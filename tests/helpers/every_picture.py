@@ -26,11 +26,13 @@ def exported():
 named = {o for o in dir(importlib.import_module('memo.all')) if o.startswith(('plot_','show_'))}
 inner = {'plot_slots','plot_rows','plot_class_fill','plot_points','plot_times'}     # parts of plot_bank, plot_stream
 
-hard = ['$\\frac$', 'a_b^{2', '%{$}', 'two\nlines', 'a|b', '', '_hidden', 'سرطان الرئة', '肺炎', '😀 👩\u200d👧',
-        'x'*300, '\udcff', 'the same sixteen letters, left', 'the same sixteen letters, right',
+hard = ['$\\frac$', 'a_b^{2', '%{$}', 'two\nlines', 'a|b', '', '_hidden', 'سرطان الرئة', '肺炎',
+        '😀 👩\u200d👧', 'x'*300, '\udcff', 'the same sixteen letters, left', 'the same sixteen letters, right',
         '\\', '$', '~', '<b>']
 def names_of(n, odd=True):
     return [f'{hard[i%len(hard)]}{i//len(hard) or ""}' if odd else f'class {i}' for i in range(n)]
+
+def column_of(names): return pd.Series(names, dtype=object)     # pyarrow's texts hold no surrogates
 
 def gen(seed=0): return torch.Generator().manual_seed(seed)
 
@@ -78,18 +80,20 @@ def epochs(n):
 
 def columns(n):
     "A history of two epochs with a score for each class"
-    scores = {f'auc_{i} {o}':[.5,.6] for i,o in enumerate(names_of(n))}
-    return pd.DataFrame({'epoch':[0,1], 'train_loss':[1,.5], **scores})
+    scores = [f'auc_{i} {o}' for i,o in enumerate(names_of(n))]
+    return pd.DataFrame([[0,1,*[.5]*n], [1,.5,*[.6]*n]], columns=pd.Index(['epoch','train_loss',*scores], dtype=object))
 
 def results(n, seeds=3):
     v = np.linspace(.2, .9, n)
-    return pd.DataFrame(dict(method=names_of(n), seeds=seeds, accuracy=v, accuracy_low=v-.05, accuracy_high=v+.05,
-                             few=np.where(np.arange(n)%5==3, np.nan, v/2), few_low=v/2-.1, few_high=v/2+.1))
+    return pd.DataFrame(dict(method=column_of(names_of(n)), seeds=seeds, accuracy=v, accuracy_low=v-.05,
+                             accuracy_high=v+.05, few=np.where(np.arange(n)%5==3, np.nan, v/2),
+                             few_low=v/2-.1, few_high=v/2+.1))
 
 def findings(n, up=0):
     v = np.linspace(.55, .9, n)+up
     bad = np.arange(n)%7==5
-    return pd.DataFrame(dict(finding=[f'{o} {i}' for i,o in enumerate(names_of(n))], positives=np.arange(n)[::-1],
+    names = column_of([f'{o} {i}' for i,o in enumerate(names_of(n))])
+    return pd.DataFrame(dict(finding=names, positives=np.arange(n)[::-1],
         auc=np.where(bad, np.nan, v), ap=np.where(bad, np.nan, v/2), auc_low=v-.04, auc_high=v+.04, ap_low=v/2-.1,
         ap_high=v/2+.1))
 
