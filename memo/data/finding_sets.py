@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/data/finding_sets.html.md"""
 
 # %% auto #0
 __all__ = ['chexpert_findings', 'vindr_findings', 'set_table', 'need_table', 'some_findings', 'known_rows', 'chexpert',
-           'mimic_cxr', 'padchest', 'vindr']
+           'mimic_cxr', 'padchest', 'boxed_findings', 'vindr']
 
 # %% ../../nbs/data/27_finding_sets.ipynb #31d17b2c
 from typing import Annotated
@@ -137,23 +137,40 @@ vindr_findings = ('Aortic enlargement,Atelectasis,Calcification,Cardiomegaly,Cla
                   'Nodule/Mass,Pleural effusion,Pleural thickening,Pneumothorax,Pulmonary fibrosis,Rib fracture,'
                   'Other lesion,COPD,Lung tumor,Pneumonia,Tuberculosis,Other diseases').split(',')
 
+def boxed_findings(
+    p, # Path of the competition's train.csv: a row for each box, or for each reader who found nothing
+    findings=None # Those that are meant; None: all of the table
+)->tuple: # image, patient, part and the findings, by the majority of an image's readers; names of the findings
+    "The findings of VinDr-CXR's boxes"
+    df = read_csv(p, ['image_id','class_name','rad_id'])
+    y,names = joined_targets(df, 'class_name', findings=findings, p=p)
+    one,y = any_of(df.image_id+' '+df.rad_id, settle(y, ['class_name']*len(names), p))
+    at,y = majority_of(df.image_id.iloc[one], y)
+    image = df.image_id.to_numpy()[one][at]
+    return with_targets(pd.DataFrame(dict(image=image, patient=image, part='')), y, names),names
+
 @register('data', task='multilabel')
-@delegates(table_dls, but=['df','findings','p','test'])
+@delegates(table_dls, but=['df','findings','p'])
 def vindr(
-    # Folder of annotations/, train/ and test/, or one above it; by default `vindr` in the settings' data folder
+    # Folder of annotations/, train/ and test/, or of the competition's train.csv and images, or one above it; by
+    # default `vindr` in the settings' data folder
     root:str|Path=None,
-    findings:list[str]=None, # Those that are meant; None: all 27
+    findings:list[str]=None, # Those that are meant; None: all 27, of the competition all 14
     **kwargs
 )->DataLoaders: # train, valid, test
     "VinDr-CXR: chest X-rays with 27 findings, those for training by the majority of three radiologists"
-    root,*ps = set_table(root, 'vindr', train=r'image_labels_train\.csv', test=r'image_labels_test\.csv')
+    root,*ps,boxes = set_table(root, 'vindr', train=r'image_labels_train\.csv', test=r'image_labels_test\.csv',
+                               boxes=r'train\.csv')
+    if ps==[None,None] and boxes is not None:
+        df,names = boxed_findings(boxes, findings)
+        return table_dls(df, names, root, boxes, **kwargs)
     names,dfs = some_findings(findings, vindr_findings),[]
     for p,part in zip(ps, ('train_val','test')):
         need_table(p, root, f"image_labels_{'test' if dfs else 'train'}.csv")
         df = read_csv(p, ['image_id']).rename(columns={'Other disease':'Other diseases'})       # as the test calls it
         lack = [o for o in names if o not in df]
         if lack: raise MemoError(f"{p}: column {lack[0]!r} is missing")
-        at,y = majority_of(df.image_id, settle(one_hot_targets(df, names, p), names, p))
+        at,y = majority_of(df.image_id, settle(one_hot_targets(df, names, p), names, p, missing='ignore'))
         df = pd.DataFrame(dict(image=df.image_id.to_numpy()[at], patient=df.image_id.to_numpy()[at], part=part))
         dfs.append(with_targets(df, y, names))
     return table_dls(pd.concat(dfs, ignore_index=True), names, root, ps[0], **kwargs)

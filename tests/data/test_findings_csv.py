@@ -7,7 +7,7 @@ from fastai.vision.all import Path
 from sklearn.datasets import load_digits
 from memo.core import MemoError
 from memo.data.finding_sets import (chexpert, chexpert_findings, mimic_cxr, padchest, vindr, vindr_findings)
-from memo.data.findings_csv import findings_csv, joined_targets, majority_of, settle
+from memo.data.findings_csv import any_of, findings_csv, joined_targets, majority_of, settle
 from memo.experiment.config import load_config
 from memo.experiment.build import build_dls
 
@@ -125,6 +125,25 @@ def test_a_majority_is_of_those_who_say_something(votes):
         for j in range(2):
             own = [v for w,v in zip(who, y[:,j]) if w==o and v>=0]
             assert got[i,j]==(-1 if not own else float(sum(own)*2>len(own)))
+
+@given(st.lists(st.tuples(st.integers(0, 4), vote, vote), min_size=1, max_size=30))
+def test_what_one_row_has_the_image_has(votes):
+    who,y = [v[0] for v in votes],np.array([v[1:] for v in votes], dtype=float)
+    first,got = any_of(who, y)
+    assert [who[i] for i in first]==list(dict.fromkeys(who))
+    for i,o in enumerate(dict.fromkeys(who)):
+        for j in range(2):
+            own = {v for w,v in zip(who, y[:,j]) if w==o}
+            assert got[i,j]==(1 if 1 in own else -1 if -1 in own else 0)
+
+def test_a_row_for_each_finding(tmp_path):
+    "As tables of boxes have them"
+    rows = [[f'{i}.png',f'p{i//3}',n] for i in range(N) for n,o in zip([*names,'normal'], [*Y[i],not Y[i].any()]) if o]
+    for i in range(N): film(tmp_path/f'{i}.png', i)
+    write(tmp_path/'own.csv', ['image','who','what'], rows[::-1])
+    dls = findings_csv(tmp_path, 'own.csv', label='what', patient='who', several='any', **kw)
+    assert list(dls.vocab)==names and len(dls.split)==N
+    assert all(y==Y[int(k[:-4])].tolist() for k,(y,_) in rows_of(dls).items())
 
 def test_several_rows_of_an_image(own, tmp_path):
     root = own(names, lambda i: Y[i].tolist())
@@ -330,6 +349,27 @@ def test_vindr(tmp_path):
     assert {*s.image[s.part=='test']}=={f'{i:032x}' for i in range(60,80)} and s.part.value_counts().valid==8
     with pytest.warns(UserWarning, match='left out'): dls = vindr(tmp_path, drop_empty=True, **kw)
     assert list(dls.vocab)==['Edema','ILD']
+
+def test_vindr_as_the_competition_has_it(tmp_path):
+    "A row for each box; its header and its rows without one as those who unpacked it print them"
+    head = 'image_id,class_name,class_id,rad_id,x_min,y_min,x_max,y_max'.split(',')
+    def row(i, who, what=None):
+        box = ['']*4 if what is None else [691.,1375.,1653.,1831.]
+        return [f'{i:032x}',what or 'No finding',14 if what is None else 3,f'R{who}',*box]
+    rows = []
+    for i in range(80):
+        film(tmp_path/f'train/{i:032x}.png', i)
+        for who in (8,9,10):
+            got = ['Cardiomegaly']*2*Y[i,0]*(who<10)+['ILD']*Y[i,1]+['Nodule/Mass']*(who==10)
+            rows += [row(i, who, o) for o in got] or [row(i, who)]
+    film(tmp_path/f'test/{99:032x}.png', 99)
+    write(tmp_path/'train.csv', head, rows)
+    dls = vindr(tmp_path, findings=['Cardiomegaly','ILD'], test=.25, **kw)
+    got = rows_of(dls)
+    assert len(got)==80 and all(y==Y[int(k, 16),:2].tolist() for k,(y,_) in got.items())
+    assert dls.split.part.value_counts().test==20
+    with pytest.warns(UserWarning, match='left out'): dls = vindr(tmp_path, drop_empty=True, **kw)
+    assert list(dls.vocab)==['Cardiomegaly','ILD']      # one reader's nodules are no majority
 
 @pytest.mark.slow
 def test_real_tables_are_read():
