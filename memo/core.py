@@ -7,8 +7,8 @@ Docs: https://github.com/fastmemo/memo/core.html.md"""
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Share', 'Fraction', 'OpenFraction', 'Probability', 'Side', 'Shift',
            'one_thread', 'one_line', 'MemoError', 'Diverged', 'say', 'writable', 'no_more', 'check_choice', 'Range',
-           'OneOf', 'undisturbed', 'atomic_path', 'write_text', 'write_csv', 'write_json', 'packaged_file',
-           'cache_folder', 'as_path', 'settings']
+           'OneOf', 'undisturbed', 'atomic_path', 'write_text', 'escaped', 'frame_of', 'write_csv', 'write_json',
+           'packaged_file', 'cache_folder', 'as_path', 'settings']
 
 # %% ../nbs/00_core.ipynb #fec74f64
 import configparser,difflib,importlib.util,json,math,os,sys,tempfile,threading
@@ -189,6 +189,21 @@ def _sync(path):
 def write_text(path, txt):
     "Write a text file atomically; what is no Unicode, as a file's name may be, with backslashes"
     with atomic_path(path) as p: p.write_text(txt, encoding='utf-8', errors='backslashreplace')
+
+def escaped(o):
+    "Texts, also in dicts and lists, with backslashes for what is no Unicode"
+    if isinstance(o, str): return o.encode('utf-8', 'backslashreplace').decode()
+    if isinstance(o, dict): return {escaped(k):escaped(v) for k,v in o.items()}
+    return [escaped(v) for v in o] if isinstance(o, (list,tuple)) else o
+
+def frame_of(
+    data, # As `pandas.DataFrame` takes it
+    columns=None # The same
+):
+    "A table of names, which may be no Unicode (an old file's): where pandas keeps texts in pyarrow, `escaped`"
+    import pandas as pd
+    try: return pd.DataFrame(data, columns=columns)
+    except UnicodeEncodeError: return pd.DataFrame(escaped(data), columns=escaped(columns))
 
 def write_csv(path, df): write_text(path, df.to_csv(index=False))
 def write_json(path, d): write_text(path, json.dumps(d, indent=1)+'\n')

@@ -13,7 +13,7 @@ import inspect
 from fastai.vision.all import *
 from fastprogress.fastprogress import master_bar
 from torch.utils.data import DataLoader as TorchDL
-from ..core import Count,MemoError,write_csv
+from ..core import Count,MemoError,frame_of,write_csv
 from ..data.digests import digest
 from ..data.few_shot import loader_of
 from ..data.streams import Stream,order_by
@@ -37,7 +37,7 @@ class StreamResult:
         epochs:int=1, # Of each experience
         joint:bool=False # Were all experiences learned at once?
     ):
-        self.names,self.epochs,self.history,self.joint = names,epochs,pd.DataFrame(history),joint
+        self.names,self.epochs,self.history,self.joint = names,epochs,frame_of(history),joint
         self.history.attrs = {}
         def matrix(k, n): return np.asarray(rows[k], dtype=float).reshape(-1, n) if k in rows else None
         self.matrix,self.valid_matrix = (matrix(k, len(names)) for k in ('test','valid'))
@@ -76,7 +76,7 @@ class StreamResult:
         "All accuracies, one a row: after which experience (and batch of it), on the items of which"
         rows = [('test',*o) for o in self.measured()]
         if self.valid_matrix is not None: rows += [('valid',i,np.inf,a) for i,a in enumerate(self.valid_matrix)]
-        return pd.DataFrame([dict(items=k, after=i, batch=None if n==np.inf else int(n), on=j, name=self.names[j],
+        return frame_of([dict(items=k, after=i, batch=None if n==np.inf else int(n), on=j, name=self.names[j],
                                   accuracy=v) for k,i,n,a in rows for j,v in enumerate(a)]).astype({'batch':'Int64'})
     def to_csv(self, path):
         "Write the table of all accuracies"

@@ -14,8 +14,7 @@ from typing import Literal
 from PIL import Image
 from fastai.vision.all import *
 from ..core import Count, MemoError, Natural, Positive, Shift, Side, settings
-from .image_trees import check_file_names
-from .images import FileImages, check_images, packed, some
+from .images import FileImages, check_file_names, check_images, packed, some
 from .longtail import imbalance_ratio, longtail_counts, longtail_dls
 from .transforms import RandomShift, ResizeBatch
 from ..registry import register
@@ -209,9 +208,9 @@ def read_cifar(
         if (d := parquet_folder(root, classes)) is not None: return read_parquet(d, classes)
         if download: root = download_cifar(root, classes)
     if lost():
-        raise MemoError(f"CIFAR-{classes}: {some(lost())} not in {root}{packed(root)}; unpack cifar-{classes}-python.tar.gz "
-                        "there, or give its folder as root, or one with train/CLASS/*.png and test/CLASS/*.png, or parquet files; with a "
-                        f"network, cifar{classes}'s download=true fetches it")
+        raise MemoError(f"CIFAR-{classes}: {some(lost())} not in {root}{packed(root)}; unpack cifar-{classes}-python"
+                        ".tar.gz there, or give its folder as root, or one of train/CLASS/*.png and test/CLASS/*.png, "
+                        f"or of parquet files; cifar{classes}'s download=true fetches it")
     parts = [cifar_part(root/o, c['labels'], classes) for o in c['train']]
     names = read_pickle(root/c['meta']).get(c['names'])
     if not isinstance(names, list) or len(names)!=classes:

@@ -13,8 +13,8 @@ from ..core import Fraction, MemoError
 from ..banks.policies import hashed
 from .few_shot import seed_of
 from .image_lists import draw_valid, tail_dls
-from .image_trees import cache_info, check_file_names, image_files, part_words, sub_folders
-from .images import image_suffixes, packed, some
+from .image_trees import cache_info, image_files, part_words, sub_folders
+from .images import check_file_names, image_suffixes, packed, some
 from .items import hash63
 from ..registry import register
 

@@ -8,7 +8,7 @@ Docs: https://github.com/fastmemo/memo/data/images.html.md"""
 __all__ = ['fits', 'image_suffixes', 'crop_square', 'pad_square', 'squash_square', 'read_image', 'upright', 'is_deep', 'bits_for',
            'grey_values', 'eight_bits', 'may_be_deep', 'is_dicom', 'read_dicom', 'dicom_bits', 'windowed', 'open_dicom',
            'image_depth', 'FileImages', 'png_chunks', 'decoded', 'other_fault', 'image_fault', 'whole_fault',
-           'broken_images', 'check_folder', 'some', 'packed', 'check_images']
+           'broken_images', 'check_folder', 'some', 'packed', 'check_file_names', 'check_images']
 
 # %% ../../nbs/data/05_images.ipynb #28cd12c5
 import struct,zlib
@@ -334,6 +334,17 @@ def packed(
     try: names = sorted(o for o in os.listdir(root) if o.lower().endswith(('.zip','.tar','.tar.gz','.tgz')))
     except OSError: names = []
     return f", where {names[0][:60]} is, not unpacked" if names else ''
+
+def check_file_names(
+    paths, # Of files or folders whose names go into tables
+    root # Where they are
+):
+    "Raise a `MemoError` if a name is no text (bytes of an old encoding): no table could be written of it"
+    bad = [o for o in paths if re.search('[\ud800-\udfff]', o)]
+    if bad:
+        raise MemoError(f"{root}: {len(bad)} names of files or folders are not UTF-8 (first: "
+                        f"{ascii(bad[0])}); rename them, as convmv -f latin1 -t utf8 -r --notest "
+                        "FOLDER does")
 
 def check_images(
     paths, # Files

@@ -11,8 +11,7 @@ __all__ = ['emotions', 'emotion_of', 'official_rows', 'folder_rows', 'raf_table'
 from fastai.vision.all import *
 from ..core import Fraction, MemoError, Natural, NonNegative, Positive, Side, settings
 from .image_lists import read_list_file
-from .image_trees import check_file_names
-from .images import FileImages, check_images, some
+from .images import FileImages, check_file_names, check_images, some
 from .items import hash63
 from .tensors import with_loaders
 from .whole import normalized, varied, whole_dls

@@ -12,7 +12,7 @@ __all__ = ['TOP', 'SAMPLE', 'ROOM', 'readers', 'hooked', 'run_batches', 'Reads',
 import math
 from fastai.vision.all import *
 from torch.nn import functional as F
-from ..core import Count,MemoError,check_choice
+from ..core import Count,MemoError,check_choice,frame_of
 from ..heads.attach import memories
 from ..heads.calls import Step,in_step
 from ..layers.associate import associate,metastability
@@ -217,4 +217,4 @@ def hopfield_table(
     memory:str=None     # Name of one memory; None: all
 )->pd.DataFrame:        # A row for each memory, see above
     "How the Hopfield memories of a network are read: how sharply, by how many rows, by which classes"
-    return pd.DataFrame([table_row(k, o) for k,o in reads_of(learn, dl, ds_idx, n, memory).items()]).set_index('memory')
+    return frame_of([table_row(k, o) for k,o in reads_of(learn, dl, ds_idx, n, memory).items()]).set_index('memory')

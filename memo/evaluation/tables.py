@@ -10,9 +10,9 @@ __all__ = ['Row', 'label', 'row_of', 'rows_of', 'titles_in', 'column_titles', 's
            'with_interval', 'of_seeds', 'format_results', 'compare', 'single']
 
 # %% ../../nbs/evaluation/04_tables.ipynb #642a6b7a
-import numpy as np,pandas as pd
+import numpy as np
 from typing import NamedTuple
-from ..core import MemoError,check_choice
+from ..core import MemoError,check_choice,frame_of
 from .names import as_markdown,cut_names,on_one_line,width
 from ..metrics.intervals import paired
 
@@ -101,7 +101,7 @@ def difference_rows(pairs, by, attrs):
     return as_table(rows, attrs)
 
 def as_table(rows, attrs):
-    df = pd.DataFrame(rows)
+    df = frame_of(rows)
     df.attrs = attrs
     return df
 

@@ -12,7 +12,7 @@ __all__ = ['Task', 'labels_of', 'first_label', 'class_counts', 'shots', 'is_tail
 import inspect
 from copy import copy
 from fastai.vision.all import *
-from ..core import Count,MemoError
+from ..core import Count,MemoError,frame_of
 from ..metrics.multiclass import longtail_scores,shot_groups,shot_metrics
 from ..metrics.multilabel import MultiMetric,class_table,macro_ap,macro_auc,multilabel_scores,wrong_labels
 from ..metrics.intervals import patient_bootstrap
@@ -146,8 +146,8 @@ class Multilabel(Task):
         if split is not None and {'patient','item'} <= {*split}:
             named = split.drop_duplicates('item').set_index('item')
             if who.item.isin(named.index).all(): who = named.loc[who.item, ['image','patient']].reset_index(drop=True)
-        of_rows = [pd.DataFrame(p.numpy(), columns=[f'{k}: {o}' for o in vocab]) for k,p in probs.items()]
-        return pd.concat([who, pd.DataFrame(y.int().numpy(), columns=vocab), *of_rows], axis=1)
+        of_rows = [frame_of(p.numpy(), columns=[f'{k}: {o}' for o in vocab]) for k,p in probs.items()]
+        return pd.concat([who, frame_of(y.int().numpy(), columns=vocab), *of_rows], axis=1)
 
     def class_texts(self, name, scores, details, share):
         t,ci,mean = details['table'],details['intervals'],f"macro over {int(scores['classes'])} findings"

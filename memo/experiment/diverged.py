@@ -33,7 +33,7 @@ def give_up(
     end = diverged_facts(t, e)
     log(end['why'])
     wait_savers(t, savers, log)
-    if e.rows: write_csv(t.folder/'history.csv', pd.DataFrame(e.rows))
+    if e.rows: write_csv(t.folder/'history.csv', frame_of(e.rows))
     write_json(t.folder/'diverged.json', end)
 
 def wait_savers(t, savers, log):

@@ -118,7 +118,7 @@ def train(
         with processes(learn), learn.no_bar(), learn.no_logging():
             h = fit_all(cfg, learn, stages, checkpoint=t.folder/'checkpoints', resume=resume, log=say_row, cbs=begins)
     except Diverged as e:
-        h,end = pd.DataFrame(e.rows),diverged_facts(t, e)
+        h,end = frame_of(e.rows),diverged_facts(t, e)
         if main and end['kept'] is not None: log(end['why'])
         if end['kept'] is None: return give_up(t, e, log, savers) if main else None
     begins.now()        # where nothing was left to train

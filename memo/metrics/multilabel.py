@@ -11,7 +11,7 @@ __all__ = ['macro_auc', 'macro_ap', 'wrong_labels', 'check_scores', 'per_class',
 
 # %% ../../nbs/metrics/02_multilabel.ipynb #bef0348f
 from fastai.vision.all import *
-from ..core import MemoError
+from ..core import MemoError,frame_of
 from ..registry import register
 from .shares import numbered,patients_with,share_interval
 
@@ -212,4 +212,4 @@ def class_table(
                 auc=class_auc(p, t), **ends('auc'), ap=class_ap(p, t), **ends('ap'),
                 threshold=at, chosen=~chosen.isnan() & (chosen.ndim>0) & torch.ones_like(at).bool(),
                 **class_rates(p, t, at, group), f1=class_counts_at(p, t, at)[2], **class_calibration(p, t))
-    return pd.DataFrame(dict(finding=list(map(str, vocab)), **{k:v.numpy() for k,v in cols.items()}))
+    return frame_of(dict(finding=list(map(str, vocab)), **{k:v.numpy() for k,v in cols.items()}))

@@ -14,7 +14,7 @@ import math
 from fastai.vision.all import *
 from matplotlib.figure import Figure
 from torch.nn import functional as F
-from ..core import MemoError,check_choice,undisturbed
+from ..core import MemoError,check_choice,frame_of,undisturbed
 from ..evaluation.names import cut_names
 from ..evaluation.tables import text_table
 from .figure import Picture,above,check_fits,counted,drawing,log_ticks,no_value
@@ -289,7 +289,7 @@ def bank_table(
     norm = torch.zeros(bank.n_classes) if bank.ema is None else bank.prototypes().norm(dim=1).cpu()
     near,cos = nearest_classes(bank, cs)
     group,names = group_of(bank),[str(vocab[c]) if vocab is not None and c<len(vocab) else str(c) for c in cs]
-    df = pd.DataFrame(dict(name=names, seen=counts[cs].tolist(), stored=bank.class_counts().cpu()[cs].tolist(),
+    df = frame_of(dict(name=names, seen=counts[cs].tolist(), stored=bank.class_counts().cpu()[cs].tolist(),
                            items=bank.item_counts().cpu()[cs].tolist(), group=[group.get(c, 'unseen') for c in cs],
                            prototype_norm=norm[cs].tolist(), nearest=near, cosine=cos))
     df.insert(0, 'class', cs)

@@ -348,7 +348,7 @@ def fit_stages(
             shows_only(learn)
             with as_it_was(learn): run_stages(learn, prog, ck, cbs)
         finally: prog.reset_momentum()
-    res = pd.DataFrame(prog.rows)
+    res = frame_of(prog.rows)
     res.attrs.update(prog.more)     # what a stage's own function left there
     if len(prog.begun)>1: res.attrs['versions'] = prog.begun
     return res
