@@ -1,0 +1,63 @@
+"""A model that `export_model` wrote, behind HTTP: without torch, fastai or memo
+
+    pip install fastapi uvicorn onnxruntime pillow numpy
+    MODEL=model.onnx uvicorn service:app --port 8000
+    curl --data-binary @image.png localhost:8000/predict        # {"answers":[{"name":"cat","probability":0.93},...]}
+
+Any number of requests at once: a session of onnxruntime and everything here may be used by several threads."""
+import io,json,os
+import numpy as np, onnxruntime
+from fastapi import FastAPI,HTTPException,Request
+from fastapi.concurrency import run_in_threadpool
+from PIL import Image,ImageOps
+
+session = onnxruntime.InferenceSession(os.environ.get('MODEL', 'model.onnx'), providers=['CPUExecutionProvider'])
+about = json.loads(session.get_modelmeta().custom_metadata_map['memo'])
+how,names = about['image'],about['vocab']
+if how is None: raise SystemExit(f"how an image becomes this model's input is not in the file: write it in prepared()")
+app = FastAPI(title='memo')
+
+def square(im, size):
+    "An image as `size` pixels (width, height), as the loader of the training does it"
+    (w,h),bilinear = im.size,Image.Resampling.BILINEAR
+    if how['fit']=='squash': return im.resize(size, bilinear)
+    if how['fit']=='pad': return ImageOps.pad(im, size, bilinear)
+    s = min(w/size[0], h/size[1])
+    cw,ch = s*size[0],s*size[1]
+    if not how['whole']: return im.resize(size, bilinear, ((w-cw)/2, (h-ch)/2, (w+cw)/2, (h+ch)/2))
+    cw,ch = int(cw),int(ch)
+    l,t = (w-cw)//2,(h-ch)//2
+    return im.crop((l, t, l+cw, t+ch)).resize(size, bilinear)
+
+def prepared(im):
+    "The model's input [1,C,H,W] of an image"
+    if im.mode[0] in 'IF': raise ValueError(f'mode {im.mode}: 8 bits a channel are accepted')
+    (h,w),(rh,rw) = how['size'],how['resize']
+    if how['draft']: im.draft(how['mode'], (rw,rh))
+    if how['exif']: im = ImageOps.exif_transpose(im)
+    t,l = (rh-h)//2,(rw-w)//2
+    x = np.asarray(square(im.convert(how['mode']), (rw,rh)), dtype=np.float32)[t:t+h,l:l+w].reshape(h, w, -1)/255
+    x = np.broadcast_to(x, (h, w, how['channels'])).transpose(2, 0, 1)
+    mean,std = (np.array(how[o], dtype=np.float32)[:,None,None] for o in ('mean','std'))
+    return ((x-mean)/std)[None]
+
+def probabilities(logits):
+    if about['activation']=='softmax':
+        p = np.exp(logits-logits.max())
+        return p/p.sum()
+    return 1/(1+np.exp(-logits)) if about['activation']=='sigmoid' else logits
+
+def answer(b):
+    try: x = prepared(Image.open(io.BytesIO(b)))
+    except Exception as e: raise HTTPException(400, f'not an image that can be read: {str(e)[:100]}') from None
+    p = probabilities(session.run(None, {'input':x})[0][0].astype(np.float64))
+    out = [dict(name=n, probability=float(v)) for n,v in zip(names or map(str, range(len(p))), p)]
+    if about['task']=='multilabel':
+        for o,t in zip(out, about['thresholds'] or [.5]*len(out)): o['found'] = o['probability']>t
+    return dict(answers=sorted(out, key=lambda o: -o['probability']))
+
+@app.post('/predict')
+async def predict(request: Request): return await run_in_threadpool(answer, await request.body())
+
+@app.get('/about')
+def what(): return about
