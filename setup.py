@@ -10,7 +10,7 @@ class BuildPy(build_py):
         super().run()
         if self.editable_mode: return                       # memo finds the folder beside itself
         for p in Path('experiments').rglob('*'):
-            if p.suffix not in ('.yaml','.yml','.md','.csv') or p.parts[1]=='runs': continue
+            if p.suffix not in ('.yaml','.yml','.md','.csv','.py') or p.parts[1]=='runs': continue
             to = Path(self.build_lib, 'memo', p)
             to.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(p, to)

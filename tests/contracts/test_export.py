@@ -65,6 +65,7 @@ def test_files(bank, head, epochs, tmp_path):
     about,_ = both(learn, tmp_path)
     h = learn.memory.head
     assert about==dict(task='multiclass', vocab=[*map(str, range(10))],
+                       activation='softmax', thresholds=None, image=None,
                        memories=dict(memory=dict(head=type(h).__name__, bank=bank_name(h), rows=len(h.bank))))
     if h.mixes and epochs: assert changes(learn)
 
