@@ -2,14 +2,17 @@
 runs:
 for n in quickstart fashion_lt fashion_lt_frozen; do memo-train experiments/$n.yaml; done; memo-train
 experiments/chestxray/small/*.yaml;
+memo-train experiments/chestxray/findings/opinions.yaml;
 for f in experiments/tail/{digits,fashion,fashion_frozen}/*.yaml; do memo-train $f; done; python benchmarks/pages.py
 A folder of runs may be named: python benchmarks/pages.py DIR. What has not been run keeps its table; the text around
 the tables is written by hand."""
-import re,sys
+import re,shutil,sys
 from pathlib import Path
-import pandas as pd
+import numpy as np,pandas as pd
 from memo.core import settings
-from memo.evaluation.tables import md_table,with_interval,with_spread
+from memo.evaluation.tables import label,md_table,row_of,titles_in,with_interval,with_spread
+from memo.experiment.run_folder import read_json
+from memo.metrics.intervals import paired
 
 runs = Path(sys.argv[1]) if len(sys.argv)>1 else settings().runs
 here = Path(__file__).parents[1]/'experiments'
@@ -54,6 +57,25 @@ def all_seeds(to, name):
     first = ['data','training',*[o for o in ('method','baseline','seeds','seed_numbers') if o in df]]
     df[[*first, *[o for o in df if o not in first]]].round(6).to_csv(here/'tail'/to, index=False)
 
+def findings_table(d):
+    "Of each training: its rows, and each less the network x logistic regression on the same network"
+    cols = (('macro_ap',1),('tail_ap',1),('nll',10))        # per cent; nll of 1,000
+    head = ['','mAP','tail mAP','nll x 1000','minus network x logistic regression: mAP','tail mAP','nll x 1000']
+    fs,tables = sorted(d.glob('**/metrics.json'), key=lambda o: (o.parent!=d, o)),[]
+    for other in (False,True):
+        by,rows = {},[]
+        for m in (read_json(f) for f in fs if f.parent.name.startswith('balanced')==other):
+            for r in m['rows']: by.setdefault(label(row_of(r), titles_in([m])), []).append(r['scores'])
+        lead = next(v for k,v in by.items() if k.startswith('network x logistic regression'))
+        def values(v, c, u): return np.array([o[c]*u for o in v])
+        for k,v in by.items():
+            x = [values(v, *o) for o in cols]
+            ds = [paired(a, values(lead, *o)) for a,o in zip(x, cols)]
+            rows.append([k, *[with_spread(o.mean(), o.std(ddof=1), 2) for o in x],
+                         *['' if v is lead else with_interval(o['mean'], o['low'], o['high'], '+', 2) for o in ds]])
+        tables.append(md_table(rows, head))
+    return '\n\n'.join(tables)
+
 def page(f): return f.read_text().split('\n', 1)[1]      # without its heading
 
 for name,f,table,to in [
@@ -61,6 +83,11 @@ for name,f,table,to in [
     ('chest', runs/'chest_small/comparison/comparison.md', page, 'chestxray/README.md')]:
     if f.is_file(): put(to, name, table(f))
     else: print(f'{f}: not run, its table stays')
+d = runs/'chest_findings/opinions'
+if (d/'results.csv').is_file():
+    said = 'Per cent, means over five seeds ± their standard deviation.'
+    put('chestxray/README.md', 'opinions', f'{said}\n\n{findings_table(d)}')
+    for o in ('results','differences'): shutil.copyfile(d/f'{o}.csv', here/f'chestxray/findings/{o}.csv')
 for name in ('fashion','fashion_frozen','digits'):
     if (runs/'tail'/name).is_dir(): put('tail/README.md', name, tail_tables(runs/'tail'/name))
     else: print(f'{name}: not run, its tables stay')
