@@ -18,7 +18,8 @@ from PIL import Image
 from ..core import MemoError,undisturbed
 from ..data.tensors import plain_dl
 from ..evaluation.names import cut,name_text
-from .figure import Picture,check_fits,drawing,drawn_text,no_value,short_names
+from ..evaluation.compare_memory import compared
+from .figure import Picture,check_fits,drawing,drawn_text,no_value,short_names,text_picture
 from ..training.collect import _Constant,is_empty
 from ..training.keep import as_pixels,kept_inputs,places_of
 from ..training.memory_callback import memory_of
@@ -100,15 +101,17 @@ def same_label(a, b):
 # %% ../../nbs/plots/04_recall.ipynb #45fa1933
 def _number(v): return f'{v:.2f}' if abs(v)<100 else f'{v:.3g}'
 
-def draw_query(ax, x, p, y, names, multi):
-    "The query, what the model answers, and the truth"
+def draw_query(ax, x, p, y, names, multi, before=None):
+    "The query, what the model answers (and the network without the memory, where that is given), and the truth"
     draw_input(ax, x)
     right = None if y is None else bool(((p>.5)==(y>.5))[y>=0].all() if multi else p.argmax()==y)
     true = '' if y is None else f'\ntrue: {label_text(y, names)}'
     if p.ndim!=1: said = ' x '.join(map(str, p.shape))          # a class for each pixel, say
     elif names is None: said = ', '.join(map(_number, p.tolist()[:3]))
     else: said = answer_text(p, names, multi)
-    ax.set_title(textwrap.fill('pred: '+said, 22)+true, color='k' if right is None else _good if right else _bad)
+    said = textwrap.fill(('pred: ' if before is None else 'with: ')+said, 22)
+    if before is not None: said = textwrap.fill('without: '+answer_text(before, names, multi), 22)+'\n'+said
+    ax.set_title(said+true, color='k' if right is None else _good if right else _bad)
     _frame(ax, 'k', 1)
 
 def draw_row(ax, item, label, sim, weight, inputs, y, names):
@@ -129,10 +132,11 @@ def as_query(im, x):
     return torch.from_numpy(np.array(im.convert('L'))[None]/255).as_subclass(type(x))
 
 @drawing()
-def draw_memories(learn, r, size, bank):
+def draw_memories(learn, r, size, bank, before=None):
     "A row for each query: itself, then what it recalled"
     n,k = r.weight.shape
-    check_fits('n', n, size+.35)
+    room = .35 if before is None else .5        # of a title
+    check_fits('n', n, size+room)
     check_fits('k', k, size)
     labels,multi = r.row_label,bank.labels is not None and bank.labels.ndim==2
     vocab = answer_vocab(learn.dls)
@@ -142,11 +146,11 @@ def draw_memories(learn, r, size, bank):
     xs = list(decoded_inputs(r.dl.new(num_workers=0)))
     kept = kept_inputs(bank, [i for i in ids.tolist() if i not in inputs])
     inputs.update({i:as_query(o, xs[0]) for i,o in kept.items()})
-    fig = Picture(figsize=(size*(k+1.1), (size+.35)*n), layout='constrained')
+    fig = Picture(figsize=(size*(k+1.1), (size+room)*n), layout='constrained')
     grid = fig.add_gridspec(n, k+2, width_ratios=[1,.08]+[1]*k)
     for i,x in enumerate(xs):
         y = None if r.y is None else r.y[i].cpu()
-        draw_query(fig.add_subplot(grid[i,0]), x, r.probs[i], y, names, multi)
+        draw_query(fig.add_subplot(grid[i,0]), x, r.probs[i], y, names, multi, None if before is None else before[i])
         for j in range(k):
             item,w = int(r.row_item[i,j]),float(r.weight[i,j])
             if item<0 and w==0: continue
@@ -154,14 +158,14 @@ def draw_memories(learn, r, size, bank):
                      float(r.similarity[i,j]), w, inputs, y, names)
     return fig
 
-def recall_picture(learn, size, k, memory, **kwargs):
+def recall_picture(learn, size, k, memory, before=None, **kwargs):
     "The picture of `learn.recall`, with what can go wrong told in one line"
     bank = memory_of(learn, memory).bank
     if len(bank)==0:
         raise MemoError("the memory is empty: train, or load a trained model, before asking what it recalls")
     if k is not None and k<1: raise MemoError(f"k: {k!r}, a number from 1 is accepted")
     with undisturbed():
-        return draw_memories(learn, learn.recall(k=6 if k is None else k, memory=memory, **kwargs), size, bank)
+        return draw_memories(learn, learn.recall(k=6 if k is None else k, memory=memory, **kwargs), size, bank, before)
 
 # %% ../../nbs/plots/04_recall.ipynb #8970ce96
 @patch
@@ -170,8 +174,11 @@ def show_memories(self:Learner,
     ds_idx:int=1, # Which set: 0 training (items do not find themselves), 1 validation
     k:int=None, # Recalled items for each; by default what the head reads, six at most
     size:float=1.4, # Of an image, in inches
-    memory:str=None # Name of the memory; None: the only one
-)->Figure: # `n` rows
+    memory:str=None, # Name of the memory; None: the only one
+    # True: items that the network got wrong without the memory and that it put right, those first that it changed most;
+    # False: those that it made wrong; None: the first of the set
+    rescued:bool=None
+)->Figure: # `n` rows at most
     "Queries beside the training items that the memory recalled for them"
     if n<1: raise MemoError(f"n: {n!r}, a number from 1 is accepted")
     if not 0<=ds_idx<len(self.dls.loaders):
@@ -179,7 +186,11 @@ def show_memories(self:Learner,
     if is_empty(self.dls[ds_idx]):
         raise MemoError(f"data set {ds_idx} is empty: give the learner its data (learn.dls = dls), or use "
                         "learn.explain(items)")
-    return recall_picture(self, size, k, memory, ds_idx=ds_idx, n=n)
+    if rescued is None: return recall_picture(self, size, k, memory, ds_idx=ds_idx, n=n)
+    with undisturbed(): c = compared(self, self.dls[ds_idx], memory)
+    some = (c.rescued if rescued else c.spoilt)[:n]
+    if not len(some): return text_picture(f"the memory {'puts right' if rescued else 'makes wrong'} none of {len(c.y)}")
+    return recall_picture(self, size, k, memory, c.without[some], ds_idx=ds_idx, idxs=c.at[some].tolist())
 
 # %% ../../nbs/plots/04_recall.ipynb #1b80bdc4
 def as_items(learn, items):

@@ -202,12 +202,13 @@ def recalled(
     n:int=None,     # Only the first `n` items
     k:int=None,     # Rows for each, at most (and by default) what the head reads
     memory:str=None, # Name of the memory; None: the only one
+    idxs=None       # Positions of the items in their set, instead of its first `n`
 ):                  # `x`, `probs [n,C]`, `y`, `item [n]`; `weight`, `similarity`, `row_label`, `row_item [n,k]`
     "Recalled rows and model outputs for some items"
     head = _head(get_model(learn.model), memory)
     with evaluating(learn):
         dl = plain_dl(fastai_loader(learn.dls[ds_idx])) if items is None else learn.dls.test_dl(items, num_workers=0)
-        dl = first_items(dl, n)
+        dl = first_items(dl, n) if idxs is None else dl.new(get_idxs=_Constant([*idxs]), n=len(idxs))
         got = collect(learn, dl, memory=True, name=memory)
     features_of(got, memory)
     act = got.targets.probabilities or getattr(learn.loss_func, 'activation', noop)

@@ -476,6 +476,7 @@ def recall(self:Learner,
     n:int=None,     # Only the first `n` items
     k:int=None,     # Rows for each, at most (and by default) what the head reads
     memory:str=None, # Name of the memory; None: the only one
+    idxs=None       # Positions of the items in their set, instead of its first `n`
 ):                  # `x`, `probs [n,C]`, `y`, `item [n]`; `weight`, `similarity`, `row_label`, `row_item [n,k]`
     "Recalled rows and model outputs for some items"
-    with one_thread: return recalled(self, items, ds_idx, n, k, memory_of(self, memory).name)
+    with one_thread: return recalled(self, items, ds_idx, n, k, memory_of(self, memory).name, idxs)

@@ -19,7 +19,8 @@ def exported():
     "Every picture: what is annotated to give a Figure, in memo.plots or put by it on fastai's and memo's classes"
     mods = [importlib.import_module(f'memo.plots.{o.name}') for o in pkgutil.iter_modules(memo.plots.__path__)]
     found = [f for m in mods for f in vars(m).values() if inspect.isfunction(f)]
-    found += [f for c in (Learner,StreamResult,MemoryCallback) for f in vars(c).values() if inspect.isfunction(f)]
+    parts = Learner,StreamResult,MemoryCallback,MemoryComparison
+    found += [f for c in parts for f in vars(c).values() if inspect.isfunction(f)]
     mine = [f for f in found if f.__module__.startswith('memo.plots.')]
     return {f.__name__ for f in mine if f.__annotations__.get('return') is Figure or f.__name__ in named}
 
@@ -121,6 +122,14 @@ def stream(n, plane=False):
     return Stream(DataLoaders(TensorDL(dataset=ds), TensorDL(dataset=ds.subset(slice(0)))), [parts,[[] for _ in parts]],
                   names_of(n))
 
+def comparison(n, multi=False):
+    "Two answers to items of n classes, half of which have none"
+    y = torch.randint(0, (n+1)//2, (4*n,), generator=gen())
+    if multi: y = (torch.rand(4*n, n, generator=gen())>.6).long()
+    p = [torch.rand(4*n, n, generator=gen(i)) for i in (1,2)]
+    p = p if multi else [o/o.sum(1, keepdim=True) for o in p]
+    return MemoryComparison(*p, y, names_of(n), dict(few=torch.arange(n)[:n//3]))
+
 def surfaces(n):
     d = DrawSurfaces(16)
     for i in range(n): d.state[f'after{i}'] = torch.randint(0, i+1, (16,16), generator=gen(i)).to(torch.int16)
@@ -155,7 +164,7 @@ every = dict(
     plot_calibration=lambda n: plot_calibration(*probs(n), names_of(n)),
     plot_speed=lambda n: plot_speed(speeds(n)),
     plot_matrix=lambda n: plot_matrix(stream_result(n)),
-    plot=lambda n: stream_result(n).plot(),
+    plot=lambda n: [stream_result(n).plot(), comparison(n).plot(), comparison(n, True).plot()],
     plot_stream_accuracy=lambda n: plot_stream_accuracy(stream_result(n)),
     plot_stream=lambda n: [plot_stream(stream(n)), plot_stream(stream(n, plane=True))],
     plot_surfaces=surfaces,
