@@ -84,7 +84,6 @@ from .plots.results import plot_calibration,plot_classes,plot_comparison,plot_re
 from .plots.stream_results import DrawSurfaces,plot_matrix,plot_stream_accuracy,plot_surfaces
 from .plots.hopfield import plot_energy,plot_retrieval,plot_slot_use,plot_token_reads
 from .plots.memory_linear import plot_units
-from .plots import compare_memory as _
 from .plots.banks import bank_table,plot_bank,plot_classbank,plot_similarity,plot_stored
 from .experiment.shipped import experiment_file,shipped
 from .experiment.sections import to_yaml

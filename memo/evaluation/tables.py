@@ -6,11 +6,11 @@ Docs: https://github.com/fastmemo/memo/evaluation/tables.html.md"""
 
 # %% auto #0
 __all__ = ['Row', 'label', 'row_of', 'rows_of', 'titles_in', 'column_titles', 'seed_scores', 'each_seed', 'mean_rows',
-           'difference_rows', 'as_table', 'per_cent', 'is_other', 'results', 'text_table', 'md_table', 'with_spread',
-           'with_interval', 'of_seeds', 'format_results', 'compare', 'single']
+           'difference_rows', 'as_table', 'per_cent', 'is_other', 'results', 'text_table', 'md_table', 'html_table',
+           'with_spread', 'with_interval', 'of_seeds', 'format_results', 'compare', 'single']
 
 # %% ../../nbs/evaluation/04_tables.ipynb #642a6b7a
-import numpy as np
+import html,numpy as np
 from typing import NamedTuple
 from ..core import MemoError,check_choice,frame_of
 from .names import as_markdown,cut_names,on_one_line,width
@@ -155,6 +155,11 @@ def md_table(rows, head):
     "Rows as a table in Markdown, whose cells hold no markup"
     lines = [[*map(as_markdown, r)] for r in [head,*rows]]
     return '\n'.join('| '+' | '.join(r)+' |' for r in [lines[0], ['---']*len(head), *lines[1:]])
+
+def html_table(rows, head):
+    "Rows as a table in HTML, whose cells hold no markup"
+    def line(r, tag): return '<tr>'+''.join(f'<{tag}>{html.escape(on_one_line(o))}</{tag}>' for o in r)+'</tr>'
+    return '\n'.join(['<table>', line(head, 'th'), *[line(r, 'td') for r in rows], '</table>'])
 
 def with_spread(v, std, digits=1):
     "A level with its standard deviation as text, in per cent; '' if unknown"

@@ -23,7 +23,7 @@ from ..training.checkpoint import is_checkpoint
 outputs = ('model.safetensors','predictions.csv','predictions_valid.csv','classes.csv','split.csv','matrix.csv',
            'history.csv','lr.json')
 own_files = (*outputs,'config.yaml','env.json','metrics.json','diverged.json','files.json','results.csv',
-             'differences.csv','results.md','speed.csv')
+             'differences.csv','results.md','report.html','speed.csv')
 own_folders = 'checkpoints','banks','bank','eval'
 
 def says_name(path):

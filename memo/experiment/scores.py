@@ -8,6 +8,7 @@ Docs: https://github.com/fastmemo/memo/experiment/scores.html.md"""
 __all__ = ['state_bytes', 'write_scores', 'read_metrics', 'from_version_0_1', 'write_results', 'earlier_rows']
 
 # %% ../../nbs/experiment/10_scores.ipynb #f4de6ff2
+import html
 from fastai.vision.all import *
 from ..core import *
 from ..evaluation.baselines import *
@@ -80,6 +81,10 @@ def write_results(cfg, folder):
     spread = ' ± their standard deviation' if len(cfg.seeds)>1 else ''
     head = f'# {as_markdown(cfg.name)}\n\nPer cent, means over seeds {", ".join(map(str, cfg.seeds))}{spread}.\n\n'
     write_text(folder/'results.md', f'{head}{format_results(table, diff, md_table)}{note}\n')
+    try:
+        of = {f"{training_title(t.cfg, t.name) or 'as configured'}, seed {t.seed}":t.folder for t in scored}
+        write_page(folder, cfg.name, of, format_results(table, diff, html_table)+html.escape(note))
+    except Exception as e: not_drawn('report.html', e)
     return format_results(table, diff)+note
 
 def earlier_rows(t, dls):

@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/plots/results.html.md"""
 
 # %% auto #0
 __all__ = ['result_columns', 'plot_results', 'draw_dots', 'plot_comparison', 'draw_bars', 'draw_points', 'plot_classes', 'wilson',
-           'plot_reliability', 'plot_calibration', 'draw_calibration', 'plot_speed', 'write_shares']
+           'outcomes', 'plot_reliability', 'plot_calibration', 'draw_calibration', 'plot_speed', 'write_shares']
 
 # %% ../../nbs/plots/03_results.ipynb #702680d3
 import math,textwrap
@@ -139,25 +139,36 @@ def wilson(f, n, z=1.96):
     mid,half = (f+z**2/(2*n))/(1+z**2/n),z*((f*(1-f)+z**2/(4*n))/n)**.5/(1+z**2/n)
     return mid-half,mid+half
 
+def outcomes(p, y):
+    "Probabilities and 0/1 outcomes: of findings as they are; of classes the answer's, and whether it is right"
+    p,y = (torch.as_tensor(o).detach().cpu() for o in (p, y))
+    if y.ndim==2: return p,y
+    conf,c = p.max(1)
+    return conf[:,None],torch.where(y<0, -1, (c==y).long())[:,None]
+
 @drawing()
 def plot_reliability(
-    probs, # [N,C] probabilities
-    y, # [N,C] labels, 0 or 1
+    probs, # [N,C] probabilities; or several by name, as before and after
+    y, # [N,C] labels, 0 or 1; or classes [N]
     n_bins:int=10 # Equal bins of probability
 )->Figure: # Curve and histogram
-    "Reliability diagram: predicted probability against observed frequency"
-    df = calibration_bins(probs, y, n_bins)
-    if not df.n.sum(): return text_picture('no labels')
-    some = df[df.n>0]
-    fig = Picture(figsize=(2.6,3), layout='constrained')
+    "Reliability diagram: predicted probability against observed frequency; of classes, the answer's"
+    probs,y = probs if isinstance(probs, dict) else {None:probs},torch.as_tensor(y)
+    every = {k:calibration_bins(*outcomes(p, y), n_bins) for k,p in probs.items()}
+    if not any(df.n.sum() for df in every.values()): return text_picture('no labels')
+    fig = Picture(figsize=(2.8,3.2), layout='constrained')
     a,b = fig.subplots(2, 1, sharex=True, height_ratios=[3,1])
     a.plot([0,1], [0,1], color='.5', lw=.8, ls='--')
-    a.vlines(some.prob, *wilson(some.freq, some.n), color=_colors[0], lw=1.5, alpha=.5)
-    a.plot(some.prob, some.freq, 'o-', color=_colors[0], ms=4, lw=1)
-    a.set(ylabel='share that is positive', xlim=(0,1), ylim=(-.02,1.02),
-          title=f'calibration error {100*binned_error(df):.2g} %')
-    b.bar(df.low, df.n, df.high-df.low, align='edge', color='#66ccee', ec='w', lw=.5)
-    b.set(xlabel='probability', ylabel='labels', yscale='log', ylim=(.5,None))
+    for (k,df),color in zip(every.items(), class_colors(len(every))):
+        some,said = df[df.n>0],'' if k is None else f'{cut_names([str(k)], 24, drawn_text)[0]}, '
+        a.vlines(some.prob, *wilson(some.freq, some.n), color=color, lw=1.5, alpha=.5)
+        a.plot(some.prob, some.freq, 'o-', color=color, ms=4, lw=1, label=f'{said}error {100*binned_error(df):.2g} %')
+        b.stairs(df.n, np.append(df.low, df.high.iloc[-1]), color=color, fill=len(every)==1)
+    a.set(ylabel='share that is positive' if y.ndim==2 else 'share that is right', xlim=(0,1), ylim=(-.02,1.02))
+    if None in every: a.set_title(f'calibration error {100*binned_error(every[None]):.2g} %')
+    else: above(a, ncols=1)
+    b.set(xlabel='probability' if y.ndim==2 else 'probability of the answer', yscale='log', ylim=(.5,None),
+          ylabel='labels' if y.ndim==2 else 'items')
     log_ticks(b.yaxis)
     return fig
 

@@ -170,12 +170,22 @@ def test_reliability():
     fig = plot_reliability(p, y)
     a,b = fig.axes
     assert a.lines[1].get_xdata().tolist()==pytest.approx([.05,.95]) and a.lines[1].get_ydata().tolist()==[.5,1]
-    assert [r.get_height() for r in b.patches]==[2]+[0]*8+[2] and b.get_yscale()=='log' and '25 %' in a.get_title()
+    assert b.patches[0].get_data().values.tolist()==[2]+[0]*8+[2] and b.get_yscale()=='log' and '25 %' in a.get_title()
     low,high = a.collections[0].get_segments()[0][:,1]
     want = binomtest(1, 2).proportion_ci(method='wilson')
     assert (low,high)==pytest.approx((want.low,want.high), abs=1e-4)
     fig.savefig(io.BytesIO())
     assert 'no labels' in texts(plot_reliability(p[:0], y[:0]))
+
+def test_reliability_of_answers_before_and_after():
+    "Of classes: the probability of the answer against how often it is right; labels that are not known are left out"
+    y,p = torch.tensor([0,1,1,-1]),torch.tensor([[.9,.1],[.9,.1],[.35,.65],[.1,.9]])
+    fig = plot_reliability({'before':p, 'after':p.flip(1)}, y)
+    lines = {o.get_label():o for o in fig.axes[0].lines[1:]}
+    a,b = lines.values()
+    assert [*lines][0].startswith('before, error ') and a.get_ydata().tolist()==[1,.5] and b.get_ydata().tolist()==[0,.5]
+    assert [o.get_data().values.sum() for o in fig.axes[1].patches]==[3,3]
+    assert 'right' in fig.axes[0].get_ylabel()
 
 def test_comparison():
     df = pd.DataFrame(dict(method=['a','b '*40], seeds=[3,2], macro_auc=[.9,.8], macro_auc_std=[.1,np.nan],
