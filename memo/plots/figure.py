@@ -10,7 +10,7 @@ __all__ = ['families', 'its_families', 'glyphs', 'drawn_text', 'short_names', 'd
            'on_color', 'check_fits']
 
 # %% ../../nbs/plots/01_figure.ipynb #6b58ca54
-import io,textwrap,unicodedata
+import io,sys,textwrap,unicodedata
 import matplotlib,numpy as np
 from contextlib import contextmanager
 from functools import lru_cache
@@ -19,6 +19,7 @@ from matplotlib.colors import to_hex,to_rgb
 from matplotlib.figure import Figure
 from matplotlib.font_manager import FontProperties,findfont,fontManager,get_font
 from matplotlib.ticker import LogLocator,MaxNLocator,NullFormatter
+from PIL import Image,ImageShow
 from ..core import MemoError,one_thread
 from ..evaluation.names import cut_names,escape,name_text
 
@@ -93,6 +94,14 @@ class Picture(Figure):
         b = io.BytesIO()
         self.savefig(b, format='png', dpi=80)
         return b.getvalue()
+    def show(self, warn=True):
+        "Show it now: below a notebook's cell, also in loops and callbacks; in a script with the system's viewer"
+        ip = sys.modules.get('IPython')
+        if ip is not None and ip.get_ipython() is not None:
+            from IPython.display import display
+            return display(self)
+        if not ImageShow.show(Image.open(io.BytesIO(self._repr_png_()))) and warn:
+            raise MemoError("show: there is no viewer of pictures here; savefig('picture.png') keeps it")
 
 def panels(rows, cols, w, h):
     "A picture with `rows` x `cols` axes of `w` x `h` inches, as an array"
