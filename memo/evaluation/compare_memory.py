@@ -14,7 +14,7 @@ from .names import name_text
 from .tables import text_table
 from .tasks import class_counts,is_tailed,shots
 from ..metrics.multiclass import class_recalls,shot_groups
-from ..metrics.multilabel import class_ap
+from ..metrics.multilabel import check_thresholds,class_ap
 from ..training.collect import collect,fastai_loader,is_empty
 from ..training.memory_callback import memory_of
 from ..training.vocab import answer_vocab
@@ -29,9 +29,11 @@ class MemoryComparison:
         names, # Of the classes
         groups:dict=None, # Name of a group -> its classes
         at=None, # Positions of the items in their set [N]
-        memory:str='memory' # Its name
+        memory:str='memory', # Its name
+        threshold=.5 # Above which a finding is found: a number, or one for each [C]
     ):
         self.without,self.with_memory,self.y,self.memory = without,with_memory,y,memory
+        self.threshold = check_thresholds(threshold, without.shape[1]) if y.ndim==2 else None
         self.names,self.groups = [name_text(o) for o in names],groups or {}
         self.at = torch.arange(len(y)) if at is None else torch.as_tensor(at)
         was,now = self.right(without),self.right(with_memory)
@@ -41,7 +43,10 @@ class MemoryComparison:
     def multi(self): return self.y.ndim==2
     def right(self, p):
         "Which items are answered rightly [N]"
-        return p.argmax(1)==self.y if not self.multi else (((p>.5)==(self.y>.5)) | (self.y<0)).all(1)
+        return p.argmax(1)==self.y if not self.multi else (self._found(p) | (self.y<0)).all(1)
+    def _found(self, p):
+        "Which findings are rightly found, or rightly not [N,C]"
+        return (p>self.threshold.to(p))==(self.y>.5)
     def _surest(self, some):
         "Numbers of some items, those first whose answer the memory changes most"
         i = some.nonzero().flatten()
@@ -55,7 +60,7 @@ class MemoryComparison:
             def n(i): return len(i) if classes is None else int(torch.isin(self.y[i], torch.as_tensor(classes)).sum())
             return n(self.rescued),n(self.spoilt)
         c = slice(None) if classes is None else classes
-        was,now = (((p>.5)==(self.y>.5))[:,c] for p in (self.without,self.with_memory))
+        was,now = (self._found(p)[:,c] for p in (self.without,self.with_memory))
         known = self.y[:,c]>=0
         return int((now & ~was & known).sum()),int((was & ~now & known).sum())
 
@@ -115,7 +120,7 @@ def compared(
     vocab,n = answer_vocab(learn.dls),p[0].shape[1]
     at = torch.as_tensor(list(dl.get_idxs()) if dl.indexed else range(len(y)))[known]
     return MemoryComparison(*p, y[known], vocab if vocab is not None and len(vocab)==n else range(n),
-                            groups_of(learn.dls, n), at, cb.name)
+                            groups_of(learn.dls, n), at, cb.name, ifnone(getattr(learn, 'thresholds', None), .5))
 
 @patch
 def compare_memory(self:Learner,

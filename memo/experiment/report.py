@@ -56,7 +56,9 @@ def compared_rows(r, dls):
     (_,a),(k,b) = before_after(r).items()
     known = r.y>=0 if r.y.ndim==1 else (r.y>=0).any(1)
     p = [o.cpu()[known] for o in (a,b)]
-    return MemoryComparison(*p, r.y[known], dls.vocab, groups_of(dls, a.shape[1]), memory=k)
+    t = [o for o,n in zip(r.rows, r.probs) if n==k][0].get('chosen', {}).get('thresholds', {}).get('of')
+    t = getattr(r.task, 'threshold', .5) if t is None else [*t.values()]
+    return MemoryComparison(*p, r.y[known], dls.vocab, groups_of(dls, a.shape[1]), memory=k, threshold=t)
 
 def draw_scores(r, dls, folder):
     "Save the pictures of test scores"

@@ -134,3 +134,12 @@ def test_pictures_are_of_the_items_that_changed(learner):
     with none.memory.off():
         fig = none.show_memories(3, ds_idx=2, rescued=False)
         assert 'makes wrong none of 500' in ' '.join(fig.axes[0].texts[0].get_text().split())
+
+def test_a_finding_is_found_above_its_threshold():
+    "That of the learner, as a run has chosen it; nan (none was chosen) is .5"
+    learn = fitted(vectors(lambda n, g: torch.randint(0, 2, (n,3), generator=g).float()), 3, BCEWithLogitsLossFlat())
+    learn.thresholds = torch.tensor([.2,.9,float('nan')])
+    c = learn.compare_memory()
+    right = ((c.with_memory>torch.tensor([.2,.9,.5]))==(c.y>.5)).all(1)
+    assert torch.equal(c.right(c.with_memory), right)
+    assert 'threshold' in err(MemoryComparison, c.without, c.with_memory, c.y, 'abc', threshold=2)

@@ -183,7 +183,8 @@ def test_reliability_of_answers_before_and_after():
     fig = plot_reliability({'before':p, 'after':p.flip(1)}, y)
     lines = {o.get_label():o for o in fig.axes[0].lines[1:]}
     a,b = lines.values()
-    assert [*lines][0].startswith('before, error ') and a.get_ydata().tolist()==[1,.5] and b.get_ydata().tolist()==[0,.5]
+    assert [*lines][0].startswith('before, error ')
+    assert a.get_ydata().tolist()==[1,.5] and b.get_ydata().tolist()==[0,.5]
     assert [o.get_data().values.sum() for o in fig.axes[1].patches]==[3,3]
     assert 'right' in fig.axes[0].get_ylabel()
 
