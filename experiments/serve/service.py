@@ -14,7 +14,8 @@ from PIL import Image,ImageOps
 session = onnxruntime.InferenceSession(os.environ.get('MODEL', 'model.onnx'), providers=['CPUExecutionProvider'])
 about = json.loads(session.get_modelmeta().custom_metadata_map['memo'])
 how,names = about['image'],about['vocab']
-if how is None: raise SystemExit(f"how an image becomes this model's input is not in the file: write it in prepared()")
+if how is None: raise SystemExit("how an image becomes this model's input is not in the file: write it in prepared()")
+if about['activation'] is None: raise SystemExit("what makes probabilities of this model's outputs is not in the file")
 app = FastAPI(title='memo')
 
 def square(im, size):

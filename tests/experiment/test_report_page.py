@@ -6,6 +6,7 @@ import pytest
 from helpers.pictures import no_rendering
 from memo.experiment import run as ex
 from memo.experiment.config import from_dict
+from memo.experiment.jobs import run_folder
 from memo.experiment.report import captions
 from memo.experiment.run_owner import remove_run
 
@@ -35,7 +36,7 @@ def run(cfg):
 def folder(tmp_path_factory):
     cfg = experiment(tmp_path_factory.mktemp('page'))
     run(cfg)
-    return next((o.parent for o in (tmp_path_factory.getbasetemp()).rglob('report.html')))
+    return run_folder(cfg)
 
 def test_tables_pictures_and_configuration_are_on_it(folder):
     p = Page(folder/'report.html')
