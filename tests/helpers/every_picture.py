@@ -14,6 +14,7 @@ from memo.data.streams import Stream
 from memo.data.tensors import TensorDL, TensorSet
 from memo.models.hopfield_vit import hopfield_vit
 from memo.models.vit import vit_splitter
+from memo.plots.compare_memory import plot_change
 
 def exported():
     "Every picture: what is annotated to give a Figure, in memo.plots or put by it on fastai's and memo's classes"
@@ -161,10 +162,11 @@ every = dict(
     plot_comparison=lambda n: plot_comparison(results(n)),
     plot_classes=lambda n: [plot_classes(findings(n)), plot_classes({'$a_1$':findings(n), '_b':findings(n, .05)})],
     plot_reliability=lambda n: plot_reliability(*probs(n)),
+    plot_change=lambda n: [plot_change(comparison(n)), plot_change(comparison(n, True))],
     plot_calibration=lambda n: plot_calibration(*probs(n), names_of(n)),
     plot_speed=lambda n: plot_speed(speeds(n)),
     plot_matrix=lambda n: plot_matrix(stream_result(n)),
-    plot=lambda n: [stream_result(n).plot(), comparison(n).plot(), comparison(n, True).plot()],
+    plot=lambda n: [stream_result(n).plot(), comparison(n).plot()],
     plot_stream_accuracy=lambda n: plot_stream_accuracy(stream_result(n)),
     plot_stream=lambda n: [plot_stream(stream(n)), plot_stream(stream(n, plane=True))],
     plot_surfaces=surfaces,
