@@ -10,6 +10,7 @@ __all__ = ['MemoryComparison', 'groups_of', 'compared']
 # %% ../../nbs/evaluation/13_compare_memory.ipynb #13a00003
 from fastai.vision.all import *
 from ..core import MemoError,frame_of,undisturbed
+from ..data.tensors import plain_dl
 from .names import name_text
 from .tables import text_table
 from .tasks import class_counts,is_tailed,shots
@@ -107,7 +108,7 @@ def compared(
     memory=None # Name of the memory; None: the only one
 )->MemoryComparison:
     "Answers to the items of a loader with the memory and without it"
-    cb,dl = memory_of(learn, memory),fastai_loader(dl)
+    cb,dl = memory_of(learn, memory),plain_dl(fastai_loader(dl))    # in one order both times
     if is_empty(dl): raise MemoError("compare_memory: the set is empty: give the learner its data (learn.dls = dls)")
     now = collect(learn, dl, memory=True, name=cb.name)
     with cb.off(): was = collect(learn, dl, memory=True, name=cb.name)

@@ -15,6 +15,7 @@ from ..core import *
 from ..evaluation.compare_memory import MemoryComparison,groups_of
 from ..evaluation.tasks import *
 from .build import on_images
+from .run_owner import says_name
 from ..plots.banks import *
 from ..plots.compare_memory import *     # gives comparisons their `plot`
 from ..plots.figure import drawing
@@ -99,7 +100,7 @@ def pictures_in(
 )->list: # Name and caption of each picture that memo has drawn there, in the order of `captions`
     "The pictures of a training"
     def place(p): return next((i for i,k in enumerate(captions) if p.stem==k or p.stem.startswith(f'{k}_')), None)
-    ps = sorted((i,p.name) for p in Path(folder).glob('*.png') if (i := place(p)) is not None)
+    ps = sorted((i,p.name) for p in Path(folder).glob('*.png') if (i := place(p)) is not None and says_name(p))
     return [(n,[*captions.values()][i]) for i,n in ps]
 
 def write_page(

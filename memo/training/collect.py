@@ -89,15 +89,17 @@ def is_empty(dl):
 
 def first_items(
     dl,     # A fastai loader
-    n=None  # How many; None: all
+    n=None, # How many; None: all
+    at=None # Positions in its set, instead of the first
 ):
-    "A loader of its first items, in its order; those of a stream are read into a list"
+    "A loader of its first items, in its order, or of some; those of a stream are read into a list"
     if dl.indexed:
-        idxs = list(dl.get_idxs())[:n]
+        idxs = list(dl.get_idxs())[:n] if at is None else [*at]
         return dl.new(get_idxs=_Constant(idxs), n=len(idxs))
     n = ifnone(n, dl.n)
     if n is None: raise MemoError("a stream without a length: say how many items with n=")
     its = list(itertools.islice(dl.dataset, n))
+    if at is not None: its = [its[i] for i in at]
     dl.it = iter(its)       # fastai's `new` looks at an item of it
     return dl.new(its, indexed=True)
 
@@ -208,7 +210,7 @@ def recalled(
     head = _head(get_model(learn.model), memory)
     with evaluating(learn):
         dl = plain_dl(fastai_loader(learn.dls[ds_idx])) if items is None else learn.dls.test_dl(items, num_workers=0)
-        dl = first_items(dl, n) if idxs is None else dl.new(get_idxs=_Constant([*idxs]), n=len(idxs))
+        dl = first_items(dl, n, idxs)
         got = collect(learn, dl, memory=True, name=memory)
     features_of(got, memory)
     act = got.targets.probabilities or getattr(learn.loss_func, 'activation', noop)

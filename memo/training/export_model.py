@@ -16,6 +16,7 @@ from ..banks.copies import on_its_own
 from ..core import MemoError,atomic_path,check_choice
 from ..data.image_input import image_input
 from ..heads.attach import answer_of,detach,memories
+from ..metrics.multilabel import check_thresholds
 from .collect import evaluating,targets_of
 from .vocab import answer_vocab
 
@@ -94,16 +95,16 @@ def about_model(
 ):
     "What a model answers, and its memories, as plain values"
     ms = memories(model)
-    kind = targets_of(learn, answer_of(model, model(*xs)), yb).kind
+    out,t = answer_of(model, model(*xs)),getattr(learn, 'thresholds', None)
+    kind = targets_of(learn, out, yb).kind
     if kind is None and (y := first(o for h in ms.values() if (o := h.bank.labels) is not None)) is not None:
         kind = 'findings' if y.ndim==2 else 'classes'
     vocab = answer_vocab(learn.dls)
     rows = {n:dict(head=type(h).__name__, bank=type(h.bank).__name__, rows=len(h.bank)) for n,h in ms.items()}
     task = dict(findings='multilabel', classes='multiclass').get(kind)
-    t = getattr(learn, 'thresholds', None)
     return dict(task=task, vocab=None if vocab is None else list(map(str, vocab)), memories=rows,
-                activation=activation_of(learn, answer_of(model, model(*xs))),
-                thresholds=None if t is None else torch.as_tensor(t).tolist(),
+                activation=activation_of(learn, out),
+                thresholds=None if t is None else check_thresholds(t, out.shape[-1]).tolist(),
                 image=image_input(learn.dls) if hasattr(learn, 'dls') else None)
 
 # %% ../../nbs/training/23_export_model.ipynb #47c725f2

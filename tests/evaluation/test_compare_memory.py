@@ -1,12 +1,12 @@
 "With the memory and without it: figures against the learner's own answers, items that change, nothing else that does"
 from contextlib import contextmanager
 import numpy as np, pytest, torch
-from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CrossEntropyLossFlat, DataLoaders, Learner, MSELossFlat,
-    accuracy, nn, set_seed)
+from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CrossEntropyLossFlat, DataLoader, DataLoaders,
+    Learner, MSELossFlat, accuracy, nn, set_seed)
 from hypothesis import given, settings, strategies as st
 from helpers.errors import err
 from memo.all import ClassBank, MemoryCallback, SlotBank, digits_lt, small_cnn
-from memo.data.tensors import TensorDL, TensorSet
+from memo.data.tensors import TensorDL, TensorSet, plain_dl
 from memo.evaluation.compare_memory import MemoryComparison
 from memo.metrics.multilabel import class_ap
 
@@ -44,11 +44,21 @@ def test_the_figures_are_the_learners(learner, ds):
     assert 'few' in repr(c) and t.loc['few','items']==sum((y==k).sum() for k in few)
 
 def test_training_items_do_not_find_themselves(learner):
-    "The rows are those very items: found, the answer would nearly always be right"
-    c = learner.compare_memory(0)
-    dl = learner.dls.train.new(shuffle=False, drop_last=False)
-    with quietly(learner), learner.memory.own_rows(): p,y = learner.get_preds(dl=dl)
-    assert len(c.y)==len(learner.dls.train.dataset) and c.right(c.with_memory).sum()<(p.argmax(1)==y).sum()
+    "As in predictions of the training set; the rows are those very items: found, the true class is surer"
+    c,dl = learner.compare_memory(0),plain_dl(learner.dls.train)
+    with quietly(learner):
+        p,_ = learner.get_preds(dl=dl)
+        with learner.memory.own_rows(): q,y = learner.get_preds(dl=dl)
+    torch.testing.assert_close(c.with_memory, p.as_subclass(torch.Tensor)[c.at], atol=1e-5, rtol=1e-4)
+    true = [o[torch.arange(len(y)),c.y].mean() for o in (c.with_memory, q.as_subclass(torch.Tensor)[c.at])]
+    assert len(c.y)==len(learner.dls.train.dataset) and true[0]<true[1]
+
+def test_both_answers_are_of_the_same_items_where_a_loader_shuffles(learner):
+    "And leaves the last batch out: the training set's"
+    c,ds = learner.compare_memory(0),learner.dls.train.dataset
+    assert learner.dls.train.shuffle and torch.equal(c.y, ds.y[c.at]) and len(c.y)==len(ds)
+    with quietly(learner), learner.memory.off(): p,_ = learner.get_preds(dl=plain_dl(learner.dls.train))
+    torch.testing.assert_close(c.without, p.as_subclass(torch.Tensor)[c.at], atol=1e-5, rtol=1e-4)
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.integers(2, 6), st.integers(1, 40), st.booleans())
@@ -143,3 +153,18 @@ def test_a_finding_is_found_above_its_threshold():
     right = ((c.with_memory>torch.tensor([.2,.9,.5]))==(c.y>.5)).all(1)
     assert torch.equal(c.right(c.with_memory), right)
     assert 'threshold' in err(MemoryComparison, c.without, c.with_memory, c.y, 'abc', threshold=2)
+
+class Endless(torch.utils.data.IterableDataset):
+    "The items of a set, one after another"
+    def __init__(self, ds): self.ds = ds
+    def __iter__(self): return ((self.ds.x[i].float()/255, self.ds.y[i]) for i in range(len(self.ds.y)))
+
+def test_rescued_items_of_a_stream_are_those(learner):
+    ds = learner.dls[2].dataset
+    dl = DataLoader(Endless(ds), bs=50, n=len(ds.y))
+    dls = DataLoaders(learner.dls.train, dl)
+    learn = Learner(dls, learner.model, loss_func=learner.loss_func, cbs=MemoryCallback())
+    c = learn.compare_memory(1)
+    r = learn.recall(ds_idx=1, idxs=c.at[c.rescued[:3]].tolist())
+    assert torch.equal(r.y, c.y[c.rescued[:3]]) and len(r.y)==3
+    torch.testing.assert_close(r.probs, c.with_memory[c.rescued[:3]], atol=1e-5, rtol=1e-4)

@@ -3,11 +3,12 @@ import os, warnings
 from html.parser import HTMLParser
 from urllib.parse import unquote
 import pytest
+from PIL import Image
 from helpers.pictures import no_rendering
 from memo.experiment import run as ex
 from memo.experiment.config import from_dict
 from memo.experiment.jobs import run_folder
-from memo.experiment.report import captions
+from memo.experiment.report import captions, pictures_in
 from memo.experiment.run_owner import remove_run
 
 class Page(HTMLParser):
@@ -47,6 +48,10 @@ def test_tables_pictures_and_configuration_are_on_it(folder):
     assert 'digits_lt' in p.text and 'differences, paired by seed (2 seeds' in p.text
     for o in ('history','memories','counts','reliability','change'): assert captions[o] in p.text
     assert p.tags.count('details')==5       # two seeds of two trainings, the configuration
+
+def test_a_picture_that_is_not_memos_is_not_on_it(folder, tmp_path):
+    Image.new('RGB', (4,4)).save(tmp_path/'history_mine.png')
+    assert pictures_in(tmp_path)==[] and len(pictures_in(folder))>3
 
 def test_what_a_user_wrote_is_no_markup(folder):
     p = Page(folder/'report.html')
