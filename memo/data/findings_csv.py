@@ -108,7 +108,7 @@ def settle(
 def votes_of(
     image, # Of each row [N]
     y:np.ndarray # [N,C] of 0, 1, and -1 for what is not known
-)->tuple: # First row of each image; how many of its rows are 1, and how many 0 or 1 [M,C]
+)->tuple: # First row of each image; how many of its rows are 1, 0, and not known [M,C]
     "What the rows of each image say, in the order in which images come first"
     codes,_ = pd.factorize(np.asarray(image))
     first = np.unique(codes, return_index=True)[1]
@@ -116,24 +116,23 @@ def votes_of(
         res = np.zeros((len(first), y.shape[1]))
         np.add.at(res, codes, v)
         return res
-    return first,total(y==1),total(y>=0)
+    return first,total(y==1),total(y==0),total(y<0)
 
 def majority_of(
     image, # Of each row [N]
     y:np.ndarray # [N,C] of 0, 1, and -1 for what is not known
 )->tuple: # First row of each image; [M,C]
     "One row for each image: what more than half of its rows say that say anything"
-    first,pos,known = votes_of(image, y)
-    return first,np.where(known==0, -1, 2*pos>known).astype(float)
+    first,pos,neg,_ = votes_of(image, y)
+    return first,np.where(pos+neg==0, -1, pos>neg).astype(float)
 
 def any_of(
     image, # Of each row [N]
     y:np.ndarray # [N,C] of 0, 1, and -1 for what is not known
 )->tuple: # First row of each image; [M,C]
     "One row for each image: a finding that one of its rows has; no rows have it where all say so"
-    first,pos,known = votes_of(image, y)
-    rows = np.unique(pd.factorize(np.asarray(image))[0], return_counts=True)[1]
-    return first,np.where(pos>0, 1, np.where(known<rows[:,None], -1, 0)).astype(float)
+    first,pos,_,unknown = votes_of(image, y)
+    return first,np.where(pos>0, 1, np.where(unknown>0, -1, 0)).astype(float)
 
 def named_parts(
     texts:pd.Series, # A column
