@@ -13,6 +13,7 @@ from .banks.base import Bank
 from .banks.slots import SlotBank
 from .banks.classes import ClassBank
 from .banks.index import Index
+from .banks import edits as _edits
 from .banks.patterns import AssociativeBank,CentroidBank,LearnedBank
 from .banks.exchange import BankSaver,latest_bank,open_bank
 from .data.items import item_ids
@@ -58,6 +59,7 @@ from .training.export_model import export_model
 from .training.param_groups import adamw,body_head_splitter
 from .training.row_sgd import row_sgd
 from .training.stages import Stage,fit_stages
+from .training import edit as _edit
 from .training import two_phase as _two_phase
 from .training.fast_loop import fast_loop
 from .continual.method import Method,NamedTensors

@@ -1,1 +1,1 @@
-from . import compressed,exchange,index   # give banks `compress`, `index`, `export_tail`...: they are there with any bank
+from . import compressed,edits,exchange,index   # give banks `compress`, `forget`, `index`, `export_tail`...: they are there with any bank

@@ -31,9 +31,12 @@ class Bank(Described):
     learned = False     # are rows parameters, made by `build` when the memory gets its place in a model?
     projected = True    # does a Hopfield head learn projections of its rows? Rows that are learned themselves need none
     shareable = False   # may several memories of a model have it? Not where its rows are features of one place
+    blends = False      # do rows hold parts of several items, so that none can be taken out of it?
+    edited = 'taught',  # buffers that come with the first `teach` or `forget`
     def __init__(self, dim, n_classes, seed):
         super().__init__()
         self.dim,self.n_classes = dim,n_classes
+        for o in self.edited: self.register_buffer(o, None)     # items whose rows were put in by `teach` [M]
         # of learned rows labels may be worked out
         for o in ('features','labels'):
             if not isinstance(getattr(type(self), o, None), property): self.register_buffer(o, None)
@@ -85,6 +88,7 @@ class Bank(Described):
         "A bank is loaded whole or is empty: rows without their features, or without their ids, would be nobody's"
         if self.follows: on_its_own(self)
         fit_kept(self, state_dict, prefix)
+        if prefix+'_extra_state' in state_dict: self._buffers.update(dict.fromkeys(self.edited))    # of another length
         if prefix+'centre' in state_dict: self.with_centre()
         elif prefix+'_extra_state' in state_dict and 'centre' in self._buffers: self._buffers['centre'] = None
         if not (lost := self._lost(state_dict, prefix)):
@@ -106,7 +110,7 @@ class Bank(Described):
             some = 'count' in own and bool(state_dict[prefix+'count']>0)
             none = [k for k,v in self._buffers.items() if v is None and not (some and k=='features')]
         own |= self._non_persistent_buffers_set
-        return there+[o for o in self._buffers if o not in own and o not in none and o!='centre']
+        return there+[o for o in self._buffers if o not in own and o not in none and o not in ('centre',*self.edited)]
 
     def set_extra_state(self, state):
         super().set_extra_state(state)
@@ -411,6 +415,7 @@ class Bank(Described):
         if self.follows: on_its_own(self)
         with torch.no_grad():
             if self.seen.is_inference(): self._writable()
+            self._buffers.update(dict.fromkeys(self.edited))
             for n,b in self.named_buffers(recurse=False):
                 if n!='seed': b.fill_(-1 if n in ('labels','items','groups') else 0)
         self._modules.pop('kept', None)

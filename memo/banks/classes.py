@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from .base import Bank
 from .described import description
 from .offers import *
-from .policies import hashed
+from .policies import hashed,into_gaps
 from ..core import Count,MemoError,OneOf,OpenFraction,Positive,Range,check_choice
 from ..registry import register
 
@@ -43,6 +43,7 @@ def as_bytes(s):
 class ClassBank(Bank):
     "For each class an exponential-moving-average prototype and a reservoir sample of its features"
     default_head,views,unit,needs_labels = 'watch',True,True,True
+    edited = 'taught','filled'      # `filled`: rows of each class [C], where some were taken out
     def __init__(self,
         n_classes:Count,          # C
         capacity:Count|str=256,   # Rows kept of each class, K, or a budget for all of them, as '512MB'
@@ -127,13 +128,14 @@ class ClassBank(Bank):
 
     def rows(self):
         c,k,d = self.features.shape
-        valid = torch.arange(k, device=self.device) < self.offers[:,None].clamp(max=k)
+        valid = torch.arange(k, device=self.device) < self.class_counts()[:,None]
         y = torch.arange(c, device=self.device).repeat_interleave(k)
         f = self.features.view(-1,d)
         if self.scales is not None: f = Scaled(f, self.scales.flatten())
         return f,valid.flatten().float(),y,self.items.flatten(),self.groups.flatten(),valid.flatten()
 
     def class_counts(self):
+        if self.filled is not None: return self.filled
         return self.offers if isinstance(self.capacity, str) else self.offers.clamp(max=self.capacity)
 
     def check_single(self, y):
@@ -212,7 +214,7 @@ class ClassBank(Bank):
         self.items.view(-1)[to] = -1 if item is None else item[row]
         self.groups.view(-1)[to] = -1 if group is None else group[row]
         self.counts += came
-        self.count.copy_(self.offers.clamp(max=k).sum())
+        self.count.copy_(self.class_counts().sum())
         self.seen += len(y)
         self.updates += 1
         return self._as_offered(slots, ok)
@@ -227,16 +229,24 @@ class ClassBank(Bank):
     def _places(self, x, norm, row, y, nth, item, came):
         "Places of rows `row` of `x`, sorted by class; and how many its class has then been offered, 0 for a repeat"
         slot = None if item is None else self._own(x, norm, row, y, item)
-        if slot is None:
-            n = self.offers[y]+nth
-            self.offers += came
-            return self.place(y, n),n
+        if slot is None: return self._new(y, self.offers[y]+nth, came)
         new = (slot<0).nonzero().squeeze(1)
         c = y[new]
         n = torch.zeros_like(y).index_copy_(0, new, self.offers[c]+rank_within(c)+1)
-        if len(new): slot[new] = self.place(c, n[new])
-        self.offers += torch.bincount(c, minlength=self.n_classes)
+        if len(new): slot[new],n[new] = self._new(c, n[new], torch.bincount(c, minlength=self.n_classes))
         return slot,n
+
+    def _new(self, y, n, came):
+        "Places of new rows of classes `y`, ascending; and how many their classes have been offered, 0 for a free place"
+        place,k = self.place(y, n),self.capacity
+        if self.filled is not None:
+            place,fill = into_gaps(place, y, self.filled, self.offers, k, hashed(self.seed, ~((y<<40)+n)))
+            whole = self.filled>=self.offers.clamp(max=k)
+            more = self.filled+torch.bincount(y[fill], minlength=self.n_classes)
+            self.filled.copy_(torch.where(whole, (self.offers+came).clamp(max=k), more))
+            n = n.masked_fill(fill, 0)
+        self.offers += came
+        return place,n
 
     def _own(self, x, norm, row, y, item):
         "Place of each item's row in its class, -1: none, `capacity`: a later row has it; None: all are new"

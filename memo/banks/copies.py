@@ -92,7 +92,7 @@ def grow_copies(
     "Give a bank's copies what they have not yet: the names of its classes, and its buffers, empty"
     for o in [o for o in _copies.get(bank, ()) if o in _sources]:
         if o.vocab is None: o.vocab = bank.vocab
-        late = {k:v for k,v in bank._buffers.items() if v is not None and o._buffers[k] is None}
+        late = {k:v for k,v in bank._buffers.items() if v is not None and o._buffers.get(k) is None}
         if not late: continue
         source,was = _sources[o]
         kept = some_values(o)==was[1]

@@ -137,7 +137,9 @@ _keys = dict(num_classes=int, feature_dim=int, capacity_per_class=int, alpha_bas
 def to_json(self:ClassBank, path:str|Path):
     "Write the bank as JSON for other tools, with bias-corrected prototypes"
     if self.features is None: raise MemoError("the bank is empty: there is nothing to export")
-    n,offers = self.counts.tolist(),self.offers.tolist()
+    n,have = self.counts.tolist(),self.class_counts()
+    # such a file says how many rows there are by how many were offered
+    offers = torch.where(have<self.offers.clamp(max=self.capacity), have, self.offers).tolist()
     d = dict(num_classes=self.n_classes, feature_dim=self.dim, capacity_per_class=self.capacity, alpha_base=self.alpha,
         tail_threshold_percentile=self.tail_percentile, ema_prototypes=self.prototypes().tolist(), ema_counts=n,
         reservoir_counts=offers, class_frequencies=n,

@@ -6,8 +6,9 @@ Docs: https://github.com/fastmemo/memo/banks/policies.html.md"""
 
 # %% auto #0
 __all__ = ['Candidates', 'Policy', 'policies', 'rarity', 'statistical', 'diversity', 'hybrid', 'is_multilabel', 'entropy',
-           'difficulty', 'ease', 'everything', 'top_share', 'rising', 'oldest', 'algorithm_r', 'weakest', 'as_int64',
-           'hashed', 'first_of_alike', 'taken_from_largest', 'lowest_of_each', 'nothing']
+           'difficulty', 'ease', 'everything', 'top_share', 'rising', 'oldest', 'ring_left', 'algorithm_r',
+           'sample_left', 'weakest', 'as_int64', 'hashed', 'reduced', 'into_gaps', 'first_of_alike',
+           'taken_from_largest', 'lowest_of_each', 'nothing']
 
 # %% ../../nbs/banks/03_policies.ipynb #ee57f52e
 import math,torch
@@ -96,12 +97,31 @@ def oldest(bank, score):
     bank.ptr.add_(n).remainder_(bank.size)
     return slot
 
+def ring_left(bank, keep):
+    "Of a ring some rows stay: which those are, the oldest first"
+    n = len(bank)
+    order = torch.arange(n, device=keep.device)
+    if n==bank.size: order = (order+bank.ptr)%n
+    keep = order[torch.isin(order, keep)]
+    bank.ptr.fill_(len(keep)%bank.size)
+    return keep
+oldest.left = ring_left
+
 def algorithm_r(bank, score):
     "Reservoir sampling (Vitter 1985, Algorithm R): a uniform sample of all rows offered"
     n = bank.ptr + 1 + torch.arange(len(score), device=score.device)
-    bank.ptr.add_(len(score))
     slot = torch.where(n<=bank.size, n-1, hashed(bank.seed, n) % n)
+    if len(bank)<int(bank.ptr.clamp(max=bank.size)):
+        one = torch.zeros_like(n)
+        slot = into_gaps(slot, one, bank.count[None], bank.ptr[None], bank.size, hashed(bank.seed, ~n))[0]
+    bank.ptr.add_(len(score))
     return slot.masked_fill_(slot>=bank.size, -1)
+
+def sample_left(bank, keep):
+    "Of a sample some rows stay: it is one of as much less than was offered"
+    bank.ptr.copy_(reduced(bank.ptr, len(keep), len(bank)))
+    return keep
+algorithm_r.left = sample_left
 
 def weakest(bank, score):
     "Keep the highest scores among stored and offered rows; stored scores are halved every hundred writes"
@@ -128,6 +148,32 @@ def hashed(
     z = (z ^ _shift(z, 30)) * _M1
     z = (z ^ _shift(z, 27)) * _M2
     return (z ^ _shift(z, 31)) & 0x7FFFFFFFFFFFFFFF
+
+# %% ../../nbs/banks/03_policies.ipynb #4b64b5f2
+def reduced(offered, left, had):
+    "How much a sample is of once `left` of `had` rows are left; the rest stood for as much of what was `offered`"
+    had,left = torch.as_tensor(had),torch.as_tensor(left)
+    return torch.maximum((offered.double()*left/had.clamp(min=1)).round().long(), left)
+
+def into_gaps(
+    place:Tensor,   # Where new rows go in a sample that has no gaps [M]; at `room` and above not stored
+    y:Tensor,       # Which sample each is for, ascending [M]
+    have:Tensor,    # Rows in each sample [C]
+    offered:Tensor, # How many it is a sample of [C]
+    room:int,       # Rows that it has room for
+    u:Tensor        # Random numbers in [0, 2**63) [M]
+)->tuple:           # Places [M]; which of them are gaps [M]
+    "Rows that were taken out of a sample leave gaps, which new rows fill at the rate at which the others are in it"
+    n,of = have[y],offered[y]
+    gap = n<of.clamp(max=room)
+    take = (u.double()/2**63 < n/of.clamp(min=1)) & gap     # so old and new rows are equally likely in it
+    c = take.long().cumsum(0)
+    before = c-take.long()
+    first = torch.ones_like(gap)
+    first[1:] = y[1:]!=y[:-1]
+    before = before-torch.where(first, before, 0).cummax(0).values      # rows of the same sample that came before
+    fill,full = take & (n+before<room),n+before>=room
+    return torch.where(gap, torch.where(fill, n+before, torch.where(full, place, room)), place),fill
 
 # %% ../../nbs/banks/03_policies.ipynb #4b64b502
 def first_of_alike(

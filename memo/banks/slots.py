@@ -100,10 +100,7 @@ class SlotBank(Bank):
         "Offer a batch; rows that the policy admits are stored"
         x,norm,y,logits,item,group,ok = self._take(x, y, logits, item, group)
         if len(x)==0: return self._as_offered(torch.zeros(0, dtype=torch.long, device=self.device), ok)
-        with torch.inference_mode(False):  # buffers made there could not be written outside it
-            if self.features is None: self.features = torch.zeros(self.size, self.dim, device=self.device)
-            if y is not None and self.labels is None:
-                self.labels = torch.full((self.size, *y.shape[1:]), -1, dtype=y.dtype, device=self.device)
+        self.make_room(y)
         mean = norm.mean()
         self.mean_norm.copy_(mean if self.momentum==0 or self.updates==0 else self.momentum*self.mean_norm
                              + (1-self.momentum)*mean)
@@ -116,6 +113,13 @@ class SlotBank(Bank):
             new = (slot==-1).nonzero().squeeze(1)   # -2: a later row of the same batch is this item
             if len(new): slot[new] = self._offer(score[new])
         return self._as_offered(self._store(slot, x, norm, y, item, group, score), ok)
+
+    @torch.inference_mode(False)        # buffers made there could not be written outside it
+    def make_room(self, y):
+        "Have the buffers whose shape is known with the first row"
+        if self.features is None: self.features = torch.zeros(self.size, self.dim, device=self.device)
+        if y is not None and self.labels is None:
+            self.labels = torch.full((self.size, *y.shape[1:]), -1, dtype=y.dtype, device=self.device)
 
     def _offer(self, score):
         "Slots for rows that are not in the bank yet, -1 for those that are not stored"

@@ -203,6 +203,7 @@ class MemoryHead(Described):
         "The features [N,D] of items [N] as the bank's rows are to be replaced by them"
         return z
     def rekeyed(self): "Called after the bank's rows were re-encoded"
+    def forgot(self): "Called after rows were taken out: what was worked out of them is worked out anew, or goes"
     def chosen(self):
         "Values chosen by `fit`, as plain numbers"
         return {}

@@ -180,6 +180,19 @@ class DensityHead(AnswerHead):
 
     def rekeyed(self): self.fit_metric()    # of the rows as they are now
 
+    @torch.no_grad()
+    def forgot(self):
+        "Work out anew what is of the rows; that of the rows as they were trained is of those there are, too"
+        if len(self.bank):
+            if self.trained_spread is not None:
+                f,y,_,_,w = self.labelled_rows()
+                self._keep_spread(f, y, w)
+            if self.metric is not None: self.fit_metric()
+            return
+        for o in (self.trained_mean,self.trained_spread,self.metric,self.centre,self.factors):
+            if o is not None: o.zero_()
+        if self.at is not None: self.at.fill_(-1)
+
     def _known(self):
         "Rows with their classes, ids, what they count, and `row_sides`"
         if not torch.compiler.is_compiling():

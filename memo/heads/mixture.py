@@ -183,6 +183,12 @@ class VoteHead(MixHead):
         self.centre,self.whitener,self._borrowed = f.mean(0),within_whitener(f, y),False
         self.lend()
 
+    def forgot(self):
+        self._white = None      # which has the rows themselves
+        if self.whitener is None: return
+        if len(self.bank): self.fit_whitener()
+        else: self.whitener,self.centre = torch.zeros_like(self.whitener),torch.zeros_like(self.centre)
+
     def as_stored(self, x):
         "Features as the bank stores them, for statistics of its rows: of unit length, or as they are"
         return F.normalize(x.float(), dim=-1) if self.bank.unit else x.float()
@@ -347,3 +353,8 @@ class LDAHead(PrototypeHead):
         return super().fit(collected, **kwargs)
 
     def rekeyed(self): self.fit_means()    # of the rows as they are now
+    def forgot(self):
+        if self.means is None: return
+        if len(self.bank): return self.fit_means()
+        for o in (self.whitener,self.means): o.zero_()
+        self.at.fill_(-1)

@@ -62,6 +62,8 @@ class ReplayHead(MemoryHead):
         return f
 
     def check_labels(self, y): self.bank.check_single(y)
+    def forgot(self):
+        if hasattr(self.draws, 'forgot'): self.draws.forgot()   # a source that learned something of the rows
 
     def fuse(self, x, z):
         "Append the replayed features to `x`: drawn once a step, and the same again under activation checkpointing"

@@ -100,6 +100,11 @@ class FeatureDiffusion(nn.Module):
             if v is not None: self._buffers[k] = torch.zeros_like(v, device=self.at.device)
         super()._load_from_state_dict(state_dict, prefix, *args)
 
+    def forgot(self):
+        "Rows were taken out of the bank: what was learned of them goes, and it is trained anew when it is asked"
+        for o in ('w0','b0','w1','b1','w2','b2','mean','std'): self._buffers[o] = None
+        self.at.fill_(-1)
+
     @torch.inference_mode(False)
     def fit(self, bank):
         "Train it on what the bank has now; gives the mean squared errors of the steps"
