@@ -1,5 +1,5 @@
 # GNU make. Every path is relative and every tool runs as `.venv/bin/python ...`: a checkout may sit under a path with spaces, or be moved.
-.PHONY: quickstart test nightly env sync
+.PHONY: quickstart test nightly env sync docs
 unexport PYTHONPATH PYTHONHOME
 
 PYTHON ?= $(shell for p in python3.11 python3 python; do $$p -c 'import sys, ensurepip; sys.exit(sys.version_info < (3,10))' 2>/dev/null && { echo $$p; break; }; done)
@@ -30,6 +30,11 @@ sync: .venv/.dev
 	$(py) .venv/bin/nbdev-clean
 	$(py) -m nbconvert --log-level WARN --to markdown nbs/index.ipynb --output-dir=. --output=README
 	sed 's,](\.\./,](,g' README.md > README.tmp && mv README.tmp README.md    # links of nbs/index.ipynb, as seen from the top
+
+# the documentation, from the notebooks: site/html/index.html
+docs: .venv/.dev
+	@$(pip) -e ".[docs]"
+	$(py) -W ignore nbs/site/build.py site
 
 .venv/.run:
 	@[ -n "$(PYTHON)" ] || { echo "memo needs Python 3.10 or newer with venv and ensurepip (tested with 3.11): none found on PATH; make PYTHON=..."; exit 2; }
