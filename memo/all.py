@@ -32,6 +32,7 @@ from .data.finding_loaders import abnormal_only
 from .data.chest_standin import chest_mosaic,chest_tree
 from .data.features import cached_features,features_dls
 from .data.copies import resize_tree
+from .data.hf_datasets import hf_dls
 from .heads.base import MemoryHead
 from .heads.retrieval import RetrievalHead
 from .heads.replay import ReplayHead
@@ -54,6 +55,7 @@ from .training.losses import AsymmetricLoss,LogitAdjustedCE,SigmoidFocalLoss,adj
 from .training.batch_ids import BatchIds
 from .training.collect import collect
 from .training.memory_callback import MemoryCallback
+from .training.plain_loop import Memory
 from .training.save_bank import SaveBank
 from .training.export_model import export_model
 from .training.param_groups import adamw,body_head_splitter

@@ -85,6 +85,7 @@ def left_out(
     if isinstance(o, Learner):      # where a fit was interrupted, columns are left that look into the memory
         own = dict(_metrics=L(m for m in o.metrics if not isinstance(m, Column)))
         return {**own, 'path':Path('.')} if o.path==folder else own
+    if (own := getattr(type(o), '_not_exported', None)): return dict(own)
     if (fs := getattr(type(o), '_functions', None)):
         return {k:LeftOut(v) for k,v in fs.items() if callable(f := vars(o).get(k)) and brings_data(f)}
     return left_out_of_text(o) if 'fastai.text.data' in sys.modules else {}
