@@ -28,10 +28,11 @@ def square(im, size):
     (w,h),bilinear = im.size,Image.Resampling.BILINEAR
     if how['fit']=='squash': return im.resize(size, bilinear)
     if how['fit']=='pad': return ImageOps.pad(im, size, bilinear)
+    if not how['whole']:
+        cw,ch = min(w, h*size[0]/size[1]),min(h, w*size[1]/size[0])
+        return im.resize(size, bilinear, ((w-cw)/2, (h-ch)/2, (w+cw)/2, (h+ch)/2))
     s = min(w/size[0], h/size[1])
-    cw,ch = s*size[0],s*size[1]
-    if not how['whole']: return im.resize(size, bilinear, ((w-cw)/2, (h-ch)/2, (w+cw)/2, (h+ch)/2))
-    cw,ch = int(cw),int(ch)
+    cw,ch = int(s*size[0]),int(s*size[1])
     l,t = (w-cw)//2,(h-ch)//2
     return im.crop((l, t, l+cw, t+ch)).resize(size, bilinear)
 

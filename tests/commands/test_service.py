@@ -102,6 +102,7 @@ def odd_files(tmp, im):
     im.save(tmp/'turned.jpg', exif=turned)
     im.save(tmp/'moving.gif', save_all=True, append_images=[im.rotate(90)])
     im.save(tmp/'image.webp')
+    im.crop((0, 0, 116, 80)).resize((116,125)).save(tmp/'rounded.png')  # 116/56*56 is above 116
     def part(kind, b): return struct.pack('>I', len(b))+kind+b+struct.pack('>I', zlib.crc32(kind+b))
     rows = zlib.compress(b''.join(b'\0'+o.tobytes() for o in wide))        # Pillow writes none of 16 bits in colour
     head = struct.pack('>IIBBBBB', *im.size, 16, 2, 0, 0, 0)
