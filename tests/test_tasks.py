@@ -41,17 +41,17 @@ def at(tmp_path_factory, fashion_root):
     return to
 
 def shell(line, at, **env):
-    "A line of the page, where memo's commands are installed"
+    "A line of the page, where memo's commands are installed; what it says goes to files, which a service keeps open"
     env = os.environ | dict(PATH=f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}', **env)
-    return subprocess.Popen(['bash','-c',line], cwd=at, env=env, text=True, stdout=subprocess.PIPE,
-                            stderr=subprocess.PIPE, start_new_session=True)
+    with open(at/'out.txt', 'w') as out, open(at/'err.txt', 'w') as e:
+        return subprocess.Popen(['bash','-c',line], cwd=at, env=env, stdout=out, stderr=e, start_new_session=True)
 
 def done(line, at, **env):
     p = shell(line, at, **env)
-    try: out,e = p.communicate(timeout=400)
+    try: p.wait(400)
     finally: ended(p)
-    assert p.returncode==0, e[-2000:]
-    return out
+    assert p.returncode==0, (at/'err.txt').read_text()[-2000:]
+    return (at/'out.txt').read_text()
 
 def ended(p, how=signal.SIGKILL):
     "A process of `shell` with all that it has started"
@@ -91,10 +91,11 @@ def run(at):
     p = shell(lines(folder, 'bash')[0], at)
     try:
         until = time.time()+200
-        def written(): return [*at.glob('runs/mine/checkpoints/**/[!.]*.*')]
+        def written(): return [*at.glob('runs/mine/checkpoints/*_e[1-9]*.pt')]      # after an epoch
         while not written() and p.poll() is None and time.time()<until: time.sleep(.05)
     finally: ended(p)
-    assert p.returncode==-signal.SIGKILL and not (at/'runs/mine/metrics.json').exists(), p.stderr.read()[-2000:]
+    assert p.returncode==-signal.SIGKILL, (at/'err.txt').read_text()[-2000:]
+    assert not (at/'runs/mine/metrics.json').exists()
     return done(lines('Resume', 'bash')[0], at)
 
 def test_resumed(run, at):
