@@ -753,8 +753,8 @@ parts = {
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'stream'}),
   'csv': ('memo.data.image_tables', 'image_csv', 'Images and their classes in a CSV', {
-    'csv': Param(str|object|None, None, 'The table: its path in root, or a whole path; has to be given'),
-    'root': Param(str|object|None, None, "Folder of the images; by default that of the table, or the settings' data folder"),
+    'csv': Param(str|object|None, None, "The table, from root; without root from the working folder, or the settings' data folder"),
+    'root': Param(str|object|None, None, 'Folder of the images; by default that of the table'),
     'image': Param(str, 'image', 'Column of paths or names of the images'),
     'label': Param(str, 'label', 'Column of the classes: names or whole numbers'),
     'split': Param(str|None, None, 'Column of the parts: train, valid, test; by default they are drawn'),

@@ -19,12 +19,13 @@ def cut(im, fit, size, whole):
     w,h = im.size
     if fit=='squash': return im.resize(size, Image.Resampling.BILINEAR)
     if fit=='pad': return ImageOps.pad(im, size, Image.Resampling.BILINEAR)
-    s = min(w/size[0], h/size[1])
-    cw,ch = s*size[0],s*size[1]
-    box = (w-cw)/2,(h-ch)/2,(w+cw)/2,(h+ch)/2
-    if not whole: return im.resize(size, Image.Resampling.BILINEAR, box)
-    l,t = (w-int(cw))//2,(h-int(ch))//2
-    return im.crop((l, t, l+int(cw), t+int(ch))).resize(size, Image.Resampling.BILINEAR)
+    if not whole:       # of exact sums, or the box is larger than the image, by rounding
+        cw,ch = min(w, h*size[0]/size[1]),min(h, w*size[1]/size[0])
+        return im.resize(size, Image.Resampling.BILINEAR, ((w-cw)/2, (h-ch)/2, (w+cw)/2, (h+ch)/2))
+    s = min(w/size[0], h/size[1])       # as fastai rounds
+    cw,ch = int(s*size[0]),int(s*size[1])
+    l,t = (w-cw)//2,(h-ch)//2
+    return im.crop((l, t, l+cw, t+ch)).resize(size, Image.Resampling.BILINEAR)
 
 def prepared(
     im:Image.Image, # As it was opened

@@ -114,8 +114,8 @@ def csv_table(
 @register('data', 'csv', task='multiclass')
 @delegates(class_dls, but=['df'])
 def image_csv(
-    csv:str|Path=None, # The table: its path in root, or a whole path; has to be given
-    root:str|Path=None, # Folder of the images; by default that of the table, or the settings' data folder
+    csv:str|Path=None, # The table, from root; without root from the working folder, or the settings' data folder
+    root:str|Path=None, # Folder of the images; by default that of the table
     image:str='image', # Column of paths or names of the images
     label:str='label', # Column of the classes: names or whole numbers
     split:str=None, # Column of the parts: train, valid, test; by default they are drawn
@@ -124,7 +124,7 @@ def image_csv(
 )->DataLoaders: # train, valid, test
     "Images and their classes in a CSV"
     if csv is None: raise MemoError("csv: a table of images and labels has to be given")
-    base = Path(ifnone(root, settings().data))
+    base = Path('.' if root is None and Path(csv).is_file() else ifnone(root, settings().data))
     path = base/csv     # itself where it is a whole path
     folder = base if root is not None else path.parent
     df = csv_table(path, folder, dict(image=image, label=label, split=split, group=group))

@@ -9,7 +9,7 @@ __all__ = ['deployed', 'tensors_of', 'plain', 'sample_batch', 'traced', 'differs
            'write_onnx', 'export_model']
 
 # %% ../../nbs/training/23_export_model.ipynb #e395d8f2
-import importlib.util,io,json,torch
+import importlib.util,io,json,logging,torch
 from fastai.vision.all import *
 from torch.utils._pytree import tree_flatten,tree_map_only
 from ..banks.copies import on_its_own
@@ -65,7 +65,10 @@ def traced(model, xs):
     shapes = torch.utils._pytree.tree_map(lambda t: {0:batch} if isinstance(t, Tensor) and t.ndim and len(t)==n else
                                           None, xs)
     for strict in (False,True):     # the second reads the code, which takes longer and misses less
-        try: return torch.export.export(model, xs, dynamic_shapes=shapes, strict=strict)
+        try:
+            with warnings.catch_warnings():     # a head's place is found in a hook, a "side effect"
+                warnings.filterwarnings('ignore', 'While compiling, we found certain side effects')
+                return torch.export.export(model, xs, dynamic_shapes=shapes, strict=strict)
         except Exception as e: why = ' '.join(str(e).split())
     raise MemoError(f"export_model: this {type(model).__name__} is no graph for batches of any size: {why[:100]}; a "
                     "forward that reads values on the host (int(bank.count)) or fixes the size of the batch is none")
@@ -122,9 +125,14 @@ def write_onnx(graph, path, about, xs):
                              "write a .pt2")
     n = len(tensors_of(xs))
     names = ['input'] if n==1 else [f'input{i}' for i in range(n)]
-    with warnings.catch_warnings():
-        warnings.simplefilter('ignore')
-        p = torch.onnx.export(graph, dynamo=True, verbose=False, input_names=names)
+    log = logging.getLogger('onnx_ir._convenience')     # of an attribute of torch's own conversion
+    level = log.level
+    try:
+        log.setLevel(logging.ERROR)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            p = torch.onnx.export(graph, dynamo=True, verbose=False, input_names=names)
+    finally: log.setLevel(level)
     for o in p.model.graph: o.metadata_props.clear()
     p.model.metadata_props['memo'] = json.dumps(about)
     p.save(path, external_data=False)

@@ -54,6 +54,18 @@ def test_the_description_is_what_the_loaders_do(photos, make):
                                    atol=2e-3/min(how['std']))
     same()
 
+@pytest.mark.parametrize('size', [32,37,224])
+def test_images_of_every_size_are_read(photos, size):
+    "Their box was larger than the image by rounding: of one size in forty at 224, and at 32 of the file that is tried"
+    dls = image_folder(photos, size=size, workers=0, bs=4, device='cpu')
+    how = image_input(dls)
+    def odd(w, h): return min(w/size, h/size)*size>min(w, h)
+    sizes = [o for w in range(size, size+400) for o in ((w,w+9),(w+9,w)) if odd(*o)]
+    assert size==32 or len(sizes)>5
+    for o in [*sizes[::max(1, len(sizes)//6)], (271,198), (61,61)]:
+        b = file_of(photo.resize(o))
+        np.testing.assert_allclose(prepared(Image.open(io.BytesIO(b)), how), ready(dls, b), atol=2e-3/min(how['std']))
+
 @pytest.mark.parametrize('make', [
     lambda r: from_folder(r, item_tfms=Resize(60), batch_tfms=aug_transforms(size=40)),
     lambda r: from_folder(r, item_tfms=Resize(40, ResizeMethod.Pad)),

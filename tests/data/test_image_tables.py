@@ -156,3 +156,17 @@ def test_trains_and_is_evaluated_by_the_commands(photos, tmp_path, tool):
     assert r.returncode==0, r.stdout+r.stderr
     r = tool('memo-eval', tmp_path/'runs'/'own', cwd=tmp_path, render=False)
     assert r.returncode==0 and 'few' in r.stdout, r.stdout+r.stderr
+
+def test_a_table_in_the_working_folder(photos, tmp_path, monkeypatch):
+    "Is found there without root, as a folder of images is; else in the settings' data folder"
+    paths = [os.path.relpath(o, tmp_path) for o in sorted(photos.rglob('IMG_*'), key=lambda o: o.name[:7])]
+    kw = dict(size=8, bs=4, workers=0, device='cpu')
+    rows(photos).assign(image=paths).to_csv(tmp_path/'here.csv', index=False)
+    monkeypatch.chdir(tmp_path)
+    a = image_csv('here.csv', **kw)
+    assert item_ids(a.train_ds).tolist()==item_ids(image_csv('here.csv', root=tmp_path, **kw).train_ds).tolist()
+    (tmp_path/'data').mkdir()
+    (tmp_path/'here.csv').rename(tmp_path/'data/there.csv')
+    assert f"no file {tmp_path/'data/here.csv'}" in err(image_csv, 'here.csv', **kw)
+    rows(photos).assign(image=[str(tmp_path/o) for o in paths]).to_csv(tmp_path/'data/there.csv', index=False)
+    assert parts(image_csv('there.csv', **kw))==parts(a)
