@@ -99,6 +99,8 @@ from .experiment.run_folder import run_config
 from .experiment.report import draw_scores
 from .experiment.again import evaluate_model,evaluate_run,load_run
 from .experiment.run import run_experiment
+from .experiment.hub import from_hub
+from .experiment.memory_folder import load_memory_folder
 from .experiment.compare import compare_runs,run_experiments
 from .experiment.run_speed import speed_run
 from .experiment.table import load_table,run_table
