@@ -57,6 +57,7 @@ from .training.collect import collect
 from .training.memory_callback import MemoryCallback
 from .training.plain_loop import Memory
 from .training.save_bank import SaveBank
+from .training.tracking import Tracker
 from .training.export_model import export_model
 from .training.param_groups import adamw,body_head_splitter
 from .training.row_sgd import row_sgd
@@ -107,5 +108,5 @@ from .experiment.table import load_table,run_table
 
 # what is registered is there by itself: a new bank, head, data set, network, loss or callback needs no line here
 from .registry import find as _find
-for _k in ('bank','head','data','model','loss','callback'):
+for _k in ('bank','head','data','model','loss','callback','tracker'):
     globals().update({p.symbol:_find(_k, n) for n,p in known(_k).items() if p.module.startswith('memo.')})

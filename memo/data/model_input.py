@@ -113,7 +113,8 @@ def check_input(
     if kind=='image':
         ok = all(sizes(k) and len(how[k])==2 for k in ('size','resize')) and how.get('fit') in ('crop','pad','squash')
         ok = ok and all(numbers(k, (1,3)) for k in ('mean','std')) and how.get('channels') in (1,3)
-        ok = ok and how.get('mode') in ('L','RGB') and all(isinstance(how.get(k), bool) for k in ('exif','draft','whole'))
+        ok = ok and how.get('mode') in ('L','RGB')
+        ok = ok and all(isinstance(how.get(k), bool) for k in ('exif','draft','whole'))
     else:
         ok = kind in ('array','tensor') and sizes('shape')
         ok = ok and isinstance(getattr(torch, str(how.get('dtype')), None), torch.dtype)

@@ -1,4 +1,4 @@
-"""`learn.push_memory_to_hub('me/digits')` and `from_hub('me/digits')`: a model with its memory and its card, without pickle
+"""`learn.push_memory_to_hub('me/digits')`, `from_hub('me/digits')`: a model, its memory and its card, without pickle
 
 Docs: https://fastmemo.github.io/memo/experiment/hub.html.md"""
 
@@ -31,7 +31,9 @@ def of_hub(what, repo, endpoint, token=None):
         elif isinstance(e, hf.RevisionNotFoundError): why = 'no such revision'
         elif isinstance(e, hf.LocalTokenNotFoundError) or code in (401,403):
             why = f"{endpoint} does not let you: hf auth login, or token="
-        elif isinstance(e, hf.RepositoryNotFoundError): why = 'no such repository, or not for you: hf auth login, or token='
+        elif isinstance(e, hf.RepositoryNotFoundError): 
+            why = 'no such repository, or not for you (hf auth login, token=)'
+        elif isinstance(e, hf.OfflineModeIsEnabled): why = 'HF_HUB_OFFLINE is set; a folder is accepted'
         elif code is None: why = f"{endpoint} cannot be reached ({type(e).__name__}); a folder is accepted too"
         else: why = f"{endpoint} answers {code}: {one_line(str(e).replace(token or chr(0), '...'), 100)}"
         raise MemoError(f"{what}: {repo!r:.80}: {why}") from None
@@ -50,8 +52,8 @@ def push_memory_to_hub(self:Learner,
         read_folder_config(folder)
         repo = str(api.create_repo(repo, private=private, exist_ok=True).repo_id)
         if private and api.repo_info(repo).private is False:
-            raise MemoError(f"push_memory_to_hub: {repo!r} is public: private=False pushes features of your training items "
-                            "to it, another name makes a private one")
+            raise MemoError(f"push_memory_to_hub: {repo!r} is public: private=False pushes features of your training "
+                            "items to it, another name makes a private one")
         own = [k for k in files if (folder/k).is_file()]
         return str(api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=own,
                                      commit_message='A network with a memory').commit_url)

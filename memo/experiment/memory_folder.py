@@ -7,7 +7,7 @@ Docs: https://fastmemo.github.io/memo/experiment/memory_folder.html.md"""
 # %% auto #0
 __all__ = ['files', 'without_ids', 'version', 'plain_args', 'network_of', 'built_network', 'digest', 'network_alone', 'told_of',
            'private_texts', 'whole_learner', 'check_written', 'check_private', 'read_folder_config', 'read_model',
-           'loss_for', 'load_memory_folder']
+           'fits_network', 'loss_for', 'load_memory_folder']
 
 # %% ../../nbs/experiment/17_memory_folder.ipynb #57af8387
 import hashlib,shutil
@@ -174,15 +174,21 @@ def read_model(folder, cfg, model, kinds):
     check_tensors(path)
     with of_file(path): state = load_file(path)
     if model is None and cfg.get('network') is None:
-        raise MemoError(f"{folder}: its network, a {cfg.get('of')!s:.40}, is no registered one: model= has to give a new one, "
-                        "which gets weights and memory")
+        raise MemoError(f"{folder}: its network, a {cfg.get('of')!s:.40}, is no registered one: model= has to give a "
+                        "new one, which gets weights and memory")
     with of_file(Path(folder)/'config.json'):
         net = built_network(cfg['network'], kinds) if model is None else model
-        dev = first(o.device for o in net.parameters())
-        shape = [2, *map(int, cfg['shape'])]
-        with undisturbed():
-            net.eval()
-            return put_back(net, cfg['places'], state, kinds, torch.zeros(shape, device=dev))
+        x = torch.zeros([2, *map(int, cfg['shape'])], device=first(o.device for o in net.parameters()))
+        with undisturbed(), fits_network(model, folder): return put_back(net.eval(), cfg['places'], state, kinds, x)
+
+@contextmanager
+def fits_network(model, folder):
+    "A context in which what fails with a network of one's own is because it is another one"
+    try: yield
+    except MemoError: raise
+    except Exception as e:
+        if model is None: raise
+        raise MemoError(f"{folder} is of another network than this {type(model).__name__}: {one_line(e, 120)}") from e
 
 def loss_for(cfg):
     "The loss whose activation and decoding suit what a model answers"

@@ -107,12 +107,13 @@ def train(
         return give_up(t, e, log) if main else None
     stages = build_stages(cfg, learn, t.seed, lr)
     n = {s.name:s.epochs for s in stages}
-    savers = bank_savers(t, learn) if main else []
+    savers,follow = bank_savers(t, learn) if main else [],followed(t, resume)
     def say_row(row):
         log(history_line(row, n, t))
         done = sum(n[k] for k in list(n)[:list(n).index(row['stage'])])+row['epoch']+1
         for every,s in savers:
             if done%every==0: s.save(done)
+        follow.row(done, row)
     final = learn.dls
     try:
         with processes(learn), learn.no_bar(), learn.no_logging():
@@ -127,7 +128,9 @@ def train(
         if not in_stream(cfg): finish_memories(t, learn)      # which would look at all that has been
         r = evaluate(learn, cfg, training=t.name)
         take_thresholds(learn, cfg, kept_choices(finite(r.rows), t.folder))
-    if main: write_training(t, learn, h, r, savers, log, lr=lr, diverged=end)
+    if main:
+        write_training(t, learn, h, r, savers, log, lr=lr, diverged=end)
+        tell_end(follow, t, r)
     return learn
 
 def write_training(t, learn, h, r, savers, log=say, **more):
@@ -186,6 +189,7 @@ def claim_folder(cfg, folder, overwrite):
 
 def check_experiment(cfg):
     "Build every part once to find mistakes before anything is written; images are not loaded"
+    for s in cfg.track: made(f'track.{s.name}', s)
     cfg = with_args(cfg, 'data', preload=False)
     if cfg.train.frozen: return check_names(cfg, build_dls(cfg, cfg.seeds[0]))     # the rest would compute features
     learn = build_learner(cfg, cfg.seeds[0])

@@ -6,11 +6,11 @@ Docs: https://fastmemo.github.io/memo/experiment/sections.html.md"""
 
 # %% auto #0
 __all__ = ['Epochs', 'Rate', 'section_field', 'Phase2', 'Train', 'Plots', 'Evaluation', 'Memory', 'Experiment', 'at',
-           'callback_keys', 'all_sections', 'facts', 'plain_value', 'to_dict', 'flat', 'key_comments', 'leaf_text',
-           'yaml_lines', 'to_yaml']
+           'callback_keys', 'all_sections', 'facts', 'plain_value', 'to_dict', 'flat', 'public_settings',
+           'key_comments', 'leaf_text', 'yaml_lines', 'to_yaml']
 
 # %% ../../nbs/experiment/01_sections.ipynb #2deb6e0c
-import yaml
+import re,yaml
 from dataclasses import dataclass,field,fields,is_dataclass
 from typing import Annotated,Literal
 from ..core import *
@@ -104,6 +104,7 @@ class Experiment:
     compare:list[Section] = _parts('baseline') # Further trainings, and what else is done with the features of one
     evaluation:Evaluation = field(default_factory=Evaluation) # How it is scored
     plots:Plots = field(default_factory=Plots) # Further pictures
+    track:list[Section] = _parts('tracker') # Where its trainings are followed: csv, tensorboard, wandb, mlflow
 
 # %% ../../nbs/experiment/01_sections.ipynb #0d38c244
 def at(name):
@@ -123,7 +124,8 @@ def all_sections(cfg):
     for n,m in cfg.memories.items(): yield from ((f'{at(n)}.bank',m.bank), (f'{at(n)}.head',m.head))
     for p,o in (('train',t), ('train.phase2',t.phase2)):
         if o is not None: yield from ((f'{p}.{k}',s) for k in ('loss','sampling') if (s:=getattr(o, k)) is not None)
-    for k,ss in (('train.metrics',t.metrics), ('train.cbs',t.cbs), ('compare',cfg.compare)):
+    for k,ss in (('train.metrics',t.metrics), ('train.cbs',t.cbs), ('compare',cfg.compare),
+                 ('track',cfg.track)):
         for s in ss: yield k,s
 
 def facts(section):
@@ -146,7 +148,7 @@ def to_dict(
     "The experiment as nested dicts, in long form"
     d = plain_value(cfg, given)
     one = {'memory':d['memories']['memory']} if list(d['memories'])==['memory'] else {'memories':d['memories'] or None}
-    return {a:b for k,v in d.items() for a,b in (one.items() if k=='memories' else [(k,v)]) if k!='path' or v}
+    return {a:b for k,v in d.items() for a,b in (one.items() if k=='memories' else [(k,v)]) if k not in ('path','track') or v}
 
 def flat(cfg):
     "All settings by dotted key; the key of a section holds the name of its part"
@@ -162,7 +164,14 @@ def flat(cfg):
     return res
 
 # %% ../../nbs/experiment/01_sections.ipynb #e2feb6b6
-_lists = 'compare','train.metrics','train.cbs'     # keys of several sections
+_private = re.compile(r'(name|runs|path|plots|compare|track)(\.|$)|.*\.root$')
+
+def public_settings(cfg)->dict:
+    "The settings of a training by key, without folders and files"
+    def path(v): return isinstance(v, str) and any(o in v for o in '/\\~')
+    return {k:v for k,v in flat(cfg).items() if not _private.match(k) and v not in (None, [], '') and not path(v)}
+
+_lists = 'compare','train.metrics','train.cbs','track'     # keys of several sections
 
 def key_comments(cfg):
     "Key -> what it is for"
