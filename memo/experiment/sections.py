@@ -148,7 +148,8 @@ def to_dict(
     "The experiment as nested dicts, in long form"
     d = plain_value(cfg, given)
     one = {'memory':d['memories']['memory']} if list(d['memories'])==['memory'] else {'memories':d['memories'] or None}
-    return {a:b for k,v in d.items() for a,b in (one.items() if k=='memories' else [(k,v)]) if k not in ('path','track') or v}
+    said = {k:v for k,v in d.items() if v or k not in ('path','track')}
+    return {a:b for k,v in said.items() for a,b in (one.items() if k=='memories' else [(k,v)])}
 
 def flat(cfg):
     "All settings by dotted key; the key of a section holds the name of its part"
