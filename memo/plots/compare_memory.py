@@ -12,19 +12,23 @@ from fastai.vision.all import *
 from matplotlib.figure import Figure
 from ..evaluation.compare_memory import MemoryComparison
 from ..evaluation.names import cut_names
-from .figure import above,drawing,drawn_text,no_value,on_color,panels
+from .figure import MEANS,above,drawing,drawn_text,no_value,on_color,panels
 
 # %% ../../nbs/plots/11_compare_memory.ipynb #11b00006
-def draw_change(ax, t, what):
-    "Rows of a comparison: without the memory, with it"
+def draw_change(ax, t, what, colors):
+    "Rows of a comparison: without the memory, with it; in front of each the colour of its group"
     at,a,b = np.arange(len(t)),100*t['without'].to_numpy(float),100*t['with memory'].to_numpy(float)
     ok = np.isfinite(a)&np.isfinite(b)
-    ax.hlines(at[ok], a[ok], b[ok], color=np.where(b>=a, '#5e3c99', '#e66101')[ok], lw=2)
-    ax.plot(a, at, 'o', mfc='w', mec='.3', ms=5, label='without')
-    ax.plot(b, at, 'o', color='.15', ms=5, label='with memory')
+    ax.hlines(at[ok], a[ok], b[ok], color=np.where(b>=a, MEANS['right'], MEANS['wrong'])[ok], lw=2)
+    ax.plot(a, at, 'o', mfc='w', mec=MEANS['without'], ms=5, label='without memory')
+    ax.plot(b, at, 'o', color=MEANS['memory'], ms=5, label='with memory')
     names = cut_names([*t['of']], 18, drawn_text)
     ax.set(yticks=at, yticklabels=names, xlim=(-3,103), ylim=(len(t)-.5,-.5), xlabel=f'{what}, %')
     ax.grid(axis='y', lw=.3)
+    for i in (~ok).nonzero()[0]: ax.text(0, i, 'no items', va='center', color='.35')
+    some = [(i,c) for i,c in enumerate(colors) if c]
+    if some: ax.scatter([-3]*len(some), [i for i,_ in some], c=[c for _,c in some], marker='s', s=40, clip_on=False)
+    for k,c in (('better','right'),('worse','wrong')): ax.plot([], [], color=MEANS[c], lw=2, label=k)
     above(ax, ncols=2)
 
 def draw_moves(ax, m):
@@ -32,11 +36,18 @@ def draw_moves(ax, m):
     v,top = m.to_numpy(),max(1, int(np.abs(m.to_numpy()).max()))
     at,names = ax.imshow(v, cmap='PuOr', vmin=-top, vmax=top),cut_names([*m.columns], 12, drawn_text)
     for i,j in np.argwhere(v!=0) if len(v)<=12 else ():
-        ax.text(j, i, f'{v[i,j]:+d}', ha='center', va='center', fontsize=8, color=on_color(at.to_rgba(v[i,j])))
+        ax.text(j, i, f'{v[i,j]:+d}', ha='center', va='center', color=on_color(at.to_rgba(v[i,j])))
+    if len(v)>12: ax.figure.colorbar(at, ax=ax, shrink=.6, label='items')
     no_value(ax)
     ax.set_xticks(range(len(v)), names, rotation=35, ha='right', rotation_mode='anchor')
     ax.set_yticks(range(len(v)), names)
     ax.set(xlabel='answer', ylabel='true class', title='items, with memory less without')
+
+def group_colors(c):
+    "Colours of the rows of a comparison's table: that of its group, where there is one"
+    known = {k:MEANS[k] for k in ('many','medium','few')}
+    of = {int(i):known.get(k) for k,cs in c.groups.items() for i in cs}
+    return [None, *[known.get(k) for k,cs in c.groups.items() if len(cs)], *[of.get(i) for i in range(len(c.names))]]
 
 @drawing()
 def plot_change(
@@ -49,12 +60,13 @@ def plot_change(
     cs = t[n:]
     shown = cs if len(cs)<=most else cs.loc[cs.change.abs().fillna(-1).sort_values(ascending=False).index[:most]]
     matrix = not c.multi and len(c.names)<=most
-    fig,axs = panels(1, 1+matrix, 4, 1.2+.22*(n+len(shown)))
-    draw_change(axs[0,0], pd.concat([t[:n], shown]), 'average precision' if c.multi else 'accuracy')
+    fig,axs = panels(1, 1+matrix, 4, 1.4+.22*(n+len(shown)))
+    rows = pd.concat([t[:n], shown])
+    draw_change(axs[0,0], rows, 'average precision' if c.multi else 'accuracy', [group_colors(c)[i] for i in rows.index])
     if matrix: draw_moves(axs[0,1], c.confusion())
     r,s = c.changed()
     left = '' if len(shown)==len(cs) else f'\nthe {len(shown)} of {len(cs)} classes that change most'
-    fig.suptitle(f"{r} {'labels' if c.multi else 'items'} put right, {s} made wrong{left}", fontsize=9)
+    fig.suptitle(f"{r} {'labels' if c.multi else 'items'} put right, {s} made wrong{left}")
     return fig
 
 @patch

@@ -65,9 +65,15 @@ def short_names(vocab, n, most=18):
     return cut_names([vocab[i] if i<len(vocab) else i for i in range(n)], most, drawn_text)
 
 # %% ../../nbs/plots/01_figure.ipynb #bf3de384
-_small = {'font.size':8, 'axes.titlesize':8, 'axes.labelsize':8, 'xtick.labelsize':7, 'ytick.labelsize':7,
-          'legend.fontsize':7, 'legend.frameon':False, 'figure.titlesize':8,
-    'axes.spines.top':False, 'axes.spines.right':False, 'figure.dpi':80, 'text.parse_math':False}
+# told apart also by those who see no red, no green or no blue; tests/plots/test_colours.py says by how much
+_colors = ['#4477aa','#ee6677','#ccbb44','#222222','#aa33ee','#882200','#88ccee']
+MEANS = dict(many='#4477aa', medium='#ccbb44', few='#ee6677', without='#808080', memory='#542788', right='#01665e',
+             wrong='#b35806')
+_size,_dpi = 8,96     # points of all text; pixels an inch, as pages have them: below 96 eight points would be fewer
+_small = {f'{k}size':_size for k in ('font.','axes.title','axes.label','xtick.label','ytick.label','legend.font',
+                                     'legend.title_font','figure.title','figure.label')} | {
+    'legend.frameon':False, 'axes.spines.top':False, 'axes.spines.right':False, 'figure.dpi':_dpi,
+    'text.parse_math':False, 'axes.prop_cycle':matplotlib.cycler(color=_colors)}
 # what decides how a picture looks is matplotlib's own default, or ours; fonts, resolution and file formats are a user's
 _style = tuple('''axes. boxplot. contour. errorbar. figure. grid. hatch. hist. image. legend. lines. markers. mathtext.
     patch. path. pcolor. pcolormesh. scatter. text. xaxis. xtick. yaxis. ytick. font.size font.st font.variant
@@ -92,7 +98,7 @@ class Picture(Figure):
         with drawing(): super().savefig(*args, **kwargs)
     def _repr_png_(self):
         b = io.BytesIO()
-        self.savefig(b, format='png', dpi=80)
+        self.savefig(b, format='png', dpi=_dpi)
         return b.getvalue()
     def show(self, warn=True):
         "Show it now: below a notebook's cell, also in loops and callbacks; in a script with the system's viewer"
@@ -108,6 +114,13 @@ def panels(rows, cols, w, h):
     fig = Picture(figsize=(cols*w, rows*h), layout='constrained')
     return fig,fig.subplots(rows, cols, squeeze=False)
 
+def caption(fig, text):
+    "Say below a picture what is what in it; the picture grows by it"
+    lines = [o for part in text.split('\n') for o in textwrap.wrap(part, max(24, int(fig.get_figwidth()*15)))]
+    fig.set_figheight(fig.get_figheight()+.16*len(lines))
+    fig.supxlabel('\n'.join(lines), color='.35')
+    return fig
+
 def text_picture(text, w=4, h=1):
     "A picture that only says something"
     fig,ax = panels(1, 1, w, h)
@@ -116,13 +129,12 @@ def text_picture(text, w=4, h=1):
     return fig
 
 # %% ../../nbs/plots/01_figure.ipynb #100f54e8
-_colors = ['#4477aa','#ee6677','#228833','#ccbb44','#66ccee','#aa3377','#bbbbbb']
 _most = 50      # inches of a picture; at 100 pixels an inch matplotlib draws up to 655
 
 def class_colors(n):
     "A colour for each of `n`: no two the same, and those far apart in order are told apart however many there are"
     if n<=len(_colors): return _colors[:n]
-    return [to_hex(o) for o in matplotlib.colormaps['turbo'](np.linspace(.04, .96, n))]
+    return [to_hex(o) for o in matplotlib.colormaps['viridis'](np.linspace(0, .95, n))]
 
 def legend_of(on, handles, texts, **kwargs):
     "A legend with texts as they are, also those that begin with _"

@@ -19,14 +19,15 @@ from ..core import MemoError,undisturbed
 from ..data.tensors import plain_dl
 from ..evaluation.names import cut,name_text
 from ..evaluation.compare_memory import compared
-from .figure import Picture,check_fits,drawing,drawn_text,no_value,short_names,text_picture
+from .figure import MEANS,Picture,caption,check_fits,drawing,drawn_text,no_value,short_names,text_picture
 from ..training.collect import _Constant,is_empty
 from ..training.keep import as_pixels,kept_inputs,places_of
 from ..training.memory_callback import memory_of
 from ..training.vocab import answer_vocab
 
 # %% ../../nbs/plots/04_recall.ipynb #e0e86c9b
-_good,_bad = '#1b7837','#b2182b'
+_good,_bad = MEANS['right'],MEANS['wrong']
+FRAMES = "blue-green frames: the item's class; brown, dashed: another"
 
 def decoded_inputs(dl):
     "First input of each item of `dl`, in the form before normalisation; texts and rows of tables as text"
@@ -73,10 +74,12 @@ def draw_text(ax, s, face='.85'):
     ax.set(xticks=[], yticks=[], facecolor=face)
     ax.set_box_aspect(1)
     lines = s.split('\n') if '\n' in s else textwrap.wrap(s, 20)
-    ax.text(.5, .5, '\n'.join(drawn_text(o) for o in lines), ha='center', va='center', fontsize=7, clip_on=True,
+    ax.text(.5, .5, '\n'.join(drawn_text(o) for o in lines), ha='center', va='center', clip_on=True,
             transform=ax.transAxes)
 
-def _frame(ax, color, width=1.5): ax.spines[:].set(visible=True, color=color, linewidth=width)
+def _frame(ax, color, width=1.5):
+    # dashes tell the wrong ones also in black and white
+    ax.spines[:].set(visible=True, color=color, linewidth=width, linestyle='--' if color==_bad else '-')
 
 # %% ../../nbs/plots/04_recall.ipynb #53ebca72
 def label_text(y, names):
@@ -156,7 +159,8 @@ def draw_memories(learn, r, size, bank, before=None):
             if item<0 and w==0: continue
             draw_row(fig.add_subplot(grid[i,j+2]), item, None if labels is None else labels[i,j],
                      float(r.similarity[i,j]), w, inputs, y, names)
-    return fig
+    known = '; '+FRAMES if labels is not None and r.y is not None else ''
+    return caption(fig, f'left: the item; right: what is recalled, with similarity (sim) and weight (w){known}')
 
 def recall_picture(learn, size, k, memory, before=None, **kwargs):
     "The picture of `learn.recall`, with what can go wrong told in one line"

@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from ..core import MemoError
 from ..metrics.multiclass import shot_groups
 from ..evaluation.names import cut_names,width
-from .figure import above,counted,drawing,drawn_text,legend_of,no_noise,panels
+from .figure import MEANS,above,counted,drawing,drawn_text,legend_of,no_noise,panels
 from .figure import short_names,text_picture,whole
 
 # %% ../../nbs/plots/02_training.ipynb #f0f80ba0
@@ -58,7 +58,7 @@ def plot_history(
     for ax,(name,cols) in zip(axs.flat, shown):
         draw_columns(ax, df, cols)
         draw_stages(ax, starts, len(df), room)
-        if len(cols)==1 and name==cols[0]: ax.set_ylabel(cut_names([name], 24, drawn_text)[0])
+        ax.set_ylabel(cut_names([name], 24, drawn_text)[0])
     if len(groups)>len(shown): fig.suptitle(f'{len(shown)} of {len(groups)} kinds of columns')
     return fig
 
@@ -93,11 +93,9 @@ def draw_stages(ax, starts, n, room):
         if not name or (i-last)/n<.07 and last>=0: continue
         last = i
         ax.annotate(name, (max(i+.5, left), 1), (2, 0), xycoords=ax.get_xaxis_transform(), textcoords='offset points',
-                    fontsize=7, color='.35', rotation=90, va='top')
+                    color='.35', rotation=90, va='top')
 
 # %% ../../nbs/plots/02_training.ipynb #487ad5e4
-_shots = dict(many='#4477aa', medium='#ccbb44', few='#ee6677')
-
 def room_of(ax):
     "Width of a panel, about, in points"
     return .8*72*ax.figure.get_figwidth()/ax.get_subplotspec().get_gridspec().ncols
@@ -130,7 +128,7 @@ def class_bars(ax, n, names, color, most=30):
     long = max(map(len, texts))
     up = 4.5*long>room
     ax.set_ylim(top=max(*n, 1e-9)*(1.1+.05*long*up))
-    for i,(v,s) in enumerate(zip(n, texts)): ax.text(i, v, s, ha='center', va='bottom', fontsize=7, rotation=90*up)
+    for i,(v,s) in enumerate(zip(n, texts)): ax.text(i, v, s, ha='center', va='bottom', rotation=90*up)
 
 def many_bars(ax, n, color):
     "A bar for several classes side by side: light up to the most of them, dark up to the fewest"
@@ -159,10 +157,10 @@ def plot_counts(
     color = {int(c):k for k,cs in groups.items() for c in cs}
     fig,axs = panels(1, 1, 4.5, 2.1+names_room(names, 4.5))
     ax = axs[0,0]
-    class_bars(ax, n[order].tolist(), [names[i] for i in order], [_shots[color[int(i)]] for i in order])
+    class_bars(ax, n[order].tolist(), [names[i] for i in order], [MEANS[color[int(i)]] for i in order])
     ax.set_ylabel('training items')
     def text(k, cs): return f"{k}: {counted(len(cs), 'class')}, {n[cs].sum():g} items"
-    handles = [Patch(color=_shots[k], label=text(k, cs)) for k,cs in groups.items() if len(cs)]
+    handles = [Patch(color=MEANS[k], label=text(k, cs)) for k,cs in groups.items() if len(cs)]
     # where all are alike there is no many and no few
     if len(handles)>1: above(ax, handles, ncols=2)
     return fig
