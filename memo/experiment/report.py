@@ -132,7 +132,7 @@ _page = '''<!doctype html>
 <style>body {{font:15px/1.5 system-ui,sans-serif; max-width:70em; margin:2em auto; padding:0 1em}} pre {{overflow:auto}}
 div.wide {{overflow-x:auto; white-space:pre-line}} table {{border-collapse:collapse; white-space:nowrap}}
 td,th {{padding:.2em .8em; border-bottom:1px solid #ddd; text-align:right}} td:first-child,th:first-child {{text-align:left}}
-figure {{margin:1em 0}} img {{max-width:100%}} figcaption {{color:#444}} summary {{cursor:pointer; font-weight:bold}}
+figure {{margin:1em 0 2em}} img {{max-width:100%}} figcaption {{color:#444}} summary {{cursor:pointer; font-weight:bold}}
 </style></head><body>
 <h1>{name}</h1>
 <div class="wide">{results}</div>

@@ -23,8 +23,9 @@ def draw_change(ax, t, what, colors):
     ax.plot(a, at, 'o', mfc='w', mec=MEANS['without'], ms=5, label='without memory')
     ax.plot(b, at, 'o', color=MEANS['memory'], ms=5, label='with memory')
     names = cut_names([*t['of']], 18, drawn_text)
-    ax.set(yticks=at, yticklabels=names, xlim=(-3,103), ylim=(len(t)-.5,-.5), xlabel=f'{what}, %')
+    ax.set(yticks=at, yticklabels=names, xlim=(-6,103), ylim=(len(t)-.5,-.5), xlabel=f'{what}, %')
     ax.grid(axis='y', lw=.3)
+    ax.tick_params(axis='y', length=0)
     for i in (~ok).nonzero()[0]: ax.text(0, i, 'no items', va='center', color='.35')
     some = [(i,c) for i,c in enumerate(colors) if c]
     if some: ax.scatter([-3]*len(some), [i for i,_ in some], c=[c for _,c in some], marker='s', s=40, clip_on=False)

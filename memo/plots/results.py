@@ -165,7 +165,7 @@ def plot_reliability(
     probs,y = probs if isinstance(probs, dict) else {None:probs},torch.as_tensor(y)
     every = {k:calibration_bins(*outcomes(p, y), n_bins) for k,p in probs.items()}
     if not any(df.n.sum() for df in every.values()): return text_picture('no labels')
-    fig = Picture(figsize=(2.8,3.2), layout='constrained')
+    fig = Picture(figsize=(2.8,3.2+.17*len(every)*(None not in every)), layout='constrained')
     a,b = fig.subplots(2, 1, sharex=True, height_ratios=[3,1])
     a.plot([0,1], [0,1], color='.5', lw=.8, ls='--', label='as often as said')
     for (k,df),color in zip(every.items(), colors or class_colors(len(every))):

@@ -143,7 +143,7 @@ def plot_surfaces(
     x,y = in_plane(stream),stream.labels(0).numpy()
     if x is None: raise MemoError("plot_surfaces: the inputs of the stream are no points in the plane")
     cols = min(cols, len(got))
-    names = cut_names(stream.names, 18, drawn_text)
+    names = cut_names(stream.names, 13, drawn_text)
     check_fits('cols', cols, 1.35)
     fig,axs = panels(math.ceil(len(got)/cols), cols, 1.35, 1.4)
     for ax in axs.flat[len(got):]: ax.axis('off')

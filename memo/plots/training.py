@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from ..core import MemoError
 from ..metrics.multiclass import shot_groups
 from ..evaluation.names import cut_names,width
-from .figure import MEANS,above,counted,drawing,drawn_text,legend_of,no_noise,panels
+from .figure import MEANS,_colors,above,counted,drawing,drawn_text,legend_of,no_noise,panels
 from .figure import short_names,text_picture,whole
 
 # %% ../../nbs/plots/02_training.ipynb #f0f80ba0
@@ -67,14 +67,21 @@ def draw_columns(ax, df, cols, most=8):
     x,how = np.arange(1, len(df)+1),dict(marker='.', ms=4) if len(df)<=60 else {}
     vs = [pd.to_numeric(df[c], errors='coerce') for c in cols]
     for v in vs[most:]: rest, = ax.plot(x, v, lw=.6, color='.75', zorder=1)
-    lines = [ax.plot(x, v, lw=1.2, label=c, **how)[0] for c,v in zip(cols, vs[:most])]
+    lines = [ax.plot(x, v, lw=1.2, label=c, color=color, **how)[0] for c,v,color in zip(cols, vs, column_colors(cols[:most]))]
     names = cut_names(cols[:most], 30, drawn_text)
     if len(cols)>most: lines,names = [*lines,rest],[*names,f'{len(cols)-most} more']
-    legend_of(ax, lines, names, loc='lower left', bbox_to_anchor=(0,1), ncols=2 if max(map(len, names))<13 else 1,
+    legend_of(ax, lines, names, loc='lower left', bbox_to_anchor=(0,1), ncols=2 if max(map(len, names))<12 else 1,
               borderpad=0, columnspacing=1)
     ax.set_xlabel('epoch')
     no_noise(ax)
     whole(ax.xaxis)
+
+def column_colors(cols):
+    "Many, medium and few have their own colours, and no other column has those"
+    own = {c:MEANS[k] for c in cols for k in ('many','medium','few') if c==k or c.endswith(f'_{k}')}
+    rest = [o for o in _colors if o not in own.values()]
+    others = [c for c in cols if c not in own]
+    return [own.get(c) or rest[others.index(c)%len(rest)] for c in cols]
 
 def named_stages(starts):
     "Where stages begin, with their names as they are drawn, and the inches that these need above the curves"
@@ -162,5 +169,5 @@ def plot_counts(
     def text(k, cs): return f"{k}: {counted(len(cs), 'class')}, {n[cs].sum():g} items"
     handles = [Patch(color=MEANS[k], label=text(k, cs)) for k,cs in groups.items() if len(cs)]
     # where all are alike there is no many and no few
-    if len(handles)>1: above(ax, handles, ncols=2)
+    if len(handles)>1: above(ax, handles, ncols=2 if max(len(o.get_label()) for o in handles)<28 else 1)
     return fig
