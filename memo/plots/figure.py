@@ -134,7 +134,7 @@ _most = 50      # inches of a picture; at 100 pixels an inch matplotlib draws up
 def class_colors(n):
     "A colour for each of `n`: no two the same, and those far apart in order are told apart however many there are"
     if n<=len(_colors): return _colors[:n]
-    return [to_hex(o) for o in matplotlib.colormaps['viridis'](np.linspace(0, .95, n))]
+    return [to_hex(o) for o in matplotlib.colormaps['viridis'](np.linspace(0, 1, n))]
 
 def legend_of(on, handles, texts, **kwargs):
     "A legend with texts as they are, also those that begin with _"
