@@ -116,7 +116,7 @@ def panels(rows, cols, w, h):
 
 def caption(fig, text):
     "Say below a picture what is what in it; the picture grows by it"
-    lines = [o for part in text.split('\n') for o in textwrap.wrap(part, max(24, int(fig.get_figwidth()*15)))]
+    lines = [o for part in text.split('\n') for o in textwrap.wrap(part, max(12, int(fig.get_figwidth()*15)))]
     fig.set_figheight(fig.get_figheight()+.16*len(lines))
     fig.supxlabel('\n'.join(lines), color='.35')
     return fig

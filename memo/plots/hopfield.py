@@ -374,7 +374,7 @@ def plot_token_reads(
             kept = kept_inputs(h.bank, [i for i in ids.tolist() if i not in inputs])
             inputs.update({i:as_query(o, x) for i,o in kept.items()})
     vocab = answer_vocab(learn.dls)
-    names = short_names(vocab, len(vocab) if vocab is not None else 10_000)
+    names = short_names(vocab, len(vocab) if vocab is not None else 10_000, 15)
     rows = max(1, len(tokens or ()))
     check_fits('tokens', len(found)*rows, (size+.35)*max(.6, 1/rows))
     check_fits('k', k, size*.6)
