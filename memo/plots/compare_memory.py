@@ -63,7 +63,8 @@ def plot_change(
     matrix = not c.multi and len(c.names)<=most
     fig,axs = panels(1, 1+matrix, 4, 1.4+.22*(n+len(shown)))
     rows = pd.concat([t[:n], shown])
-    draw_change(axs[0,0], rows, 'average precision' if c.multi else 'accuracy', [group_colors(c)[i] for i in rows.index])
+    what,colors = 'average precision' if c.multi else 'accuracy',group_colors(c)
+    draw_change(axs[0,0], rows, what, [colors[i] for i in rows.index])
     if matrix: draw_moves(axs[0,1], c.confusion())
     r,s = c.changed()
     left = '' if len(shown)==len(cs) else f'\nthe {len(shown)} of {len(cs)} classes that change most'

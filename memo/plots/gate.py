@@ -87,7 +87,8 @@ def plot_coverage(
     if lost: raise MemoError(f"plot_coverage: a table of learn.memory.coverage() is accepted; {lost[0]} is missing")
     fig,axs = panels(1, 2, 3.4, 2.4)
     (a,b),size = axs.flat,4 if len(df)<=60 else 0
-    for c,label,color,ls in (('accuracy','gated model, all','memory','-'), ('soft_accuracy','mixed softly, all','memory','--'),
+    for c,label,color,ls in (('accuracy','gated model, all','memory','-'),
+                             ('soft_accuracy','mixed softly, all','memory','--'),
                              ('memory_accuracy','memory, what it answers','memory','-.'),
                              ('network_accuracy','network, the same','without','-')):
         a.plot(df.coverage, df[c], ls=ls, color=MEANS[color], marker='.', ms=size, lw=1.2, label=label)

@@ -29,8 +29,8 @@ from ..training.keep import as_pixels,kept_inputs
 from ..training.vocab import answer_vocab
 from .figure import MEANS,Picture,_colors,above,caption,check_fits,class_colors,counted,drawing
 from .figure import log_ticks,no_noise,panels,short_names,whole
-from .recall import FRAMES,_bad,_frame,_good,as_query,decoded_inputs,draw_input,draw_text,label_text,same_label
-from .recall import training_inputs
+from .recall import FRAMES,_bad,_frame,_good,as_query,decoded_inputs,draw_input,draw_text,label_text
+from .recall import same_label,training_inputs
 from .training import seen_bars
 
 # %% ../../nbs/plots/07_hopfield.ipynb #24324129

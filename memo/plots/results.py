@@ -206,8 +206,7 @@ def plot_calibration(
         ax.set_title(f'{name}\n{pos[i]} positive')
     fig.supxlabel('probability')
     fig.supylabel('share that is positive')
-    if len(order)<len(vocab):
-        fig.suptitle(f'{len(order)} of {len(vocab)} findings, those with most positives')
+    if len(order)<len(vocab): fig.suptitle(f'{len(order)} of {len(vocab)} findings, those with most positives')
     return fig
 
 def draw_calibration(ax, p, t, n_bins):

@@ -67,7 +67,8 @@ def draw_columns(ax, df, cols, most=8):
     x,how = np.arange(1, len(df)+1),dict(marker='.', ms=4) if len(df)<=60 else {}
     vs = [pd.to_numeric(df[c], errors='coerce') for c in cols]
     for v in vs[most:]: rest, = ax.plot(x, v, lw=.6, color='.75', zorder=1)
-    lines = [ax.plot(x, v, lw=1.2, label=c, color=color, **how)[0] for c,v,color in zip(cols, vs, column_colors(cols[:most]))]
+    colors = column_colors(cols[:most])
+    lines = [ax.plot(x, v, lw=1.2, label=c, color=o, **how)[0] for c,v,o in zip(cols, vs, colors)]
     names = cut_names(cols[:most], 30, drawn_text)
     if len(cols)>most: lines,names = [*lines,rest],[*names,f'{len(cols)-most} more']
     legend_of(ax, lines, names, loc='lower left', bbox_to_anchor=(0,1), ncols=2 if max(map(len, names))<12 else 1,

@@ -22,7 +22,8 @@ def lab(colors, eyes):
     "CIELAB [n,3] of colours as somebody sees them"
     rgb = np.array([to_rgb(o) for o in colors])
     v = np.where(rgb<=.04045, rgb/12.92, ((rgb+.055)/1.055)**2.4)@np.array(cones[eyes]).T
-    xyz = v.clip(0, 1)@np.array([[.4124564,.2126729,.0193339],[.3575761,.7151522,.1191920],[.1804375,.0721750,.9503041]])
+    xyz = v.clip(0, 1)@np.array([[.4124564,.2126729,.0193339], [.3575761,.7151522,.1191920],
+                                 [.1804375,.0721750,.9503041]])
     x,y,z = (np.where((o := xyz[:,i]/w)>216/24389, np.cbrt(o), (24389/27*o+16)/116)
              for i,w in enumerate((.95047,1,1.08883)))
     return np.stack([116*y-16,500*(x-y),200*(y-z)], 1)
