@@ -86,11 +86,11 @@ def finish_memories(t, learn):
 def train(
     t, # A `Training`
     resume:bool=False, # Go on where an interrupted training stopped
-    log=say, # Gets a line for every epoch; or a `Shown`
+    log=say, # Gets a line for every epoch; or a `Lines`
     begun=noop # Called with the rate that was found, if one was, once the training goes on, or begins
 )->Learner:
     "Run one training: train, evaluate, write its run folder"
-    cfg,main,lr,end,log = t.cfg,not rank_distrib(),None,None,shown(log)
+    cfg,main,lr,end,log = t.cfg,not rank_distrib(),None,None,as_lines(log)
     begins = Begins(lambda: begun(lr))
     learn = build_learner(cfg, t.seed)
     learn.path = t.folder       # where callbacks write what they write
@@ -253,7 +253,7 @@ def _run(cfg, folder, resume, log, seeds=False):
 def _run_all(cfg, folder, resume, log, seeds):
     # the first process has made the folder by then: what another wrote or read there before would be of no run
     wait_for_all()
-    log = shown(log)
+    log = as_lines(log)
     ts = trainings(cfg, folder)
     lost = [(t,check_finished(t) if t.done and not t.gave_up else None) for t in ts]
     wait_for_all()      # before anything is written that another process looks at
