@@ -55,8 +55,8 @@ def test_each_has_its_bank_its_columns_and_its_callback(dls):
     learn = fit(learner(dls, three()))
     assert list(learn.memories)==['rare','early','memory'] and learn.memories['early'] is learn.early
     names = learn.recorder.metric_names
-    assert [o for o in names if '_' in o and 'loss' not in o]==['rare_fill','rare_turnover','early_fill',
-        'early_turnover','early_hit','memory_fill','memory_turnover','memory_hit']
+    assert [o for o in names if '_' in o and 'loss' not in o]==['rare_fill','early_hit','early_fill',
+        'memory_hit','memory_fill']
     row = dict(zip(names[1:], learn.recorder.values[-1]))
     assert row['early_fill']==1 and row['memory_fill']==len(learn.memory.bank)/256 and 0<row['memory_hit']<=1
     assert len(learn.rare.bank)>0 and learn.early.bank.dim!=learn.memory.bank.dim
