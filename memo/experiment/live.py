@@ -66,7 +66,7 @@ def column_title(k):
 def number_text(v, room):
     "A number in so many columns, if it can be; nothing for None"
     if v is None: return ''
-    texts = [f'{v:.3f}', *(f'{v:.{p}g}' for p in (4,3,2,1))]
+    texts = [f'{v:.3f}', *(f'{v:.{p}g}'.replace('e+', 'e') for p in (4,3,2,1))]
     return next((o for o in texts if len(o)<=room), texts[-1])
 
 def training_name(t):
@@ -77,7 +77,7 @@ class Columns(Lines):
     "Trainings in fixed columns below a header, at most 100 wide"
     def __init__(self, say=say):
         super().__init__(say)
-        self.keys = ()
+        self.keys = None
 
     def _line(self, name, where, cells, seconds):
         return f'{_padded(name, 26)} | {_padded(where, 15)} |{"".join(cells)} {seconds:>7}'
@@ -91,7 +91,7 @@ class Columns(Lines):
         self(self._line('training', 'epoch', cells, 'seconds'))
 
     def epoch(self, row):
-        if not {*by_need(row)[:4]}<={*self.keys}: self._header(row)
+        if self.keys is None or not {*by_need(row)[:4]}<={*self.keys}: self._header(row)
         cells = [f' {number_text(row.get(k), w):>{w}}' for k,w in self.keys.items()]
         where = f"{name_text(row['stage'])} {row['epoch']+1}/{self.stages[row['stage']]}"
         self(self._line(training_name(self.t), where, cells, f"{row['seconds']:.1f}"))

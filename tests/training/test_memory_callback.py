@@ -479,7 +479,7 @@ def test_csv_columns(tmp_path, head):
 def test_hit_rate_is_right(tmp_path):
     learn = learner(tmp_path, memory(k=1))
     quietly(learn, 'fit', 1, 1e-2)
-    said = learn.recorder.values[-1][-1]
+    said = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))['memory_hit']
     m,bank = learn.model.eval(),learn.memory.bank
     with torch.no_grad(), learn.memory.off(): z = m[:5](X[1000:1000+NV].float()/255)
     sim = torch.nn.functional.normalize(z) @ torch.nn.functional.normalize(bank.features[:N]).T
