@@ -87,7 +87,7 @@ def test_several_experiments_are_counted_together_and_a_resumed_one_goes_on(tmp_
 
 # without a training
 
-T = SimpleNamespace(cfg=SimpleNamespace(name='x/memory seed_3'), seed=3)
+T = SimpleNamespace(cfg=SimpleNamespace(name='x/memory_seed_3'), seed=3)
 ROW = dict(stage='train', epoch=0, train_loss=1.25, valid_loss=2., accuracy=.5, memory_without=.25, memory_hit=None, seconds=2.)
 
 class Tty(io.TextIOWrapper):
