@@ -208,10 +208,11 @@ def read_cifar(
         if (d := parquet_folder(root, classes)) is not None: return read_parquet(d, classes)
         if download: root = download_cifar(root, classes)
     if lost():
-        raise MemoError(f"CIFAR-{classes}: {some(lost())} not in {root}{packed(root)}; unpack cifar-{classes}-python"
-                        f".tar.gz there; or python -c \"from torchvision.datasets import CIFAR{classes} as C; "
-                        f"C('{root}', download=True)\"; or data.root=FOLDER of it, of train/CLASS/*.png and "
-                        "test/CLASS/*.png, or of parquet files")
+        to = root.parent if root.name==c['folder'] else root
+        to = min(str(to), os.path.relpath(to), key=len)
+        raise MemoError(f"CIFAR-{classes}: {some(lost(), 1)} not in {root}{packed(root)}; python -c \"import torchvision as "
+                        f"t; t.datasets.CIFAR{classes}('{to}', download=True)\", or data.root=FOLDER of that, of "
+                        "train/CLASS/*.png, or of parquet files")
     parts = [cifar_part(root/o, c['labels'], classes) for o in c['train']]
     names = read_pickle(root/c['meta']).get(c['names'])
     if not isinstance(names, list) or len(names)!=classes:

@@ -209,9 +209,9 @@ def fashion_folder(root, part):
     def lost(d): return [f for f in files if not ((d/f'{f}.gz').is_file() or (d/f).is_file())]
     if (d := first(o for o in places if not lost(o))) is not None: return d,files
     d = first(sorted(places, key=lambda o: len(lost(o))))
-    raise MemoError(f"Fashion-MNIST: no {lost(d)[0]}.gz in {d}; apt-get install dataset-fashion-mnist; or python -c "
-                    f"\"from torchvision.datasets import FashionMNIST as F; F('{here}', download=True)\"; or "
-                    "data.root=FOLDER of its four files")
+    to = min(str(here), os.path.relpath(here), key=len)
+    raise MemoError(f"Fashion-MNIST: no {lost(d)[0]}.gz in {d}; apt-get install dataset-fashion-mnist, python -c "
+                    f"\"import torchvision as t; t.datasets.FashionMNIST('{to}', download=True)\", or data.root=FOLDER")
 
 def read_fashion(root, part):
     "Images and labels of part `train` or `t10k`"
