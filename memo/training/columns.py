@@ -1,4 +1,4 @@
-"""What a memory adds to the progress table: fill, turnover, hits, its own loss
+"""What a memory adds to the progress table: the score without it, hits, its own loss, fill
 
 Docs: https://github.com/fastmemo/memo/training/columns.html.md"""
 
