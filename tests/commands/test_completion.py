@@ -14,7 +14,8 @@ def asked(line, tmp_path, name=None):
     code = f"import runpy,sys; sys.argv=[{str(cmd)!r}]\ntry: runpy.run_path(sys.argv[0], run_name='__main__')\n" \
            "finally: print('torch' in sys.modules, file=sys.stderr)"
     # argcomplete ends the process at once
-    code = f"import os,sys; end = os._exit\ndef say(c): print('torch' in sys.modules, file=sys.stderr, flush=True); end(c)\nos._exit = say\n{code}"
+    code = ("import os,sys; end = os._exit\ndef say(c):\n    print('torch' in sys.modules, file=sys.stderr, flush=True)\n"
+            f"    end(c)\nos._exit = say\n{code}")
     r = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert 'True' not in r.stderr and 'Traceback' not in r.stderr, r.stderr
     return {o.rstrip() for o in out.read_text().split('\013')} if out.is_file() else set()
@@ -52,6 +53,7 @@ def test_in_a_shell(tmp_path):
     reg = at/'register-python-argcomplete'
     if not reg.is_file(): pytest.skip('argcomplete has no command here')
     code = (f'PATH={at}:$PATH; eval "$({reg} memo-train)"; COMP_LINE="memo-train quick"; COMP_POINT=${{#COMP_LINE}}; '
-            'COMP_WORDS=(memo-train quick); COMP_CWORD=1; COMP_TYPE=9; _python_argcomplete memo-train; echo "${COMPREPLY[@]}"')
+            'COMP_WORDS=(memo-train quick); COMP_CWORD=1; COMP_TYPE=9; _python_argcomplete memo-train; '
+            'echo "${COMPREPLY[@]}"')
     r = subprocess.run(['bash','-c',code], capture_output=True, text=True, cwd=tmp_path, timeout=60)
     assert r.stdout.split()==['quickstart'], r.stderr

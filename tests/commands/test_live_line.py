@@ -54,7 +54,8 @@ def test_elsewhere(tmp_path, how):
     "A header once and fixed columns, nothing written over"
     args = file(tmp_path), f'runs={tmp_path}/runs'
     if how=='pipe':
-        r = subprocess.run([sys.executable, Path(sys.executable).with_name('memo-train'), *args], capture_output=True, timeout=300)
+        cmd = [sys.executable, Path(sys.executable).with_name('memo-train'), *args]
+        r = subprocess.run(cmd, capture_output=True, timeout=300)
         raw,status = r.stdout,r.returncode
     else:
         r = memo_train(*args, env=dict(TERM='dumb') if how=='dumb' else dict(NO_COLOR='1'))
@@ -63,7 +64,7 @@ def test_elsewhere(tmp_path, how):
     if how=='no_color': return      # there is no colour to leave out
     assert b'\r' not in raw
     head,rows = columns_of(raw.decode().splitlines())
-    assert head.split()[:7]==['training','|','epoch','|','loss','valid','accuracy'] and 'without' in head and 'hit' in head
+    assert head.split()==['training','|','epoch','|','loss','valid','accuracy','without','hit','many','seconds']
     assert len(rows)==6 and raw.decode().count('training  ')==1 and all(len(o)<=100 for o in (head, *rows))
     assert rows[0].startswith('tiny seed 0 ') and '| train 1/3 ' in rows[0] and rows[3].startswith('tiny/balan')
 
@@ -73,7 +74,8 @@ def test_ctrl_c(tmp_path):
     r = memo_train(file(tmp_path), 'train.epochs=500', f'runs={tmp_path}/runs', ctrl_c=b'train 3/500')
     assert r.status==130 and r.same and 'Traceback' not in r.raw.decode()
     lines = [o for o in r.screen if o]
-    assert re.match(r'1/2 tiny seed 0  train \d+/500', lines[1]) and lines[-1].startswith('interrupted; memo-train --resume')
+    assert re.match(r'1/2 tiny seed 0  train \d+/500', lines[1])
+    assert lines[-1].startswith('interrupted; memo-train --resume')
 
 @pytest.mark.slow
 def test_several_experiments_are_counted_together_and_a_resumed_one_goes_on(tmp_path):
@@ -81,7 +83,8 @@ def test_several_experiments_are_counted_together_and_a_resumed_one_goes_on(tmp_
     short = 'seeds=[0]','train.epochs=2','data.n_max=20','data.ratio=4','data.valid=5','data.test=10','compare=[]'
     r = memo_train(a, b, f'runs={tmp_path}/runs', *short)
     assert r.status==0, r.raw
-    assert r.screen[2].startswith('1/2 tiny seed 0  2 epochs') and r.screen[3].startswith('2/2 quickstart seed 0  2 epochs')
+    a,b = r.screen[2:4]
+    assert a.startswith('1/2 tiny seed 0  2 epochs') and b.startswith('2/2 quickstart seed 0  2 epochs')
     assert f'{tmp_path}/runs/comparison/comparison.png' in r.screen
     r = memo_train('--resume', tmp_path/'runs/tiny')
     assert r.status==0 and 'tiny seed 0 | finished before' in r.screen
@@ -89,7 +92,8 @@ def test_several_experiments_are_counted_together_and_a_resumed_one_goes_on(tmp_
 # without a training
 
 T = SimpleNamespace(cfg=SimpleNamespace(name='x/memory_seed_3'), seed=3)
-ROW = dict(stage='train', epoch=0, train_loss=1.25, valid_loss=2., accuracy=.5, memory_without=.25, memory_hit=None, seconds=2.)
+ROW = dict(stage='train', epoch=0, train_loss=1.25, valid_loss=2., accuracy=.5, memory_without=.25,
+           memory_hit=None, seconds=2.)
 
 class Tty(io.TextIOWrapper):
     "A file that says it is a terminal, of ASCII"

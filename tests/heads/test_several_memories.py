@@ -279,7 +279,7 @@ def test_a_fit_inside_a_fit(dls):
             self.learn.n_epoch = 3
     learn = learner(dls, [*three(), Again()])
     fit(learn, 3)
-    assert int(learn.memory.bank.updates)==4*len(dls.train) and learn.recorder.metric_names[-2]=='memory_hit' and len(
+    assert int(learn.memory.bank.updates)==4*len(dls.train) and learn.recorder.metric_names[-3]=='memory_hit' and len(
         learn.metrics)==1
     assert not learn.batch_ids.loops and not learn.memory._fits and getattr(learn, 'item', None) is None
 

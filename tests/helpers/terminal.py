@@ -1,5 +1,5 @@
 "A command on a real terminal of so many columns: what it writes, its exit status, whether the terminal is as before"
-import fcntl, os, pty, select, signal, struct, subprocess, sys, termios, time
+import fcntl, os, pty, select, struct, subprocess, sys, termios, time
 from pathlib import Path
 
 class Shown:
@@ -20,7 +20,8 @@ def on_terminal(cmd, columns=100, ctrl_c=None, env=None, cwd=None, timeout=300):
     master,slave = pty.openpty()
     fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack('HHHH', 24, columns, 0, 0))
     was,t0 = termios.tcgetattr(slave),time.perf_counter()
-    more = {k:v for k,v in os.environ.items() if k not in ('COLUMNS','LINES','NO_COLOR')} | dict(TERM='xterm') | (env or {})
+    keep = {k:v for k,v in os.environ.items() if k not in ('COLUMNS','LINES','NO_COLOR')}
+    more = keep | dict(TERM='xterm') | (env or {})
     def own(): os.setsid(), fcntl.ioctl(0, termios.TIOCSCTTY, 0)
     p = subprocess.Popen([*map(str, cmd)], stdin=slave, stdout=slave, stderr=slave, env=more, cwd=cwd, preexec_fn=own)
     raw,first = b'',None

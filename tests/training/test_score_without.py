@@ -1,7 +1,7 @@
 "The column of the first metric without the memory's answer: right, for classes and findings, several memories, any fit"
 import pytest, torch
-from fastai.vision.all import (AccumMetric, BCEWithLogitsLossFlat, DataLoaders, Learner, Metric, ValueMetric, accuracy, accuracy_multi,
-                               set_seed)
+from fastai.vision.all import (AccumMetric, BCEWithLogitsLossFlat, DataLoaders, Learner, Metric, ValueMetric, accuracy,
+                               accuracy_multi, set_seed)
 from memo.banks.classes import ClassBank
 from memo.banks.slots import SlotBank
 from memo.banks.key_value import CachedBank
@@ -37,15 +37,16 @@ def test_it_stands_beside_the_score_and_the_table_fits_100_columns(dls):
     assert len('  '.join(names))<=100
 
 def test_several_memories_each_say_what_was_before_it(dls):
-    learn,row = fitted(dls, MemoryCallback(SlotBank(64), head='vote', name='a'), MemoryCallback(SlotBank(64), head='vote', name='b'),
-                       MemoryCallback(SlotBank(64), head='add', at='4', name='c'))
+    def memory(head, **kw): return MemoryCallback(SlotBank(64), head=head, **kw)
+    learn,row = fitted(dls, memory('vote', name='a'), memory('vote', name='b'), memory('add', at='4', name='c'))
     assert 'c_without' not in row       # what it adds cannot be taken out of the answer
     with learn.no_bar(), learn.a.off(), learn.b.off(): p,y = learn.get_preds(ds_idx=1)
     assert row['a_without']==pytest.approx((p.argmax(1)==y).float().mean().item())
 
 def test_findings(dls):
     "The same metric, whatever it is"
-    sets = [[(x.float()/255, torch.stack([y%2, y>4]).float()) for x,y in zip(o.dataset.x, o.dataset.y)] for o in dls.loaders[:2]]
+    def rows(ds): return [(x.float()/255, torch.stack([y%2, y>4]).float()) for x,y in zip(ds.x, ds.y)]
+    sets = [rows(o.dataset) for o in dls.loaders[:2]]
     two = DataLoaders.from_dsets(*sets, bs=32, device='cpu', num_workers=0)
     learn,row = fitted(two, MemoryCallback(SlotBank(64), head='vote'), metrics=accuracy_multi, n_out=2,
                        loss_func=BCEWithLogitsLossFlat())
