@@ -118,7 +118,7 @@ def values_of(
     for t in (o for t in types[:1] for o in union_members(t)):
         if t is bool: res += ['true','false']
         elif get_origin(t) is Literal: res += map(str, get_args(t))
-        elif (how := next((o for o in getattr(t, '__metadata__', ()) if isinstance(o, OneOf)), None)): res += map(str, how)
+        else: res += [str(v) for o in getattr(t, '__metadata__', ()) if isinstance(o, OneOf) for v in o]
     return res
 
 def assignments(

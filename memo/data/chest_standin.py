@@ -11,7 +11,8 @@ __all__ = ['made_up_table', 'nih_table', 'draw_patients', 'read_tiles', 'make_mo
 # %% ../../nbs/data/25_chest_standin.ipynb #34818fc0
 import contextlib,gzip,hashlib,json,shutil,struct,zlib
 from fastai.vision.all import *
-from ..core import Count, MemoError, Natural, NonNegative, Side, check_choice, how_to_install, packaged_file, settings, write_json
+from ..core import Count, MemoError, Natural, NonNegative, Side, check_choice, how_to_install, packaged_file
+from ..core import settings, write_json
 from .chest_xray import read_targets, chestxray14, findings
 from .digests import file_digest
 from .longtail import fashion_folder, read_fashion

@@ -210,8 +210,8 @@ def read_cifar(
     if lost():
         to = root.parent if root.name==c['folder'] else root
         to = min(str(to), os.path.relpath(to), key=len)
-        raise MemoError(f"CIFAR-{classes}: {some(lost(), 1)} not in {root}{packed(root)}; python -c \"import torchvision as "
-                        f"t; t.datasets.CIFAR{classes}('{to}', download=True)\", or data.root=FOLDER of that, of "
+        raise MemoError(f"CIFAR-{classes}: {some(lost(), 2)} not in {root}{packed(root)}; python -c \"import torchvision"
+                        f" as t; t.datasets.CIFAR{classes}('{to}', download=True)\", or data.root=FOLDER of that, of "
                         "train/CLASS/*.png, or of parquet files")
     parts = [cifar_part(root/o, c['labels'], classes) for o in c['train']]
     names = read_pickle(root/c['meta']).get(c['names'])

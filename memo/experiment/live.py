@@ -81,7 +81,7 @@ class Columns(Lines):
         self.keys = None
 
     def _line(self, name, where, cells, seconds):
-        return f'{_padded(name, 26)} | {_padded(where, 15)} |{"".join(cells)} {seconds:>7}'
+        return f'{_padded(name, 24)} | {_padded(where, 17)} |{"".join(cells)} {seconds:>7}'
 
     def _header(self, row):
         room,self.keys = 100-len(self._line('', '', [], '')),{}
@@ -204,8 +204,9 @@ class LiveLine(Lines):
         tail,res = f'  {time_text}' if time_text else '',''
         ks = by_need(self.row or {})
         for k in sorted(ks, key=lambda k: k=='valid_loss' and len(ks)>3):       # one loss is enough where room is short
-            if (v := number_text(self.row[k], 7)) and width(head+res+tail)+width(more := f'  {column_title(k)} {v}')<=room:
-                res += more
+            if not (v := number_text(self.row[k], 7)): continue
+            more = f'  {column_title(k)} {v}'
+            if width(head+res+more+tail)<=room: res += more
         return cut(head+res+tail, room)
 
     def _room(self): return max(shutil.get_terminal_size((80, 24)).columns-1, 20)

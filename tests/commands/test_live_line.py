@@ -119,7 +119,8 @@ def test_the_line_is_as_wide_as_the_terminal_at_most(tty, monkeypatch):
             assert width(live.text(live._where(), '1:00:00 left', live._room()))<max(n, 21)
     assert '\\u6f22' in seen(tty)       # a terminal of ASCII
 
-def test_lines_and_warnings_go_above_it(tty):
+def test_lines_and_warnings_go_above_it(tty, monkeypatch):
+    monkeypatch.setenv('COLUMNS', '100')
     live,before = LiveLine(file=tty, every=60),warnings.showwarning
     with live.training(T, 2, 3):
         live('a line')
