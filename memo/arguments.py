@@ -9,7 +9,6 @@ __all__ = ['examples', 'kind_at', 'options_last', 'examples_of', 'parser_class',
 
 # %% ../nbs/89_arguments.ipynb #a831c099
 import os,sys
-from pathlib import Path
 from types import SimpleNamespace
 import memo
 from .core import one_line

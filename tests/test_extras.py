@@ -56,4 +56,4 @@ def test_what_is_imported_is_required_or_in_the_list():
     optional = {o for v in extras.values() for o in v.split()} | {*lone}
     for f in root.glob('memo/**/*.py'):
         odd = {*imported(f)}-known-optional
-        assert not odd, f'{f.relative_to(root)} imports {odd}: setup.cfg does not require it, core.extras does not know it'
+        assert not odd, f'{f.relative_to(root)} imports {odd}, neither required in setup.cfg nor in core.extras'
