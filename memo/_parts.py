@@ -800,7 +800,7 @@ parts = {
     'imb_type': Param(Literal['exp', 'step'], 'exp', 'How class sizes fall; step: half of the classes have `n_max/ratio`'),
   }, {'task': 'multiclass'}),
   'fashion_lt': ('memo.data.longtail', 'fashion_lt', 'Long-tailed Fashion-MNIST', {
-    'root': Param(str|object|None, None, "Folder of the four files; by default `fashion-mnist` in the settings' data folder, else the Debian package's"),
+    'root': Param(str|object|None, None, "Folder of the four files, or torchvision's; by default the settings' data folder, else the Debian package's"),
     'n_max': Param(Count|list, 1000, 'Training examples of the largest class'),
     'ratio': Param(Positive|None, None, 'Largest / smallest; by default 100'),
     'valid': Param(Natural, 100, 'Validation images per class, from training images that are not used'),

@@ -468,8 +468,9 @@ def test_an_archive_is_fetched_once(fetched, archive, tmp_path, yml):
     cfg = load_config(yml(f'data: {{name: cifar100, root: {tmp_path/"new"}, valid: 2}}'), ['data.download=true'])
     assert build_dls(cfg, 0).c==100 and fetched[1:]==[(100,True)]
 
-def test_nothing_is_fetched_unasked(fetched, tmp_path, pngs, own_pngs):
-    fails(lambda: cifar10(tmp_path/'none'), "cifar10's download=true fetches it")
+def test_nothing_is_fetched_unasked(fetched, tmp_path, pngs, own_pngs, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    fails(lambda: cifar10('none'), "t.datasets.CIFAR10('none', download=True)")
     small(cifar10, pngs, download=True)
     (tmp_path/'cifar-10-batches-py').mkdir()
     (tmp_path/'cifar-10-batches-py'/'data_batch_1').write_bytes(b'')
