@@ -342,8 +342,7 @@ def rows_csv(bank, folder, out):
 def memo_bank(
     run_or_file:str=None, # Run folder, a bank's .safetensors or .json, a model.safetensors or a model's .pth
     memory:str=None, # Name of the memory, where a run has several
-    # Folder for pictures and JSON; by default RUN/bank (beside a file: NAME_bank). A name as rows.csv: the stored rows
-    out:str=None,
+    out:str=None, # Folder for pictures and JSON; by default RUN/bank (a file's: NAME_bank). rows.csv: a table of rows
     k:int=10, # Features of each rare class in the JSON
     all:bool=False, # List every class, not the 20 rarest
     json:bool=False, # Write the whole bank as memory.json, 30 bytes a number
@@ -362,11 +361,8 @@ def memo_bank(
         if (Path(run_or_file)/'config.yaml').is_file(): _imported(Path(run_or_file))
         bank,folder,dls,note = *open_bank(run_or_file, memory),None,None
         text = bp.bank_summary(bank)
-        if out is not None and Path(out).suffix=='.csv':
-            _say(f'{text}\n\n{rows_csv(bank, folder, out)}')
-            return None if cli else text
-        if not bp.knows_classes(bank):
-            _say(text)
+        if (table := str(out).endswith('.csv')) or not bp.knows_classes(bank):
+            _say(f'{text}\n\n{rows_csv(bank, folder, out)}' if table else text)
             return None if cli else text
         if folder is not None:
             try: dls = _run_data(folder)

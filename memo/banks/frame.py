@@ -100,7 +100,7 @@ def disagreement(
     res = []
     for o,(i,_) in zip(at.split(512), nearest_others(bank, at, k)):
         other,known = other_labels(y[o], y[i.clamp(min=0)])
-        known &= i>=0
+        known &= (i>=0) & sound_slots(bank, o)[:,None]
         res.append((other & known).sum(1)/known.sum(1))     # 0/0 is NaN
     return torch.cat(res).cpu()
 
@@ -125,8 +125,8 @@ def row_facts(
     _,_,y,items,groups,_ = bank.rows()
     y = None if y is None or not bank.labelled else y[at].cpu()
     ids,paths = ids_of(items, at).tolist(),kept_paths(bank) if paths is None else paths
-    path = [None if (p := paths.get(i)) is None else str(p) for i in ids]
-    return {'slot':at.tolist(), 'id':ids, 'path':path, 'class':class_texts(y, len(at), bank.vocab if vocab is None else vocab),
+    path,vocab = [None if (p := paths.get(i)) is None else str(p) for i in ids],bank.vocab if vocab is None else vocab
+    return {'slot':at.tolist(), 'id':ids, 'path':path, 'class':class_texts(y, len(at), vocab),
             'group':ids_of(groups, at).tolist()}
 
 def as_frame(d):

@@ -123,7 +123,8 @@ def several_suspects(bank, at, y, names):
         said = class_texts(torch.tensor([c]), 1, names)[0]
         says = f'not {said}',said
         res.append(pd.DataFrame(dict(slot=slot.tolist(), score=score.tolist(), wrong=wrong.tolist(),
-                                     label=[says[i] for i in own.tolist()], suggested=[says[1-i] for i in own.tolist()])))
+                                     label=[says[i] for i in own.tolist()],
+                                     suggested=[says[1-i] for i in own.tolist()])))
     return pd.concat(res, ignore_index=True) if res else None
 
 @patch

@@ -70,7 +70,7 @@ def to_projector(self:Bank,
     df = df[df.slot.isin(at.tolist())]
     x = self.rows()[0][at].detach().float().cpu().nan_to_num()
     cols = ['class','id','path','group','slot','norm']
-    def text(o): return ' '.join(escaped(str(o)).split()) if o is not None else ''     # a line each, in columns
+    def text(o): return '' if o is None or o!=o else ' '.join(escaped(str(o)).split())      # without tabs and newlines
     rows = [list(map(text, r)) for r in df[cols].itertuples(index=False, name=None)]
     to = Path(folder)/name
     with contextlib.closing(writer_of(to)) as w, contextlib.redirect_stdout(io.StringIO()):  # it says what it replaces
