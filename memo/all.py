@@ -16,6 +16,7 @@ from .banks.index import Index
 from .banks import edits as _edits
 from .banks.patterns import AssociativeBank,CentroidBank,LearnedBank
 from .banks.exchange import BankSaver,latest_bank,open_bank
+from .banks.frame import frame_columns
 from .data.items import item_ids
 from .data.tensors import TensorDL,plain_dl
 from .data.samplers import BalancedDL
@@ -58,6 +59,7 @@ from .training.memory_callback import MemoryCallback
 from .training.plain_loop import Memory
 from .training.save_bank import SaveBank
 from .training.export_model import export_model
+from .training import explore as _explore,projector as _projector
 from .training.param_groups import adamw,body_head_splitter
 from .training.row_sgd import row_sgd
 from .training.stages import Stage,fit_stages

@@ -7,7 +7,7 @@ Docs: https://fastmemo.github.io/memo/cli.html.md"""
 # %% auto #0
 __all__ = ['command', 'guarded', 'parts_text', 'announcement', 'check_arguments', 'configs', 'to_text', 'method_tables',
            'train_methods', 'train_all', 'lines_here', 'picture_of', 'memo_train', 'memo_eval', 'bank_folder',
-           'memo_bank', 'numbers', 'memo_speed', 'memo_cache', 'memo_mosaic']
+           'rows_csv', 'memo_bank', 'numbers', 'memo_speed', 'memo_cache', 'memo_mosaic']
 
 # %% ../nbs/90_cli.ipynb #176dba47
 import os,sys
@@ -313,11 +313,23 @@ def bank_folder(path, out):
     "Where pictures and JSON of a bank go"
     return Path(out) if out else path/'bank' if path.is_dir() else path.with_name(path.stem+'_bank')
 
+def rows_csv(bank, folder, out):
+    "Write the stored rows as a table; with the names of a run's classes and files, where its data is there"
+    from memo.core import MemoError,write_csv
+    from memo.training.explore import stored_paths
+    dls = None
+    if folder is not None:
+        try: dls = _run_data(folder)
+        except (MemoError,OSError) as e: _note(f'no files, as {_one_line(e)}')
+    vocab = None if folder is None else _run_classes(folder, dls)
+    write_csv(Path(out), bank.to_frame(vocab, None if dls is None else stored_paths(dls, bank)))
+    return out
+
 @call_parse(pos=['run_or_file'])
 def memo_bank(
     run_or_file:str=None, # Run folder, a bank's .safetensors or .json, a model.safetensors or a model's .pth
     memory:str=None, # Name of the memory, where a run has several
-    out:str=None, # Folder for pictures and JSON; by default RUN/bank (beside a file: NAME_bank)
+    out:str=None, # Folder for pictures and JSON; by default RUN/bank (a file's: NAME_bank). rows.csv: a table of rows
     k:int=10, # Features of each rare class in the JSON
     all:bool=False, # List every class, not the 20 rarest
     json:bool=False, # Write the whole bank as memory.json, 30 bytes a number
@@ -336,8 +348,8 @@ def memo_bank(
         if (Path(run_or_file)/'config.yaml').is_file(): _imported(Path(run_or_file))
         bank,folder,dls,note = *open_bank(run_or_file, memory),None,None
         text = bp.bank_summary(bank)
-        if not bp.knows_classes(bank):
-            _say(text)
+        if (table := str(out).endswith('.csv')) or not bp.knows_classes(bank):
+            _say(f'{text}\n\n{rows_csv(bank, folder, out)}' if table else text)
             return None if cli else text
         if folder is not None:
             try: dls = _run_data(folder)

@@ -36,7 +36,7 @@ def answers(model, x):
 
 def test_fifteen_lines_as_they_stand(repo, digits):
     "The lines of the notebook, run as they are written, give a better answer with the memory than without"
-    nb = json.loads((repo/'nbs/training/32_plain_loop.ipynb').read_text())
+    nb = json.loads((repo/'nbs/training/34_plain_loop.ipynb').read_text())
     code = next(m[1] for c in nb['cells'] if (m := re.search(r'```python\n(.*?)```', ''.join(c['source']), re.S)))
     lines = code.strip().splitlines()
     assert len(lines)<=15 and '._' not in code
@@ -219,7 +219,7 @@ def test_two_processes_have_one_bank(tmp_path):
 def test_lightning(repo, digits, tmp_path):
     "The module of the notebook, at most twenty lines; its checkpoint has the memory"
     L = pytest.importorskip('lightning')
-    nb = json.loads((repo/'nbs/training/32_plain_loop.ipynb').read_text())
+    nb = json.loads((repo/'nbs/training/34_plain_loop.ipynb').read_text())
     code = next(m[1] for c in nb['cells'] if (m := re.search(r'```python\n(class .*?)```', ''.join(c['source']), re.S)))
     assert len(code.strip().splitlines())<=20 and 'remember._' not in code
     space = dict(globals(), L=L)
