@@ -49,9 +49,8 @@ def test_imports_are_found():
     assert sorted(_imports(src, ['heads'])) == ['banks.slots','cli','core','data.longtail','heads.base','plots.results']
 
 def test_every_folder_has_its_place():
-    for d in ('memo','nbs'):
-        own = {o.name for o in (root/d).iterdir() if o.is_dir() and list(o.glob('*.py'))+list(o.glob('*.ipynb'))
-               and not o.name.startswith(('_','.'))}
+    for d,kind in (('memo','*.py'),('nbs','*.ipynb')):
+        own = {o.name for o in (root/d).iterdir() if o.is_dir() and [*o.glob(kind)] and o.name[0] not in '_.'}
         assert own<={*folders}, f'{d}/{own-{*folders}} stands nowhere in the order of folders'
 
 @pytest.mark.parametrize('m', modules)

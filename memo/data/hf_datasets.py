@@ -9,15 +9,14 @@ __all__ = ['need_datasets', 'undecoded', 'HFImages', 'HFLabels', 'HFSet', 'label
 
 # %% ../../nbs/data/33_hf_datasets.ipynb #704e3f0a
 from fastai.vision.all import *
-from ..core import MemoError,one_line
+from ..core import MemoError,how_to_install,one_line
 from .items import column_ids,hash63
 
 # %% ../../nbs/data/33_hf_datasets.ipynb #467def2d
 def need_datasets():
     "The library, if it is installed"
     try: import datasets
-    except ImportError as e:
-        raise MemoError("hf_dls needs the package datasets: pip install 'fastmemo[data]'") from e
+    except ImportError as e: raise MemoError(f"hf_dls needs the package datasets: {how_to_install('datasets')}") from e
     return datasets
 
 def undecoded(
@@ -36,7 +35,8 @@ class HFImages:
         if not isinstance(i, (int,np.integer)):
             return PILImage((i if isinstance(i, Image.Image) else PILImage.create(i)).convert('RGB'))
         im = self.ds[int(i)][self.image]
-        if not isinstance(im, Image.Image): raise MemoError(f"row {i}: {self.image!r} is a {type(im).__name__}, no image")
+        if not isinstance(im, Image.Image):
+            raise MemoError(f"row {i}: {self.image!r} is a {type(im).__name__}, no image")
         return PILImage(im.convert('RGB'))
 
 class HFLabels:
@@ -64,7 +64,8 @@ def label_of(ds, label):
     values = values[:] if not isinstance(values, list) else values
     def name(v):
         if v is None or isinstance(v, int) and v<0:
-            raise MemoError(f"label: a row of {label!r} has {v!r}, which is no class; leave such rows out (dataset.filter)")
+            raise MemoError(f"label: a row of {label!r} has {v!r}, which is no class; dataset.filter leaves such rows "
+                            "out")
         return names[v] if names else str(v)
     several = len(values)>0 and isinstance(values[0], (list,tuple))
     ys = [[name(o) for o in v] if several else name(v) for v in values]
@@ -77,7 +78,8 @@ def hf_splits(dataset, valid, seed):
     lib = need_datasets()
     if isinstance(dataset, lib.DatasetDict):
         own = 'train' if 'train' in dataset else next(iter(dataset))
-        held = valid if isinstance(valid, str) else next((o for o in ('validation','valid','val','dev') if o in dataset), None)
+        usual = (o for o in ('validation','valid','val','dev') if o in dataset)
+        held = valid if isinstance(valid, str) else next(usual, None)
         if isinstance(held, str) and held not in dataset:
             raise MemoError(f"valid: {held!r} is no split, one of {one_line(', '.join(dataset), 120)}")
         if held is not None:
@@ -118,7 +120,9 @@ def hf_dls(
             raise MemoError(f"{k}: {o!r} is no column, one of {one_line(', '.join(ds.features), 160)}")
     vocab,ys,several = label_of(ds, label)
     if item is not None: ids = column_ids(ds[item][:])
-    else: ids = torch.tensor([hash63(o['bytes'] if o['bytes'] is not None else o['path']) for o in undecoded(ds, image)])
+    else:
+        files = undecoded(ds, image)
+        ids = torch.tensor([hash63(o['path'] if o['bytes'] is None else o['bytes']) for o in files])
     made = [MultiCategorize(vocab), OneHotEncode] if several else [Categorize(vocab, sort=False)]
     res = HFSet(range(len(ds)), [[HFImages(ds, image)], [HFLabels(ys), *made]], splits=[train,held])
     res.known = ids

@@ -45,7 +45,8 @@ def item_numbers(
 )->Tensor:  # [B] int64; None where there are none
     "Ids as numbers; a text is known by its hash"
     if item is None: return None
-    if isinstance(item, str): raise MemoError(f"{name}: one id for each row is accepted, found {one_line(repr(item), 60)}")
+    if isinstance(item, str):
+        raise MemoError(f"{name}: one id for each row is accepted, found {one_line(repr(item), 60)}")
     if isinstance(item, (list,tuple)) and any(isinstance(o, str) for o in item):
         return torch.tensor([hash63(o) for o in item])
     return as_ids(item, name)
@@ -64,7 +65,7 @@ class Memory:
     def __init__(self,
         model:nn.Module,        # Gets the memory, in place; its parameters, buffers and state dict have it from now on
         bank:Bank=None,         # The memory; None: the one that is in the model already
-        head='default',         # A head's name, a `MemoryHead` class, or None (watch only); by default what the bank says
+        head='default',         # A head's name, a `MemoryHead` class, or None (watch only); by default the bank's own
         at:str=None,            # Name of the module it sits at; by default in front of the classifier
         name:str='memory',      # Of the memory in the model
         x=None,                 # Inputs of two rows, for places that are found by a forward, and banks that learn rows
@@ -138,7 +139,7 @@ class Memory:
         item,       # Ids of the batch's rows [B]: numbers or texts
         group=None  # Ids of their groups (patients) [B]
     ):
-        "A context that says whose rows the next forwards are of: in training these find neither themselves nor their group"
+        "A context that says whose rows the next forwards are of: in training they find neither themselves nor theirs"
         was,self._ids = self._ids,(item_numbers(item),item_numbers(group, 'group'))
         try: yield self
         finally: self._ids = was
@@ -198,7 +199,8 @@ class Memory:
                     o = self.model(to_device(x, dev))
                 step.close(o)
                 s = step.seen(h)
-                if s is None or s.z is None or s.times>1: raise MemoError("what passes the memory's place is not one row an item")
+                if s is None or s.z is None or s.times>1:
+                    raise MemoError("what passes the memory's place is not one row an item")
                 raw = s.raw if s.raw is not None else o
                 out.append((raw.float() if torch.is_tensor(raw) else None, s.z.float(),
                             None if y is None else as_tensor(y).to(dev), item, group))
@@ -239,7 +241,10 @@ class Memory:
         n = r.index.shape[1] if k is None else k
         at = r.index[:,:n]
         _,_,y,items,_,_ = self.bank.rows()
-        def of(v): return None if v is None else torch.where(at<0, -1, v[at.clamp(min=0)]) if v.ndim==1 else v[at.clamp(min=0)]
+        def of(v):
+            if v is None: return None
+            v = v[at.clamp(min=0)]
+            return torch.where(at<0, -1, v) if v.ndim==2 else v
         return AttrDict(weight=r.weight[:,:n], similarity=r.similarity[:,:n], index=at, label=of(y), item=of(items))
 
     def forget(self, item=None, group=None, label=None)->int: # How many rows went

@@ -164,10 +164,9 @@ def menus(site):
         at.write_text(f'# memo.{f}\n\n{list_}', encoding='utf-8')
     for f in ('experiments','benchmarks'):
         add(site.to/f/'overview.md', '\n\n'+toctree(f.capitalize(), [p.name for p in of(f)]))
-    parts = {'Learn':[*learn, *of('howto'), 'gallery'], 'Systems':of('systems'),
-             'Results':['experiments/overview','benchmarks/overview'],
-             'Modules':[*(p for p in top if p not in learn), *(f'modules/{f}' for f in folders)],
-             'Project':['CHANGELOG','CONTRIBUTING']}
+    modules = [*(p for p in top if p not in learn), *(f'modules/{f}' for f in folders)]
+    parts = dict(Learn=[*learn, *of('howto'), 'gallery'], Systems=of('systems'), Modules=modules,
+                 Results=['experiments/overview','benchmarks/overview'], Project=['CHANGELOG','CONTRIBUTING'])
     add(site.to/'index.ipynb', ''.join(toctree(k, map(str, v)) for k,v in parts.items() if v))
 
 def main(out):

@@ -1,4 +1,4 @@
-"""A memory in a training loop of one's own: what is stored, who finds whom, what stays of it; Lightning and webdataset"""
+"""A memory in a training loop of one's own: what is stored, who finds whom, what stays of it; Lightning, webdataset"""
 import copy, io, json, os, pickle, re, socket, subprocess, sys, tarfile, threading
 import pytest, torch
 import torch.nn.functional as F
@@ -53,7 +53,8 @@ def test_fifteen_lines_as_they_stand(repo, digits):
 def test_what_is_stored_is_what_was_trained_on(digits):
     "The features of the forward in training mode, dropout and all, without a second forward"
     x,y,item = (o[:8] for o in digits[0])
-    model = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(64, 32), torch.nn.Dropout(.5), torch.nn.Linear(32, 10))
+    nn = torch.nn
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Dropout(.5), nn.Linear(32, 10))
     remember,seen = Memory(model, SlotBank(16, policy='fifo'), head='vote'),[]
     model[3].register_forward_pre_hook(lambda m, a: seen.append(a[0].detach().clone()))
     model.train()
@@ -152,7 +153,8 @@ def test_what_is_refused(digits):
     for wrong,why in ((lambda: remember.observe(x, y[:3], item[:3]), 'labels for'),
                       (lambda: remember.observe(x, torch.full((4,10), .1), item), 'parts of several'),
                       (lambda: remember.fit([]), 'empty'), (lambda: remember.fit([x]), 'found a Tensor'),
-                      (lambda: remember.fit([(x,y)]), 'is empty'), (lambda: made(bank=ClassBank(10), head='replay'), 'adds rows'),
+                      (lambda: remember.fit([(x,y)]), 'is empty'),
+                      (lambda: made(bank=ClassBank(10), head='replay'), 'adds rows'),
                       (lambda: Memory(small_cnn(1, 10)), 'no memory'), (lambda: made(head='vote', kk=3), 'kk')):
         with pytest.raises(MemoError, match=why): wrong()
     with pytest.warns(UserWarning, match='NaN'):
