@@ -65,12 +65,12 @@ def test_blocks_are_short():
             if len([o for o in b.splitlines() if o.strip()])>8]
     assert not long, long
 
-def shell(page, at, i, **env):
+def shell(page, at, i, path=root):
     "A command of a page, where memo's commands are installed; without a GPU"
     line = blocks(page, 'sh')[i].strip().replace('accelerate launch', f'accelerate launch --main_process_port {_port()}')
     line = line.replace('torchrun', f'torchrun --master_port {_port()}')
-    path = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
-    env = os.environ | dict(PATH=path, PYTHONPATH=str(root), CUDA_VISIBLE_DEVICES='', ACCELERATE_USE_CPU='true', **env)
+    bins = f'{Path(sys.executable).parent}{os.pathsep}{os.environ["PATH"]}'
+    env = os.environ | dict(PATH=bins, PYTHONPATH=str(path), CUDA_VISIBLE_DEVICES='', ACCELERATE_USE_CPU='true')
     p = subprocess.Popen(['bash','-c',line], cwd=at, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
                          start_new_session=True)
     try: out,err = p.communicate(timeout=500)
@@ -132,7 +132,7 @@ def test_serving(at, python):
     np.testing.assert_allclose(got, probs, atol=2e-3)
     assert "['bag', 'sandal', 'shirt', 'trainer'] softmax" in about and "'size': [56, 56]" in about
     assert 'tensor([' in found
-    served = shell('serving', at, 0, PYTHONPATH=str(root/'experiments/serve'))
+    served = shell('serving', at, 0, root/'experiments/serve')
     assert "'found'" in served and "'Edema'" in served
 
 @pytest.mark.slow
