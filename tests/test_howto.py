@@ -175,7 +175,7 @@ def test_system(page, at, python):
     "Names and arguments are those of the code, and what is asked for comes out"
     if page=='chestxray':
         from memo.data.chest_standin import chest_tree
-        chest_tree(at/'ChestX-ray14', patients=40)
+        chest_tree(at/'ChestX-ray14', patients=80)
     said = run(page, at, python, shorter)
     assert len(said)>=1
     if page=='tailbank': assert (at/'tail.json').exists()
