@@ -9,6 +9,7 @@ __all__ = ['Bank']
 
 # %% ../../nbs/banks/07_base.ipynb #f8e0ff91
 import copy,json,warnings,torch
+from functools import wraps
 from torch import Tensor
 from .described import Described,description
 from .files import load_bank,write_state
@@ -19,6 +20,20 @@ from .search import Read,directions,in_full,own_share,read_rows,searchers
 from ..core import MemoError
 
 # %% ../../nbs/banks/07_base.ipynb #687debf9
+def untaught(
+    write   # A bank's
+):
+    "The `write` of a bank, after which items that were offered again, or lost their rows, are not `taught` any more"
+    @wraps(write)
+    def f(self, *args, **kwargs):
+        res = write(self, *args, **kwargs)
+        if self.taught is not None:
+            item,left = kwargs.get('item', args[3] if len(args)>3 else None),torch.isin(self.taught, self.rows()[3])
+            if item is not None: left &= ~torch.isin(self.taught, as_ids(item).to(self.device))
+            if not bool(left.all()): self.taught = self.taught[left] if bool(left.any()) else None
+        return res
+    return f
+
 class Bank(Described):
     "Base class of banks: feature storage with a write policy and a lookup; all state is in persistent buffers"
     default_head = 'add'
@@ -67,7 +82,7 @@ class Bank(Described):
 
     def __init_subclass__(cls, **kwargs):
         super().__init_subclass__(**kwargs)
-        if 'write' in vars(cls): cls.write = growing(vars(cls)['write'])
+        if 'write' in vars(cls): cls.write = growing(untaught(vars(cls)['write']))
 
     def _apply(self, fn, recurse=True):
         if self.follows: take_whole(self)
