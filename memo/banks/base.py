@@ -20,6 +20,8 @@ from .search import Read,directions,in_full,own_share,read_rows,searchers
 from ..core import MemoError
 
 # %% ../../nbs/banks/07_base.ipynb #687debf9
+_ids = 'labels','items','groups','taught'       # -1 is none, where other buffers are 0
+
 def untaught(
     write   # A bank's
 ):
@@ -28,9 +30,9 @@ def untaught(
     def f(self, *args, **kwargs):
         res = write(self, *args, **kwargs)
         if self.taught is not None:
-            item,left = kwargs.get('item', args[3] if len(args)>3 else None),torch.isin(self.taught, self.rows()[3])
-            if item is not None: left &= ~torch.isin(self.taught, as_ids(item).to(self.device))
-            if not bool(left.all()): self.taught = self.taught[left] if bool(left.any()) else None
+            item,left = kwargs.get('item', args[3] if len(args)>3 else None),self.is_taught(self.rows()[3])
+            if item is not None: left &= ~torch.isin(self.rows()[3], as_ids(item).to(self.device))
+            self.name_taught(self.rows()[3][left])
         return res
     return f
 
@@ -51,12 +53,32 @@ class Bank(Described):
     def __init__(self, dim, n_classes, seed):
         super().__init__()
         self.dim,self.n_classes = dim,n_classes
-        for o in self.edited: self.register_buffer(o, None)     # items whose rows were put in by `teach` [M]
+        for o in self.edited: self.register_buffer(o, None)     # `taught`: items whose rows `teach` put in, -1: free
         # of learned rows labels may be worked out
         for o in ('features','labels'):
             if not isinstance(getattr(type(self), o, None), property): self.register_buffer(o, None)
         for o in ('seed','seen','updates','count','replaced','refused'):
             self.register_buffer(o, torch.tensor(seed if o=='seed' else 0))
+
+    def name_taught(self, ids):
+        "Say whose rows `teach` put in; the buffer only grows, as that of a copy is paired with it"
+        ids,n = ids.unique(),0 if self.taught is None else len(self.taught)
+        if len(ids)>n:
+            with torch.inference_mode(False): self.taught = torch.full((len(ids),), -1, device=self.device)
+        if self.taught is not None:
+            self.taught.fill_(-1)
+            self.taught[:len(ids)] = ids
+
+    def is_taught(self, items):
+        "Which items are those whose rows `teach` put in [N]"
+        known = self.taught     # another thread may write meanwhile
+        return torch.zeros_like(items)>0 if known is None else torch.isin(items, known.to(items.device)) & (items>=0)
+
+    def grown(self, k, v):
+        "Its buffer `k`, in the shape of another bank's"
+        old,new = self._buffers.get(k),torch.full_like(v, -1 if k in _ids else 0, device=self.device)
+        if old is not None: new[:len(old)] = old[:len(new)]
+        return new
 
     # is it a copy of another bank? has it copies? see `memo.banks.copies`
     follows = followed = False
@@ -430,9 +452,8 @@ class Bank(Described):
         if self.follows: on_its_own(self)
         with torch.no_grad():
             if self.seen.is_inference(): self._writable()
-            self._buffers.update(dict.fromkeys(self.edited))
             for n,b in self.named_buffers(recurse=False):
-                if n!='seed': b.fill_(-1 if n in ('labels','items','groups') else 0)
+                if n!='seed': b.fill_(-1 if n in _ids else 0)
         self._modules.pop('kept', None)
 
     def stats(self):

@@ -126,8 +126,9 @@ def _matching(bank, item, group, label):
     if label is not None:
         if y is None: raise MemoError("forget: the bank's rows have no labels; item= or group= is accepted")
         c = whole(label, 'forget: label')
-        if not 0<=c<(n := y.shape[1] if y.ndim==2 else bank.n_classes or c+1):
-            raise MemoError(f"forget: label {c} is out of range, 0..{n-1} is accepted")
+        n = y.shape[1] if y.ndim==2 else bank.n_classes
+        if c<0 or n is not None and c>=n:
+            raise MemoError(f"forget: label {c} is out of range, {'0 or more' if n is None else f'0..{n-1}'} is accepted")
         hit = y[:,c]>.5 if y.ndim==2 else y==c
     else:
         ids,own,name = (group,groups,'group') if item is None else (item,items,'item')
@@ -171,9 +172,7 @@ def _tidy(self:Bank):
     searchers.pop(self, None)
     self.updates += 1
     items = self.rows()[3]
-    if self.taught is not None:
-        self.taught = self.taught[torch.isin(self.taught, items)]
-        if not len(self.taught): self.taught = None
+    if self.taught is not None: self.name_taught(items[self.is_taught(items)])
     kept = self._modules.get('kept')
     if kept is not None:
         there = {*items.tolist()}
@@ -199,8 +198,8 @@ def teach(self:Bank,
         raise MemoError(f"teach: {len(x)} rows, and the bank has room for {self.capacity_rows}")
     slot = self.put_in(x, norm, y, item, group)
     if item is not None:
-        was = item[:0] if self.taught is None else self.taught
-        self.taught = torch.cat([was, item[item>=0]]).unique()
+        items = self.rows()[3]
+        self.name_taught(items[self.is_taught(items) | torch.isin(items, item[item>=0])])
     self.seen += len(x)
     self._tidy()
     return slot
@@ -220,8 +219,7 @@ def free_slots(
     have = len(bank)
     free = torch.arange(have, bank.size, device=bank.device)
     free = free[~torch.isin(free, but)][:n]
-    age = bank.stamps[:have].clone()
-    if bank.taught is not None: age += torch.isin(bank.items[:have], bank.taught)*(1<<40)
+    age = bank.stamps[:have]+bank.is_taught(bank.items[:have])*(1<<40)
     if len(but): age[but[but<have]] = 1<<50
     return torch.cat([free, age.argsort(stable=True)[:n-len(free)]])
 
@@ -273,8 +271,7 @@ def places_taught(self:ClassBank,
     full = (place>=k).nonzero().squeeze(1)
     if len(full)==0: return place
     c,at = y[full].unique(return_inverse=True)
-    order = self._random(len(c)*k).view(-1, k).double()/2**63
-    if self.taught is not None: order += torch.isin(self.items[c], self.taught)
+    order = self._random(len(c)*k).view(-1, k).double()/2**63+self.is_taught(self.items[c])
     order[torch.arange(k, device=c.device)>=self.class_counts()[c,None]] = 3
     place[full] = order.argsort(1)[at,place[full]-k]
     return place
