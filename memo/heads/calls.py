@@ -118,9 +118,45 @@ def in_step(heads, step):
     finally:
         for h,o in was.items(): set_step([h], o)
 
+class _Passes:
+    "Forward passes that are on their way in all threads, and whether somebody waits for them to end"
+    def __init__(self): self.inside,self.wanted,self.changed,self.one = 0,0,threading.Condition(),threading.RLock()
+    def enter(self):
+        with self.changed:
+            while self.wanted: self.changed.wait()
+            self.inside += 1
+    def leave(self):
+        with self.changed:
+            self.inside -= 1
+            if not self.inside: self.changed.notify_all()
+_passes = _Passes()
+
+@contextmanager
+def between_passes():
+    "A context in which no other thread is in a forward pass: what it reads from a bank may not become less meanwhile"
+    with _passes.one:       # who edits, too
+        with _passes.changed:
+            _passes.wanted += 1
+            while _passes.inside>bool(_thread.calls): _passes.changed.wait()
+        try: yield
+        finally:
+            with _passes.changed:
+                _passes.wanted -= 1
+                _passes.changed.notify_all()
+
 @contextmanager
 def in_call(model):
     "A context for one forward pass of `model` in this thread"
+    if _thread.calls:
+        with _in_call(model) as call: yield call
+        return
+    _passes.enter()
+    try:
+        with _in_call(model) as call: yield call
+    finally: _passes.leave()
+
+@contextmanager
+def _in_call(model):
     call = Call(model)
     if _thread.calls: call.rows,call.n = _thread.calls[-1].rows,_thread.calls[-1].n
     _thread.calls.append(call)

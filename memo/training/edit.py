@@ -12,16 +12,18 @@ __all__ = ['loaders_of', 'known_items', 'groups_in', 'as_file', 'as_read', 'ids_
 # %% ../../nbs/training/31_edit.ipynb #dfdf979f
 from dataclasses import dataclass
 from fastai.vision.all import *
-from ..banks.offers import as_ids
+from ..banks.kept import Kept
+from ..banks.offers import as_ids,as_tensor
 from ..core import MemoError,one_line,settings
 from ..data.finding_loaders import group_number
 from ..data.items import column_ids,item_ids,row_hashes
 from ..data.tensors import TensorSet,is_lazy,plain_dl
 from ..heads.attach import memories
-from .batch_ids import fits_running,group_ids,named_ids
-from .collect import _Constant,collect,fastai_loader,is_empty,rekey
+from ..heads.calls import between_passes
+from .batch_ids import group_ids,named_ids
+from .collect import _Constant,collect,evaluating,fastai_loader,first_items,is_empty,rekey
 from .epoch_figures import is_fitted,is_refitted
-from .keep import file_names
+from .keep import decoded_at,file_names,thumbnail
 from .make_head import forget_moments
 from .memory_callback import MemoryCallback
 from .vocab import answer_vocab,plain_vocab
@@ -43,26 +45,68 @@ def groups_in(learn, dl):
     res = None if by is None else named_ids(learn, group_ids, dl, by)
     return torch.full((len(dl.dataset),), -1) if res is None else res.cpu()
 
-def as_file(learn, name):
-    "Ids of the items of the loaders that are a file: of that name, the same file, or the only one that ends so"
-    by,ends = learn.batch_ids.by_item,[]
+def as_files(learn, names):
+    "Ids of the items of the loaders that are files: of that name, the same file, or the only one that ends so; or None"
+    there = []
     for dl in loaders_of(learn):
-        names = file_names(dl, list(range(len(dl.dataset))))
-        for same in (lambda o: o==str(name), lambda o: Path(o).name==Path(name).name and Path(o).exists()
-                     and Path(name).exists() and os.path.samefile(o, name)):
-            at = [i for i,o in enumerate(names) if same(o)]
-            if at: return item_ids(dl, by)[at].cpu()
-        ends += [(dl,i) for i,o in enumerate(names) if Path(o).parts[-len(Path(name).parts):]==Path(name).parts]
-    if len(ends)>1:
-        raise MemoError(f"item: {len(ends)} files end in {one_line(str(name), 80)}; say which, with its folder")
-    return None if not ends else item_ids(ends[0][0], by)[[ends[0][1]]].cpu()
+        ids = item_ids(dl, learn.batch_ids.by_item).cpu()
+        there += zip(file_names(dl, list(range(len(dl.dataset)))), ids)
+    whole,last = {o:i for o,i in reversed(there)},{}
+    for o,i in there: last.setdefault(os.path.basename(o), []).append((o,i))
+    def found(name):
+        alike = last.get(os.path.basename(name), ())
+        if name in whole: return whole[name]
+        if os.path.exists(name):
+            for o,i in alike:
+                if os.path.exists(o) and os.path.samefile(o, name): return i
+        parts = Path(name).parts
+        ends = {int(i):i for o,i in alike if Path(o).parts[-len(parts):]==parts}
+        if len(ends)>1:
+            raise MemoError(f"item: {len(ends)} files end in {one_line(name, 80)}; say which, with its folder")
+        return next(iter(ends.values()), None)
+    return [found(str(o)) for o in names]
+
+def item_at(learn, i):
+    "An item of the loaders, as `test_dl` takes it; None where they do not have it"
+    for dl in loaders_of(learn):
+        at = (item_ids(dl, learn.batch_ids.by_item).cpu()==i).nonzero().squeeze(1)[:1].tolist()
+        if not at: continue
+        names,ds = file_names(dl, at),dl.dataset
+        if names: return Path(names[0])
+        if isinstance(ds, TensorSet): return ds.x[at[0]]
+        return ds.items.iloc[at[0]] if isinstance(ds.items, pd.DataFrame) else ds.items[at[0]]
+
+def is_id(o): return isinstance(o, (int,np.integer)) and not isinstance(o, bool)
+def is_name(o): return isinstance(o, (str,Path))
+
+def loader_of(learn, items):
+    "A loader of new items, or of some that the loaders know by name or id; ids of all"
+    try:
+        ids = dict(zip([i for i,o in enumerate(items) if is_name(o)], as_files(learn, filter(is_name, items))))
+        ids = {i:int(o) for i,o in ids.items() if o is not None} | {i:int(o) for i,o in enumerate(items) if is_id(o)}
+        items = [item_at(learn, ids[i]) if is_id(o) or i in ids and not os.path.exists(o) else o
+                 for i,o in enumerate(items)]
+        lost = next((ids[i] for i,o in enumerate(items) if o is None and i in ids), None)
+        if lost is not None: raise MemoError(f"item: no loader of the learner has {lost}")
+        if all(isinstance(o, pd.Series) for o in items): items = pd.DataFrame(items)
+        dl = learn.dls.test_dl(items, num_workers=0)
+        got = as_read(learn, dl).clone()
+    except MemoError: raise
+    except Exception as e: raise unreadable(items[0], e) from e
+    for i,o in ids.items(): got[i] = o
+    return dl,got
+
+def unreadable(item, e):
+    return MemoError(f"item: {one_line(repr(item), 80)} cannot be read as an item of the data "
+                     f"({type(e).__name__}: {one_line(str(e), 80)})")
 
 def as_read(
     learn,  # A learner with a memory
     dl      # Of `test_dl`
 )->Tensor:  # Ids [N]
     "Ids of new items; those of arrays that are an item of the loaders are that item's, whatever its set calls it"
-    ids,ds = item_ids(dl, learn.batch_ids.by_item).cpu(),dl.dataset
+    ids,ds = named_ids(learn, item_ids, dl, learn.batch_ids.by_item),dl.dataset
+    ids = (item_ids(dl) if ids is None else ids).cpu()      # of their content, where a column is that they do not have
     if not isinstance(ds, TensorSet) or is_lazy(ds.x): return ids
     mine = row_hashes(ds.x)
     for o in loaders_of(learn):
@@ -76,22 +120,25 @@ def ids_of_item(
     item    # A file, an image, an array, an id, or several in a list
 )->Tensor:  # Ids [M]
     "Ids of items that the loaders or the memories know"
-    if isinstance(item, (list,tuple,L,set)): return torch.cat([ids_of_item(learn, o) for o in item] or [as_ids([])])
-    known,by = known_items(learn),learn.batch_ids.by_item
-    if isinstance(item, Tensor) and not item.is_floating_point() and item.ndim<2: got = as_ids(item.reshape(-1))
-    elif isinstance(item, (int,np.integer)) and not isinstance(item, bool): got = torch.tensor([int(item)])
-    elif isinstance(by, str) and isinstance(item, str): got = column_ids([item])
-    else:
-        got = as_file(learn, item) if isinstance(item, (str,Path)) else None
-        if got is None:
-            try: got = as_read(learn, learn.dls.test_dl([item], num_workers=0))
-            except Exception as e:
-                raise MemoError(f"item: {one_line(repr(item), 80)} cannot be read as an item of the data "
-                                f"({type(e).__name__}: {one_line(str(e), 80)})") from e
-    if not bool(torch.isin(got, known).all()):
-        raise MemoError(f"item: no loader of the learner and no memory knows {one_line(repr(item), 80)}; a file, an image "
-                        "or an id of bank.to_frame() is accepted")
+    if isinstance(item, (Tensor,np.ndarray,pd.Series)) and item.ndim<2 and as_tensor_of(item) is not None:
+        item = as_tensor_of(item).reshape(-1).tolist()
+    items,by = [*item] if isinstance(item, (list,tuple,L,set)) else [item],learn.batch_ids.by_item
+    got = as_ids([o for o in items if is_id(o)])
+    others = [o for o in items if not is_id(o)]
+    if isinstance(by, str):
+        keys = [o for o in others if isinstance(o, str) and bool(torch.isin(column_ids([o]), known_items(learn)))]
+        got,others = torch.cat([got, column_ids(keys)]),[o for o in others if not any(o is k for k in keys)]
+    for o in others: got = torch.cat([got, loader_of(learn, [o])[1]])
+    if not bool((ok := torch.isin(got, known_items(learn))).all()):
+        bad = one_line(repr(items[0] if len(items)==1 else int(got[~ok][0])), 80)
+        raise MemoError(f"item: no loader of the learner and no memory knows {bad}; a file, an image or an id of "
+                        "bank.to_frame() is accepted")
     return got
+
+def as_tensor_of(o):
+    "Whole numbers as a tensor; None for what is none"
+    t = as_tensor(o) if isinstance(o, Tensor) or o.dtype.kind in 'iu' else None
+    return None if t is None or t.is_floating_point() or t.dtype==torch.bool else t
 
 def ids_of_group(
     learn,  # A learner with a memory
@@ -135,11 +182,14 @@ _kinds = '.safetensors','.pth','.pt','.pkl','.ckpt'
 
 def names_any(path, ids):
     "Does a file hold one of these ids, as a tensor has it?"
+    ends = np.zeros(2**20, bool)
+    ends[ids & 2**20-1] = True      # a look-up for each number, and a search for the few that end like one of them
     try:
         if path.stat().st_size<8: return False
         b = np.memmap(path, np.uint8, 'r')
         for lo in range(0, len(b)//8, 2**22):
-            if np.isin(np.array(b[8*lo:min(8*(lo+2**22), len(b)//8*8)]).view('<i8'), ids).any(): return True
+            part = np.array(b[8*lo:min(8*(lo+2**22), len(b)//8*8)]).view('<i8')
+            if np.isin(part[ends[part & 2**20-1]], ids).any(): return True
     except (OSError, ValueError): pass
     return False
 
@@ -183,8 +233,12 @@ class Forgotten:
     __repr__ = __str__
 
 def check_outside(learn, what):
-    "Raise a `MemoError` in the middle of a fit, whose batches are on their way to the memory"
-    if fits_running(learn)[0]: raise MemoError(f"{what}: a fit is running; call it before or after")
+    "Raise a `MemoError` in the middle of a fit, in whatever thread: its batches are on their way to the memory"
+    for f in sys._current_frames().values():
+        while f is not None:
+            if f.f_code is Learner._with_events.__code__ and f.f_locals.get('self') is learn and f.f_locals.get(
+                'event_type')=='fit': raise MemoError(f"{what}: a fit is running; call it before or after")
+            f = f.f_back
 
 def without(learn, dl, ids, groups):
     "Positions of a loader's items that are none of these"
@@ -196,38 +250,47 @@ def write_anew(learn, name, head, ids, groups, label):
     dl = plain_dl(fastai_loader(learn.dls.train))
     at,bank = without(learn, dl, ids, groups),head.bank
     got = collect(learn, dl.new(get_idxs=_Constant(at)), memory=True, own=True, name=name) if at else None
-    bank.reset()
-    if bank.learned: forget_moments(learn.opt, bank, torch.arange(bank.capacity_rows, device=bank.device))
-    if got is None: return len(dl.dataset)
-    own = got.item,groups_in(learn, dl)[at]
-    rows = got.targets.storable(bank, got.z, got.y, got.logits, *(o.to(got.z.device) for o in own))
+    if got is not None:
+        own = got.item,groups_in(learn, dl)[at]
+        rows = got.targets.storable(bank, got.z, got.y, got.logits, *(o.to(got.z.device) for o in own))
+    with between_passes():
+        bank.reset()
+        if bank.learned: forget_moments(learn.opt, bank, torch.arange(bank.capacity_rows, device=bank.device))
+        n = 0 if got is None or rows is None else write_rows(bank, rows, label)
+    return len(dl.dataset)-len(at)+n
+
+def write_rows(bank, rows, label):
+    "Write rows but those of a class; how many those are"
     n = 0
-    for z,y,*more in zip(*(v.split(256) for v in rows)) if rows is not None else ():
+    for z,y,*more in zip(*(v.split(256) for v in rows)):
         ok = torch.ones(len(z), dtype=torch.bool) if label is None or y is None else (y[:,label]<.5 if y.ndim==2
                                                                                      else y!=label).cpu()
         n += int((~ok).sum())
         if bool(ok.any()): bank.write(*(o[ok.to(o.device)] for o in (z,y,*more)))
-    return len(dl.dataset)-len(at)+n
+    return n
 
-def fit_again(learn, name, head, ids, groups):
+def fit_again(self, name, head, ids, groups):
     "Fit a head on the validation items that are not meant; whether that could be done"
+    learn = self.learn
     if not is_refitted(head) or len(learn.dls.loaders)<2 or not len(head.bank): return False
     valid = fastai_loader(learn.dls.valid)
     if not getattr(valid, 'indexed', False) or is_empty(valid): return False
     dl = plain_dl(valid)
     at = without(learn, dl, ids, groups)
     if not at: return False
-    try: return bool(head.refit(learn.memories[name].held_out('forget', dl.new(get_idxs=_Constant(at)))))
-    except (MemoError,KeyError): return False
+    # whether it has a callback or not
+    try: return bool(head.refit(self.view(name).held_out('forget', dl.new(get_idxs=_Constant(at)))))
+    except MemoError: return False
 
 def take_out(learn, name, head, ids, groups, label):
     "Take rows out of one memory; how many"
-    bank,had = head.bank,len(head.bank)
-    if not had: return 0
-    if bank.blends: n = write_anew(learn, name, head, ids if label is None else ids[:0], groups, label)
-    elif label is not None: n = 0 if bank.rows()[2] is None else bank.forget(label=label)
-    else: n = bank.forget(item=ids)+(bank.forget(group=groups) if len(groups) and len(bank) else 0)
-    head.forgot()
+    bank,n,some = head.bank,0,len(head.bank)>0
+    if bank.blends and some: n = write_anew(learn, name, head, ids if label is None else ids[:0], groups, label)
+    with between_passes():
+        if bank.blends or not some: pass
+        elif label is not None: n = 0 if bank.rows()[2] is None else bank.forget(label=label)
+        else: n = bank.forget(item=ids)+(bank.forget(group=groups) if len(groups) and len(bank) else 0)
+        head.forgot()       # of an empty bank too, which may have been emptied since
     if n and bank._buffers.get('centre') is not None and len(bank) and not is_empty(fastai_loader(learn.dls.train)):
         rekey(learn, name)      # which works out the mean that is taken off anew
     return n
@@ -281,19 +344,26 @@ def forget(self:MemoryCallback,
                             f"set to write them anew from: learn.{k}.bank.reset() empties it")
     anew = [k for k,h in hs.items() if h.bank.blends and len(h.bank)]
     rows = {k:take_out(learn, k, h, ids, groups, label) for k,h in hs.items()}
-    asked = [k for k,h in hs.items() if rows[k] and is_fitted(h)]
-    fitted = [k for k in asked if fit_again(learn, k, hs[k], ids if label is None else none, groups)]
     left = still_there(learn, ids, groups)
+    held = label is None and 'the validation set' in left       # weights may have been fitted with them
+    asked = [k for k,h in hs.items() if is_fitted(h) and (rows[k] or held and len(h.bank))]
+    fitted = [k for k in asked if fit_again(self, k, hs[k], ids if label is None else none, groups)]
     s = settings()
     folders = [learn.path, learn.path/learn.model_dir, s.runs, s.cache] if where is None else listify(where)
     old = [k for k in asked if k not in fitted]
     return Forgotten(rows, anew, len(ids), left, fitted, old, files_with(ids, folders))
 
 # %% ../../nbs/training/31_edit.ipynb #72245750
+def has_findings(learn, bank, labels):
+    "Are labels 0/1 targets? As the bank has it, or the data, or, where there are none, as they look"
+    if len(bank): return bank.multilabel
+    dl = first(loaders_of(learn))
+    if dl is not None: return collect(learn, first_items(plain_dl(dl), 2)).targets.multilabel
+    return any(isinstance(o, (list,tuple,L,set)) for o in labels)
+
 def labels_taught(learn, bank, labels):
     "Labels as the bank takes them: classes [B], or 0/1 targets [B,C]"
-    c = getattr(learn.dls, 'c', None)
-    several = bank.multilabel if len(bank) else any(isinstance(o, (list,tuple,L,set)) for o in labels)
+    c,several = getattr(learn.dls, 'c', None),has_findings(learn, bank, labels)
     if not several:
         bad = next((o for o in labels if isinstance(o, (list,tuple,L,set))), None)
         if bad is not None: raise MemoError(f"label: {one_line(repr(bad), 60)}, and an item has one class here")
@@ -333,20 +403,32 @@ def teach(self:MemoryCallback,
     check_outside(learn, 'teach')
     items,labels = as_items(item, label)
     y = labels_taught(learn, bank, labels)
-    try: dl = learn.dls.test_dl(items, num_workers=0)
-    except Exception as e: raise MemoError(f"teach: {one_line(repr(items[0]), 80)} cannot be read as an item of the data "
-                                           f"({type(e).__name__}: {one_line(str(e), 80)})") from e
-    got,dev = collect(learn, dl, memory=True, name=self.name),bank.device
+    dl,ids = loader_of(learn, items)
+    try: got,dev = collect(learn, dl, memory=True, name=self.name),bank.device
+    except MemoError: raise
+    except Exception as e: raise unreadable(items[0], e) from e     # a file that is no image
     if got.z is None: raise MemoError("teach: what passes the memory's place is not one row an item")
     before = answers(learn, got.logits, y.ndim==2)
     who = None if group is None else torch.full((len(items),), taught_group(learn, group))
     vocab = plain_vocab(answer_vocab(learn.dls))
     if vocab and len(vocab)==getattr(learn.dls, 'c', None): bank.check_vocab(vocab)
-    slots = bank.teach(got.z.to(dev), y.to(dev), as_read(learn, dl), who)
-    if bank.learned: forget_moments(learn.opt, bank, slots)
+    with between_passes():
+        slots = bank.teach(got.z.to(dev), y.to(dev), ids, who)
+        if bank.learned: forget_moments(learn.opt, bank, slots)
+    keep_taught(self, bank, dl, ids)
     after = answers(learn, collect(learn, dl, memory=True, name=self.name).logits, y.ndim==2)
     return pd.DataFrame(dict(label=['|'.join(map(str, o)) if isinstance(o, (list,tuple,L)) else o for o in labels],
                              before=before, after=after))
+
+def keep_taught(cb, bank, dl, ids):
+    "Keep a picture of what was taught, or its name, where such are kept"
+    kept,at = bank._modules.get('kept'),list(range(len(ids)))
+    kind = first(o.keep for o in cb.learn.cbs if isinstance(o, MemoryCallback) and cb._name in o.names)
+    if kept is None and kind is None: return
+    if kept is None: kept = bank.kept = Kept(kind)
+    with evaluating(cb.learn):
+        of = [*map(str.encode, file_names(dl, at))] if kept.kind=='paths' else [*map(thumbnail, decoded_at(dl, at))]
+    kept.of = {**kept.of, **{i:o for i,o in zip(ids.tolist(), of) if o is not None}}
 
 def taught_group(learn, group):
     "Id of a group that may be new"
