@@ -74,6 +74,12 @@ class Bank(Described):
         known = self.taught     # another thread may write meanwhile
         return torch.zeros_like(items)>0 if known is None else torch.isin(items, known.to(items.device)) & (items>=0)
 
+    def without_taught(self, item, group):
+        "Items and groups to hide from queries [B]: whoever teaches a memory what an item is asks it for that"
+        if self.taught is None or item is None: return item,group
+        mine = self.is_taught(item)
+        return item.masked_fill(mine, -1),None if group is None else group.masked_fill(mine.to(group.device), -1)
+
     def grown(self, k, v):
         "Its buffer `k`, in the shape of another bank's"
         old,new = self._buffers.get(k),torch.full_like(v, -1 if k in _ids else 0, device=self.device)

@@ -222,10 +222,12 @@ def test_checkpoints_and_exports_after_it(files, tmp_path):
 def test_after_it_nothing_is_in_an_onnx_file(tmp_path):
     pytest.importorskip('onnxscript')
     from memo.training.export_model import export_model
-    learn = learner(SlotBank(64, policy='fifo'), 'vote')
+    learn = learner(CachedBank(64), 'dual')
     quietly(learn, learn.fit, 1, 1e-2)
     bank,ids = learn.memory.bank,item_ids(learn.dls.train)[[3,4]]
-    theirs = marks(bank, torch.isin(bank.items[:len(bank)], ids).nonzero().squeeze(1).tolist())
+    at = torch.isin(bank.items[:len(bank)], ids).nonzero().squeeze(1)
+    v = bank.features[at]
+    theirs = [o.numpy().tobytes() for o in v[v>.05][:9]]     # single numbers: a graph may have rows as columns
     export_model(learn, tmp_path/'before.onnx')
     assert holds(tmp_path/'before.onnx', theirs)
     learn.memory.forget(item=ids, where=[])
@@ -261,6 +263,7 @@ def test_an_image_is_taught_and_found_at_once(files):
 
 def test_an_item_of_the_training_set_gets_another_label(files):
     learn = trained(framed(files, lambda i: f'p {i}'), CachedBank(64), head='dual', group='patient', threshold=.999)
+    learn.memory.rekey()
     n,one = len(learn.memory.bank),item_ids(learn.dls.train)[4:5]
     for item in (files/'004.png', str(files/'004.png'), int(one), '004.png'):
         for label in ('digit 3','digit 7'):
@@ -320,14 +323,15 @@ def test_pictures_show_what_was_taught_until_it_is_forgotten(files, keep, tmp_pa
     assert not holds(tmp_path/'e.pkl', [kept, torch.tensor(new).numpy().tobytes()])
 
 def test_learned_rows_are_taught_and_their_moments_begin_anew():
-    learn = learner(TrainableBank(64), 'dual', threshold=.999)
+    learn = learner(TrainableBank(64), 'dual', threshold=.999, loss_weight=.4)
     quietly(learn, learn.fit, 1, 1e-2)
     bank,x = learn.memory.bank,X[700]
     got = learn.memory.teach(x, 3)
     assert got.after.tolist()==['3']
     slot = int((bank.items==taught_of(learn)[0]).nonzero())
     p = bank.features
-    state = [v for o in [learn.opt.state[p]] if p in learn.opt.state for v in o.values() if torch.is_tensor(v) and v.shape==p.shape]
+    opts = [learn.opt,getattr(learn.opt, 'opt', None)]
+    state = [v for o in opts for v in getattr(o, 'state', {}).get(p, {}).values() if torch.is_tensor(v) and v.shape==p.shape]
     assert state and all(float(v[slot].abs().max())==0 for v in state)
     quietly(learn, learn.fit, 1, 1e-3)
     res = learn.memory.forget(item=x, where=[])
