@@ -128,7 +128,8 @@ def _matching(bank, item, group, label):
         c = whole(label, 'forget: label')
         n = y.shape[1] if y.ndim==2 else bank.n_classes
         if c<0 or n is not None and c>=n:
-            raise MemoError(f"forget: label {c} is out of range, {'0 or more' if n is None else f'0..{n-1}'} is accepted")
+            fine = '0 or more' if n is None else f'0..{n-1}'
+            raise MemoError(f"forget: label {c} is out of range, {fine} is accepted")
         hit = y[:,c]>.5 if y.ndim==2 else y==c
     else:
         ids,own,name = (group,groups,'group') if item is None else (item,items,'item')

@@ -14,7 +14,7 @@ from memo.banks.patterns import AssociativeBank
 from memo.banks.slots import SlotBank
 from memo.data.items import item_ids
 from memo.models.small import small_cnn
-from memo.training.edit import files_with, ids_of_item
+from memo.training.edit import files_with
 from memo.training.memory_callback import MemoryCallback
 from memo.training.stages import Stage, fit_stages
 
