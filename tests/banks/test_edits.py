@@ -1,5 +1,5 @@
 "Rows are taken out of a bank and put in by hand: what is left is what a plain list would have, and nothing else"
-import collections, copy, json
+import collections, copy, json, time
 import pytest, torch
 from hypothesis import given, settings, strategies as st
 from contracts.made import build, parts, state_equal
@@ -7,12 +7,11 @@ from helpers.errors import err
 from memo.banks.base import Bank
 from memo.banks.classes import ClassBank
 from memo.banks.compressed import CompressedBank
-from memo.banks.index import Index
 from memo.banks.kept import Kept
 from memo.banks.key_value import CachedBank, TrainableBank
 from memo.banks.patterns import AssociativeBank, CentroidBank, LearnedBank
-from memo.banks.policies import policies
 from memo.banks.slots import SlotBank
+from memo.core import MemoError
 
 D,C,BASE = 6,3,10**15+7
 
@@ -24,7 +23,8 @@ def offer(items, labels, at=0):
                 group=torch.tensor(items).long()//3+2*BASE)
 
 makes = {f'slots {k}':(lambda k=k: SlotBank(8, policy=k)) for k in ('fifo','reservoir','rarity','hard')}
-makes |= dict(cached=lambda: CachedBank(8), classes=lambda: ClassBank(C, capacity=4), budget=lambda: ClassBank(C, '500kB'),
+makes |= dict(cached=lambda: CachedBank(8), classes=lambda: ClassBank(C, capacity=4),
+              budget=lambda: ClassBank(C, '500kB'),
               once=lambda: ClassBank(C, capacity=4, once=True), bytes=lambda: ClassBank(C, 4, dtype='int8'))
 each = pytest.mark.parametrize('make', makes.values(), ids=list(makes))
 
@@ -46,8 +46,8 @@ def check(bank):
     assert int(bank.class_counts().sum())==n
     k = bank.n_classes*bank.capacity if isinstance(bank, ClassBank) else bank.size
     free = ~valid if valid is not None else torch.arange(k)>=n
-    for name,empty in dict(features=0, labels=-1, items=-1, groups=-1, norms=0, scales=0, stamps=0, scores=0, hits=0).items():
-        v = bank._buffers.get(name)
+    for name in 'features labels items groups norms scales stamps scores hits'.split():
+        v,empty = bank._buffers.get(name),-1 if name in ('labels','items','groups') else 0
         if v is None or not v.ndim: continue
         assert bool((v.reshape(k, -1)[free]==empty).all()), f'{name} of free slots'
     if bank.taught is not None: assert torch.isin(bank.taught[bank.taught>=0], i).all()
@@ -73,14 +73,15 @@ def traces(bank, slots):
 few = st.lists(st.integers(0, 14), min_size=1, max_size=6)
 ops = st.lists(st.one_of(
     st.tuples(st.just('write'), few), st.tuples(st.just('write'), few), st.tuples(st.just('teach'), few),
-    st.tuples(st.just('item'), few), st.tuples(st.just('group'), st.integers(0, 5)), st.tuples(st.just('label'), st.integers(0, C-1)),
+    st.tuples(st.just('item'), few), st.tuples(st.just('group'), st.integers(0, 5)),
+    st.tuples(st.just('label'), st.integers(0, C-1)),
     st.tuples(st.sampled_from(['load','copy','pickle']), st.none())), min_size=3, max_size=14)
 
 @each
 @settings(max_examples=25)
 @given(ops=ops, seed=st.integers(0, 99))
 def test_a_bank_is_as_a_plain_list(make, ops, seed, tmp_path_factory):
-    bank,twin = make(),None
+    bank = make()
     for n,(op,arg) in enumerate(ops):
         was = rows(bank)
         if op in ('write','teach'): labels = [(o+seed+n)%C for o in arg]
@@ -166,7 +167,7 @@ def shares(make, label, seeds=600):
                          ids=['slots','classes'])
 def test_old_and_new_rows_are_equally_likely_in_a_sample(make):
     old,new = shares(make, lambda n: torch.ones(n).long())
-    assert abs(old-new)<.025, (old, new)        # three standard errors are .02; without the care that is taken .05 to .1
+    assert abs(old-new)<.025, (old, new)        # three standard errors are .02
     assert .17<old<.205, old
 
 def test_prototypes_are_those_of_the_rows_that_are_left():
@@ -188,8 +189,8 @@ def test_what_is_taught_is_stored_and_found(make):
         slot = bank.teach(**r)
         assert bool((slot>=0).all())
         f = bank.rows()[0][slot]
-        torch.testing.assert_close(torch.nn.functional.normalize(f.float()), torch.nn.functional.normalize(r['x']), atol=.02,
-                                   rtol=.05)
+        unit = torch.nn.functional.normalize
+        torch.testing.assert_close(unit(f.float()), unit(r['x']), atol=.02, rtol=.05)
     # what was taught first is overwritten last
     assert torch.isin(torch.tensor([60,61,62,63,64])+BASE, bank.rows()[3]).all()
 
@@ -225,11 +226,12 @@ def test_rows_of_several_labels():
 def test_odd_questions(make):
     bank = filled(make)
     was = count(rows(bank))
-    for q in (dict(item=[]), dict(item=-1), dict(item=torch.tensor([float('nan')])), dict(item=[-1, BASE-5]), dict(group=[]),
-              dict(group=-1), dict(item=torch.zeros(0).long())):
+    for q in (dict(item=[]), dict(item=-1), dict(item=torch.tensor([float('nan')])), dict(item=[-1, BASE-5]),
+              dict(group=[]), dict(group=-1), dict(item=torch.zeros(0).long())):
         assert bank.forget(**q)==0 and count(rows(bank))==was, q
-    for q in ({}, dict(item=1, group=2), dict(label=1, item=3), dict(label='x'), dict(item='x'), dict(label=True), dict(item=[.5]),
-              dict(label=-1)): assert 'forget' in err(bank.forget, **q) and len(bank)==len(list(was.elements()))
+    for q in ({}, dict(item=1, group=2), dict(label=1, item=3), dict(label='x'), dict(item='x'), dict(label=True),
+              dict(item=[.5]), dict(label=-1)):
+        assert 'forget' in err(bank.forget, **q) and len(bank)==len(list(was.elements()))
     one = next(iter(was))[0]
     assert bank.forget(item=one)==1 and bank.forget(item=[one,one])==0
     n = len(bank)
@@ -295,8 +297,8 @@ def test_every_bank_edits_or_says_that_it_cannot(name):
     for f,args in ((bank.forget, dict(item=[1+BASE])), (bank.teach, offer([9], [1]))):
         n = len(bank)
         try: f(**args)
-        except Exception as e:
-            assert type(e).__name__=='MemoError' and '\n' not in str(e) and type(bank).__name__ in str(e) and len(bank)==n
+        except MemoError as e:
+            assert '\n' not in str(e) and type(bank).__name__ in str(e) and len(bank)==n
         else: assert torch.isin(torch.tensor(9+BASE if f==bank.teach else 1+BASE), bank.rows()[3])==(f==bank.teach)
 
 def test_banks_whose_rows_are_of_several_items_refuse():
@@ -305,7 +307,8 @@ def test_banks_whose_rows_are_of_several_items_refuse():
         write(bank, [1,2,3], [0,1,2], 3)
         assert 'several items' in err(bank.forget, item=1+BASE)
     assert LearnedBank(4, D).forget(item=3)==0
-    for bank in (AssociativeBank(8), CentroidBank(C), LearnedBank(4, D)): assert 'teach' in err(bank.teach, **offer([1], [1]))
+    for bank in (AssociativeBank(8), CentroidBank(C), LearnedBank(4, D)):
+        assert 'teach' in err(bank.teach, **offer([1], [1]))
 
 def test_learned_rows_are_taught():
     bank = TrainableBank(4, C)
@@ -314,21 +317,19 @@ def test_learned_rows_are_taught():
     assert len(bank)==4 and bank.labels[slot].tolist()==[2,0,1] and bank.features.requires_grad
     assert bank.classify(r['x'])[0].tolist()==[2,0,1]
 
-@pytest.mark.parametrize('codec', ['float32','int8','binary','prototypes'])
+@pytest.mark.parametrize('codec', ['float32','bfloat16','int8','prototypes'])
 def test_compressed_banks(codec, tmp_path):
     full = SlotBank(64, policy='fifo')
     full.write(torch.randn(40, 16), torch.arange(40)%C, item=torch.arange(40)+BASE, group=torch.arange(40)//4+2*BASE)
-    try: small = full.compress(mb=1, codec=codec)
-    except Exception as e:
-        assert 'codec' in str(e)        # another name of it
-        return
+    small = full.compress(mb=1, codec=codec)
     if codec=='prototypes':
         assert 'several share' in err(small.forget, item=BASE)
         return
     assert small.forget(group=2*BASE)==4 and len(small)==36 and small.forget(item=BASE+7)==1
     small.save(tmp_path/'b.safetensors')
     new = Bank.load(tmp_path/'b.safetensors')
-    assert len(new)==35 and not torch.isin(torch.tensor([0,3,7])+BASE, new.rows()[3]).any() and isinstance(new, CompressedBank)
+    assert len(new)==35 and isinstance(new, CompressedBank)
+    assert not torch.isin(torch.tensor([0,3,7])+BASE, new.rows()[3]).any()
     assert torch.equal(new.rows()[2], small.rows()[2]) and len(new.read(torch.randn(2, 16), 3).index)==2
     assert 'takes no rows' in err(small.teach, torch.randn(1, 16), torch.tensor([1]))
 
@@ -358,7 +359,6 @@ def test_with_an_index(kind):
         bank.index(kind)
         bank.teach(x[[7]], torch.tensor([1]), item=torch.tensor([BASE+7]))
         assert bank.items[bank.read(x[[7]], 1).index[0,0]]==BASE+7
-    assert Index
 
 @each
 def test_a_copy_is_a_backup(make):
@@ -375,7 +375,8 @@ def test_a_copy_is_a_backup(make):
     check(bank)
 
 @pytest.mark.parametrize('average', [True,False])
-@pytest.mark.parametrize('make', [makes['slots fifo'],makes['classes'],makes['cached']], ids=['slots','classes','cached'])
+@pytest.mark.parametrize('make', [makes['slots fifo'],makes['classes'],makes['cached']],
+                         ids=['slots','classes','cached'])
 def test_copies_that_tools_average_into(make, average):
     "A copy has no row that its bank has forgotten once it was averaged into, and pairs with it whatever was edited"
     class Net(torch.nn.Module):
@@ -385,7 +386,8 @@ def test_copies_that_tools_average_into(make, average):
     net = Net()
     for i in range(12): write(net.bank, [i], [i%C], 100+i)
     ema = torch.optim.swa_utils.AveragedModel(net, use_buffers=average)
-    for i,f in enumerate([lambda: net.bank.teach(**offer([60], [1], 1)), lambda: net.bank.forget(item=[[*rows(net.bank).values()][1][0]]),
+    for i,f in enumerate([lambda: net.bank.teach(**offer([60], [1], 1)),
+              lambda: net.bank.forget(item=[[*rows(net.bank).values()][1][0]]),
               lambda: net.bank.teach(**offer([61,62], [1,2], 2)), lambda: net.bank.forget(item=60+BASE),
               lambda: net.bank.forget(item=[61+BASE,62+BASE])]):
         f()
@@ -403,7 +405,6 @@ def test_copies_that_tools_average_into(make, average):
 # --- many
 
 def test_a_thousand_of_a_hundred_thousand_rows_in_less_than_a_second():
-    import time
     bank = CachedBank(100_000)
     x = torch.randn(100_000, 64)
     bank.write(x[:1], torch.tensor([0]))
@@ -413,5 +414,4 @@ def test_a_thousand_of_a_hundred_thousand_rows_in_less_than_a_second():
     bank.count.fill_(100_000)
     began = time.process_time()
     assert bank.forget(item=torch.arange(0, 100_000, 100)+BASE)==1000
-    assert time.process_time()-began<1 and len(bank)==99_000 and not torch.isin(bank.items[:99_000]-BASE, torch.arange(0,
-        100_000, 100)).any()
+    assert time.process_time()-began<1 and len(bank)==99_000 and not ((bank.items[:99_000]-BASE)%100==0).any()
