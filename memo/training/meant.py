@@ -6,7 +6,7 @@ Docs: https://github.com/fastmemo/memo/training/meant.html.md"""
 
 # %% auto #0
 __all__ = ['loaders_of', 'known_items', 'groups_in', 'as_files', 'item_at', 'is_id', 'is_name', 'loader_of', 'unreadable',
-           'as_read', 'ids_of_item', 'as_tensor_of', 'ids_of_group', 'class_number']
+           'as_read', 'ids_of_item', 'ids_read', 'as_tensor_of', 'ids_of_group', 'class_number']
 
 # %% ../../nbs/training/30_meant.ipynb #7ec10003
 from fastai.vision.all import *
@@ -121,12 +121,19 @@ def ids_of_item(
     if isinstance(by, str):
         keys = [o for o in others if isinstance(o, str) and bool(torch.isin(column_ids([o]), known_items(learn)))]
         got,others = torch.cat([got, column_ids(keys)]),[o for o in others if not any(o is k for k in keys)]
-    for o in others: got = torch.cat([got, loader_of(learn, [o])[1]])
+    if others: got = torch.cat([got, ids_read(learn, others)])
     if not bool((ok := torch.isin(got, known_items(learn))).all()):
         bad = one_line(repr(items[0] if len(items)==1 else int(got[~ok][0])), 80)
         raise MemoError(f"item: no loader of the learner and no memory knows {bad}; a file, an image or an id of "
                         "bank.to_frame() is accepted")
     return got
+
+def ids_read(learn, items):
+    "Ids of files, images and arrays: together, as a set of them is read as fast as one"
+    try: return loader_of(learn, items)[1]
+    except MemoError:       # which of them it was
+        if len(items)==1: raise
+        return torch.cat([loader_of(learn, [o])[1] for o in items])
 
 def as_tensor_of(o):
     "Whole numbers as a tensor; None for what is none"

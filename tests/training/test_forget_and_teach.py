@@ -226,6 +226,7 @@ def test_checkpoints_and_exports_after_it(files, tmp_path):
     found = [o for o in (tmp_path/'after').rglob('*') if o.is_file() and holds(o, theirs)]
     assert not found and bank is learn.memory.bank and len(bank)==CUT-3
 
+@pytest.mark.slow
 def test_after_it_nothing_is_in_an_onnx_file(tmp_path):
     pytest.importorskip('onnxscript')
     learn = learner(CachedBank(64), 'dual')
@@ -236,7 +237,10 @@ def test_after_it_nothing_is_in_an_onnx_file(tmp_path):
     theirs = [o.numpy().tobytes() for o in v[v>.05][:9]]     # single numbers: a graph may have rows as columns
     export_model(learn, tmp_path/'before.onnx')
     assert holds(tmp_path/'before.onnx', theirs)
-    learn.memory.forget(item=ids, where=[])
+    export_model(learn, tmp_path/'before.pt2')
+    (tmp_path/'other.onnx').write_bytes(b'of another model')
+    res = learn.memory.forget(item=ids, where=tmp_path)
+    assert sorted(o.name for o in res.exports)==['before.onnx','before.pt2'] and 'before.pt2' in str(res)
     export_model(learn, tmp_path/'after.onnx')
     assert not holds(tmp_path/'after.onnx', theirs)
 
