@@ -225,7 +225,8 @@ def forget(self:MemoryCallback,
     s = settings()
     folders = [learn.path, learn.path/learn.model_dir, s.runs, s.cache] if where is None else listify(where)
     old = [k for k in asked if k not in fitted]
-    return Forgotten(rows, anew, len(ids), left, fitted, old, files_with(ids, folders), exports_in(folders if len(ids) else ()))
+    files,exports = files_with(ids, folders),exports_in(folders if len(ids) else ())
+    return Forgotten(rows, anew, len(ids), left, fitted, old, files, exports)
 
 # %% ../../nbs/training/31_edit.ipynb #72245750
 def has_findings(learn, bank, labels):
