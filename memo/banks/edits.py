@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import Tensor
 from torch.nn import functional as F
 from .base import Bank
-from .classes import ClassBank,last_of_each,rank_within
+from .classes import ClassBank,rank_within
 from .compressed import CompressedBank
 from .copies import growing,on_its_own
 from .key_value import KeyValueBank,TrainableBank
@@ -31,11 +31,15 @@ def close_gaps(
     keep:Tensor # Positions of the rows that stay, in the order that they are to have
 ):
     "Move the rows that stay to the front, and empty what is behind them"
+    n,had,here = len(keep),len(bank),torch.arange(len(keep), device=keep.device)
+    # rows in front of the first gap stay where they are; those behind it move to the front a part at a time, so that
+    # there is never a second copy of a large bank, but where their order changes
+    at = here[int((keep==here).long().cumprod(0).sum()):].split(65536 if bool((keep.diff()>0).all()) else max(n, 1))
     for k in names:
         if (v := bank._buffers.get(k)) is None: continue
-        v[:len(keep)] = v[keep]
-        v[len(keep):] = -1 if k in ('labels','items','groups') else 0
-    bank.count.fill_(len(keep))
+        for to in at: v[to] = v[keep[to]]
+        v[n:had] = -1 if k in ('labels','items','groups') else 0
+    bank.count.fill_(n)
 
 @patch
 def drop(self:Bank,
@@ -104,6 +108,11 @@ def average_rows(self:ClassBank,
 def rows_changed(self:Bank, label=None): "Called after rows were taken out, all but those of one class or of all items"
 
 @patch
+def rows_changed(self:SlotBank, label=None):
+    "Take the mean length of the rows that are stored for that of what was offered"
+    self.mean_norm.copy_(self.norms[:len(self)].mean() if len(self) else self.mean_norm*0)
+
+@patch
 def rows_changed(self:ClassBank, label=None):
     "Work out prototypes anew"
     self.average_rows(None if label is None else torch.tensor([label], device=self.device))
@@ -117,8 +126,10 @@ def _matching(bank, item, group, label):
     if label is not None:
         if y is None: raise MemoError("forget: the bank's rows have no labels; item= or group= is accepted")
         c = whole(label, 'forget: label')
-        if not 0<=c<(n := y.shape[1] if y.ndim==2 else bank.n_classes or c+1):
-            raise MemoError(f"forget: label {c} is out of range, 0..{n-1} is accepted")
+        n = y.shape[1] if y.ndim==2 else bank.n_classes
+        if c<0 or n is not None and c>=n:
+            fine = '0 or more' if n is None else f'0..{n-1}'
+            raise MemoError(f"forget: label {c} is out of range, {fine} is accepted")
         hit = y[:,c]>.5 if y.ndim==2 else y==c
     else:
         ids,own,name = (group,groups,'group') if item is None else (item,items,'item')
@@ -162,9 +173,7 @@ def _tidy(self:Bank):
     searchers.pop(self, None)
     self.updates += 1
     items = self.rows()[3]
-    if self.taught is not None:
-        self.taught = self.taught[torch.isin(self.taught, items)]
-        if not len(self.taught): self.taught = None
+    if self.taught is not None: self.name_taught(items[self.is_taught(items)])
     kept = self._modules.get('kept')
     if kept is not None:
         there = {*items.tolist()}
@@ -190,8 +199,8 @@ def teach(self:Bank,
         raise MemoError(f"teach: {len(x)} rows, and the bank has room for {self.capacity_rows}")
     slot = self.put_in(x, norm, y, item, group)
     if item is not None:
-        was = item[:0] if self.taught is None else self.taught
-        self.taught = torch.cat([was, item[item>=0]]).unique()
+        items = self.rows()[3]
+        self.name_taught(items[self.is_taught(items) | torch.isin(items, item[item>=0])])
     self.seen += len(x)
     self._tidy()
     return slot
@@ -209,9 +218,9 @@ def free_slots(
 )->Tensor:      # [n]
     "Free slots, then those of the oldest rows, those that were taught last"
     have = len(bank)
-    free = torch.arange(have, bank.size, device=bank.device)[:n]
-    age = bank.stamps[:have].clone()
-    if bank.taught is not None: age += torch.isin(bank.items[:have], bank.taught)*(1<<40)
+    free = torch.arange(have, bank.size, device=bank.device)
+    free = free[~torch.isin(free, but)][:n]
+    age = bank.stamps[:have]+bank.is_taught(bank.items[:have])*(1<<40)
     if len(but): age[but[but<have]] = 1<<50
     return torch.cat([free, age.argsort(stable=True)[:n-len(free)]])
 
@@ -222,8 +231,9 @@ def put_in(self:SlotBank, x, norm, y, item, group):
     slot = torch.full_like(norm, -1, dtype=torch.long) if item is None else self._match(item)
     new = (slot==-1).nonzero().squeeze(1)       # -2: a later row is this item
     score = torch.full_like(norm, float(self.scores[:len(self)].max()) if len(self) else 1.)
+    own = slot[slot>=0]
+    self.items[own] = -1        # of what the item's row was nothing stays, whatever the bank's momentum
     if len(new):
-        own = slot[slot>=0]
         slot[new] = to = self._policy.evict(self, score[new])   # what rings and samples count goes on
         at = (to>=0).nonzero().squeeze(1)
         good = torch.zeros_like(to, dtype=torch.bool).index_fill_(0, at[last_of_slot(to[at], self.size)], True)
@@ -253,29 +263,44 @@ def put_in(self:KeyValueBank, x, norm, y, item, group):
     return slot.index_copy_(0, at, to)
 
 @patch
+def places_taught(self:ClassBank,
+    y:Tensor,   # Classes of rows that are to be stored, ascending [M]
+    nth:Tensor  # How many rows of the class come before each [M]
+)->Tensor:      # [M]
+    "Places in their classes: free ones, then those of rows at random, those that were taught last"
+    place,k = self.class_counts()[y]+nth,self.capacity
+    full = (place>=k).nonzero().squeeze(1)
+    if len(full)==0: return place
+    c,at = y[full].unique(return_inverse=True)
+    order = self._random(len(c)*k).view(-1, k).double()/2**63+self.is_taught(self.items[c])
+    order[torch.arange(k, device=c.device)>=self.class_counts()[c,None]] = 3
+    place[full] = order.argsort(1)[at,place[full]-k]
+    return place
+
+@patch
 def put_in(self:ClassBank, x, norm, y, item, group):
     "Store rows, for `teach`: rows of the items in other classes go"
     if self.features is None: self._room()
+    slots,k = torch.full(y.shape, -1, device=self.device),self.capacity
+    last = torch.ones_like(norm, dtype=torch.bool) if item is None else last_of_item(item, torch.ones_like(norm)>0)
+    if multi := y.ndim==2: row,y = (y.gt(.5) & last[:,None]).nonzero(as_tuple=True)
+    else: row,y = last.nonzero().squeeze(1),y[last]
+    came = torch.bincount(y, minlength=self.n_classes)
+    if bool((came>k).any()):
+        raise MemoError(f"teach: {int(came.max())} rows of class {int(came.argmax())}, and a class has room for {k}")
     if item is not None:
         _,_,c,items,_,valid = self.rows()
         own = valid & torch.isin(items, item[item>=0])
         if bool(own.any()):
             self.drop((valid & ~own).nonzero().squeeze(1))
             self.average_rows(c[own].unique())
-    slots,k = torch.full(y.shape, -1, device=self.device),self.capacity
-    last = torch.ones_like(norm, dtype=torch.bool) if item is None else last_of_item(item, torch.ones_like(norm)>0)
-    if multi := y.ndim==2: row,y = (y.gt(.5) & last[:,None]).nonzero(as_tuple=True)
-    else: row,y = last.nonzero().squeeze(1),y[last]
     y,order = y.sort(stable=True)
-    row,nth,have = row[order],rank_within(y),self.class_counts()[y]
-    place = torch.where(have+nth<k, have+nth, self._random(len(y))%k)
+    row,nth = row[order],rank_within(y)
+    to = y*k+self.places_taught(y, nth)
     self._average(x, row, y, self.counts[y]+1+nth, self.seen+order+1, norm)
-    at = last_of_each(y*k+place)
-    to,c,r = (y*k+place)[at],y[at],row[at]
-    slots[(r,c) if multi else r] = to
-    self._replace(to, x[r], norm[r])
-    for o,v in ((self.items,item),(self.groups,group)): o.view(-1)[to] = -1 if v is None else v[r]
-    came = torch.bincount(y, minlength=self.n_classes)
+    slots[(row,y) if multi else row] = to
+    self._replace(to, x[row], norm[row])
+    for o,v in ((self.items,item),(self.groups,group)): o.view(-1)[to] = -1 if v is None else v[row]
     have = (self.class_counts()+came).clamp(max=k)
     self.counts += came
     self.offers += came

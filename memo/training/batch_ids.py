@@ -57,8 +57,6 @@ def rows_to_hide(
     if groups is not None and is_traceable(train := learn.dls.train) and len(train.dataset):
         known.append(item_ids(train, None if b is None else b.by_item).cpu())
     at = torch.isin(items, torch.cat(known)) & (items>=0)
-    for h in heads:     # whoever teaches a memory what an item is asks it for that
-        if h.bank.taught is not None: at &= ~torch.isin(items, h.bank.taught.cpu())
     if not bool(at.any()): return False,None
     return True,None if groups is None else groups.masked_fill(~at, -1)
 
