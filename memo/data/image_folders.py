@@ -133,9 +133,10 @@ def class_dls(
 
 def with_groups(dls, df, root):
     "Tell the sets of some loaders the groups of their images, for `MemoryCallback(group=)`"
-    of = {str(Path(root)/o):group_number(g) for o,g in zip(df.image, df.group)}
+    of = {os.path.normpath(Path(root)/o):group_number(g) for o,g in zip(df.image, df.group)}
     for dl in dls.loaders:
-        dl.dataset.groups = tensor([of[str(o)] for o in dl.dataset.x.paths.tolist()], dtype=torch.long)
+        at = map(os.path.normpath, dl.dataset.x.paths.tolist())
+        dl.dataset.groups = tensor([of[o] for o in at], dtype=torch.long)
     return dls
 
 @register('data', 'folder', task='multiclass')
