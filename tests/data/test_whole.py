@@ -142,7 +142,7 @@ def test_what_is_there_decides(archive, photos, tmp_path):
 def test_nothing_there(tmp_path):
     fails(lambda: cifar10(tmp_path), 'CIFAR-10: data_batch_1', f'not in {tmp_path}', 'download=True',
           'of train/CLASS/*.png')
-    fails(lambda: cifar100(tmp_path/'none'), 'CIFAR-100: train, test, meta not in', 'download=True')
+    fails(lambda: cifar100(tmp_path/'none'), 'CIFAR-100: train, test, ... not in', 'download=True')
 
 def png(p): return sorted(p.glob('*.png'))[3]
 
