@@ -32,6 +32,7 @@ class Site:
     def __init__(self, to):
         self.to,self.missing = Path(to),set()
         self.pages = {o.resolve():page_of(o) for o in sources() if o.exists()}
+        self.names = {str(o) for o in self.pages.values()}
 
     def local(self, s, src):
         "Links as seen from the page of `src`: to pages of this site, to pictures, else to the repository"
@@ -40,7 +41,9 @@ class Site:
         def to(m):
             at,_,anchor = m[2].partition('#')
             p = (src.parent/at).resolve()
-            if not at or re.match(r'\w+:', at): return m[0]
+            # of another page, as nbdev writes it
+            known = at.endswith('.html') and self.names.intersection([os.path.normpath(self.pages[src].parent/at[:-5])])
+            if not at or known or re.match(r'\w+:', at): return m[0]
             if not p.exists():
                 self.missing.add(f'{src.relative_to(root)}: {m[2]}')
                 return m[0]
