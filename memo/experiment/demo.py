@@ -214,4 +214,4 @@ def serve_demo(
         try:
             log(public or url)
             threading.Event().wait()
-        finally: page.close()
+        finally: page.close(verbose=False)
