@@ -100,6 +100,7 @@ from .experiment.jobs import trainings
 from .experiment.run_folder import run_config
 from .experiment.report import draw_scores
 from .experiment.again import evaluate_model,evaluate_run,load_run
+from .experiment.demo import demo_answer,demo_page
 from .experiment.run import run_experiment
 from .experiment.compare import compare_runs,run_experiments
 from .experiment.run_speed import speed_run

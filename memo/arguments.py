@@ -15,7 +15,7 @@ from .core import one_line
 
 # %% ../nbs/89_arguments.ipynb #7ac1cfb0
 _valued = ('--resume','--table','--data','--model-path','--threshold','--out','--k','--size','--workers','--patients',
-           '--seed','--memory','--batch-sizes','--n','--rounds','--thresholds','--threads')
+           '--seed','--memory','--batch-sizes','--n','--rounds','--thresholds','--threads','--port','--host')
 
 def options_last(argv):
     "Move `--options` and their values behind the positional arguments of `argv`"
@@ -51,7 +51,10 @@ examples = {
         memo-cache photos --check""",
     'memo-mosaic': """
         memo-mosaic mosaics
-        memo-mosaic mosaics --patients 600 --seed 1"""}
+        memo-mosaic mosaics --patients 600 --seed 1""",
+    'memo-demo': """
+        memo-demo runs/quickstart
+        memo-demo runs/quickstart --port 8000 --memory rare"""}
 
 def examples_of(
     prog # A command

@@ -1,4 +1,4 @@
-"""The commands `memo-train`, `memo-eval`, `memo-bank`, `memo-speed`, `memo-cache` and `memo-mosaic`
+"""The commands `memo-train`, `memo-eval`, `memo-bank`, `memo-speed`, `memo-cache`, `memo-mosaic` and `memo-demo`
 
 Docs: https://fastmemo.github.io/memo/cli.html.md"""
 
@@ -7,7 +7,7 @@ Docs: https://fastmemo.github.io/memo/cli.html.md"""
 # %% auto #0
 __all__ = ['command', 'guarded', 'parts_text', 'announcement', 'check_arguments', 'configs', 'to_text', 'method_tables',
            'train_methods', 'train_all', 'lines_here', 'picture_of', 'memo_train', 'memo_eval', 'bank_folder',
-           'rows_csv', 'memo_bank', 'numbers', 'memo_speed', 'memo_cache', 'memo_mosaic']
+           'rows_csv', 'memo_bank', 'numbers', 'memo_speed', 'memo_cache', 'memo_mosaic', 'memo_demo']
 
 # %% ../nbs/90_cli.ipynb #176dba47
 import os,sys
@@ -21,14 +21,15 @@ if __name__=='__main__' and Path(sys.argv[0]).name=='cli.py':
     sys.exit(import_module('memo.cli').command()())
 
 # %% ../nbs/90_cli.ipynb #a99d77e7
-if Path(sys.argv[0]).stem in ('memo-train','memo-eval','memo-bank','memo-speed','memo-cache','memo-mosaic'):
+if Path(sys.argv[0]).stem in ('memo-train','memo-eval','memo-bank','memo-speed','memo-cache','memo-mosaic',
+                              'memo-demo'):
     begin(sys.argv)
 
 # %% ../nbs/90_cli.ipynb #a8006108
 def command():
     "Take the command's name off the front of the arguments"
     names = dict(train=memo_train, eval=memo_eval, bank=memo_bank, speed=memo_speed, cache=memo_cache,
-                 mosaic=memo_mosaic)
+                 mosaic=memo_mosaic, demo=memo_demo)
     if len(sys.argv)<2 or sys.argv[1] not in names:
         from memo.core import one_line,say
         say(f"memo.cli: the first argument must be one of {', '.join(names)}, found "
@@ -439,4 +440,26 @@ def memo_mosaic(
         _say(f"{out}: {patients} patients; a stand-in, not chest X-rays")
         _say(f"memo-train chestxray/memory_rarity_effv2s data.root={out} --dry-run")
         return None if cli else r
+    return guarded(run, cli, debug)
+
+# %% ../nbs/90_cli.ipynb #16de1002
+@call_parse(pos=['run_dir'])
+def memo_demo(
+    run_dir:str=None, # Run folder, or one of its sub-folders
+    memory:str=None, # Name of the memory, where a run has several
+    host:str='127.0.0.1', # Address to listen at; 0.0.0.0: other machines reach it, and see recalled training images
+    port:int=None, # By default the first free one from 7860 on
+    share:bool=False, # A public address too, through a server of Gradio's makers
+    debug:bool=False # Tracebacks for mistakes too
+):
+    "Serve a page that answers images with a run's model, with its memory and without, and shows the recalled cases"
+    cli = is_cli(memo_demo)
+    def run():
+        from memo.core import MemoError
+        if run_dir is None: raise MemoError("give a run folder: memo-demo RUN_DIR [--port N]")
+        from memo.experiment.demo import serve_demo
+        if cli:     # so that what was uploaded is deleted
+            import signal
+            signal.signal(signal.SIGTERM, signal.default_int_handler)
+        serve_demo(run_dir, memory, host, port, share, _say)
     return guarded(run, cli, debug)
