@@ -144,8 +144,15 @@ def test_learned_rows(digits):
     opt = torch.optim.Adam(model.parameters(), 1e-2)
     assert any(p is remember.bank.features for g in opt.param_groups for p in g['params'])
     train(model, remember, digits[0], opt=opt)
-    assert len(remember.bank)==64 and opt.state[remember.bank.features]
-    assert remember.loss(y[:1]).shape==()
+    assert len(remember.bank)==64 and remember.bank.features.grad is None       # it answers in evaluation alone
+    loss = F.cross_entropy(model(x[:64]), y[:64])+.2*remember.loss(y[:64])      # unless its own loss is asked for
+    loss.backward()
+    opt.step()
+    assert remember.bank.features.grad.abs().sum()>0 and opt.state[remember.bank.features]['exp_avg'].abs().sum()>0
+    new = x[:32].flip(-1)
+    slots = remember.observe(new, y[:32], torch.arange(32)+10**6, opt=opt)
+    at = slots[slots>=0]
+    assert len(at) and not opt.state[remember.bank.features]['exp_avg'][at].any()
 
 def test_what_is_refused(digits):
     x,y,item = (o[:4] for o in digits[0])
