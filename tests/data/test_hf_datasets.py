@@ -171,10 +171,8 @@ def test_pictures(pngs, unrendered):
     import matplotlib.pyplot as plt
     learn = Learner(dls_of(made(*pngs)), small_cnn(3, 10), cbs=MemoryCallback(SlotBank(64, policy='fifo'), head='vote'))
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
-    for show in (lambda: learn.dls.show_batch(max_n=4), lambda: learn.show_memories(2)):
-        plt.close('all')
-        show()
-        assert any(a.images for a in plt.gcf().axes)
+    learn.dls.show_batch(max_n=4)
+    assert all(any(a.images for a in f.axes) for f in (plt.gcf(),learn.show_memories(2)))
     plt.close('all')
 
 def test_workers_give_the_same(pngs):
