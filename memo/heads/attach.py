@@ -132,7 +132,7 @@ class Gate:
         return self.inner.__globals__
 
     path = None         # of the answer in the model's output, where that is known
-    listeners = ()      # functions of the arguments; each gives a context of a forward, of what is to be told its output
+    listeners = ()      # functions of a forward's arguments, each gives a context of what is to be told its output
     def add(self, head): self.heads = [*self.heads, head]
     def in_order(self):
         "The heads as they answer; of those that replace whole rows the one that rows reach first has the last word"

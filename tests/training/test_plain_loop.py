@@ -348,8 +348,9 @@ def test_two_processes_have_one_bank(tmp_path):
     with socket.socket() as s:
         s.bind(('127.0.0.1', 0))
         port = s.getsockname()[1]
+    env = {k:v for k,v in os.environ.items() if k not in ('RANK','WORLD_SIZE')}    # not every launcher sets them
     ps = [subprocess.Popen([sys.executable, '-c', script, str(r), str(port), str(tmp_path)], stderr=subprocess.PIPE,
-                           text=True, env={k:v for k,v in os.environ.items() if k not in ('RANK','WORLD_SIZE')}) for r in range(2)]
+                           text=True, env=env) for r in range(2)]
     said = [p.communicate(timeout=300)[1] for p in ps]
     assert all(p.returncode==0 for p in ps), said
     a,b = (torch.load(tmp_path/f'{r}.pth', weights_only=True) for r in range(2))
