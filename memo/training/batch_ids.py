@@ -26,6 +26,7 @@ from .tracing import _Rows,batch_rows,inner_loader,input_tensors,is_traceable
 def group_ids(dl, group):
     "Group id of each item, from a data-frame column or a function of the item"
     ds = dl.dataset
+    if hasattr(type(ds), 'group_ids') and (got := ds.group_ids(group)) is not None: return got
     if isinstance(ds, TensorSet) and group in ('patient', ds.info.get('group_name')):
         if ds.groups is not None: return ds.groups
         if ds.y is None: return torch.full((len(ds),), -1) # New items, of nobody known
