@@ -63,13 +63,13 @@ def compared_rows(r, dls):
 
 def draw_scores(r, dls, folder):
     "Save the pictures of test scores"
-    two = len(before_after(r))==2
+    def two(): return len(before_after(r))==2
     def counts(): return plot_counts(*shots(dls), list(dls.vocab))
     def classes(): return plot_classes(r.tables)
-    def reliability(): return plot_reliability(*((compared_rows(r, dls),) if two else (before_after(r),r.y)))
+    def reliability(): return plot_reliability(*((compared_rows(r, dls),) if two() else (before_after(r),r.y)))
     def calibration(): return plot_calibration(last(r.probs.values()), r.y, list(dls.vocab))
     def stream(): return plot_stream(dls.stream)
-    def comparison(): return compared_rows(r, dls).plot() if two else None
+    def comparison(): return compared_rows(r, dls).plot() if two() else None
     def matrix(): return plot_matrix(dls.result)
     def accuracy(): return plot_stream_accuracy(dls.result)
     pics = {f.__name__:f for f in (counts,classes,reliability,calibration,comparison,stream,matrix,accuracy)}
@@ -90,6 +90,7 @@ def draw(learn, history, folder):
     return save_pictures(folder, **pics)
 
 captions = dict(
+    results='The table above as a picture',
     comparison='Test set: each class without the memory (hollow) and with it, and the answers that it moves',
     reliability='Test set: how often answers of a probability are right; on the dashed line they are what they say',
     memories='Validation items (left) and the training items that the memory recalls for them: its class is framed in '
