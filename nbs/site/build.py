@@ -158,7 +158,7 @@ def menus(site):
     def of(folder): return [p for p in made if p.parent==Path(folder) and p.name!='overview']
     def number(p): return int(made[p].name[:2]) if made[p].name[:2].isdigit() else 0
     top = [p for p in of('.') if made[p].suffix=='.ipynb' and p.name!='index']
-    learn = [p for p in top if 50<=number(p)<90]
+    learn = [p for p in top if 50<=number(p)<80]
     folders = sorted({p.parent for p in made if made[p].suffix=='.ipynb'}-{Path('.')})
     for f in folders:
         list_ = '\n'.join(['```{toctree}', ':maxdepth: 1', '', *(f'../{p}' for p in of(f)), '```', ''])
