@@ -68,6 +68,7 @@ def draw_dots(ax, v, low=None, high=None):
     if lo<0<hi: ax.axvline(0, color='.5', lw=.8, ls=':')
     ax.set_ylim(len(v)-.5, -.7)
     ax.margins(x=.2)
+    ax.xaxis.set_major_locator(MaxNLocator(2))      # the values stand at their points
     ax.grid(axis='y', lw=.3)
 
 # %% ../../nbs/plots/03_results.ipynb #18f0504a
