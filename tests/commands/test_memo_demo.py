@@ -8,7 +8,8 @@ from helpers.browser import Chromium
 from helpers.errors import err
 from helpers.runs import of_a_run
 from PIL import Image
-from memo.cli import memo_demo, options_last
+from memo.arguments import options_last
+from memo.cli import memo_demo
 from memo.experiment.again import load_run
 from memo.experiment.demo import demo_answer, demo_page
 

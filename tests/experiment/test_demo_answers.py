@@ -119,7 +119,7 @@ def test_findings_have_their_thresholds(frozen, preload, request, tmp_path):
     arch = 'tile_cnn'
     if frozen=='true':
         request.getfixturevalue('lite0_weights')
-        arch = 'efficientnet_lite0, pretrained: true'
+        arch = 'tf_efficientnet_lite0, pretrained: true'
     make_chexpert(tmp_path/'set')
     root = json.dumps(str(tmp_path/'set'))
     (tmp_path/'e.yaml').write_text(FINDINGS.format(root=root, frozen=frozen, preload=preload, arch=arch))
