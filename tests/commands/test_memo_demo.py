@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from helpers.browser import Chromium
 from helpers.errors import err
-from helpers.runs import of_a_run
+from helpers.runs import TWO_MEMORIES, of_a_run
 from PIL import Image
 from memo.arguments import options_last
 from memo.cli import memo_demo
@@ -14,17 +14,7 @@ from memo.experiment.again import load_run
 from memo.experiment.demo import demo_answer, demo_page
 
 pytestmark = pytest.mark.usefixtures('unrendered')
-
-TINY = '''
-name: tiny
-seeds: [0]
-data: {name: digits_lt, n_max: 60, ratio: 4, valid: 5, test: 10, size: 8}
-memories:
-  near: {bank: SlotBank, size: 200, policy: fifo, head: vote, k: 8}
-  early: {bank: SlotBank, size: 100, head: {name: exit, threshold: .95}, at: '3'}
-train: {epochs: 2, lr: 1e-2, bs: 16}
-'''
-train,run,copy = of_a_run(TINY)
+train,run,copy = of_a_run(TWO_MEMORIES)
 
 def free():
     with socket.socket() as s:

@@ -192,3 +192,5 @@ def test_groups_of_the_table_are_a_memorys(photos, tmp_path):
     gone = learn.memory.forget(group=one, where=[])
     assert gone.rows['memory']==had>0 and not (bank.groups==number).any()
     with pytest.raises(MemoError, match='nobody knows'): learn.memory.forget(group='p999', where=[])
+    read = dls_of(photos, rows(photos, patient=who), tmp_path, group='patient', size=8, ratio=3, preload=True)
+    assert all(torch.equal(a.dataset.groups, b.dataset.groups) for a,b in zip(dls.loaders, read.loaders))

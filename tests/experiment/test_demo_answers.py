@@ -6,7 +6,7 @@ from data.test_findings_csv import make_chexpert
 from fastai.vision.all import (DataLoaders, ImageDataLoaders, Learner, MSELossFlat, Resize, get_image_files,
                                load_learner, noop, set_seed)
 from helpers.errors import err
-from helpers.runs import of_a_run
+from helpers.runs import TWO_MEMORIES, of_a_run
 from PIL import Image
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
@@ -20,16 +20,7 @@ from memo.training.memory_callback import MemoryCallback
 
 pytestmark = pytest.mark.usefixtures('unrendered')
 
-TINY = '''
-name: tiny
-seeds: [0]
-data: {name: digits_lt, n_max: 60, ratio: 4, valid: 5, test: 10, size: 8}
-memories:
-  near: {bank: SlotBank, size: 200, policy: fifo, head: vote, k: 8}
-  early: {bank: SlotBank, size: 100, head: {name: exit, threshold: .95}, at: '3'}
-train: {epochs: 2, lr: 1e-2, bs: 16}
-'''
-_,run,copy = of_a_run(TINY)
+_,run,copy = of_a_run(TWO_MEMORIES)
 
 @pytest.fixture(scope='module')
 def learn(run): return load_run(run)
