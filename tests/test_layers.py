@@ -49,9 +49,8 @@ def test_imports_are_found():
     assert sorted(_imports(src, ['heads'])) == ['banks.slots','cli','core','data.longtail','heads.base','plots.results']
 
 def test_every_folder_has_its_place():
-    for d in ('memo','nbs'):
-        own = {o.name for o in (root/d).iterdir() if o.is_dir() and list(o.glob('*.py'))+list(o.glob('*.ipynb'))
-               and not o.name.startswith(('_','.'))}
+    for d,kind in (('memo','*.py'),('nbs','*.ipynb')):
+        own = {o.name for o in (root/d).iterdir() if o.is_dir() and [*o.glob(kind)] and o.name[0] not in '_.'}
         assert own<={*folders}, f'{d}/{own-{*folders}} stands nowhere in the order of folders'
 
 @pytest.mark.parametrize('m', modules)
@@ -84,7 +83,7 @@ def test_all_reaches_every_module():
     "Everything but the commands. Registered parts need no line in memo/all.py: they are there by themselves"
     from memo.registry import kinds, known
     parts = {p.module.removeprefix('memo.') for k in kinds for p in known(k).values() if p.module.startswith('memo.')}
-    assert set(modules)-{'cli'} <= _reached([*_imports(_src('all')), *parts])
+    assert set(modules)-{'cli','arguments'} <= _reached([*_imports(_src('all')), *parts])
     import memo.all
     for k in ('bank','head','data','model','loss','callback'):
         for p in known(k).values(): assert not p.module.startswith('memo.') or hasattr(memo.all, p.symbol), p.symbol

@@ -138,6 +138,9 @@ class ClassBank(Bank):
         if self.filled is not None: return self.filled
         return self.offers if isinstance(self.capacity, str) else self.offers.clamp(max=self.capacity)
 
+    def grown(self, k, v):
+        return self.class_counts().clone() if k=='filled' and self.filled is None else super().grown(k, v)
+
     def check_single(self, y):
         if y.ndim==2:
             raise MemoError("a ClassBank files a row under one class, so it neither votes on multi-label targets nor "

@@ -14,14 +14,14 @@ import math,torch,warnings
 from collections import namedtuple
 from torch import Tensor
 from .classes import Scaled
-from ..core import MemoError
+from ..core import MemoError,how_to_install
 
 # %% ../../nbs/banks/10_codecs.ipynb #727659b6
 def need_faiss(what):
     "faiss, or a line that says how to install it"
     try: import faiss
     except ImportError:
-        raise MemoError(f"{what} needs faiss, which is not installed: pip install 'fastmemo[index]'") from None
+        raise MemoError(f"{what} needs faiss, which is not installed: {how_to_install('faiss')}") from None
     return faiss
 
 # %% ../../nbs/banks/10_codecs.ipynb #10899929

@@ -17,7 +17,7 @@ from .base import Bank
 from .codecs import *
 from .offers import human_bytes
 from .search import search
-from ..core import Count,MemoError,OneOf,check_choice
+from ..core import Count,MemoError,OneOf,check_choice,how_to_install
 from ..registry import register
 
 # %% ../../nbs/banks/11_compressed.ipynb #0c04b82f
@@ -182,8 +182,8 @@ def compress(self:Bank,
     plans,seed = fitting(len(x), x.shape[1], own, self.unit, codec, mb, centred),int(self.seed)
     if 'float32' in plans: plans = {'float32':{}}       # nothing is better
     elif codec is None and importlib.util.find_spec('faiss') is None:
-        warnings.warn(f"compress: {' and '.join(by_faiss)} were not tried, as faiss is not installed: pip install "
-                      "'fastmemo[index]'")
+        warnings.warn(f"compress: {' and '.join(by_faiss)} were not tried, as faiss is not installed: "
+                      f"{how_to_install('faiss')}")
     def tried(o): return (1.,1.) if o=='float32' else measure(x, own, o, plans[o], self.unit, queries, seed)
     found = {o:tried(o) for o in plans}
     def worth(o): return found[o][0] if math.isnan(found[o][1]) else sum(found[o])

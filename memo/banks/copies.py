@@ -92,12 +92,12 @@ def grow_copies(
     "Give a bank's copies what they have not yet: the names of its classes, and its buffers, empty"
     for o in [o for o in _copies.get(bank, ()) if o in _sources]:
         if o.vocab is None: o.vocab = bank.vocab
-        late = {k:v for k,v in bank._buffers.items() if v is not None and o._buffers.get(k) is None}
+        late = {k:v for k,v in bank._buffers.items() if v is not None and ((had := o._buffers.get(k)) is None
+                or k in bank.edited and had.shape!=v.shape)}
         if not late: continue
         source,was = _sources[o]
         kept = some_values(o)==was[1]
-        for k,v in late.items():
-            o._buffers[k] = torch.full_like(v, -1 if k in ('labels','items','groups') else 0, device=o.device)
+        for k,v in late.items(): o._buffers[k] = o.grown(k, v)
         same_shape(bank, o)
         if kept: _sources[o] = source,(was[0],some_values(o),was[2])       # it is what it was but for them
 

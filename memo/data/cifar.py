@@ -13,7 +13,7 @@ import io,json,pickle,tarfile,tempfile
 from typing import Literal
 from PIL import Image
 from fastai.vision.all import *
-from ..core import Count, MemoError, Natural, Positive, Shift, Side, settings
+from ..core import Count, MemoError, Natural, Positive, Shift, Side, how_to_install, settings
 from .images import FileImages, check_file_names, check_images, packed, some
 from .longtail import imbalance_ratio, longtail_counts, longtail_dls
 from .transforms import RandomShift, ResizeBatch
@@ -129,7 +129,7 @@ def parquet_file(
 )->tuple: # images uint8 [N,3,32,32], labels, names of the classes (None where it has none)
     "Read a parquet file with columns `img` or `image` (struct of bytes) and `fine_label` or `label`"
     try: import pyarrow.parquet as pq
-    except ImportError: raise MemoError(f"{path}: pip install 'fastmemo[parquet]' reads parquet files") from None
+    except ImportError: raise MemoError(f"{path}: {how_to_install('pyarrow')} reads parquet files") from None
     try:
         t = pq.read_table(path)
         about = json.loads((t.schema.metadata or {}).get(b'huggingface', b'{}'))
@@ -208,9 +208,11 @@ def read_cifar(
         if (d := parquet_folder(root, classes)) is not None: return read_parquet(d, classes)
         if download: root = download_cifar(root, classes)
     if lost():
-        raise MemoError(f"CIFAR-{classes}: {some(lost())} not in {root}{packed(root)}; unpack cifar-{classes}-python"
-                        ".tar.gz there, or give its folder as root, or one of train/CLASS/*.png and test/CLASS/*.png, "
-                        f"or of parquet files; cifar{classes}'s download=true fetches it")
+        to = root.parent if root.name==c['folder'] else root
+        to = min(str(to), os.path.relpath(to), key=len)
+        raise MemoError(f"CIFAR-{classes}: {some(lost(), 2)} not in {root}{packed(root)}; python -c \"import torchvision"
+                        f" as t; t.datasets.CIFAR{classes}('{to}', download=True)\", or data.root=FOLDER of that, of "
+                        "train/CLASS/*.png, or of parquet files")
     parts = [cifar_part(root/o, c['labels'], classes) for o in c['train']]
     names = read_pickle(root/c['meta']).get(c['names'])
     if not isinstance(names, list) or len(names)!=classes:

@@ -12,6 +12,7 @@ from fastai.vision.all import *
 from ..core import Fraction, MemoError
 from ..banks.policies import hashed
 from .few_shot import seed_of
+from .finding_loaders import group_number
 from .image_lists import draw_valid, tail_dls
 from .image_trees import cache_info, image_files, part_words, sub_folders
 from .images import check_file_names, image_suffixes, packed, some
@@ -126,7 +127,9 @@ def class_dls(
     if cache := cache_info(root):
         warn(f"{root}: memo-cache has copied these images in grey; those with colours are in {cache['source']}")
     df,names = number_classes(df.sort_values('image', ignore_index=True), root)
-    return tail_dls(draw_parts(df, valid, test, split_seed), root, names, split_seed, **kwargs)
+    df = draw_parts(df, valid, test, split_seed)
+    if 'group' in df: df = df.assign(group=[group_number(o) for o in df.group])     # as sets have them
+    return tail_dls(df, root, names, split_seed, **kwargs)
 
 @register('data', 'folder', task='multiclass')
 @delegates(class_dls, but=['df'])

@@ -174,7 +174,8 @@ def photo_tfms(size, min_scale, jitter, mean, std):
     return [RandomCut(size, min_scale), CentreCut(size), *colour, Normalize.from_stats(mean, std, cuda=False)]
 
 def photo_dls(
-    df:pd.DataFrame, # image (relative to root), label (number of the class), part (train, valid, test)
+    # image (relative to root), label (number of the class), part (train, valid, test), and group (number), if any
+    df:pd.DataFrame,
     root:str|Path, # Folder of the images
     vocab:list, # Names of the classes
     size:Side=224, # Pixels that the network sees
@@ -199,10 +200,12 @@ def photo_dls(
     info = dict(vocab=vocab, counts=tensor(np.bincount(y[df.part=='train'], minlength=len(vocab))), many=many, few=few)
     x,item,loaders = FileImages(paths, round(size*8/7), 3),tensor([hash63(o) for o in df.image]),[]
     if preload: info['files'] = x.new([])
+    group = tensor(df.group.to_numpy(copy=True)) if 'group' in df else None
     for i,part in enumerate(('train','valid','test')):
         at = (df.part==part).to_numpy().nonzero()[0]
         im = x.new(paths[at])       # with the depth of all
-        ds = TensorSet(im.load(workers) if preload else im, tensor(y)[at], item[at], split_idx=int(i>0), **info)
+        ds = TensorSet(im.load(workers) if preload else im, tensor(y)[at], item[at], split_idx=int(i>0),
+                       groups=None if group is None else group[at], **info)
         kwargs = dict(dataset=ds, tfms=tfms, num_workers=0 if preload else workers)
         loaders.append(TensorDL(bs=val_bs, **kwargs) if i else cls(bs=bs, shuffle=True, **kw, **kwargs))
     dls = DataLoaders(*loaders, device=ifnone(device, default_device()))

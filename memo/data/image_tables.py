@@ -128,4 +128,6 @@ def image_csv(
     path = base/csv     # itself where it is a whole path
     folder = base if root is not None else path.parent
     df = csv_table(path, folder, dict(image=image, label=label, split=split, group=group))
-    return class_dls(df, folder, **kwargs)
+    dls = class_dls(df, folder, **kwargs)
+    for dl in dls.loaders: dl.dataset.info['group_name'] = group
+    return dls

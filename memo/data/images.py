@@ -14,7 +14,7 @@ __all__ = ['fits', 'image_suffixes', 'crop_square', 'pad_square', 'squash_square
 import struct,zlib
 from PIL import Image,ImageOps
 from fastai.vision.all import *
-from ..core import MemoError, check_choice
+from ..core import MemoError, check_choice, how_to_install
 from .digests import file_state
 from .tensors import TensorDL, TensorSet
 
@@ -117,7 +117,7 @@ def is_dicom(path):
 def read_dicom(path, **kwargs):
     "A DICOM data set, or what is wrong with it"
     try: from pydicom import dcmread
-    except ImportError: raise MemoError(f"{path} is a DICOM file: pip install 'fastmemo[dicom]' reads it") from None
+    except ImportError: raise MemoError(f"{path} is a DICOM file: {how_to_install('pydicom')} reads it") from None
     try: return dcmread(path, force=True, **kwargs)
     except Exception as e:
         raise MemoError(f"cannot read the image {path}: {_why(e)}; copy it again, or leave it out") from e

@@ -6,8 +6,8 @@ Docs: https://fastmemo.github.io/memo/data/longtail.html.md"""
 
 # %% auto #0
 __all__ = ['fashion_vocab', 'longtail_counts', 'longtail_subset', 'shot_thresholds', 'longtail_dls', 'told_counts', 'rows_of',
-           'set_ids', 'split_balanced', 'split_table', 'imbalance_ratio', 'digits_lt', 'read_idx', 'read_fashion',
-           'fashion_lt']
+           'set_ids', 'split_balanced', 'split_table', 'imbalance_ratio', 'digits_lt', 'read_idx', 'fashion_folder',
+           'read_fashion', 'fashion_lt']
 
 # %% ../../nbs/data/06_longtail.ipynb #6c595f82
 import gzip,zlib
@@ -202,25 +202,28 @@ def read_idx(
         raise MemoError(f"{path}: {len(b)} bytes do not fit its header; is the file truncated?")
     return torch.frombuffer(bytearray(b), dtype=torch.uint8, offset=4+4*b[3]).reshape(shape)
 
+def fashion_folder(root, part):
+    "Where the files of a part are: in a folder, as torchvision has them in it, or where the Debian package has them"
+    here,files = Path(ifnone(root, settings().data)),[f'{part}-images-idx3-ubyte',f'{part}-labels-idx1-ubyte']
+    places = [here, here/'fashion-mnist', here/'FashionMNIST/raw', *([_fashion_deb] if root is None else [])]
+    def lost(d): return [f for f in files if not ((d/f'{f}.gz').is_file() or (d/f).is_file())]
+    if (d := first(o for o in places if not lost(o))) is not None: return d,files
+    d = first(sorted(places, key=lambda o: len(lost(o))))
+    to = min(str(here), os.path.relpath(here), key=len)
+    raise MemoError(f"Fashion-MNIST: no {lost(d)[0]}.gz in {d}; apt-get install dataset-fashion-mnist, python -c "
+                    f"\"import torchvision as t; t.datasets.FashionMNIST('{to}', download=True)\", or data.root=FOLDER")
+
 def read_fashion(root, part):
     "Images and labels of part `train` or `t10k`"
-    if root is None:
-        root = settings().data/'fashion-mnist'
-        if not root.is_dir(): root = _fashion_deb
-    res = []
-    for f in (f'{part}-images-idx3-ubyte', f'{part}-labels-idx1-ubyte'):
-        p = first(o for o in (Path(root)/f'{f}.gz', Path(root)/f) if o.is_file())
-        if p is None:
-            raise MemoError(f"Fashion-MNIST: no {f}.gz in {root}; apt-get install dataset-fashion-mnist puts it in "
-                            f"{_fashion_deb}, or give its folder as root")
-        res.append(read_idx(p))
-    return res[0][:,None],res[1].long()
+    d,files = fashion_folder(root, part)
+    x,y = (read_idx(first(o for o in (d/f'{f}.gz', d/f) if o.is_file())) for f in files)
+    return x[:,None],y.long()
 
 # %% ../../nbs/data/06_longtail.ipynb #9185d045
 @register('data', task='multiclass')
 @delegates(longtail_dls, but=_set_here)
 def fashion_lt(
-    # Folder of the four files; by default `fashion-mnist` in the settings' data folder, else the Debian package's
+    # Folder of the four files, or torchvision's; by default the settings' data folder, else the Debian package's
     root:str|Path=None,
     n_max:Count|list=1000, # Training examples of the largest class
     ratio:Positive=None, # Largest / smallest; by default 100

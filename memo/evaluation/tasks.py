@@ -85,7 +85,7 @@ _ece = dict(ece='calibration err.')
 class Multiclass(Task):
     "One class for each item"
     columns = {**{k:k for k in ('accuracy','many','medium','few')}, 'balanced_accuracy':'balanced acc.', **_ece}
-    pictures = ('counts','reliability','change')
+    pictures = ('counts','reliability','comparison')
 
     def suits(self, y): return y.ndim==1 and not y.is_floating_point()
     def columns_of(self, dls):
@@ -106,7 +106,7 @@ class Multiclass(Task):
 class Multilabel(Task):
     "Any number of labels for each item"
     columns = dict(macro_auc='macro AUC', tail_auc='tail AUC', macro_ap='mAP', tail_ap='tail mAP', f1='F1', **_ece)
-    digits,pictures = 2,('classes','reliability','calibration','change')
+    digits,pictures = 2,('classes','reliability','calibration','comparison')
     def __init__(self,
         threshold=.5, # Probability above which a class counts as found: a number, one for each class, or a rule
         draws:Count=1000 # Of patients, for the intervals

@@ -275,7 +275,9 @@ def on_images(learn):
     d = learn.dls
     cbs = MemoryCallback() if memories(learn.model) else None
     model = nn.Sequential(d.backbone, learn.model).eval()
-    return Learner(d.images, model, loss_func=learn.loss_func, metrics=learn.metrics, cbs=cbs)
+    res = Learner(d.images, model, loss_func=learn.loss_func, metrics=learn.metrics, cbs=cbs)
+    if 'thresholds' in vars(learn): res.thresholds = learn.thresholds
+    return res
 
 # %% ../../nbs/experiment/04_build.ipynb #bf4307f5
 def first_stages(cfg, learn, dls, lr, kw, short):

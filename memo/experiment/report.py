@@ -63,15 +63,16 @@ def compared_rows(r, dls):
 
 def draw_scores(r, dls, folder):
     "Save the pictures of test scores"
+    def two(): return len(before_after(r))==2
     def counts(): return plot_counts(*shots(dls), list(dls.vocab))
     def classes(): return plot_classes(r.tables)
-    def reliability(): return plot_reliability(before_after(r), r.y)
+    def reliability(): return plot_reliability(*((compared_rows(r, dls),) if two() else (before_after(r),r.y)))
     def calibration(): return plot_calibration(last(r.probs.values()), r.y, list(dls.vocab))
     def stream(): return plot_stream(dls.stream)
-    def change(): return compared_rows(r, dls).plot() if len(before_after(r))==2 else None
+    def comparison(): return compared_rows(r, dls).plot() if two() else None
     def matrix(): return plot_matrix(dls.result)
     def accuracy(): return plot_stream_accuracy(dls.result)
-    pics = {f.__name__:f for f in (counts,classes,reliability,calibration,change,stream,matrix,accuracy)}
+    pics = {f.__name__:f for f in (counts,classes,reliability,calibration,comparison,stream,matrix,accuracy)}
     known = [k for k in r.task.pictures if k not in ('matrix','accuracy') or getattr(dls, 'result', None) is not None]
     def one(k): return pics[check_choice('picture', k, pics)]()
     return save_pictures(folder, **{k:partial(one, k) for k in known})
@@ -88,12 +89,19 @@ def draw(learn, history, folder):
         pics[f'memories{more}'] = partial(_recalled, learn, k, b)
     return save_pictures(folder, **pics)
 
-captions = dict(history='Loss and scores over the epochs', bank='What the memory holds', two_paths='Both of its paths',
-    memories='Some items and what the memory recalls for them: green is the class of the query, red another',
-    counts='Training items of each class', classes='Scores of each finding', calibration='Those of single findings',
-    reliability='Are probabilities what they say?', change='What the memory changes on the test set', speed='Speed',
-    stream='What comes when', matrix='Accuracy on each experience after each', accuracy='Accuracy along the stream',
-    surfaces='The classes of the plane after each experience')
+captions = dict(
+    results='The table above as a picture',
+    comparison='Test set: each class without the memory (hollow) and with it, and the answers that it moves',
+    reliability='Test set: how often answers of a probability are right; on the dashed line they are what they say',
+    memories='Validation items (left) and the training items that the memory recalls for them: its class is framed in '
+             'blue-green, another in brown and dashed',
+    history='Loss and scores over the epochs', bank='What the memory holds',
+    two_paths='Losses, accuracy and share of answers of the memory over the epochs',
+    counts='Training items of each class', classes='Test set: scores of each finding, with 95 % intervals',
+    calibration='Test set: how often single findings of a probability are there', speed='Speed against accuracy',
+    stream='Which class comes when', matrix='Accuracy on each experience (columns) after each (rows)',
+    accuracy='Accuracy on the experiences so far, along the stream',
+    surfaces='Which class is answered where in the plane, after each experience')
 
 def pictures_in(
     folder # Of a training
@@ -125,7 +133,7 @@ _page = '''<!doctype html>
 <style>body {{font:15px/1.5 system-ui,sans-serif; max-width:70em; margin:2em auto; padding:0 1em}} pre {{overflow:auto}}
 div.wide {{overflow-x:auto; white-space:pre-line}} table {{border-collapse:collapse; white-space:nowrap}}
 td,th {{padding:.2em .8em; border-bottom:1px solid #ddd; text-align:right}} td:first-child,th:first-child {{text-align:left}}
-figure {{margin:1em 0}} img {{max-width:100%}} figcaption {{color:#444}} summary {{cursor:pointer; font-weight:bold}}
+figure {{margin:1em 0 2em}} img {{max-width:100%}} figcaption {{color:#444}} summary {{cursor:pointer; font-weight:bold}}
 </style></head><body>
 <h1>{name}</h1>
 <div class="wide">{results}</div>
@@ -141,7 +149,7 @@ def has_pictures(learn, bank):
 def _two_paths(history, name, bank):
     with drawing():
         fig = plot_dual_path(history, name)
-        fig.suptitle(occupancy(bank), fontsize=8)
+        fig.suptitle(occupancy(bank))
     return fig
 
 def _items(learn, bank):

@@ -26,6 +26,7 @@ from .run_folder import *
 from .run_owner import *
 from .sections import public_settings
 from ..training.follow import Follow
+from ..plots.results import plot_comparison
 
 # %% ../../nbs/experiment/10_scores.ipynb #deb638de
 def state_bytes(learn):
@@ -81,6 +82,7 @@ def write_results(cfg, folder):
     table,diff = results([read_metrics(t) for t in scored])
     write_csv(folder/'results.csv', table)
     if len(diff): write_csv(folder/'differences.csv', diff)
+    if cfg.plots.save: save_pictures(folder, results=lambda: plot_comparison(table))
     note = said+other_versions([t.folder for t in scored])
     spread = ' ± their standard deviation' if len(cfg.seeds)>1 else ''
     head = f'# {as_markdown(cfg.name)}\n\nPer cent, means over seeds {", ".join(map(str, cfg.seeds))}{spread}.\n\n'

@@ -12,6 +12,7 @@ __all__ = ['is_linear', 'network_modules', 'find_place', 'runs_children', 'decla
 
 # %% ../../nbs/heads/10_attach.ipynb #b1a7c003
 import inspect,keyword,sys,torch,warnings
+from contextlib import ExitStack
 from fastai.layers import Flatten
 from torch import nn
 from ..core import MemoError,check_choice
@@ -131,6 +132,7 @@ class Gate:
         return self.inner.__globals__
 
     path = None         # of the answer in the model's output, where that is known
+    listeners = ()      # functions of a forward's arguments, each gives a context of what is to be told its output
     def add(self, head): self.heads = [*self.heads, head]
     def in_order(self):
         "The heads as they answer; of those that replace whole rows the one that rows reach first has the last word"
@@ -146,6 +148,14 @@ class Gate:
             out = self.run(args, kwargs)
             for h in self.heads: h.end_trace()
             return out
+        if not self.listeners: return self.called(args, kwargs)
+        with ExitStack() as stack:      # however the forward ends
+            heard = [stack.enter_context(o(args, kwargs)) for o in self.listeners]
+            out = self.called(args, kwargs)
+            for o in heard: o(out)
+        return out
+
+    def called(self, args, kwargs):
         with in_call(self.model) as call:
             call.heads = self.heads
             try: out = self.run(args, kwargs)

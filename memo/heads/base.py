@@ -133,6 +133,7 @@ class MemoryHead(Described):
         own = s.item,s.group if s.hidden is None or self.learning else s.hidden
         if not torch.compiler.is_compiling() and self._call is not None and (at := self._call.rows) is not None:
             own = tuple(None if o is None or len(o)!=self._call.n else o[at.to(o.device)] for o in own)
+        if not torch.compiler.is_compiling() and not self.learning: own = self.bank.without_taught(*own)
         return tuple(o if o is not None and n in (None, o.shape[0]) else None for o in own)
 
     @property

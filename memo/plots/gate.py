@@ -11,7 +11,7 @@ __all__ = ['history_of', 'gate_of_history', 'occupancy', 'plot_dual_path', 'draw
 from fastai.vision.all import *
 from matplotlib.figure import Figure
 from ..core import MemoError,check_choice
-from .figure import above,drawing,no_noise,panels,text_picture,whole
+from .figure import MEANS,above,drawing,no_noise,panels,text_picture,whole
 from .training import stage_starts
 from ..training.memory_callback import memory_of
 
@@ -53,7 +53,7 @@ def plot_dual_path(
     draw = dict(loss=dict(train='train_loss', validation='valid_loss'), memory_loss={'memory loss':f'{name}_loss'},
                 accuracy=dict(train='train_accuracy', validation='accuracy'), usage={'memory usage':f'{name}_usage'})
     for ax,(k,lines) in zip(axs.flat, draw.items()): draw_lines(ax, df, lines, k.replace('_', ' '))
-    if own: fig.suptitle(occupancy(memory_of(learn, name).bank), fontsize=8)
+    if own: fig.suptitle(occupancy(memory_of(learn, name).bank))
     return fig
 
 def draw_lines(ax, df, lines, what):
@@ -63,10 +63,11 @@ def draw_lines(ax, df, lines, what):
         c = next((o for o in (c, f'valid_{c}') if o in df), None)
         v = None if c is None else pd.to_numeric(df[c], errors='coerce')
         if v is None or not v.notna().any(): continue
-        ax.plot(x, v, marker='.', ms=4 if len(x)<=60 else 0, lw=1.2, label=label)
+        ax.plot(x, v, marker='.', ms=4 if len(x)<=60 else 0, lw=1.2, label=label,
+                color=MEANS['memory'] if label.startswith('memory') else None)
         n += 1
     if n==0:
-        ax.text(.5, .5, f'no {what} was recorded', ha='center', transform=ax.transAxes, fontsize=7)
+        ax.text(.5, .5, f'no {what} was recorded', ha='center', transform=ax.transAxes)
         return ax.set(xticks=[], yticks=[], xlabel='epoch', ylabel=what)
     for i,_ in stage_starts(df):
         if i: ax.axvline(i+.5, color='.6', lw=.8, ls=':')
@@ -86,10 +87,13 @@ def plot_coverage(
     if lost: raise MemoError(f"plot_coverage: a table of learn.memory.coverage() is accepted; {lost[0]} is missing")
     fig,axs = panels(1, 2, 3.4, 2.4)
     (a,b),size = axs.flat,4 if len(df)<=60 else 0
-    for c,label in dict(accuracy='gated model, all', soft_accuracy='mixed softly, all',
-                        memory_accuracy='memory, what it answers', network_accuracy='network, the same').items():
-        a.plot(df.coverage, df[c], marker='.', ms=size, lw=1.2, label=label)
-    for c in ('harmful','helpful'): b.plot(df.coverage, df[c], marker='.', ms=size, lw=1.2, label=c)
+    for c,label,color,ls in (('accuracy','gated model, all','memory','-'),
+                             ('soft_accuracy','mixed softly, all','memory','--'),
+                             ('memory_accuracy','memory, what it answers','memory','-.'),
+                             ('network_accuracy','network, the same','without','-')):
+        a.plot(df.coverage, df[c], ls=ls, color=MEANS[color], marker='.', ms=size, lw=1.2, label=label)
+    for c,k in dict(harmful='wrong', helpful='right').items():
+        b.plot(df.coverage, df[c], color=MEANS[k], marker='.', ms=size, lw=1.2, label=c)
     for ax in (a,b):
         for t,x in df.loc[df.now.astype(bool), ['threshold','coverage']].itertuples(index=False):
             ax.axvline(x, color='.6', lw=.8, ls=':', label=f'threshold {t:.3f}' if t<=1 else 'memory never answers')

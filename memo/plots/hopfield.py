@@ -27,10 +27,10 @@ from ..schema import accept
 from ..training.collect import _Constant,fastai_loader
 from ..training.keep import as_pixels,kept_inputs
 from ..training.vocab import answer_vocab
-from .figure import Picture,_colors,above,check_fits,class_colors,counted,drawing
+from .figure import MEANS,Picture,_colors,above,caption,check_fits,class_colors,counted,drawing
 from .figure import log_ticks,no_noise,panels,short_names,whole
-from .recall import _bad,_frame,_good,as_query,decoded_inputs,draw_input,draw_text,label_text,same_label
-from .recall import training_inputs
+from .recall import FRAMES,_bad,_frame,_good,as_query,decoded_inputs,draw_input,draw_text,label_text
+from .recall import same_label,training_inputs
 from .training import seen_bars
 
 # %% ../../nbs/plots/07_hopfield.ipynb #24324129
@@ -93,7 +93,7 @@ def draw_energy(axs, q, k, own, betas, steps):
         w = associate(xs[-1:], k[None], beta=beta).weight
         ends.append((metastability(w),retrieval_error(xs[-1:], k[None])/k.norm(dim=-1).mean().clamp(min=1e-9)))
     at = [float(o.mean()) if torch.is_tensor(o) else o for o,_ in bs]
-    for ax,v in zip((b,c), zip(*ends)): band(ax, at, torch.stack(v), '#4477aa', None)
+    for ax,v in zip((b,c), zip(*ends)): band(ax, at, torch.stack(v), MEANS['memory'], None)
     a.set(xlabel='update steps', ylabel='energy')
     whole(a.xaxis)
     b.set(xlabel='beta', xscale='log', yscale='log', ylabel='patterns mixed', ylim=(.8, max(2.5, 1.25*k.shape[1])))
@@ -124,7 +124,7 @@ def plot_energy(
         legend_above(row[0], f'{name}{": "*bool(name)}{counted(k.shape[1], "pattern")}, beta')
         row[1].set_title('90 % of the weight, in the end')
         row[2].set_title('to a pattern, share of its length')
-    return fig
+    return caption(fig, 'lines: medians of the queries; bands: quartiles')
 
 # %% ../../nbs/plots/07_hopfield.ipynb #64a1cae8
 def disturbed(k, noise, g):
@@ -173,7 +173,7 @@ def plot_retrieval(
         log_ticks(row[1].xaxis)
         if len(counts)<=4: row[1].set_xticks(counts)        # 2 patterns, and not 1.5
         for ax in row: ax.set_ylim(-.03, max(ax.get_ylim()[1], .1))
-    return fig
+    return caption(fig, 'error: distance to the stored pattern, share of its length; lines: medians, bands: quartiles')
 
 # %% ../../nbs/plots/07_hopfield.ipynb #aac5f8b6
 def figure(v): return f'{v:.0f}' if v>=100 else f'{v:.3g}'
@@ -185,7 +185,7 @@ def draw_use(ax, name, r):
     M = len(share)
     v,order = (share*M).cpu().sort(descending=True)
     low = max(1e-4, .5*float(v[v>0].min())) if (v>0).any() else 1e-4
-    ax.stairs(v.clamp(min=low).numpy(), np.arange(M+1)+.5, baseline=low, fill=True, color='#4477aa')
+    ax.stairs(v.clamp(min=low).numpy(), np.arange(M+1)+.5, baseline=low, fill=True, color=MEANS['memory'])
     ax.axhline(1, color='.4', lw=.8, ls=':')
     ax.set(yscale='log', ylim=(low, max(2, 1.6*float(v.max()))), xlim=(.5, M+.5), ylabel='times an equal share',
            xlabel='row, most read first' if M<=30 else f'{M} rows, most read first')
@@ -202,7 +202,7 @@ def draw_special(ax, r):
     share,ok = (r.use/r.use.sum().clamp(min=1e-300)).cpu(),~s.isnan().cpu()
     s = s.cpu().clamp(0, 1)
     n,ends = np.histogram(s[ok].numpy(), 20, (0,1), weights=share[ok].numpy())
-    seen_bars(ax, (ends[1:]+ends[:-1])/2, n.tolist(), .05, '#228833')
+    seen_bars(ax, (ends[1:]+ends[:-1])/2, n.tolist(), .05, MEANS['memory'])
     ax.set(xlabel='specialisation of a row', ylabel='share of reads', xlim=(0,1),
            title=f'{counted(int((r.seen>0).sum()), "class")}, mean {round(float((share*s.nan_to_num()).sum()), 3):.2g}')
 
@@ -288,7 +288,7 @@ def mosaic(best, inputs, grid):
 def draw_lines(ax, grid, shape):
     "Lines between patches"
     for n,size,line in ((grid[0],shape[0],ax.axhline), (grid[1],shape[1],ax.axvline)):
-        for i in range(1, n): line(i*size/n-.5, color='#66ccee', lw=.6)
+        for i in range(1, n): line(i*size/n-.5, color=_colors[6], lw=.6)
 
 def draw_strip(fig, spec, title, w, ids, labels, y, inputs, names, k):
     "The images that one token reads most"
@@ -301,7 +301,7 @@ def draw_strip(fig, spec, title, w, ids, labels, y, inputs, names, k):
         label = labels and labels.get(item)
         text = per_cent(v) if label is None else f'{label_text(label, names)}\n{per_cent(v)}'
         known = label is not None and y is not None and label.ndim==y.ndim
-        ax.set_title(f'{title}\n{text}' if j==0 else f'\n{text}', fontsize=7)
+        ax.set_title(f'{title}\n{text}' if j==0 else f'\n{text}')
         _frame(ax, ('k' if not known else _good if same_label(label, y) else _bad))
 
 def told_tokens(tokens, prefix, grid, head):
@@ -374,7 +374,7 @@ def plot_token_reads(
             kept = kept_inputs(h.bank, [i for i in ids.tolist() if i not in inputs])
             inputs.update({i:as_query(o, x) for i,o in kept.items()})
     vocab = answer_vocab(learn.dls)
-    names = short_names(vocab, len(vocab) if vocab is not None else 10_000)
+    names = short_names(vocab, len(vocab) if vocab is not None else 10_000, 15)
     rows = max(1, len(tokens or ()))
     check_fits('tokens', len(found)*rows, (size+.35)*max(.6, 1/rows))
     check_fits('k', k, size*.6)
@@ -382,4 +382,4 @@ def plot_token_reads(
     spec = fig.add_gridspec(len(found), 1)
     for i,(name,h) in enumerate((n,heads[n]) for n in found):
         draw_reads(fig, spec[i,0], x, name, h, found[name], y, inputs, names, tokens, k, get_model(learn.model))
-    return fig
+    return caption(fig, 'left: the item; per cent: share of the weight that a training image has; ' + FRAMES)

@@ -78,8 +78,11 @@ def draw_plane(ax, layer, x, y, output):
     g = torch.stack(torch.meshgrid(*sides, indexing='xy'), -1)
     won = winners(layer, g.flatten(0, 1), output).view(160, 160)
     rgb = torch.tensor(unit_colors(layer.units_each))
+    tint = .35*rgb[won]+.65
+    edge = (won[1:,:-1]!=won[:-1,:-1]) | (won[:-1,1:]!=won[:-1,:-1])
+    tint[:-1,:-1][edge] = .6        # a line between units: there are more of them than colours that all tell apart
     extent = [float(o) for pair in zip(lo, hi) for o in pair]
-    ax.imshow((.35*rgb[won]+.65).numpy(), origin='lower', extent=extent, aspect='auto')
+    ax.imshow(tint.numpy(), origin='lower', extent=extent, aspect='auto')
     colors = None if y is None else class_colors(int(y.max())+1)
     ax.scatter(*x.T.numpy(), s=3, lw=0, c='.3' if y is None else [colors[i] for i in y.tolist()])
     if layer.psi=='identity':
@@ -96,7 +99,7 @@ def write_numbers(ax, units, keys, size):
         p = keys[i]/size
         if any((p-o).abs()[0]<.09 and (p-o).abs()[1]<.07 for o in at): continue
         at.append(p)
-        ax.text(*keys[i].tolist(), str(i), ha='center', va='center', fontsize=7, weight='bold', clip_on=True,
+        ax.text(*keys[i].tolist(), str(i), ha='center', va='center', weight='bold', clip_on=True,
                 path_effects=[withStroke(linewidth=2, foreground='w')])     # also on points
 
 def draw_shares(ax, won, y, n, vocab):
@@ -120,8 +123,8 @@ def draw_wins(ax, layer, output):
     wins,gone = layer.wins[g].cpu(),layer.scrambles[g].cpu()
     order = wins.argsort(descending=True, stable=True)
     n = range(len(order))
-    ax.stairs(wins[order].numpy(), np.arange(len(order)+1)-.5, fill=True, color='#4477aa', label='wins')
-    ax.plot(n, gone[order].numpy(), color='#ee6677', lw=0, marker='.', ms=3, label='given away')
+    ax.stairs(wins[order].numpy(), np.arange(len(order)+1)-.5, fill=True, color='.7', label='wins')
+    ax.plot(n, gone[order].numpy(), color='k', lw=0, marker='.', ms=3, label='given away')
     won = f'{int((wins>0).sum())} of {counted(len(wins), "unit")} won'
     ax.set(yscale='symlog', xlabel='unit', ylabel='times in training')
     ax.set_xticks(n, order.tolist()) if len(wins)<=12 else ax.set_xticks([])

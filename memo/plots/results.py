@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from ..core import MemoError
 from ..metrics.multilabel import binned_error,calibration_bins
+from ..evaluation.compare_memory import MemoryComparison
 from ..evaluation.names import cut_names
-from .figure import Picture,_colors,above,check_fits,class_colors,counted,drawing
+from .figure import MEANS,Picture,_colors,above,caption,check_fits,class_colors,counted,drawing
 from .figure import drawn_text,legend_of,log_ticks,panels,text_picture
 
 # %% ../../nbs/plots/03_results.ipynb #7b810f63
@@ -49,6 +50,7 @@ def plot_results(
         ax.set(title=title, yticks=range(len(df)), yticklabels=rows if ax is axs[0,0] else [])
     left = [f'{a} of {b} {k}' for a,b,k in ((len(df),every,'rows'), (len(shown),len(cols),'scores')) if a<b]
     if left: axs[0,0].set_xlabel(f"the first {', '.join(left)}", loc='left')
+    if any(len(cs)>1 for cs in shown.values()): fig.suptitle('each with its interval')
     return fig
 
 # %% ../../nbs/plots/03_results.ipynb #8592f288
@@ -56,16 +58,17 @@ def draw_dots(ax, v, low=None, high=None):
     "Values downwards, each with its interval and number"
     at = np.arange(len(v))
     ok = np.isfinite(v)
-    if low is not None and high is not None: ax.hlines(at[ok], low[ok], high[ok], color='#4477aa', lw=1.5, alpha=.5)
-    ax.plot(v, at, 'o', color='#4477aa', ms=4)
+    if low is not None and high is not None: ax.hlines(at[ok], low[ok], high[ok], color='.3', lw=1.5, alpha=.5)
+    ax.plot(v, at, 'o', color='.3', ms=4)
     for a,o in zip(at, v):
-        if np.isfinite(o): ax.text(o, a-.18, f'{o:.3g}', ha='center', va='bottom', fontsize=7)
-        else: ax.text(.5, a, 'no number', ha='center', va='center', fontsize=7, color='.35', backgroundcolor='w',
+        if np.isfinite(o): ax.text(o, a-.18, f'{o:.3g}', ha='center', va='bottom')
+        else: ax.text(.5, a, 'no number', ha='center', va='center', color='.35', backgroundcolor='w',
                       transform=ax.get_yaxis_transform())
     lo,hi = ax.get_xlim()
     if lo<0<hi: ax.axvline(0, color='.5', lw=.8, ls=':')
     ax.set_ylim(len(v)-.5, -.7)
     ax.margins(x=.2)
+    ax.xaxis.set_major_locator(MaxNLocator(2))      # the values stand at their points
     ax.grid(axis='y', lw=.3)
 
 # %% ../../nbs/plots/03_results.ipynb #18f0504a
@@ -84,7 +87,7 @@ def plot_comparison(
         df = df.assign(method=pd.Series(names, df.index, dtype=object))     # pyarrow's texts hold no bytes
     fig = plot_results(df)
     seeds = 'the seeds of each' if a<b else f'{b} seeds'
-    fig.suptitle('one seed' if b==1 else f"mean and standard deviation over {seeds}", fontsize=8)
+    fig.suptitle('one seed' if b==1 else f"mean and standard deviation over {seeds}")
     return fig
 
 # %% ../../nbs/plots/03_results.ipynb #cecb6821
@@ -93,7 +96,7 @@ def draw_bars(ax, df, col, at, height, color, left):
     v,ok = df[col].to_numpy(float),df[col].notna().to_numpy()
     bars = ax.barh(at, v-left, height, left=left, color=color)
     if f'{col}_low' in df: ax.hlines(at[ok], df[f'{col}_low'][ok], df[f'{col}_high'][ok], color='k', lw=.8)
-    for i in (~ok).nonzero()[0]: ax.text(left, at[i], ' cannot be scored', va='center', fontsize=7, color='.35')
+    for i in (~ok).nonzero()[0]: ax.text(left, at[i], ' cannot be scored', va='center', color='.35')
     return bars
 
 def draw_points(ax, df, col, color):
@@ -126,11 +129,13 @@ def plot_classes(
         ax.axvline(left, color='.5', lw=.8)
     if many: axs[0,0].set_ylabel(f'{len(df)} classes, most positives first')
     else:
+        axs[0,0].set_ylabel('finding (positives)')
         names = cut_names(df.index, 24, drawn_text)
         axs[0,0].set_yticks(range(len(df)), [f'{k} ({v})' for k,v in zip(names, df.positives)])
     if n>1:
         names = cut_names(tables, 40, drawn_text)
         legend_of(fig, bars, names, loc='outside upper center', ncols=max(1, min(n, 100//(max(map(len, names))+6))))
+    if not many and any('auc_low' in t for t in tables.values()): caption(fig, 'black lines: intervals')
     return fig
 
 # %% ../../nbs/plots/03_results.ipynb #1461e0a7
@@ -148,18 +153,23 @@ def outcomes(p, y):
 
 @drawing()
 def plot_reliability(
-    probs, # [N,C] probabilities; or several by name, as before and after
-    y, # [N,C] labels, 0 or 1; or classes [N]
+    probs, # [N,C] probabilities; or several by name; or what `learn.compare_memory` gives
+    y=None, # [N,C] labels, 0 or 1; or classes [N]; of a comparison its own
     n_bins:int=10 # Equal bins of probability
 )->Figure: # Curve and histogram
     "Reliability diagram: predicted probability against observed frequency; of classes, the answer's"
+    colors = None
+    if isinstance(probs, MemoryComparison):
+        c,colors = probs,[MEANS['without'],MEANS['memory']]
+        probs,y = {'without memory':c.without, 'with memory':c.with_memory},c.y
+    if y is None: raise MemoError("y: the labels are missing; [N] classes, [N,C] labels or a comparison are accepted")
     probs,y = probs if isinstance(probs, dict) else {None:probs},torch.as_tensor(y)
     every = {k:calibration_bins(*outcomes(p, y), n_bins) for k,p in probs.items()}
     if not any(df.n.sum() for df in every.values()): return text_picture('no labels')
-    fig = Picture(figsize=(2.8,3.2), layout='constrained')
+    fig = Picture(figsize=(2.8,3.2+.17*len(every)*(None not in every)), layout='constrained')
     a,b = fig.subplots(2, 1, sharex=True, height_ratios=[3,1])
-    a.plot([0,1], [0,1], color='.5', lw=.8, ls='--')
-    for (k,df),color in zip(every.items(), class_colors(len(every))):
+    a.plot([0,1], [0,1], color='.5', lw=.8, ls='--', label='as often as said')
+    for (k,df),color in zip(every.items(), colors or class_colors(len(every))):
         some,said = df[df.n>0],'' if k is None else f'{cut_names([str(k)], 24, drawn_text)[0]}, '
         a.vlines(some.prob, *wilson(some.freq, some.n), color=color, lw=1.5, alpha=.5)
         a.plot(some.prob, some.freq, 'o-', color=color, ms=4, lw=1, label=f'{said}error {100*binned_error(df):.2g} %')
@@ -190,15 +200,14 @@ def plot_calibration(
     order = [i for i in (-pos).argsort(kind='stable') if (t[:,i]>=0).any()][:most]
     if not order: return text_picture('no labels')
     cols = min(5, len(order))
-    fig,axs = panels(math.ceil(len(order)/cols), cols, 1.6, 1.75)
+    fig,axs = panels(math.ceil(len(order)/cols), cols, 1.7, 1.8)
     for ax in axs.flat[len(order):]: ax.axis('off')
-    for ax,i,name in zip(axs.flat, order, cut_names([vocab[i] for i in order], 22, drawn_text)):
+    for ax,i,name in zip(axs.flat, order, cut_names([vocab[i] for i in order], 20, drawn_text)):
         draw_calibration(ax, *(o[t[:,i]>=0,i] for o in (p, t)), n_bins)
-        ax.set_title(f'{name}\n{pos[i]} positive', fontsize=7)
-    fig.supxlabel('probability', fontsize=8)
-    fig.supylabel('share that is positive', fontsize=8)
-    if len(order)<len(vocab):
-        fig.suptitle(f'{len(order)} of {len(vocab)} findings, those with most positives', fontsize=8)
+        ax.set_title(f'{name}\n{pos[i]} positive')
+    fig.supxlabel('probability')
+    fig.supylabel('share that is positive')
+    if len(order)<len(vocab): fig.suptitle(f'{len(order)} of {len(vocab)} findings, those with most positives')
     return fig
 
 def draw_calibration(ax, p, t, n_bins):
@@ -232,7 +241,7 @@ def plot_speed(
             ax.plot(of.faster, 100*of.accuracy, 'o-', color=c, ms=3.5 if len(of)<=60 else 0, lw=1, label=f'batch {bs}')
             ax.hlines(100*of.accuracy, of.faster_low, of.faster_high, color=c, lw=1.5, alpha=.4)
         ax.axvline(1, color='.5', lw=.8, ls=':')
-        ax.axhline(100*t.accuracy_network.mean(), color='.5', lw=.8, ls='--', label='network alone')
+        ax.axhline(100*t.accuracy_network.mean(), color=MEANS['without'], lw=1.2, ls='--', label='network alone')
         ax.set(xlabel='times as fast as the network alone', ylabel='accuracy, %')
         ax.xaxis.get_major_locator().set_params(nbins=6)
         both = 100*pd.concat([t.accuracy, t.accuracy_network])
@@ -244,7 +253,7 @@ def plot_speed(
     fig.draw_without_rendering()        # from now on it is known which points lie close together
     for ax,t in zip(axs.flat, tables.values()):
         write_shares(ax, t[t.batch==t.batch.min()].sort_values('hit', ascending=False, kind='stable'))
-    return fig
+    return caption(fig, 'numbers: share that the memory answers')
 
 def write_shares(ax, df):
     "Write the share that the memory answers at points, but not where one is written already"
@@ -253,5 +262,5 @@ def write_shares(ax, df):
         x,y = ax.transData.transform((r.faster, 100*r.accuracy))
         if any(abs(x-a)<40 and abs(y-b)<14 for a,b in at): continue
         at.append((x,y))
-        ax.annotate(f'{100*r.hit:.0f} %', (r.faster, 100*r.accuracy), xytext=(2, 3), fontsize=7,
+        ax.annotate(f'{100*r.hit:.0f} %', (r.faster, 100*r.accuracy), xytext=(2, 3),
                     textcoords='offset points')

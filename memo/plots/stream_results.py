@@ -18,7 +18,7 @@ from ..core import Count,MemoError
 from ..data.streams import Stream
 from ..data.tensors import plain_dl
 from ..evaluation.names import cut_names
-from .figure import Picture,above,check_fits,class_colors,drawing,drawn_text,no_value,on_color,panels
+from .figure import Picture,above,caption,check_fits,class_colors,drawing,drawn_text,no_value,on_color,panels
 from .streams import in_plane
 from ..registry import register
 from ..schema import accept,shown
@@ -47,12 +47,12 @@ def plot_matrix(
     A,n = r.valid_matrix if valid else r.matrix,len(r.names)
     if A is None: raise MemoError("valid: the stream has no validation set apart from what it is tested on")
     side = min(5., 1.4+.42*n)
-    fig = Picture(figsize=(side+1, side*max(.5, len(A)/n)), layout='constrained')
+    fig = Picture(figsize=(side+1.4, side*max(.5, len(A)/n)), layout='constrained')
     ax = fig.subplots()
     at = ax.imshow(A, cmap='Blues', vmin=0, vmax=1.15, aspect='auto' if n>16 else 'equal')
     for i,j in np.ndindex(A.shape) if n<=10 else ():
         if not np.isnan(A[i,j]):
-            ax.text(j, i, f'{100*A[i,j]:.0f}', ha='center', va='center', color=on_color(at.to_rgba(A[i,j])), fontsize=7)
+            ax.text(j, i, f'{100*A[i,j]:.0f}', ha='center', va='center', color=on_color(at.to_rgba(A[i,j])))
     no_value(ax)
     places,texts = ticks_of(r.names)
     ax.set_xticks(places, texts, rotation=35, ha='right', rotation_mode='anchor')
@@ -143,7 +143,7 @@ def plot_surfaces(
     x,y = in_plane(stream),stream.labels(0).numpy()
     if x is None: raise MemoError("plot_surfaces: the inputs of the stream are no points in the plane")
     cols = min(cols, len(got))
-    names = cut_names(stream.names, 18, drawn_text)
+    names = cut_names(stream.names, 13, drawn_text)
     check_fits('cols', cols, 1.35)
     fig,axs = panels(math.ceil(len(got)/cols), cols, 1.35, 1.4)
     for ax in axs.flat[len(got):]: ax.axis('off')
@@ -160,9 +160,9 @@ def plot_surfaces(
             if at is None: continue
             ax.scatter(*x[at].T, s=6 if new else 3, c=[colors[c] for c in y[at]], lw=0, alpha=1 if new else .35)
         ax.set(xticks=[], yticks=[], xlim=box[:2], ylim=box[2:])
-        ax.set_title(f'after {names[i]}', fontsize=7)
+        ax.set_title(f'after {names[i]}')
     if len(got)<every: fig.suptitle(f'{len(got)} of {every} experiences')
-    return fig
+    return caption(fig, 'colours are classes: areas what is answered there, dots training items, the newest large')
 
 @patch
 def plot(self:StreamResult)->Figure:

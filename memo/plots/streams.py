@@ -17,7 +17,7 @@ from ..core import Count
 from ..data.class_labels import class_labels
 from ..data.streams import Stream
 from ..evaluation.names import cut_names
-from .figure import Picture,class_colors,counted,drawing,drawn_text,panels,pooled,short_names
+from .figure import Picture,caption,class_colors,counted,drawing,drawn_text,panels,pooled,short_names
 from ..schema import accept
 
 # %% ../../nbs/plots/09_streams.ipynb #ab5833f5
@@ -44,8 +44,9 @@ def plot_points(stream, x, cols):
         ax.scatter(*x.T, s=1.5, color=faint, lw=0)
         ax.scatter(*x[at].T, s=4, c=point_colours(y[at], colors, stream.ordered), lw=0)
         ax.set(xticks=[], yticks=[])
-        ax.set_title('\n'.join(cut_names(name.split(', ')[:2], 18, drawn_text)), fontsize=7)
-    return fig
+        ax.set_title('\n'.join(cut_names(name.split(', ')[:2], 18, drawn_text)))
+    order = ', the later the stronger' if stream.ordered else ''
+    return caption(fig, f'colours are classes of the items that come{order}; grey: those of all experiences')
 
 # %% ../../nbs/plots/09_streams.ipynb #b4d497e2
 def class_shares(stream):

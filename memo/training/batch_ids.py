@@ -26,7 +26,8 @@ from .tracing import _Rows,batch_rows,inner_loader,input_tensors,is_traceable
 def group_ids(dl, group):
     "Group id of each item, from a data-frame column or a function of the item"
     ds = dl.dataset
-    if isinstance(ds, TensorSet) and group=='patient':
+    if hasattr(type(ds), 'group_ids') and (got := ds.group_ids(group)) is not None: return got
+    if isinstance(ds, TensorSet) and group in ('patient', ds.info.get('group_name')):
         if ds.groups is not None: return ds.groups
         if ds.y is None: return torch.full((len(ds),), -1) # New items, of nobody known
     try: return named_by(ds, group)
@@ -57,8 +58,6 @@ def rows_to_hide(
     if groups is not None and is_traceable(train := learn.dls.train) and len(train.dataset):
         known.append(item_ids(train, None if b is None else b.by_item).cpu())
     at = torch.isin(items, torch.cat(known)) & (items>=0)
-    for h in heads:     # whoever teaches a memory what an item is asks it for that
-        if h.bank.taught is not None: at &= ~torch.isin(items, h.bank.taught.cpu())
     if not bool(at.any()): return False,None
     return True,None if groups is None else groups.masked_fill(~at, -1)
 

@@ -151,8 +151,9 @@ def collect(
                         item, group, hid))
     if not out: raise MemoError("collect: the loader is empty")
     logits,raw,z,y,item,group,hid = (None if any(v is None for v in o) else torch.cat(o) for o in zip(*out))
+    mine = (None,None) if not hide else (item,hid) if own or head is None else head.bank.without_taught(item, hid)
     return AttrDict(logits=logits, raw=raw, z=None if z is None else z.float(), y=y, item=item, group=group,
-                    own_item=item if hide else None, own_group=hid if hide else None, targets=targets)
+                    own_item=mine[0], own_group=mine[1], targets=targets)
 
 def features_of(got, name):
     "The features that were collected, where they are those of the items"

@@ -10,7 +10,7 @@ __all__ = ['alone', 'broadcast', 'idxs_of_any', 'wait_for_all', 'with_others', '
 # %% ../../nbs/training/22_distributed.ipynb #da324cb5
 import contextlib,os
 from fastai.vision.all import *
-from ..core import MemoError
+from ..core import MemoError,how_to_install
 
 # %% ../../nbs/training/22_distributed.ipynb #4159da00
 @contextlib.contextmanager
@@ -35,7 +35,7 @@ def idxs_of_any(get_idxs):
     idxs.of_any = True
     return idxs
 
-_no_accelerate = "training in several processes needs accelerate: pip install 'fastmemo[ddp]'"
+_no_accelerate = f"training in several processes needs accelerate: {how_to_install('accelerate')}"
 
 def wait_for_all():
     "Nobody goes on before all processes are here; their group is made, as fastai does it when training begins"

@@ -13,7 +13,7 @@ import importlib.util,io,json,logging,torch
 from fastai.vision.all import *
 from torch.utils._pytree import tree_flatten,tree_map_only
 from ..banks.copies import on_its_own
-from ..core import MemoError,atomic_path,check_choice
+from ..core import MemoError,atomic_path,check_choice,how_to_install
 from ..data.image_input import image_input
 from ..heads.attach import answer_of,detach,memories
 from ..metrics.multilabel import check_thresholds
@@ -121,7 +121,7 @@ def write_pt2(graph, path, about, xs):
 def write_onnx(graph, path, about, xs):
     "Write a graph as ONNX; returns what runs it, where onnxruntime is there"
     lost = [o for o in ('onnx','onnxscript') if importlib.util.find_spec(o) is None]
-    if lost: raise MemoError(f"export_model: {' and '.join(lost)} not installed: pip install 'fastmemo[export]', or "
+    if lost: raise MemoError(f"export_model: {' and '.join(lost)} not installed: {how_to_install(lost[0])}, or "
                              "write a .pt2")
     n = len(tensors_of(xs))
     names = ['input'] if n==1 else [f'input{i}' for i in range(n)]

@@ -53,7 +53,7 @@ def why_unknown(
 class FitMemory:
     "What a fit keeps of one memory, from the backward pass to the rows of its bank"
     def __init__(self, name, head):
-        self.name,self.head,self.kept,self.was,self.losses,self.told = name,head,[],0,[],False
+        self.name,self.head,self.kept,self.losses,self.told = name,head,[],[],False
         self.stage = 'batch'    # how far the features of a batch have come: 'forward', 'place', 'written'
 
     def keep(self,

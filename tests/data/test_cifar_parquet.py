@@ -96,7 +96,7 @@ def test_without_pyarrow_the_extra_is_named(tmp_path, monkeypatch):
     for k in ('train','test'): (tmp_path/f'{k}.parquet').write_bytes(b'PAR1')
     monkeypatch.setitem(__import__('sys').modules, 'pyarrow', None)
     monkeypatch.setitem(__import__('sys').modules, 'pyarrow.parquet', None)
-    assert "pip install 'fastmemo[parquet]' reads parquet files" in err(read_cifar, tmp_path)
+    assert "pip install 'fastmemo[data]' reads parquet files" in err(read_cifar, tmp_path)
 
 @pytest.mark.usefixtures('unrendered')
 def test_trains_by_the_command(ten, tmp_path, tool):

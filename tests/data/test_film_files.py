@@ -102,7 +102,7 @@ def test_without_pydicom(tmp_path, monkeypatch):
         return real(name, *args)
     monkeypatch.setattr(builtins, '__import__', no)
     for f in (lambda: read_image(p, 8), lambda: image_depth([p])):
-        with pytest.raises(MemoError, match=r"a.dcm is a DICOM file: pip install 'fastmemo\[dicom\]' reads it"): f()
+        with pytest.raises(MemoError, match=r"a.dcm is a DICOM file: pip install 'fastmemo\[data\]' reads it"): f()
 
 def test_a_depth_that_is_told_is_not_looked_for(tmp_path, monkeypatch):
     "Of a set of a hundred thousand films of 16 bits that takes an hour; one that is brighter is an error all the same"

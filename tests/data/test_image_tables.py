@@ -170,3 +170,27 @@ def test_a_table_in_the_working_folder(photos, tmp_path, monkeypatch):
     assert f"no file {tmp_path/'data/here.csv'}" in err(image_csv, 'here.csv', **kw)
     rows(photos).assign(image=[str(tmp_path/o) for o in paths]).to_csv(tmp_path/'data/there.csv', index=False)
     assert parts(image_csv('there.csv', **kw))==parts(a)
+
+def test_groups_of_the_table_are_a_memorys(photos, tmp_path):
+    "A patient's images do not find one another, in long-tailed draws too, and a patient can be forgotten"
+    from fastai.vision.all import Learner, xresnet18
+    from memo.all import MemoryCallback, SlotBank
+    from memo.core import MemoError
+    who = [f'p{i//3}' for i in range(len(rows(photos)))]
+    dls = dls_of(photos, rows(photos, patient=who), tmp_path, group='patient', size=8, ratio=3)
+    for dl in dls.loaders:
+        stems = [os.path.basename(o) for o in dl.dataset.x.paths.tolist()]
+        of = dict(zip((os.path.basename(o) for o in rows(photos).image), who))
+        same = [(a==b) for a in dl.dataset.groups.tolist() for b in dl.dataset.groups.tolist()]
+        assert same==[of[a]==of[b] for a in stems for b in stems]
+    bank = SlotBank(200, policy='fifo')
+    learn = Learner(dls, xresnet18(n_out=3), cbs=MemoryCallback(bank, head='vote', group='patient'))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 0.)
+    assert (bank.groups==dls.train_ds.groups[0]).any()
+    number = int(dls.train_ds.groups[0])
+    one,had = of[os.path.basename(dls.train_ds.x.paths.tolist()[0])],int((bank.groups==number).sum())
+    gone = learn.memory.forget(group=one, where=[])
+    assert gone.rows['memory']==had>0 and not (bank.groups==number).any()
+    with pytest.raises(MemoError, match='nobody knows'): learn.memory.forget(group='p999', where=[])
+    read = dls_of(photos, rows(photos, patient=who), tmp_path, group='patient', size=8, ratio=3, preload=True)
+    assert all(torch.equal(a.dataset.groups, b.dataset.groups) for a,b in zip(dls.loaders, read.loaders))

@@ -46,7 +46,7 @@ def test_tables_pictures_and_configuration_are_on_it(folder):
     for o in ('method','plain network + memory','logit adjustment','balanced sampling + memory',
               'plain network + memory - plain network'): assert o in p.cells
     assert 'digits_lt' in p.text and 'differences, paired by seed (2 seeds' in p.text
-    for o in ('history','memories','counts','reliability','change'): assert captions[o] in p.text
+    for o in ('history','memories','counts','reliability','comparison'): assert captions[o] in p.text
     assert p.tags.count('details')==5       # two seeds of two trainings, the configuration
 
 def test_a_picture_that_is_not_memos_is_not_on_it(folder, tmp_path):

@@ -109,7 +109,7 @@ def test_a_budget_in_a_learner(tmp_path):
     assert a.memory.bank.features is None and a.memory.bank.capacity=='100kB' and not a.memory.bank.seen
     quietly(a, 'fit', 1, 1e-2)
     k = 100*1024//(10*(24*4+20))
-    assert a.memory.bank.capacity==k and a.memory.bank.features.shape==(10,k,24) and len(a.recorder.values[-1])==5
+    assert a.memory.bank.capacity==k and a.memory.bank.features.shape==(10,k,24) and len(a.recorder.values[-1])==4
     was = snap(a.model)
     with a.no_bar(): a.lr_find(num_it=8, show_plot=False)
     assert same(was, snap(a.model))

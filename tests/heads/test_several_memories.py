@@ -55,10 +55,11 @@ def test_each_has_its_bank_its_columns_and_its_callback(dls):
     learn = fit(learner(dls, three()))
     assert list(learn.memories)==['rare','early','memory'] and learn.memories['early'] is learn.early
     names = learn.recorder.metric_names
-    assert [o for o in names if '_' in o and 'loss' not in o]==['rare_fill','rare_turnover','early_fill',
-        'early_turnover','early_hit','memory_fill','memory_turnover','memory_hit']
+    assert [o for o in names if '_' in o and 'loss' not in o]==['rare_fill','early_hit','early_fill',
+        'memory_without','memory_hit','memory_fill']
     row = dict(zip(names[1:], learn.recorder.values[-1]))
     assert row['early_fill']==1 and row['memory_fill']==len(learn.memory.bank)/256 and 0<row['memory_hit']<=1
+    assert 0<row['memory_without']<=1
     assert len(learn.rare.bank)>0 and learn.early.bank.dim!=learn.memory.bank.dim
     with pytest.raises(MemoError, match='say which with memory='): learn.recall(n=2)
     assert learn.recall(n=2, memory='early').weight.shape==(2,3)
@@ -278,7 +279,7 @@ def test_a_fit_inside_a_fit(dls):
             self.learn.n_epoch = 3
     learn = learner(dls, [*three(), Again()])
     fit(learn, 3)
-    assert int(learn.memory.bank.updates)==4*len(dls.train) and learn.recorder.metric_names[-2]=='memory_hit' and len(
+    assert int(learn.memory.bank.updates)==4*len(dls.train) and learn.recorder.metric_names[-3]=='memory_hit' and len(
         learn.metrics)==1
     assert not learn.batch_ids.loops and not learn.memory._fits and getattr(learn, 'item', None) is None
 

@@ -70,7 +70,7 @@ def slanted_too_close(texts):
 def bars_of(fig):
     return [p for ax in fig.axes for p in ax.patches if isinstance(p, Rectangle) and p.get_fill()]
 
-def looks(fig, size=7, least=3):
+def looks(fig, size=8, least=3):
     "What is wrong with a picture, in words; nothing where all can be read"
     wrong,(w,h) = [],fig.get_size_inches()
     if max(w, h)>50: wrong.append(f'{w:.0f} x {h:.0f} inches')

@@ -20,3 +20,14 @@ def of_a_run(text):
     @pytest.fixture
     def copy(run, tmp_path): return Path(shutil.copytree(run, tmp_path/'run'))
     return train,run,copy
+
+# digits and two memories, for what asks a finished run
+TWO_MEMORIES = '''
+name: tiny
+seeds: [0]
+data: {name: digits_lt, n_max: 60, ratio: 4, valid: 5, test: 10, size: 8}
+memories:
+  near: {bank: SlotBank, size: 200, policy: fifo, head: vote, k: 8}
+  early: {bank: SlotBank, size: 100, head: {name: exit, threshold: .95}, at: '3'}
+train: {epochs: 2, lr: 1e-2, bs: 16}
+'''

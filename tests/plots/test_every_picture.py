@@ -25,7 +25,7 @@ def test_every_picture_is_here():
 @pytest.mark.parametrize('n', [pytest.param(o, marks=pytest.mark.nightly) if o in (2,200) else o for o in sizes])
 @pytest.mark.parametrize('name', every)
 def test_all_can_be_read(name, n):
-    for fig in pictures(name, n): assert not looks(fig)
+    for fig in pictures(name, n): assert isinstance(fig, Picture) and not looks(fig)
 
 users = {'font.size':20, 'figure.figsize':(20,1), 'axes.facecolor':'k', 'text.color':'#ffff00', 'image.cmap':'Greys',
          'savefig.facecolor':'k', 'savefig.dpi':300, 'text.usetex':True, 'xtick.labelsize':30, 'axes.labelcolor':'w',
@@ -174,7 +174,7 @@ def test_colours_do_not_come_again(n):
     assert len({*got})==n
     if 1<n<=16:
         rgb = np.array([to_rgb(o) for o in got])
-        assert min(np.abs(a-b).max() for i,a in enumerate(rgb) for b in rgb[:i])>.1
+        assert min(np.abs(a-b).max() for i,a in enumerate(rgb) for b in rgb[:i])>.05
 
 def test_points_and_surfaces_of_more_classes_than_seven():
     y = stream(10, plane=True)

@@ -17,7 +17,7 @@ def test_in_a_script_with_the_systems_viewer(monkeypatch):
     monkeypatch.setattr(ImageShow, '_viewers', [v])
     fig = text_picture('a', 3, 2)
     for _ in range(2): fig.show()
-    assert v.seen==[(240,160)]*2
+    assert v.seen==[(288,192)]*2
 
 def test_where_there_is_none_a_line_says_what_to_do(monkeypatch):
     monkeypatch.setattr(ImageShow, '_viewers', [])

@@ -77,8 +77,8 @@ def test_columns_are_of_the_rows_that_the_memory_answers(bank):
     learn = made(bank=bank(), threshold=.9)
     quietly(learn, 'fit', 3, 1e-2)
     col,c,head = last(learn),learn.memory.collect(learn.dls.valid),learn.memory.head
-    assert [o for o in col if o.startswith('memory_')]==['memory_fill','memory_turnover','memory_loss',
-        'memory_usage','memory_accuracy','memory_network_accuracy']
+    assert [o for o in col if o.startswith('memory_')]==['memory_without','memory_usage','memory_accuracy',
+        'memory_network_accuracy','memory_loss','memory_fill']
     cls,sure = head.bank.classify(c.z)
     hit,net = sure>=head.threshold,c.raw.argmax(1)
     assert 0<int(hit.sum())<len(hit)

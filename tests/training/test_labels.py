@@ -206,7 +206,8 @@ def test_hits_are_those_of_labelled_items():
     read = learn.memory.head.recall(got.z)
     ok = got.y>=0
     hit = (learn.memory.bank.labels[read.index[:,0]]==got.y)[ok].float().mean()
-    assert learn.recorder.values[-1][-1]==pytest.approx(float(hit))
+    row = dict(zip(learn.recorder.metric_names[1:], learn.recorder.values[-1]))
+    assert row["memory_hit"]==pytest.approx(float(hit))
 
 # parts of several items
 

@@ -73,7 +73,6 @@ def test_an_unknown_way_is_refused_before_training():
                                                  (mae, 'lowest mae', 'min'),
     (fm.rmse, '_rmse', 'min'), (accuracy, 'accuracy', 'max'), (skm_to_fastai(skm.hamming_loss), 'hamming_loss', 'min'),
     (fm.CohenKappa(), 'cohen_kappa_score', 'max'), (accuracy, 'memory_hit', 'max'),
-    (accuracy, 'lowest memory_turnover', 'min'),
     (accuracy, 'highest valid_loss', 'max')])
 def test_the_best_epoch_is_kept(metric, monitor, best):
     if metric in (fm.mae, fm.rmse):       # of one-hot answers

@@ -17,8 +17,9 @@ def lines(task, kind): return [s.strip() if kind=='bash' else s for k,s in tasks
 
 folder,table,see,compare = ('Train with a memory on a folder of images','On a table','See what it recalls',
                             'Compare with and without')
+errors,gone = 'Find label errors','Forget a patient'
 def test_each_is_short():
-    assert {folder,table,see,compare,'Resume','Serve','Use two GPUs'}<=tasks.keys()
+    assert {folder,table,see,compare,errors,gone,'Resume','Serve','Use two GPUs'}<=tasks.keys()
     for t,bs in tasks.items():
         assert bs, t
         for kind,s in bs:
@@ -83,6 +84,14 @@ def test_what_it_recalls(said, at):
 def test_compared(said, at):
     assert re.search(r'^few +\d', said[compare], re.M) and 'class9' in said[compare]
     assert Image.open(at/'compared.png').width>200
+
+def test_label_errors(said):
+    "Five rows with what they are, and should be; the first of them is taught"
+    assert re.search(r'^4 +\d+', said[errors], re.M) and 'suggested' in said[errors]
+
+def test_a_patient_is_forgotten(said):
+    n = int(re.search(r'(\d+) rows went out of the memory', said[gone])[1])
+    assert 1<=n<=3 and 'do not forget' in said[gone]
 
 @pytest.fixture(scope='module')
 def run(at):
