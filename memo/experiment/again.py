@@ -12,7 +12,7 @@ import math
 from fastai.vision.all import *
 from ..evaluation.evaluate import *
 from ..evaluation.tables import *
-from .build import made_from
+from .build import origins
 from .diverged import *
 from .jobs import *
 from .run_folder import *
@@ -26,7 +26,7 @@ def load_run(
     t = trainings(run_config(folder), folder)[0]
     check_any([t])
     learn = rebuilt(t.cfg, Path(folder)/'model.safetensors')[1]
-    made_from[learn] = t.cfg,Path(folder)
+    origins[learn] = t.cfg,Path(folder)
     return learn
 
 def _scored(m): return [(r['method'],r['memory'],r['scores'],r.get('intervals')) for r in m['rows']]

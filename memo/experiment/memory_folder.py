@@ -17,7 +17,7 @@ from ..core import *
 from ..data.model_input import check_input,model_input,prediction_dls
 from ..data.tensors import KnownBCE
 from ..evaluation.compare_memory import *     # gives learners `compare_memory`
-from .build import made_from,on_images
+from .build import origins,on_images
 from .model_card import write_card
 from .run_folder import of_file,read_json
 from ..files import check_tensors,write_tensors
@@ -31,7 +31,7 @@ from ..training.memory_callback import MemoryCallback
 from ..training.memory_places import memory_places,put_back
 
 # %% ../../nbs/experiment/19_memory_folder.ipynb #7d0af69a
-files = 'README.md','config.json','model.safetensors','change.png'
+files = 'README.md','config.json','model.safetensors','comparison.png'
 _format = 1
 
 def without_ids(model):
@@ -49,7 +49,7 @@ def plain_args(args): return {k:v for k,v in args.items() if k!='pretrained' and
 
 def network_of(learn, xs):
     "Which registered network a learner of an experiment has, as plain values; None for another learner"
-    cfg = made_from.get(learn, (None,))[0]
+    cfg = origins.get(learn, (None,))[0]
     if cfg is None: return None
     p = part('model', cfg.model.name)
     name = p.name if p.module.startswith('memo.') else f'{p.module}:{p.symbol}'
@@ -128,7 +128,7 @@ def save_memory_folder(self:Learner,
             write_tensors(sd, d/'model.safetensors', dict(format='pt'))
             cfg['files'] = {'model.safetensors':dict(sha256=digest(d/'model.safetensors'))}
             write_json(d/'config.json', cfg)
-            write_card(self, cfg, d, made := made_from.get(self, (None,None)))
+            write_card(self, cfg, d, made := origins.get(self, (None,None)))
             check_written(d, cfg, model, xs[0])
             check_private(d, private_texts(learn, made[1]))
             folder.mkdir(parents=True, exist_ok=True)
@@ -149,7 +149,7 @@ def check_written(d, cfg, model, x):
 def check_private(d, texts):
     "Raise a `MemoError` where a folder names what is nobody else's"
     for k in files:
-        if (d/k).is_file() and k!='change.png' and (o := told_of(d/k, texts)):
+        if (d/k).is_file() and k!='comparison.png' and (o := told_of(d/k, texts)):
             raise MemoError(f"save_memory_folder: {k} would hold {o!r:.80}, of the data or of this machine; nothing is "
                             "written")
 
