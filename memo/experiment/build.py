@@ -12,8 +12,7 @@ __all__ = ['origins', 'opt_funcs', 'made', 'with_key', 'build_dls', 'sampling_of
            'rising']
 
 # %% ../../nbs/experiment/04_build.ipynb #7035be2c
-import contextlib
-import weakref
+import contextlib,weakref
 from fastai.vision.all import *
 from ..heads.attach import memories
 from ..data.features import *

@@ -13,7 +13,7 @@ from fastai.vision.all import *
 from ..banks.described import description,own_arguments
 from ..banks.files import bank_of
 from ..core import MemoError,check_choice
-from ..heads.attach import Gate,TapIn,Wrapped,attach,detach,find_place,holder,memories
+from ..heads.attach import Gate,TapIn,Wrapped,attach,find_place,holder,memories
 from ..heads.base import MemoryHead
 from ..heads.places import Watched
 from ..heads.within import Within

@@ -1,8 +1,8 @@
-"A model that is shared: pushed to a Hub on the loopback and read back, without pickle, data, ids or folders of this machine"
+"A model that is shared: pushed to a Hub on the loopback and read back, without pickle, data, ids or folders"
 import json, pickle, shutil, warnings
 import numpy as np, pytest, torch
-from fastai.vision.all import (CategoryBlock, DataBlock, GrandparentSplitter, Learner, Path, Resize, accuracy, get_image_files,
-                               nn, parent_label, vision_learner, ImageBlock, resnet18)
+from fastai.vision.all import (CategoryBlock, DataBlock, GrandparentSplitter, ImageBlock, Learner, Path, Resize,
+                               accuracy, get_image_files, nn, parent_label, resnet18, vision_learner)
 from PIL import Image
 from helpers.hub import FakeHub
 from helpers.learners import quietly
@@ -81,17 +81,19 @@ def test_a_public_repository_has_to_be_asked_for(run, hub):
 
 def test_what_the_hub_refuses_is_one_line_without_the_token(folder, hub, monkeypatch):
     learn = from_hub(folder)
-    with pytest.raises(MemoError) as e: learn.push_memory_to_hub('me/digits', folder=folder, token='wrong-token-of-mine')
+    def push(name, token='secret'): learn.push_memory_to_hub(name, folder=folder, token=token)
+    with pytest.raises(MemoError) as e: push('me/digits', 'wrong-token-of-mine')
     assert 'hf auth login' in str(e.value) and 'wrong-token' not in str(e.value) and '\n' not in str(e.value)
     with pytest.raises(MemoError, match='no such repository'): from_hub('me/nothing', token='secret')
-    with pytest.raises(MemoError, match="user/name"): learn.push_memory_to_hub('not a name/..', folder=folder, token='secret')
+    with pytest.raises(MemoError, match="user/name"): push('not a name/..')
 
 def test_no_network_is_one_line(folder, monkeypatch):
     import huggingface_hub.constants as c
     monkeypatch.setattr(c, 'ENDPOINT', 'http://127.0.0.1:9')
     monkeypatch.setattr(c, 'HF_HUB_OFFLINE', False)
     learn = from_hub(folder)
-    for f in (lambda: learn.push_memory_to_hub('me/digits', folder=folder, token='t'), lambda: from_hub('me/digits', token='t')):
+    for f in (lambda: learn.push_memory_to_hub('me/digits', folder=folder, token='t'),
+              lambda: from_hub('me/digits', token='t')):
         with pytest.raises(MemoError, match='cannot be reached') as e: f()
         assert '127.0.0.1:9' in str(e.value)
 
@@ -116,7 +118,8 @@ def test_the_card_says_what_a_reader_needs(folder):
     card = ModelCard.load(folder/'README.md')
     assert card.data.library_name=='fastmemo' and 'multiclass' in card.data.tags
     t = card.text
-    for o in ('plain network + memory', '| 9 | 2 |', 'validation 200', '`train.lr`', 'forget(', '![', 'digits_lt', "from_hub('REPO')"):
+    for o in ('plain network + memory', '| 9 | 2 |', 'validation 200', '`train.lr`', 'forget(', '![', 'digits_lt',
+              "from_hub('REPO')"):
         assert o in t, o
     assert 'runs' not in t and '/tmp' not in t
 
@@ -155,11 +158,11 @@ def test_a_hostile_folder_runs_nothing(folder, tmp_path, monkeypatch):
         return d
     def net(**kw): return lambda c: c['network'].update(kw)
     cases = [bad(weights=pickle.dumps(Planted()))]
-    for c in (net(name='os:system'), net(name='this:s'), net(name='antigravity:fly'), net(name='timm', args=dict(arch='hf-hub:me/x')),
-              net(name='timm', args=dict(arch='local-dir:/tmp')), net(n_classes='x'), net(n_classes=3), lambda c: c.update(input={}),
-              lambda c: c.update(places=[dict(name='memory', part='', at='99', front=True, wrap=False)]), lambda c: c.update(places=3),
-              lambda c: c.update(shape=['a']), lambda c: c.update(format=99), lambda c: c['input'].update(dtype='load')):
-        cases.append(c)
+    def says(**kw): return lambda c: c.update(kw)
+    cases += [*(net(name=o) for o in ('os:system','this:s','antigravity:fly')), net(n_classes='x'), net(n_classes=3),
+              *(net(name='timm', args=dict(arch=o)) for o in ('hf-hub:me/x','local-dir:/tmp')), says(input={}),
+              says(places=[dict(name='memory', part='', at='99', front=True, wrap=False)]), says(places=3),
+              says(shape=['a']), says(format=99), lambda c: c['input'].update(dtype='load')]
     for c in cases:
         with pytest.raises(MemoError) as e: from_hub(c if isinstance(c, Path) else bad(c))
         assert '\n' not in str(e.value)
@@ -228,8 +231,8 @@ def test_a_folder_of_others_is_not_written_over(tmp_path, run):
     assert learn.save_memory_folder(d)==d
 
 def test_a_frozen_run_takes_images_again(tmp_path, few_fashion, lite0_weights):
-    few = {'seeds':[0], 'train.epochs':1, 'compare':[], 'runs':str(tmp_path), 'data.n_max':30, 'data.ratio':3, 'data.size':32,
-           'plots.save':False, 'data.valid':5, 'data.root':str(few_fashion)}
+    few = {'seeds':[0], 'train.epochs':1, 'compare':[], 'runs':str(tmp_path), 'data.n_max':30, 'data.ratio':3,
+           'data.size':32, 'plots.save':False, 'data.valid':5, 'data.root':str(few_fashion)}
     cfg = override(load_config('fashion_lt_frozen'), few)
     run_experiment(cfg, log=lambda *a: None)
     learn = load_run(tmp_path/cfg.name)
@@ -255,5 +258,6 @@ def test_another_process_has_it_by_name_alone(run, hub, python, tmp_path):
     r = python('-c', code, cwd=tmp_path, env=env|dict(HF_TOKEN='secret'), timeout=200, cold=True)
     assert r.returncode==0, r.stderr[-2000:]
     assert f"said {[quietly(learn, 'predict', o)[0] for o in x]}" in r.stdout
-    r = python('-c', code, cwd=tmp_path, env=env|dict(HF_TOKEN='', HF_HOME=str(tmp_path/'other')), timeout=200, cold=True)
+    env |= dict(HF_TOKEN='', HF_HOME=str(tmp_path/'other'))
+    r = python('-c', code, cwd=tmp_path, env=env, timeout=200, cold=True)
     assert r.returncode!=0 and 'no such repository, or not for you' in r.stderr

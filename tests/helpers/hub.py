@@ -30,7 +30,8 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if head: self.wfile.write(body)
     def body(self):
-        if self.headers.get('Transfer-Encoding')!='chunked': return self.rfile.read(int(self.headers.get('Content-Length', 0)))
+        if self.headers.get('Transfer-Encoding')!='chunked':
+            return self.rfile.read(int(self.headers.get('Content-Length', 0)))
         res = b''
         while n := int(self.rfile.readline(), 16):
             res += self.rfile.read(n)
@@ -57,16 +58,18 @@ class _Handler(BaseHTTPRequestHandler):
             d = json.loads(data)
             name = f"{d['organization']}/{d['name']}" if d.get('organization') else f"me/{d['name']}"
             old = name in hub.repos
-            if not old: hub.repos[name] = dict(private=bool(d.get('private') or d.get('visibility')=='private'), commits=[{}])
-            return self.send(409 if old else 200, {'url':f'{hub.url}/{name}', 'name':name, 'error':'You already created it'})
+            mine = bool(d.get('private') or d.get('visibility')=='private')
+            if not old: hub.repos[name] = dict(private=mine, commits=[{}])
+            said = {'url':f'{hub.url}/{name}', 'name':name, 'error':'You already created it'}
+            return self.send(409 if old else 200, said)
         if m := re.fullmatch(r'/api/models/(.+)/preupload/(.+)', self.path):
             def mode(p): return 'lfs' if p.endswith('.safetensors') else 'regular'
             return self.send(200, {'files':[{'path':o['path'], 'uploadMode':mode(o['path']), 'shouldIgnore':False}
                                             for o in json.loads(data)['files']]})
         if m := re.fullmatch(r'/(.+)\.git/info/lfs/objects/batch', self.path):
             def put(o): return {'upload':{'href':f"{hub.url}/lfs/{o['oid']}", 'header':{}}}
-            return self.send(200, {'transfer':'basic', 'objects':[{**o, 'actions':put(o)} for o in json.loads(data)['objects']]},
-                             'application/vnd.git-lfs+json')
+            objects = [{**o, 'actions':put(o)} for o in json.loads(data)['objects']]
+            return self.send(200, {'transfer':'basic', 'objects':objects}, 'application/vnd.git-lfs+json')
         if m := re.fullmatch(r'/api/models/(.+)/commit/(.+)', self.path):
             r = hub.repos[m[1]]
             now = dict(r['commits'][-1])
@@ -96,8 +99,9 @@ class _Handler(BaseHTTPRequestHandler):
             if self.denied(m[1], auth): return
             i,cs = self.info(m[1], m[2])
             if i is None: return self.send(404, {'error':'Invalid rev'}, **{'X-Error-Code':'RevisionNotFound'})
-            return self.send(200, {'_id':'1', 'id':m[1], 'modelId':m[1], 'sha':sha_of(m[1], i), 'tags':[], 'downloads':0,
-                                   'private':self.hub.repos[m[1]]['private'], 'siblings':[{'rfilename':k} for k in cs[i]]})
+            about = dict(_id='1', id=m[1], modelId=m[1], sha=sha_of(m[1], i), tags=[], downloads=0)
+            return self.send(200, dict(about, private=self.hub.repos[m[1]]['private'],
+                                       siblings=[{'rfilename':k} for k in cs[i]]))
         if m := re.fullmatch(r'/api/models/([^/]+/[^/]+)/tree/([^/]+).*', self.path):
             if self.denied(m[1], auth): return
             i,cs = self.info(m[1], m[2])
