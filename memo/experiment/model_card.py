@@ -84,7 +84,7 @@ def data_text(learn, made):
 
 def settings_text(cfg):
     "The settings of a training, without folders"
-    if cfg is None: return "The training was not one of `memo-train`, and its settings are not known to this card."
+    if cfg is None: return "The settings of the training are not known to this card."
     return markdown_table(['setting','value'], [[f'`{k}`',f'`{v}`'] for k,v in public_settings(cfg).items()])
 
 def memory_text(about):

@@ -1,8 +1,9 @@
 "A model that is shared: pushed to a Hub on the loopback and read back, without pickle, data, ids or folders"
 import json, pickle, shutil, warnings
 import numpy as np, pytest, torch
-from fastai.vision.all import (CategoryBlock, DataBlock, GrandparentSplitter, ImageBlock, Learner, Path, Resize,
-                               accuracy, get_image_files, nn, parent_label, resnet18, vision_learner)
+from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoaders, GrandparentSplitter,
+                               ImageBlock, Learner, Path, Resize, accuracy, get_image_files,
+                               nn, parent_label, resnet18, vision_learner)
 from PIL import Image
 from helpers.hub import FakeHub
 from helpers.learners import quietly
@@ -131,6 +132,32 @@ def test_the_card_of_a_model_that_was_changed_shows_no_figures_of_the_run(run, f
     text = (d/'README.md').read_text()
     assert 'balanced sampling +' not in text and 'rescued' in text and '![' in text
     assert (d/'comparison.png').read_bytes()!=(folder/'comparison.png').read_bytes()
+
+def test_what_comes_back_is_exported_and_shared_again(run, folder, tmp_path):
+    "Without data: and its network is still known"
+    new = from_hub(folder)
+    assert export_model(new, tmp_path/'model.pt2').is_file()
+    new.memory.forget(label='1')
+    again = from_hub(new.save_memory_folder(tmp_path/'again'))
+    x = [*load_run(run).dls[2].dataset.x[:50].numpy()]
+    torch.testing.assert_close(answers(again, x), answers(new, x), rtol=1e-4, atol=1e-5)
+    assert len(again.memory.bank)==len(new.memory.bank)<len(from_hub(folder).memory.bank)
+    with pytest.raises(MemoError, match='give the learner its data'): again.compare_memory()
+    again.dls = load_run(run).dls
+    assert 'all' in str(quietly(again, 'compare_memory', 2))
+    quietly(again, 'fit', 1, 1e-3)
+
+def test_a_network_of_numbers_that_are_no_floats(tmp_path):
+    "Ids of words, as an embedding takes them"
+    x,y = torch.randint(0, 9, (40,6)),torch.arange(40)%3
+    dls = DataLoaders(*(TensorDL(x, y, bs=8) for _ in range(2)), device='cpu')
+    net = nn.Sequential(nn.Embedding(9, 8), nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 3))
+    learn = Learner(dls, net, CrossEntropyLossFlat(), cbs=MemoryCallback(SlotBank(20, policy='fifo'), head='vote', k=3))
+    quietly(learn, 'fit', 1)
+    d = learn.save_memory_folder(tmp_path/'words')
+    net = nn.Sequential(nn.Embedding(9, 8), nn.Flatten(), nn.Linear(48, 16), nn.ReLU(), nn.Linear(16, 3))
+    with pytest.warns(UserWarning, match='as the network takes them'): new = from_hub(d, model=net)
+    torch.testing.assert_close(answers(new, [*x.numpy()]), quietly(learn, 'get_preds')[0], rtol=1e-4, atol=1e-5)
 
 def test_the_lines_of_the_card_run(folder, hub, run, monkeypatch):
     text = (folder/'README.md').read_text()
