@@ -108,20 +108,23 @@ def check_input(
     "The description if it is whole; a file may hold anything"
     def numbers(k, n=None):
         v = how.get(k)
-        ok = isinstance(v, list) and all(isinstance(o, (int,float)) and math.isfinite(o) for o in v)
+        ok = isinstance(v, list) and all(type(o) in (int,float) and math.isfinite(o) for o in v)
         return ok and len(v) in ({len(v)} if n is None else n)
-    def sizes(k): return numbers(k) and all(isinstance(o, int) and 0<o<=10**5 for o in how[k])
+    def sizes(k):
+        v = how.get(k)
+        return numbers(k) and v and all(isinstance(o, int) and 0<o<=10**5 for o in v) and math.prod(v)<=10**8
     kind = how.get('kind') if isinstance(how, dict) else None
     if kind=='image':
         ok = all(sizes(k) and len(how[k])==2 for k in ('size','resize')) and how.get('fit') in ('crop','pad','squash')
         ok = ok and all(numbers(k, (1,3)) for k in ('mean','std')) and how.get('channels') in (1,3)
         ok = ok and how.get('mode') in ('L','RGB')
-        ok = ok and all(isinstance(how.get(k), bool) for k in ('exif','draft','whole'))
+        ok = ok and all(isinstance(how.get(k), bool) for k in ('exif','draft','whole')) and 0 not in how['std']
     else:
         ok = kind in ('array','tensor') and sizes('shape')
         ok = ok and isinstance(getattr(torch, str(how.get('dtype')), None), torch.dtype)
-        ok = ok and (kind=='tensor' or numbers('mean') and numbers('std')
-                     and sizes('size') and how.get('fit') in ('same','pad','bilinear'))
+        ok = ok and (kind=='tensor' or sizes('size') and how.get('fit') in ('same','pad','bilinear')
+                     and len(how['size'])==len(how['shape']) and (how['fit']=='same' or len(how['size'])==3)
+                     and all(numbers(k, (1,how['size'][0])) for k in ('mean','std')) and 0 not in how['std'])
     if not ok: raise MemoError(f"input: {one_line(repr(how), 120)} is no description of an image, an array or a tensor")
     return how
 

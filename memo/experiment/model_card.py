@@ -95,7 +95,7 @@ def load_text(about):
     if about['network'] is not None: return "learn = from_hub('REPO')"
     return f"learn = from_hub('REPO', model=net)        # net: a new {about['of']} of your own code"
 
-_item = dict(image="'photo.jpg'", array='x', tensor='x')
+_item = dict(image="'folder/of-yours.jpg'", array='x', tensor='x')
 _takes = dict(image='An item is an image: a file, its bytes, or a PIL image.',
               array='An item `x` is an array of shape {shape}, {dtype}.',
               tensor='An item `x` is what the network takes, {shape} of {dtype}: how to make it is not said here.')

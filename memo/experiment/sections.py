@@ -167,9 +167,13 @@ def flat(cfg):
 # %% ../../nbs/experiment/01_sections.ipynb #e2feb6b6
 _private = re.compile(r'(name|runs|path|plots|compare|track)(\.|$)|.*\.root$')
 
+_file = re.compile(r'\.(csv|tsv|txt|json|ya?ml|parquet|xlsx?|pkl|pth?|npz|npy|h5|safetensors|zip|t?gz|tar)$', re.I)
+
 def public_settings(cfg)->dict:
     "The settings of a training by key, without folders and files"
-    def path(v): return isinstance(v, str) and any(o in v for o in '/\\~')
+    def path(v):
+        if isinstance(v, (list,tuple)): return any(map(path, v))
+        return isinstance(v, str) and (any(o in v for o in '/\\~') or bool(_file.search(v)))
     return {k:v for k,v in flat(cfg).items() if not _private.match(k) and v not in (None, [], '') and not path(v)}
 
 _lists = 'compare','train.metrics','train.cbs','track'     # keys of several sections
