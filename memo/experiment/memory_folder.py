@@ -153,6 +153,9 @@ def save_memory_folder(self:Learner,
             about['thresholds'] = check_thresholds(t, len(about['vocab'] or yb[0][0])).tolist()
         cfg = dict(format=_format, memo=version(), network=network_of(self, xs[0]), of=type(model).__name__,
                    places=memory_places(model), input=model_input(learn.dls, xs[0]), shape=[*xs[0].shape[1:]], **about)
+        if cfg['input']['kind']=='tensor' and not hasattr(learn.dls, 'takes'):
+            warn("save_memory_folder: what these loaders do with an item has no description, so a reader has to make "
+                 f"items ready: tensors of {cfg['shape']}")
         cfg['vocab'],cfg['answer'] = cfg['vocab'] or None,own_answer(model, cfg)
         check_said(cfg)
         with tempfile.TemporaryDirectory() as d:

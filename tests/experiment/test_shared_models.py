@@ -161,14 +161,29 @@ def test_names_of_items_that_stand_in_other_texts_by_chance(numbered, tmp_path, 
     assert not (tmp_path/'named').exists()
 
 def test_files_of_the_data_are_no_settings():
+    "Neither their folders nor their names"
     from memo.experiment.sections import public_settings
-    cfg = override(load_config('quickstart'), {'name':'digits'})
-    with_files = override(cfg, {'data.name':'csv', 'data.csv':'miller_patients.csv'}) if 'csv' in known_data() else cfg
-    assert 'miller' not in str(public_settings(with_files))
+    cfg = load_config('quickstart')
+    for data in (dict(name='csv', csv='miller_patients.csv'), dict(name='csv', csv='there/miller.csv')):
+        said = public_settings(override(cfg, {'data':data}))
+        assert 'miller' not in str(said) and said['data.image']=='image'
 
-def known_data():
-    from memo.registry import known
-    return known('data')
+def test_files_of_another_kind_than_the_description_are_not_promised(tmp_path):
+    "Of 16 bits a channel: the loader cuts them off at 255, which no description says"
+    for i in range(16):
+        f = tmp_path/('left','right')[i%2]/f'{i}.png'
+        f.parent.mkdir(exist_ok=True)
+        Image.fromarray((torch.rand(20, 30)*65535).numpy().astype('uint16')).save(f)
+    dls = ImageDataLoaders.from_folder(tmp_path, valid_pct=.5, item_tfms=Resize(16), bs=4, num_workers=0, device='cpu')
+    learn = Learner(dls, small_cnn(3, 2), cbs=MemoryCallback(SlotBank(20), head='vote', k=3))
+    quietly(learn, 'fit', 1)
+    with pytest.warns(UserWarning, match='has no description'): d = learn.save_memory_folder(tmp_path/'shared')
+    with pytest.warns(UserWarning, match='as the network takes them'): new = from_hub(d, model=small_cnn(3, 2))
+    with pytest.raises(MemoError, match='item'): quietly(new, 'predict', str(f))
+    x = [*dls.valid.one_batch()[0]]
+    with learn.memory.off(), new.memory.off():
+        torch.testing.assert_close(answers(new, x), learn.model.eval()(torch.stack(x)).softmax(1).detach(), rtol=1e-4,
+                                   atol=1e-5)
 
 def test_a_full_disk_is_not_said_to_be_the_network(monkeypatch, tmp_path):
     pytest.importorskip('huggingface_hub')
