@@ -6,9 +6,9 @@ Docs: https://fastmemo.github.io/memo/experiment/memory_folder.html.md"""
 
 # %% auto #0
 __all__ = ['files', 'networks', 'without_ids', 'version', 'plain_args', 'network_of', 'check_arguments', 'check_room',
-           'built_network', 'digest', 'network_alone', 'told_of', 'private_texts', 'whole_learner', 'check_written',
-           'check_private', 'read_folder_config', 'check_said', 'example_of', 'own_answer', 'check_answer',
-           'read_model', 'fits_network', 'LargestOf', 'loss_for', 'load_memory_folder']
+           'built_network', 'digest', 'network_alone', 'told_of', 'private_texts', 'whole_learner', 'folder_config',
+           'check_written', 'check_private', 'read_folder_config', 'check_said', 'example_of', 'own_answer',
+           'check_answer', 'read_model', 'fits_network', 'LargestOf', 'loss_for', 'load_memory_folder']
 
 # %% ../../nbs/experiment/19_memory_folder.ipynb #57af8387
 import contextlib,hashlib,shutil,weakref
@@ -70,13 +70,16 @@ def check_arguments(v, key='args'):
     named = isinstance(v, str) and re.search(r'[:/\\]' if key in ('arch','targets') else r'[.:/\\]', v)
     if named or v and key.startswith(('pretrained','checkpoint')):
         raise MemoError(f"network: {key} is {str(v)!r:.60}; no path and no address is accepted")
-    for k,o in v.items() if isinstance(v, dict) else [(key,o) for o in v] if isinstance(v, list) else (): check_arguments(o, k)
+    if isinstance(v, dict): own = v.items()
+    else: own = [(key,o) for o in v] if isinstance(v, list) else ()
+    for k,o in own: check_arguments(o, k)
 
 def check_room(said, kinds, state):
     "Raise a `MemoError` where a network is larger than its weights: a folder cannot ask for more room than it takes"
     have,wide = sum(o.numel() for o in state.values()),max((n for o in state.values() for n in o.shape), default=0)
     def numbers(o):
-        if isinstance(o, (dict,list)): return [n for v in (o.values() if isinstance(o, dict) else o) for n in numbers(v)]
+        if isinstance(o, dict): o = [*o.values()]
+        if isinstance(o, list): return [n for v in o for n in numbers(v)]
         return [o] if isinstance(o, int) else []
     fits = 1<=int(said['ensembled'])<=len(state) and all(n<=max(wide, 10**4) for n in numbers(said['args']))
     try:
@@ -131,6 +134,22 @@ def whole_learner(learn):
     res.thresholds = getattr(learn, 'thresholds', None)
     return res
 
+def folder_config(learn, model, xs, yb, network):
+    "What a folder's `config.json` says, but for its files"
+    about,t = about_model(learn, model, xs, yb),getattr(learn.loss_func, 'thresh', None)
+    about.pop('image')
+    if about['task']=='multilabel' and about['thresholds'] is None and t is not None:
+        n = about['vocab'] if about['vocab'] else answer_of(model, model(*xs))[0]
+        about['thresholds'] = check_thresholds(t, len(n)).tolist()
+    cfg = dict(format=_format, memo=version(), network=network, of=type(model).__name__, places=memory_places(model),
+               input=model_input(learn.dls, xs[0]), shape=[*xs[0].shape[1:]], **about)
+    if cfg['input']['kind']=='tensor' and not hasattr(learn.dls, 'takes'):
+        warn("save_memory_folder: what these loaders do with an item has no description, so a reader has to make "
+             f"items ready: tensors of {cfg['shape']}")
+    cfg['vocab'],cfg['answer'] = cfg['vocab'] or None,own_answer(model, cfg)
+    check_said(cfg)
+    return cfg
+
 @patch
 def save_memory_folder(self:Learner,
     folder, # Made; one that was written so before is written anew
@@ -146,18 +165,7 @@ def save_memory_folder(self:Learner,
         if len(xs)!=1 or not isinstance(xs[0], Tensor):
             raise MemoError(f"save_memory_folder: the model takes {len(xs)} inputs; one tensor is accepted")
         model = without_ids(net)
-        about = about_model(learn, model, xs, yb)
-        about.pop('image')
-        t = getattr(learn.loss_func, 'thresh', None)        # of learners without `thresholds`
-        if about['task']=='multilabel' and about['thresholds'] is None and t is not None:
-            about['thresholds'] = check_thresholds(t, len(about['vocab'] or yb[0][0])).tolist()
-        cfg = dict(format=_format, memo=version(), network=network_of(self, xs[0]), of=type(model).__name__,
-                   places=memory_places(model), input=model_input(learn.dls, xs[0]), shape=[*xs[0].shape[1:]], **about)
-        if cfg['input']['kind']=='tensor' and not hasattr(learn.dls, 'takes'):
-            warn("save_memory_folder: what these loaders do with an item has no description, so a reader has to make "
-                 f"items ready: tensors of {cfg['shape']}")
-        cfg['vocab'],cfg['answer'] = cfg['vocab'] or None,own_answer(model, cfg)
-        check_said(cfg)
+        cfg = folder_config(learn, model, xs, yb, network_of(self, xs[0]))
         with tempfile.TemporaryDirectory() as d:
             d = Path(d)
             sd = {k:v.detach().as_subclass(Tensor).contiguous().clone() for k,v in model.state_dict().items()}
@@ -224,7 +232,7 @@ def example_of(cfg):
     return torch.zeros([2, *map(int, cfg['shape'])], dtype=kind)
 
 def own_answer(model, cfg):
-    "Some numbers that a network without its memories answers to a ramp: weights alone do not tell what is done with them"
+    "Numbers that a network without its memories answers to a ramp: weights do not tell what is done with them"
     x = example_of(cfg)
     if x.is_floating_point(): x = torch.linspace(-1, 1, x[0].numel()).view(x[0].shape).expand_as(x).contiguous()
     with torch.no_grad(), contextlib.ExitStack() as stack:
@@ -237,8 +245,8 @@ def check_answer(model, cfg):
     a,b = torch.tensor(cfg['answer'], dtype=torch.float64),torch.tensor(own_answer(model, cfg), dtype=torch.float64)
     most = float(a.nan_to_num(0, 0, 0).abs().max())
     if a.shape!=b.shape or not torch.allclose(a, b, rtol=0, atol=.02*most+1e-4, equal_nan=True):
-        raise MemoError(f"{type(model).__name__} is another network than the one that was shared: of the same weights, it "
-                        "answers otherwise (its code, or the version of timm or memo, is another)")
+        raise MemoError(f"{type(model).__name__} is another network than the one that was shared: of the same weights, "
+                        "it answers otherwise (its code, or the version of timm or memo, is another)")
 
 def read_model(folder, cfg, model, kinds):
     "The network of a folder with its memories"

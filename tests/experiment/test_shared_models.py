@@ -113,7 +113,8 @@ cnn = dict(vit, name='small_cnn', args={})
     (lambda c: c.update(network=dict(cnn, n_classes=10**10)), 'larger than the weights'),
     (lambda c: c.update(network=dict(cnn, ensembled=10**12)), 'larger than the weights'),
     (lambda c: c.update(shape=[1,10**5,10**5]), 'shape'),
-    (lambda c: c.update(shape=[1,10**5,10**5], input=dict(kind='tensor', shape=[1,10**5,10**5], dtype='float32')), 'input'),
+    (lambda c: c.update(shape=[1,10**5,10**5], input=dict(kind='tensor', shape=[1,10**5,10**5], dtype='float32')),
+     'input'),
     (lambda c: c['input'].update(size=[]), 'input'), (lambda c: c['input'].update(mean=[]), 'input'),
     (lambda c: c['input'].update(std=[0]), 'input'), (lambda c: c['input'].update(mean=[True]), 'input'),
     (lambda c: c.update(vocab={}), 'vocab'), (lambda c: c.update(vocab=[1,2]), 'vocab'),
@@ -147,8 +148,8 @@ def numbered(tmp_path_factory):
 def test_names_of_items_that_stand_in_other_texts_by_chance(numbered, tmp_path, monkeypatch):
     "A file named 12345 is not named by .0123456, nor one named photo.jpg by the card's example; a whole name is"
     fs = sorted(o for o in numbered.rglob('*') if o.is_file())
-    dls = ImageDataLoaders.from_path_func(numbered, fs, lambda o: o.parent.name, item_tfms=Resize(16), bs=8, num_workers=0,
-                                          device='cpu')
+    dls = ImageDataLoaders.from_path_func(numbered, fs, lambda o: o.parent.name, item_tfms=Resize(16), bs=8,
+                                          num_workers=0, device='cpu')
     learn = Learner(dls, small_cnn(3, 2), cbs=MemoryCallback(SlotBank(20), head='vote', k=3))
     quietly(learn, 'fit', 1)
     import memo.experiment.memory_folder as m
