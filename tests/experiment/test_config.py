@@ -286,7 +286,7 @@ def test_shipped_experiments(repo):
         assert c.name.split('/')[-1]==p.stem, p
         assert from_dict(yaml.safe_load(to_yaml(c)), 'written')==c, p
     c = load_config(repo/'experiments/quickstart.yaml')
-    assert len(c.seeds)==3 and [s.name for s in c.compare]==['logit_adjusted','balanced_sampling']
+    assert len(c.seeds)==3 and [s.name for s in c.compare]==['temperature','logit_adjusted','balanced_sampling']
 
 def test_reading_imports_no_torch_and_is_quick(repo, python):
     "CPU of a whole process, interpreter included"
