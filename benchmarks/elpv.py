@@ -3,13 +3,14 @@ is not a requirement and nothing of it is in this repository), eight classes
 (cell type x degree of defect) as long-tailed as they are, on frozen EfficientNet-Lite0 features at 128 px. Five
 stratified splits (seeds 20 to 24), 60 % of the cells for training (a fifth of these for validation); rows and settings
 are those of experiments/tail/fashion_frozen, nothing is chosen here.
-`pip install --no-deps elpv-dataset` first, then `python benchmarks/elpv.py`. Writes benchmarks/elpv.md."""
-import sys,tempfile
+`pip install --no-deps elpv-dataset` first, then `python benchmarks/elpv.py`, or `python benchmarks/elpv.py FOLDER`,
+which keeps the runs there and goes on where it was stopped. Writes benchmarks/elpv.md."""
+import contextlib,sys,tempfile
 from pathlib import Path
 import numpy as np,pandas as pd
 from memo.experiment.config import load_config
 from memo.core import packaged_file
-from memo.experiment.run import run_experiment,run_folder
+from memo.experiment.run import resume_run,run_experiment,run_folder
 from memo.evaluation.tables import compare,format_results,label,md_table,row_of,single
 from memo.experiment.run_folder import read_json
 
@@ -44,18 +45,21 @@ if __name__=='__main__':
     t = pd.read_csv(csv, sep=r'\s+', names=['image','defect','kind'])
     t['label'] = (t.defect*3).round().astype(int) + 4*(t.kind=='poly')
     rows,network = {},{}
-    with tempfile.TemporaryDirectory() as d:
+    kept = Path(sys.argv[1]).absolute() if len(sys.argv)>1 else None
+    with tempfile.TemporaryDirectory() if kept is None else contextlib.nullcontext(kept) as d:
         for seed in seeds:
             root = Path(d)/f'split{seed}'
-            root.mkdir()
-            (root/'images').symlink_to(csv.parent/'images')
+            if not root.exists():
+                root.mkdir(parents=True)
+                (root/'images').symlink_to(csv.parent/'images')
             split(t, root, seed)
             for training in ('plain','balanced'):
                 f = Path(d)/f'{training}{seed}.yaml'
                 f.write_text(yaml.format(tail=here.parents[1]/'experiments/tail/fashion_frozen', training=training,
                                          name=f'{training}{seed}', runs=f'{d}/runs', seed=seed, root=root))
                 cfg = load_config(f)
-                run_experiment(cfg, log=lambda s: None)
+                if not run_folder(cfg).exists(): run_experiment(cfg, log=lambda s: None)
+                elif not (run_folder(cfg)/'results.md').exists(): resume_run(run_folder(cfg), log=lambda s: None)
                 for m in (read_json(o/'metrics.json') for o in sorted(run_folder(cfg).glob('**/'))
                           if (o/'metrics.json').is_file()):
                     for r in m['rows']:

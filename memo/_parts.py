@@ -524,7 +524,7 @@ parts = {
   }, {'task': 'multilabel'}),
   'findings_csv': ('memo.data.findings_csv', 'findings_csv', "Images with findings from a CSV file of one's own", {
     'root': Param(str|object|None, None, 'Folder of the images; by default that of the table'),
-    'csv': Param(str|object|None, None, 'The table: a path from `root`, or an absolute one'),
+    'csv': Param(str|object|None, None, 'The table: a path from `root`, else from the working folder, or an absolute one'),
     'image': Param(str, 'image', "Column of the images' names or paths"),
     'findings': Param(list[str]|None, None, 'Columns, one for each finding; or those meant of the labels in `label` (None: all)'),
     'label': Param(str|None, None, 'Column that holds all labels of an image, joined or as a list; None: each finding has a column'),
@@ -753,7 +753,7 @@ parts = {
     'device': Param(Any, None, "By default fastai's"),
   }, {'task': 'stream'}),
   'csv': ('memo.data.image_tables', 'image_csv', 'Images and their classes in a CSV', {
-    'csv': Param(str|object|None, None, "The table, from root; without root from the working folder, or the settings' data folder"),
+    'csv': Param(str|object|None, None, "The table, from root or the working folder; without root from that, or settings' data folder"),
     'root': Param(str|object|None, None, 'Folder of the images; by default that of the table'),
     'image': Param(str, 'image', 'Column of paths or names of the images'),
     'label': Param(str, 'label', 'Column of the classes: names or whole numbers'),

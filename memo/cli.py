@@ -10,7 +10,7 @@ __all__ = ['command', 'guarded', 'parts_text', 'announcement', 'check_arguments'
            'rows_csv', 'memo_bank', 'numbers', 'memo_speed', 'memo_cache', 'memo_mosaic', 'memo_demo']
 
 # %% ../nbs/90_cli.ipynb #176dba47
-import os,sys
+import os,signal,sys
 from pathlib import Path
 from fastcore.script import call_parse,is_cli
 from .arguments import begin
@@ -76,6 +76,16 @@ def _told(e):
         return f'{what} ({where}, which is no code of memo; --debug shows the traceback)',2
     return f'this is a fault of memo, not yours: {what} ({where}). Please report it with what --debug shows',1
 
+def _leave(sig, frame):
+    """ctrl-c: at once while a module is imported, as code that tries an import may take any exception for a package
+    that is missing, and go on; nothing is lost that a kill would not lose"""
+    while frame is not None:
+        if frame.f_code.co_filename=='<frozen importlib._bootstrap>':
+            os.write(2, b'\ninterrupted\n')
+            os._exit(130)
+        frame = frame.f_back
+    raise KeyboardInterrupt
+
 def guarded(f, cli, debug, hint=''):
     """Run `f`; on the command line an exception becomes one line
 
@@ -84,6 +94,7 @@ def guarded(f, cli, debug, hint=''):
     _quiet()
     if not cli: return f()
     from memo.core import say
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler: signal.signal(signal.SIGINT, _leave)
     try: return f()
     except KeyboardInterrupt:
         say(f'\ninterrupted{hint}', sys.stderr)

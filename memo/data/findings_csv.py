@@ -191,7 +191,7 @@ def table_dls(
 def table_of(root, csv):
     "Path of a table: absolute, or from `root`"
     if csv is None: raise MemoError("csv: the table is needed, a path from root")
-    p = Path(csv) if root is None else Path(root)/csv
+    p = Path(csv) if root is None or not (Path(root)/csv).is_file() and Path(csv).is_file() else Path(root)/csv
     if not p.is_file():
         there = [o for o in walk_tree(p.parent) if '.csv' in o.lower()] if p.parent.is_dir() else []
         found = f"; {some([os.path.relpath(o, p.parent) for o in there])} is there" if there else ''
@@ -211,7 +211,7 @@ def finding_columns(df, p, findings, label, image):
 @delegates(table_dls, but=['df','findings','p'])
 def findings_csv(
     root:str|Path=None, # Folder of the images; by default that of the table
-    csv:str|Path=None, # The table: a path from `root`, or an absolute one
+    csv:str|Path=None, # The table: a path from `root`, else from the working folder, or an absolute one
     image:str='image', # Column of the images' names or paths
     findings:list[str]=None, # Columns, one for each finding; or those meant of the labels in `label` (None: all)
     label:str=None, # Column that holds all labels of an image, joined or as a list; None: each finding has a column

@@ -114,7 +114,7 @@ def csv_table(
 @register('data', 'csv', task='multiclass')
 @delegates(class_dls, but=['df'])
 def image_csv(
-    csv:str|Path=None, # The table, from root; without root from the working folder, or the settings' data folder
+    csv:str|Path=None, # The table, from root or the working folder; without root from that, or settings' data folder
     root:str|Path=None, # Folder of the images; by default that of the table
     image:str='image', # Column of paths or names of the images
     label:str='label', # Column of the classes: names or whole numbers
@@ -126,6 +126,7 @@ def image_csv(
     if csv is None: raise MemoError("csv: a table of images and labels has to be given")
     base = Path('.' if root is None and Path(csv).is_file() else ifnone(root, settings().data))
     path = base/csv     # itself where it is a whole path
+    if not path.is_file() and Path(csv).is_file(): path = Path(csv)
     folder = base if root is not None else path.parent
     df = csv_table(path, folder, dict(image=image, label=label, split=split, group=group))
     dls = class_dls(df, folder, **kwargs)

@@ -360,6 +360,8 @@ def load_config(
     folders = [o for d,p in reversed(layers) for o in (*own_path(d, p.parent), p.parent.resolve())]
     draft.folders = list(dict.fromkeys([*folders, Path.cwd()]))
     with importing_from(*draft.folders):
+        p = layers[-1][1]
+        draft.lay(dict(name=p.stem), p)     # where none is said
         for d,p in layers: draft.lay(d, p)
         if isinstance(overrides, dict):
             for k,v in overrides.items(): draft.set(k, v, 'overrides')

@@ -215,6 +215,30 @@ runpy.run_path(sys.argv[0], run_name='__main__')
     assert contents(d)==contents(whole[0])
 
 @pytest.mark.slow
+def test_ctrl_c_while_something_is_imported(tmp_path):
+    "Packages try imports with a bare `except`, which takes ctrl-c for a package that is missing"
+    (tmp_path/'slow.py').write_text("""
+import pathlib, time
+from memo.models.small import small_cnn
+try:
+    pathlib.Path('here').touch()
+    time.sleep(100)
+except: pass
+def net(c_in, n_classes): return small_cnn(c_in, n_classes)
+""")
+    (tmp_path/'slow.yaml').write_text('model: slow.net\ntrain: {epochs: 1}')
+    train = Path(sys.executable).with_name('memo-train')
+    def usual(): signal.signal(signal.SIGINT, signal.default_int_handler)     # jobs in the background ignore it
+    p = subprocess.Popen([sys.executable, train, 'slow.yaml'], cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+                         stdout=subprocess.DEVNULL, preexec_fn=usual)
+    try:
+        until = time.time()+100
+        while not (tmp_path/'here').exists() and time.time()<until: time.sleep(.02)
+        p.send_signal(signal.SIGINT)
+        err = p.communicate(timeout=20)[1]
+    finally: p.kill()
+    assert p.returncode==130 and 'interrupted' in err and 'Traceback' not in err and not (tmp_path/'runs').exists()
+
 def test_ctrl_c(python, yml):
     r = python(interrupt, 'ctrl_c', yml, f'runs={yml.parent}/ctrlc')
     assert r.returncode==130 and 'interrupted' in r.stderr and '--resume' in r.stderr and 'Traceback' not in r.stderr

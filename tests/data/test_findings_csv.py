@@ -1,5 +1,5 @@
 "Tables of findings: one's own in each form, and CheXpert, MIMIC-CXR, PadChest, VinDr in the layouts of their makers"
-import csv, gzip, io
+import csv, gzip, io, shutil
 import numpy as np, pandas as pd, pytest, torch
 from hypothesis import given, strategies as st
 from PIL import Image
@@ -153,6 +153,17 @@ def test_several_rows_of_an_image(own, tmp_path):
         findings_csv(root, 'own.csv', findings=names, patient='who', **kw)
     dls = findings_csv(root, 'own.csv', findings=names, patient='who', several='majority', **kw)
     assert len(dls.split)==N and rows_of(dls)['0.png'][0]==[0,1,0]       # digit 0: 1 1 1
+
+def test_a_table_in_the_working_folder(own, tmp_path, monkeypatch):
+    root = own(names, lambda i: Y[i])
+    def n(): return len(findings_csv(root, 'mine.csv', findings=names, patient='who', **kw).split)
+    (tmp_path/'here').mkdir()
+    monkeypatch.chdir(tmp_path/'here')
+    (root/'own.csv').rename('mine.csv')
+    was = n()
+    shutil.copy('mine.csv', root/'mine.csv')
+    Path('mine.csv').write_text('nothing')      # the one below root goes first
+    assert n()==was>0
 
 def test_what_is_wrong_is_told_in_a_line(own):
     root = own([*names,'found'], lambda i: [*Y[i],'small' if Y[i,1] else 'normal'])

@@ -171,6 +171,17 @@ def test_a_table_in_the_working_folder(photos, tmp_path, monkeypatch):
     rows(photos).assign(image=[str(tmp_path/o) for o in paths]).to_csv(tmp_path/'data/there.csv', index=False)
     assert parts(image_csv('there.csv', **kw))==parts(a)
 
+def test_a_table_here_and_its_images_elsewhere(photos, tmp_path, monkeypatch):
+    "It is the one below root where there is one, else the one in the working folder"
+    kw = dict(root=photos, size=8, bs=4, workers=0, device='cpu')
+    rows(photos).to_csv(tmp_path/'mine.csv', index=False)
+    monkeypatch.chdir(tmp_path)
+    assert sum(parts(image_csv('mine.csv', **kw)))==120
+    (photos/'mine.csv').write_text(rows(photos)[:60].to_csv(index=False))
+    try: assert sum(parts(image_csv('mine.csv', **kw)))==60
+    finally: (photos/'mine.csv').unlink()
+    assert f"no file {photos/'yours.csv'}" in err(image_csv, 'yours.csv', **kw)
+
 def test_groups_of_the_table_are_a_memorys(photos, tmp_path):
     "A patient's images do not find one another, in long-tailed draws too, and a patient can be forgotten"
     from fastai.vision.all import Learner, xresnet18

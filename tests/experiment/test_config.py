@@ -156,6 +156,16 @@ def test_base_chain_and_precedence(yml):
     assert (c.seeds,m.bank.size,m.head.k,c.train.lr,c.train.epochs) == ([0,1],16,4,2.,3)
     assert m.bank.given==('size',) and m.head.given==('k',)
 
+def test_a_file_that_says_no_name_has_its_own(yml):
+    "So that two of them do not meet in one run folder; what is said anywhere goes first"
+    assert load_config(yml('seeds: [0]', 'mine.yaml')).name=='mine'
+    assert load_config(yml('seeds: [0]', 'mine.yaml'), ['name=x']).name=='x'
+    yml('name: base', 'b.yaml')
+    assert load_config(yml('base: b.yaml', 'over.yaml')).name=='base'
+    yml('seeds: [1]', 'b.yaml')
+    assert load_config(yml('base: b.yaml', 'over.yaml')).name=='over'
+    assert 'name' in err(load_config, yml('seeds: [0]', ' .yaml'))
+
 def test_longer_cycles(yml):
     yml('base: b.yaml', 'a.yaml')
     assert 'leads back to itself' in err(load_config, yml('base: a.yaml', 'b.yaml'))
@@ -276,7 +286,7 @@ def test_shipped_experiments(repo):
         assert c.name.split('/')[-1]==p.stem, p
         assert from_dict(yaml.safe_load(to_yaml(c)), 'written')==c, p
     c = load_config(repo/'experiments/quickstart.yaml')
-    assert len(c.seeds)==3 and [s.name for s in c.compare]==['logit_adjusted','balanced_sampling']
+    assert len(c.seeds)==3 and [s.name for s in c.compare]==['temperature','logit_adjusted','balanced_sampling']
 
 def test_reading_imports_no_torch_and_is_quick(repo, python):
     "CPU of a whole process, interpreter included"
