@@ -130,7 +130,8 @@ def test_shared(run, at, python, tmp_path):
     hub = FakeHub()
     new = next(at.glob('pictures/test/class3/*.png'))
     (at/'new.png').write_bytes(new.read_bytes())
-    env = dict(HF_ENDPOINT=hub.url, HF_TOKEN=hub.token, HF_HOME=str(tmp_path), HF_HUB_DISABLE_XET='1', HF_HUB_OFFLINE='0')
+    env = dict(HF_ENDPOINT=hub.url, HF_TOKEN=hub.token, HF_HOME=str(tmp_path), HF_HUB_DISABLE_XET='1',
+               HF_HUB_OFFLINE='0')
     more = "print('##', load_run('runs/mine').predict('new.png')[0])"
     try: r = python('-c', start+''.join(lines(share, 'python'))+more, cwd=at, env=env, cold=True)
     finally: hub.close()

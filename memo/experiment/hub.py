@@ -33,7 +33,7 @@ def of_hub(what, repo, endpoint, token=None):
         elif isinstance(e, hf.RevisionNotFoundError): why = 'no such revision'
         elif isinstance(e, hf.LocalTokenNotFoundError) or code in (401,403):
             why = f"{endpoint} does not let you: hf auth login, or token="
-        elif isinstance(e, hf.RepositoryNotFoundError): 
+        elif isinstance(e, hf.RepositoryNotFoundError):
             why = 'no such repository, or not for you (hf auth login, token=)'
         elif isinstance(e, hf.OfflineModeIsEnabled): why = 'HF_HUB_OFFLINE is set; a folder is accepted'
         elif code is None: why = f"{endpoint} cannot be reached ({type(e).__name__}); a folder is accepted too"
@@ -61,7 +61,8 @@ def pushed(api, repo, folder, private):
         raise MemoError(f"push_memory_to_hub: {repo!r} is public: private=False pushes features of your training "
                         "items to it, another name makes a private one")
     own = [k for k in files if (folder/k).is_file()]
-    return str(api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=own,
+    gone = [k for k in files if k not in own]       # of an earlier push, which says something of another model
+    return str(api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=own, delete_patterns=gone,
                                  commit_message='A network with a memory').commit_url)
 
 def from_hub(

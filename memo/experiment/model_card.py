@@ -82,10 +82,13 @@ def data_text(learn, made):
     more = f'\n\nand {len(rows)-40} more classes' if len(rows)>40 else ''
     return f"{res}\n\n{markdown_table(['class','training items'], rows[:40])}{more}"
 
-def settings_text(cfg):
+def settings_text(learn, made):
     "The settings of a training, without folders"
+    cfg,run = made
     if cfg is None: return "The settings of the training are not known to this card."
-    return markdown_table(['setting','value'], [[f'`{k}`',f'`{v}`'] for k,v in public_settings(cfg).items()])
+    more = run is not None and not is_of_run(learn, run)
+    also = "After this training the model was changed: trained on, or its memory edited.\n\n" if more else ''
+    return also+markdown_table(['setting','value'], [[f'`{k}`',f'`{v}`'] for k,v in public_settings(cfg).items()])
 
 def memory_text(about):
     rows = [[f'`{n}`',f"`{o['bank']}`",f"`{o['head']}`",f"{o['rows']:,}"] for n,o in about['memories'].items()]
@@ -111,7 +114,7 @@ def card_text(learn, about, made, results, picture):
     shape = {k:kind.get(k) for k in ('shape','dtype')}
     pic = '\n\n![What the memory changes](comparison.png)' if picture else ''
     return _card.format(head=head, load=load, takes=_takes[kind['kind']].format(**shape), results=results+pic,
-                        data=data_text(learn, made), settings=settings_text(made[0]), version=about['memo'])
+                        data=data_text(learn, made), settings=settings_text(learn, made), version=about['memo'])
 
 _card = """# A network with a memory
 

@@ -70,7 +70,10 @@ def test_what_was_looked_at_is_what_is_pushed(run, hub, tmp_path):
     (d/'notes.txt').write_text('not for others')
     learn.push_memory_to_hub('me/digits', folder=d, token='secret')
     got = hub.files('me/digits')
-    assert b'# Digits of mine' in got['README.md'] and 'notes.txt' not in got
+    assert b'# Digits of mine' in got['README.md'] and 'notes.txt' not in got and 'comparison.png' in got
+    (d/'comparison.png').unlink()
+    learn.push_memory_to_hub('me/digits', folder=d, token='secret')
+    assert {*hub.files('me/digits')}=={'README.md','config.json','model.safetensors'}       # nothing of before is left
 
 def test_a_public_repository_has_to_be_asked_for(run, hub):
     hub.repos['me/open'] = dict(private=False, commits=[{}])
@@ -131,6 +134,7 @@ def test_the_card_of_a_model_that_was_changed_shows_no_figures_of_the_run(run, f
     assert 'balanced sampling' in (folder/'README.md').read_text()
     text = (d/'README.md').read_text()
     assert 'balanced sampling +' not in text and 'rescued' in text and '![' in text
+    assert 'model was changed' in text and 'model was changed' not in (folder/'README.md').read_text()
     assert (d/'comparison.png').read_bytes()!=(folder/'comparison.png').read_bytes()
 
 def test_what_comes_back_is_exported_and_shared_again(run, folder, tmp_path):

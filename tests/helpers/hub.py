@@ -76,6 +76,7 @@ class _Handler(BaseHTTPRequestHandler):
             for line in data.decode().splitlines():
                 o = json.loads(line)
                 if o['key']=='file': now[o['value']['path']] = base64.b64decode(o['value']['content'])
+                if o['key']=='deletedFile': now.pop(o['value']['path'])
                 if o['key']=='lfsFile': now[o['value']['path']] = hub.lfs[o['value']['oid']]
             r['commits'].append(now)
             oid = sha_of(m[1], len(r['commits'])-1)
