@@ -115,7 +115,9 @@ def train(
     except Diverged as e:
         h,end = frame_of(e.rows),diverged_facts(t, e)
         if main and end['kept'] is not None: log(end['why'])
-        if end['kept'] is None: return give_up(t, e, log, savers) if main else None
+        if end['kept'] is None:
+            follow.end({}, end['why'], failed=True)
+            return give_up(t, e, log, savers) if main else None
     begins.now()        # where nothing was left to train
     learn.dls = final
     with alone(), learn.no_bar(), learn.no_logging():
@@ -183,7 +185,7 @@ def claim_folder(cfg, folder, overwrite):
 
 def check_experiment(cfg):
     "Build every part once to find mistakes before anything is written; images are not loaded"
-    for s in cfg.track: made(f'track.{s.name}', s)
+    trackers_of(cfg)
     cfg = with_args(cfg, 'data', preload=False)
     if cfg.train.frozen: return check_names(cfg, build_dls(cfg, cfg.seeds[0]))     # the rest would compute features
     learn = build_learner(cfg, cfg.seeds[0])

@@ -11,51 +11,62 @@ __all__ = ['Follow']
 import json
 from fastai.vision.all import *
 from ..core import *
+from .tracking import not_followed,numbers_in
 
 # %% ../../nbs/training/46_follow.ipynb #d69c013e
 class Follow:
     "The trackers of one training"
     def __init__(self,
-        trackers, # `Tracker`s
+        trackers, # `Tracker`s, each of another kind
         folder, # Of the training
         name='', # Of its runs
         settings={}, # What they say that it is of
         resume=False # Go on in the runs that are there
     ):
         self.all,self.folder,self.name,self.settings = [] if rank_distrib() else [*trackers],Path(folder),name,settings
-        self.was,self.begun = self._read() if resume else {},False
+        self.was,self.resume,self.begun,self.noted = self._read() if resume else {},resume,False,True
 
     def _read(self):
         try: d = json.loads((self.folder/'track.json').read_text(encoding='utf-8'))
-        except (OSError,ValueError): return {}      # not there, or damaged: it begins anew
+        except (OSError,ValueError): return {}      # not there, or damaged
         def ok(o): return isinstance(o, dict) and isinstance(o.get('id'), str) and isinstance(o.get('step'), int)
         return {k:o for k,o in d.items() if ok(o)} if isinstance(d, dict) else {}
 
-    def _begin(self):
+    def _key(self, o): return o.kind or type(o).__name__
+    def _begin(self, n):
+        "Before the `n`th epoch is written"
         if self.begun or not self.all: return
         self.begun = True
-        for o in self.all: o.begin(self.name, self.settings, self.folder, self.was.get(o.kind))
+        self.all = [o for o in self.all if not self.was.get(self._key(o), {}).get('ended')]     # the table is made again
+        for o in self.all:
+            was = self.was.get(self._key(o)) or (dict(id=o.newest(self.folder), step=n-1) if self.resume else {})
+            o.begin(self.name, self.settings, self.folder, was)
         self._note()
-    def _note(self):
-        d = {**self.was, **{o.kind:o.state for o in self.all if o.id is not None}}
-        if self.all: write_json(self.folder/'track.json', d)
+    def _note(self, **more):
+        d = {**self.was, **{self._key(o):dict(id=o.run_id, step=o.last_step, **more) for o in self.all if o.run_id}}
+        if not self.all or not self.noted: return
+        try: write_json(self.folder/'track.json', d)
+        except MemoError as e:
+            self.noted = False
+            not_followed('track.json: writing', e)
 
     def row(self,
         n, # How many epochs are done
         row # Of the history
     ):
         "Follow an epoch"
-        self._begin()
-        vals = {k:float(v) for k,v in row.items() if isinstance(v, (int,float)) and k not in ('stage','epoch')}
-        for o in self.all: o.log(vals, n)
+        self._begin(n)
+        for o in self.all: o.log(numbers_in(row), n)
         self._note()
 
     def end(self,
-        scores, # By name
+        scores:dict, # By name
         text, # A table
-        pictures # (file, caption) of each
+        pictures=(), # (file, caption) of each
+        failed=False # Has the training failed?
     ):
         "Follow the end of the training"
-        self._begin()
-        for o in self.all: o.finish(scores, text, pictures)
-        self._note()
+        if not failed: self._begin(1)
+        if not self.begun: return
+        for o in self.all: o.finish(scores, text, pictures, failed)
+        self._note(ended=True)
