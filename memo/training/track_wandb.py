@@ -41,15 +41,16 @@ class WandbTracker(Tracker):
         # what it would find out of machine, program and code stays here
         s = wandb.Settings(disable_git=True, save_code=False, console='off', silent=True, host='', x_disable_meta=True,
                            x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False,
+                           x_transaction_log_flush_interval=1,     # seconds, which a process that is killed loses
                            init_timeout=30, finish_timeout=60, finish_timeout_raises=True)
         own = dict(project=self.project, entity=self.entity, mode=self.mode, name=name, config=config, id=id)
         self.run_ = wandb.init(**own, dir=str(folder), resume=None if id is None else 'allow', settings=s,
                                reinit='create_new')
         return self.run_.id
-    def write(self, values, step): self.run_.log(values, step=step)
+    def write(self, values, step): self.run_.log(values, step=step, commit=True)    # else with the next one
     def close(self, scores, text, pictures, failed=False):
         import wandb
         self.run_.summary.update({f'test/{k}':v for k,v in scores.items()})
         pics = {p.stem:wandb.Image(str(p), caption=c) for p,c in pictures}
-        if pics: self.run_.log(pics, step=self.last_step)
+        if pics: self.run_.log(pics, step=self.last_step+1)
         self.run_.finish(exit_code=int(failed))

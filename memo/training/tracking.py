@@ -40,6 +40,7 @@ class Tracker(Callback):
     run_,run_id,last_step = None,None,0
     _begun,_dead,_trained,_n = False,False,False,0
 
+    def __init__(self): super().__init__()      # of settings; a Callback takes functions
     @property
     def name(self): return super().name if self.kind is None else f'{self.kind}_tracker'
     def __reduce_ex__(self, protocol): return Callback,()       # an export has no account, and follows nothing
