@@ -107,8 +107,6 @@ def earlier_rows(t, dls):
 
 def trackers_of(cfg):
     "What `track` says"
-    names = [s.name for s in cfg.track]
-    if twice := [k for k in names if names.count(k)>1]: raise MemoError(f"track: {twice[0]} twice, once is accepted")
     return [made(f'track.{s.name}', s) for s in cfg.track]
 
 def followed(t, resume=False):
