@@ -22,8 +22,8 @@ class CSVTracker(Tracker):
     def open(self, name, config, folder, id=None):
         file,rows = folder/'epochs.csv',[]
         if id is not None and file.is_file():
-            old = pd.read_csv(file, float_precision='round_trip')
-            rows = old[old.epoch<=self.last_step].to_dict('records')
+            old = pd.read_csv(file, dtype=str)      # which stay as they were written
+            rows = old[old.epoch.astype(int)<=self.last_step].to_dict('records')
         self.run_ = file,rows
         return 'epochs.csv'
     def write(self, values, step):

@@ -19,6 +19,7 @@ def metric_name(k):
     "A name that MLflow takes"
     return re.sub(r'[^\w\-./ ]', '_', k)
 
+# %% ../../nbs/training/45_track_mlflow.ipynb #966c8d83
 @register('tracker', 'mlflow')
 class MLflowTracker(Tracker):
     "A run of MLflow"

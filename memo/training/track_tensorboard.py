@@ -20,6 +20,7 @@ def runs_in(folder):
     names = itertools.chain(['tensorboard'], (f'tensorboard_{i}' for i in itertools.count(2)))
     return [*itertools.takewhile(lambda k: (Path(folder)/k).exists(), names)]
 
+# %% ../../nbs/training/43_track_tensorboard.ipynb #53c47e2b
 @register('tracker', 'tensorboard')
 class TensorBoardTracker(Tracker):
     "Scalars of each epoch; settings, table and pictures"

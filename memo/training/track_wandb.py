@@ -20,6 +20,7 @@ def logged_in():
     import wandb
     with contextlib.redirect_stderr(io.StringIO()): return wandb.login(prompt=False, verify=False)
 
+# %% ../../nbs/training/44_track_wandb.ipynb #a7c98550
 @register('tracker', 'wandb')
 class WandbTracker(Tracker):
     "A run of Weights & Biases"

@@ -20,6 +20,7 @@ def needs_package(module):
     "Raise a `MemoError` where a package that a tracker needs is not installed"
     if importlib.util.find_spec(module) is None: raise MemoError(f"{module} is not installed: {how_to_install(module)}")
 
+# %% ../../nbs/training/41_tracking.ipynb #e2565f4f
 def numbers_in(row):
     "What of a row is a number, by name"
     def number(v):
@@ -27,12 +28,14 @@ def numbers_in(row):
         except (TypeError,ValueError,RuntimeError): return None     # several of them
     return {k:n for k,v in row.items() if k not in ('stage','epoch','time') and (n := number(v)) is not None}
 
+# %% ../../nbs/training/41_tracking.ipynb #e86b207a
 def not_followed(what, e):
     "Say in a line that something is followed no more: it only shows, and ends nothing"
     why = one_line(e, 160) or type(e).__name__
     try: warn(f'{what} failed ({why}); the training goes on without it')
     except Warning: pass        # a user's filters make errors of warnings
 
+# %% ../../nbs/training/41_tracking.ipynb #f6df58f3
 class Tracker(Callback):
     "Base class: follows the epochs of a learner"
     order = ProgressCallback.order+1
