@@ -105,6 +105,7 @@ def earlier_rows(t, dls):
                             "changed or cut since")
     return r
 
+# %% ../../nbs/experiment/10_scores.ipynb #bdfb7064
 def trackers_of(cfg):
     "What `track` says"
     return [made(f'track.{s.name}', s) for s in cfg.track]
@@ -118,11 +119,12 @@ def followed(t, resume=False):
 _of_figures = ('comparison','reliability','history','two_paths','counts','classes','calibration','stream','matrix',
                'accuracy','surfaces')
 
-def tell_end(follow, t, r):
-    "Scores, table and pictures for what follows a training"
+def tell_end(follow, t):
+    "Scores, table and pictures for what follows a training that has been scored"
     def name(o):
         of = o['memory'] if isinstance(o['memory'], (list,tuple)) else [o['memory']]
         return ' '.join(filter(None, [o['training'], o['method'], *of])) or 'network'
-    scores = {f'{name(o)}/{k}':float(v) for o in r.rows for k,v in o['scores'].items() if v is not None}
+    m = read_metrics(t)
+    scores = {f'{name(o)}/{k}':float(v) for o in m['rows'] for k,v in o['scores'].items() if v is not None}
     pics = [(t.folder/n,c) for n,c in pictures_in(t.folder) if n.startswith(_of_figures)]
-    follow.end(scores, format_results(*results([metrics_of(t.seed, r)])), pics)
+    follow.end(scores, format_results(*results([m])), pics)

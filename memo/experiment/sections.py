@@ -164,10 +164,12 @@ def flat(cfg):
         elif k!='path': walk(v, k)
     return res
 
-# %% ../../nbs/experiment/01_sections.ipynb #e2feb6b6
+# %% ../../nbs/experiment/01_sections.ipynb #3a21cd73
+_lists = 'compare','train.metrics','train.cbs','track'     # keys of several sections
 _private = re.compile(r'(name|runs|path|plots|compare|track)(\.|$)')
 _secret = re.compile(r'.*[._](token|secret|password|auth|api_key|user|email|url|uri)$')
-_ours = {f'{p}.{f.name}' for p,o in (('train',Train), ('train.phase2',Phase2), ('evaluation',Evaluation)) for f in fields(o)}
+_classes = {'train':Train, 'train.phase2':Phase2, 'evaluation':Evaluation}
+_ours = {f'{k}.{f.name}' for k,o in _classes.items() for f in fields(o)}
 
 def public_settings(cfg)->dict:
     "The settings of a training by key, less texts that may name folders, files, columns, persons or accounts"
@@ -190,8 +192,7 @@ def public_settings(cfg)->dict:
         return v==params[k].default or not free
     return {k:v for k,v in every.items() if v not in (None, [], '') and public(k, v)}
 
-_lists = 'compare','train.metrics','train.cbs','track'     # keys of several sections
-
+# %% ../../nbs/experiment/01_sections.ipynb #e2feb6b6
 def key_comments(cfg):
     "Key -> what it is for"
     from fastcore.docments import docments

@@ -58,7 +58,8 @@ class MLflowTracker(Tracker):
     def _metrics(self, values, step):
         from mlflow.entities import Metric
         r,at = self.run_,int(time.time()*1000)
-        ms = [Metric(k, v, at, step) for k,v in ((metric_name(k), v) for k,v in values.items()) if r.have.get(k, 0)<step]
+        named = {metric_name(k):v for k,v in values.items()}
+        ms = [Metric(k, v, at, step) for k,v in named.items() if r.have.get(k, 0)<step]
         for i in range(0, len(ms), 1000): r.client.log_batch(r.id, metrics=ms[i:i+1000])
     def write(self, values, step):
         r = self.run_

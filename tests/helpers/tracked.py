@@ -1,4 +1,4 @@
-"What trackers wrote, read back: TensorBoard by its accumulator, W&B from the file of an offline run, MLflow by its client"
+"What trackers wrote: TensorBoard by its accumulator, W&B from the file of an offline run, MLflow by its client"
 import importlib.util, json, os
 from pathlib import Path
 
@@ -34,7 +34,8 @@ def wandb_rows(folder):
     for p in sorted(Path(folder).glob('wandb/offline-run-*/*.wandb')):
         for r in records(p):
             kind = r.WhichOneof('record_type')
-            if kind=='history': rows.append({key(o):json.loads(o.value_json) for o in r.history.item}|{'_step':r.history.step.num})
+            if kind=='history':
+                rows.append({key(o):json.loads(o.value_json) for o in r.history.item} | {'_step':r.history.step.num})
             if kind=='run':
                 ids.add(r.run.run_id)
                 config |= {key(o):json.loads(o.value_json) for o in r.run.config.update}
@@ -53,10 +54,10 @@ def epochs(folder):
     import pandas as pd
     folder,res = Path(folder),{}
     if (folder/'epochs.csv').exists(): res['csv'] = pd.read_csv(folder/'epochs.csv').epoch.tolist()
-    if (folder/'tensorboard').exists(): res['tensorboard'] = [o for o,_ in scalars(folder/'tensorboard')[0]['train_loss']]
+    if (at := folder/'tensorboard').exists(): res['tensorboard'] = [o for o,_ in scalars(at)[0]['train_loss']]
     if (folder/'wandb').exists():
         rows,_,ids,_ = wandb_rows(folder)
-        assert len(ids)==1
+        assert len(ids)<=1      # none before it has written
         res['wandb'] = [o['_step'] for o in rows]
     if (folder/'mlruns').exists():
         c,(r,) = mlflow_runs(folder)

@@ -1,4 +1,4 @@
-"Trainings that are followed: what was written is read back, epochs are there once, nothing ends a training or goes astray"
+"Trainings that are followed: what was written is read back, no epoch twice, nothing ends a training or leaks"
 import copy, json, pickle, signal, warnings
 import numpy as np, pandas as pd, pytest
 from fastai.vision.all import Callback, CancelFitException, Image, Learner, Path, accuracy, load_learner
@@ -23,7 +23,8 @@ def offline(monkeypatch):
     monkeypatch.delenv('WANDB_SERVICE', raising=False)      # that of this process, which one that is killed would share
 
 few = {'seeds':[0], 'train.epochs':3, 'data.n_max':30, 'compare':[], 'plots.save':False}
-def config_of(folder, **more): return override(load_config('quickstart'), few | {'runs':str(folder), 'track':kinds} | more)
+def config_of(folder, **more):
+    return override(load_config('quickstart'), few | {'runs':str(folder), 'track':kinds} | more)
 def silent(*_): pass
 def history(run): return pd.read_csv(run/'history.csv')
 def but_time(h): return h.drop(columns='seconds')
@@ -56,12 +57,14 @@ def test_wandb_has_the_same(run):
     assert len(ids)==1 and [o['_step'] for o in rows]==[1,2,3]
     assert [o['accuracy'] for o in rows]==pytest.approx(history(run).accuracy.tolist())
     assert config['memory.bank']=='SlotBank' and not any('runs' in k for k in config)
-    assert summary['test/memory/accuracy']==json.loads((run/'metrics.json').read_text())['rows'][1]['scores']['accuracy']
+    rows = json.loads((run/'metrics.json').read_text())['rows']
+    assert summary['test/memory/accuracy']==rows[1]['scores']['accuracy']
 
 def test_mlflow_has_the_same(run):
     pytest.importorskip('mlflow')
     c,(r,) = mlflow_runs(run)
-    assert [o.value for o in c.get_metric_history(r.info.run_id, 'accuracy')]==pytest.approx(history(run).accuracy.tolist())
+    got = [o.value for o in c.get_metric_history(r.info.run_id, 'accuracy')]
+    assert got==pytest.approx(history(run).accuracy.tolist())
     assert r.data.params['memory.bank']=='SlotBank' and r.info.status=='FINISHED'
     at = {o.path for o in c.list_artifacts(r.info.run_id)}
     assert {'results.md','comparison.png'}<=at and not any('memor' in o or 'bank' in o for o in at)
@@ -94,7 +97,7 @@ def test_no_path_file_column_or_secret_goes_out(tmp_path, monkeypatch):
     run_experiment(override(load_config('quickstart'), c), log=silent)
     run = tmp_path/'runs/quickstart'
     assert epochs(run)=={k:[1] for k in kinds}
-    words = ['klinikum','befunde','datei','diagnose','mueller','fall','c0ffee','verysecret',str(tmp_path),getpass.getuser()+'@']
+    words = 'klinikum befunde datei diagnose mueller fall c0ffee verysecret'.split()+[str(tmp_path),getpass.getuser()+'@']
     for name,b in goes_out(run).items():
         assert not (found := [o for o in words if o.encode() in b]), (name,found)
     assert 'c0ffee' not in (run/'track.json').read_text()+(run/'config.yaml').read_text()
@@ -143,7 +146,8 @@ def test_a_killed_training_goes_on_in_the_same_runs(tmp_path, python, tool, repo
     r = tool('memo-train', '--resume', d, cwd=tmp_path)
     assert r.returncode==0, r.stderr[-3000:]
     now = json.loads((d/'track.json').read_text())
-    assert {k:o['id'] for k,o in was.items()}=={k:o['id'] for k,o in now.items()} and all(o.get('ended') for o in now.values()), r.stderr
+    assert {k:o['id'] for k,o in was.items()}=={k:o['id'] for k,o in now.items()}
+    assert all(o.get('ended') for o in now.values()), r.stderr
     got = epochs(d)
     if at!='mid' and 'wandb' in got: got['wandb'] = [*dict.fromkeys(got['wandb'])]     # two files of one run offline
     assert got=={k:[1,2,3] for k in kinds}
@@ -160,6 +164,21 @@ def test_what_is_lost_of_a_run_is_made_again_and_not_told_twice(tmp_path):
     resume_run(d, log=silent)
     assert was==({p.name for p in d.glob('tensorboard/*')},(d/'epochs.csv').read_bytes(),(d/'track.json').read_bytes())
 
+def test_a_run_that_was_scored_and_not_ended_ends_when_it_is_resumed(tmp_path, monkeypatch):
+    class Killed(Exception): pass
+    def killed(*_): raise Killed
+    track = [k for k in kinds if k!='wandb']        # whose run this process, which was not, has open
+    with monkeypatch.context() as m:
+        m.setattr('memo.experiment.run.tell_end', killed)
+        with pytest.raises(Killed): run_experiment(config_of(tmp_path, track=track), log=silent)
+    d = tmp_path/'quickstart'
+    assert (d/'metrics.json').exists() and not any('ended' in o for o in json.loads((d/'track.json').read_text()).values())
+    for _ in range(2): resume_run(d, log=silent)
+    assert all(o['ended'] for o in json.loads((d/'track.json').read_text()).values())
+    got,_ = scalars(d/'tensorboard')
+    assert [s for s,_ in got['test/memory/accuracy']]==[3] and [s for s,_ in got['accuracy']]==[1,2,3]
+    if 'mlflow' in kinds: assert [r.info.status for r in mlflow_runs(d)[1]]==['FINISHED']
+
 @pytest.mark.slow
 def test_each_training_is_a_run(tmp_path, monkeypatch):
     if 'mlflow' in kinds:
@@ -167,8 +186,7 @@ def test_each_training_is_a_run(tmp_path, monkeypatch):
         monkeypatch.setenv('MLFLOW_ALLOW_FILE_STORE', 'true')
     run_experiment(config_of(tmp_path, seeds=[0,1], compare=['balanced_sampling'], **{'train.epochs':2}), log=silent)
     d = tmp_path/'quickstart'
-    folders = [d,d/'seed_1',d/'balanced_sampling',d/'balanced_sampling_seed_1']
-    folders = [o for o in folders if o.exists()] + [o for o in d.iterdir() if (o/'metrics.json').exists() and o not in folders]
+    folders = [o.parent for o in d.rglob('metrics.json')]
     assert len(folders)==4
     for o in folders: assert epochs(o)=={k:[1,2] for k in kinds if k!='mlflow'}
     if 'mlflow' in kinds:
@@ -194,7 +212,8 @@ def test_in_a_second_process_nothing_follows(tmp_path, monkeypatch):
     assert not [*tmp_path.iterdir()]
 
 def test_a_stream_is_followed(tmp_path):
-    c = override(load_config('streams/split_digits'), {'seeds':[0], 'runs':str(tmp_path), 'track':['csv'], 'compare':[], 'plots.save':False})
+    more = {'seeds':[0], 'runs':str(tmp_path), 'track':['csv'], 'compare':[], 'plots.save':False}
+    c = override(load_config('streams/split_digits'), more)
     run_experiment(c, log=silent)
     d, = [o.parent for o in tmp_path.rglob('metrics.json')]
     n = len(history(d))
@@ -279,7 +298,8 @@ def test_a_damaged_note_loses_no_epoch(tmp_path, text):
 
 def test_figures_that_are_no_numbers(tmp_path):
     f = Follow([CSVTracker()], tmp_path)
-    f.row(1, dict(stage='a', epoch=0, train_loss=np.float32(.5), few=float('nan'), name='x', none=None, many=np.ones(3)))
+    odd = dict(few=float('nan'), name='x', none=None, many=np.ones(3))
+    f.row(1, dict(stage='a', epoch=0, train_loss=np.float32(.5), **odd))
     f.row(2, dict(stage='b', epoch=0, train_loss=.25, later=True))
     t = pd.read_csv(tmp_path/'epochs.csv')
     assert t.columns.tolist()==['epoch','train_loss','few','later'] and t.train_loss.tolist()==[.5,.25]
@@ -386,7 +406,8 @@ def test_exports_and_copies_know_nothing_of_an_open_run(tmp_path, kind, memory):
     quietly(new, 'fit', 1)         # which has no run: the first one's is not written by two
     quietly(learn, 'fit', 1)
     cb.finish()
-    assert epochs(home)=={kind:[1,2]} and {p.name for p in home.iterdir()}<={'epochs.csv','tensorboard','wandb','mlruns'}
+    assert epochs(home)=={kind:[1,2]}
+    assert {p.name for p in home.iterdir()}<={'epochs.csv','tensorboard','wandb','mlruns'}
 
 def test_a_copy_of_a_learner_that_has_not_begun_is_followed(tmp_path):
     learn = learner(tmp_path, CSVTracker())
