@@ -1,5 +1,5 @@
 "What trackers wrote: TensorBoard by its accumulator, W&B from the file of an offline run, MLflow by its client"
-import importlib.util, json, os
+import importlib.util, json, os, time
 from pathlib import Path
 
 kinds = ['csv','tensorboard',*(k for k in ('wandb','mlflow') if importlib.util.find_spec(k))]
@@ -11,7 +11,15 @@ def scalars(folder):
     return {k:[(o.step,o.value) for o in e.Scalars(k)] for k in e.Tags()['scalars']},e.Tags()
 
 def records(path):
-    "Of a .wandb file: records as LevelDB writes a log, in blocks of 32 KB, behind seven bytes of its own"
+    "Of a .wandb file, which is whole a moment after its run has finished"
+    for _ in range(15):
+        res = [*log_records(path)]
+        if any(r.WhichOneof('record_type')=='exit' for r in res): break
+        time.sleep(.2)
+    return res
+
+def log_records(path):
+    "Records as LevelDB writes a log, in blocks of 32 KB, behind seven bytes of W&B's own"
     from wandb.proto import wandb_internal_pb2 as pb
     b,at,part = Path(path).read_bytes(),7,b''
     while at+7<=len(b):
