@@ -97,7 +97,8 @@ def test_no_path_file_column_or_secret_goes_out(tmp_path, monkeypatch):
     run_experiment(override(load_config('quickstart'), c), log=silent)
     run = tmp_path/'runs/quickstart'
     assert epochs(run)=={k:[1] for k in kinds}
-    words = 'klinikum befunde datei diagnose mueller fall c0ffee verysecret'.split()+[str(tmp_path),getpass.getuser()+'@']
+    words = 'klinikum befunde datei diagnose mueller fall c0ffee verysecret'.split()
+    words += [str(tmp_path),getpass.getuser()+'@']
     for name,b in goes_out(run).items():
         assert not (found := [o for o in words if o.encode() in b]), (name,found)
     assert 'c0ffee' not in (run/'track.json').read_text()+(run/'config.yaml').read_text()
@@ -170,7 +171,8 @@ def test_a_run_that_was_scored_and_not_ended_ends_when_it_is_resumed(tmp_path, m
         m.setattr('memo.experiment.run.tell_end', killed)
         with pytest.raises(Killed): run_experiment(config_of(tmp_path, track=track), log=silent)
     d = tmp_path/'quickstart'
-    assert (d/'metrics.json').exists() and not any('ended' in o for o in json.loads((d/'track.json').read_text()).values())
+    assert (d/'metrics.json').exists()
+    assert not any('ended' in o for o in json.loads((d/'track.json').read_text()).values())
     for _ in range(2): resume_run(d, log=silent)
     assert all(o['ended'] for o in json.loads((d/'track.json').read_text()).values())
     got,_ = scalars(d/'tensorboard')
@@ -293,6 +295,14 @@ def test_a_damaged_note_loses_no_epoch(tmp_path, text):
     t = pd.read_csv(tmp_path/'epochs.csv')
     assert t.epoch.tolist()==[1,2] and t.train_loss.tolist()==[1,.25]
 
+def test_an_epoch_is_written_once(tmp_path):
+    f = Follow([CSVTracker()], tmp_path)
+    for i in 1,2: f.row(i, dict(train_loss=1/i))
+    f = Follow([CSVTracker()], tmp_path, resume=True)
+    for i in 1,2,3: f.row(i, dict(train_loss=.1))
+    t = pd.read_csv(tmp_path/'epochs.csv')
+    assert t.epoch.tolist()==[1,2,3] and t.train_loss.tolist()==[1,.5,.1]
+
 def test_figures_that_are_no_numbers(tmp_path):
     f = Follow([CSVTracker()], tmp_path)
     odd = dict(few=float('nan'), name='x', none=None, many=np.ones(3))
@@ -307,7 +317,7 @@ def test_figures_that_are_no_numbers(tmp_path):
 def test_a_callback_counts_epochs_over_fits_and_nothing_else(tmp_path, kind):
     class Inside(Callback):
         "Predictions, a validation and a fit within a fit, before the epoch's figures are there and after"
-        order,busy,training_ended = 70,False,False
+        order,busy,training_ended,fits = 70,False,False,0
         def look(self):
             if self.busy or hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): return
             self.busy = True
@@ -322,17 +332,17 @@ def test_a_callback_counts_epochs_over_fits_and_nothing_else(tmp_path, kind):
             self.training_ended = False
         def before_fit(self):
             if self.busy or hasattr(self.learn, 'lr_finder') or hasattr(self.learn, 'gather_preds'): return
-            self.busy,n = True,self.n_epoch
+            self.busy,n,self.fits = True,self.n_epoch,self.fits+1
             quietly(self.learn, 'fit', 1)
             self.busy,self.learn.n_epoch = False,n
-    learn = learner(tmp_path, made[kind](), Inside())
+    learn = learner(tmp_path, made[kind](), inside := Inside())
     quietly(learn, 'lr_find', show_plot=False)
     assert epochs(tmp_path)=={}
     quietly(learn, 'fit', 1)
     quietly(learn, 'validate')
     quietly(learn, 'fit_one_cycle', 2)
     getattr(learn, f'{kind}_tracker').finish()
-    assert epochs(tmp_path)=={kind:[1,2,3]}
+    assert inside.fits>=2 and epochs(tmp_path)=={kind:[1,2,3]}
 
 def test_fine_tune_is_one_run(tmp_path):
     learn = learner(tmp_path, *(made[k]() for k in kinds))
@@ -400,7 +410,8 @@ def test_exports_and_copies_know_nothing_of_an_open_run(tmp_path, kind, memory):
         got = load_learner(tmp_path/'a.pkl')
         quietly(got, 'predict', learn.dls.valid.dataset.x[0].numpy())
     new = copy.deepcopy(learn)
-    quietly(new, 'fit', 1)         # which has no run: the first one's is not written by two
+    quietly(new, 'fit', 1)
+    assert getattr(new, f'{kind}_tracker').run_id is None      # the first one's run is not written by two
     quietly(learn, 'fit', 1)
     cb.finish()
     assert epochs(home)=={kind:[1,2]}
