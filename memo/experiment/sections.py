@@ -12,10 +12,10 @@ __all__ = ['Epochs', 'Rate', 'section_field', 'Phase2', 'Train', 'Plots', 'Evalu
 # %% ../../nbs/experiment/01_sections.ipynb #2deb6e0c
 import re,yaml
 from dataclasses import dataclass,field,fields,is_dataclass
-from typing import Annotated,Literal
+from typing import Annotated,Any,Literal
 from ..core import *
 from ..registry import Section,part
-from ..schema import Param
+from ..schema import Param,union_members
 
 # %% ../../nbs/experiment/01_sections.ipynb #e6b2b673
 def section_field(kind): return field(default=None, metadata=dict(kind=kind))
@@ -93,7 +93,7 @@ class Memory:
 @dataclass
 class Experiment:
     "Everything that an experiment's YAML file says"
-    name:str = 'run' # Of the run folder; of a file that says none its own
+    name:str = 'run' # Of the run folder
     seeds:list[int] = field(default_factory=lambda: [settings().seed]) # One training each
     runs:str|None = None # Folder of run folders; null: that of settings.ini, else runs in the working folder
     path:list[str] = field(default_factory=list) # Folders in which dotted paths are looked for, beside this file's
@@ -164,20 +164,35 @@ def flat(cfg):
         elif k!='path': walk(v, k)
     return res
 
-# %% ../../nbs/experiment/01_sections.ipynb #e2feb6b6
-_private = re.compile(r'(name|runs|path|plots|compare|track)(\.|$)|.*\.root$')
-
-_file = re.compile(r'\.(csv|tsv|txt|json|ya?ml|parquet|xlsx?|pkl|pth?|npz|npy|h5|safetensors|zip|t?gz|tar)$', re.I)
+# %% ../../nbs/experiment/01_sections.ipynb #3a21cd73
+_lists = 'compare','train.metrics','train.cbs','track'     # keys of several sections
+_private = re.compile(r'(name|runs|path|plots|compare|track)(\.|$)')
+_secret = re.compile(r'.*[._](token|secret|password|auth|api_key|user|email|url|uri)$')
+_classes = {'train':Train, 'train.phase2':Phase2, 'evaluation':Evaluation}
+_ours = {f'{k}.{f.name}' for k,o in _classes.items() for f in fields(o)}
 
 def public_settings(cfg)->dict:
-    "The settings of a training by key, without folders and files"
-    def path(v):
-        if isinstance(v, (list,tuple)): return any(map(path, v))
-        return isinstance(v, str) and (any(o in v for o in '/\\~') or bool(_file.search(v)))
-    return {k:v for k,v in flat(cfg).items() if not _private.match(k) and v not in (None, [], '') and not path(v)}
+    "The settings of a training by key, less texts that may name folders, files, columns, persons or accounts"
+    names,params = set(),{f'{at(n)}.{k}':p for n in cfg.memories for k,p in callback_keys().items()}
+    every = {k:v for k,v in flat(cfg).items() if k not in _lists and not _private.match(k)}
+    for k,s in all_sections(cfg):
+        if k in ('compare','track'): continue
+        here = f'{k}.{s.name}' if k in _lists else k
+        names.add(here)
+        params |= {f'{here}.{o}':p for o,p in part(s.kind, s.name).keys.items()}
+        if k in _lists: every |= {here:True, **{f'{here}.{o}':v for o,v in s.args.items()}}
+    def public(k, v):
+        if isinstance(v, dict): return all(public(f'{k}.{a}', o) for a,o in v.items())
+        if isinstance(v, (list,tuple)): return all(public(k, o) for o in v)
+        if not isinstance(v, str): return True
+        if re.search(r'[/\\~$]', v) or _secret.match(k): return False
+        if k not in params: return k in names or k in _ours
+        ts = {*union_members(params[k].type)}       # that of a path is a text, or what only Python can give
+        free = Any in ts or str in ts and (k.startswith('data.') or object in ts and dict not in ts)
+        return v==params[k].default or not free
+    return {k:v for k,v in every.items() if v not in (None, [], '') and public(k, v)}
 
-_lists = 'compare','train.metrics','train.cbs','track'     # keys of several sections
-
+# %% ../../nbs/experiment/01_sections.ipynb #e2feb6b6
 def key_comments(cfg):
     "Key -> what it is for"
     from fastcore.docments import docments

@@ -18,12 +18,15 @@ from .tracking import Tracker
 class CSVTracker(Tracker):
     "A row of `epochs.csv` for each epoch"
     kind = 'csv'
+    def newest(self, folder): return 'epochs.csv'
     def open(self, name, config, folder, id=None):
-        self.file,self.rows = folder/'epochs.csv',[]
-        if id is not None and self.file.is_file():
-            old = pd.read_csv(self.file)
-            self.rows = old[old.epoch<=self.last].to_dict('records')
+        file,rows = folder/'epochs.csv',[]
+        if id is not None and file.is_file():
+            old = pd.read_csv(file, dtype=str)      # which stay as they were written
+            rows = old[old.epoch.astype(int)<=self.last_step].to_dict('records')
+        self.run_ = file,rows
         return 'epochs.csv'
     def write(self, values, step):
-        self.rows.append(dict(epoch=step, **values))
-        write_csv(self.file, pd.DataFrame(self.rows))
+        file,rows = self.run_
+        rows.append(dict(epoch=step, **values))
+        write_csv(file, pd.DataFrame(rows))

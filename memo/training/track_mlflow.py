@@ -8,7 +8,7 @@ Docs: https://fastmemo.github.io/memo/training/track_mlflow.html.md"""
 __all__ = ['metric_name', 'MLflowTracker']
 
 # %% ../../nbs/training/45_track_mlflow.ipynb #afd4e07f
-import os,re
+import os,re,time
 from fastai.vision.all import *
 from ..core import *
 from ..registry import register
@@ -19,6 +19,7 @@ def metric_name(k):
     "A name that MLflow takes"
     return re.sub(r'[^\w\-./ ]', '_', k)
 
+# %% ../../nbs/training/45_track_mlflow.ipynb #966c8d83
 @register('tracker', 'mlflow')
 class MLflowTracker(Tracker):
     "A run of MLflow"
@@ -30,25 +31,48 @@ class MLflowTracker(Tracker):
         needs_package('mlflow')
         super().__init__()
         store_attr('experiment,uri')
-    def open(self, name, config, folder, id=None):
+    def _client(self, folder):
+        os.environ.setdefault('MLFLOW_DISABLE_TELEMETRY', 'true')
+        os.environ.setdefault('MLFLOW_HTTP_REQUEST_MAX_RETRIES', '3')   # a training would wait for 7, four minutes
         uri = self.uri or os.environ.get('MLFLOW_TRACKING_URI')
         if uri is None:
             uri = (folder/'mlruns').absolute().as_uri()
             os.environ.setdefault('MLFLOW_ALLOW_FILE_STORE', 'true')    # which MLflow 3 asks for
         from mlflow import MlflowClient
-        self.run_ = c = MlflowClient(tracking_uri=uri)
+        return MlflowClient(tracking_uri=uri)
+    def open(self, name, config, folder, id=None):
+        from mlflow.entities import Param
+        c = self._client(folder)
         if id is not None:
-            c.update_run(id, status='RUNNING')
+            # of an epoch in which a process was killed some figures may be there
+            have = {k:max(o.step for o in c.get_metric_history(id, k)) for k in c.get_run(id).data.metrics}
+            self.run_ = AttrDict(client=c, id=id, have=have, rests=True)
             return id
         found = c.get_experiment_by_name(self.experiment)
         at = c.create_experiment(self.experiment) if found is None else found.experiment_id
-        run = c.create_run(at, run_name=name).info.run_id
-        for k,v in config.items(): c.log_param(run, metric_name(k), str(v)[:500])
-        return run
+        id = c.create_run(at, run_name=name).info.run_id
+        ps = [Param(metric_name(k), str(v)[:500]) for k,v in config.items()]
+        for i in range(0, len(ps), 100): c.log_batch(id, params=ps[i:i+100])     # which is what it takes at once
+        self.run_ = AttrDict(client=c, id=id, have={}, rests=False)
+        return id
+    def _metrics(self, values, step):
+        from mlflow.entities import Metric
+        r,at = self.run_,int(time.time()*1000)
+        named = {metric_name(k):v for k,v in values.items()}
+        ms = [Metric(k, v, at, step) for k,v in named.items() if r.have.get(k, 0)<step]
+        for i in range(0, len(ms), 1000): r.client.log_batch(r.id, metrics=ms[i:i+1000])
     def write(self, values, step):
-        for k,v in values.items(): self.run_.log_metric(self.id, metric_name(k), v, step=step)
-    def close(self, scores, text, pictures):
-        for k,v in scores.items(): self.run_.log_metric(self.id, metric_name(f'test/{k}'), v, step=self.last)
-        if text: self.run_.log_text(self.id, text, 'results.md')
-        for p,_ in pictures: self.run_.log_artifact(self.id, str(p))
-        self.run_.set_terminated(self.id)
+        r = self.run_
+        if r.rests: r.client.update_run(r.id, status='RUNNING')
+        r.rests = False
+        self._metrics(values, step)
+    def rest(self): self._end('FINISHED')
+    def _end(self, status):
+        self.run_.client.set_terminated(self.run_.id, status)
+        self.run_.rests = True
+    def close(self, scores, text, pictures, failed=False):
+        r = self.run_
+        self._metrics({f'test/{k}':v for k,v in scores.items()}, self.last_step)
+        if text: r.client.log_text(r.id, text, 'results.md')
+        for p,_ in pictures: r.client.log_artifact(r.id, str(p))
+        self._end('FAILED' if failed else 'FINISHED')
