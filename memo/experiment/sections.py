@@ -93,7 +93,7 @@ class Memory:
 @dataclass
 class Experiment:
     "Everything that an experiment's YAML file says"
-    name:str = 'run' # Of the run folder
+    name:str = 'run' # Of the run folder; of a file that says none its own
     seeds:list[int] = field(default_factory=lambda: [settings().seed]) # One training each
     runs:str|None = None # Folder of run folders; null: that of settings.ini, else runs in the working folder
     path:list[str] = field(default_factory=list) # Folders in which dotted paths are looked for, beside this file's
