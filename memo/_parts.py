@@ -1149,6 +1149,21 @@ parts = {
   'macro_ap': ('memo.metrics.multilabel', 'MacroAP', 'Mean average precision of the classes', {
   }, {'task': 'multilabel'}),
  },
+ 'tracker': {
+  'csv': ('memo.training.track_csv', 'CSVTracker', 'A row of `epochs.csv` for each epoch', {
+  }, {}),
+  'mlflow': ('memo.training.track_mlflow', 'MLflowTracker', 'A run of MLflow', {
+    'experiment': Param(str, 'memo', 'Which experiment it belongs to'),
+    'uri': Param(str|None, None, 'Where it goes; None: MLFLOW_TRACKING_URI, else the folder mlruns'),
+  }, {}),
+  'tensorboard': ('memo.training.track_tensorboard', 'TensorBoardTracker', 'Scalars of each epoch; settings, table and pictures', {
+  }, {}),
+  'wandb': ('memo.training.track_wandb', 'WandbTracker', 'A run of Weights & Biases', {
+    'project': Param(str, 'memo', 'Which project it goes to'),
+    'entity': Param(str|None, None, 'Whose; None: yours'),
+    'mode': Param(str|None, None, 'online, offline or disabled; None: as WANDB_MODE says, else online'),
+  }, {}),
+ },
  'baseline': {
   'plain': ('memo.evaluation.baselines', 'Plain', 'The same training without memory; for heads that change how the network is trained', {
   }, {}),

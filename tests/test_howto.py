@@ -7,7 +7,7 @@ from PIL import Image
 from conftest import _port, root
 
 site = root/'nbs/site'
-howtos = 'my_data several_gpus serving forgetting'.split()
+howtos = 'my_data several_gpus following serving sharing forgetting'.split()
 systems = 'chestxray tailbank dual_path hopfield memory_linear'.split()
 paths = [*(site/f'howto/{o}.md' for o in howtos), *(site/f'systems/{o}.md' for o in systems)]
 text = {p.stem:p.read_text(encoding='utf-8') for p in paths}
@@ -137,6 +137,23 @@ def test_serving(at, python):
     assert 'tensor([' in found
     served = shell('serving', at, 0, root/'experiments/serve')
     assert "'found'" in served and "'Edema'" in served
+
+@pytest.mark.slow
+def test_sharing(at, python):
+    _,again = run('sharing', at, python)
+    assert re.search(r"\('(bag|sandal|shirt|trainer)'", again) and 'SlotBank(' in again
+    said = re.findall(r'^\| `([\w.]+)` \|', text['sharing'], re.M)
+    assert {*said}=={o.name for o in (at/'shared').iterdir()}
+
+@pytest.mark.slow
+def test_following(at, python):
+    files('following', at)
+    said = shell('following', at, 0)
+    assert 'plain network + memory' in said and 'finished before' in said
+    d = at/'runs/seen'
+    assert (d/'epochs.csv').read_text().count('\n')==4 and len([*d.glob('tensorboard/events*')])==1
+    mine, = run('following', at, python)
+    assert [o.split()[1] for o in mine.strip().splitlines()[-3:]]==['1','2','3']
 
 @pytest.mark.slow
 def test_forgetting(at, python):

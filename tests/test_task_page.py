@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
 from conftest import _port, root
+from helpers.hub import FakeHub
 
 pytestmark = pytest.mark.slow
 page = ''.join('\n\n'+''.join(c['source']) for c in json.loads((root/'nbs/56_tasks.ipynb').read_text('utf-8'))['cells'])
@@ -17,9 +18,9 @@ def lines(task, kind): return [s.strip() if kind=='bash' else s for k,s in tasks
 
 folder,table,see,compare = ('Train with a memory on a folder of images','On a table','See what it recalls',
                             'Compare with and without')
-errors,gone = 'Find label errors','Forget a patient'
+errors,gone,share = 'Find label errors','Forget a patient','Share'
 def test_each_is_short():
-    assert {folder,table,see,compare,errors,gone,'Resume','Serve','Use two GPUs'}<=tasks.keys()
+    assert {folder,table,see,compare,errors,gone,share,'Resume','Serve','Use two GPUs'}<=tasks.keys()
     for t,bs in tasks.items():
         assert bs, t
         for kind,s in bs:
@@ -64,8 +65,9 @@ def accuracies(txt): return [float(o) for o in re.findall(r'\[[\d.]+, ([\d.]+)\]
 
 @pytest.fixture(scope='module')
 def said(at, python):
-    "What each task in Python prints: all but those that need a run, in the page's order, in one process"
-    code = start+''.join(f'print("##", {t!r})\n{s}' for t in tasks for s in lines(t, 'python') if 'load_run' not in s)
+    "What each task in Python prints: all but those that need a run or a Hub, in the page's order, in one process"
+    code = start+''.join(f'print("##", {t!r})\n{s}' for t in tasks for s in lines(t, 'python')
+                         if 'load_run' not in s and t!=share)
     r = python('-c', code, cwd=at, timeout=400)
     assert r.returncode==0, r.stderr[-2000:]
     got = re.split(r'^## (.*)\n', r.stdout, flags=re.M)
@@ -122,6 +124,20 @@ def test_two_processes(run, at):
     line = cpus.replace(' -m ', f' --main_process_port {_port()} -m ')+' train.epochs=1'
     out = done(line, at, CUDA_VISIBLE_DEVICES='')
     assert 'plain network + memory' in out and json.loads((at/'runs/two/metrics.json').read_text())
+
+def test_shared(run, at, python, tmp_path):
+    "With a Hub on the loopback; what comes back answers as the run does"
+    hub = FakeHub()
+    new = next(at.glob('pictures/test/class3/*.png'))
+    (at/'new.png').write_bytes(new.read_bytes())
+    env = dict(HF_ENDPOINT=hub.url, HF_TOKEN=hub.token, HF_HOME=str(tmp_path), HF_HUB_DISABLE_XET='1',
+               HF_HUB_OFFLINE='0')
+    more = "print('##', load_run('runs/mine').predict('new.png')[0])"
+    try: r = python('-c', start+''.join(lines(share, 'python'))+more, cwd=at, env=env, cold=True)
+    finally: hub.close()
+    assert r.returncode==0, r.stderr[-2000:]
+    assert hub.repos['me/mine']['private'] and 'comparison.png' in hub.files('me/mine')
+    assert re.search(r"^\('(\w+)'", r.stdout, re.M)[1]==re.search(r'^## (\w+)', r.stdout, re.M)[1]
 
 def test_served(run, at, repo, python):
     for o in ('fastapi','uvicorn','onnxruntime','onnxscript'): pytest.importorskip(o)

@@ -69,7 +69,10 @@ def bank_of(
     more = next((k for k in args if k not in own_arguments(kind)), None)
     if more is not None: raise MemoError(f"it says {more} of its {kind.__name__}, which has no such argument")
     with torch.device('meta'): plan = kind(**{**args, **kwargs})
+    have = sum(o.numel() for o in state.values() if torch.is_tensor(o))
     for k,v in plan.state_dict().items():
+        if torch.is_tensor(v) and k not in state and v.numel()>10*have+1000:
+            raise MemoError(f"it has no {k}, and says {tuple(v.shape)}")
         if torch.is_tensor(v) and k!='_extra_state' and k in state and state[k].shape!=v.shape:
             raise MemoError(f"its bank has {k} of {tuple(state[k].shape)}, and says {tuple(v.shape)}")
     return plan if device=='meta' else kind(**{**args, **kwargs})

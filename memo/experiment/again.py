@@ -12,6 +12,7 @@ import math
 from fastai.vision.all import *
 from ..evaluation.evaluate import *
 from ..evaluation.tables import *
+from .build import origins
 from .diverged import *
 from .jobs import *
 from .run_folder import *
@@ -24,7 +25,9 @@ def load_run(
     "Load the learner of a run folder"
     t = trainings(run_config(folder), folder)[0]
     check_any([t])
-    return rebuilt(t.cfg, Path(folder)/'model.safetensors')[1]
+    learn = rebuilt(t.cfg, Path(folder)/'model.safetensors')[1]
+    origins[learn] = t.cfg,Path(folder)
+    return learn
 
 def _scored(m): return [(r['method'],r['memory'],r['scores'],r.get('intervals')) for r in m['rows']]
 

@@ -38,7 +38,7 @@ def default_of(p):
     def lists(v): return [lists(o) for o in v] if isinstance(v, (list,tuple)) else v
     return lists(p.default)
 
-lists = 'train.cbs','train.metrics','compare'       # keys that hold several parts
+lists = 'train.cbs','train.metrics','compare','track'       # keys that hold several parts
 
 class Draft:
     "The merged settings of an experiment so far, and which file or override set each"

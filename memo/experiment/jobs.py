@@ -83,7 +83,7 @@ def trainings(
     return res
 
 # %% ../../nbs/experiment/05_jobs.ipynb #3134f13b
-_idle = re.compile(r'(name|seeds|runs|path|compare|plots)(\.|$)')                    # says nothing of one training
+_idle = re.compile(r'(name|seeds|runs|path|compare|plots|track)(\.|$)')              # says nothing of one training
 _memory = re.compile(r'(memory|memories|train\.phase2\.momentum)(\.|$)')
 _remedy = re.compile(r'train\.(phase2\.)?(loss|sampling)(\.|$)')
 

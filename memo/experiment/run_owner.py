@@ -23,8 +23,8 @@ from ..training.checkpoint import is_checkpoint
 outputs = ('model.safetensors','predictions.csv','predictions_valid.csv','classes.csv','split.csv','matrix.csv',
            'history.csv','lr.json')
 own_files = (*outputs,'config.yaml','env.json','metrics.json','diverged.json','files.json','results.csv',
-             'differences.csv','results.md','report.html','speed.csv')
-own_folders = 'checkpoints','banks','bank','eval'
+             'differences.csv','results.md','report.html','speed.csv','track.json','epochs.csv')
+own_folders = 'checkpoints','banks','bank','eval','tensorboard'
 
 def says_name(path):
     "Is it a picture that memo has saved under that name? Such a PNG says so itself"
@@ -38,6 +38,7 @@ def is_own(path):
     if k in own_files or k.startswith('.') and k.endswith('.part'): return True
     if here=='checkpoints': return is_checkpoint(k) or k in lock_files
     if here=='banks': return bool(re.fullmatch(r'.+_(step_\d+|final)\.(safetensors|json)', k))
+    if here=='tensorboard': return k.startswith('events.out.tfevents.')
     if here=='bank' and k in ('tail_analysis.json','prompt_data.json','memory.json'): return True
     return says_name(path)
 

@@ -6,16 +6,16 @@ Docs: https://fastmemo.github.io/memo/experiment/sections.html.md"""
 
 # %% auto #0
 __all__ = ['Epochs', 'Rate', 'section_field', 'Phase2', 'Train', 'Plots', 'Evaluation', 'Memory', 'Experiment', 'at',
-           'callback_keys', 'all_sections', 'facts', 'plain_value', 'to_dict', 'flat', 'key_comments', 'leaf_text',
-           'yaml_lines', 'to_yaml']
+           'callback_keys', 'all_sections', 'facts', 'plain_value', 'to_dict', 'flat', 'public_settings',
+           'key_comments', 'leaf_text', 'yaml_lines', 'to_yaml']
 
 # %% ../../nbs/experiment/01_sections.ipynb #2deb6e0c
-import yaml
+import re,yaml
 from dataclasses import dataclass,field,fields,is_dataclass
-from typing import Annotated,Literal
+from typing import Annotated,Any,Literal
 from ..core import *
 from ..registry import Section,part
-from ..schema import Param
+from ..schema import Param,union_members
 
 # %% ../../nbs/experiment/01_sections.ipynb #e6b2b673
 def section_field(kind): return field(default=None, metadata=dict(kind=kind))
@@ -104,6 +104,7 @@ class Experiment:
     compare:list[Section] = _parts('baseline') # Further trainings, and what else is done with the features of one
     evaluation:Evaluation = field(default_factory=Evaluation) # How it is scored
     plots:Plots = field(default_factory=Plots) # Further pictures
+    track:list[Section] = _parts('tracker') # Where its trainings are followed: csv, tensorboard, wandb, mlflow
 
 # %% ../../nbs/experiment/01_sections.ipynb #0d38c244
 def at(name):
@@ -123,7 +124,8 @@ def all_sections(cfg):
     for n,m in cfg.memories.items(): yield from ((f'{at(n)}.bank',m.bank), (f'{at(n)}.head',m.head))
     for p,o in (('train',t), ('train.phase2',t.phase2)):
         if o is not None: yield from ((f'{p}.{k}',s) for k in ('loss','sampling') if (s:=getattr(o, k)) is not None)
-    for k,ss in (('train.metrics',t.metrics), ('train.cbs',t.cbs), ('compare',cfg.compare)):
+    for k,ss in (('train.metrics',t.metrics), ('train.cbs',t.cbs), ('compare',cfg.compare),
+                 ('track',cfg.track)):
         for s in ss: yield k,s
 
 def facts(section):
@@ -146,7 +148,8 @@ def to_dict(
     "The experiment as nested dicts, in long form"
     d = plain_value(cfg, given)
     one = {'memory':d['memories']['memory']} if list(d['memories'])==['memory'] else {'memories':d['memories'] or None}
-    return {a:b for k,v in d.items() for a,b in (one.items() if k=='memories' else [(k,v)]) if k!='path' or v}
+    said = {k:v for k,v in d.items() if v or k not in ('path','track')}
+    return {a:b for k,v in said.items() for a,b in (one.items() if k=='memories' else [(k,v)])}
 
 def flat(cfg):
     "All settings by dotted key; the key of a section holds the name of its part"
@@ -161,9 +164,35 @@ def flat(cfg):
         elif k!='path': walk(v, k)
     return res
 
-# %% ../../nbs/experiment/01_sections.ipynb #e2feb6b6
-_lists = 'compare','train.metrics','train.cbs'     # keys of several sections
+# %% ../../nbs/experiment/01_sections.ipynb #3a21cd73
+_lists = 'compare','train.metrics','train.cbs','track'     # keys of several sections
+_private = re.compile(r'(name|runs|path|plots|compare|track)(\.|$)')
+_secret = re.compile(r'.*[._](token|secret|password|auth|api_key|user|email|url|uri)$')
+_classes = {'train':Train, 'train.phase2':Phase2, 'evaluation':Evaluation}
+_ours = {f'{k}.{f.name}' for k,o in _classes.items() for f in fields(o)}
 
+def public_settings(cfg)->dict:
+    "The settings of a training by key, less texts that may name folders, files, columns, persons or accounts"
+    names,params = set(),{f'{at(n)}.{k}':p for n in cfg.memories for k,p in callback_keys().items()}
+    every = {k:v for k,v in flat(cfg).items() if k not in _lists and not _private.match(k)}
+    for k,s in all_sections(cfg):
+        if k in ('compare','track'): continue
+        here = f'{k}.{s.name}' if k in _lists else k
+        names.add(here)
+        params |= {f'{here}.{o}':p for o,p in part(s.kind, s.name).keys.items()}
+        if k in _lists: every |= {here:True, **{f'{here}.{o}':v for o,v in s.args.items()}}
+    def public(k, v):
+        if isinstance(v, dict): return all(public(f'{k}.{a}', o) for a,o in v.items())
+        if isinstance(v, (list,tuple)): return all(public(k, o) for o in v)
+        if not isinstance(v, str): return True
+        if re.search(r'[/\\~$]', v) or _secret.match(k): return False
+        if k not in params: return k in names or k in _ours
+        ts = {*union_members(params[k].type)}       # that of a path is a text, or what only Python can give
+        free = Any in ts or str in ts and (k.startswith('data.') or object in ts and dict not in ts)
+        return v==params[k].default or not free
+    return {k:v for k,v in every.items() if v not in (None, [], '') and public(k, v)}
+
+# %% ../../nbs/experiment/01_sections.ipynb #e2feb6b6
 def key_comments(cfg):
     "Key -> what it is for"
     from fastcore.docments import docments

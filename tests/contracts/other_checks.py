@@ -1,6 +1,7 @@
 """What every loss, sampler, data set, model, metric, baseline, task and callback does; the first argument is the
 name of the part"""
 import inspect, json, math, pickle
+from copy import deepcopy
 import pytest, torch
 from fastai.data.all import DataLoaders
 from fastai.learner import Learner, load_learner
@@ -17,7 +18,7 @@ from memo.data.samplers import loader_for
 from memo.data.items import item_ids
 from memo.training.param_groups import body_head_splitter
 from memo.registry import Section, find, kinds, known, part
-from memo.schema import required
+from memo.schema import required, union_members
 from memo.evaluation.tasks import Task, own_metrics, task_of
 from .made import CLASSES, Net, build, digits, learner, other, quietly, takes
 
@@ -373,6 +374,56 @@ def callback_leaves_the_network_alone(name, tmp_path):
     quietly(learn, learn.fit, 1, 1e-3)
     assert not learn.cbs.filter(lambda o: o is cb)
 
+# trackers
+
+def a_tracker(name, **kw):
+    "One that needs no service; skipped where its package is not installed"
+    if 'mode' in takes('tracker', name): kw['mode'] = 'offline'
+    try: return find('tracker', name)(**kw)
+    except MemoError as e:
+        assert '\n' not in str(e) and 'pip install' in str(e)
+        pytest.skip(str(e))
+
+def tracker_follows_and_changes_nothing(name, tmp_path):
+    def fitted(*cbs):
+        learn = learner(path=tmp_path, cbs=[MemoryCallback(SlotBank(16, policy='fifo')), *cbs])
+        quietly(learn, learn.fit, 2, 1e-3)
+        quietly(learn, learn.get_preds)
+        quietly(learn, learn.fit, 1, 1e-3)
+        return learn.model.state_dict()
+    cb = a_tracker(name)
+    a,b = fitted(cb),fitted()
+    assert cb.run_id and cb.last_step==3 and not cb._dead and all(torch.equal(a[k], b[k]) for k in b)
+    cb.finish(dict(accuracy=.5), 'a table')
+    assert not cb._dead
+
+def tracker_goes_on(name, tmp_path):
+    "In the run of another process, and writes no epoch twice"
+    a,b = a_tracker(name),a_tracker(name)
+    a.begin('run', dict(k=3), tmp_path)
+    for i in 1,2: a.log(dict(loss=1/i), i)
+    a.finish()
+    b.begin('run', dict(k=3), tmp_path, dict(id=a.run_id, step=1))
+    for i in 1,2,3: b.log(dict(loss=1/i), i)
+    assert b.run_id==a.run_id and b.last_step==3 and not b._dead
+    b.finish(failed=True)
+    assert not b._dead
+
+def tracker_is_in_no_pickle(name, tmp_path):
+    texts = {k:'confidential' for k,p in takes('tracker', name).items() if k!='mode' and str in union_members(p.type)}
+    cb = a_tracker(name, **texts)
+    assert b'confidential' not in pickle.dumps(cb) and type(pickle.loads(pickle.dumps(cb))) is Callback
+    new = deepcopy(cb)
+    assert type(new) is type(cb) and all(getattr(new, k)==v for k,v in texts.items())
+
+def tracker_that_fails_is_a_warning(name, tmp_path):
+    cb = a_tracker(name)
+    def down(*_): raise OSError('no service')
+    cb.write = down
+    learn = learner(path=tmp_path, cbs=[cb])
+    with pytest.warns(UserWarning, match='no service'): quietly(learn, learn.fit, 2, 1e-3)
+    assert learn.epoch==1
+
 checks = {}
 for _k,_fs in dict(loss=(loss_is_differentiable, loss_is_pickled, loss_says_probabilities),
                    sampler=(sampler_draws, sampler_is_pickled),
@@ -382,6 +433,8 @@ for _k,_fs in dict(loss=(loss_is_differentiable, loss_is_pickled, loss_says_prob
         baseline=(baseline_is_one, baseline_checks_in_one_line, baseline_of_its_own_is_an_override,
                   baseline_works_on_what_it_says),
         task=(task_scores, task_is_trained, task_suits_one_kind),
+        tracker=(tracker_follows_and_changes_nothing, tracker_goes_on, tracker_is_in_no_pickle,
+                 tracker_that_fails_is_a_warning),
         callback=(callback_is_used, callback_leaves_the_network_alone)).items(): checks[_k] = {f.__name__:f
             for f in _fs}
 
