@@ -16,7 +16,7 @@ from .memory_folder import *
 def hub_api(token=None):
     "The Hub's client"
     try: from huggingface_hub import HfApi
-    except ImportError: raise MemoError("the Hub needs huggingface_hub: pip install 'fastmemo[hub]'") from None
+    except ImportError: raise MemoError(f"the Hub needs huggingface_hub: {how_to_install('huggingface_hub')}") from None
     return HfApi(token=token)
 
 @contextmanager

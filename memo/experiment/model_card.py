@@ -13,6 +13,7 @@ import shutil
 from fastai.vision.all import *
 from safetensors.torch import load_file
 from ..core import *
+from ..evaluation.tables import md_table
 from ..evaluation.tasks import class_counts
 from .sections import public_settings
 from ..training.collect import fastai_loader,is_empty
@@ -20,7 +21,7 @@ from ..plots.compare_memory import *      # gives comparisons their `plot`
 
 # %% ../../nbs/experiment/18_model_card.ipynb #a255268e
 def markdown_table(columns, rows):
-    "A table in Markdown"
+    "A table in Markdown whose cells are Markdown too; `md_table` is for names and numbers"
     def line(r): return '| '+' | '.join(str(o).replace('|', '\\|').replace('\n', ' ') for o in r)+' |'
     return '\n'.join([line(columns), line(['---']*len(columns)), *map(line, rows)])
 
@@ -28,7 +29,7 @@ def comparison_table(cmp):
     "What the memory changes, as Markdown"
     def share(v, sign=''): return '' if v!=v else f'{100*v:{sign}.1f}'
     rows = [[o,n,share(a),share(b),share(d, '+'),r,s] for o,n,a,b,d,r,s in cmp.table()[:40].itertuples(index=False)]
-    return markdown_table(['of','items','without','with memory','change','rescued','spoilt'], rows)
+    return md_table(rows, ['of','items','without','with memory','change','rescued','spoilt'])
 
 def held_out_comparison(learn):
     "What the memory changes on the last labelled set that was not trained on, and which that is; or None"
@@ -52,10 +53,10 @@ def draw_comparison(cmp, path):
     try: cmp.plot().savefig(path, dpi=100, metadata=dict(Software='memo'))
     except Exception as e: warn(f"no picture {path.name}: {one_line(e, 200)}")
 
-def results_of(learn, made, folder):
+def results_of(learn, run, folder):
     "The table of results, in Markdown, and the picture, which is written"
-    run,pic,of_run = made[1],folder/'comparison.png',''
-    if run is not None and is_of_run(learn, run):
+    pic,of_run = folder/'comparison.png',''
+    if run is not None:
         if (run/pic.name).is_file(): shutil.copyfile(run/pic.name, pic)
         if (run/'results.md').is_file():
             text = (run/'results.md').read_text(encoding='utf-8').split('\n', 1)[1].strip()
@@ -80,14 +81,12 @@ def data_text(learn, made):
     except Exception: return res        # of other labels
     rows = [[o,int(n)] for o,n in zip(learn.dls.vocab, counts)]
     more = f'\n\nand {len(rows)-40} more classes' if len(rows)>40 else ''
-    return f"{res}\n\n{markdown_table(['class','training items'], rows[:40])}{more}"
+    return f"{res}\n\n{md_table(rows[:40], ['class','training items'])}{more}"
 
-def settings_text(learn, made):
+def settings_text(cfg, changed):
     "The settings of a training, without folders"
-    cfg,run = made
     if cfg is None: return "The settings of the training are not known to this card."
-    more = run is not None and not is_of_run(learn, run)
-    also = "After this training the model was changed: trained on, or its memory edited.\n\n" if more else ''
+    also = "After this training the model was changed: trained on, or its memory edited.\n\n" if changed else ''
     return also+markdown_table(['setting','value'], [[f'`{k}`',f'`{v}`'] for k,v in public_settings(cfg).items()])
 
 def memory_text(about):
@@ -103,7 +102,7 @@ _takes = dict(image='An item is an image: a file, its bytes, or a PIL image.',
               array='An item `x` is an array of shape {shape}, {dtype}.',
               tensor='An item `x` is what the network takes, {shape} of {dtype}: how to make it is not said here.')
 
-def card_text(learn, about, made, results, picture):
+def card_text(learn, about, made, changed, results, picture):
     "The card, without its header"
     kind,task = about['input'],about['task'] or 'something else than classes'
     vocab = about['vocab'] or []
@@ -114,7 +113,7 @@ def card_text(learn, about, made, results, picture):
     shape = {k:kind.get(k) for k in ('shape','dtype')}
     pic = '\n\n![What the memory changes](comparison.png)' if picture else ''
     return _card.format(head=head, load=load, takes=_takes[kind['kind']].format(**shape), results=results+pic,
-                        data=data_text(learn, made), settings=settings_text(learn, made), version=about['memo'])
+                        data=data_text(learn, made), settings=settings_text(made[0], changed), version=about['memo'])
 
 _card = """# A network with a memory
 
@@ -169,10 +168,13 @@ def write_card(
 ):
     "Write a model card"
     try: from huggingface_hub import ModelCard,ModelCardData
-    except ImportError: raise MemoError("a model card needs huggingface_hub: pip install 'fastmemo[hub]'") from None
-    results = results_of(learn, made, Path(folder))
+    except ImportError:
+        raise MemoError(f"a model card needs huggingface_hub: {how_to_install('huggingface_hub')}") from None
+    run = made[1]
+    changed = run is not None and not is_of_run(learn, run)
+    results = results_of(learn, None if changed else run, Path(folder))
     tags = ['memo','fastai','memory',*([about['task']] if about['task'] else [])]
     image = about['input']['kind']=='image' and about['task'] is not None
     data = ModelCardData(library_name='fastmemo', tags=tags, pipeline_tag='image-classification' if image else None)
-    text = card_text(learn, about, made, results, (Path(folder)/'comparison.png').is_file())
+    text = card_text(learn, about, made, changed, results, (Path(folder)/'comparison.png').is_file())
     write_text(Path(folder)/'README.md', str(ModelCard(f'---\n{data.to_yaml()}\n---\n\n{text}'))+'\n')

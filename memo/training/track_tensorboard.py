@@ -31,8 +31,9 @@ class TensorBoardTracker(Tracker):
     def newest(self, folder): return (runs_in(folder) or [None])[-1]
     def open(self, name, config, folder, id=None):
         from torch.utils.tensorboard import SummaryWriter
-        n = len(runs_in(folder))
-        at = id or (f'tensorboard_{n+1}' if n else 'tensorboard')
+        there = runs_in(folder)
+        if id not in there: id = None       # gone, or a name that a file made up
+        at = id or (f'tensorboard_{len(there)+1}' if there else 'tensorboard')
         # what a killed process wrote of an epoch that is trained again is hidden
         self.run_ = SummaryWriter(str(folder/at), purge_step=self.last_step+1 if id else None)
         if id is None: self.run_.add_text('settings', '\n'.join(f'    {k}: {v}' for k,v in config.items()))

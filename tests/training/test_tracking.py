@@ -286,6 +286,14 @@ def test_a_note_that_cannot_be_written_is_one_warning(tmp_path):
         for i in 1,2: f.row(i, dict(train_loss=1.))
     assert len([o for o in w if 'track.json' in str(o.message)])==1 and len(pd.read_csv(tmp_path/'epochs.csv'))==2
 
+def test_a_note_names_no_folder_elsewhere(tmp_path):
+    (tmp_path/'run').mkdir()
+    (tmp_path/'run/track.json').write_text(json.dumps(dict(tensorboard=dict(id='../elsewhere', step=0))))
+    f = Follow([TensorBoardTracker()], tmp_path/'run', resume=True)
+    f.row(1, dict(train_loss=1.))
+    f.end({}, '')
+    assert [o.name for o in tmp_path.iterdir()]==['run'] and len([*tmp_path.glob('run/tensorboard/events*')])==1
+
 @pytest.mark.parametrize('text', ['', '[]', '{"csv": 3}', '{"csv": {"id": 7, "step": "x"}}', 'no json'])
 def test_a_damaged_note_loses_no_epoch(tmp_path, text):
     f = Follow([CSVTracker()], tmp_path)
