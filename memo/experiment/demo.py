@@ -8,7 +8,7 @@ Docs: https://fastmemo.github.io/memo/experiment/demo.html.md"""
 __all__ = ['file_items', 'recalled_cases', 'demo_answer', 'demo_html', 'answer_or_line', 'gradio_here', 'demo_page', 'serve_demo']
 
 # %% ../../nbs/experiment/17_demo.ipynb #16de0003
-import base64,html,importlib.util,threading
+import base64,html,importlib.util,socket,threading
 from fastai.vision.all import *
 from PIL import Image
 from ..core import *
@@ -203,14 +203,18 @@ def serve_demo(
     "Serve the page of a run's learner until it is interrupted"
     if port is not None and not 0<port<65536: raise MemoError(f"port: {port}, 1 to 65535 is accepted")
     config_file(folder)     # Gradio, torch and the data take longer
+    where = f"host {host}, port {port or 'from 7860 on'}: nothing can be served there"
+    try:    # of a host that is not its own Gradio tries a hundred ports, five seconds each
+        family,*_,address = socket.getaddrinfo(host, port or 0, type=socket.SOCK_STREAM)[0]
+        socket.create_server(address, family=family).close()
+    except OSError as e: raise MemoError(where) from e
     with tempfile.TemporaryDirectory() as d:
         os.environ['GRADIO_TEMP_DIR'] = d       # before Gradio is imported
         gradio_here()
         page = demo_page(load_run(folder), memory, Path(folder).resolve().name)
         try: _,url,public = page.launch(server_name=host, server_port=port, share=share, quiet=True, inbrowser=False,
             prevent_thread_lock=True, ssr_mode=False, footer_links=[], max_file_size='64mb', run_history=False)
-        except OSError as e:
-            raise MemoError(f"host {host}, port {port or 'from 7860 on'}: nothing can be served there") from e
+        except OSError as e: raise MemoError(where) from e
         try:
             log(public or url)
             threading.Event().wait()
