@@ -166,8 +166,15 @@ def image_depth(
         except MemoError: raise
         except _unreadable: return 0
     deep = [p for p in map(os.fspath, paths) if not p.lower().endswith(('.jpg','.jpeg')) and may_be_deep(p)]
-    tops = parallel(top, deep, n_workers=min(8, os.cpu_count()), threadpool=True, progress=False) if deep else [0]
-    return bits_for(max(tops), deep[np.argmax(tops)] if deep else '')
+    if len(deep)>5000 and not is_dicom(deep[0]):
+        warn(f"the {len(deep):,} images with more than 8 bits are read once, to know how bright they get: "
+             "depth= (bits of grey, 8 to 16) leaves that out")
+    bits = 8
+    for files in chunked(deep, 512):
+        if bits==16: break      # of no other file it hangs now
+        tops = parallel(top, files, n_workers=min(8, os.cpu_count()), threadpool=True, progress=False)
+        bits = max(bits, bits_for(max(tops), files[np.argmax(tops)]))
+    return bits
 
 # %% ../../nbs/data/05_images.ipynb #6500e1dd
 class FileImages:

@@ -6,6 +6,7 @@ from sklearn.datasets import load_digits
 from conftest import absent
 from memo.core import MemoError
 from memo.data.features import features_key
+from memo.data import images
 from memo.data.images import FileImages, check_images, decoded, image_depth, image_fault, read_image, whole_fault
 from memo.data.finding_loaders import findings_dls, split_patients
 
@@ -48,6 +49,15 @@ def test_the_depth_is_the_sets(tmp_path, kind, bits):
     assert np.array_equal(x[1][0].numpy(), (bright>>(bits-8)).astype(np.uint8)) and int(x[1].max())==239
     assert torch.equal(x.rows([0])[0], x[0]) and torch.equal(x.load()[0], x[0])
     check_images(ps, 'x', whole=True)
+
+def test_no_more_films_are_read_than_the_depth_needs(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr(images, 'grey_values', lambda im,p: read.append(p) or np.asarray(im).astype(np.int64))
+    ps = [tmp_path/'bright.png', tmp_path/'dark.png']
+    for p,top in zip(ps, (2**16-1,2**12-1)): Image.fromarray(np.full((2,2), top, np.uint16)).save(p)
+    assert image_depth([ps[0], *[ps[1]]*1200])==16 and len(read)<=512
+    with pytest.warns(UserWarning, match='the 5,001 images with more than 8 bits are read once.*depth='):
+        assert image_depth([ps[1]]*5001)==12
 
 def test_inverted_dicom(tmp_path):
     "MONOCHROME1: 0 is white. The same film both ways, in one set, is the same image"
