@@ -18,7 +18,7 @@ from ..heads.attach import answer_of,memories
 from ..heads.calls import Step,in_step
 from ..registry import register
 from ..training.collect import evaluated,targets_of
-from ..training.labels import read_targets,said_reading
+from ..training.labels import ignored_class,read_targets,said_reading
 from .method import Method,NamedTensors,network_tensors
 
 # %% ../../nbs/continual/04_penalties.ipynb #6abfa764
@@ -92,11 +92,14 @@ class Fisher:
         self.generator = torch.Generator(first(self.ps.values()).device).manual_seed(seed)
 
     def add(self, xb, yb=()):
-        "Add the rows of a batch; non-finite ones are left out"
+        "Add the rows of a batch; non-finite ones, and those whose class is unknown, are left out"
         xb = tuple(o.as_subclass(Tensor) if isinstance(o, Tensor) else o for o in xb)
         with aside(self.model):
             if self.many is None: self.many = self.reading(xb, yb)
             y = self.targets(xb, yb)
+            if not y.is_floating_point():
+                known = (y>=0) & (y!=ifnone(ignored_class(getattr(self.learn, 'loss_func', None)), -1))
+                xb,y = tuple(x[known] for x in xb),y[known]
             for i in range(0, len(y), self.rows): self.part(tuple(x[i:i+self.rows] for x in xb), y[i:i+self.rows])
 
     def reading(self, xb, yb):
@@ -139,7 +142,7 @@ class Fisher:
 
     def mean(self):
         "The mean over samples, by name"
-        if not self.n and not self.lost: raise MemoError("EWC: the loader is empty")
+        if not self.n and not self.lost: raise MemoError("EWC: the loader is empty, or no class in it is known")
         if not self.n: raise MemoError(f"EWC: no gradient of {self.lost} samples is finite, the training has "
                                         "diverged: give a smaller weight or learning rate")
         if self.lost:

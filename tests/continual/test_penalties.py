@@ -1,5 +1,6 @@
 "EWC and LwF against their formulas written out, in a learner and in a loop of one's own; published faults C1 and C2"
 import copy, itertools, warnings
+from types import SimpleNamespace
 import pytest, torch
 import torch.nn.functional as F
 from fastai.vision.all import (Adam, BCEWithLogitsLossFlat, Callback, CrossEntropyLossFlat, DataLoaders,
@@ -44,6 +45,21 @@ def test_empirical_fisher_is_the_mean_of_squared_gradients_of_samples():
     x = x.double()
     want = mean_of([squared(net, a, b) for a,b in zip(x, y)])
     for bs in (1, 7, 40): alike(fisher_information(net, loader(x, y, bs), 'empirical'), want)
+
+@pytest.mark.parametrize('unknown', [-1, -100, 2])
+def test_items_without_a_class_tell_nothing(unknown):
+    "-1, and the class that the learner's loss leaves out"
+    net,(x,y) = mlp(),data()
+    x,y = x.double(),y.clone()
+    y[:3] = unknown
+    known = (y>=0) & (y!=2)
+    want = mean_of([squared(net, a, b) for a,b in zip(x[known], y[known])])
+    f = Fisher(net, 'empirical', learn=SimpleNamespace(loss_func=nn.CrossEntropyLoss(ignore_index=2)), many=False)
+    for at in range(0, len(y), 7): f.add((x[at:at+7],), (y[at:at+7],))
+    alike(f.mean(), want)
+    f = Fisher(net, 'empirical')
+    f.add((x[:3],), (torch.full((3,), -1),))
+    assert 'no class in it is known' in err(f.mean)
 
 def test_sampled_fisher_is_the_expectation_over_the_models_own_answers():
     net,x = mlp(),data(2)[0].double()
