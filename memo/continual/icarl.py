@@ -40,19 +40,20 @@ def herding(
 # %% ../../nbs/continual/10_icarl.ipynb #5003c94f
 def icarl_loss(
     z:Tensor, # Answers [B,C]
-    y:Tensor, # Classes [B]
+    y:Tensor, # Classes [B]; items of an unknown one (-1) are left out
     new:Tensor, # Classes of this experience [n]
     old:Tensor=None, # Classes before it [m]
     said:Tensor=None # What the network answered before it [B,C'], for all old classes
 )->Tensor:
     "Binary cross-entropy, summed over classes: labels for new classes, what was said before for the others"
-    z = full(z)
+    z,ok = full(z),y>=0
+    z,y = z[ok],y[ok]
     t = F.one_hot(y, z.shape[1]).to(z)
     if old is not None:
         old = old[~torch.isin(old, new)]
-        t[:,old] = full(said)[:,old].sigmoid()
+        t[:,old] = full(said)[ok][:,old].sigmoid()
         new = torch.cat([old,new])
-    return F.binary_cross_entropy_with_logits(z[:,new], t[:,new], reduction='sum')/len(z)
+    return F.binary_cross_entropy_with_logits(z[:,new], t[:,new], reduction='sum')/max(1, len(z))
 
 class Past(Teacher):
     "Exemplars, class after class, in the order in which they were picked, and the network that saw them last"
