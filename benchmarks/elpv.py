@@ -25,6 +25,7 @@ data: {{name: imagenet_lt, root: {root}, size: 128, mean: [0.5, 0.5, 0.5], std: 
 plots: {{save: false}}
 '''
 seeds = range(20, 25)
+trainings = dict(plain='plain network', balanced='balanced sampling')
 
 def split(table, folder, seed):
     "The lists of one split, in ImageNet-LT's layout"
@@ -44,7 +45,7 @@ if __name__=='__main__':
         sys.exit('elpv-dataset is not installed: pip install --no-deps elpv-dataset (91 MB, for non-commercial use)')
     t = pd.read_csv(csv, sep=r'\s+', names=['image','defect','kind'])
     t['label'] = (t.defect*3).round().astype(int) + 4*(t.kind=='poly')
-    rows,network = {},{}
+    rows = {o:{} for o in trainings}
     kept = Path(sys.argv[1]).absolute() if len(sys.argv)>1 else None
     with tempfile.TemporaryDirectory() if kept is None else contextlib.nullcontext(kept) as d:
         for seed in seeds:
@@ -53,7 +54,7 @@ if __name__=='__main__':
                 root.mkdir(parents=True)
                 (root/'images').symlink_to(csv.parent/'images')
             split(t, root, seed)
-            for training in ('plain','balanced'):
+            for training in trainings:
                 f = Path(d)/f'{training}{seed}.yaml'
                 f.write_text(yaml.format(tail=here.parents[1]/'experiments/tail/fashion_frozen', training=training,
                                          name=f'{training}{seed}', runs=f'{d}/runs', seed=seed, root=root))
@@ -63,15 +64,14 @@ if __name__=='__main__':
                 for m in (read_json(o/'metrics.json') for o in sorted(run_folder(cfg).glob('**/'))
                           if (o/'metrics.json').is_file()):
                     for r in m['rows']:
-                        k,own = (label(o, m['titles']) for o in (row_of(r),row_of(r).network))
-                        rows.setdefault(k, []).append(single(m, r))
-                        if own!=k: network[k] = own
+                        rows[training].setdefault(label(row_of(r), m['titles']), []).append(single(m, r))
                 print(f'split {seed}, {training}: done', flush=True)
-    ahead = {f'{o} + memory: density':[k for k in rows if k!=f'{o} + memory: density' and 'memory' not in k]
-             for o in ('plain network','balanced sampling')}
-    table,diff = compare(rows, {k:ahead.get(k, []) for k in rows})
-    txt = format_results(table, diff, md_table)
-    print(format_results(table, diff))
+    txt = ''
+    for o,network in trainings.items():
+        own = f'{network} + memory: density'
+        table,diff = compare(rows[o], {own:[k for k in rows[o] if 'memory' not in k]})
+        txt += f'\n\n## {network}\n\n{format_results(table, diff, md_table)}'
+        print(format_results(table, diff))
     about = __doc__.split(chr(10)+'`pip')[0]
     here.with_name('elpv.md').write_text(f"`python benchmarks/elpv.py`: {about} Accuracy is on the test cells as they "
-                                         f"come, few are the three rarest classes.\n\n{txt}\n")
+                                         f"come, few are the three rarest classes.{txt}\n")
