@@ -25,28 +25,39 @@ def put(page, name, table):
     assert n==1, f'{f} has {n} places for {name}'
     f.write_text(text)
 
-def cell(r, k): return with_interval(r[f'{k}_mean'], r[f'{k}_low'], r[f'{k}_high'], '+')
+trainings = 'plain balanced sqrt adjusted_loss replay'.split()
 
-trainings = 'plain balanced sqrt adjusted_loss'.split()
+def as_network(method):
+    "A row's name where the memory is in the training: the network is the one that was trained with it"
+    name = re.sub(r' \+ memory$', '', method.replace('+ memory: memory, density', '+ memory: density'))
+    return name.replace('plain network', 'trained with replay')
 
-def tail_table(f):
+def tail_table(d):
     "Of one training: levels of each row, and how far the density head on the same network is ahead of it"
-    df,diff = pd.read_csv(f),pd.read_csv(f.with_name('differences.csv'))
+    name = as_network if d.name=='replay' else str
+    df,by = pd.read_csv(d/'results.csv'),{}
+    df['method'] = df.method.map(name)
     own = df.method[0]
+    for m in (read_json(f) for f in sorted(d.glob('**/metrics.json'))):
+        for r in m['rows']: by.setdefault(name(label(row_of(r), titles_in([m]))), {})[m['seed']] = r['scores']
+    def ahead(k, c):
+        "Of seeds that both have"
+        a,b = by[f'{own} + memory: density'],by[k]
+        d = paired(*(np.array([o[s][c] for s in sorted(a.keys()&b.keys())]) for o in (a,b)))
+        return with_interval(d['mean'], d['low'], d['high'], '+')
     # of other networks the best remedy, and no mixtures of mixtures
     shown = [m for m in df.method if not (' + memory' in m and not m.startswith((own+' +','LDAM-DRW +'))) and
              (', LDAM-DRW' not in m)]
-    ahead,rows = diff[diff.method==f'{own} + memory: density'].set_index('baseline'),[]
-    for _,r in df[df.method.isin(shown)].sort_values('accuracy', ascending=False).iterrows():
-        d = [cell(ahead.loc[r.method], c) if r.method in ahead.index else '' for c in ('accuracy','few')]
-        rows.append([r.method, *[with_spread(r[k], r[f'{k}_std']) for k in ('accuracy','few','ece')], *d])
+    rows = [[r.method, *[with_spread(r[k], r[f'{k}_std']) for k in ('accuracy','few','ece')],
+             *['' if ' + memory' in r.method else ahead(r.method, c) for c in ('accuracy','few')]]
+            for _,r in df[df.method.isin(shown)].sort_values('accuracy', ascending=False).iterrows()]
     return md_table(rows, ['', 'accuracy', 'few', 'calibration err.', 'density minus it: accuracy', 'few'])
 
 def tail_tables(d):
     "Of a data set: a table for each training that has finished"
     done = [t for t in trainings if (d/t/'results.csv').is_file()]
     return '\n\n'.join(f"**{d.name}/{t}** ({pd.read_csv(d/t/'results.csv').seeds[0]} seeds)\n\n"
-                        f"{tail_table(d/t/'results.csv')}" for t in done)
+                        f"{tail_table(d/t)}" for t in done)
 
 def all_seeds(to, name):
     "Every row of every table, with what each seed has, in one file"
