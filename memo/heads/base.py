@@ -70,8 +70,22 @@ class MemoryHead(Described):
         "What is stored, and looked up, of what comes to its place: a row for each item [B,D]"
         return self.bank.centred(flat(x, self.axis))
 
+    def sent_on(self, x):
+        "How many rows, the last of `x`, heads before this one have added to the batch"
+        if (s := None if torch.compiler.is_compiling() else self.step) is None: return 0
+        drawn = [o for h,o in s.drawn.items() if h is not self]
+        # a checkpointed part runs again when those behind it have added theirs, too
+        at = [i for i,o in enumerate(drawn) if len(o.y) and o.behind+len(o.y)==len(x)]
+        return sum(len(o.y) for o in drawn[:at[0]+1]) if at else 0
+
     def forward(self, x):
-        z = self.features(x)
+        if not (n := self.sent_on(x)): return self.through(x, x)
+        own,added = x[:-n],x[-n:]       # which are no items: nobody stores them, or looks them up
+        return self.through(x, own) if self.adds_rows else torch.cat([self.through(own, own), added])
+
+    def through(self, x, own):
+        "What is sent on in the place of `x`, of which `own` are the batch's own rows"
+        z = self.features(own)
         if torch.compiler.is_compiling():
             self._traced = z
             return self.fuse(x, z) if self.active else x

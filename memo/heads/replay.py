@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Annotated
 from ..core import Count,MemoError,OneOf,Positive,check_choice
 from .base import *
+from .calls import Drawn
 from .sources import schedules,sources
 from ..registry import register
 
@@ -79,6 +80,6 @@ class ReplayHead(MemoryHead):
             self.check_width(x.shape[1])
             share = min(max(float(self.share(s.progress)), 0.), 1.)
             y = self.bank.missing(len(x)*share, self.most)
-            s.drawn[self] = y,self.synthetic(y) if len(y) else x.new_zeros(0, x.shape[1])
+            s.drawn[self] = Drawn(y, self.synthetic(y) if len(y) else x.new_zeros(0, x.shape[1]), len(x))
             self._note(added=y)
-        return torch.cat([x, s.drawn[self][1].to(x.dtype)])
+        return torch.cat([x, s.drawn[self].features.to(x.dtype)])

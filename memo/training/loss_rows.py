@@ -147,7 +147,9 @@ def with_replayed(
 ):
     "Append the labels of replayed features, so that the loss covers them"
     single = len(learn.yb)==1 and torch.is_tensor(learn.y) and learn.y.ndim==1 and torch.is_tensor(learn.pred)
-    if not single or len(learn.pred)!=len(learn.y)+len(y):
+    # another callback's memory may have added some, too, and append their labels before or after this
+    step = learn.batch_ids.step
+    if not single or len(learn.pred)!=len(step.yb[0])+sum(len(o.y) for o in step.drawn.values()):
         raise MemoError("replay: a classifier with one class number an item is needed, and the memory in front of it")
     for m in memories:
         if m.head.adds_rows: m.head.check_classes(max(learn.pred.shape[-1], 2))     # one output is for two
