@@ -118,12 +118,13 @@ def test_findings_have_rows_of_their_own():
 
 MEMORIES = dict(memory=dict(bank='ClassBank', capacity=32, head='watch'),
                 density=dict(bank='SlotBank', policy='fifo', size=512, head='density', spread_of='memory', tries=3))
-CLASSES = ['temperature','logit_adjusted_accuracy','logit_adjusted_nll','tau_norm','lws','class_mean','knn','crt',
-           'crt_softmax','distribution_calibration','two_opinions',dict(name='vote', k=[5,10], whiten=[False,True]),
-           'prototype','lda']
-FINDINGS = [dict(name='temperature', each=True),'logistic']
-@pytest.mark.parametrize('compare,data,memories', [(CLASSES,DIGITS,MEMORIES), (FINDINGS,CHEST,dict(memory=VOTE))],
-                         ids=['classes','findings'])
+CLASSES = ['temperature','logit_adjusted_accuracy','tau_norm','lws','class_mean',dict(name='vote', k=[5,10])]
+SLOW = ['logit_adjusted_nll','knn','crt','crt_softmax','distribution_calibration','two_opinions','prototype','lda']
+FINDINGS = [dict(name='temperature', each=True),'logistic','product']
+night = pytest.mark.nightly
+@pytest.mark.parametrize('compare,data,memories', [
+    (CLASSES,DIGITS,MEMORIES), pytest.param(SLOW, DIGITS, MEMORIES, marks=night),
+    pytest.param(FINDINGS, CHEST, dict(memory=VOTE), marks=night)], ids=['classes','slow','findings'])
 def test_nothing_is_chosen_on_the_test_set(compare, data, memories):
     "Noise in its place, and other labels: what each row chose stays"
     cfg = from_dict(dict(name='x', seeds=[0], data=data, model='tile_cnn' if data is CHEST else 'small_cnn',
