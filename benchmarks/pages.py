@@ -6,10 +6,11 @@ memo-train experiments/chestxray/findings/opinions.yaml;
 for f in experiments/tail/{digits,fashion,fashion_frozen}/*.yaml; do memo-train $f; done; python benchmarks/pages.py
 A folder of runs may be named: python benchmarks/pages.py DIR. What has not been run keeps its table; the text around
 the tables is written by hand."""
-import re,shutil,sys
+import re,sys
 from pathlib import Path
-import numpy as np,pandas as pd
+import numpy as np,pandas as pd,torch
 from memo.core import settings
+from memo.evaluation.calibration import fit_temperature,log_odds_nll
 from memo.evaluation.tables import label,md_table,row_of,titles_in,with_interval,with_spread
 from memo.experiment.run_folder import read_json
 from memo.metrics.intervals import paired
@@ -68,15 +69,54 @@ def all_seeds(to, name):
     first = ['data','training',*[o for o in ('method','baseline','seeds','seed_numbers') if o in df]]
     df[[*first, *[o for o in df if o not in first]]].round(6).to_csv(here/'tail'/to, index=False)
 
+def trainings_of(d):
+    "What the trainings of a run have in `metrics.json`, with their folders, the run's own first"
+    fs = sorted(d.glob('**/metrics.json'), key=lambda o: (o.parent!=d, o))
+    return [(f.parent,read_json(f)) for f in fs]
+
+def seeds_beside(to, names):
+    """Scores of every row of some runs, a line for each seed, from which their tables can be worked out again; what has
+    not been run keeps its lines"""
+    done = [n for n in names if (runs/n/'results.csv').is_file()]
+    rows = [dict(run=n, method=label(row_of(r), titles_in([m])), seed=m['seed'],
+                 **{c:r['scores'].get(c) for c in [*m['columns'],'nll']})
+            for n in done for _,m in trainings_of(runs/n) for r in m['rows']]
+    if not rows: return
+    df = pd.DataFrame(rows).round(8)
+    if (here/to).is_file():
+        was = pd.read_csv(here/to)
+        df = pd.concat([was[~was.run.isin(done)], df])
+    df.dropna(axis=1, how='all').to_csv(here/to, index=False)
+
+def log_odds(f):
+    "Of a network alone and its findings, from the predictions of a training"
+    df = pd.read_csv(f)
+    own = df.columns[df.columns.str.contains(': ')][0].rpartition(': ')[0]
+    names = [o.removeprefix(f'{own}: ') for o in df.columns if o.startswith(f'{own}: ')]
+    p = torch.tensor(df[[f'{own}: {o}' for o in names]].to_numpy()).double()
+    return torch.logit(p, eps=1e-9),torch.tensor(df[names].to_numpy()).double()
+
+def with_offset(d):
+    "Likelihood of a network after one temperature and one offset for all findings, chosen on validation data"
+    f,_ = fit_temperature(*log_odds(d/'predictions_valid.csv'), offset=True)
+    x,y = log_odds(d/'predictions.csv')
+    return log_odds_nll(f(x), y).item()
+
 def findings_table(d):
     "Of each training: its rows, and each less the network x logistic regression on the same network"
     cols = (('macro_ap',1),('tail_ap',1),('nll',10))        # per cent; nll of 1,000
     head = ['','mAP','tail mAP','nll x 1000','minus network x logistic regression: mAP','tail mAP','nll x 1000']
-    fs,tables = sorted(d.glob('**/metrics.json'), key=lambda o: (o.parent!=d, o)),[]
+    tables = []
     for other in (False,True):
         by,rows = {},[]
-        for m in (read_json(f) for f in fs if f.parent.name.startswith('balanced')==other):
-            for r in m['rows']: by.setdefault(label(row_of(r), titles_in([m])), []).append(r['scores'])
+        for f,m in trainings_of(d):
+            if f.name.startswith('balanced')!=other: continue
+            for i,r in enumerate(m['rows']):
+                by.setdefault(label(row_of(r), titles_in([m])), []).append(r['scores'])
+                if i: continue
+                # the order of images stays, and with it how they are ranked
+                name = 'temperature and offset'+(', balanced sampling' if other else '')
+                by.setdefault(name, []).append({**r['scores'], 'nll':with_offset(f)})
         lead = next(v for k,v in by.items() if k.startswith('network x logistic regression'))
         def values(v, c, u): return np.array([o[c]*u for o in v])
         for k,v in by.items():
@@ -98,8 +138,12 @@ d = runs/'chest_findings/opinions'
 if (d/'results.csv').is_file():
     said = 'Per cent, means over five seeds ± their standard deviation.'
     put('chestxray/README.md', 'opinions', f'{said}\n\n{findings_table(d)}')
-    for o in ('results','differences'): shutil.copyfile(d/f'{o}.csv', here/f'chestxray/findings/{o}.csv')
 for name in ('fashion','fashion_frozen','digits'):
     if (runs/'tail'/name).is_dir(): put('tail/README.md', name, tail_tables(runs/'tail'/name))
     else: print(f'{name}: not run, its tables stay')
 for to,name in (('levels.csv','results.csv'), ('differences.csv','differences.csv')): all_seeds(to, name)
+small = [f'chest_small/{o.parent.name}' for o in sorted((runs/'chest_small').glob('*/results.csv'))]
+for to,names in {'seeds.csv':('quickstart','fashion_lt','fashion_lt_frozen'), 'chestxray/small/seeds.csv':small,
+                 'chestxray/findings/seeds.csv':('chest_findings/opinions',),
+                 'tail/replay/seeds.csv':[f'tail/replay/{o}' for o in ('stored','gaussians','curriculum','diffusion')]
+                }.items(): seeds_beside(to, names)

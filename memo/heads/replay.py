@@ -8,7 +8,7 @@ Docs: https://fastmemo.github.io/memo/heads/replay.html.md"""
 __all__ = ['ReplayHead']
 
 # %% ../../nbs/heads/16_replay.ipynb #78a39574
-import torch
+import math,torch
 from collections.abc import Callable
 from typing import Annotated
 from ..core import Count,MemoError,OneOf,Positive,check_choice
@@ -57,10 +57,18 @@ class ReplayHead(MemoryHead):
     def synthetic(self, y):
         "Features of classes `y`, with what the source gives checked"
         f = self.draws(self.bank, y)
-        if tuple(f.shape)!=(len(y), self.bank.dim) or not bool(f.isfinite().all()):
-            raise MemoError(f"source: features of {len(y)} classes are {tuple(f.shape)} or not finite; finite ones "
+        if not torch.is_tensor(f) or tuple(f.shape)!=(len(y), self.bank.dim) or not bool(f.isfinite().all()):
+            found = tuple(f.shape) if torch.is_tensor(f) else type(f).__name__
+            raise MemoError(f"source: features of {len(y)} classes are {found} or not finite; finite ones "
                             f"[{len(y)},{self.bank.dim}] are accepted")
         return f
+
+    def share_at(self, progress):
+        "How much of what is missing is replayed now, with what the schedule gives checked"
+        try: v = float(self.share(progress))
+        except (TypeError,ValueError): v = math.nan
+        if v!=v: raise MemoError(f"schedule: at {progress:g} it gives no number; one from 0 to 1 is accepted")
+        return min(max(v, 0.), 1.)
 
     def check_labels(self, y): self.bank.check_single(y)
     def forgot(self):
@@ -78,8 +86,7 @@ class ReplayHead(MemoryHead):
                             "choose another place with at=")
         if not again:
             self.check_width(x.shape[1])
-            share = min(max(float(self.share(s.progress)), 0.), 1.)
-            y = self.bank.missing(len(x)*share, self.most)
+            y = self.bank.missing(len(x)*self.share_at(s.progress), self.most)
             s.drawn[self] = Drawn(y, self.synthetic(y) if len(y) else x.new_zeros(0, x.shape[1]), len(x))
             self._note(added=y)
         return torch.cat([x, s.drawn[self].features.to(x.dtype)])

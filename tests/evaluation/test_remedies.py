@@ -116,6 +116,29 @@ def test_findings_have_rows_of_their_own():
     c = chosen['temperature']
     assert torch.allclose((test.logits/c['temperature']+c['offset']).sigmoid(), p['temperature'], atol=1e-4)
 
+MEMORIES = dict(memory=dict(bank='ClassBank', capacity=32, head='watch'),
+                density=dict(bank='SlotBank', policy='fifo', size=512, head='density', spread_of='memory', tries=3))
+CLASSES = ['temperature','logit_adjusted_accuracy','tau_norm','lws','class_mean',dict(name='vote', k=[5,10])]
+SLOW = ['logit_adjusted_nll','knn','crt','crt_softmax','distribution_calibration','two_opinions','prototype','lda']
+FINDINGS = [dict(name='temperature', each=True),'logistic','product']
+night = pytest.mark.nightly
+@pytest.mark.parametrize('compare,data,memories', [
+    (CLASSES,DIGITS,MEMORIES), pytest.param(SLOW, DIGITS, MEMORIES, marks=night),
+    pytest.param(FINDINGS, CHEST, dict(memory=VOTE), marks=night)], ids=['classes','slow','findings'])
+def test_nothing_is_chosen_on_the_test_set(compare, data, memories):
+    "Noise in its place, and other labels: what each row chose stays"
+    cfg = from_dict(dict(name='x', seeds=[0], data=data, model='tile_cnn' if data is CHEST else 'small_cnn',
+                         memories=memories, compare=compare, train=dict(epochs=1, bs=16, lr=1e-2)), 'test')
+    learn = trained(cfg)
+    was = ev.evaluate(learn, cfg)
+    ds,g = learn.dls[2].dataset,torch.Generator().manual_seed(0)
+    ds.x = torch.randint(0, 255, ds.x.shape, generator=g).to(ds.x.dtype)
+    ds.y = ds.y[torch.randperm(len(ds.y), generator=g)]
+    now = ev.evaluate(learn, cfg)
+    for a,b in zip(was.rows, now.rows, strict=True):
+        assert a['scores']!=b['scores'] and repr(a.get('chosen'))==repr(b.get('chosen'))
+    assert sum('chosen' in o for o in was.rows)>=len(compare)
+
 # what is refused, in one line
 @pytest.mark.parametrize('cfg,msg', [
     (dict(compare=['product']), 'compare product is for findings, and digits_lt has classes; two_opinions is accepted'),

@@ -122,10 +122,15 @@ def test_a_source_of_ones_own():
     learn.add_cb(memory(source=twice))
     quietly(learn, learn.fit, 2, 1e-2)
     assert seen and learn.memory.head.source is None
-    for wrong in (lambda bank, y: torch.zeros(len(y), 3), lambda bank, y: bank.draw(y)*float('nan')):
+    for wrong in (lambda bank, y: torch.zeros(len(y), 3), lambda bank, y: bank.draw(y)*float('nan'),
+                  lambda bank, y: None, lambda bank, y: bank.draw(y).numpy()):
         learn = learner()
         learn.add_cb(memory(source=wrong))
         with pytest.raises(MemoError, match='source: features of'): quietly(learn, learn.fit, 2, 1e-2)
+    for wrong in (lambda p: float('nan'), lambda p: None, lambda p: 'much'):
+        learn = learner()
+        learn.add_cb(memory(schedule=wrong))
+        with pytest.raises(MemoError, match='schedule: at '): quietly(learn, learn.fit, 2, 1e-2)
     for kw in (dict(source='nope'), dict(source=3), dict(schedule='nope'), dict(schedule=.5)):
         with pytest.raises(MemoError, match=f'{[*kw][0]}: '): ReplayHead(ClassBank(10), **kw)
 
