@@ -73,10 +73,13 @@ class MemoryHead(Described):
     def sent_on(self, x):
         "How many rows, the last of `x`, heads before this one have added to the batch"
         if (s := None if torch.compiler.is_compiling() else self.step) is None: return 0
-        drawn = [o for h,o in s.drawn.items() if h is not self]
-        # a checkpointed part runs again when those behind it have added theirs, too
-        at = [i for i,o in enumerate(drawn) if len(o.y) and o.behind+len(o.y)==len(x)]
-        return sum(len(o.y) for o in drawn[:at[0]+1]) if at else 0
+        # a checkpointed part runs again when the call is over, and those behind it have added theirs, too
+        if (call := self._call or s.main) is None: return 0
+        n = 0
+        for o in (o for h,o in call.seen.items() if h is not self and o.added is not None and len(o.added)):
+            n += len(o.added)
+            if len(o.z)+n==len(x): return n
+        return 0
 
     def forward(self, x):
         if not (n := self.sent_on(x)): return self.through(x, x)

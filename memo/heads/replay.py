@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Annotated
 from ..core import Count,MemoError,OneOf,Positive,check_choice
 from .base import *
-from .calls import Drawn
 from .sources import schedules,sources
 from ..registry import register
 
@@ -87,6 +86,6 @@ class ReplayHead(MemoryHead):
         if not again:
             self.check_width(x.shape[1])
             y = self.bank.missing(len(x)*self.share_at(s.progress), self.most)
-            s.drawn[self] = Drawn(y, self.synthetic(y) if len(y) else x.new_zeros(0, x.shape[1]), len(x))
+            s.drawn[self] = y,self.synthetic(y) if len(y) else x.new_zeros(0, x.shape[1])
             self._note(added=y)
-        return torch.cat([x, s.drawn[self].features.to(x.dtype)])
+        return torch.cat([x, s.drawn[self][1].to(x.dtype)])
