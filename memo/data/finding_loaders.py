@@ -68,6 +68,7 @@ def patients_apart(
 # %% ../../nbs/data/10_finding_loaders.ipynb #f004902d
 def finding_counts(df, findings):
     "Positives of each finding in training, the number of training images, and the four rarest findings"
+    check_findings(findings)
     y = df[findings].to_numpy()
     counts,seen = ((y[o.to_numpy()]==1).sum(0) for o in (df.part=='train', df.part!='test'))
     tail = sorted(range(len(findings)), key=lambda i: (seen[i], i))[:4]
@@ -171,7 +172,6 @@ def findings_dls(
     device=None # By default fastai's
 )->DataLoaders: # train, valid, test
     "DataLoaders of the images in a table"
-    check_findings(findings)
     if isinstance(sampling, str): check_choice('sampling', sampling, ['balanced'])
     cls,more = loader_for(sampling)
     if channels not in (1,3): raise MemoError(f"channels: 1 or 3 is accepted, found {channels}")

@@ -51,7 +51,8 @@ forms = dict(one_hot=(names, lambda i: Y[i].tolist(), dict(findings=names)),
     commas=(['found'], lambda i: [', '.join(n for n,o in zip(names, Y[i]) if o) or 'normal'],
             dict(label='found', sep=',')),
     lists=(['found'], lambda i: [str([n for n,o in zip(names, Y[i]) if o])], dict(label='found', findings=names)),
-    arrays=(['found'], lambda i: [str(np.array(['normal',*(n for n,o in zip(names, Y[i]) if o)]))], dict(label='found')))
+    arrays=(['found'], lambda i: [str(np.array(['normal',*(n for n,o in zip(names, Y[i]) if o)]))],
+            dict(label='found')))
 
 @pytest.mark.parametrize('form', forms)
 def test_each_form_of_labels(own, form):
@@ -207,7 +208,8 @@ def test_findings_called_as_columns_that_tables_have(own, joined, name):
 def test_each_finding_once(own, asked, said):
     root = own([*names,'found'], lambda i: [*Y[i],'|'.join(n for n,o in zip(names, Y[i]) if o)])
     for more in ({}, dict(label='found', missing='zeros')):
-        with pytest.raises(MemoError, match=said): findings_csv(root, 'own.csv', patient='who', findings=asked, **more, **kw)
+        with pytest.raises(MemoError, match=said):
+            findings_csv(root, 'own.csv', patient='who', findings=asked, **more, **kw)
 
 def test_by_an_experiment(own, tmp_path):
     root = own(*unsure)
