@@ -6,7 +6,8 @@ Docs: https://fastmemo.github.io/memo/data/finding_loaders.html.md"""
 
 # %% auto #0
 __all__ = ['is_number', 'by_number', 'draw_share', 'group_number', 'split_patients', 'patients_apart', 'finding_counts',
-           'learnable', 'check_copy_of', 'check_paths', 'film_tfms', 'finding_sets', 'findings_dls', 'abnormal_only']
+           'check_findings', 'learnable', 'check_copy_of', 'check_paths', 'film_tfms', 'finding_sets', 'findings_dls',
+           'abnormal_only']
 
 # %% ../../nbs/data/10_finding_loaders.ipynb #6e13de05
 from fastai.vision.all import *
@@ -67,10 +68,24 @@ def patients_apart(
 # %% ../../nbs/data/10_finding_loaders.ipynb #f004902d
 def finding_counts(df, findings):
     "Positives of each finding in training, the number of training images, and the four rarest findings"
+    check_findings(findings)
     y = df[findings].to_numpy()
     counts,seen = ((y[o.to_numpy()]==1).sum(0) for o in (df.part=='train', df.part!='test'))
     tail = sorted(range(len(findings)), key=lambda i: (seen[i], i))[:4]
     return dict(counts=tensor(counts.astype(np.int64)), n_train=int((df.part=='train').sum()), tail=tail)
+
+_own = 'image','patient','path','part','item'
+
+def check_findings(
+    findings # Names
+):
+    "Raise a `MemoError` where there are none, one comes twice, or is called as a column that each table has"
+    for i,o in enumerate(findings):
+        if o in findings[:i]: raise MemoError(f"findings: {str(o)[:80]!r} is named twice; each needs a name of its own")
+        if o in _own:
+            raise MemoError(f"findings: {o!r} is what a table of images calls a column of its own, as {some(_own, 5)}; "
+                            "call the finding something else")
+    if not len(findings): raise MemoError("findings: the names of one or more are needed, found none")
 
 def learnable(df, findings, root, drop=False):
     "The findings that some training image has; others are dropped, or refused"

@@ -58,7 +58,8 @@ def labels_in(
     "The labels in a cell"
     if t.lower() in ('','nan','none','null'): return None
     if t[:1]+t[-1:]=='[]':
-        try: t = ast.literal_eval(t)
+        # of an array, 'a' 'b' has no comma, and Python would take it for 'ab'
+        try: t = ast.literal_eval(re.sub(r"""(?<=['"])\s+(?=['"])""", ', ', t))
         except (ValueError,SyntaxError): t = t[1:-1].split(',')
     else: t = t.split(sep)
     return [s for o in t if (s := str(o).strip().strip('\'"').strip())]
@@ -152,6 +153,7 @@ def named_parts(
 
 def with_targets(df, y, names):
     "A table and its targets"
+    check_findings(names)
     return pd.concat([df.reset_index(drop=True), pd.DataFrame(y.astype(np.int8), columns=names)], axis=1)
 
 def divided(df, what, test=.2, valid=.125, seed=85):

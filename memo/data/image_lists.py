@@ -54,7 +54,7 @@ def listed(
     label # Number of its class
 )->pd.DataFrame: # image, label
     "The images of a list, once each"
-    df = pd.DataFrame(dict(image=[os.path.normpath(o) for o in image],
+    df = pd.DataFrame(dict(image=[os.path.normpath(o.replace('\\', '/')) for o in image],
                            label=np.asarray(label, np.int64))).drop_duplicates(ignore_index=True)
     twice = df.image[df.image.duplicated()]
     if len(twice):

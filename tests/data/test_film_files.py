@@ -130,6 +130,19 @@ def test_a_depth_that_is_told_is_not_looked_for(tmp_path, monkeypatch):
     assert a.depth==b.depth==12 and torch.equal(a.load(), b.load()) and int(load(depth=16).load().max())==15
     with pytest.raises(MemoError, match='with 10 bits'): load(depth=10).load()
 
+@pytest.mark.parametrize('part', ['train','valid','test'])
+def test_the_deepest_film_may_be_in_any_part(tmp_path, part):
+    import pandas as pd
+    rows = []
+    for i in range(30):
+        rows.append(dict(image=f'{i}.png', path=str(tmp_path/f'{i}.png'), patient=str(i), a=i%2))
+    df = split_patients(pd.DataFrame(rows))
+    deep = df.image[df.part==part].iloc[0]
+    for i,o in enumerate(df.image):
+        Image.fromarray((ims[i].astype(int)*(4000 if o==deep else 255)).astype(np.uint16)).save(tmp_path/o)
+    xs = [o.dataset.x for o in findings_dls(df, ['a'], size=8, channels=1, device='cpu').loaders]
+    assert [o.depth for o in xs]==[16]*3 and all(len(o.load()) for o in xs)
+
 def test_a_set_that_is_checked_before_training(tmp_path):
     "A PNG that is damaged in the middle: found only where all are decoded, and then before an epoch"
     import pandas as pd

@@ -50,7 +50,9 @@ forms = dict(one_hot=(names, lambda i: Y[i].tolist(), dict(findings=names)),
     joined=(['found'], lambda i: ['|'.join(n for n,o in zip(names, Y[i]) if o) or 'No Finding'], dict(label='found')),
     commas=(['found'], lambda i: [', '.join(n for n,o in zip(names, Y[i]) if o) or 'normal'],
             dict(label='found', sep=',')),
-    lists=(['found'], lambda i: [str([n for n,o in zip(names, Y[i]) if o])], dict(label='found', findings=names)))
+    lists=(['found'], lambda i: [str([n for n,o in zip(names, Y[i]) if o])], dict(label='found', findings=names)),
+    arrays=(['found'], lambda i: [str(np.array(['normal',*(n for n,o in zip(names, Y[i]) if o)]))],
+            dict(label='found')))
 
 @pytest.mark.parametrize('form', forms)
 def test_each_form_of_labels(own, form):
@@ -191,6 +193,23 @@ def test_what_is_wrong_is_told_in_a_line(own):
     fails('none of the 120 images of own.csv is there (first: 0.png, ...), found no images, own.csv')
     with pytest.warns(UserWarning, match='no patient column'), pytest.raises(MemoError):
         findings_csv(root, 'own.csv', findings=names, **kw)
+
+@pytest.mark.parametrize('joined,name', [(o,n) for o in (False,True) for n in ('image','patient','path','part','item')
+    if o or n!='image'])        # a column that is both is told as one without 0 and 1
+def test_findings_called_as_columns_that_tables_have(own, joined, name):
+    "Ids of images once were the targets of a finding `item`"
+    root = own(['found'], lambda i: [name if Y[i,0] else '']) if joined else own([f'{name}2'], lambda i: [Y[i,0]])
+    args = dict(label='found', missing='zeros') if joined else dict(findings=[name])
+    if not joined: (root/'own.csv').write_text((root/'own.csv').read_text().replace(f'{name}2', name))
+    with pytest.raises(MemoError, match=f'findings: .{name}. is what a table of images calls a column of its own'):
+        findings_csv(root, 'own.csv', **args, **kw)
+
+@pytest.mark.parametrize('asked,said', [(['even','even'], "'even' is named twice"), ([], 'found none')])
+def test_each_finding_once(own, asked, said):
+    root = own([*names,'found'], lambda i: [*Y[i],'|'.join(n for n,o in zip(names, Y[i]) if o)])
+    for more in ({}, dict(label='found', missing='zeros')):
+        with pytest.raises(MemoError, match=said):
+            findings_csv(root, 'own.csv', patient='who', findings=asked, **more, **kw)
 
 def test_by_an_experiment(own, tmp_path):
     root = own(*unsure)

@@ -123,6 +123,13 @@ def test_lists_of_ones_own(own):
     assert 'has to be given' in err(image_lists) and 'none.txt is missing' in err(image_lists, root, 'none.txt')
     assert 'share of each class' in err(image_lists, root, valid=1.5)
 
+def test_lists_written_on_windows(own):
+    root,rows,write = own
+    plain = image_lists(root, valid=.2, **kw)
+    for k,r in dict(train=rows[:60], test=rows[60:]).items():
+        write(k, [(p.replace('/', '\\') if c else f'.\\{p}', c) for p,c in r])
+    assert image_lists(root, valid=.2, **kw).split.equals(plain.split)      # ids and draws as well
+
 @pytest.mark.parametrize('how,counts', [(dict(ratio=4), [16,8,4]), (dict(imb_factor=.25, imb_type='step'), [16,16,4]),
     (dict(ratio=4, n_max=8, imb_type='step'), [8,8,2])])
 def test_a_long_tail_drawn_from_ones_own_lists(own, how, counts):

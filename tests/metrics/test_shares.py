@@ -92,6 +92,17 @@ def test_rates_are_those_of_the_confusion_matrix(seed, n, threshold):
         for k,(a,b) in dict(sensitivity=(tp,fn), specificity=(tn,fp), ppv=(tp,fp), npv=(tn,fn)).items():
             assert float(r[k][i])==pytest.approx(a/(a+b) if a+b else math.nan, nan_ok=True)
 
+def test_intervals_of_a_table_know_whose_images_they_are():
+    "Five images of each patient, all alike, say little more than one"
+    g = torch.Generator().manual_seed(0)
+    p,y = torch.rand(40,1, generator=g).double(),(torch.rand(40,1, generator=g)<.4).double()
+    p,y,who = p.repeat(5, 1),y.repeat(5, 1),torch.arange(40).repeat(5)
+    each,theirs = class_table(p, y, ['a']),class_table(p, y, ['a'], groups=who)
+    for k in ('sensitivity','specificity','ppv','npv'):
+        assert float(each[k][0])==float(theirs[k][0])
+        wide,narrow = (float((o[f'{k}_high']-o[f'{k}_low'])[0]) for o in (theirs,each))
+        assert wide>1.5*narrow
+
 def test_what_is_not_known_is_left_out():
     g = torch.Generator().manual_seed(0)
     p,y = torch.rand(60,1, generator=g).double(),(torch.rand(60,1, generator=g)<.3).double()

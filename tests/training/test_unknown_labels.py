@@ -10,7 +10,7 @@ from memo.data.samplers import balanced_order
 from memo.data.tensors import KnownBCE, TensorDL, TensorSet
 from memo.evaluation.tasks import class_counts, task_of
 from memo.experiment.build import build_loss
-from memo.heads.mixture import log_probs, mixture_nll
+from memo.heads.mixture import VoteHead, log_probs, mixture_nll
 from memo.metrics.intervals import patient_bootstrap
 from memo.metrics.multilabel import (MultiMetric, calibration_bins, class_ap, class_auc, class_table, macro_auc,
                                      multilabel_scores)
@@ -125,6 +125,14 @@ def digits(mask):
     parts = slice(0, 300),slice(300, 400)
     ds = [TensorSet(x[i], t[i], torch.arange(400)[i], list('abc'), s) for s,i in enumerate(parts)]
     return DataLoaders(*[TensorDL(dataset=o, bs=30, shuffle=not i) for i,o in enumerate(ds)], device='cpu')
+
+def test_a_row_of_which_a_finding_is_not_known_has_no_vote_in_it():
+    "The vote is as if the row had not been read, for that finding"
+    b = SlotBank(3, policy='fifo')
+    b.write(torch.eye(3, 8), torch.tensor([[1.,0.],[-1.,1.],[0.,1.]]), item=torch.arange(3))
+    head,w = VoteHead(b, k=2),torch.tensor([[.6,.4]])
+    with_it,without = (head._vote(w, torch.tensor([i])) for i in ([0,1],[0,-1]))
+    assert float(with_it[0,0])==pytest.approx(float(without[0,0])) and float(with_it[0,1])>float(without[0,1])
 
 @pytest.mark.parametrize('loss', ['bce','focal','asymmetric'])
 def test_a_memory_trains_votes_and_is_fitted(loss, recwarn):
