@@ -37,7 +37,8 @@ def plot_results(
     text,cols = result_columns(df)
     if not cols or not len(df): return text_picture('no results')
     shown,every = dict(list(cols.items())[:12]),len(df)
-    df = df[:80]
+    said = df.attrs.get('columns', {})      # of `results`: in per cent and by the names that it is printed with
+    df = df[:80].assign(**{c:100*df[c] for k in shown if k in said for c in shown[k]})
     rows = [' - '.join(map(str, r)) for r in df[text].itertuples(index=False)] if text else [str(o) for o in df.index]
     rows = [textwrap.fill(o, 40) for o in cut_names(rows, 100, drawn_text)]
     high = .14+.12*max(1+o.count('\n') for o in rows)      # of a row, in inches
@@ -46,7 +47,8 @@ def plot_results(
     fig.set_figwidth(1.5*len(shown)+.06*max(len(o) for r in rows for o in r.split('\n')))
     for ax,(name,cs) in zip(axs.flat, shown.items()):
         draw_dots(ax, *(df[c].to_numpy(float) for c in cs))
-        title = textwrap.fill(cut_names([str(name).replace('_', ' ')], 40, drawn_text)[0], 20)
+        of = f'{said[name]}, %' if name in said else str(name).replace('_', ' ')
+        title = textwrap.fill(cut_names([of], 40, drawn_text)[0], 20)
         ax.set(title=title, yticks=range(len(df)), yticklabels=rows if ax is axs[0,0] else [])
     left = [f'{a} of {b} {k}' for a,b,k in ((len(df),every,'rows'), (len(shown),len(cols),'scores')) if a<b]
     if left: axs[0,0].set_xlabel(f"the first {', '.join(left)}", loc='left')
