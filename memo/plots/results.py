@@ -46,7 +46,8 @@ def plot_results(
     fig,axs = panels(1, len(shown), 1.5, .6+high*len(df))
     fig.set_figwidth(1.5*len(shown)+.06*max(len(o) for r in rows for o in r.split('\n')))
     for ax,(name,cs) in zip(axs.flat, shown.items()):
-        draw_dots(ax, *(df[c].to_numpy(float) for c in cs))
+        form = f".{df.attrs.get('digits', 1)}f" if name in said else '.3g'
+        draw_dots(ax, *(df[c].to_numpy(float) for c in cs), form=form)
         of = f'{said[name]}, %' if name in said else str(name).replace('_', ' ')
         title = textwrap.fill(cut_names([of], 40, drawn_text)[0], 20)
         ax.set(title=title, yticks=range(len(df)), yticklabels=rows if ax is axs[0,0] else [])
@@ -56,14 +57,14 @@ def plot_results(
     return fig
 
 # %% ../../nbs/plots/03_results.ipynb #8592f288
-def draw_dots(ax, v, low=None, high=None):
+def draw_dots(ax, v, low=None, high=None, form='.3g'):
     "Values downwards, each with its interval and number"
     at = np.arange(len(v))
     ok = np.isfinite(v)
     if low is not None and high is not None: ax.hlines(at[ok], low[ok], high[ok], color='.3', lw=1.5, alpha=.5)
     ax.plot(v, at, 'o', color='.3', ms=4)
     for a,o in zip(at, v):
-        if np.isfinite(o): ax.text(o, a-.18, f'{o:.3g}', ha='center', va='bottom')
+        if np.isfinite(o): ax.text(o, a-.18, f'{o:{form}}', ha='center', va='bottom')
         else: ax.text(.5, a, 'no number', ha='center', va='center', color='.35', backgroundcolor='w',
                       transform=ax.get_yaxis_transform())
     lo,hi = ax.get_xlim()

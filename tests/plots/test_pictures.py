@@ -205,11 +205,11 @@ def test_comparison():
 
 def test_a_run_is_drawn_as_its_table_is_printed():
     "In per cent, under the same names"
-    df = pd.DataFrame(dict(method=['a'], seeds=[2], ece=[.039], ece_std=[.01]))
+    df = pd.DataFrame(dict(method=['a'], seeds=[2], ece=[.03904], ece_std=[.01]))
     df.attrs = dict(columns=dict(ece='calibration err.'), digits=1, diverged={})
     ax, = plot_comparison(df).axes
     assert ax.get_title()=='calibration err., %' and [o.get_text() for o in ax.texts]==['3.9']
-    assert ax.collections[0].get_segments()[0][:,0]==pytest.approx([2.9,4.9])
+    assert ax.collections[0].get_segments()[0][:,0]==pytest.approx([2.904,4.904])
 
 # what was recalled
 
