@@ -64,7 +64,7 @@ def test_elsewhere(tmp_path, how):
     if how=='no_color': return      # there is no colour to leave out
     assert b'\r' not in raw
     head,rows = columns_of(raw.decode().splitlines())
-    assert head.split()==['training','|','epoch','|','loss','valid','accuracy','without','hit','medium','seconds']
+    assert head.split()==['training','|','epoch','|','loss','valid','accuracy','without','hit','many','seconds']
     assert len(rows)==6 and raw.decode().count('training  ')==1 and all(len(o)<=100 for o in (head, *rows))
     assert rows[0].startswith('tiny seed 0 ') and '| train 1/3 ' in rows[0] and rows[3].startswith('tiny/balan')
 
