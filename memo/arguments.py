@@ -95,7 +95,7 @@ def begin(argv):
 # %% ../nbs/89_arguments.ipynb #a04f97a6
 kind_at = dict(data='data', model='model', memory='bank', compare='baseline') | {
     'memory.bank':'bank', 'memory.head':'head', 'train.loss':'loss', 'train.sampling':'sampler', 'train.cbs':'callback',
-    'train.metrics':'metric'}
+    'train.metrics':'metric', 'track':'tracker'}
 
 def _sections(cfg):
     "Where parts are in an experiment, by key"

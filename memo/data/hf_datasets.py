@@ -175,5 +175,6 @@ def hf_dls(
     res.tls[0].types[0] = int,str,os.PathLike,bytes,Image.Image,np.ndarray,Tensor
     res.known = ids
     if group is not None: res.groups,res.group_name = column_ids(ds[group][:]),group
+    kwargs = {'drop_last':len(res.train)>=bs, **kwargs}     # of fewer rows all would be left out
     return res.dataloaders(bs=bs, after_item=[*L(item_tfms), ToTensor], after_batch=[IntToFloatTensor, *L(batch_tfms)],
                            **kwargs)

@@ -196,6 +196,7 @@ class Draft:
         "Set a key of a part in a list, which is there by its name"
         head,_,k = key.rpartition('.')
         there = (self.raw.get(head) or {} if head else self.raw).get(k) or []
+        if isinstance(there, str|dict): there = [there]
         if not isinstance(there, list) or not all(isinstance(o, str|dict) for o in there):
             self.fail(key, f"{key} must be a list of names or sections, found {shown(there)}")
         parts = [dict(name=o) if isinstance(o, str) else dict(o) for o in there]
@@ -261,7 +262,8 @@ def why_unread(p, k, key):
     return f"unknown key {key}.{k}: {p.name} does not read it{hint or ', it has no keys'}"
 
 def list_sections(draft, kind, raw, key):
-    "The sections of a list"
+    "The sections of a list, or of one alone"
+    if isinstance(raw, str|dict): raw = [raw]
     if not isinstance(raw, list): draft.fail(key, f"{key} must be a list of names or sections, found {shown(raw)}")
     res = []
     for o in raw:

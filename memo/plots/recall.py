@@ -149,7 +149,7 @@ def draw_memories(learn, r, size, bank, before=None):
     xs = list(decoded_inputs(r.dl.new(num_workers=0)))
     kept = kept_inputs(bank, [i for i in ids.tolist() if i not in inputs])
     inputs.update({i:as_query(o, xs[0]) for i,o in kept.items()})
-    fig = Picture(figsize=(size*(k+1.1), (size+room)*n), layout='constrained')
+    fig = Picture(figsize=(size*(k+1.1), 1), layout='compressed')
     grid = fig.add_gridspec(n, k+2, width_ratios=[1,.08]+[1]*k)
     for i,x in enumerate(xs):
         y = None if r.y is None else r.y[i].cpu()
@@ -159,6 +159,11 @@ def draw_memories(learn, r, size, bank, before=None):
             if item<0 and w==0: continue
             draw_row(fig.add_subplot(grid[i,j+2]), item, None if labels is None else labels[i,j],
                      float(r.similarity[i,j]), w, inputs, y, names)
+    lines = {}      # of each row's longest title
+    for ax in fig.axes:
+        at = ax.get_subplotspec().rowspan.start
+        lines[at] = max(lines.get(at, 0), 1+ax.get_title().count('\n'))
+    fig.set_figheight(.1+sum(size+.05+.14*o for o in lines.values()))
     known = '; '+FRAMES if labels is not None and r.y is not None else ''
     return caption(fig, f'left: the item; right: what is recalled, with similarity (sim) and weight (w){known}')
 

@@ -37,7 +37,8 @@ def plot_results(
     text,cols = result_columns(df)
     if not cols or not len(df): return text_picture('no results')
     shown,every = dict(list(cols.items())[:12]),len(df)
-    df = df[:80]
+    said = df.attrs.get('columns', {})      # of `results`: in per cent and by the names that it is printed with
+    df = df[:80].assign(**{c:100*df[c] for k in shown if k in said for c in shown[k]})
     rows = [' - '.join(map(str, r)) for r in df[text].itertuples(index=False)] if text else [str(o) for o in df.index]
     rows = [textwrap.fill(o, 40) for o in cut_names(rows, 100, drawn_text)]
     high = .14+.12*max(1+o.count('\n') for o in rows)      # of a row, in inches
@@ -45,8 +46,10 @@ def plot_results(
     fig,axs = panels(1, len(shown), 1.5, .6+high*len(df))
     fig.set_figwidth(1.5*len(shown)+.06*max(len(o) for r in rows for o in r.split('\n')))
     for ax,(name,cs) in zip(axs.flat, shown.items()):
-        draw_dots(ax, *(df[c].to_numpy(float) for c in cs))
-        title = textwrap.fill(cut_names([str(name).replace('_', ' ')], 40, drawn_text)[0], 20)
+        form = f".{df.attrs.get('digits', 1)}f" if name in said else '.3g'
+        draw_dots(ax, *(df[c].to_numpy(float) for c in cs), form=form)
+        of = f'{said[name]}, %' if name in said else str(name).replace('_', ' ')
+        title = textwrap.fill(cut_names([of], 40, drawn_text)[0], 20)
         ax.set(title=title, yticks=range(len(df)), yticklabels=rows if ax is axs[0,0] else [])
     left = [f'{a} of {b} {k}' for a,b,k in ((len(df),every,'rows'), (len(shown),len(cols),'scores')) if a<b]
     if left: axs[0,0].set_xlabel(f"the first {', '.join(left)}", loc='left')
@@ -54,14 +57,14 @@ def plot_results(
     return fig
 
 # %% ../../nbs/plots/03_results.ipynb #8592f288
-def draw_dots(ax, v, low=None, high=None):
+def draw_dots(ax, v, low=None, high=None, form='.3g'):
     "Values downwards, each with its interval and number"
     at = np.arange(len(v))
     ok = np.isfinite(v)
     if low is not None and high is not None: ax.hlines(at[ok], low[ok], high[ok], color='.3', lw=1.5, alpha=.5)
     ax.plot(v, at, 'o', color='.3', ms=4)
     for a,o in zip(at, v):
-        if np.isfinite(o): ax.text(o, a-.18, f'{o:.3g}', ha='center', va='bottom')
+        if np.isfinite(o): ax.text(o, a-.18, f'{o:{form}}', ha='center', va='bottom')
         else: ax.text(.5, a, 'no number', ha='center', va='center', color='.35', backgroundcolor='w',
                       transform=ax.get_yaxis_transform())
     lo,hi = ax.get_xlim()

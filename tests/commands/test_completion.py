@@ -29,6 +29,7 @@ def asked(line, tmp_path, name=None):
     ('memo-train quickstart memory.head=', {'vote','add'}, {'SlotBank'}),
     ('memo-train quickstart memory.bank=S', {'SlotBank'}, {'vote'}),
     ('memo-train quickstart memory.policy=', {'fifo','reservoir'}, {'vote'}),
+    ('memo-train quickstart track=', {'csv','tensorboard'}, {'vote'}),
     ('memo-train quickstart memory.balanced=', {'true','false'}, set()),
     ('memo-train quickstart seed=1 train.ep', {'train.epochs='}, set()),
     ('memo-train --list h', {'head'}, {'quickstart'}),

@@ -51,6 +51,11 @@ def test_rows_and_labels_are_those_of_the_set(pngs):
     again,other = ([*dls_of(made(*pngs), valid=.25, seed=k).valid_ds.items] for k in (42,1))
     assert at==again!=other
 
+def test_fewer_rows_than_a_batch_are_trained_on(pngs):
+    "They are one batch; of more, what fills none is left out, as fastai does it"
+    assert [len(dls_of(made(*pngs), bs=k).train) for k in (64,48,40)]==[1,1,1]
+    assert len(dls_of(made(*pngs), bs=64, drop_last=True).train)==0
+
 @pytest.mark.parametrize('names', [('train','validation','test'),('train','val'),('train','test'),('only',)])
 def test_splits(names, pngs):
     "A split for validation is that, one for tests a third loader; without one for validation a share is drawn"

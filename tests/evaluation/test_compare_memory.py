@@ -5,6 +5,7 @@ from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CrossEntropyLoss
     Learner, MSELossFlat, accuracy, nn, set_seed)
 from hypothesis import given, settings, strategies as st
 from helpers.errors import err
+from helpers.looks import looks
 from memo.all import ClassBank, MemoryCallback, SlotBank, digits_lt, small_cnn
 from memo.data.tensors import TensorDL, TensorSet, plain_dl
 from memo.evaluation.compare_memory import MemoryComparison
@@ -144,6 +145,11 @@ def test_pictures_are_of_the_items_that_changed(learner):
     with none.memory.off():
         fig = none.show_memories(3, ds_idx=2, rescued=False)
         assert 'makes wrong none of 500' in ' '.join(fig.axes[0].texts[0].get_text().split())
+
+@pytest.mark.parametrize('n', [1,3])
+def test_what_stands_above_items_that_changed_can_be_read(learner, n):
+    "Three lines a row; none is cut off at the edge"
+    assert not looks(learner.show_memories(n, ds_idx=2, k=5, rescued=True))
 
 def test_a_finding_is_found_above_its_threshold():
     "That of the learner, as a run has chosen it; nan (none was chosen) is .5"

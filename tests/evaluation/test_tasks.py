@@ -126,6 +126,11 @@ def test_where_no_class_is_rarer_there_are_no_columns_of_rarity(counts, many, fe
     assert [getattr(o, 'name', 'accuracy') for o in progress(t, tailed(one))]==['accuracy','many','medium','few']
     assert [*titles_of(t, tailed(one))]==[*t.columns] and {*t.columns}<={*t.scores(probs(6, 3), one, dls)}
 
+def test_a_group_without_a_class_has_no_column():
+    dls = loaders(one, TensorSet(torch.zeros(6, 3), one, counts=torch.tensor([90,50,5]), many=100, few=20))
+    assert [getattr(o, 'name', 'accuracy') for o in progress(Multiclass(), dls)]==['accuracy','medium','few']
+    assert [*titles_of(Multiclass(), dls)]==['accuracy','medium','few','balanced_accuracy','ece']
+
 def test_over_a_whole_epoch():
     "Not a mean over batches: a metric of one's own sees all of it at once"
     from fastai.learner import Learner

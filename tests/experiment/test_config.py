@@ -148,6 +148,17 @@ def test_one_default_has_one_value():
                 own = inspect.signature(find(kind, n)).parameters[k].default
                 assert q.default==own, (kind, n, k)
 
+@pytest.mark.parametrize('one', ['track: csv', 'track: {name: mlflow, experiment: shoes}', 'compare: temperature',
+                                 'train: {cbs: Replay}'])
+def test_one_part_is_a_list_of_one(yml, one):
+    "In a file and on the command line, where the Tab key offers it so"
+    (k,v), = yaml.safe_load(one).items()
+    if k=='train': k,v = 'train.cbs',v['cbs']
+    want = load_config(yml('name: a', 'a.yaml'), [f'{k}={yaml.safe_dump([v], default_flow_style=True)}'])
+    alone = yaml.safe_dump(v, default_flow_style=True).splitlines()[0]
+    assert to_yaml(load_config(yml(one, 'a.yaml')))==to_yaml(load_config(yml('name: a', 'a.yaml'), [f'{k}={alone}']))
+    assert to_yaml(want)==to_yaml(load_config(yml(one, 'a.yaml')))
+
 def test_base_chain_and_precedence(yml):
     yml('seeds: [0, 1]\nmemory: {size: 8, k: 2}\ntrain: {lr: 1}', 'a.yaml')
     yml('base: a.yaml\nmemory: {size: 16}\ntrain: {epochs: 3}', 'b.yaml')

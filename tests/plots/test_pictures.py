@@ -203,6 +203,14 @@ def test_comparison():
     assert one._suptitle.get_text()=='one seed' and not one.axes[0].collections
     assert 'no results' in texts(plot_comparison(df[:0]))
 
+def test_a_run_is_drawn_as_its_table_is_printed():
+    "In per cent, under the same names"
+    df = pd.DataFrame(dict(method=['a'], seeds=[2], ece=[.03904], ece_std=[.01]))
+    df.attrs = dict(columns=dict(ece='calibration err.'), digits=1, diverged={})
+    ax, = plot_comparison(df).axes
+    assert ax.get_title()=='calibration err., %' and [o.get_text() for o in ax.texts]==['3.9']
+    assert ax.collections[0].get_segments()[0][:,0]==pytest.approx([2.904,4.904])
+
 # what was recalled
 
 def test_images_are_the_files(photos):

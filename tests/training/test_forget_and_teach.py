@@ -69,10 +69,11 @@ def test_a_patient_goes_with_all_that_is_theirs(files, kind, keep, tmp_path):
     assert len(at)==3 and len(bank)==CUT
     theirs = marks(bank, at)+[bank.kept.of[int(bank.items[k])] for k in at]
     learn.save('before')
+    learn.memory.to_frame().to_csv(tmp_path/'rows.csv')
     assert 'nobody knows' in err(learn.memory.forget, group=nobody)
     res = learn.memory.forget(group=who)
     assert res.rows=={'memory':3} and res.items==3 and res.loaders=={'the training set':3} and len(bank)==CUT-3
-    assert [o.name for o in res.files]==['before.pth'] and holds(res.files[0], theirs)
+    assert {o.name for o in res.files}=={'before.pth','rows.csv'} and holds(tmp_path/'models'/'before.pth', theirs)
     assert all(o in str(res) for o in ('before.pth', "network's own weights", 'still in the data'))
     learn.save('after')
     learn.export('after.pkl')
@@ -243,6 +244,17 @@ def test_after_it_nothing_is_in_an_onnx_file(tmp_path):
     assert sorted(o.name for o in res.exports)==['before.onnx','before.pt2'] and 'before.pt2' in str(res)
     export_model(learn, tmp_path/'after.onnx')
     assert not holds(tmp_path/'after.onnx', theirs)
+
+def test_a_folder_that_was_shared_before_is_told(tmp_path):
+    pytest.importorskip('huggingface_hub')
+    learn = learner(SlotBank(64, policy='fifo'), head='vote')
+    quietly(learn, learn.fit, 1, 1e-2)
+    learn.save_memory_folder(tmp_path/'shared')
+    for o in ('model.safetensors','config.json'):
+        (tmp_path/'other').mkdir(exist_ok=True)
+        (tmp_path/'other'/o).write_text('{"memories": {}}')
+    res = learn.memory.forget(item=item_ids(learn.dls.train)[:2], where=tmp_path)
+    assert res.exports==[tmp_path/'shared'/'model.safetensors'] and not res.files
 
 def test_an_exit_takes_off_the_mean_of_the_rows_that_are_left():
     learn = learner(CachedBank(64), 'exit')
@@ -416,7 +428,10 @@ def test_older_files_are_found_quickly(tmp_path):
     torch.save(ids, tmp_path/'.hidden'/'x.pth')
     (tmp_path/'loop').symlink_to(tmp_path, target_is_directory=True)
     for i in range(300): (tmp_path/f'{i}.txt').write_text('no')
+    rows = [*big[2**20:][:2**16].tolist(),int(ids[3])]     # a table that ends with one of them
+    (tmp_path/'no.csv').write_text('\n'.join(map(str, rows[:-1])))
+    (tmp_path/'one.tsv').write_text('\t'.join(map(str, rows)))
     began = time.process_time()
-    assert [o.name for o in files_with(ids, [tmp_path, tmp_path/'deep'])]==['one.pth']
-    assert time.process_time()-began<1.5
+    assert {o.name for o in files_with(ids, [tmp_path, tmp_path/'deep'])}=={'one.pth','one.tsv'}
+    assert time.process_time()-began<2
     assert not files_with(torch.tensor([3,5]), [tmp_path]) and not files_with(ids[:0], [tmp_path])
