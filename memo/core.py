@@ -7,8 +7,9 @@ Docs: https://fastmemo.github.io/memo/core.html.md"""
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Share', 'Fraction', 'OpenFraction', 'Probability', 'Side', 'Shift',
            'one_thread', 'extras', 'lone', 'one_line', 'MemoError', 'Diverged', 'say', 'writable', 'no_more',
-           'check_choice', 'Range', 'OneOf', 'undisturbed', 'atomic_path', 'atomic_paths', 'write_text', 'escaped', 'frame_of',
-           'write_csv', 'write_json', 'how_to_install', 'packaged_file', 'cache_folder', 'as_path', 'settings']
+           'check_choice', 'Range', 'OneOf', 'undisturbed', 'atomic_paths', 'atomic_path', 'write_text', 'escaped',
+           'frame_of', 'write_csv', 'write_json', 'how_to_install', 'packaged_file', 'cache_folder', 'as_path',
+           'settings']
 
 # %% ../nbs/00_core.ipynb #fec74f64
 import configparser,difflib,importlib.util,json,math,os,sys,tempfile,threading

@@ -7,8 +7,9 @@ Docs: https://fastmemo.github.io/memo/experiment/memory_folder.html.md"""
 # %% auto #0
 __all__ = ['files', 'networks', 'without_ids', 'version', 'plain_args', 'network_of', 'check_arguments', 'check_room',
            'built_network', 'digest', 'network_alone', 'told_of', 'private_texts', 'whole_learner', 'folder_config',
-           'check_written', 'check_private', 'is_left', 'check_free', 'put_files', 'read_config', 'read_folder', 'check_said', 'example_of', 'own_answer',
-           'check_answer', 'read_model', 'fits_network', 'LargestOf', 'loss_for', 'load_memory_folder']
+           'is_left', 'check_free', 'put_files', 'check_written', 'check_private', 'read_config', 'read_folder',
+           'check_said', 'example_of', 'own_answer', 'check_answer', 'read_model', 'fits_network', 'LargestOf',
+           'loss_for', 'load_memory_folder']
 
 # %% ../../nbs/experiment/19_memory_folder.ipynb #57af8387
 import contextlib,hashlib,shutil,time,weakref
@@ -29,7 +30,7 @@ from ..continual.ensemble import Ensemble
 from ..registry import call,known,loaded,part,resolve
 from ..training.collect import evaluating
 from ..training.export import some_names
-from ..training.export_model import about_model,deployed,sample_batch
+from ..training.export_model import about_model,deployed,own_copy,sample_batch
 from ..training.memory_callback import MemoryCallback
 from ..training.memory_places import memory_places,put_back
 
@@ -110,7 +111,7 @@ def digest(b): return hashlib.sha256(b).hexdigest()
 
 def network_alone(model):
     "A copy of a model without what was attached to it"
-    res = deepcopy(model)
+    res = own_copy(model)
     for o in memory_places(model): detach(res.get_submodule(o['part']), o['name'])
     return res
 
@@ -286,7 +287,7 @@ def read_model(folder, cfg, weights, model, kinds):
         kinds = [ClassStatistics, NearestMeanHead, RanPACHead, StreamingLDAHead, *kinds]    # have no names
         if model is None: check_room(cfg['network'], kinds, state)
         with undisturbed(), fits_network(model, folder):
-            net = built_network(cfg['network'], kinds) if model is None else deepcopy(model)
+            net = built_network(cfg['network'], kinds) if model is None else own_copy(model)
             x = example_of(cfg).to(first(o.device for o in net.parameters()))
             res = put_back(net.eval(), cfg['places'], state, kinds, x)
             if cfg.get('answer') is not None: check_answer(res, cfg)

@@ -278,6 +278,13 @@ def test_names_of_classes_are_no_markup_in_the_card(tmp_path):
     assert all(o in task for o in (r'a\`b', r'c\|d', r'e\nf', '{head}', r'[x\](')) and task.count('`')==1
     assert [*from_hub(d, model=small_cnn(1, 10)).dls.vocab]==names
 
+def test_a_network_that_cannot_be_copied_is_one_line(shared, tmp_path):
+    "As one of `AWD_LSTM`, whose weights a forward has made"
+    learn,net = voting(),small_cnn(1, 10)
+    for o in (learn.model, net): o.made = next(o.parameters())*1
+    with pytest.raises(MemoError, match='cannot be copied'): learn.save_memory_folder(tmp_path/'shared')
+    with pytest.raises(MemoError, match='cannot be copied'): from_hub(shared, model=net)
+
 def test_a_regression_has_no_classes(tmp_path):
     x,y = torch.rand(40, 1, 8, 8),torch.rand(40, 1)
     dls = DataLoaders(*(TensorDL(x, y, bs=8) for _ in range(2)), device='cpu')
