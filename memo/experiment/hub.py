@@ -26,9 +26,8 @@ def of_hub(what, repo, endpoint, token=None):
     try: yield
     except MemoError: raise
     except Exception as e:
-        from huggingface_hub import errors as hf
+        from huggingface_hub import constants,errors as hf,get_token
         code = getattr(getattr(e, 'response', None), 'status_code', None)
-        from huggingface_hub import get_token
         secret = token or get_token() or chr(0)
         if isinstance(e, hf.HFValidationError): why = "no name of a repository; 'user/name' is accepted"
         elif isinstance(e, hf.RevisionNotFoundError): why = 'no such revision'
@@ -36,7 +35,8 @@ def of_hub(what, repo, endpoint, token=None):
             why = f"{endpoint} does not let you: hf auth login, or token="
         elif isinstance(e, hf.RepositoryNotFoundError):
             why = 'no such repository, or not for you (hf auth login, token=)'
-        elif isinstance(e, hf.OfflineModeIsEnabled): why = 'HF_HUB_OFFLINE is set; a folder is accepted'
+        elif code is None and constants.HF_HUB_OFFLINE:
+            why = 'HF_HUB_OFFLINE is set, and this is not on disk; a folder is accepted'
         elif code is None: why = f"{endpoint} cannot be reached ({type(e).__name__}); a folder is accepted too"
         else: why = f"{endpoint} answers {code}: {one_line(str(e).replace(secret, '...'), 100)}"
         raise MemoError(f"{what}: {repo!r:.80}: {why}") from None
