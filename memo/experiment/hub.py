@@ -71,7 +71,7 @@ def pushed(api, repo, folder, private):
                         "items to it, another name makes a private one")
     there = {o.rfilename for o in info.siblings or ()}
     if there & {'config.json','model.safetensors'} and not ('config.json' in there and is_own_config(api, repo)):
-        raise MemoError(f"push_memory_to_hub: {repo!r} holds another model, which this would replace: give another name")
+        raise MemoError(f"push_memory_to_hub: {repo!r} holds another model, which is not replaced: give another name")
     own = [k for k in files if (folder/k).is_file()]
     gone = [k for k in files if k not in own]       # of an earlier push, which says something of another model
     return str(api.upload_folder(repo_id=repo, folder_path=folder, allow_patterns=own, delete_patterns=gone,

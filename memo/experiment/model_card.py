@@ -108,14 +108,16 @@ def card_text(learn, about, made, changed, results, picture):
     "The card, without its header"
     kind,task = about['input'],about['task'] or 'something else than classes'
     vocab = about['vocab'] or []
-    classes = ', '.join(map(as_markdown, vocab[:40]))+(f' and {len(vocab)-40} more' if len(vocab)>40 else '')
+    classes = ', '.join(map(as_markdown, vocab[:40]))
+    classes += (f' and {len(vocab)-40} more' if len(vocab)>40 else '')
     head = f"Task: {task}{f', {len(vocab)} classes: {classes}' if vocab else ''}.\n\n{memory_text(about)}"
     use = f"from memo.all import from_hub\n{load_text(about)}\nprint(learn.predict({_item[kind['kind']]}))"
     load = f"```python\n{use}\n```"
     shape = {k:kind.get(k) for k in ('shape','dtype')}
     pic = '\n\n![What the memory changes](comparison.png)' if picture else ''
     return _card.format(head=head, load=load, takes=_takes[kind['kind']].format(**shape), results=results+pic,
-                        data=data_text(learn, about, made), settings=settings_text(made[0], changed), version=about['memo'])
+                        data=data_text(learn, about, made), settings=settings_text(made[0], changed),
+                        version=about['memo'])
 
 _card = """# A network with a memory
 

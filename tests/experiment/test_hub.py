@@ -107,8 +107,9 @@ def test_a_push_that_is_broken_off_is_one_line_and_goes_when_it_is_tried_again(f
 def test_a_repository_of_another_model_is_not_written_over(folder, hub):
     learn = from_hub(folder)
     def push(name): learn.push_memory_to_hub(name, folder=folder, token='secret')
-    for k,there in dict(bert={'config.json':b'{"model_type":"bert"}'}, list={'config.json':b'[]'}, odd={'config.json':b'\xff'},
-                        weights={'model.safetensors':b'x'}).items():
+    texts = dict(bert=b'{"model_type":"bert"}', list=b'[]', odd=b'\xff')
+    others = dict({k:{'config.json':v} for k,v in texts.items()}, weights={'model.safetensors':b'x'})
+    for k,there in others.items():
         hub.repos[f'me/{k}'] = dict(private=True, commits=[there])
         with pytest.raises(MemoError, match='holds another model'): push(f'me/{k}')
         assert hub.files(f'me/{k}')==there

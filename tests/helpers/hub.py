@@ -5,7 +5,7 @@ from urllib.parse import unquote
 
 class FakeHub:
     """`repos`: name -> dict(private, commits: list of dict path -> bytes); `seen`: requests as (method, path, token);
-    `refuse`: a function of method and path that gives the code to refuse with, 'drop' to hang up in the middle, or None"""
+    `refuse`: a function of method and path that gives a code to refuse with, 'drop' to hang up half way, or None"""
     def __init__(self, token='secret'):
         self.repos,self.lfs,self.seen,self.token,self.refuse = {},{},[],token,lambda method, path: None
         hub = self

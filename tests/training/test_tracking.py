@@ -325,7 +325,8 @@ def test_what_is_replaced_is_followed_no_more(tmp_path):
         o.write_text('x')
     note = json.loads((d/'track.json').read_text())
     for bad in ('*', '..', '../..', '', 'another1/..'):
-        (d/'track.json').write_text(json.dumps({k:dict(o, id=bad) for k,o in note.items()} | dict(own=dict(id='x', step=1))))
+        said = {k:dict(o, id=bad) for k,o in note.items()} | dict(own=dict(id='x', step=1))
+        (d/'track.json').write_text(json.dumps(said))
         remove_run(d)
         assert all(o.exists() for o in others)
     if 'mlflow' in kinds: assert [*d.glob(f"mlruns/*/{note['mlflow']['id']}")]
