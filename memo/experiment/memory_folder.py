@@ -234,13 +234,13 @@ def read_config(folder):
 def read_folder(folder):
     "What a folder's `config.json` says, and the bytes of the weights that it says so of"
     w = Path(folder)/'model.safetensors'
-    for i in range(2):      # a second time, as another process may be about to write the folder anew
+    for pause in (.05, .1, .2, .4, 0):      # again, as another process may be about to write the folder anew
         cfg = read_config(folder)
         if not w.is_file(): raise MemoError(f"{folder}: model.safetensors is not there")
         try: b = w.read_bytes()
         except OSError as e: raise MemoError(f"{w} cannot be read ({e.strerror})") from None
         if digest(b)==cfg['files']['model.safetensors']['sha256']: return cfg,b
-        if not i: time.sleep(.2)
+        time.sleep(pause)
     raise MemoError(f"{w} is damaged, or another one: its digest is not that of config.json")
 
 def check_said(cfg):
