@@ -100,9 +100,28 @@ def test_a_push_that_is_broken_off_is_one_line_and_goes_when_it_is_tried_again(f
     with pytest.raises(MemoError) as e: learn.push_memory_to_hub('me/digits', folder=folder, token='secret')
     assert hub.files('me/digits')=={} and '\n' not in str(e.value) and len(str(e.value))<=300
     assert 'secret' not in str(e.value) and str(e.value).startswith("push_memory_to_hub: 'me/digits': ")
+    assert {'drop':'cannot be reached', 403:'does not let you'}.get(how, f'answers {how}') in str(e.value)
     hub.refuse = lambda method, path: None
     learn.push_memory_to_hub('me/digits', folder=folder, token='secret')
     assert 'model.safetensors' in hub.files('me/digits')
+
+@pytest.mark.parametrize('code,at,says', [(400,'validate-yaml','Invalid metadata'), (429,'/api/models','answers 429'),
+                                          (500,'/api/models','answers 500'), (507,'/resolve/','answers 507')])
+def test_what_the_hub_answers_is_said(folder, hub, monkeypatch, code, at, says):
+    "Not that it could not be reached"
+    learn = from_hub(folder)
+    monkeypatch.setattr('time.sleep', lambda s: None)
+    if code!=400: learn.push_memory_to_hub('me/digits', folder=folder, token='secret')
+    hub.refuse = lambda method, path: code if at in path else None
+    with pytest.raises(MemoError, match=says):
+        if code==400: learn.push_memory_to_hub('me/digits', folder=folder, token='secret')
+        else: from_hub('me/digits', token='secret')
+
+def test_a_full_disk_is_not_said_to_be_the_network_when_it_is_read(folder, hub, monkeypatch):
+    from_hub(folder).push_memory_to_hub('me/digits', folder=folder, token='secret')
+    def full(*args, **kwargs): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('huggingface_hub.HfApi.snapshot_download', full)
+    with pytest.raises(MemoError, match='No space left'): from_hub('me/digits', token='secret')
 
 def test_a_repository_of_another_model_is_not_written_over(folder, hub):
     learn = from_hub(folder)
