@@ -7,8 +7,9 @@ Docs: https://fastmemo.github.io/memo/core.html.md"""
 # %% auto #0
 __all__ = ['Count', 'Natural', 'Positive', 'NonNegative', 'Share', 'Fraction', 'OpenFraction', 'Probability', 'Side', 'Shift',
            'one_thread', 'extras', 'lone', 'one_line', 'MemoError', 'Diverged', 'say', 'writable', 'no_more',
-           'check_choice', 'Range', 'OneOf', 'undisturbed', 'atomic_path', 'write_text', 'escaped', 'frame_of',
-           'write_csv', 'write_json', 'how_to_install', 'packaged_file', 'cache_folder', 'as_path', 'settings']
+           'check_choice', 'Range', 'OneOf', 'undisturbed', 'atomic_paths', 'atomic_path', 'write_text', 'escaped',
+           'frame_of', 'write_csv', 'write_json', 'how_to_install', 'packaged_file', 'cache_folder', 'as_path',
+           'settings']
 
 # %% ../nbs/00_core.ipynb #fec74f64
 import configparser,difflib,importlib.util,json,math,os,sys,tempfile,threading
@@ -146,27 +147,38 @@ def undisturbed():
 
 # %% ../nbs/00_core.ipynb #18d6881e
 @contextmanager
+def atomic_paths(
+    folder:str|Path, # Where the files are to appear
+    names # Their names
+):
+    "Temporary paths by name, renamed together once all of them are on the disk, and removed if the block fails"
+    folder,tmp = Path(folder),{}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for k in names:
+            fd,part = tempfile.mkstemp(prefix=f".{k}.", suffix='.part', dir=folder)
+            os.close(fd)
+            tmp[k] = Path(part)
+        yield tmp
+        for p in tmp.values():
+            os.chmod(p, 0o666 & ~_umask())
+            _sync(p)
+        for k,p in tmp.items(): os.replace(p, folder/k)
+    except Exception as e:
+        if not _failed_write(e): raise
+        why = getattr(e, 'strerror', None) or str(e).splitlines()[0]
+        path = folder/names[0] if len(names)==1 else folder
+        raise MemoError(f"cannot write {path}: {why}; what was there before is untouched") from e
+    finally:
+        for p in tmp.values(): p.unlink(missing_ok=True)
+
+@contextmanager
 def atomic_path(
     path:str|Path, # The file to appear
 ):
     "A temporary path, renamed to `path` if the block succeeds and removed if it fails"
     path = Path(path)
-    tmp = None
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fd,name = tempfile.mkstemp(prefix=f".{path.name}.", suffix='.part', dir=path.parent)
-        os.close(fd)
-        tmp = Path(name)
-        yield tmp
-        os.chmod(tmp, 0o666 & ~_umask())
-        _sync(tmp)
-        os.replace(tmp, path)
-    except Exception as e:
-        if not _failed_write(e): raise
-        why = getattr(e, 'strerror', None) or str(e).splitlines()[0]
-        raise MemoError(f"cannot write {path}: {why}; what was there before is untouched") from e
-    finally:
-        if tmp is not None: tmp.unlink(missing_ok=True)
+    with atomic_paths(path.parent, [path.name]) as ps: yield ps[path.name]
 
 # %% ../nbs/00_core.ipynb #54433ed3
 def _umask():

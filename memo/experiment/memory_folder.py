@@ -7,13 +7,14 @@ Docs: https://fastmemo.github.io/memo/experiment/memory_folder.html.md"""
 # %% auto #0
 __all__ = ['files', 'networks', 'without_ids', 'version', 'plain_args', 'network_of', 'check_arguments', 'check_room',
            'built_network', 'digest', 'network_alone', 'told_of', 'private_texts', 'whole_learner', 'folder_config',
-           'check_written', 'check_private', 'read_folder_config', 'check_said', 'example_of', 'own_answer',
-           'check_answer', 'read_model', 'fits_network', 'LargestOf', 'loss_for', 'load_memory_folder']
+           'is_left', 'check_free', 'put_files', 'check_written', 'check_private', 'read_config', 'read_folder',
+           'check_said', 'example_of', 'own_answer', 'check_answer', 'read_model', 'fits_network', 'LargestOf',
+           'loss_for', 'load_memory_folder']
 
 # %% ../../nbs/experiment/19_memory_folder.ipynb #57af8387
-import contextlib,hashlib,shutil,weakref
+import contextlib,hashlib,shutil,time,weakref
 from fastai.vision.all import *
-from safetensors.torch import load_file
+from safetensors.torch import load
 from ..core import *
 from ..data.model_input import check_input,model_input,prediction_dls
 from ..data.tensors import KnownBCE
@@ -21,7 +22,7 @@ from ..evaluation.compare_memory import *     # gives learners `compare_memory`
 from .build import origins,on_images
 from .model_card import write_card
 from .run_folder import of_file,read_json
-from ..files import check_tensors,write_tensors
+from ..files import lock_files,locked,write_tensors
 from ..heads.attach import answer_of,detach,memories
 from ..metrics.multilabel import check_thresholds
 from ..continual.class_statistics import ClassStatistics,NearestMeanHead,RanPACHead,StreamingLDAHead
@@ -29,12 +30,12 @@ from ..continual.ensemble import Ensemble
 from ..registry import call,known,loaded,part,resolve
 from ..training.collect import evaluating
 from ..training.export import some_names
-from ..training.export_model import about_model,deployed,sample_batch
+from ..training.export_model import about_model,deployed,own_copy,sample_batch
 from ..training.memory_callback import MemoryCallback
 from ..training.memory_places import memory_places,put_back
 
 # %% ../../nbs/experiment/19_memory_folder.ipynb #7d0af69a
-files = 'README.md','config.json','model.safetensors','comparison.png'
+files = 'config.json','model.safetensors','README.md','comparison.png'
 _format = 1
 
 def without_ids(model):
@@ -106,11 +107,11 @@ def built_network(
     return nn.Sequential(back, net) if said['frozen'] else net
 
 # %% ../../nbs/experiment/19_memory_folder.ipynb #aa3d6a83
-def digest(path): return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+def digest(b): return hashlib.sha256(b).hexdigest()
 
 def network_alone(model):
     "A copy of a model without what was attached to it"
-    res = deepcopy(model)
+    res = own_copy(model)
     for o in memory_places(model): detach(res.get_submodule(o['part']), o['name'])
     return res
 
@@ -146,6 +147,7 @@ def folder_config(learn, model, xs, yb, network):
     if cfg['input']['kind']=='tensor' and not hasattr(learn.dls, 'takes'):
         warn("save_memory_folder: what these loaders do with an item has no description, so a reader has to make "
              f"items ready: tensors of {cfg['shape']}")
+    if about['task'] is None and len(yb): cfg['vocab'] = None       # numbers, of which loaders may make classes
     cfg['vocab'],cfg['answer'] = cfg['vocab'] or None,own_answer(model, cfg)
     check_said(cfg)
     return cfg
@@ -157,8 +159,7 @@ def save_memory_folder(self:Learner,
 )->Path: # The folder
     "Write network, memory and a model card to a folder that can be shared: no pickle, and nothing of the data"
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir()) and not (folder/'config.json').is_file()):
-        raise MemoError(f"{folder} is there and is none that save_memory_folder wrote; give another folder")
+    check_free(folder)
     learn = whole_learner(self)
     with evaluating(learn) as net:
         xs,yb = sample_batch(learn, x)
@@ -170,23 +171,42 @@ def save_memory_folder(self:Learner,
             d = Path(d)
             sd = {k:v.detach().as_subclass(Tensor).contiguous().clone() for k,v in model.state_dict().items()}
             write_tensors(sd, d/'model.safetensors', dict(format='pt'))
-            cfg['files'] = {'model.safetensors':dict(sha256=digest(d/'model.safetensors'))}
+            cfg['files'] = {'model.safetensors':dict(sha256=digest((d/'model.safetensors').read_bytes()))}
             write_json(d/'config.json', cfg)
             write_card(self, cfg, d, made := origins.get(self, (None,None)))
             check_written(d, cfg, model, xs[0])
             check_private(d, private_texts(learn, made[1]))
-            folder.mkdir(parents=True, exist_ok=True)
-            for k in files:
-                if not (d/k).is_file(): (folder/k).unlink(missing_ok=True)
-                else:
-                    with atomic_path(folder/k) as p: shutil.copyfile(d/k, p)
+            if not rank_distrib(): put_files(d, folder)
     return folder
+
+def is_left(path):
+    "Is it a file that a process which was killed has left?"
+    return path.name in lock_files or path.name.startswith('.') and path.suffix=='.part'
+
+def check_free(folder):
+    "Raise a `MemoError` where a folder holds what `save_memory_folder` did not write"
+    if not folder.exists() or (folder/'config.json').is_file(): return
+    if not folder.is_dir() or not all(map(is_left, folder.iterdir())):
+        raise MemoError(f"{folder} is there and is none that save_memory_folder wrote; give another folder")
+
+def put_files(d, folder):
+    "Put all files of one folder in the place of those of another, or none"
+    with locked(folder, lambda: f"{folder} is being written by another save_memory_folder; wait until it has ended"):
+        try:
+            for o in folder.glob('.*.part'): o.unlink()
+            own = [k for k in files if (d/k).is_file()]
+            with atomic_paths(folder, own) as ps:
+                for k,p in ps.items(): shutil.copyfile(d/k, p)
+            for k in files:
+                if k not in own: (folder/k).unlink(missing_ok=True)
+        finally: (folder/'.lock').unlink(missing_ok=True)
 
 def check_written(d, cfg, model, x):
     "Raise a `MemoError` where a folder does not give the model back"
     own = [type(o) for h in memories(model).values() for o in (h, h.bank)]
     kinds = [o for o in own if o.__module__.split('.')[0]!='memo']      # a reader gives those
-    new = read_model(d, cfg, network_alone(model) if cfg['network'] is None else None, kinds)
+    net = network_alone(model) if cfg['network'] is None else None
+    new = read_model(d, cfg, (d/'model.safetensors').read_bytes(), net, kinds)
     with torch.no_grad(): a,b = (answer_of(o, o(x)) for o in (model, new))
     if not torch.allclose(a, b, rtol=1e-4, atol=1e-5, equal_nan=True):
         raise MemoError("save_memory_folder: what is read back answers otherwise than the model; nothing is written")
@@ -199,8 +219,8 @@ def check_private(d, texts):
                             "written")
 
 # %% ../../nbs/experiment/19_memory_folder.ipynb #419268d7
-def read_folder_config(folder):
-    "What a folder's `config.json` says, once its files are what they were"
+def read_config(folder):
+    "What a folder's `config.json` says"
     p = Path(folder)/'config.json'
     if not p.is_file(): raise MemoError(f"{folder}: no config.json, so this is no model of learn.push_memory_to_hub")
     cfg = read_json(p, 'format', 'places', 'input', 'files')
@@ -208,11 +228,20 @@ def read_folder_config(folder):
         raise MemoError(f"{p} has format {cfg['format']!r:.20}, {_format} is accepted; update fastmemo")
     with of_file(p):
         check_said(cfg)
-        said = cfg['files']['model.safetensors']['sha256']
-        w = Path(folder)/'model.safetensors'
-        if not w.is_file(): raise MemoError(f"{folder}: model.safetensors is not there")
-        if digest(w)!=said: raise MemoError(f"{w} is damaged, or another one: its digest is not that of config.json")
+        cfg['files']['model.safetensors']['sha256']
     return cfg
+
+def read_folder(folder):
+    "What a folder's `config.json` says, and the bytes of the weights that it says so of"
+    w = Path(folder)/'model.safetensors'
+    for pause in (.05, .1, .2, .4, 0):      # again, as another process may be about to write the folder anew
+        cfg = read_config(folder)
+        if not w.is_file(): raise MemoError(f"{folder}: model.safetensors is not there")
+        try: b = w.read_bytes()
+        except OSError as e: raise MemoError(f"{w} cannot be read ({e.strerror})") from None
+        if digest(b)==cfg['files']['model.safetensors']['sha256']: return cfg,b
+        time.sleep(pause)
+    raise MemoError(f"{w} is damaged, or another one: its digest is not that of config.json")
 
 def check_said(cfg):
     "Raise a `MemoError` where a folder says of its answers or its items what no model has"
@@ -248,19 +277,17 @@ def check_answer(model, cfg):
         raise MemoError(f"{type(model).__name__} is another network than the one that was shared: of the same weights, "
                         "it answers otherwise (its code, or the version of timm or memo, is another)")
 
-def read_model(folder, cfg, model, kinds):
-    "The network of a folder with its memories"
-    path = Path(folder)/'model.safetensors'
-    check_tensors(path)
-    with of_file(path): state = load_file(path)
+def read_model(folder, cfg, weights, model, kinds):
+    "The network of a folder with its memories; one that is given stays as it is"
     if model is None and cfg.get('network') is None:
         raise MemoError(f"{folder}: its network, a {cfg.get('of')!s:.40}, is no registered one: model= has to give a "
-                        "new one, which gets weights and memory")
+                        "new one, which stays as it is")
+    with of_file(Path(folder)/'model.safetensors'): state = load(weights)
     with of_file(Path(folder)/'config.json'):
         kinds = [ClassStatistics, NearestMeanHead, RanPACHead, StreamingLDAHead, *kinds]    # have no names
         if model is None: check_room(cfg['network'], kinds, state)
         with undisturbed(), fits_network(model, folder):
-            net = built_network(cfg['network'], kinds) if model is None else model
+            net = built_network(cfg['network'], kinds) if model is None else own_copy(model)
             x = example_of(cfg).to(first(o.device for o in net.parameters()))
             res = put_back(net.eval(), cfg['places'], state, kinds, x)
             if cfg.get('answer') is not None: check_answer(res, cfg)
@@ -291,12 +318,12 @@ def loss_for(cfg):
 
 def load_memory_folder(
     folder, # That `learn.save_memory_folder` wrote
-    model:nn.Module=None, # The network, where it is no registered one
+    model:nn.Module=None, # The network, where it is no registered one; of which the learner has a copy
     kinds=() # Classes of banks, heads or networks of one's own that the files may name
 )->Learner: # For predictions: it has no data
     "The learner of a folder"
-    cfg = read_folder_config(folder)
-    net = read_model(folder, cfg, model, kinds)
+    cfg,weights = read_folder(folder)
+    net = read_model(folder, cfg, weights, model, kinds)
     with of_file(Path(folder)/'config.json'):
         vocab = cfg.get('vocab')
         dls = prediction_dls(check_input(cfg['input']), vocab, cfg.get('task')=='multilabel', example_of(cfg))

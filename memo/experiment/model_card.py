@@ -13,6 +13,7 @@ import shutil
 from fastai.vision.all import *
 from safetensors.torch import load_file
 from ..core import *
+from ..evaluation.names import as_markdown
 from ..evaluation.tables import md_table
 from ..evaluation.tasks import class_counts
 from .sections import public_settings
@@ -70,13 +71,14 @@ def results_of(learn, run, folder):
                       +comparison_table(cmp))
 
 # %% ../../nbs/experiment/18_model_card.ipynb #d5fd03ef
-def data_text(learn, made):
+def data_text(learn, about, made):
     "The data by numbers: name, sizes, and how many there are of each class"
     cfg = made[0]
     names = ['training','validation','test'][:len(learn.dls.loaders)]
     sizes = [(n,len(dl.dataset)) for n,dl in zip(names, learn.dls.loaders) if hasattr(dl, 'dataset')]
     name = cfg.data.name if cfg is not None else 'not named'
     res = f"Data set: {name}; items: {', '.join(f'{k} {n:,}' for k,n in sizes)}."
+    if about['vocab'] is None: return res
     try: counts = class_counts(learn.dls).tolist()
     except Exception: return res        # of other labels
     rows = [[o,int(n)] for o,n in zip(learn.dls.vocab, counts)]
@@ -106,14 +108,16 @@ def card_text(learn, about, made, changed, results, picture):
     "The card, without its header"
     kind,task = about['input'],about['task'] or 'something else than classes'
     vocab = about['vocab'] or []
-    classes = ', '.join(f'`{o}`' for o in vocab[:40])+(f' and {len(vocab)-40} more' if len(vocab)>40 else '')
+    classes = ', '.join(map(as_markdown, vocab[:40]))
+    classes += (f' and {len(vocab)-40} more' if len(vocab)>40 else '')
     head = f"Task: {task}{f', {len(vocab)} classes: {classes}' if vocab else ''}.\n\n{memory_text(about)}"
     use = f"from memo.all import from_hub\n{load_text(about)}\nprint(learn.predict({_item[kind['kind']]}))"
     load = f"```python\n{use}\n```"
     shape = {k:kind.get(k) for k in ('shape','dtype')}
     pic = '\n\n![What the memory changes](comparison.png)' if picture else ''
     return _card.format(head=head, load=load, takes=_takes[kind['kind']].format(**shape), results=results+pic,
-                        data=data_text(learn, made), settings=settings_text(made[0], changed), version=about['memo'])
+                        data=data_text(learn, about, made), settings=settings_text(made[0], changed),
+                        version=about['memo'])
 
 _card = """# A network with a memory
 

@@ -12,7 +12,7 @@ import warnings
 from fastai.vision.all import *
 from ..banks.described import description,own_arguments
 from ..banks.files import bank_of
-from ..core import MemoError,check_choice
+from ..core import MemoError
 from ..heads.attach import Gate,TapIn,Wrapped,attach,find_place,holder,memories
 from ..heads.base import MemoryHead
 from ..heads.places import Watched
@@ -73,7 +73,10 @@ def put_back(
 ):
     "Attach the memories of a saved model to a network that has none, and load its state"
     for o in places:
-        name,part = o['name'],model.get_submodule(check_choice('part', o['part'], dict(model.named_modules())))
+        if o['part'] not in [n for n,_ in model.named_modules()]:
+            raise MemoError(f"the file is of another network than this {type(model).__name__}, which has no part "
+                            f"{o['part']!r:.80}")
+        name,part = o['name'],model.get_submodule(o['part'])
         if name in memories(part): continue      # the network came with it
         wrapped = f"{o['at']}." if o['at'] else ''
         key = f"{o['part']}.{wrapped}{name}.".lstrip('.')

@@ -24,7 +24,7 @@ def logged_in():
 @register('tracker', 'wandb')
 class WandbTracker(Tracker):
     "A run of Weights & Biases"
-    kind = 'wandb'
+    kind,runs_at = 'wandb','wandb/*run-*-{}'
     def __init__(self,
         project:str='memo', # Which project it goes to
         entity:str=None, # Whose; None: yours

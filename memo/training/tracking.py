@@ -40,6 +40,7 @@ class Tracker(Callback):
     "Base class: follows the epochs of a learner"
     order = ProgressCallback.order+1
     kind = None     # what `learn.KIND_tracker` and a run folder's track.json call it
+    runs_at = None  # pattern of what it writes of a run into the folder of a training, with {} for the id of the run
     run_,run_id,last_step = None,None,0
     _begun,_dead,_trained,_n = False,False,False,0
 

@@ -1,5 +1,5 @@
 "A model that is shared: pushed to a Hub on the loopback and read back, without pickle, data, ids or folders"
-import json, pickle, shutil, warnings
+import json, pickle, re, shutil, warnings
 import numpy as np, pytest, torch
 from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoaders, GrandparentSplitter,
                                ImageBlock, Learner, Path, Resize, accuracy, get_image_files,
@@ -90,6 +90,68 @@ def test_what_the_hub_refuses_is_one_line_without_the_token(folder, hub, monkeyp
     assert 'hf auth login' in str(e.value) and 'wrong-token' not in str(e.value) and '\n' not in str(e.value)
     with pytest.raises(MemoError, match='no such repository'): from_hub('me/nothing', token='secret')
     with pytest.raises(MemoError, match="user/name"): push('not a name/..')
+
+@pytest.mark.parametrize('how', ['drop',403,413,507])
+@pytest.mark.parametrize('at', ['^/lfs/','/objects/batch','/commit/'])
+def test_a_push_that_is_broken_off_is_one_line_and_goes_when_it_is_tried_again(folder, hub, monkeypatch, how, at):
+    learn = from_hub(folder)
+    monkeypatch.setattr('time.sleep', lambda s: None)       # the client tries again, and waits
+    hub.refuse = lambda method, path: how if method in ('POST','PUT') and re.search(at, path) else None
+    with pytest.raises(MemoError) as e: learn.push_memory_to_hub('me/digits', folder=folder, token='secret')
+    assert hub.files('me/digits')=={} and '\n' not in str(e.value) and len(str(e.value))<=300
+    assert 'secret' not in str(e.value) and str(e.value).startswith("push_memory_to_hub: 'me/digits': ")
+    assert {'drop':'cannot be reached', 403:'does not let you'}.get(how, f'answers {how}') in str(e.value)
+    hub.refuse = lambda method, path: None
+    learn.push_memory_to_hub('me/digits', folder=folder, token='secret')
+    assert 'model.safetensors' in hub.files('me/digits')
+
+@pytest.mark.parametrize('code,at,says', [(400,'validate-yaml','Invalid metadata'), (429,'/api/models','answers 429'),
+                                          (500,'/api/models','answers 500'), (507,'/resolve/','answers 507')])
+def test_what_the_hub_answers_is_said(folder, hub, monkeypatch, code, at, says):
+    "Not that it could not be reached"
+    learn = from_hub(folder)
+    monkeypatch.setattr('time.sleep', lambda s: None)
+    if code!=400: learn.push_memory_to_hub('me/digits', folder=folder, token='secret')
+    hub.refuse = lambda method, path: code if at in path else None
+    with pytest.raises(MemoError, match=says):
+        if code==400: learn.push_memory_to_hub('me/digits', folder=folder, token='secret')
+        else: from_hub('me/digits', token='secret')
+
+def test_a_full_disk_is_not_said_to_be_the_network_when_it_is_read(folder, hub, monkeypatch):
+    from_hub(folder).push_memory_to_hub('me/digits', folder=folder, token='secret')
+    def full(*args, **kwargs): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr('huggingface_hub.HfApi.snapshot_download', full)
+    with pytest.raises(MemoError, match='No space left'): from_hub('me/digits', token='secret')
+
+def test_a_repository_of_another_model_is_not_written_over(folder, hub):
+    learn = from_hub(folder)
+    def push(name): learn.push_memory_to_hub(name, folder=folder, token='secret')
+    texts = dict(bert=b'{"model_type":"bert"}', list=b'[]', odd=b'\xff')
+    others = dict({k:{'config.json':v} for k,v in texts.items()}, weights={'model.safetensors':b'x'})
+    for k,there in others.items():
+        hub.repos[f'me/{k}'] = dict(private=True, commits=[there])
+        with pytest.raises(MemoError, match='holds another model'): push(f'me/{k}')
+        assert hub.files(f'me/{k}')==there
+    other = {'README.md':b'begun on the site', '.gitattributes':b'x', 'evil.py':b'import os'}
+    hub.repos['me/begun'] = dict(private=True, commits=[other])
+    for _ in range(2): push('me/begun')         # and again over its own
+    got = hub.files('me/begun')
+    assert got['evil.py']==b'import os' and b'# A network' in got['README.md']
+    from_hub('me/begun', token='secret')
+    assert not any('evil' in path for _,path,_ in hub.seen if 'resolve' in path)
+
+def test_offline_what_was_read_before_is_read_again(folder, hub, monkeypatch):
+    import huggingface_hub.constants as c
+    learn = from_hub(folder)
+    learn.push_memory_to_hub('me/digits', folder=folder, token='secret')
+    monkeypatch.setattr(c, 'HF_HUB_OFFLINE', True)
+    with pytest.raises(MemoError, match='HF_HUB_OFFLINE is set'): from_hub('me/digits', token='secret')
+    with pytest.raises(MemoError, match='HF_HUB_OFFLINE is set'):
+        learn.push_memory_to_hub('me/digits', folder=folder, token='secret')
+    monkeypatch.setattr(c, 'HF_HUB_OFFLINE', False)
+    from_hub('me/digits', token='secret')
+    monkeypatch.setattr(c, 'HF_HUB_OFFLINE', True)
+    assert len(from_hub('me/digits', token='secret').memory.bank)==len(learn.memory.bank)
 
 def test_no_network_is_one_line(folder, monkeypatch):
     import huggingface_hub.constants as c

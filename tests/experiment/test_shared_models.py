@@ -1,8 +1,8 @@
 "Many kinds of learners as they are shared: what comes back answers alike, and holds nothing that is nobody else's"
-import json, shutil, hashlib
+import hashlib, json, re, shutil, threading
 import pytest, torch
 from fastai.vision.all import (Learner, Path, accuracy, BCEWithLogitsLossFlat, Callback, DataLoaders, ImageDataLoaders,
-                               Resize, nn, set_seed)
+                               MSELossFlat, Resize, nn, set_seed)
 from PIL import Image
 from safetensors.torch import load_file
 from helpers.learners import quietly
@@ -185,6 +185,116 @@ def test_files_of_another_kind_than_the_description_are_not_promised(tmp_path):
     with learn.memory.off(), new.memory.off():
         torch.testing.assert_close(answers(new, x), learn.model.eval()(torch.stack(x)).softmax(1).detach(), rtol=1e-4,
                                    atol=1e-5)
+
+def looks(net):
+    "What can be told of a network from outside"
+    hooks = [len(m._forward_hooks)+len(m._forward_pre_hooks) for m in net.modules()]
+    return [n for n,_ in net.named_modules()],[m.training for m in net.modules()],hooks,'forward' in vars(net)
+
+@pytest.mark.parametrize('make', [lambda: small_cnn(1, 7), lambda: small_cnn(3, 10), lambda: Scaled(1.),
+                                  lambda: nn.Sequential(*small_cnn(1, 10), nn.Softmax(1)), lambda: small_cnn(1, 10)])
+def test_a_network_that_is_given_stays_as_it_is(shared, make):
+    "Whether it is the one that was shared or not: so it can be given again, to another folder too"
+    net = make()
+    was,state = looks(net),{k:v.clone() for k,v in net.state_dict().items()}
+    try: learns = [from_hub(shared, model=net) for _ in range(2)]
+    except MemoError as e: assert re.search('another network|no place', str(e))
+    else: assert len({id(o.model) for o in learns}|{id(net)})==3
+    assert looks(net)==was and all(torch.equal(v, net.state_dict()[k]) for k,v in state.items())
+    net(torch.rand(2, next(net.parameters()).shape[1], 8, 8))     # it runs as before
+
+@pytest.mark.parametrize('failure', [OSError(28, 'No space left on device'), KeyboardInterrupt()])
+@pytest.mark.parametrize('at', ['config.json','model.safetensors','README.md'])
+def test_a_save_that_is_interrupted_leaves_what_was_there(shared, tmp_path, monkeypatch, at, failure):
+    learn = from_hub(shared, model=small_cnn(1, 10))
+    d = learn.save_memory_folder(tmp_path/'shared')
+    was = {o.name:o.read_bytes() for o in d.iterdir()}
+    learn.memory.forget(label='1')
+    copy = shutil.copyfile
+    def fails(a, b):
+        if f'.{at}.' in Path(b).name: raise failure
+        return copy(a, b)
+    with monkeypatch.context() as m:
+        m.setattr(shutil, 'copyfile', fails)
+        with pytest.raises(KeyboardInterrupt if isinstance(failure, KeyboardInterrupt) else MemoError) as e:
+            learn.save_memory_folder(d)
+    if e.type is MemoError: assert 'No space left' in str(e.value) and str(d) in str(e.value)
+    assert {o.name:o.read_bytes() for o in d.iterdir()}==was
+    assert len(from_hub(learn.save_memory_folder(d), model=small_cnn(1, 10)).memory.bank)==len(learn.memory.bank)
+
+def test_what_a_killed_save_has_left_is_in_no_ones_way(shared, tmp_path):
+    from memo.experiment.memory_folder import check_free,put_files
+    d = tmp_path/'shared'
+    d.mkdir()
+    for o in ('.lock','.config.json.x1y2.part'): (d/o).write_text('half')
+    check_free(d)
+    put_files(shared, d)
+    assert {o.name for o in d.iterdir()}=={o.name for o in shared.iterdir()}
+    (tmp_path/'mine').mkdir()
+    (tmp_path/'mine'/'thesis.part').write_text('x')
+    with pytest.raises(MemoError, match='is there'): check_free(tmp_path/'mine')
+
+def test_a_folder_that_is_read_and_written_at_once_is_of_one_save(shared, tmp_path):
+    from memo.experiment.memory_folder import digest,put_files,read_folder
+    other = changed(shared, tmp_path/'other', lambda c: c.update(vocab=[*'abcdefghij']), b'x'*10**6)
+    d,wrong,stop = tmp_path/'both',[],threading.Event()
+    put_files(shared, d)
+    def write():
+        while not stop.is_set():
+            for o in (other, shared):
+                try: put_files(o, d)
+                except MemoError as e: wrong.extend([] if 'being written' in str(e) else [e])
+    ts = [threading.Thread(target=write) for _ in range(2)]
+    for o in ts: o.start()
+    try:
+        got = set()
+        for _ in range(60):
+            cfg,b = read_folder(d)
+            assert digest(b)==cfg['files']['model.safetensors']['sha256']
+            got.add(cfg['vocab'][0])
+    finally:
+        stop.set()
+        for o in ts: o.join()
+    assert got=={'0','a'} and not wrong
+    assert not [o for o in d.iterdir() if o.name.startswith('.')] and read_folder(d)
+
+def test_of_several_processes_one_writes(shared, tmp_path, monkeypatch):
+    pytest.importorskip('huggingface_hub')
+    learn = from_hub(shared, model=small_cnn(1, 10))
+    import memo.experiment.hub as h
+    import memo.experiment.memory_folder as m
+    for o in (m, h): monkeypatch.setattr(o, 'rank_distrib', lambda: 1)
+    assert learn.save_memory_folder(tmp_path/'shared')==tmp_path/'shared' and not (tmp_path/'shared').exists()
+    assert learn.push_memory_to_hub('me/digits', folder=shared, token='t') is None      # asks no endpoint
+
+def test_names_of_classes_are_no_markup_in_the_card(tmp_path):
+    names = ['a`b','c|d','<img src=x>','e\nf','---','g\n\n# Heading','[x](http://there)','{head}','%s','\u202egnp']
+    learn = voting()
+    learn.dls.vocab = names
+    d = learn.save_memory_folder(tmp_path/'shared')
+    lines = (d/'README.md').read_text().splitlines()
+    assert '# Heading' not in lines and not any(c in '\n'.join(lines).replace('\\<', '') for c in ('<img','\u202e'))
+    task, = [o for o in lines if o.startswith('Task: ')]
+    assert all(o in task for o in (r'a\`b', r'c\|d', r'e\nf', '{head}', r'[x\](')) and task.count('`')==1
+    assert [*from_hub(d, model=small_cnn(1, 10)).dls.vocab]==names
+
+def test_a_network_that_cannot_be_copied_is_one_line(shared, tmp_path):
+    "As one of `AWD_LSTM`, whose weights a forward has made"
+    learn,net = voting(),small_cnn(1, 10)
+    for o in (learn.model, net): o.made = next(o.parameters())*1
+    with pytest.raises(MemoError, match='cannot be copied'): learn.save_memory_folder(tmp_path/'shared')
+    with pytest.raises(MemoError, match='cannot be copied'): from_hub(shared, model=net)
+
+def test_a_regression_has_no_classes(tmp_path):
+    x,y = torch.rand(40, 1, 8, 8),torch.rand(40, 1)
+    dls = DataLoaders(*(TensorDL(x, y, bs=8) for _ in range(2)), device='cpu')
+    learn = Learner(dls, small_cnn(1, 1), MSELossFlat(), cbs=MemoryCallback(SlotBank(20), head='add'))
+    quietly(learn, 'fit', 1)
+    d = learn.save_memory_folder(tmp_path/'shared')
+    assert json.loads((d/'config.json').read_text())['vocab'] is None
+    assert 'class' not in (d/'README.md').read_text().split('## Limits')[0].replace('something else than classes', '')
+    new,o = from_hub(d, model=small_cnn(1, 1)),torch.rand(1, 8, 8).numpy()
+    assert float(quietly(new, 'predict', o)[1])==pytest.approx(float(quietly(learn, 'predict', o)[1]), abs=1e-4)
 
 def test_a_full_disk_is_not_said_to_be_the_network(monkeypatch, tmp_path):
     pytest.importorskip('huggingface_hub')

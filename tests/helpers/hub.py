@@ -4,13 +4,15 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote
 
 class FakeHub:
-    "`repos`: name -> dict(private, commits: list of dict path -> bytes); `seen`: requests as (method, path, token)"
+    """`repos`: name -> dict(private, commits: list of dict path -> bytes); `seen`: requests as (method, path, token);
+    `refuse`: a function of method and path that gives a code to refuse with, 'drop' to hang up half way, or None"""
     def __init__(self, token='secret'):
-        self.repos,self.lfs,self.seen,self.token,self.refuse = {},{},[],token,None
+        self.repos,self.lfs,self.seen,self.token,self.refuse = {},{},[],token,lambda method, path: None
         hub = self
         class Handler(_Handler): pass
         Handler.hub = hub
         self.server = ThreadingHTTPServer(('127.0.0.1', 0), Handler)
+        self.server.handle_error = lambda *args: None       # where it has hung up
         self.url = f'http://127.0.0.1:{self.server.server_address[1]}'
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
     def close(self):
@@ -39,10 +41,18 @@ class _Handler(BaseHTTPRequestHandler):
         self.rfile.readline()
         return res
     def begin(self, method):
-        data = self.body() if method in ('POST','PUT') else b''
         self.path = unquote(self.path.split('?')[0])
         auth = (self.headers.get('Authorization') or '').removeprefix('Bearer ')
         self.hub.seen.append((method,self.path,auth))
+        how = self.hub.refuse(method, self.path)
+        if how=='drop':
+            self.rfile.read(min(1000, int(self.headers.get('Content-Length', 0))))
+            self.connection.shutdown(2)
+            raise ConnectionAbortedError
+        data = self.body() if method in ('POST','PUT') else b''
+        if how is not None:
+            self.send(how, {'error':f'no {self.path} for {auth}'})
+            raise ConnectionAbortedError
         return data,auth
     def denied(self, repo, auth):
         r = self.hub.repos.get(repo)

@@ -6,6 +6,7 @@ from helpers.learners import quietly
 from helpers.tracked import epochs, kinds, mlflow_runs, records, scalars, wandb_rows
 from memo.all import *
 from memo.experiment.run import resume_run
+from memo.experiment.run_owner import remove_run
 from memo.experiment.sections import public_settings, to_yaml
 from memo.training.follow import Follow
 import memo.training.tracking as tracking
@@ -293,6 +294,48 @@ def test_a_note_names_no_folder_elsewhere(tmp_path):
     f.row(1, dict(train_loss=1.))
     f.end({}, '')
     assert [o.name for o in tmp_path.iterdir()]==['run'] and len([*tmp_path.glob('run/tensorboard/events*')])==1
+
+@pytest.mark.parametrize('how', ['move','copytree'])
+def test_a_folder_that_was_moved_is_followed_on_where_it_is(tmp_path, how):
+    import shutil
+    a,b = tmp_path/'before it was moved',tmp_path/'later'
+    Follow([made[k]() for k in kinds], a).row(1, dict(train_loss=1.))
+    was = {o:o.read_bytes() for o in a.rglob('*') if o.is_file() and o.suffix!='.wandb'}
+    getattr(shutil, how)(a, b)
+    f = Follow([made[k]() for k in kinds if k!='wandb'], b, resume=True)       # whose run is open in this process
+    f.row(2, dict(train_loss=.5))
+    with warnings.catch_warnings(record=True) as w:
+        warnings.simplefilter('always')
+        f.end({}, 'a table')
+    said = [str(o.message) for o in w]
+    assert len(said)==('mlflow' in kinds) and all('was moved' in o for o in said), said
+    assert {k:v for k,v in epochs(b).items() if k!='wandb'}=={k:[1,2] for k in kinds if k!='wandb'}
+    if how=='move': assert not [o for o in a.rglob('*') if o.is_file() and 'wandb' not in str(o)]
+    else: assert was=={o:o.read_bytes() for o in a.rglob('*') if o.is_file() and o.suffix!='.wandb'}
+
+def test_what_is_replaced_is_followed_no_more(tmp_path):
+    "`--overwrite` takes away the runs that the note names, as far as they are in the folder, and nothing else"
+    d = tmp_path/'run'
+    f = Follow([made[k]() for k in kinds], d)
+    f.row(1, dict(train_loss=1.))
+    f.end({}, '')
+    others = [d/o for o in ('wandb/notes.txt','wandb/offline-run-20260101_000000-another1/x','mlruns/1/another1/x')]
+    for o in others:
+        o.parent.mkdir(parents=True, exist_ok=True)
+        o.write_text('x')
+    note = json.loads((d/'track.json').read_text())
+    for bad in ('*', '..', '../..', '', 'another1/..'):
+        said = {k:dict(o, id=bad) for k,o in note.items()} | dict(own=dict(id='x', step=1))
+        (d/'track.json').write_text(json.dumps(said))
+        remove_run(d)
+        assert all(o.exists() for o in others)
+    if 'mlflow' in kinds: assert [*d.glob(f"mlruns/*/{note['mlflow']['id']}")]
+    (d/'track.json').write_text(json.dumps(note))
+    remove_run(d)
+    assert not (d/'epochs.csv').exists() and not (d/'tensorboard').exists()
+    left = [str(o) for o in (*d.glob('wandb/*'), *d.glob('mlruns/*/*'))]
+    assert not any(o['id'] in p for o in note.values() for p in left) and not any('latest-run' in o for o in left)
+    assert all(o.exists() for o in others)
 
 @pytest.mark.parametrize('text', ['', '[]', '{"csv": 3}', '{"csv": {"id": 7, "step": "x"}}', 'no json'])
 def test_a_damaged_note_loses_no_epoch(tmp_path, text):
