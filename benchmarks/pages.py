@@ -14,6 +14,7 @@ from memo.evaluation.calibration import fit_temperature,log_odds_nll
 from memo.evaluation.tables import label,md_table,row_of,titles_in,with_interval,with_spread
 from memo.experiment.run_folder import read_json
 from memo.metrics.intervals import paired
+from memo.metrics.multilabel import multilabel_scores
 
 runs = Path(sys.argv[1]) if len(sys.argv)>1 else settings().runs
 here = Path(__file__).parents[1]/'experiments'
@@ -127,6 +128,24 @@ def findings_table(d):
         tables.append(md_table(rows, head))
     return '\n\n'.join(tables)
 
+def temperatures(d):
+    """Calibration of each training of the small chest table as it is, after one temperature and after one for each
+    finding, chosen on validation data: neither changes how images are ranked, nor what lies above a half"""
+    rows = []
+    for f in (d/f'{o.stem}/metrics.json' for o in sorted((here/'chestxray/small').glob('*.yaml'))):
+        if not f.is_file(): continue
+        scores = []
+        for s in (o for o,_ in trainings_of(f.parent)):
+            v,(x,y) = log_odds(s/'predictions_valid.csv'),log_odds(s/'predictions.csv')
+            ways = (lambda o: o), *(fit_temperature(*v, each=e)[0] for e in (False,True))
+            scores.append([multilabel_scores(w(x).sigmoid(), y)['ece'] for w in ways])
+        a = np.array(scores)
+        ds = (paired(a[:,i], a[:,0]) for i in (1,2))
+        rows.append([f.parent.name, *[with_spread(o.mean(), o.std(ddof=1), 2) for o in a.T],
+                     *[with_interval(o['mean'], o['low'], o['high'], '+', 2) for o in ds]])
+    return md_table(rows, ['calibration err.','as it is','one temperature','one for each finding','one - as it is',
+                           'each - as it is'])
+
 def page(f): return f.read_text().split('\n', 1)[1]      # without its heading
 
 for name,f,table,to in [
@@ -134,6 +153,7 @@ for name,f,table,to in [
     ('chest', runs/'chest_small/comparison/comparison.md', page, 'chestxray/README.md')]:
     if f.is_file(): put(to, name, table(f))
     else: print(f'{f}: not run, its table stays')
+if (d := runs/'chest_small').is_dir(): put('chestxray/README.md', 'temperatures', temperatures(d))
 d = runs/'chest_findings/opinions'
 if (d/'results.csv').is_file():
     said = 'Per cent, means over five seeds ± their standard deviation.'

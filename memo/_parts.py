@@ -1230,7 +1230,9 @@ parts = {
   'lws': ('memo.evaluation.remedies', 'WeightScaling', "Learnable weight scaling (LWS, Kang et al. 2020): a factor for each class's output, learned on the training items", {
   }, {}),
   'temperature': ('memo.evaluation.remedies', 'Temperature', 'Temperature scaling (Guo et al. 2017): outputs over a number that is chosen on validation data', {
-    'each': Param(bool, False, 'Of findings: one for each'),
+    'offset': Param(bool, False, 'Of findings: with an offset of the log-odds'),
+  }, {}),
+  'temperature_each': ('memo.evaluation.remedies', 'TemperatureOfEach', 'Temperature scaling of findings: a number for each, chosen on validation data', {
     'offset': Param(bool, False, 'Of findings: with an offset of the log-odds'),
   }, {}),
   'crt': ('memo.evaluation.remedies', 'Retrained', 'Classifier re-training (cRT, Kang et al. 2020): the last layer trained again on frozen features, classes balanced', {

@@ -7,8 +7,8 @@ Docs: https://fastmemo.github.io/memo/evaluation/remedies.html.md"""
 # %% auto #0
 __all__ = ['grid_of_taus', 'SquareRootSampling', 'OtherLoss', 'BalancedSoftmax', 'ClassBalanced', 'LDAM', 'ClassWeights',
            'Asymmetric', 'LogitAdjusted', 'AdjustedByAccuracy', 'AdjustedByLikelihood', 'OnOutputs', 'TauNorm',
-           'WeightScaling', 'Temperature', 'Retrained', 'RetrainedSoftmax', 'Logistic', 'Neighbours',
-           'DistributionCalibration', 'TwoOpinions', 'Product', 'ProductAndRatio']
+           'WeightScaling', 'Temperature', 'TemperatureOfEach', 'Retrained', 'RetrainedSoftmax', 'Logistic',
+           'Neighbours', 'DistributionCalibration', 'TwoOpinions', 'Product', 'ProductAndRatio']
 
 # %% ../../nbs/evaluation/12_remedies.ipynb #f9aefda4
 from typing import Literal
@@ -178,19 +178,24 @@ class WeightScaling(OnOutputs):
 class Temperature(Baseline):
     "Temperature scaling (Guo et al. 2017): outputs over a number that is chosen on validation data"
     title,works_on,with_memories,needs = 'temperature','outputs',False,('valid',)
+    each = False
     def __init__(self,
-        each:bool=False,    # Of findings: one for each
         offset:bool=False   # Of findings: with an offset of the log-odds
     ):
-        self.each,self.offset = each,offset
-        self.title = self.title+(' and offset' if offset else '')+(' (each finding)' if each else '')
+        self.offset = offset
+        self.title = 'temperature'+(' and offset' if offset else '')+(' (each finding)' if self.each else '')
     def check(self, cfg, name):
-        if self.each or self.offset:
-            check_kind(cfg, name+(' with each' if self.each else ' with offset'), 'multilabel', f'{name} without it')
+        if self.each: check_kind(cfg, name, 'multilabel', 'temperature')
+        elif self.offset: check_kind(cfg, f'{name} with offset', 'multilabel', f'{name} without it')
         check_valid(cfg, name)
     def fit(self, train, valid, dls):
         from memo.evaluation.calibration import fit_temperature
         return fit_temperature(valid.logits, valid.y, self.each, self.offset)
+
+@register('baseline', 'temperature_each')
+class TemperatureOfEach(Temperature):
+    "Temperature scaling of findings: a number for each, chosen on validation data"
+    each = True
 
 # %% ../../nbs/evaluation/12_remedies.ipynb #fbeb55b1
 @register('baseline', 'crt')

@@ -20,7 +20,8 @@ class Unknown(Callback):
 def after_stream(**kw):
     stream = digit_stream()
     set_seed(0)
-    learn = Learner(stream.dls, digit_net(6), loss_func=CrossEntropyLossFlat(ignore_index=-1), opt_func=SGD, lr=.05, **kw)
+    learn = Learner(stream.dls, digit_net(6), loss_func=CrossEntropyLossFlat(ignore_index=-1), opt_func=SGD, lr=.05,
+                    **kw)
     return learn,quietly(learn, 'fit_stream', stream, 1)
 
 @pytest.mark.parametrize('name,kw', [*((o,{}) for o in methods), ('EWC',dict(labels='empirical')),

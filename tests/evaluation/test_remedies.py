@@ -120,7 +120,7 @@ MEMORIES = dict(memory=dict(bank='ClassBank', capacity=32, head='watch'),
                 density=dict(bank='SlotBank', policy='fifo', size=512, head='density', spread_of='memory', tries=3))
 CLASSES = ['temperature','logit_adjusted_accuracy','tau_norm','lws','class_mean',dict(name='vote', k=[5,10])]
 SLOW = ['logit_adjusted_nll','knn','crt','crt_softmax','distribution_calibration','two_opinions','prototype','lda']
-FINDINGS = [dict(name='temperature', each=True),'logistic','product']
+FINDINGS = ['temperature','temperature_each','logistic','product']
 night = pytest.mark.nightly
 @pytest.mark.parametrize('compare,data,memories', [
     (CLASSES,DIGITS,MEMORIES), pytest.param(SLOW, DIGITS, MEMORIES, marks=night),
@@ -149,7 +149,8 @@ def test_nothing_is_chosen_on_the_test_set(compare, data, memories):
     (dict(compare=['knn'], data=CHEST), 'compare knn is for classes'),
     (dict(compare=['distribution_calibration'], data=CHEST), 'compare distribution_calibration is for classes'),
     (dict(compare=[dict(name='logit_adjusted', by='nll')], data=CHEST), 'compare logit_adjusted is for classes'),
-    (dict(compare=[dict(name='temperature', each=True)]), 'compare temperature with each is for findings'),
+    (dict(compare=['temperature_each']), 'compare temperature_each is for findings, and digits_lt has classes; '
+        'temperature is accepted'),
     (dict(compare=['temperature'], data={**DIGITS,'valid':0}), 'compare temperature is fitted on validation data, and '
         'data.valid is 0'),
     (dict(compare=[dict(name='logit_adjusted', by='accuracy')], data={**DIGITS,'valid':0}), 'leave by out'),
