@@ -23,7 +23,8 @@ def interval(d):
 
 def as_network(method):
     "Where a replay is in the training the network is the one with it"
-    return re.sub(r' \+ memory$', '', method.replace(': memory, ', ': ')).replace('plain network', 'trained with replay')
+    m = re.sub(r' \+ memory$', '', method.replace(': memory, ', ': '))
+    return m.replace('plain network', 'trained with replay')
 
 def check(where, cell, want, off=1e-4):
     "The numbers of a cell, each rounded as it is printed; what lies between two may have gone either way"
