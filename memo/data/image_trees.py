@@ -27,7 +27,9 @@ def walk_tree(
         seen.add(real)
         try: es = sorted(os.scandir(d), key=lambda o: o.name)
         except OSError as e: raise MemoError(f"cannot read the folder {d}: {e.strerror}") from e
-        es = [(o.path,o.is_dir()) for o in es if not o.name.startswith('.') and o.name not in _of_systems]
+        # no pipes, sockets or devices, which may never give a byte; of a link that leads nowhere its reader says so
+        es = [(o.path,o.is_dir()) for o in es if not o.name.startswith('.') and o.name not in _of_systems
+              and (o.is_file() or o.is_dir() or o.is_symlink())]
         res += [p for p,folder in es if not folder]
         todo += [p for p,folder in reversed(es) if folder]
     return res

@@ -67,7 +67,16 @@ def build_dls(cfg, seed):
                         "sets it")
     if dls.train.bs!=bs:
         raise MemoError(f"train.bs is {bs}, and {cfg.data.name} makes batches of {dls.train.bs}: it has to take bs")
+    check_parts(cfg, dls)
     return full_batches(cfg, dls)
+
+def check_parts(cfg, dls):
+    "A share that is to be held out has to come to an item at least; before the training, which ends with them"
+    for k,dl in zip(('valid','test'), dls.loaders[1:]):
+        v,n = cfg.data.get(k),len(dls.train.dataset)
+        if isinstance(v, (int,float)) and v>0 and not len(dl.dataset):
+            raise MemoError(f"data.{k} is {v:g}, which of so few ({n} are left for training) comes to none: a larger "
+                            f"data.{k}, or more of them, is needed")
 
 def sampling_of(here, t): return None if t.sampling is None else made(f'{here}.sampling', t.sampling)
 

@@ -220,6 +220,9 @@ def test_names_that_only_their_folders_tell_apart(tmp_path):
     assert [o and Path(o).parts[-3] for o in got]==['patient00001','patient00002','']
     with pytest.raises(MemoError, match='2 names mean one image'): match_images(tmp_path, ['a.png','b.png','a.jpg'])
     assert len(walk_tree(tmp_path))==2
+    os.mkfifo(tmp_path/'pipe.png')                              # reading it would never end
+    (tmp_path/'nowhere.png').symlink_to(tmp_path/'no.png')      # a reader says of it that it cannot be read
+    assert len(walk_tree(tmp_path))==3
 
 @pytest.mark.parametrize('fit', ['crop','pad','squash'])
 def test_how_a_film_becomes_square(fit, tmp_path):

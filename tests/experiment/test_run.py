@@ -3,6 +3,8 @@ test_config"""
 import dataclasses, json, math, shutil
 from pathlib import Path
 import pandas as pd, pytest, torch, yaml
+from PIL import Image
+from sklearn.datasets import load_digits
 from helpers.errors import err
 from helpers.pictures import no_rendering
 from memo.experiment.config import *
@@ -484,6 +486,17 @@ def test_a_baseline_of_every_training_takes_the_memory_away(yml, tmp_path):
                                   f'runs={json.dumps(str(tmp_path/"runs"))}'])
     assert 'compare has each_wd.Wd, a training beside each other one: it has to take the memory away' in err(
         ex.run_experiment, cfg)
+
+def test_nothing_is_trained_where_nothing_is_held_out(yml, tmp_path):
+    "Shares of two images come to none: that is told before the training, not after it"
+    for c,i in (('a',0),('b',1)):
+        (tmp_path/'t'/c).mkdir(parents=True)
+        Image.fromarray((load_digits().images[i]*15).astype('uint8')).save(tmp_path/'t'/c/f'{i}.png')
+    data = f'data={{name: folder, root: "{tmp_path/"t"}", size: 8, workers: 0, n_max: null, ratio: null}}'
+    cfg = load_config(yml(TINY), [data, 'memory={size: 16, head: vote}',
+                                  f'runs={json.dumps(str(tmp_path/"runs"))}'])
+    assert 'data.valid is 0.1, which of so few (2 are left for training) comes to none' in err(ex.run_experiment, cfg)
+    assert not [*(tmp_path/'runs').rglob('history.csv')]
 
 def test_what_is_resumed_is_what_was_begun(yml, tmp_path):
     """A training whose head is another than the experiment's is the same from the user's file and from the one
