@@ -41,14 +41,14 @@ def tiles(d, n=60):
 
 def test_the_guard_holds(tmp_path):
     with read_only(tmp_path):
-        for f in (lambda: (tmp_path/'a').write_text('a'), lambda: (tmp_path/'b').mkdir(), lambda: (tmp_path/'c').touch()):
+        for f in (lambda: (tmp_path/'a').write_text('a'), (tmp_path/'b').mkdir, (tmp_path/'c').touch):
             with pytest.raises(OSError, match='Read-only'): f()
     (tmp_path/'a').write_text('a')
 
 @pytest.mark.parametrize('tree,load', [
     (nih, lambda d,**kw: chestxray14(d, check=True, **kw)), (mirror_224, lambda d,**kw: chestxray14(d, **kw)),
     (tiles, image_folder), (tiles, lambda d,**kw: image_csv(csv=d/'labels.csv', **kw)),
-    (tiles, lambda d,**kw: findings_csv(d, csv='findings.csv', image='image', label='finding', patient='patient', **kw))],
+    (tiles, lambda d,**kw: findings_csv(d, 'findings.csv', image='image', label='finding', patient='patient', **kw))],
     ids=['nih','mirror','folder','csv','findings'])
 @pytest.mark.parametrize('preload', [False,True])
 def test_opens(tmp_path, tree, load, preload):
