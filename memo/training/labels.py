@@ -18,6 +18,7 @@ from .loss_reading import *
 
 # %% ../../nbs/training/04_labels.ipynb #13ec12c0
 _parts = "targets are parts of several items' or classes (mixed or smoothed, say)"
+_cure = "give a loss that leaves -1 out, as SigmoidFocalLoss(gamma=0)"
 
 class Targets:
     "What the targets of a fit are to a memory"
@@ -90,7 +91,7 @@ class Targets:
         if bool(part.any()): warn(f"memory: {_parts}, so nothing is stored of such rows")
         else:
             bad = wrong_labels(y, self.vocab, self.masked)
-            warn(f"memory: targets are not 0 or 1: {bad}; such rows have no label")
+            warn(f"memory: targets are not 0 or 1: {bad}; such rows have no label; if they are not known, {_cure}")
 
     def unwritten(self, y):
         "Why nothing is stored of a batch whose labels are `y`, in words; None: it is"
@@ -212,8 +213,7 @@ def check_head(
                         f"{[*yb[0].shape]}")
     bad = wrong_labels(y if every is None else every, t.vocab, t.masked) if t.multilabel else None
     if bad and what and not bool(((y>0)&(y<1)).any()):
-        raise MemoError(f"{what}, and targets are not 0 or 1: {bad}; fill them, leave such rows out, or take head='add' "
-                        "with a SlotBank")
+        raise MemoError(f"{what}, and targets are not 0 or 1: {bad}; fill them, or {_cure}")
     head.model_gives(t.outputs)
 
 def fit_targets(
