@@ -167,7 +167,8 @@ def test_a_loss_that_takes_it_for_a_number_is_refused():
 @pytest.mark.parametrize('loss', [BCEWithLogitsLossFlat,lambda: SigmoidFocalLoss(gamma=0)])
 def test_a_loss_that_takes_it_for_a_number_is_said(head, loss, recwarn):
     "By a memory that needs no labels, which trains all the same"
-    learn = Learner(digits(torch.rand(400, 3)<.6), nn.Linear(64,3), loss(), cbs=MemoryCallback(SlotBank(300), head=head))
+    learn = Learner(digits(torch.rand(400, 3)<.6), nn.Linear(64,3), loss(),
+                    cbs=MemoryCallback(SlotBank(300), head=head))
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     said = [o for o in recwarn if 'give a loss that leaves -1 out' in str(o.message)]
     assert len(said)==(loss is BCEWithLogitsLossFlat) and len(learn.memory.bank)
