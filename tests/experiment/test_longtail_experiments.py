@@ -3,6 +3,7 @@ import json
 import pandas as pd, pytest, torch
 from fastai.vision.all import Callback
 from conftest import root
+from data.test_whole import archive, photos      # pytest fixtures
 from helpers.errors import err
 from helpers.pictures import no_rendering
 from memo.evaluation import evaluate as evaluation
@@ -231,3 +232,18 @@ def test_slots_are_saved_too(yml, tmp_path):
     assert same_bank(Bank.load(latest_bank(tmp_path/'s/banks', 's')),
                      load_run(tmp_path/'s').memory.bank) and len(list((tmp_path/'s/banks').iterdir()))==6
     assert evaluate_run(tmp_path/'s')[1]==[]
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name,valid', [('cifar10_lt',10), ('cifar100_lt',2)])
+def test_cifar_in_its_official_layout(name, valid, archive, tmp_path):
+    "The file that ships, on a tree of that layout: the same rows as the tables that are measured here"
+    small = ['data.ratio=4',f'data.valid={valid}','model.arch=test_resnet','train.epochs=1','train.bs=32',
+             'memories.density.size=2000','memory.save_every=null']
+    cfg = load_config(tail/f'{name}.yaml', [f'data.root={archive}', f'runs={json.dumps(str(tmp_path))}', *small])
+    measured = load_config(tail/'digits/balanced.yaml')
+    assert {o.name for o in cfg.compare}>={o.name for o in measured.compare}
+    with no_rendering(): ex.run_experiment(cfg, log=lambda s: None)
+    of = entries(tmp_path/cfg.name)
+    assert {'plain network','plain network + memory: density','network x re-trained classifier','temperature',
+            'distribution calibration','nearest neighbours'}<={*of}
+    assert len(of)>=23 and all(0<=r['scores']['accuracy']<=1 for r in of.values())
