@@ -63,7 +63,7 @@ def test_chest_x_rays():
     assert sum(checked(*t, by) for t in tables('chestxray/README.md', 'chest'))==6*(15+13)
 
 def test_what_leads_for_findings():
-    by,n = seeds('chestxray/findings/seeds.csv'),0
+    by,n = seeds('chestxray/findings/seeds.csv', run='chest_findings/opinions'),0
     for head,rows in tables('chestxray/README.md', 'opinions'):
         # worked out of the predictions of the same runs
         rows = [o for o in rows if not o[0].startswith('temperature and offset')]
