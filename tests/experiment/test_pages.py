@@ -74,6 +74,18 @@ def test_what_leads_for_findings():
                 if name!=lead: check((name,k), cell, interval(column(by, name, k)-column(by, lead, k)))
     assert n==2*6*3
 
+def test_what_needs_no_memory():
+    "But for F1 above a half, which is worked out of the predictions of the same runs"
+    by = seeds('chestxray/findings/seeds.csv', run='chest_findings/remedies')
+    (head,rows), = tables('chestxray/README.md', 'remedies')
+    assert len(rows)==len(by)==4*3
+    for name,m,tail,_,f1,e,*ahead in rows:
+        for c,cell in zip(('mAP','tail mAP','F1','calibration err.'), (m,tail,f1,e)):
+            check((name,c), cell, level(column(by, name, c)))
+        for c,cell in zip(('mAP','tail mAP','F1'), ahead):
+            d = column(by, name, c)-column(by, 'plain network', c)
+            if name!='plain network': check((name,c), cell, interval(d))
+
 def test_replay():
     names = dict(zip(('stored features','class Gaussians','stored, more and more of them','a diffusion model'),
                      ('stored','gaussians','curriculum','diffusion')))
