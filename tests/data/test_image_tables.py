@@ -155,7 +155,7 @@ def test_trains_and_is_evaluated_by_the_commands(photos, tmp_path, tool):
     r = tool('memo-train', 'own.yaml', f'runs={tmp_path}/runs', cwd=tmp_path, render=False)
     assert r.returncode==0, r.stdout+r.stderr
     r = tool('memo-eval', tmp_path/'runs'/'own', cwd=tmp_path, render=False)
-    assert r.returncode==0 and 'few' in r.stdout, r.stdout+r.stderr
+    assert r.returncode==0 and 'many' in r.stdout, r.stdout+r.stderr
 
 def test_a_table_in_the_working_folder(photos, tmp_path, monkeypatch):
     "Is found there without root, as a folder of images is; else in the settings' data folder"
