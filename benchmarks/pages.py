@@ -40,7 +40,7 @@ def tail_table(d):
     df,by = pd.read_csv(d/'results.csv'),{}
     df['method'] = df.method.map(name)
     own = df.method[0]
-    for m in (read_json(f) for f in sorted(d.glob('**/metrics.json'))):
+    for _,m in trainings_of(d):
         for r in m['rows']: by.setdefault(name(label(row_of(r), titles_in([m]))), {})[m['seed']] = r['scores']
     def ahead(k, c):
         "Of seeds that both have"

@@ -94,9 +94,11 @@ class Multiclass(Task):
 
     def suits(self, y): return y.ndim==1 and not y.is_floating_point()
     def columns_of(self, dls):
-        groups = 'many','medium','few'
-        return {k:v for k,v in self.columns.items() if k not in groups or k in tailed_groups(dls)}
-    def metrics(self, dls): return [accuracy, *(m for m in shot_metrics(*shots(dls)) if m.name in tailed_groups(dls))]
+        none = {'many','medium','few'}-{*tailed_groups(dls)}
+        return {k:v for k,v in self.columns.items() if k not in none}
+    def metrics(self, dls):
+        groups = tailed_groups(dls)
+        return [accuracy, *(m for m in shot_metrics(*shots(dls)) if m.name in groups)]
     def scores(self, probs, y, dls): return longtail_scores(probs, y, *shots(dls))
     def predictions(self, probs, y, dls, item):
         "Item and target, and for each table row the predicted class and its probability"

@@ -147,10 +147,9 @@ def with_replayed(
 ):
     "Append the labels of replayed features, so that the loss covers them"
     single = len(learn.yb)==1 and torch.is_tensor(learn.y) and learn.y.ndim==1 and torch.is_tensor(learn.pred)
-    # another callback's memory may have added some, too, and append their labels before or after this
-    step = learn.batch_ids.step
-    every = sum(len(o.added) for o in step.main.seen.values() if o.added is not None)
-    if not single or len(learn.pred)!=len(step.yb[0])+every:
+    # memories of other callbacks may have added some, too, whose labels they append before or after this
+    every = sum(len(o.added) for o in learn.batch_ids.step.main.seen.values() if o.added is not None)
+    if not single or not len(y)<=len(learn.pred)-len(learn.y)<=every:
         raise MemoError("replay: a classifier with one class number an item is needed, and the memory in front of it")
     for m in memories:
         if m.head.adds_rows: m.head.check_classes(max(learn.pred.shape[-1], 2))     # one output is for two
