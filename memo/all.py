@@ -7,7 +7,7 @@ from .metrics.multilabel import calibration_bins,class_ap,class_auc,class_table,
 from .metrics.thresholds import thresholds
 from .metrics.intervals import paired,patient_bootstrap
 from .metrics.continual import anytime_accuracy,average_accuracy,backward_transfer,forgetting,forward_transfer
-from .banks.search import Read,class_votes,read_rows,within_whitener
+from .banks.search import Read,class_votes,read_rows
 from .banks.policies import Candidates,Policy,policies
 from .banks.base import Bank
 from .banks.slots import SlotBank
@@ -77,7 +77,7 @@ from .evaluation.baselines import Baseline
 from .evaluation.calibration import fit_temperature
 from .evaluation.rebalanced import balanced_layer,finding_layer
 from .evaluation.neighbours import calibrated_classifier,knn_classifier
-from .evaluation.tables import Row,compare,format_results,results
+from .evaluation.tables import compare,format_results,results
 from .evaluation.compare_memory import MemoryComparison
 from .evaluation.evaluate import evaluate
 from .evaluation.speed import speed_text

@@ -23,6 +23,19 @@ def absent(msg):
     if os.environ.get('MEMO_NEEDS_DATA'): pytest.fail(msg)
     pytest.skip(msg)
 
+def pytest_configure(config): config.pluginmanager.register(_NamesFailures(config))
+
+class _NamesFailures:
+    "A failure is named when it happens: a run that is stopped before its end says what failed, too"
+    def __init__(self, config): self.config = config
+    @pytest.hookimpl(trylast=True)
+    def pytest_runtest_logreport(self, report):
+        to = self.config.pluginmanager.get_plugin('terminalreporter')
+        if not report.failed or to is None: return
+        why = getattr(getattr(report.longrepr, 'reprcrash', None), 'message', report.longreprtext)
+        to.ensure_newline()
+        to.write_line(f'FAILED {report.nodeid} ({report.when}, {report.duration:.0f} s): {why.strip()[:300]}')
+
 @pytest.fixture(scope='session')
 def repo():
     "The checkout"

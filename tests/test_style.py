@@ -1,5 +1,5 @@
 "The house style: fastai's own checker, code lines of at most 120 columns, few private functions, no long ones"
-import ast, json
+import ast, json, re
 import pytest
 
 LIMIT = 120
@@ -62,3 +62,14 @@ def test_few_functions_are_private(functions):
 def test_no_function_is_long(functions):
     long = [f'{p}: {n} has {k} lines' for n,k,p in functions if k>40]
     assert not long, long
+
+def half_merged(text): return bool(re.search(r'^\W*([<>])\1{6} \S', text, re.M))
+
+def test_no_text_has_both_sides_of_a_merge(repo):
+    "A page of results once had"
+    assert half_merged('a\n<'+'<<<<<< HEAD\nb') and half_merged('"\\n",\n    ">'+'>>>>>> x"')
+    assert not half_merged('>>> f(1)') and not half_merged('======= x')
+    kinds = '.py','.md','.ipynb','.yaml','.cfg','.ini','.toml','.txt'
+    files = [p for d in ('memo','nbs','tests','experiments','benchmarks') for p in (repo/d).rglob('*.*')]
+    files = [p for p in [*files, *repo.glob('*.*')] if p.suffix in kinds and p.is_file()]
+    assert not (found := [p for p in files if half_merged(p.read_text(encoding='utf-8'))]), found

@@ -40,19 +40,24 @@ def find_table(root, files):
 def read_csv(
     p:str|Path, # A CSV file, zipped by gzip or not
     columns, # Names that it has to have
-    fix='' # What to do where it has not
+    fix='', # What to do where it has not
+    once=() # Names that it may not have twice, as it may not those of `columns`
 )->pd.DataFrame: # Of texts; '' where a cell is empty
     "Read a table as texts: a number of 39 digits stays what it is; columns end with a comma, a semicolon or a tab"
     try:
         with (gzip.open if str(p).lower().endswith('.gz') else open)(p, 'rb') as f: head = f.readline()
-        df = pd.read_csv(p, sep=max(',;\t', key=lambda o: head.count(o.encode())), dtype=str, index_col=False,
-                         skipinitialspace=True, encoding='utf-8-sig', keep_default_na=False)
+        kw = dict(sep=max(',;\t', key=lambda o: head.count(o.encode())), dtype=str, index_col=False,
+                  skipinitialspace=True, encoding='utf-8-sig', keep_default_na=False)
+        df = pd.read_csv(p, **kw)
+        names = pd.read_csv(p, header=None, nrows=1, **kw).iloc[0].str.strip()      # pandas has x and x.1 for x and x
     except UnicodeDecodeError as e: raise MemoError(f"cannot read {p}: not a text in UTF-8; save it as one") from e
     except (OSError, ValueError, EOFError, zlib.error) as e:
         raise MemoError(f"cannot read {p}: {str(e).splitlines()[0]}; download it again") from e
     df.columns = [str(o).strip() for o in df.columns]
     lack = [o for o in columns if o not in df.columns]
     if lack: raise MemoError(f"{p}: column {', '.join(map(repr, lack))} is missing, found {some(df.columns, 12)}{fix}")
+    twice = [o for o in names[names.duplicated()].unique() if o in [*columns,*once]]
+    if twice: raise MemoError(f"{p}: column {', '.join(map(repr, twice))} is there more than once; keep or rename one")
     return df.apply(lambda o: o.str.strip())
 
 def check_rows(df, p):

@@ -229,7 +229,7 @@ def findings_csv(
     "Images with findings from a CSV file of one's own"
     p = table_of(root, csv)
     root = Path(ifnone(root, p.parent))
-    df = read_csv(p, [o for o in (image,label,patient,split) if o is not None])
+    df = read_csv(p, [o for o in (image,label,patient,split) if o is not None], once=() if label else findings or ())
     if label is None: y = one_hot_targets(df, names := finding_columns(df, p, findings, label, image), p)
     else: y,names = joined_targets(df, label, sep, findings, p)
     if patient is None:

@@ -23,7 +23,7 @@ def read_rows(
 )->pd.DataFrame: # Texts, a column for each that is meant, by the number of the line
     "Read some columns of a table, in which nothing may be missing"
     if not Path(path).is_file(): raise MemoError(f"csv: no file {path}; a table of images and labels is needed")
-    df = read_csv(path, ())
+    df = read_csv(path, (), once=columns.values())
     for k,c in columns.items():
         if c is not None and c not in df:
             raise MemoError(f"{k}: {path} has no column {c!r}; it has {some(df.columns, 8)}")

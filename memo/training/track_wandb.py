@@ -37,14 +37,15 @@ class WandbTracker(Tracker):
     def open(self, name, config, folder, id=None):
         os.environ.setdefault('WANDB_ERROR_REPORTING', 'false')     # tracebacks have paths
         import wandb
-        if ifnone(self.mode, wandb.setup().settings.mode)=='online' and not logged_in():
-            raise MemoError("no login: wandb login, or WANDB_MODE=offline")
+        # W&B reads the environment once a process
+        mode = self.mode or os.environ.get('WANDB_MODE') or wandb.setup().settings.mode
+        if mode=='online' and not logged_in(): raise MemoError("no login: wandb login, or WANDB_MODE=offline")
         # what it would find out of machine, program and code stays here
         s = wandb.Settings(disable_git=True, save_code=False, console='off', silent=True, host='', x_disable_meta=True,
                            x_disable_stats=True, x_disable_machine_info=True, x_save_requirements=False,
                            x_transaction_log_flush_interval=1,     # seconds, which a process that is killed loses
                            init_timeout=30, finish_timeout=60, finish_timeout_raises=True)
-        own = dict(project=self.project, entity=self.entity, mode=self.mode, name=name, config=config, id=id)
+        own = dict(project=self.project, entity=self.entity, mode=mode, name=name, config=config, id=id)
         self.run_ = wandb.init(**own, dir=str(folder), resume=None if id is None else 'allow', settings=s,
                                reinit='create_new')
         return self.run_.id

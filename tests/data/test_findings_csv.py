@@ -188,6 +188,9 @@ def test_what_is_wrong_is_told_in_a_line(own):
     fails('1 of the 120 images of own.csv are not there (first: x/zero.png)')
     p.write_text(was.replace(',1,', ',2,', 1))
     fails("hold '2'; 1, 0, -1")
+    for twice in ('small','who'):
+        p.write_text(was.replace('found', twice, 1))
+        fails(f"column '{twice}' is there more than once")
     p.write_text(was)
     for o in root.rglob('*.png'): o.unlink()
     fails('none of the 120 images of own.csv is there (first: 0.png, ...), found no images, own.csv')

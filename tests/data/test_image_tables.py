@@ -119,6 +119,15 @@ def test_faults_of_tables(photos, tmp_path):
     assert '1 classes have no image for training (first: z), which has a, b' in m
     assert 'may be one of several files' not in m
 
+def test_a_column_that_is_there_twice(photos, tmp_path):
+    "pandas takes the first; one that nobody asks for may be there as often as it likes"
+    df = rows(photos, note='x')
+    df.insert(1, 'label ', 'other')
+    assert parts(dls_of(photos, df.rename(columns={'label ':'note'}), tmp_path))==[84,12,24]
+    for o in ('label',' label'):
+        m = err(dls_of, photos, df.rename(columns={'label ':o}), tmp_path)
+        assert f"{tmp_path/'t.csv'}: column 'label' is there more than once" in m, m
+
 def test_names_of_several_files(tmp_path):
     for d in 'ab':
         (tmp_path/d).mkdir()

@@ -240,6 +240,18 @@ class Spoils(Callback):
     if 'mlflow' in kinds: assert [r.info.status for r in mlflow_runs(tmp_path/'other')[1]]==['FAILED']
     assert epochs(tmp_path/'other')=={k:[1] for k in kinds}
 
+def test_wandb_stays_offline_where_it_was_set_up_online(tmp_path, monkeypatch):
+    "W&B reads WANDB_MODE once a process, and whoever set it later would have had his runs on the network"
+    wandb = pytest.importorskip('wandb')
+    wandb.teardown()
+    monkeypatch.delenv('WANDB_MODE')
+    assert wandb.setup().settings.mode=='online'
+    monkeypatch.setenv('WANDB_MODE', 'offline')
+    t = WandbTracker()
+    assert t.open('x', {}, tmp_path)
+    t.close({}, '', [])
+    assert [*tmp_path.glob('wandb/offline-run-*')] and not [*tmp_path.glob('wandb/run-*')]
+
 # what fails
 
 def test_a_tracker_that_fails_changes_no_result(tmp_path, monkeypatch):
