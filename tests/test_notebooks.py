@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from conftest import root
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 long = [p.name for p in sorted((root/'nbs').glob('5*.ipynb'))]
 
 @pytest.fixture

@@ -59,6 +59,7 @@ def test_every_page_is_in_the_menu(site):
 def test_there_are_pictures(site): assert len([*(site.to/'images').glob('*.png')])>20
 
 @pytest.mark.nightly
+@pytest.mark.timeout(1000)
 def test_the_site_is_made(repo, python, tmp_path):
     pytest.importorskip('sphinx')
     r = python(repo/'nbs/site/build.py', tmp_path/'site', cwd=repo, timeout=900)
