@@ -34,7 +34,7 @@ class _NamesFailures:
         if not report.failed or to is None: return
         why = getattr(getattr(report.longrepr, 'reprcrash', None), 'message', report.longreprtext)
         to.ensure_newline()
-        to.write_line(f'FAILED {report.nodeid} ({report.when}, {report.duration:.0f} s): {why.strip()[:300]}')
+        to.write_line(f'FAILED {report.nodeid} ({report.when}, {report.duration:.0f} s): {why.strip().partition(chr(10))[0][:300]}')
 
 @pytest.fixture(scope='session')
 def repo():

@@ -120,6 +120,12 @@ def toctree(caption, names):
     "A part of the menu"
     return '\n'.join(['```{toctree}', f':caption: {caption}', ':maxdepth: 1', ':hidden:', '', *names, '```', '', ''])
 
+def drawn_by(source):
+    "The line that draws a cell's picture, where one says so, without axes and saving"
+    lines = [l.strip().replace('`', '') for l in source.strip().splitlines()]
+    line = next((l for l in reversed(lines) if re.search(r'\b(plot|show|explain)\w*\(', l)), lines[-1]).rstrip(';')
+    return line if len(line)<80 else f'{line[:78]}…'
+
 def pictures(site):
     "The gallery: each picture in a notebook, with a link to where it is made"
     import base64
@@ -127,21 +133,17 @@ def pictures(site):
     for src,page in site.pages.items():
         at = site.to/f'{page}.ipynb'
         if not at.exists() or page.name=='index': continue
-        nb,n,said = json.loads(at.read_text(encoding='utf-8')),0,''
+        nb,n = json.loads(at.read_text(encoding='utf-8')),0
         lines = (l for c in nb['cells'] for l in text(c['source']).splitlines())
         title = next((l[2:] for l in lines if l.startswith('# ')), page.name)
         for c in nb['cells']:
-            if c['cell_type']=='markdown':
-                said = text(c['source'])
-                continue
             for o in c.get('outputs', ()):
                 if 'image/png' not in o.get('data', {}): continue
                 n += 1
                 name = f"{'-'.join(page.parts)}-{n}.png"
                 (site.to/'images').mkdir(exist_ok=True)
                 (site.to/'images'/name).write_bytes(base64.b64decode(text(o['data']['image/png'])))
-                call = text(c['source']).strip().splitlines()[-1][:60].replace('`', '')
-                card = f'{title}\n:link: {page}.html\n:img-top: images/{name}\n`{call}`'
+                card = f'{title}\n:link: {page}.html\n:img-top: images/{name}\n`{drawn_by(text(c["source"]))}`'
                 out.append(f':::{{grid-item-card}} {card}\n:::\n')
     (site.to/'gallery.md').write_text('\n'.join([*out, '::::'])+'\n', encoding='utf-8')
 
