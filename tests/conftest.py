@@ -32,9 +32,10 @@ class _NamesFailures:
     def pytest_runtest_logreport(self, report):
         to = self.config.pluginmanager.get_plugin('terminalreporter')
         if not report.failed or to is None: return
-        why = getattr(getattr(report.longrepr, 'reprcrash', None), 'message', report.longreprtext)
+        why = getattr(getattr(report.longrepr, 'reprcrash', None), 'message', report.longreprtext).strip()
         to.ensure_newline()
-        to.write_line(f'FAILED {report.nodeid} ({report.when}, {report.duration:.0f} s): {why.strip().partition(chr(10))[0][:300]}')
+        said = f'FAILED {report.nodeid} ({report.when}, {report.duration:.0f} s): {why[:300]}'
+        to.write_line(said.partition('\n')[0])
 
 @pytest.fixture(scope='session')
 def repo():
