@@ -207,16 +207,19 @@ def _checking(f, of_class=False):
     @wraps(f)
     def call(*args, **kwargs):
         nonlocal what
-        if what is None: what = _reads(f)
+        if what is None: what = _reads(f, of_class)
         names,ps,rest = what
         check_call(type(args[0]).__name__ if of_class else f.__name__, names, ps, args, kwargs, rest)
         return f(*args, **kwargs)
     call._checked = True
     return call
 
-def _reads(f):
+def _reads(f, of_class):
     ps = inspect.signature(f).parameters.values()
-    return [p.name for p in ps if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)],arguments(f),open_ended(f)
+    names = [p.name for p in ps if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    own = arguments(f)
+    if of_class and names: own.pop(names[0], None)      # self, which nobody gives
+    return names,own,open_ended(f)
 
 # %% ../nbs/01_schema.ipynb #06183ef5
 _ranges = 'Count Natural Positive NonNegative Share Fraction OpenFraction Probability Side Shift'.split()

@@ -115,6 +115,12 @@ def test_dotted_path(tmp_path):
 
 # the check of arguments
 
+def test_what_is_accepted_is_what_one_can_give():
+    "It began with self"
+    assert err(SlotBank, xxxxx=1).startswith('xxxxx: SlotBank does not read it; accepted: size, ')
+    from memo.data.longtail import digits_lt
+    assert err(digits_lt, xxxxx=1).startswith('xxxxx: digits_lt does not read it; accepted: n_max, ')
+
 @pytest.mark.parametrize('kw,msg',
                          [(dict(polcy='fifo'),'polcy: SlotBank does not read it; did you mean policy?'),
                           (dict(size=0),'size must be a whole number from 1, found 0'),
