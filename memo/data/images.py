@@ -78,7 +78,7 @@ def bits_for(top, path):
 def grey_values(im, path):
     "Grey of more than 8 bits as whole numbers from 0"
     a = np.asarray(im)
-    if a.dtype.kind=='f' and not (a==a.round()).all():
+    if a.dtype.kind=='f' and not (np.isfinite(a) & (a==a.round())).all():
         raise MemoError(f"{path} holds grey values that are no whole numbers; convert it to a PNG of 8 or 16 bits")
     if a.min()<0: raise MemoError(f"{path} holds grey values below 0 ({a.min()}); convert it to a PNG of 8 or 16 bits")
     return a.astype(np.int64)
@@ -255,6 +255,7 @@ def decoded(path):
 
 def other_fault(path, head, n):
     "The same as `image_fault` for WebP, GIF, BMP and TIFF, and what to do about formats that are not read"
+    if is_dicom(path): return None      # the first 128 bytes of one may be those of a TIFF, to be read as both
     webp = head.startswith(b'RIFF') and head[8:12]==b'WEBP'
     if webp and int.from_bytes(head[4:8], 'little')+8>n: return 'cut off'
     if head.startswith(b'BM'): return 'cut off' if int.from_bytes(head[2:6], 'little')>n else None
@@ -267,7 +268,7 @@ def other_fault(path, head, n):
         except _unreadable as e: return _why(e)
         return 'cut off' if head.startswith(b'GIF8') and decoded(path) else None
     if head[4:12] in (b'ftypheic',b'ftypheix',b'ftypmif1',b'ftypavif'): return 'HEIC or AVIF: convert it to JPEG or PNG'
-    return None if is_dicom(path) else 'no PNG, JPEG, WebP, GIF, BMP, TIFF or DICOM'
+    return 'no PNG, JPEG, WebP, GIF, BMP, TIFF or DICOM'
 
 def image_fault(
     path:str, # A file

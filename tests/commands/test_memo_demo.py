@@ -1,7 +1,7 @@
 """memo-demo: its page in a headless Chromium, in two tabs at once; what it serves and what not; mistakes are one line
 
 The page needs Gradio and Chromium: without them its tests are left out."""
-import json, os, re, signal, socket, subprocess, sys, threading, urllib.error, urllib.request
+import json, os, re, signal, socket, subprocess, sys, threading, time, urllib.error, urllib.request
 from pathlib import Path
 import pytest
 from helpers.browser import Chromium
@@ -26,14 +26,16 @@ def fetched(url, **kwargs):
     try:
         with urllib.request.urlopen(urllib.request.Request(url, **kwargs), timeout=60) as f:
             return f.status,f.read().decode()
-    except urllib.error.HTTPError as e: return e.code,''
+    except urllib.error.HTTPError as e: return e.code,e.read().decode()
 
 class Served:
     "memo-demo as a process, in a folder of its own; `url` is its first line"
     def __init__(self, run, tmp): self.run,self.tmp = run,tmp
     def __enter__(self):
         args = sys.executable,'-W','ignore','-m','memo.cli','demo',str(self.run),'--memory','near','--port',str(free())
-        env = os.environ | dict(TMPDIR=str(self.tmp), PYTHONPATH=str(Path(__file__).parents[2]))
+        # a proxy, as clusters have one, which cannot reach this machine's own address
+        env = os.environ | dict.fromkeys(['HTTP_PROXY','http_proxy'], 'http://127.0.0.1:9')
+        env |= dict(TMPDIR=str(self.tmp), PYTHONPATH=str(Path(__file__).parents[2]))
         self.p = subprocess.Popen(args, env=env, cwd=self.tmp, text=True, stdout=subprocess.PIPE,
                                   stderr=subprocess.PIPE)
         self.url = self.p.stdout.readline().strip()
@@ -62,6 +64,23 @@ def said(a): return f'{a.names[a.p.argmax()]} {a.p.max():.2f}',f'{a.names[a.befo
 def upload(page, path):
     page.wait("document.querySelector('input[type=file]')")
     page.choose('input[type=file]', path)
+
+def asked(url, path):
+    "What the page's event answers to a file that a forged request names"
+    forged = dict(data=[dict(path=path, meta=dict(_type='gradio.FileData'))], fn_index=0, session_hash='forged',
+                  event_data=None, trigger_id=None)
+    fetched(f'{url}gradio_api/queue/join', data=json.dumps(forged).encode(), method='POST',
+            headers={'content-type':'application/json'})
+    return fetched(f'{url}gradio_api/queue/data?session_hash=forged')[1]
+
+def broken_off(url):
+    "An upload whose browser goes away in the middle"
+    host,port = url.split('/')[2].split(':')
+    with socket.create_connection((host, int(port))) as s:
+        s.sendall((f'POST /gradio_api/upload HTTP/1.1\r\nHost: {host}\r\nContent-Length: 9999\r\n'
+                   'Content-Type: multipart/form-data; boundary=x\r\n\r\n--x\r\nContent-Disposition: form-data; name="files"; filename="a.png"'
+                   '\r\n\r\nabc').encode())
+    time.sleep(1)
 
 @pytest.mark.slow
 def test_the_page(run, digits, tmp_path):
@@ -99,13 +118,15 @@ def test_the_page(run, digits, tmp_path):
             assert not any('file=' in u for u in urls)      # no picture is a file of the server's
         for o in (tmp_path/'secret.png', run/'config.yaml', run/'model.safetensors'):
             assert fetched(f'{s.url}gradio_api/file={urllib.request.quote(str(o))}')[0] in (403,404)
-        forged = dict(data=[dict(path=str(tmp_path/'secret.png'), meta=dict(_type='gradio.FileData'))], fn_index=0,
-                      session_hash='forged', event_data=None, trigger_id=None)
-        fetched(f'{s.url}gradio_api/queue/join', data=json.dumps(forged).encode(), method='POST',
-                headers={'content-type':'application/json'})
-        assert '"success":false' in fetched(f'{s.url}gradio_api/queue/data?session_hash=forged')[1]
+        for path in (str(tmp_path/'secret.png'), 'http://93.184.216.34/a.png', 'HTTPS://93.184.216.34/a.png'):
+            assert '"success":false' in asked(s.url, path)
+        for o in ('http://93.184.216.34/a.png', 'https%3A//93.184.216.34/a.png'):
+            got = fetched(f'{s.url}gradio_api/file={o}')
+            assert got==(403,'nothing is fetched'), got
+        broken_off(s.url)
         assert fetched(s.url)[0]==200 and [*(tmp_path/'tmp').rglob('no.png')]
         error,status = s.ended()
+        assert 'Disconnect' not in error and 'images are uploaded, not fetched' in error
         assert status==130 and error.endswith('\ninterrupted\n') and not [*(tmp_path/'tmp').rglob('*.png')]
 
 def test_without_gradio(run, copy, monkeypatch):
@@ -126,6 +147,7 @@ def test_mistakes(run, tmp_path, monkeypatch):
         s.listen()
         port = s.getsockname()[1]
         assert f'port {port}: nothing can be served' in err(memo_demo, str(run), memory='near', port=port)
+    assert 'host ::1: Gradio serves no IPv6 address' in err(memo_demo, str(run), memory='near', host='::1')
     assert 'host 192.0.2.1' in err(memo_demo, str(run), memory='near', host='192.0.2.1')
     assert 'no memory' in err(memo_demo, str(train(tmp_path, 'memories=null')))
 

@@ -50,6 +50,15 @@ def test_the_depth_is_the_sets(tmp_path, kind, bits):
     assert torch.equal(x.rows([0])[0], x[0]) and torch.equal(x.load()[0], x[0])
     check_images(ps, 'x', whole=True)
 
+@pytest.mark.parametrize('front', [b'II*\0', b'MM\0*', b'GIF89a', b'BM'])
+def test_a_dicom_file_may_begin_like_another_picture(tmp_path, front):
+    "Its first 128 bytes are anybody's; some are a TIFF's, as those of pydicom's own examples, so that both can be read"
+    p = dicom(tmp_path/'a.dcm', ims[0]*200)
+    want,b = read_image(p, 8),p.read_bytes()
+    for q in (tmp_path/'b.dcm', tmp_path/'b'):
+        q.write_bytes(front+b[len(front):])
+        assert image_fault(str(q)) is None and whole_fault(str(q)) is None and np.array_equal(read_image(q, 8), want)
+
 def test_no_more_films_are_read_than_the_depth_needs(tmp_path, monkeypatch):
     read = []
     monkeypatch.setattr(images, 'grey_values', lambda im,p: read.append(p) or np.asarray(im).astype(np.int64))

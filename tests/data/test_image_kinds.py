@@ -119,6 +119,11 @@ def test_what_is_brighter_than_its_set_is_told(tmp_path):
     with pytest.raises(MemoError, match='8 to 16 bits'): FileImages([a], 20, depth=4)
     saved(tmp_path/'f.tif', films[1].astype(np.float32)/255)
     with pytest.raises(MemoError, match='no whole numbers'): read_image(tmp_path/'f.tif', 20)
+    for o in (np.inf,np.nan):
+        a = films[1].astype(np.float32)
+        a[3,4] = o
+        saved(tmp_path/'f.tif', a)
+        with pytest.raises(MemoError, match='no whole numbers'): read_image(tmp_path/'f.tif', 20)
     saved(tmp_path/'n.tif', films[1].astype(np.int32)-500)
     with pytest.raises(MemoError, match='below 0'): read_image(tmp_path/'n.tif', 20)
 

@@ -1,6 +1,7 @@
 "What the page of memo-demo shows: the learner's own answers and what its memory recalled, for files of all kinds"
 import io, json, re, shutil
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 import numpy as np, pytest, torch
 from data.test_findings_csv import make_chexpert
 from fastai.vision.all import (DataLoaders, ImageDataLoaders, Learner, MSELossFlat, Resize, get_image_files,
@@ -10,6 +11,7 @@ from helpers.runs import TWO_MEMORIES, of_a_run
 from PIL import Image
 from memo.banks.slots import SlotBank
 from memo.core import MemoError
+from memo.data.image_tables import image_csv
 from memo.data.tensors import TensorDL, TensorSet
 from memo.experiment import run as ex
 from memo.experiment.again import load_run
@@ -139,6 +141,11 @@ def photos(tmp_path_factory):
         Image.fromarray(a).save(d/f'{("red","<b>green")[i%2]}_{i}.png')
     return d
 
+def image_folder_of(d):
+    rows = ''.join(f'{p.name},{p.name.rpartition("_")[0]}\n' for p in sorted(d.glob('*.png')))
+    (d/'t.csv').write_text('image,label\n'+rows)
+    return image_csv(d/'t.csv', d, size=32, workers=0, bs=8, valid=.25, test=0, device='cpu', preload=False)
+
 def trained(dls, n=2, keep=None, **kwargs):
     set_seed(0)
     learn = Learner(dls, small_cnn(3, n), cbs=MemoryCallback(SlotBank(64), head='vote', k=4, keep=keep), **kwargs)
@@ -161,6 +168,40 @@ def test_loaders_of_fastai_and_an_export_without_data(photos, tmp_path):
         torch.testing.assert_close(b.p, a.p)
         assert all((c.image is None)==(keep is None) for c in b.cases) and len(b.cases)==4
         assert ('its picture' in demo_html(b))==(keep is None)
+
+@pytest.mark.parametrize('lost', ['all','one','damaged'])
+def test_training_images_that_are_gone_are_not_shown_and_not_named(photos, tmp_path, capsys, lost):
+    "Where their folder is no longer there, each answer named the file of a patient"
+    shutil.copytree(photos, tmp_path/'Klinikum')
+    dls = image_folder_of(tmp_path/'Klinikum')
+    learn,new = trained(dls),shutil.copy(next(photos.glob('red*')), tmp_path/'new.png')
+    want = demo_answer(learn, new)
+    first = learn.recall([new]).row_item[0,0]
+    files = sorted((tmp_path/'Klinikum').glob('*.png'))
+    at = dls.train.dataset.item_ids().tolist().index(int(first))
+    gone = files if lost=='all' else [Path(dls.train.dataset.x.paths[at])]
+    for p in gone: p.write_bytes(p.read_bytes()[:99]) if lost=='damaged' else p.unlink()
+    a = demo_answer(learn, new)
+    torch.testing.assert_close(a.p, want.p)
+    assert [c.label for c in a.cases]==[c.label for c in want.cases]
+    assert sum(c.image is None for c in a.cases)==(4 if lost=='all' else 1) and a.cases[0].image is None
+    h = answer_or_line(learn, new)
+    assert 'its picture' in h and 'Klinikum' not in h and '_' not in text(h)
+    assert 'Klinikum' in capsys.readouterr().err        # whoever serves the page sees it
+
+def test_no_line_names_another_file(learn, tmp_path, monkeypatch, capsys):
+    def gone(*_): raise MemoError('cannot read the image /clinic/patient_7.png: no such file')
+    monkeypatch.setattr('memo.experiment.demo.demo_answer', gone)
+    h = answer_or_line(learn, io_png(tmp_path), 'near')
+    assert 'cannot be answered' in h and 'patient' not in h and 'patient_7' in capsys.readouterr().err
+
+def test_points_are_no_images(tmp_path):
+    dls = DataLoaders(*(TensorDL(dataset=TensorSet(torch.rand(24, 7), torch.arange(24)%2), bs=8) for _ in range(2)))
+    learn = Learner(dls, torch.nn.Sequential(torch.nn.Linear(7, 5), torch.nn.ReLU(), torch.nn.Linear(5, 2)),
+                    cbs=MemoryCallback(SlotBank(64), head='vote'))
+    with learn.no_bar(), learn.no_logging(): learn.fit(1)
+    e = err(demo_answer, learn, io_png(tmp_path))
+    assert 'a learner of images is needed; items of this one are (7,) numbers' in e
 
 def float_dls(lo=0., hi=1., y=None):
     x = torch.rand(24, 3, 12, 16)*(hi-lo)+lo
