@@ -143,12 +143,11 @@ def added_classes(
 def with_replayed(
     learn,      # A learner, after its forward
     memories,   # What its fit keeps of each
-    y           # Of `added_classes`
+    y,          # Of `added_classes`
+    every:int   # Rows that memories of all callbacks have added, which append their labels before or after this
 ):
     "Append the labels of replayed features, so that the loss covers them"
     single = len(learn.yb)==1 and torch.is_tensor(learn.y) and learn.y.ndim==1 and torch.is_tensor(learn.pred)
-    # memories of other callbacks may have added some, too, whose labels they append before or after this
-    every = sum(len(o.added) for o in learn.batch_ids.step.main.seen.values() if o.added is not None)
     if not single or not len(y)<=len(learn.pred)-len(learn.y)<=every:
         raise MemoError("replay: a classifier with one class number an item is needed, and the memory in front of it")
     for m in memories:

@@ -354,7 +354,8 @@ class MemoryCallback(Callback):
     def after_pred(self):
         y = self._added() if self._fits and self.learn.training else None
         if y is None: return
-        with_replayed(self.learn, self._fits[-1].memories, y)
+        every = sum(len(o.added) for o in self.learn.batch_ids.step.main.seen.values() if o.added is not None)
+        with_replayed(self.learn, self._fits[-1].memories, y, every)
 
     def after_loss(self):
         if not self._fits: return

@@ -1,7 +1,7 @@
 "Memories behind one that adds rows to a batch: those are no items, nobody stores them or looks them up"
 import random, warnings
 import pytest, torch
-from fastai.vision.all import Learner, set_seed
+from fastai.vision.all import Callback, Learner, set_seed
 from torch.utils.checkpoint import checkpoint
 from helpers.learners import quietly, same, snap
 from helpers.tensors import close
@@ -54,6 +54,18 @@ def test_a_memory_that_changes_features_behind_it(dls, order):
     quietly(learn, 'fit', 1, 1e-2)
     assert seen and all(n==m for n,m in seen if m is not None) and any(m for _,m in seen)
     assert len(learn.near.bank)==len(dls.train.dataset)
+
+class Late(Callback):
+    "Has the batch's targets come after the forward"
+    order = -20
+    def before_batch(self):
+        if self.training: self.kept,self.learn.yb = self.yb,()
+    def after_pred(self):
+        if self.training: self.learn.yb = self.kept
+
+def test_targets_that_come_after_the_forward(dls):
+    a,b = (trained(dls, [replay(),*more]) for more in ((),(Late(),)))
+    assert same(snap(a.model), snap(b.model)) and len(b.rare.bank)>10
 
 def test_two_replays_in_a_row(dls):
     learn = trained(dls, [replay('one'),replay('two'),slots()])
