@@ -195,6 +195,29 @@ class Exemplars(NamedTensors):
     def __len__(self): return int(self._buffers['count'])
     def extra_repr(self): return f"{self.policy}, {len(self)} of {self.asked}{' bytes' if self.in_bytes else ''}"
 
+    def forget_items(self,
+        ids:Tensor  # Of items
+    )->tuple:       # How many examples of theirs there were; how many of the others name no item, and may be theirs
+        "Put copies of others, of the same class where there are any, in the places of some items' examples"
+        n = len(self)
+        if 'item' not in self: return 0,n
+        own = self['item'][:n]
+        gone = torch.isin(own, ids.to(own.device))
+        at,left = gone.nonzero().squeeze(1),(~gone).nonzero().squeeze(1)
+        if len(at) and not len(left): self.empty()
+        y = next((self._buffers[k] for k in self.names if k[0]=='y'), None) if len(left) else None
+        for i,to in enumerate(at.tolist() if len(left) else ()):
+            same = left[:0] if y is None or y.ndim>1 else left[y[left]==y[to]]
+            some = same if len(same) else left
+            for k in self.names: self._buffers[k][to] = self._buffers[k][some[i%len(some)]]
+        return len(at),int((own[~gone]<0).sum())
+
+    def empty(self):
+        "Nothing is stored, and nothing of a stream has passed"
+        for k in (*self.names,'ptr','count','offers','marked'):
+            if k in self: self._buffers[k].zero_()
+        if 'where' in self: self._buffers['where'].fill_(-1)
+
     def expect(self, n_classes):
         "Say how many classes the stream has"
         known = len(self['offers']) if 'offers' in self else None

@@ -6,8 +6,8 @@ Docs: https://fastmemo.github.io/memo/training/edit.html.md"""
 
 # %% auto #0
 __all__ = ['says_any', 'names_any', 'files_below', 'files_with', 'exports_in', 'Forgotten', 'check_outside', 'without',
-           'of_first', 'write_anew', 'write_rows', 'fit_again', 'take_out', 'of_class', 'still_there', 'has_findings',
-           'labels_taught', 'answers', 'as_items', 'keep_taught', 'taught_group']
+           'of_first', 'write_anew', 'write_rows', 'fit_again', 'take_out', 'of_class', 'still_there',
+           'forget_examples', 'has_findings', 'labels_taught', 'answers', 'as_items', 'keep_taught', 'taught_group']
 
 # %% ../../nbs/training/39_edit.ipynb #dfdf979f
 from dataclasses import dataclass
@@ -93,6 +93,7 @@ class Forgotten:
     anew:list       # Memories that were emptied and written anew, as their rows are made of several items each
     items:int       # How many items are meant, as far as loaders and memories know them
     loaders:dict    # Which of the learner's sets still have how many of them
+    examples:dict   # Continual method -> how many of its examples went; how many name no item, and may be meant
     fitted:list     # Memories whose weights were fitted again
     old:list        # Memories whose weights were fitted when the rows were there
     files:list      # Older files that name one of the items
@@ -106,6 +107,9 @@ class Forgotten:
         if self.loaders:
             there = ', '.join(f'{n} in {k}' for k,n in self.loaders.items())
             out.append(f"still in the data ({there}): the next fit stores them again")
+        for k,(n,m) in self.examples.items():
+            if n: out.append(f"{n} examples that {k} keeps made way for copies of others")
+            if m: out.append(f"{m} examples that {k} keeps name no item, and may be of these: a new {k} begins without")
         out.append("the network's own weights were trained with them, and do not forget")
         if self.files: out.append(f"{len(self.files)} older files have them still: {', '.join(map(str, self.files))}")
         if self.exports:
@@ -204,6 +208,12 @@ def still_there(learn, ids, groups):
         if n: res[names[i] if i<2 else f'set {i}'] = n
     return res
 
+def forget_examples(learn, ids):
+    "Take items out of what continual methods keep in the model, by the names of their states there: how many, of each"
+    # whatever else keeps items may have the method, too
+    stores = {n.rpartition('.')[2]:m for n,m in get_model(learn.model).named_modules() if hasattr(m, 'forget_items')}
+    return {k:n for k,m in stores.items() if any(n := m.forget_items(ids))}
+
 @patch
 def forget(self:MemoryCallback,
     item=None,      # A file, an image, an array, an id, or several of them
@@ -234,6 +244,7 @@ def forget(self:MemoryCallback,
                             f"set to write them anew from: learn.{k}.bank.reset() empties it")
     anew = [k for k,h in hs.items() if h.bank.blends and len(h.bank)]
     rows = {k:take_out(learn, k, h, ids, groups, label) for k,h in hs.items()}
+    examples = forget_examples(learn, ids)
     left = still_there(learn, ids, groups)
     held = label is None and 'the validation set' in left       # weights may have been fitted with them
     asked = [k for k,h in hs.items() if is_fitted(h) and (rows[k] or held and len(h.bank))]
@@ -242,7 +253,7 @@ def forget(self:MemoryCallback,
     folders = [learn.path, learn.path/learn.model_dir, s.runs, s.cache] if where is None else listify(where)
     old = [k for k in asked if k not in fitted]
     files,exports = files_with(ids, folders),exports_in(folders if len(ids) else ())
-    return Forgotten(rows, anew, len(ids), left, fitted, old, files, exports)
+    return Forgotten(rows, anew, len(ids), left, examples, fitted, old, files, exports)
 
 # %% ../../nbs/training/39_edit.ipynb #72245750
 def has_findings(learn, bank, labels):

@@ -272,3 +272,37 @@ def test_random_numbers_of_writes_and_draws_are_not_the_same():
 def test_fewer_examples_than_classes_are_told(policy):
     with pytest.warns(UserWarning, match='size: 3 examples, and there are 6 classes: some of them will have none'):
         Exemplars(3, policy, n_classes=6)
+
+@pytest.mark.parametrize('policy', policies)
+@given(n=st.integers(1, 60), size=st.integers(5, 30), gone=st.sets(st.integers(0, 59)), late=st.integers(0, 40))
+@settings(max_examples=25)
+def test_items_are_forgotten(policy, n, size, gone, late):
+    "Copies of others lie in their places, of the same class where there are any; a stream goes on"
+    def written(lo, hi, s):
+        for i in torch.arange(lo, hi).split(7): s.write(i[:,None].float(), i%5, logits=i[:,None]*2., item=i)
+    s = Exemplars(size, policy, n_classes=5)
+    written(0, n, s)
+    was,out = s.rows(torch.arange(len(s))),torch.tensor(sorted(gone), dtype=torch.long)
+    hit = torch.isin(was.item, out)
+    assert s.forget_items(out)==(int(hit.sum()),0)
+    if hit.all(): assert len(s)==0 and not any(s[k].any() for k in s.names)
+    else:
+        now = s.rows(torch.arange(len(s)))
+        assert not torch.isin(now.item, out).any() and len(s)==len(hit) and torch.equal(now.item[~hit], was.item[~hit])
+        assert torch.isin(now.item, was.item).all()
+        left = {*was.y[~hit].tolist()}
+        assert all(a==b for a,b in zip(was.y.tolist(), now.y.tolist()) if a in left)
+    written(100, 100+late, s)
+    now = s.rows(torch.arange(len(s)))
+    assert torch.equal(now.x[:,0].long(), now.item) and torch.equal(now.y, now.item%5)
+    assert torch.equal(now.logits[:,0].long(), 2*now.item) and not torch.isin(now.item, out).any()
+    assert s.forget_items(out)==(0,0)
+
+def test_examples_without_ids_may_be_of_any_item():
+    s = Exemplars(10)
+    s.write(torch.randn(4, 2), torch.arange(4))
+    assert s.forget_items(torch.tensor([3]))==(0,4)
+    s = Exemplars(10)
+    s.write(torch.randn(4, 2), torch.arange(4), item=torch.tensor([3,-1,-1,7]))
+    assert s.forget_items(torch.tensor([3]))==(1,2) and s.forget_items(torch.tensor([3,7]))[0]==1
+    assert Exemplars(10).forget_items(torch.tensor([3]))==(0,0)

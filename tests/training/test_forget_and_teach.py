@@ -10,17 +10,21 @@ from memo.banks.classes import ClassBank
 from memo.banks.key_value import CachedBank, TrainableBank
 from memo.banks.patterns import AssociativeBank
 from memo.banks.slots import SlotBank
+from memo.continual.buffers import Exemplars
+from memo.continual.replay import DERpp, Replay
 from memo.data.chest_standin import chest_mosaic
 from memo.data.items import item_ids
+from memo.experiment import hub
 from memo.models.small import small_cnn
 from memo.plots import recall
+from memo.training import explore
 from memo.training.edit import files_with
 from memo.training.export_model import export_model
 from memo.training.memory_callback import MemoryCallback
 from memo.training.stages import Stage, fit_stages
 
 N,CUT = 60,48
-assert recall       # a learner's `explain`
+assert recall and explore and hub       # methods of learners and callbacks
 
 @pytest.fixture(scope='module')
 def files(tmp_path_factory):
@@ -84,6 +88,27 @@ def test_a_patient_goes_with_all_that_is_theirs(files, kind, keep, tmp_path):
     assert got[0].startswith('digit')
     quietly(learn, learn.fit, 1, 1e-3)      # as they are in the data they come back
     assert len(bank)==CUT
+
+@pytest.mark.parametrize('store', ['batch','raw','items'])
+@pytest.mark.parametrize('method', [Replay,DERpp])
+def test_examples_of_continual_methods_go_too(files, method, store, tmp_path):
+    "They are whole images"
+    dls = framed(files, lambda i: f'p {i}')
+    learn = trained(dls, group='patient', cbs=[method(100, store=store)], path=tmp_path)
+    kept = next(m for m in learn.model.modules() if isinstance(m, Exemplars))
+    gone = item_ids(dls.train)[15:18]
+    at = torch.isin(kept['item'][:len(kept)], gone).nonzero()[:,0]
+    theirs = [kept[k][i].numpy().tobytes() for i in at for k in kept.names if kept[k][i].numel()>9 or k=='item']
+    learn.save('before')
+    assert len(at)==3 and len(theirs)>=3 and len(holds(tmp_path/'models/before.pth', theirs))==len(theirs)
+    res = learn.memory.forget(group='p 5')
+    (name,n), = res.examples.items()
+    assert n==(3,0) and f'3 examples that {name} keeps' in str(res) and len(kept)==CUT
+    learn.save('after')
+    assert not holds(tmp_path/'models/after.pth', theirs)
+    assert not torch.isin(kept['item'], gone).any() and not learn.memory.forget(group='p 5').examples
+    quietly(learn, learn.fit, 1, 1e-3)
+    assert not trained(dls, group='patient').memory.forget(group='p 5').examples
 
 def heads():
     def slots(): return SlotBank(64, policy='fifo')
