@@ -2,7 +2,8 @@
 import os
 # before torch; processes started by tests inherit it
 for k in ('OMP_NUM_THREADS','MKL_NUM_THREADS','OPENBLAS_NUM_THREADS'): os.environ[k] = '1'
-os.environ.update(MPLBACKEND='Agg', OMP_WAIT_POLICY='passive', TOKENIZERS_PARALLELISM='false', HF_HUB_OFFLINE='1')
+os.environ.update(MPLBACKEND='Agg', OMP_WAIT_POLICY='passive', TOKENIZERS_PARALLELISM='false', HF_HUB_OFFLINE='1',
+    WANDB_MODE='offline')
 
 import contextlib, gzip, socket, sys, subprocess, importlib.util
 from pathlib import Path
