@@ -99,7 +99,7 @@ def draw_energy(axs, q, k, own, betas, steps):
     b.set(xlabel='beta', xscale='log', yscale='log', ylabel='patterns mixed', ylim=(.8, max(2.5, 1.25*k.shape[1])))
     c.set(xlabel='beta', xscale='log', ylabel='distance', ylim=(0, None))
     for ax in (b,c):
-        ax.set_xticks(at, [f'{o:.3g}' for o in at])
+        ax.set_xticks(at, [f'{o:.2g}' for o in at])      # more places do not stand side by side
         ax.set_xticks([], minor=True)
     log_ticks(b.yaxis)
     no_noise(a, 1e-3*float(k.norm(dim=-1).square().mean()))
@@ -376,9 +376,9 @@ def plot_token_reads(
     vocab = answer_vocab(learn.dls)
     names = short_names(vocab, len(vocab) if vocab is not None else 10_000, 15)
     rows = max(1, len(tokens or ()))
-    check_fits('tokens', len(found)*rows, (size+.35)*max(.6, 1/rows))
+    check_fits('tokens', len(found)*rows, (size+.5)*max(.6, 1/rows))
     check_fits('k', k, size*.6)
-    fig = Picture(figsize=(size*(2+.6*k), (size+.35)*len(found)*max(1, rows*.6)), layout='constrained')
+    fig = Picture(figsize=(size*(2+.6*k), (size+.5)*len(found)*max(1, rows*.6)), layout='constrained')
     spec = fig.add_gridspec(len(found), 1)
     for i,(name,h) in enumerate((n,heads[n]) for n in found):
         draw_reads(fig, spec[i,0], x, name, h, found[name], y, inputs, names, tokens, k, get_model(learn.model))
