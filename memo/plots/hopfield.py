@@ -338,6 +338,8 @@ def draw_reads(fig, spec, x, name, head, got, y, inputs, names, tokens, k, model
         m.spines[:].set_visible(False)
         part = per_cent(float(best.values.mean()))
         m.set_title(f'{name}: read by each patch\n{part} of its weight')
+        if len(strips)<2:       # room for the title, which else is half below
+            for o in (ax,m): o.set_anchor('S')
         for t,i in (strips.items() if tokens is not None else ()):
             if i<prefix: continue
             (r,c),(ph,pw) = divmod(i-prefix, grid[1]),(px[0]/grid[0],px[1]/grid[1])
