@@ -123,7 +123,7 @@ def plot_energy(
         draw_energy(row, q, k, own, betas, steps)
         legend_above(row[0], f'{name}{": "*bool(name)}{counted(k.shape[1], "pattern")}, beta')
         row[1].set_title('90 % of the weight, in the end')
-        row[2].set_title('to a pattern, share of its length')
+        row[2].set_title('to a pattern, share of its length', loc='right')
     return caption(fig, 'lines: medians of the queries; bands: quartiles')
 
 # %% ../../nbs/plots/07_hopfield.ipynb #64a1cae8
