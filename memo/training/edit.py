@@ -210,9 +210,13 @@ def still_there(learn, ids, groups):
 
 def forget_examples(learn, ids):
     "Take items out of what continual methods keep in the model, by the names of their states there: how many, of each"
-    # whatever else keeps items may have the method, too
-    stores = {n.rpartition('.')[2]:m for n,m in get_model(learn.model).named_modules() if hasattr(m, 'forget_items')}
-    return {k:n for k,m in stores.items() if any(n := m.forget_items(ids))}
+    res = {}
+    for n,m in get_model(learn.model).named_modules():
+        if not hasattr(m, 'forget_items'): continue     # whatever else keeps items may have the method, too
+        k,(gone,unnamed) = n.rpartition('.')[2],m.forget_items(ids)
+        had = res.get(k, (0,0))         # parts of a model may each keep some, under one name
+        if gone or unnamed: res[k] = had[0]+gone,had[1]+unnamed
+    return res
 
 @patch
 def forget(self:MemoryCallback,

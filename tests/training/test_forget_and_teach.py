@@ -110,6 +110,16 @@ def test_examples_of_continual_methods_go_too(files, method, store, tmp_path):
     quietly(learn, learn.fit, 1, 1e-3)
     assert not trained(dls, group='patient').memory.forget(group='p 5').examples
 
+def test_stores_of_one_name_are_all_searched():
+    "Of two the first once kept what was forgotten"
+    learn = learner(SlotBank(64, policy='fifo'), head='vote')
+    gone = item_ids(learn.dls.train)[:1]
+    stores = [Exemplars(4), Exemplars(4)]
+    for o in stores: o.write(torch.randn(2, 3), torch.tensor([0,1]), item=torch.tensor([int(gone), -1]))
+    for m,o in zip([m for m in learn.model.modules() if not list(m.children())][:2], stores): m.add_module('kept', o)
+    assert learn.memory.forget(item=gone).examples=={'kept':(2,2)}
+    assert not any(torch.isin(o['item'], gone).any() for o in stores)
+
 def heads():
     def slots(): return SlotBank(64, policy='fifo')
     def classes(): return ClassBank(10, capacity=8)
