@@ -196,21 +196,22 @@ class Exemplars(NamedTensors):
     def extra_repr(self): return f"{self.policy}, {len(self)} of {self.asked}{' bytes' if self.in_bytes else ''}"
 
     def forget_items(self,
-        ids:Tensor  # Of items
-    )->tuple:       # How many examples of theirs there were; how many of the others name no item, and may be theirs
+        ids:Tensor,     # Of items
+        label:int=None  # Of a class: its examples, too
+    )->tuple:           # How many examples of theirs there were; how many of the others name no item, and may be theirs
         "Put copies of others, of the same class where there are any, in the places of some items' examples"
         n = len(self)
-        if 'item' not in self: return 0,n
-        own = self['item'][:n]
+        own = self['item'][:n] if 'item' in self else torch.full((n,), -1, device=self.seed.device)
         gone = torch.isin(own, ids.to(own.device))
+        y = next((self._buffers[k] for k in self.names if k[0]=='y'), None)
+        if label is not None and y is not None: gone = gone | ((y[:n]==label) if y.ndim==1 else y[:n,label]>.5)
         at,left = gone.nonzero().squeeze(1),(~gone).nonzero().squeeze(1)
         if len(at) and not len(left): self.empty()
-        y = next((self._buffers[k] for k in self.names if k[0]=='y'), None) if len(left) else None
         for i,to in enumerate(at.tolist() if len(left) else ()):
             same = left[:0] if y is None or y.ndim>1 else left[y[left]==y[to]]
             some = same if len(same) else left
             for k in self.names: self._buffers[k][to] = self._buffers[k][some[i%len(some)]]
-        return len(at),int((own[~gone]<0).sum())
+        return len(at),int((own[~gone]<0).sum()) if label is None or y is None else 0
 
     def empty(self):
         "Nothing is stored, and nothing of a stream has passed"

@@ -208,12 +208,12 @@ def still_there(learn, ids, groups):
         if n: res[names[i] if i<2 else f'set {i}'] = n
     return res
 
-def forget_examples(learn, ids):
+def forget_examples(learn, ids, label):
     "Take items out of what continual methods keep in the model, by the names of their states there: how many, of each"
     res = {}
     for n,m in get_model(learn.model).named_modules():
         if not hasattr(m, 'forget_items'): continue     # whatever else keeps items may have the method, too
-        k,(gone,unnamed) = n.rpartition('.')[2],m.forget_items(ids)
+        k,(gone,unnamed) = n.rpartition('.')[2],m.forget_items(ids, label)
         had = res.get(k, (0,0))         # parts of a model may each keep some, under one name
         if gone or unnamed: res[k] = had[0]+gone,had[1]+unnamed
     return res
@@ -248,7 +248,7 @@ def forget(self:MemoryCallback,
                             f"set to write them anew from: learn.{k}.bank.reset() empties it")
     anew = [k for k,h in hs.items() if h.bank.blends and len(h.bank)]
     rows = {k:take_out(learn, k, h, ids, groups, label) for k,h in hs.items()}
-    examples = forget_examples(learn, ids)
+    examples = forget_examples(learn, ids, label)
     left = still_there(learn, ids, groups)
     held = label is None and 'the validation set' in left       # weights may have been fitted with them
     asked = [k for k,h in hs.items() if is_fitted(h) and (rows[k] or held and len(h.bank))]

@@ -306,3 +306,10 @@ def test_examples_without_ids_may_be_of_any_item():
     s.write(torch.randn(4, 2), torch.arange(4), item=torch.tensor([3,-1,-1,7]))
     assert s.forget_items(torch.tensor([3]))==(1,2) and s.forget_items(torch.tensor([3,7]))[0]==1
     assert Exemplars(10).forget_items(torch.tensor([3]))==(0,0)
+
+@pytest.mark.parametrize('ids', [True,False])
+def test_a_class_is_forgotten(ids):
+    s,i = Exemplars(20),torch.arange(12)
+    s.write(i[:,None].float(), i%3, item=i if ids else None)
+    assert s.forget_items(i[:0], 1)==(4,0) and not (s['y'][:12]==1).any() and len(s)==12
+    assert torch.equal(s['x'][:12,0].long()%3, s['y'][:12])
